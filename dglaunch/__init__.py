@@ -1,0 +1,1 @@
+"""dglaunch: a torchrun-native launcher for offline batch inference with diffusion transformers."""
