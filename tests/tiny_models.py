@@ -12,8 +12,8 @@ choices make the images worth comparing:
 - Flux2 and Klein read hidden states 30 and 27 of their text encoders; these have as many (very narrow) layers, so that
   nothing has to be passed at run time that a user would not pass.
 
-No folder needs torchvision: transformers falls back to its PIL image processors, and Flux2, whose pipeline uses its
-processor only as a tokenizer with a chat template, is given just that.
+No folder needs torchvision: transformers falls back to its PIL image processors, Flux2, whose pipeline uses its
+processor only as a tokenizer with a chat template, is given just that, and for Qwen see `image_processor`.
 """
 
 import math
@@ -22,7 +22,7 @@ import shutil
 import string
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import diffusers
@@ -97,6 +97,7 @@ def chat_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer,
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
+        extra_special_tokens={"image_token": "<|image_pad|>"},
         chat_template=CHAT_TEMPLATE,
         model_max_length=8192,
     )
@@ -110,10 +111,13 @@ def t5_tokenizer() -> PreTrainedTokenizerFast:
     return char_tokenizer("$A </s>", max_length=512)
 
 
-def qwen_processor() -> transformers.Qwen2VLProcessor:
-    """Images become at most 4 x 4 patches, so that looking at an image costs nothing."""
+def image_processor() -> transformers.PaddleOCRVLProcessor:
+    """In the place of Qwen2VLProcessor, which cannot be made without torchvision (its video half needs it).
+
+    This one does the same with an image and a prompt. Images become 4 x 4 patches, so that looking at one costs nothing.
+    """
     images = transformers.Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=56 * 56)
-    return transformers.Qwen2VLProcessor(images, chat_tokenizer(), chat_template=CHAT_TEMPLATE)
+    return transformers.PaddleOCRVLProcessor(images, chat_tokenizer(), chat_template=CHAT_TEMPLATE)
 
 
 # --- text encoders ---------------------------------------------------------------------------------------------------
@@ -363,7 +367,25 @@ def sdxl() -> DiffusionPipeline:
     )
 
 
+def longcat_edit() -> DiffusionPipeline:
+    return diffusers.LongCatImageEditPipeline(
+        scheduler=flow_scheduler(dynamic=True),
+        vae=flow_vae(),
+        text_encoder=qwen25_vl(),
+        tokenizer=chat_tokenizer(),
+        text_processor=image_processor(),
+        transformer=diffusers.LongCatImageTransformer2DModel(
+            **TRANSFORMER,
+            num_single_layers=LAYERS,
+            joint_attention_dim=WIDTH,
+            pooled_projection_dim=WIDTH,
+            axes_dims_rope=list(ROPE),
+        ),
+    )
+
+
 FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
+    # text to image
     "flux": flux,
     "flux2": flux2,
     "flux2_klein": flux2_klein,
@@ -372,6 +394,11 @@ FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "sd3": sd3,
     "pixart_sigma": pixart_sigma,
     "sdxl": sdxl,
+    # editing; flux2 and flux2_klein take images too
+    "flux_kontext": partial(flux, diffusers.FluxKontextPipeline),
+    "qwenimage_edit": lambda: qwenimage(diffusers.QwenImageEditPipeline, processor=image_processor()),
+    "qwenimage_edit_plus": lambda: qwenimage(diffusers.QwenImageEditPlusPipeline, processor=image_processor()),
+    "longcat_edit": longcat_edit,  # its output has the area of about 1 Mpx, whatever was asked for
 }
 
 
