@@ -114,7 +114,7 @@ def t5_tokenizer() -> PreTrainedTokenizerFast:
 def image_processor() -> transformers.PaddleOCRVLProcessor:
     """In the place of Qwen2VLProcessor, which cannot be made without torchvision (its video half needs it).
 
-    This one does the same with an image and a prompt. Images become 4 x 4 patches, so that looking at one costs nothing.
+    This one does the same with an image and a prompt. Images become 4 x 4 patches: looking at one costs nothing.
     """
     images = transformers.Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=56 * 56)
     return transformers.PaddleOCRVLProcessor(images, chat_tokenizer(), chat_template=CHAT_TEMPLATE)

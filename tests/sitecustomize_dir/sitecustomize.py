@@ -1,8 +1,8 @@
 """Put this folder on PYTHONPATH of a test's subprocess: it makes Qwen and LongCat editing work on small images.
 
-Their pipelines rescale every input image to about 1024 x 1024 with a module-level `calculate_dimensions`, and no argument
-or config changes that. On a CPU this costs 3 s an image, and 4096 image tokens drown the few text tokens of a tiny random
-model, so that the instruction no longer changes the result. Here the target becomes 1/64 of the area: 128 x 128.
+Their pipelines rescale every input image to about 1024 x 1024 with a module-level `calculate_dimensions`, and no
+argument or config changes that. On a CPU this costs 3 s an image, and 4096 image tokens drown the few text tokens of a
+tiny random model, so that the instruction no longer changes the result. Here the area becomes 1/64 of that: 128 x 128.
 """
 
 import sys
