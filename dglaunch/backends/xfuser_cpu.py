@@ -77,7 +77,7 @@ def wrap_zimage(transformer: torch.nn.Module) -> torch.nn.Module:
     """Turn a loaded ZImage transformer into xfuser's, in place; on any device.
 
     xfuser's class hides its arguments behind **kwargs, so that its `from_pretrained` ignores the checkpoint's config
-    and builds the published size. And its `forward` does not take `joint_attention_kwargs`, which diffusers 0.42 passes.
+    and builds the published size; its `forward` does not take the `joint_attention_kwargs` that diffusers 0.42 passes.
     """
     from xfuser.model_executor.models.transformers import transformer_z_image as zimage
 
