@@ -51,8 +51,8 @@ class Case:
 
         prompts = ["a red cat", "two blue dogs on the moon"]
         if "qwen" in self.family:
-            # xfuser ignores the text mask: lengths must be equal, and divisible by the degree (it pads the text, and has
-            # no mask for the padding). A digit is a token, and the template adds 5: 8 tokens.
+            # xfuser ignores the text mask: lengths must be equal, and divisible by the degree, else it pads the text
+            # and attends to the padding. A digit is a token, and the template adds 5: 8 tokens.
             prompts = ["123", "890"]
         arguments = {"prompt": prompts[::-1] if replica else prompts, **SIZE, **self.extra}
         if self.images:
@@ -61,6 +61,8 @@ class Case:
             arguments["image"] = cats[:1] if self.family.startswith("flux2") else cats
         if self.family == "flux_kontext":
             arguments |= {"max_area": 64 * 64, "_auto_resize": False}
+        if self.family == "pixart_sigma":
+            arguments |= {"use_resolution_binning": False}
         return arguments
 
 
@@ -131,6 +133,18 @@ def test_a_split_image_is_the_image_of_one_process(case: Case, results: dict[str
         assert all(r["collectives"] for r in reports), "the ranks did not talk to each other"
 
 
+COLLECTIVES = [
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_gather_single",
+    "all_reduce",
+    "all_to_all_single",
+    "batch_isend_irecv",
+    "broadcast",
+    "permute_tensor",
+]
+
+
 # --- the worker ------------------------------------------------------------------------------------------------------
 
 
@@ -147,8 +161,7 @@ def count_calls(counter: Counter) -> None:
         return call
 
     for module, prefix in ((dist, "dist"), (functional, "functional")):
-        for name in ("all_to_all_single", "all_gather", "all_gather_into_tensor", "all_gather_tensor", "all_reduce",
-                     "broadcast", "permute_tensor", "all_gather_single", "isend", "irecv", "batch_isend_irecv"):  # fmt: skip
+        for name in COLLECTIVES:
             if hasattr(module, name):
                 setattr(module, name, counted(f"{prefix}.{name}", getattr(module, name)))
 
@@ -238,12 +251,10 @@ def run(case: Case, folder: Path, counter: Counter) -> dict[str, Any]:
         dp_rank = groups.get_data_parallel_rank()
         call = case.call(dp_rank)
         pipeline = load(case, folder / case.family, engine_config)
-        if case.family in (
-            "flux",
-            "flux_kontext",
-        ):  # once, not for each batch; the others do without, or do it themselves
+        if case.family in ("flux", "flux_kontext"):
+            # Once, not for each batch, and without the size: only PipeFusion uses it. The others do without.
             groups.get_runtime_state().set_input_parameters(
-                **SIZE, batch_size=2, num_inference_steps=STEPS, max_condition_sequence_length=512
+                batch_size=2, num_inference_steps=STEPS, max_condition_sequence_length=512
             )
         counter.clear()
         images = draw(pipeline, call)
