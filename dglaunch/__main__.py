@@ -1,0 +1,94 @@
+"""`python -m dglaunch COMMAND ...`: parse, run the one function behind the command, leave with its exit code."""
+
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+
+from dglaunch.errors import EXIT_DRAINED, EXIT_USER, DglaunchError, UserError
+
+USAGE = """\
+usage: dglaunch COMMAND [flags]      (several GPUs: torchrun --nproc_per_node 8 -m dglaunch COMMAND [flags])
+
+  t2i            text to image: a file of prompts to a folder of images
+  plan t2i       print what that command would do (topology, shards, batches, memory, time) and stop
+
+dglaunch COMMAND --help lists the flags. Exit codes: 0 everything done, 1 the run broke off, 2 a mistake in the command
+or its input, 3 some items failed, 130 stopped by a signal. Starting the same command again resumes."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; a user's error is told once, by rank 0, without a traceback."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    from dglaunch.config import environment
+
+    environ = environment()
+    main_rank = environ.get("RANK", "0") == "0"
+    try:
+        return _dispatch(words, environ, main_rank)
+    except DglaunchError as error:
+        if "--debug" in words and not isinstance(error, UserError):
+            traceback.print_exc()
+        if main_rank or not isinstance(error, UserError):
+            print(f"dglaunch: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_DRAINED
+
+
+def _dispatch(words: list[str], environ: Mapping[str, str], main_rank: bool) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if words else EXIT_USER
+    if words[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(version("dglaunch"))
+        return 0
+    from dglaunch import config as configs
+
+    planned = words[0] == "plan"
+    command, rest = (words[1] if len(words) > 1 else "", words[2:]) if planned else (words[0], words[1:])
+    if command not in configs.COMMANDS:
+        raise UserError(f"There is no command {' '.join(words[:2 if planned else 1])!r}. Commands: t2i, plan t2i; dglaunch --help.")
+    prog = f"dglaunch {'plan ' if planned else ''}{command}"
+    world_size = configs.take_world_size(rest) if planned else None
+    config, origins = configs.parse(configs.COMMANDS[command], rest, environ, prog, quiet=not main_rank)
+    if config.num_gpus is not None and not planned:
+        _under_torchrun(config.num_gpus, words, environ, config.debug)
+    from dglaunch import job
+
+    if planned:
+        return job.show_plan(config, origins, environ, world_size)
+    return job.execute(config, origins, environ)
+
+
+def _under_torchrun(num_gpus: int, words: list[str], environ: Mapping[str, str], debug: bool) -> None:
+    """--num_gpus: replace this process by torchrun with as many ranks."""
+    from dglaunch.config import torchrun_words
+
+    if "RANK" in environ:
+        if environ.get("LOCAL_WORLD_SIZE") != str(num_gpus):
+            raise UserError(
+                f"--num_gpus {num_gpus} under torchrun, which started {environ.get('LOCAL_WORLD_SIZE')} ranks on this "
+                "machine; drop --num_gpus."
+            )
+        return
+    if debug:
+        raise UserError("--debug runs in one process; drop --num_gpus.")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_gpus)]
+    os.execv(sys.executable, [sys.executable, *torchrun, "-m", "dglaunch", *torchrun_words(words)])
+
+
+def console_script() -> None:
+    """Entry point of the `dglaunch` command and of torchrun's workers."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        sys.exit(main())
+    # Under torchrun, leave the root cause where its summary finds it.
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    sys.exit(record(main)())
+
+
+if __name__ == "__main__":
+    console_script()

@@ -1,0 +1,96 @@
+"""The contract of an engine, and the table of engines by name.
+
+    class Echo(Backend):
+        def load(self): ...
+        def generate(self, batch): return [Image.new("RGB", (64, 64)) for _ in batch.tasks]
+        def close(self): ...
+
+A *raise* from `generate` concerns the batch: the run splits it and tries again. An `ItemError` in a slot concerns that
+item only: it is recorded and not tried again (an API must not be paid twice for the other items).
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dglaunch.config import RunConfig
+from dglaunch.models import Checkpoint
+from dglaunch.plan import Batch
+from dglaunch.tasks import Task
+from dglaunch.topology import Channel, Topology
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+BACKENDS = {
+    "diffusers": "dglaunch.backends.diffusers:DiffusersBackend",
+    "xdit": "dglaunch.backends.xdit:XDiTBackend",
+    "fake": "dglaunch.backends.fake:FakeBackend",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ItemError:
+    """Why one item of a batch has no image, while the others do."""
+
+    message: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Context:
+    """What a backend is given: the configuration, its place, and how to leave early."""
+
+    config: RunConfig
+    checkpoint: Checkpoint
+    topology: Topology
+    channel: Channel
+    device: str
+    """cuda or cpu."""
+    dtype: str
+    should_stop: Callable[[], bool] = lambda: False
+    """Asked between denoising steps; all ranks of a replica get the same answer at the same step."""
+
+
+@dataclass(slots=True)
+class Facts:
+    """What a backend says of itself once it is loaded."""
+
+    defaults: dict[str, Any] = field(default_factory=dict)
+    """What the pipeline uses where nothing was given: height, width, num_inference_steps, guidance_scale."""
+    effects: dict[str, str] = field(default_factory=dict)
+    """Optimisations that took effect, and how."""
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+class Backend(Protocol):
+    """An engine on one rank. `seconds` collects wall time by stage (encode_prompts, denoise, decode)."""
+
+    seconds: dict[str, float]
+
+    def load(self) -> Facts:
+        """Load the weights and say what will be used.
+
+        Raises:
+            UserError: an option cannot take effect.
+        """
+        ...
+
+    def generate(self, batch: Batch) -> "Sequence[Image | ItemError] | None":
+        """One image or ItemError for each task, in the batch's order; None on a rank that does not get the images."""
+        ...
+
+    def close(self) -> None:
+        """Give memory and groups back."""
+        ...
+
+
+def create(context: Context) -> Backend:
+    """The engine that --backend names; its module is imported only now."""
+    module, _, name = BACKENDS[context.config.backend.backend].partition(":")
+    return getattr(importlib.import_module(module), name)(context)
+
+
+def prompt_of(tasks: Sequence[Task]) -> list[str]:
+    """The prompts as a new list: some pipelines write into the one they are given."""
+    return [task.prompt for task in tasks]

@@ -1,0 +1,229 @@
+"""Plain diffusers: whatever `DiffusionPipeline.from_pretrained` loads for text to image. Each rank is a replica."""
+
+import inspect
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from PIL import Image
+
+from dglaunch import optimize
+from dglaunch.backends import Context, Facts, ItemError, prompt_of
+from dglaunch.errors import Drained, UserError
+from dglaunch.plan import Batch
+
+PASSED = ("height", "width", "num_inference_steps", "guidance_scale")
+"""Settings of a task that go to the pipeline where they are given."""
+
+
+class DiffusersBackend:
+    """One pipeline on one rank."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.seconds: dict[str, float] = {}
+        self.pipeline: Any = None
+        self.parameters: dict[str, inspect.Parameter] = {}
+
+    # -- loading --------------------------------------------------------------------------------------------------
+
+    def load(self) -> Facts:
+        import diffusers
+        import transformers
+        from diffusers.utils import logging
+
+        logging.set_verbosity_error()
+        transformers.logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        self._check_arguments(self._pipeline_class())
+        with one_rank_of_a_node_first(self.context):
+            self.pipeline = self.load_pipeline()
+        self.pipeline.set_progress_bar_config(disable=True)
+        effects = self.optimize()
+        self.parameters = dict(inspect.signature(self.pipeline.__call__).parameters)
+        self._time_stages()
+        return Facts(
+            defaults=self._defaults(),
+            effects=effects,
+            versions={"torch": torch.__version__, "diffusers": diffusers.__version__, "transformers": transformers.__version__},
+        )
+
+    def _pipeline_class(self) -> Any:
+        import diffusers
+
+        name = self.context.checkpoint.pipeline_class
+        found = getattr(diffusers, name, None)
+        if found is None and not self.context.config.backend.trust_remote_code:
+            raise UserError(
+                f"The checkpoint names the pipeline {name}, which diffusers {diffusers.__version__} does not have. Update "
+                "diffusers, or, if you trust the code that comes with the checkpoint, add --trust_remote_code."
+            )
+        return found
+
+    def _check_arguments(self, pipeline_class: Any) -> None:
+        """A flag that the pipeline does not take would silently do nothing."""
+        if pipeline_class is None:
+            return
+        takes = inspect.signature(pipeline_class.__call__).parameters
+        config, family = self.context.config, self.context.checkpoint.family
+        flags = {name: name for name in (*PASSED, "negative_prompt", "max_sequence_length")}
+        flags["guidance_scale"] = family.guidance
+        for flag, argument in flags.items():
+            if getattr(config, flag) is not None and argument not in takes:
+                raise UserError(f"{pipeline_class.__name__} does not take {argument}, so --{flag} would do nothing; drop it.")
+
+    def from_pretrained_arguments(self) -> dict[str, Any]:
+        """Only safetensors and no remote code, unless a flag asks."""
+        backend = self.context.config.backend
+        return {
+            "torch_dtype": getattr(torch, self.context.dtype),
+            "use_safetensors": None if backend.allow_pickle else True,
+            "trust_remote_code": backend.trust_remote_code,
+            "revision": backend.revision,
+        }
+
+    def load_pipeline(self) -> Any:
+        from diffusers import DiffusionPipeline
+
+        with loading(self.context):
+            pipeline = DiffusionPipeline.from_pretrained(self.context.checkpoint.source, **self.from_pretrained_arguments())
+        return pipeline.to(self.device)
+
+    def optimize(self) -> dict[str, str]:
+        return optimize.apply(self.pipeline, self.context.config.optimization)
+
+    @property
+    def device(self) -> str:
+        return f"cuda:{self.context.topology.local_rank}" if self.context.device == "cuda" else "cpu"
+
+    def _defaults(self) -> dict[str, Any]:
+        """What a call without these arguments uses, for the ledger: the checkpoint's, else the signature's."""
+        checkpoint = self.context.checkpoint
+        guidance = self.parameters.get(checkpoint.family.guidance)
+        steps = self.parameters.get("num_inference_steps")
+        own = {
+            "height": checkpoint.size("height", None),
+            "width": checkpoint.size("width", None),
+            "num_inference_steps": steps.default if steps else None,
+            "guidance_scale": guidance.default if guidance else None,
+        }
+        return own | checkpoint.defaults
+
+    # -- one batch ------------------------------------------------------------------------------------------------
+
+    def generate(self, batch: Batch) -> Sequence[Image.Image | ItemError] | None:
+        with torch.inference_mode():
+            output = self.call_pipeline(batch, self.arguments(batch))
+        if output is None:
+            return None
+        images = list(output.images)
+        flagged = getattr(output, "nsfw_content_detected", None) or [False] * len(images)
+        return [ItemError("blocked by the checkpoint's safety checker") if bad else i for i, bad in zip(images, flagged)]
+
+    def call_pipeline(self, batch: Batch, arguments: dict[str, Any]) -> Any:
+        """The call itself; a subclass prepares what its engine needs for this batch."""
+        return self.timed_call(lambda: self.pipeline(prompt=prompt_of(batch.tasks), **arguments))
+
+    def timed_call(self, call: Callable[[], Any]) -> Any:
+        """What a call takes beyond encoding prompts and decoding is denoising."""
+        start, others = time.perf_counter(), sum(self.seconds.values())
+        try:
+            return call()
+        finally:
+            took = time.perf_counter() - start - (sum(self.seconds.values()) - others)
+            self.seconds["denoise"] = self.seconds.get("denoise", 0.0) + took
+
+    def arguments(self, batch: Batch) -> dict[str, Any]:
+        """The call's arguments for a batch whose tasks agree in all but prompt, seed and negative prompt.
+
+        One CPU generator for each image: its noise depends on its seed alone, not on batch, rank or device.
+        """
+        family, checkpoint, first = self.context.checkpoint.family, self.context.checkpoint, batch.tasks[0]
+        given = {name: getattr(first, name) for name in PASSED}
+        given["max_sequence_length"] = self.context.config.max_sequence_length
+        merged = checkpoint.defaults | {name: value for name, value in given.items() if value is not None}
+        if "guidance_scale" in merged:
+            merged[family.guidance] = merged.pop("guidance_scale")
+        arguments = {name: value for name, value in merged.items() if name in self.parameters} | dict(family.arguments)
+        if first.negative_prompt is not None:
+            arguments["negative_prompt"] = [task.negative_prompt for task in batch.tasks]
+        arguments["generator"] = [torch.Generator("cpu").manual_seed(task.seed) for task in batch.tasks]
+        if "callback_on_step_end" in self.parameters:
+            arguments["callback_on_step_end"] = self._between_steps
+        return arguments
+
+    def _between_steps(self, _pipeline: Any, _step: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        if self.context.should_stop():
+            raise Drained
+        return values
+
+    # -- where the time goes --------------------------------------------------------------------------------------
+
+    def _time_stages(self) -> None:
+        """Count prompt encoding and VAE decoding apart; the rest of a call is denoising."""
+        if hasattr(self.pipeline, "encode_prompt"):
+            self.pipeline.encode_prompt = self._timed("encode_prompts", self.pipeline.encode_prompt)
+        if hasattr(getattr(self.pipeline, "vae", None), "decode"):
+            self.pipeline.vae.decode = self._timed("decode", self.pipeline.vae.decode)
+
+    def _timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self._wait_for_gpu()
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._wait_for_gpu()
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+        return timed
+
+    def _wait_for_gpu(self) -> None:
+        if self.context.device == "cuda":
+            torch.cuda.synchronize()
+
+    def close(self) -> None:
+        self.pipeline = None
+
+
+@contextmanager
+def loading(context: Context) -> Iterator[None]:
+    """What goes wrong while loading is mostly the user's to mend; say which checkpoint and what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{context.checkpoint.source} cannot be loaded: {reason} If its weights are pickles (.bin) and you trust "
+            "them, add --allow_pickle; if files are missing, download it again."
+        ) from None
+
+
+@contextmanager
+def one_rank_of_a_node_first(context: Context) -> Iterator[None]:
+    """The first rank of each node downloads and reads the files; the others then find them in the cache.
+
+    All ranks learn whether the first one failed, so that they leave together.
+    """
+    first = context.topology.local_rank == 0
+    if not first:
+        _raise_if_failed(context.channel.all_of_world(None))
+        yield
+        return
+    failure: BaseException | None = None
+    try:
+        yield
+    except BaseException as error:
+        failure = error
+        raise
+    finally:
+        told = None if failure is None else f"{type(failure).__name__}: {failure}"
+        context.channel.all_of_world(told)
+
+
+def _raise_if_failed(told: list[str | None]) -> None:
+    failures = [text for text in told if text is not None]
+    if failures:
+        raise UserError(failures[0])

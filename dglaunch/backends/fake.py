@@ -1,0 +1,78 @@
+"""A backend without a model: images drawn from the seed, and trouble on request. For tests, dry runs and demos.
+
+A prompt may hold markers in square brackets; each concerns the batch that the prompt is in:
+
+    [sleep 0.5]    the batch takes that many seconds longer
+    [raise]        generate() raises while this prompt is in the batch
+    [item error]   this prompt alone gets an ItemError
+    [oom 2]        out of memory if the batch has more than 2 images
+    [interrupt]    the process sends itself SIGTERM
+    [kill]         the process dies with SIGKILL
+"""
+
+import os
+import re
+import signal
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dglaunch.backends import Context, Facts, ItemError
+from dglaunch.errors import Drained
+from dglaunch.plan import Batch
+from dglaunch.tasks import Task
+
+SIDE = 64
+_MARKER = re.compile(r"\[(sleep|raise|item error|oom|interrupt|kill) ?([\d.]*)\]")
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's, which the run recognises."""
+
+
+class FakeBackend:
+    """See the module's docstring."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.seconds: dict[str, float] = {}
+
+    def load(self) -> Facts:
+        return Facts(defaults={"height": SIDE, "width": SIDE, "num_inference_steps": 1, "guidance_scale": 1.0})
+
+    def generate(self, batch: Batch) -> Sequence[Image.Image | ItemError]:
+        start = time.perf_counter()
+        markers = [marker for task in batch.tasks for marker in _MARKER.findall(task.prompt)]
+        for kind, value in markers:
+            if kind == "oom" and len(batch) > int(value):
+                raise OutOfMemoryError(f"fake out of memory: {len(batch)} images, {value} fit")
+            if kind == "raise":
+                raise RuntimeError("a poisoned prompt, as asked")
+            if kind in ("interrupt", "kill"):
+                os.kill(os.getpid(), signal.SIGTERM if kind == "interrupt" else signal.SIGKILL)
+        self._sleep(sum(float(value) for kind, value in markers if kind == "sleep"))
+        images = [ItemError("refused, as asked") if "[item error]" in task.prompt else draw(task) for task in batch.tasks]
+        self.seconds["denoise"] = self.seconds.get("denoise", 0.0) + time.perf_counter() - start
+        return images
+
+    def _sleep(self, seconds: float) -> None:
+        """In steps, so that a signal is noticed as between denoising steps."""
+        end = time.perf_counter() + seconds
+        while (left := end - time.perf_counter()) > 0:
+            time.sleep(min(left, 0.05))
+            if self.context.should_stop():
+                raise Drained
+
+    def close(self) -> None:
+        pass
+
+
+def draw(task: Task) -> Image.Image:
+    """Noise from the seed over a colour from the prompt: any mix-up of index, prompt or seed shows."""
+    height, width = task.height or SIDE, task.width or SIDE
+    noise: Any = np.random.default_rng(task.seed).integers(0, 64, (height, width, 3), dtype=np.uint8)
+    colour = np.frombuffer(bytes.fromhex(task.key)[:3], dtype=np.uint8) // 2
+    return Image.fromarray(noise + colour)

@@ -1,0 +1,128 @@
+"""Arithmetic before the run: memory, time, and the batch size that `auto` chooses, each with its reason."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dglaunch.config import RunConfig
+from dglaunch.models import DTYPE_BYTES, Checkpoint
+from dglaunch.plan import BatchSize, Bucket, Plan
+from dglaunch.topology import Topology
+
+FULL_TOKENS = 8192
+"""Image tokens in one forward pass of a GPU beyond which a larger batch gains next to nothing: at 1024x1024 (4096
+tokens) a 12-20B model is compute-bound at batch 1 and batching gains 1-2 %, at 512x512 and below up to 3x."""
+MAX_AUTO = 32
+SPARE = 0.9
+"""Share of the memory that is planned for; the rest is the allocator's and the driver's."""
+ASSUMED_TFLOPS = 310.0
+"""Sustained bf16 rate of an H100 in eager FLUX.1-dev (2.08 PFLOP in 6.7 s, as published); torch.compile: about 480."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What the estimate needs to know of a rank's device."""
+
+    name: str
+    memory: int | None
+    """Bytes of the GPU, or of this rank's part of the host; None if unknown (a plan for another machine)."""
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes on each rank's device."""
+
+    weights: int
+    image: int
+    """For each image of a batch."""
+
+    def needed(self, images: int) -> int:
+        return self.weights + images * self.image
+
+
+def memory_of(
+    checkpoint: Checkpoint, config: RunConfig, topology: Topology, dtype: str, height: int, width: int
+) -> Memory | None:
+    """Weights, and what each image of the batch adds at its worst moment; None if the weights are not on this machine.
+
+    Denoising holds about 12 tensors of tokens x width at once (hidden state, q, k, v, attention out, the MLP's 4x and
+    its output), shared out by the sequence-parallel degree. Decoding holds about 1,024 channels at full resolution;
+    with slicing one image is decoded at a time, with tiling one tile.
+    """
+    if not checkpoint.parameters:
+        return None
+    size = DTYPE_BYTES[dtype]
+    weights = sum(checkpoint.parameters.values()) * size
+    tokens = checkpoint.image_tokens(height, width) + checkpoint.text_length(config.max_sequence_length)
+    width_of_model = (checkpoint.heads or 1) * (checkpoint.transformer.get("attention_head_dim") or 64)
+    denoise = 12 * tokens * width_of_model * size // topology.sequence_degree
+    if config.optimization.enable_vae_tiling:
+        height, width = min(height, 512), min(width, 512)
+    decode = height * width * 1024 * size
+    if config.optimization.enable_vae_slicing:
+        weights, decode = weights + decode, 0
+    return Memory(weights=weights, image=max(denoise, decode))
+
+
+def chooser(
+    checkpoint: Checkpoint, config: RunConfig, topology: Topology, machine: Machine, limits: dict[str, int]
+) -> Callable[[Bucket], BatchSize]:
+    """The batch size of each bucket: --batch_size, or `auto`; below a size that ran out of memory before (`limits`)."""
+
+    def choose(bucket: Bucket) -> BatchSize:
+        height = checkpoint.size("height", bucket[0])  # type: ignore[arg-type]
+        width = checkpoint.size("width", bucket[1])  # type: ignore[arg-type]
+        chosen = _given_or_auto(checkpoint, config, topology, machine, height, width)
+        limit = limits.get(f"{height}x{width}")
+        if limit is not None and chosen.size > limit:
+            return BatchSize(limit, f"{limit + 1} or more ran out of memory at {height}x{width} in an earlier start")
+        return chosen
+
+    return choose
+
+
+def _given_or_auto(
+    checkpoint: Checkpoint, config: RunConfig, topology: Topology, machine: Machine, height: int, width: int
+) -> BatchSize:
+    if not checkpoint.family.batch:
+        return BatchSize(1, f"{checkpoint.family.name}'s pipeline is not right with several prompts at once")
+    if config.batch_size != "auto":
+        return BatchSize(config.batch_size, "as given")
+    tokens = checkpoint.image_tokens(height, width)
+    share = max(tokens // topology.sequence_degree, 1)
+    wanted = min(max(FULL_TOKENS // share, 1), MAX_AUTO)
+    divided = f" on each of {topology.sequence_degree} ranks" if topology.sequence_degree > 1 else ""
+    reason = (
+        f"{height}x{width} is {tokens} tokens, {share}{divided}; {FULL_TOKENS} keep a GPU full"
+        if wanted < MAX_AUTO
+        else f"{height}x{width} is {tokens} tokens: small, so the largest that auto takes"
+    )
+    memory = memory_of(checkpoint, config, topology, machine.dtype, height, width)
+    if memory is None or machine.memory is None:
+        return BatchSize(wanted, reason + "; memory unknown before loading")
+    fits = max(int((machine.memory * SPARE - memory.weights) // memory.image), 1)
+    if fits < wanted:
+        return BatchSize(
+            fits, f"{machine.memory / 2**30:.0f} GiB hold the weights and {fits} image{'s' if fits > 1 else ''} of {height}x{width}"
+        )
+    return BatchSize(wanted, reason)
+
+
+def seconds_of(checkpoint: Checkpoint, config: RunConfig, topology: Topology, plan: Plan) -> float | None:
+    """Wall seconds of a plan's longest share on H100s, start-up left out; None if the weights are not here."""
+    worst = 0.0
+    for share in plan.batches:
+        work = 0.0
+        for batch in share:
+            task = batch.tasks[0]
+            step = checkpoint.step_tflop(
+                checkpoint.size("height", task.height),
+                checkpoint.size("width", task.width),
+                checkpoint.text_length(config.max_sequence_length),
+            )
+            if step is None:
+                return None
+            steps = task.num_inference_steps or checkpoint.defaults.get("num_inference_steps", 28)
+            work += step * steps * len(batch)
+        worst = max(worst, work)
+    return worst / (ASSUMED_TFLOPS * topology.replica_size)

@@ -1,0 +1,150 @@
+"""Results to rank 0 with bounded memory: each leader sends encoded bytes point to point, in the background.
+
+Rank 0 receives from any source in one thread and writes each result before it takes the next, so what it holds does
+not grow with the job. A sender waits for rank 0's answer to each result before it sends the next (a queue of two lies
+between it and the model); the answer says whether to go on, which is how a full disk on rank 0 reaches every replica.
+This is the one file to change if every rank should write for itself.
+"""
+
+import pickle
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from dglaunch.errors import DglaunchError, ReplicaError
+from dglaunch.topology import Channel, Topology
+from dglaunch.writer import Result
+
+QUEUED = 2
+GO_ON, STOP = 0, 1
+_HEADER, _BODY, _ANSWER = 1, 2, 3
+
+
+class Gather:
+    """One per rank. `deliver` is called on rank 0 only, by one thread at a time."""
+
+    def __init__(
+        self, topology: Topology, channel: Channel, deliver: Callable[[Result], None], threads: bool = True
+    ) -> None:
+        self.topology = topology
+        self.group = channel.gather
+        self.error: DglaunchError | None = None
+        """On rank 0: what made delivery impossible; the first one."""
+        self.reports: dict[int, dict[str, Any]] = {}
+        """On rank 0, after close(): what each leader said at its end."""
+        self._deliver = deliver
+        self._stop = threading.Event()
+        self._writing = threading.Lock()
+        self._queue: queue.Queue[Result | dict[str, Any]] = queue.Queue(QUEUED)
+        self._sender: threading.Thread | None = None
+        self._receiver: threading.Thread | None = None
+        remote = [rank for rank in topology.leaders if rank != 0]
+        if topology.is_main and remote:
+            self._receiver = self._start(lambda: self._receive(len(remote)), "receive results")
+        if topology.is_leader and not topology.is_main:
+            self._sender = self._start(self._send, "send results")
+        elif topology.is_leader and threads:
+            self._sender = self._start(self._write_own, "write results")
+
+    def _start(self, target: Callable[[], None], name: str) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                target()
+            except RuntimeError as error:  # what gloo raises when the other side has died
+                self.error = self.error or ReplicaError(f"The connection that carries results broke: {error}")
+                self._stop.set()
+                self._discard()
+
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        thread.start()
+        return thread
+
+    @property
+    def stopped(self) -> bool:
+        """Whether rank 0 can take no more results."""
+        return self._stop.is_set()
+
+    def send(self, result: Result) -> None:
+        """Hand over one result; waits while two are under way. On leaders only."""
+        if self._sender is None:
+            self._accept(result)
+        elif not self._stop.is_set():
+            self._queue.put(result)
+
+    def _discard(self) -> None:
+        """Empty the queue, so that send() never waits for a thread that has gone."""
+        while not self._queue.empty():
+            self._queue.get_nowait()
+
+    def close(self, report: dict[str, Any], timeout: float | None = None) -> None:
+        """Wait until everything is delivered; `report` reaches rank 0 as `reports[rank]`.
+
+        With a `timeout` in seconds (the run is being stopped), a rank that does not answer is left behind.
+        """
+        if self.topology.is_leader:
+            if self._sender is None:
+                self.reports[self.topology.rank] = report
+            else:
+                if self._sender.is_alive():
+                    self._queue.put(report)
+                self._sender.join(timeout)
+        if self._receiver is not None:
+            self._receiver.join(timeout)
+
+    # -- rank 0 ---------------------------------------------------------------------------------------------------
+
+    def _accept(self, result: Result) -> None:
+        """Deliver, unless delivery failed before; what comes after a failure is dropped and made again on resume."""
+        with self._writing:
+            if self._stop.is_set():
+                return
+            try:
+                self._deliver(result)
+            except DglaunchError as error:
+                self.error = error
+                self._stop.set()
+
+    def _write_own(self) -> None:
+        while isinstance(item := self._queue.get(), Result):
+            self._accept(item)
+        self.reports[self.topology.rank] = item
+
+    def _receive(self, senders: int) -> None:
+        import torch
+        import torch.distributed as dist
+
+        while senders:
+            header = torch.zeros(1, dtype=torch.int64)
+            source = dist.recv(header, group=self.group, tag=_HEADER)
+            body = torch.empty(int(header), dtype=torch.uint8)
+            dist.recv(body, src=source, group=self.group, tag=_BODY)
+            item = pickle.loads(body.numpy().tobytes())  # from our own ranks, over the run's own group
+            if isinstance(item, Result):
+                self._accept(item)
+            else:
+                self.reports[source] = item
+                senders -= 1
+            answer = torch.tensor([STOP if self._stop.is_set() else GO_ON])
+            dist.send(answer, dst=source, group=self.group, tag=_ANSWER)
+
+    # -- other leaders --------------------------------------------------------------------------------------------
+
+    def _send(self) -> None:
+        import torch
+        import torch.distributed as dist
+
+        while True:
+            item = self._queue.get()
+            last = not isinstance(item, Result)
+            if not last and self._stop.is_set():
+                continue  # drain what was queued, so that send() never waits for ever
+            body = torch.frombuffer(bytearray(pickle.dumps(item)), dtype=torch.uint8)
+            dist.send(torch.tensor([body.numel()]), dst=0, group=self.group, tag=_HEADER)
+            dist.send(body, dst=0, group=self.group, tag=_BODY)
+            answer = torch.zeros(1, dtype=torch.int64)
+            dist.recv(answer, src=0, group=self.group, tag=_ANSWER)
+            if int(answer) == STOP:
+                self._stop.set()
+            if last:
+                return

@@ -1,0 +1,366 @@
+"""From a configuration to an exit code: what `t2i` and `plan` do, in the order in which they do it.
+
+    prepare()     checkpoint, tasks, topology, rules: the same on every rank, no model, nothing written
+    run()         the folder, the groups, the plan, the model, the loop, the report
+    show_plan()   what run() would do, without it
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from rich.console import Console
+
+from dglaunch import backends, errors, estimate, plan, report, rules, run, tasks, topology, writer
+from dglaunch.config import RunConfig, T2IConfig, parallel_from_environment, settings
+from dglaunch.errors import DglaunchError, OutputError, UserError
+from dglaunch.gather import Gather
+from dglaunch.models import OTHER, Checkpoint, resolve, token_lengths
+from dglaunch.topology import Channel, Topology
+
+DRAIN_S = 15.0
+"""How long a stopped rank 0 waits for the results of the others; torchrun kills 30 s after its signal."""
+IMAGE_SETTINGS = (
+    "model_name", "revision", "max_sequence_length", "enable_vae_tiling", "cache_type", "output_format",
+)  # fmt: skip
+"""Flags that change the images or their names: a run with others is another job."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Job:
+    """All that is known before anything is written or loaded."""
+
+    config: RunConfig
+    origins: dict[str, str]
+    topology: Topology
+    checkpoint: Checkpoint
+    tasks: list[tasks.Task]
+    device: str
+    machine: estimate.Machine
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Every automatic choice, and why."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What must not change between two starts on one folder."""
+        flat = settings(self.config)
+        chosen: dict[str, Any] = {name: flat[name] for name in IMAGE_SETTINGS}
+        fake = self.config.backend.backend == "fake"
+        return chosen | {"torch_dtype": self.machine.dtype} | ({"backend": "fake"} if fake else {})
+
+    def bucket_of(self) -> Callable[[tasks.Task], plan.Bucket]:
+        """What must be equal in a batch; for some families under xDiT also the number of tokens."""
+        unit = self.checkpoint.family.text_bucket
+        if self.config.backend.backend != "xdit" or not unit:
+            return plan.default_bucket
+        texts = sorted({t.prompt for t in self.tasks} | {t.negative_prompt or "" for t in self.tasks})
+        lengths = dict(zip(texts, token_lengths(self.checkpoint, texts)))
+
+        def bucket(task: tasks.Task) -> plan.Bucket:
+            tokens = (lengths[task.prompt], lengths[task.negative_prompt or ""])
+            return (*plan.default_bucket(task), *(-(-count // unit) for count in tokens))
+
+        return bucket
+
+    def make_plan(
+        self, bucket_of: Callable[[tasks.Task], plan.Bucket], pending: Sequence[tasks.Task], limits: dict[str, int]
+    ) -> plan.Plan:
+        choose = estimate.chooser(self.checkpoint, self.config, self.topology, self.machine, limits)
+        made = plan.build(pending, self.topology.num_replicas, choose, bucket_of, plan.cost_of(self.checkpoint))
+        for bucket, size in made.sizes.items():
+            shape = f"{self.checkpoint.size('height', bucket[0])}x{self.checkpoint.size('width', bucket[1])}"  # type: ignore[arg-type]
+            self.reasons[f"batch_size {shape}"] = f"{size.size}: {size.reason}"
+        return made
+
+
+# -- before the run -----------------------------------------------------------------------------------------------
+
+
+def prepare(
+    config: RunConfig, origins: dict[str, str], environ: Mapping[str, str], world_size: int | None = None
+) -> Job:
+    """Read and check everything that can be checked without loading a model.
+
+    Raises:
+        UserError: with the remedy.
+    """
+    place = topology.from_environment(config, parallel_from_environment(environ), environ, world_size)
+    if config.debug and place.world_size > 1 and world_size is None:
+        raise UserError("--debug runs in one process; start it without torchrun: python -m dglaunch t2i --debug ...")
+    fake = config.backend.backend == "fake"
+    checkpoint = Checkpoint("fake", "fake", OTHER, {"height": 64, "width": 64}, {}, False) if fake else resolve(config.backend)
+    assert isinstance(config, T2IConfig)
+    all_tasks = tasks.read_prompts(config, 1 if fake else checkpoint.family.size_multiple)
+    device, machine, reasons = ("cpu", estimate.Machine(name="fake", memory=None, dtype="float32"), {}) if fake else _machine(config, place)
+    job = Job(
+        config=config, origins=origins, topology=place, checkpoint=checkpoint, tasks=all_tasks, device=device,
+        machine=machine, reasons=reasons,
+    )  # fmt: skip
+    rules.check(checkpoint, config, place, all_tasks, device)
+    return job
+
+
+def _machine(config: RunConfig, place: Topology) -> tuple[str, estimate.Machine, dict[str, str]]:
+    """Device and type of the weights, chosen where they were not given."""
+    rules.need("torch", "Running a model", "pip install torch")
+    import torch
+
+    reasons: dict[str, str] = {}
+    found = torch.cuda.is_available()
+    device = config.backend.device
+    if device is None:
+        device = "cuda" if found else "cpu"
+        reasons["device"] = f"{device}: torch {'finds a GPU' if found else 'finds no GPU'}"
+    if device == "cuda" and not found:
+        raise UserError("--device cuda, but torch finds no GPU here. Check nvidia-smi and the torch build, or use --device cpu.")
+    if device == "cuda" and place.distributed and place.local_world_size > torch.cuda.device_count():
+        raise UserError(
+            f"{place.local_world_size} ranks on this machine, but torch finds {torch.cuda.device_count()} GPUs. Start one "
+            "rank a GPU (--nproc_per_node)."
+        )
+    dtype = config.backend.torch_dtype
+    if dtype is None:
+        dtype = "bfloat16" if device == "cuda" else "float32"
+        reasons["torch_dtype"] = f"{dtype}: the default on a {'GPU' if device == 'cuda' else 'CPU'}"
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(place.local_rank)
+        return device, estimate.Machine(name=properties.name, memory=properties.total_memory, dtype=dtype), reasons
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return device, estimate.Machine(name="CPU", memory=host // max(place.local_world_size, 1), dtype=dtype), reasons
+
+
+# -- the run ------------------------------------------------------------------------------------------------------
+
+
+def execute(config: RunConfig, origins: dict[str, str], environ: Mapping[str, str]) -> int:
+    """Make the images; the exit code is the same on every rank."""
+    job = prepare(config, origins, environ)
+    stop = threading.Event()
+    with _signals(stop):
+        return _Run(job, stop).run()
+
+
+@contextmanager
+def _signals(stop: threading.Event) -> Any:
+    """SIGTERM, SIGINT and SIGUSR2 ask the run to stop after the denoising step under way; a second SIGINT kills it."""
+
+    def handle(number: int, _frame: Any) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Run:
+    """One start of a job on one rank."""
+
+    def __init__(self, job: Job, stop: threading.Event) -> None:
+        self.job = job
+        self.stop = stop
+        self.topology = job.topology
+        self.writer = writer.Writer(job.config.output_dir, job.topology.node, job.topology.num_nodes)
+        self.report: report.Report | None = None
+        self.facts = backends.Facts()
+        self.load_seconds = 0.0
+        self.began = datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+    def run(self) -> int:
+        told = self._open_folder() if self.topology.is_main else None
+        channel = Channel(self.topology, self.job.device)
+        told = channel.broadcast(told)
+        if isinstance(told, DglaunchError):
+            raise told
+        try:
+            return self._make(channel, *told)
+        finally:
+            self.writer.close()
+            channel.close()
+
+    def _open_folder(self) -> Any:
+        """On rank 0: take the folder; what is pending, or the error that all ranks leave with."""
+        job = self.job
+        try:
+            ledger = self.writer.open(job.settings, job.tasks, job.config.output_format, job.config.overwrite)
+            self.writer.write_run(self._run_json({"outcome": "running"}))
+        except DglaunchError as error:
+            return error
+        done = [n for n, task in enumerate(job.tasks) if (task.index, task.sample) in ledger.done]
+        return done, ledger.damaged, writer.out_of_memory_limits(job.config.output_dir), job.machine.memory
+
+    def _make(
+        self, channel: Channel, done: list[int], damaged: int, limits: dict[str, int], memory: int | None
+    ) -> int:
+        job = self.job
+        job.machine = estimate.Machine(name=job.machine.name, memory=memory, dtype=job.machine.dtype)
+        bucket_of = job.bucket_of()
+        mine = plan.share_of_node(job.tasks, self.topology, bucket_of, plan.cost_of(job.checkpoint))
+        finished = {(job.tasks[n].index, job.tasks[n].sample) for n in done}
+        pending = [task for task in mine if (task.index, task.sample) not in finished]
+        made = job.make_plan(bucket_of, pending, limits)
+        if self.topology.is_main:
+            self.report = report.Report(total=len(mine), skipped=len(mine) - len(pending))
+            self._say_plan(made, damaged, len(pending))
+        context = backends.Context(
+            config=job.config, checkpoint=job.checkpoint, topology=self.topology, channel=channel, device=job.device,
+            dtype=job.machine.dtype, should_stop=lambda: channel.any_of_replica(self.stop.is_set()),
+        )  # fmt: skip
+        backend = backends.create(context) if pending else None
+        if backend is not None:
+            start = time.perf_counter()
+            self.facts = backend.load()
+            self.load_seconds = time.perf_counter() - start
+            channel.all_of_world(None)  # all start together, so that the shares of the time mean what they say
+        try:
+            return self._loop(context, backend, made)
+        finally:
+            if backend is not None:
+                backend.close()
+
+    def _loop(self, context: backends.Context, backend: backends.Backend | None, made: plan.Plan) -> int:
+        channel = context.channel
+        gather = Gather(self.topology, channel, self._deliver, threads=not self.job.config.debug)
+        if self.report is not None:
+            self.report.begin()
+        loop = run.Loop(context, backend, self.facts, gather, self.stop.is_set) if backend is not None else None
+        mine = loop.run(made.batches[self.topology.replica]) if loop else report.LeaderReport(time.time(), 0.0)
+        gather.close({"report": mine}, DRAIN_S if self.stop.is_set() else None)
+        outcome = None
+        if self.report is not None:
+            leaders = {rank: told["report"] for rank, told in gather.reports.items()}
+            lost = set(self.topology.leaders) - leaders.keys()
+            drained = any(leader.drained for leader in leaders.values()) or bool(lost)
+            outcome = self._finish(leaders, gather.error, drained, made)
+        outcome, error = channel.broadcast((outcome, gather.error))
+        if error is not None:
+            raise error
+        codes = {"done": errors.EXIT_DONE, "failed": errors.EXIT_ITEMS_FAILED, "drained": errors.EXIT_DRAINED}
+        return codes[outcome]
+
+    # -- rank 0 ---------------------------------------------------------------------------------------------------
+
+    def _deliver(self, result: writer.Result) -> None:
+        assert self.report is not None
+        self.writer.write(result)
+        self.report.update(result)
+
+    def _say_plan(self, made: plan.Plan, damaged: int, pending: int) -> None:
+        assert self.report is not None
+        job, note = self.job, self.report.note
+        note(f"{job.config.backend.model_name} ({job.checkpoint.pipeline_class}) on {job.machine.name}, {job.machine.dtype}: {self.topology.describe()}")
+        for name, reason in job.reasons.items():
+            note(f"{name} {reason}")
+        if damaged:
+            note("The last run left a torn ledger line, or images were removed or damaged; those are made again.")
+        skipped = self.report.counts.num_skipped
+        note(f"{pending:,} images in {made.num_batches:,} batches to make" + (f"; {skipped:,} are there already" if skipped else ""))
+
+    def _finish(
+        self, leaders: dict[int, report.LeaderReport], error: DglaunchError | None, drained: bool, made: plan.Plan
+    ) -> str:
+        assert self.report is not None
+        summary = self.report.summary(leaders, self.load_seconds)
+        summary["outcome"] = run.end_of(error, drained, self.report.counts.num_failed)
+        summary["num_batches"] = made.num_batches
+        self.report.table(summary, self.job.config.output_dir)
+        try:
+            self.writer.write_run(self._run_json(summary))
+            self.writer.join_nodes(self.job.tasks)
+        except OutputError as full:
+            if error is None:
+                raise
+            self.report.note(str(full))
+        return summary["outcome"]
+
+    def _run_json(self, measured: dict[str, Any]) -> dict[str, Any]:
+        job, place = self.job, self.topology
+        return {
+            **measured,
+            "settings": job.settings,
+            "config": {name: {"value": v, "from": job.origins.get(name, "caller")} for name, v in settings(job.config).items()},
+            "choices": job.reasons,
+            "effects": self.facts.effects,
+            "defaults": self.facts.defaults,
+            "versions": report.versions() | self.facts.versions,
+            "device": job.machine.name,
+            "topology": {
+                "world_size": place.world_size, "num_replicas": place.num_replicas, "replica_size": place.replica_size,
+                "node": place.node, "num_nodes": place.num_nodes, "degrees": settings(place.parallel),
+            },
+            "command": sys.argv,
+            "started": self.began,
+            "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }  # fmt: skip
+
+
+# -- the plan alone -----------------------------------------------------------------------------------------------
+
+SHOWN_REPLICAS = 16
+
+
+def show_plan(config: RunConfig, origins: dict[str, str], environ: Mapping[str, str], world_size: int | None) -> int:
+    """Print what a run would do: topology, shards, batches, memory and time."""
+    from rich.table import Table
+
+    job = prepare(config, origins, environ, world_size)
+    if not job.topology.is_main:
+        return errors.EXIT_DONE
+    bucket_of = job.bucket_of()
+    mine = plan.share_of_node(job.tasks, job.topology, bucket_of, plan.cost_of(job.checkpoint))
+    made = job.make_plan(bucket_of, mine, writer.out_of_memory_limits(config.output_dir))
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"{config.backend.model_name} ({job.checkpoint.pipeline_class}), {job.machine.dtype}: {job.topology.describe()}")
+    console.print(f"{made.num_tasks:,} images in {made.num_batches:,} batches; {made.lost:,} more than if all images had one shape")
+    for name, reason in job.reasons.items():
+        console.print(f"{name} {reason}")
+    table = Table("replica", "ranks", "images", "batches", "batch sizes")
+    for number, share in enumerate(made.batches[:SHOWN_REPLICAS]):
+        size = job.topology.replica_size
+        ranks = f"{number * size}" if size == 1 else f"{number * size}-{number * size + size - 1}"
+        sizes = [len(batch) for batch in share]
+        table.add_row(str(number), ranks, str(sum(sizes)), str(len(sizes)), _sizes(sizes))
+    console.print(table)
+    images = made.images_by_replica
+    if len(images) > SHOWN_REPLICAS:
+        console.print(f"... {len(images) - SHOWN_REPLICAS:,} more replicas; {min(images):,} to {max(images):,} images each")
+    _print_estimates(console, job, made)
+    return errors.EXIT_DONE
+
+
+def _sizes(sizes: Sequence[int]) -> str:
+    return ", ".join(f"{sizes.count(size)} of {size}" for size in sorted(set(sizes), reverse=True))
+
+
+def _print_estimates(console: Console, job: Job, made: plan.Plan) -> None:
+    for bucket, size in made.sizes.items():
+        height, width = job.checkpoint.size("height", bucket[0]), job.checkpoint.size("width", bucket[1])  # type: ignore[arg-type]
+        memory = estimate.memory_of(job.checkpoint, job.config, job.topology, job.machine.dtype, height, width)
+        if memory is None:
+            console.print("memory and time: not estimated, the weights are not on this machine")
+            return
+        gib = 2**30
+        console.print(
+            f"memory a rank at {height}x{width}, batch {size.size}: about {memory.needed(size.size) / gib:.2f} GiB "
+            f"({memory.weights / gib:.2f} weights + {size.size} x {memory.image / gib:.2f})"
+        )
+    seconds = estimate.seconds_of(job.checkpoint, job.config, job.topology, made)
+    if seconds is not None:
+        console.print(
+            f"time: about {report.duration(seconds)} on H100s at {estimate.ASSUMED_TFLOPS:.0f} TFLOP/s each, start-up left "
+            "out (arithmetic, not a measurement)"
+        )

@@ -1,0 +1,107 @@
+"""What must hold between checkpoint, degrees, flags and rows, checked before anything is loaded.
+
+Each of these was seen to go wrong later, slowly or in silence; each message names the numbers and what would work.
+"""
+
+import importlib.util
+from collections.abc import Iterable, Sequence
+
+from dglaunch.config import RunConfig
+from dglaunch.errors import MissingPackage, UserError
+from dglaunch.models import Checkpoint, xdit_families
+from dglaunch.tasks import Task
+from dglaunch.topology import Topology
+
+
+def check(checkpoint: Checkpoint, config: RunConfig, topology: Topology, tasks: Sequence[Task], device: str) -> None:
+    """Raise a UserError for the first rule that does not hold."""
+    if config.backend.backend == "fake":
+        return
+    for package, extra in (("torch", "torch"), ("diffusers", "diffusers"), ("transformers", "transformers")):
+        need(package, "Running a model", f"pip install {extra}")
+    _check_guidance(checkpoint, config, tasks)
+    if config.backend.backend == "xdit":
+        _check_xdit(checkpoint, config, topology, device)
+        if topology.sequence_degree > 1:
+            _check_split(checkpoint, config, topology, tasks)
+
+
+def need(package: str, purpose: str, install: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise MissingPackage(package, purpose, install)
+
+
+def _check_guidance(checkpoint: Checkpoint, config: RunConfig, tasks: Iterable[Task]) -> None:
+    family = checkpoint.family
+    for task in tasks:
+        if task.negative_prompt is not None and not family.takes_negative:
+            raise UserError(
+                f"Row {task.index} has a negative prompt, but {checkpoint.pipeline_class} is guidance-distilled and would "
+                "ignore it. Remove negative_prompt (the column, or --negative_prompt)."
+            )
+        if family.guidance_needs_negative and task.guidance_scale is not None and task.negative_prompt is None:
+            raise UserError(
+                f"Row {task.index} has a guidance scale but no negative prompt, and {checkpoint.pipeline_class} applies "
+                "guidance only against one. Add --negative_prompt ' ', or remove guidance_scale."
+            )
+
+
+def _check_xdit(checkpoint: Checkpoint, config: RunConfig, topology: Topology, device: str) -> None:
+    family, parallel = checkpoint.family, topology.parallel
+    if family.xdit is None:
+        raise UserError(
+            f"--backend xdit has no {checkpoint.pipeline_class}; it runs {', '.join(xdit_families())}. Use --backend "
+            "diffusers, where each rank is a replica."
+        )
+    need("xfuser", "--backend xdit", "pip install 'dglaunch[xdit]'")
+    if parallel.pipefusion_degree > 1:
+        if device == "cpu":
+            raise UserError("PipeFusion (DG_XDIT_PIPEFUSION_DEGREE) runs on GPUs only; unset it on a CPU.")
+        if not family.xdit.pipefusion:
+            raise UserError(
+                f"xfuser has no PipeFusion for {family.name}; unset DG_XDIT_PIPEFUSION_DEGREE and use "
+                "DG_XDIT_ULYSSES_DEGREE instead."
+            )
+    if parallel.use_cfg_parallel and not family.xdit.cfg:
+        raise UserError(
+            f"{family.name} has no second guidance branch that xfuser could put on other ranks; unset "
+            "DG_XDIT_USE_CFG_PARALLEL."
+        )
+    if config.optimization.cache_type is not None:
+        raise UserError("--cache_type is diffusers' and does not reach xfuser's transformers; use --backend diffusers.")
+    heads, ulysses = checkpoint.heads, parallel.ulysses_degree
+    # ZImage's wrapper pads the heads.
+    if heads is not None and heads % ulysses and family.name != "ZImage":
+        fitting = [n for n in range(1, heads + 1) if heads % n == 0]
+        raise UserError(
+            f"{family.name} here has {heads} attention heads, which DG_XDIT_ULYSSES_DEGREE={ulysses} does not divide. "
+            f"Degrees that do: {', '.join(map(str, fitting))}."
+        )
+
+
+def _check_split(checkpoint: Checkpoint, config: RunConfig, topology: Topology, tasks: Iterable[Task]) -> None:
+    family, degree = checkpoint.family, topology.sequence_degree
+    assert family.xdit is not None
+    length = checkpoint.text_length(config.max_sequence_length)
+    if family.xdit.splits_text and length % degree:
+        low = length // degree * degree
+        near = f"{low} or {low + degree}" if low else str(degree)
+        raise UserError(
+            f"The text of {length} tokens cannot be split over {degree} ranks (Ulysses x ring): the images would be wrong. "
+            f"The nearest --max_sequence_length: {near}."
+        )
+    unit = family.xdit.image_unit
+    for size in sorted({(task.height, task.width) for task in tasks}, key=str):
+        height, width = checkpoint.size("height", size[0]), checkpoint.size("width", size[1])
+        count = height // 16 if unit == "rows" else checkpoint.image_tokens(height, width)
+        if unit != "any" and count % degree:
+            raise UserError(
+                f"{width}x{height} is {count} {unit}, which cannot be split evenly over {degree} ranks (Ulysses x ring): "
+                f"the images would be wrong. The nearest heights: {_near_heights(height, degree)}."
+            )
+
+
+def _near_heights(height: int, degree: int) -> str:
+    step = 16 * degree
+    low = height // step * step
+    return f"{low} or {low + step}" if low else str(step)

@@ -1,0 +1,225 @@
+"""The one loop: this replica's batches through the backend, whatever goes wrong with some of them.
+
+    for batch in plan.batches[topology.replica]:
+        backend.generate(batch) -> images -> encoded in the background -> gather.send(result)
+
+A batch that raises is split: halved when out of memory (and the size remembered), else one by one; an item that still
+fails becomes a line of failures.jsonl. All ranks of a replica take the same way, because they tell each other the
+outcome of each attempt before they act on it.
+"""
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from dglaunch.backends import Backend, Context, Facts, ItemError
+from dglaunch.errors import DglaunchError, Drained, ReplicaError
+from dglaunch.gather import Gather
+from dglaunch.plan import Batch, balanced
+from dglaunch.report import LeaderReport
+from dglaunch.tasks import Task
+from dglaunch.writer import Result, file_name, remember_out_of_memory
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+OUT_OF_MEMORY_WORDS = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+FATAL_WORDS = ("CUDA error", "NCCL", "Connection closed by peer", "Connection reset", "Gloo", "gloo")
+"""In the text of an error after which this process computes nothing right any more: the GPU or a peer is lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """How one try at a batch ended on this rank; the images stay behind, this part is compared across the replica."""
+
+    error: str | None = None
+    out_of_memory: bool = False
+    fatal: bool = False
+
+
+@dataclass(slots=True)
+class Loop:
+    """This rank's part of the run."""
+
+    context: Context
+    backend: Backend
+    facts: Facts
+    gather: Gather
+    stop_requested: Callable[[], bool]
+    events: list[str] = field(default_factory=list)
+    limits: dict[tuple[int, int], int] = field(default_factory=dict)
+    """Largest batch by (height, width), learnt from running out of memory."""
+    inside: float = 0.0
+    encode_seconds: float = 0.0
+    started: float = 0.0
+    drained: bool = False
+    _encoders: ThreadPoolExecutor | None = None
+    _encoding: deque[Future[None]] = field(default_factory=deque)
+
+    def run(self, batches: Sequence[Batch]) -> LeaderReport:
+        """All batches of this replica, or as many as there is time for.
+
+        Raises:
+            ReplicaError: the ranks of the replica were about to do different things, or one of them is lost.
+        """
+        topology, config = self.context.topology, self.context.config
+        if topology.is_leader and not config.debug:
+            self._encoders = ThreadPoolExecutor(max(1, min(4, (os.cpu_count() or 1) // topology.local_world_size)))
+        self.started = time.time()
+        try:
+            for batch in batches:
+                if self._should_leave(batch):
+                    break
+                self._batch(batch)
+        except Drained:
+            self.drained = True
+        finally:
+            while self._encoding:
+                self._encoding.popleft().result()
+            if self._encoders is not None:
+                self._encoders.shutdown()
+        seconds = dict(self.backend.seconds) | {"encode_image": self.encode_seconds}
+        return LeaderReport(self.started, self.inside, seconds, _peak_memory(self.context.device), self.drained, self.events)
+
+    def _should_leave(self, batch: Batch) -> bool:
+        """Before each batch: is everyone about to run the same, and does anyone want to stop?"""
+        mine = (batch.digest, self.stop_requested(), self.gather.stopped)
+        everyone = self.context.channel.all_of_replica(mine)
+        if len({digest for digest, _, _ in everyone}) > 1:
+            ranks = list(self.context.topology.replica_ranks)
+            raise ReplicaError(
+                f"Ranks {ranks} of one replica were about to run different batches "
+                f"({', '.join(digest for digest, _, _ in everyone)}); the images would be wrong. Do all ranks read the "
+                "same prompts file with the same flags?"
+            )
+        self.drained = any(stop for _, stop, _ in everyone)
+        return self.drained or any(stopped for _, _, stopped in everyone)
+
+    def _batch(self, batch: Batch) -> None:
+        todo = deque([batch])
+        while todo:
+            part = todo.popleft()
+            shape = self._shape(part)
+            limit = self.limits.get(shape, len(part))
+            if len(part) > limit:
+                todo.extendleft(reversed(balanced(part.tasks, limit)))
+                continue
+            images, attempt = self._attempt(part)
+            if attempt.error is None:
+                self._deliver(part, images)
+            elif attempt.fatal:
+                raise ReplicaError(f"Rank {self.context.topology.rank} cannot go on: {attempt.error}")
+            elif len(part) == 1:
+                self._deliver(part, [ItemError(attempt.error)] if self.context.topology.is_leader else None)
+            elif attempt.out_of_memory:
+                self.limits[shape] = len(part) // 2
+                self.events.append(f"{len(part)} images of {shape[0]}x{shape[1]} ran out of memory; at most {len(part) // 2} from then on")
+                todo.appendleft(part)
+            else:
+                self.events.append(f"a batch of {len(part)} failed and was run one by one: {attempt.error}")
+                todo.extendleft(reversed(balanced(part.tasks, 1)))
+
+    def _shape(self, batch: Batch) -> tuple[int, int]:
+        checkpoint, first = self.context.checkpoint, batch.tasks[0]
+        return checkpoint.size("height", first.height), checkpoint.size("width", first.width)
+
+    def _attempt(self, batch: Batch) -> "tuple[Sequence[Image | ItemError] | None, Attempt]":
+        """One call of the backend; what the replica agrees it came to (the worst of its ranks)."""
+        images: Sequence[Image | ItemError] | None = None
+        mine = Attempt()
+        start = time.perf_counter()
+        try:
+            images = self.backend.generate(batch)
+        except Exception as error:
+            mine = self._classify(error, batch)
+            if self.context.config.debug and not mine.out_of_memory:
+                raise
+        # Only here, outside of `except`, are the failed batch's tensors free: the traceback held them.
+        self.inside += time.perf_counter() - start
+        if mine.error is not None and self.context.device == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+        everyone = self.context.channel.all_of_replica(mine)
+        worst = next((a for a in everyone if a.fatal), None) or next((a for a in everyone if a.error is not None), mine)
+        if worst.error is None and self.context.topology.is_leader and (images is None or len(images) != len(batch)):
+            worst = Attempt(f"the pipeline returned {len(images or [])} images for {len(batch)} prompts", fatal=True)
+        return images, worst
+
+    def _classify(self, error: Exception, batch: Batch) -> Attempt:
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:2000]
+        if type(error).__name__ == "OutOfMemoryError" or any(words in text for words in OUT_OF_MEMORY_WORDS):
+            if self.context.topology.replica_size > 1:
+                # A peer may still wait inside a collective and never hear of it: leave a note for the next start.
+                remember_out_of_memory(self.context.config.output_dir, *self._shape(batch), len(batch))
+            return Attempt(text, out_of_memory=True)
+        return Attempt(text, fatal=any(word in text for word in FATAL_WORDS))
+
+    # -- results --------------------------------------------------------------------------------------------------
+
+    def _deliver(self, batch: Batch, images: "Sequence[Image | ItemError] | None") -> None:
+        if not self.context.topology.is_leader:
+            return
+        assert images is not None
+        for task, image in zip(batch.tasks, images, strict=True):
+            if self._encoders is None:
+                self._encode_and_send(task, image, len(batch))
+                continue
+            # As many under way as one batch of images and the encoders: the model waits rather than memory grows.
+            while len(self._encoding) >= 2 * len(batch) + 4:
+                self._encoding.popleft().result()
+            self._encoding.append(self._encoders.submit(self._encode_and_send, task, image, len(batch)))
+
+    def _encode_and_send(self, task: Task, image: "Image | ItemError", batch_size: int) -> None:
+        self.gather.send(self.result(task, image, batch_size))
+
+    def result(self, task: Task, image: "Image | ItemError", batch_size: int) -> Result:
+        """A finished or failed task as what is sent: bytes and its ledger line."""
+        from dglaunch import images
+
+        config = self.context.config
+        name = file_name(task, config.output_format)
+        place = {"rank": self.context.topology.rank, "node": self.context.topology.node, "batch_size": batch_size}
+        used = self._used(task)
+        if isinstance(image, ItemError):
+            now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            record = {"index": task.index, "sample": task.sample, "error": image.message, **used, **place, "time": now}
+            return Result(task_id=(task.index, task.sample), file_name=name, record=record)
+        used |= {"width": image.width, "height": image.height}
+        start = time.perf_counter()
+        described = used | {"index": task.index, "sample": task.sample, "model": config.backend.model_name}
+        data = images.encode(image, config.output_format, described | {"dtype": self.context.dtype})
+        digest = images.sha256(data)
+        self.encode_seconds += time.perf_counter() - start
+        record = {"index": task.index, "sample": task.sample, **used, "key": task.key, "sha256": digest, **place}
+        carried = {f"row_{k}" if k in record or k in ("file_name", "bytes") else k: v for k, v in (task.extra or {}).items()}
+        return Result(task_id=(task.index, task.sample), file_name=name, record=record | carried, data=data)
+
+    def _used(self, task: Task) -> dict[str, Any]:
+        """The task's content, with what the pipeline used where the task said nothing."""
+        return {
+            name: value if value is not None else self.facts.defaults.get(name) for name, value in task.content().items()
+        }
+
+
+def _peak_memory(device: str) -> int:
+    """Bytes: of the GPU as torch allocated it, of the process on a CPU."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def end_of(error: DglaunchError | None, drained: bool, num_failed: int) -> str:
+    """The outcome that run.json carries."""
+    if error is not None:
+        return "broken"
+    return "drained" if drained else "failed" if num_failed else "done"

@@ -1,0 +1,224 @@
+"""Who am I: torchrun's variables and xDiT's degrees to replicas, and the groups in which ranks talk about the run.
+
+A replica is the set of ranks that compute one batch together. It is the unit of sharding: with Ulysses 2 on 8 ranks
+there are 4 replicas, and both ranks of a replica get the same batch. xfuser orders ranks with data parallelism
+outermost, so that the ranks of a replica are neighbours.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from dglaunch.config import XDIT_PREFIX, ParallelConfig, RunConfig
+from dglaunch.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+CONTROL_TIMEOUT = timedelta(days=7)
+"""Of the groups that carry results and the end of the run: replicas may finish hours apart; a dead rank breaks the
+connection at once, and torchrun then stops the others."""
+MODEL_TIMEOUT = timedelta(minutes=10)
+"""Of the groups inside the model: a rank that fails alone must not leave its peers waiting for ever."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topology:
+    """This rank's place. Pure: built from numbers, so that a plan can be made for any world."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    node: int = 0
+    """With --num_nodes: this machine among nodes that share the work without a rendezvous."""
+    num_nodes: int = 1
+    distributed: bool = False
+    """Started by torchrun: there are process groups, even in a world of one."""
+
+    @property
+    def replica_size(self) -> int:
+        """Ranks that share one image."""
+        parallel = self.parallel
+        cfg = 2 if parallel.use_cfg_parallel else 1
+        return parallel.ulysses_degree * parallel.ring_degree * parallel.pipefusion_degree * cfg
+
+    @property
+    def sequence_degree(self) -> int:
+        return self.parallel.ulysses_degree * self.parallel.ring_degree
+
+    @property
+    def num_replicas(self) -> int:
+        return self.world_size // self.replica_size
+
+    @property
+    def replica(self) -> int:
+        return self.rank // self.replica_size
+
+    @property
+    def replica_ranks(self) -> range:
+        first = self.replica * self.replica_size
+        return range(first, first + self.replica_size)
+
+    @property
+    def leaders(self) -> list[int]:
+        """The rank of each replica that has its images: the last one, as xfuser's pipelines give them to no other."""
+        return list(range(self.replica_size - 1, self.world_size, self.replica_size))
+
+    @property
+    def is_leader(self) -> bool:
+        return self.rank == self.replica_ranks[-1]
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0: gathers, writes and reports."""
+        return self.rank == 0
+
+    def describe(self) -> str:
+        names = ("ulysses_degree", "ring_degree", "pipefusion_degree")
+        degrees = [f"{name.split('_')[0]} {n}" for name in names if (n := getattr(self.parallel, name)) > 1]
+        degrees += ["cfg 2"] if self.parallel.use_cfg_parallel else []
+        inside = f" of {self.replica_size} ranks ({', '.join(degrees)})" if degrees else " of one rank"
+        node = f", node {self.node} of {self.num_nodes}" if self.num_nodes > 1 else ""
+        return f"{self.num_replicas} replica{'s' if self.num_replicas > 1 else ''}{inside}{node}"
+
+
+def from_environment(
+    config: RunConfig, parallel: ParallelConfig, environ: Mapping[str, str], world_size: int | None = None
+) -> Topology:
+    """Torchrun's variables, or one rank without them; `world_size` plans for another world.
+
+    Raises:
+        UserError: the degrees do not multiply to the world size, or --num_nodes contradicts torchrun's nodes.
+    """
+    under_torchrun = "RANK" in environ and world_size is None
+    world = world_size or (int(environ.get("WORLD_SIZE", "1")) if under_torchrun else 1)
+    if config.backend.backend != "xdit" and parallel != ParallelConfig():
+        raise UserError(
+            f"{XDIT_PREFIX}* degrees are set, but --backend {config.backend.backend} has none: each rank is a replica. "
+            f"Unset them or use --backend xdit."
+        )
+    node, num_nodes = _nodes(config, environ) if under_torchrun else (config.node_rank or 0, config.num_nodes or 1)
+    topology = Topology(
+        rank=int(environ["RANK"]) if under_torchrun else 0,
+        local_rank=int(environ.get("LOCAL_RANK", "0")) if under_torchrun else 0,
+        world_size=world,
+        local_world_size=int(environ.get("LOCAL_WORLD_SIZE", "1")) if under_torchrun else world,
+        parallel=parallel,
+        node=node,
+        num_nodes=num_nodes,
+        distributed=under_torchrun,
+    )
+    _check_degrees(topology)
+    return topology
+
+
+def _nodes(config: RunConfig, environ: Mapping[str, str]) -> tuple[int, int]:
+    """--node_rank/--num_nodes under torchrun: two ways to share must not both be applied, or prompts are lost."""
+    if config.num_nodes is None or config.node_rank is None:
+        return 0, 1
+    theirs = int(environ.get("GROUP_WORLD_SIZE", "1")), int(environ.get("GROUP_RANK", "0"))
+    if theirs[0] == 1:
+        return config.node_rank, config.num_nodes
+    if theirs == (config.num_nodes, config.node_rank):
+        return 0, 1
+    raise UserError(
+        f"torchrun already spans {theirs[0]} nodes and this is its node {theirs[1]}, but --num_nodes {config.num_nodes} "
+        f"--node_rank {config.node_rank} says otherwise; both would be applied and prompts lost or made twice. Drop the "
+        "two flags, or start torchrun on each node alone (--nnodes 1)."
+    )
+
+
+def _check_degrees(topology: Topology) -> None:
+    parallel, world = topology.parallel, topology.world_size
+    cfg = 2 if parallel.use_cfg_parallel else 1
+    data = parallel.data_parallel_degree
+    product = topology.replica_size * (data or 1)
+    if (data is None and world % product == 0 and world >= product) or (data is not None and product == world):
+        return
+    arithmetic = (
+        f"ulysses {parallel.ulysses_degree} x ring {parallel.ring_degree} x pipefusion {parallel.pipefusion_degree} "
+        f"x cfg {cfg}" + (f" x data {data}" if data is not None else "") + f" = {product}"
+    )
+    relation = "is not" if data is not None else "does not divide"
+    fitting = [n for n in range(1, world + 1) if world % n == 0]
+    hint = f"Ranks a replica may have in a world of {world}: {', '.join(map(str, fitting))}"
+    if data is not None and world % topology.replica_size == 0:
+        hint = f"Unset {XDIT_PREFIX}DATA_PARALLEL_DEGREE or set it to {world // topology.replica_size}"
+    near = max(world // topology.replica_size, 1) * topology.replica_size
+    raise UserError(
+        f"The DG_XDIT_* degrees {arithmetic}, which {relation} the world size {world}. {hint}; or start "
+        f"{near if near != world else near + topology.replica_size} ranks."
+    )
+
+
+class Channel:
+    """How the ranks of a run talk about the run itself, over gloo; on one rank without torchrun it is trivial."""
+
+    def __init__(self, topology: Topology, device: str) -> None:
+        self.topology = topology
+        self._world: ProcessGroup | None = None
+        self._replica: ProcessGroup | None = None
+        self.gather: ProcessGroup | None = None
+        """For the background thread that carries results: a group is used by one thread only."""
+        if not topology.distributed:
+            return
+        import torch.distributed as dist
+
+        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=MODEL_TIMEOUT)
+        self._world = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
+        self.gather = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
+        size = topology.replica_size
+        for first in range(0, topology.world_size, size):
+            group = dist.new_group(list(range(first, first + size)), backend="gloo", timeout=MODEL_TIMEOUT)
+            if topology.rank in range(first, first + size):
+                self._replica = group
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if self._world is None:
+            return value
+        import torch.distributed as dist
+
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._world)
+        return box[0]
+
+    def all_of_world(self, value: Any) -> list[Any]:
+        """The values of all ranks, in the order of ranks, on every rank."""
+        return self._all(value, self._world, self.topology.world_size)
+
+    def all_of_replica(self, value: Any) -> list[Any]:
+        """The values of the ranks that compute with this one; costs nothing where a replica is one rank."""
+        return self._all(value, self._replica, self.topology.replica_size)
+
+    def any_of_replica(self, flag: bool) -> bool:
+        """Whether any rank that computes with this one says yes; cheap enough to ask between denoising steps."""
+        if self._replica is None or self.topology.replica_size == 1:
+            return flag
+        import torch
+        import torch.distributed as dist
+
+        box = torch.tensor([int(flag)])
+        dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self._replica)
+        return bool(box)
+
+    def _all(self, value: Any, group: "ProcessGroup | None", size: int) -> list[Any]:
+        if group is None or size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * size
+        dist.all_gather_object(values, value, group=group)
+        return values
+
+    def close(self) -> None:
+        if self._world is None:
+            return
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,0 +1,348 @@
+"""The output folder: images, the ledger, failures, and what is left to do. One process writes.
+
+    000000.png ...      metadata.jsonl (a line per finished image)      failures.jsonl      run.json
+
+An image is written to a temporary name, moved to its own with `os.replace`, and only then gets its ledger line. So a
+line means a whole file, whenever the process dies; an image without a line is made again. A ledger line's `bytes` is
+the file's size, which finds empty and truncated files on the next start. With `file_name` in each line the folder is a
+Hugging Face ImageFolder as it stands.
+
+With --num_nodes each node writes to the same folder with a ledger of its own (metadata-node0of4.jsonl); the node that
+finds everything done joins them to metadata.jsonl.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from dglaunch.errors import OutputError, UserError
+from dglaunch.tasks import Task
+
+TEMPORARY = ".dglaunch-"
+SAMPLE = 5
+"""Differences that an error shows."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Result:
+    """What a replica's leader sends for one task: encoded bytes, or an error; never a PIL object."""
+
+    task_id: tuple[int, int]
+    file_name: str
+    record: dict[str, Any]
+    """The ledger line (or the line of failures.jsonl), without what the writer adds."""
+    data: bytes | None = None
+
+    @property
+    def failed(self) -> bool:
+        return self.data is None
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What an output folder already has."""
+
+    done: dict[tuple[int, int], tuple[str, str]] = field(default_factory=dict)
+    """(index, sample) -> (key, file name) of images whose file is there in full."""
+    damaged: int = 0
+    """Lines that could not be read or whose file is missing or of another size: those images are made again."""
+
+
+def file_name(task: Task, output_format: str) -> str:
+    return f"{task.stem}.{output_format}"
+
+
+class Writer:
+    """Writes one run's results. Used by rank 0 only, by one thread at a time."""
+
+    def __init__(self, folder: Path, node: int = 0, num_nodes: int = 1) -> None:
+        self.folder = folder
+        self.suffix = f"-node{node}of{num_nodes}" if num_nodes > 1 else ""
+        self.ledger_path = folder / f"metadata{self.suffix}.jsonl"
+        self.failures_path = folder / f"failures{self.suffix}.jsonl"
+        self.run_path = folder / f"run{self.suffix}.json"
+        self._ledger: IO[str] | None = None
+        self._failures: IO[str] | None = None
+        self._lock: IO[str] | None = None
+
+    # -- before the run -------------------------------------------------------------------------------------------
+
+    def open(self, settings: dict[str, Any], tasks: Sequence[Task], output_format: str, overwrite: bool) -> Ledger:
+        """Take the folder, repair what a killed run left, and tell what is done.
+
+        Raises:
+            UserError: the folder cannot be written, is in use, or holds another job's results.
+        """
+        self._take_folder()
+        if overwrite:
+            self._start_anew(output_format)
+        ledger = self.read_ledger()
+        self._refuse_other_job(ledger, settings, tasks, output_format)
+        for leftover in self.folder.glob(f"{TEMPORARY}*"):
+            if self.suffix in leftover.name:
+                leftover.unlink(missing_ok=True)
+        if ledger.damaged:
+            self._rewrite(self.ledger_path, self._good_lines(ledger))
+        wanted = {(task.index, task.sample) for task in tasks}
+        if self.failures_path.exists():
+            open_failures = {
+                _id(line): text
+                for text, line in _lines(self.failures_path)
+                if _id(line) not in ledger.done and _id(line) in wanted
+            }
+            self._rewrite(self.failures_path, open_failures.values())
+        self._ledger = self.ledger_path.open("a", encoding="utf-8")
+        self._failures = self.failures_path.open("a", encoding="utf-8")
+        return ledger
+
+    def _take_folder(self) -> None:
+        probe = self.folder / f"{TEMPORARY}probe{self.suffix}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"x")
+            probe.unlink()
+            self._lock = (self.folder / f"{TEMPORARY[:-1]}{self.suffix}.lock").open("w")
+        except OSError as error:
+            raise UserError(
+                f"--output_dir {self.folder} cannot be written: {error.strerror or error}. Choose another folder or "
+                "correct its permissions."
+            ) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"Another dglaunch is writing to {self.folder}. Wait for it, or choose another --output_dir (several "
+                "nodes without a rendezvous: --node_rank and --num_nodes)."
+            ) from None
+
+    def _start_anew(self, output_format: str) -> None:
+        """Remove what dglaunch wrote here, and nothing else."""
+        for path in self._ledgers():
+            for _, line in _lines(path):
+                name = line.get("file_name", "")
+                if name and Path(name).name == name:
+                    (self.folder / name).unlink(missing_ok=True)
+        for pattern in ("metadata*.jsonl", "failures*.jsonl", "run*.json", f"{TEMPORARY}oom*.json"):
+            for path in self.folder.glob(pattern):
+                path.unlink(missing_ok=True)
+
+    def _ledgers(self) -> list[Path]:
+        return sorted(self.folder.glob("metadata*.jsonl"))
+
+    def read_ledger(self) -> Ledger:
+        """All ledgers of the folder, checked against the files that are there."""
+        sizes = {entry.name: entry.stat().st_size for entry in os.scandir(self.folder) if entry.is_file()}
+        ledger = Ledger()
+        for path in self._ledgers():
+            own = path == self.ledger_path
+            lines = bad = 0
+            for _, line in _lines(path):
+                lines += 1
+                name, size = line.get("file_name", ""), line.get("bytes", 0)
+                if size and sizes.get(name) == size and not (own and _id(line) in ledger.done):
+                    ledger.done[_id(line)] = line.get("key", ""), name
+                else:
+                    bad += 1
+            if own:
+                ledger.damaged = bad + (_count_newlines(path) != lines or not _ends_with_newline(path))
+        return ledger
+
+    def _good_lines(self, ledger: Ledger) -> Iterator[str]:
+        left = set(ledger.done)
+        for text, line in _lines(self.ledger_path):
+            if _id(line) in left:
+                left.remove(_id(line))
+                yield text
+
+    def _refuse_other_job(
+        self, ledger: Ledger, settings: dict[str, Any], tasks: Sequence[Task], output_format: str
+    ) -> None:
+        """An unfinished job may go on only as the job it was."""
+        changes = self._changed_settings(settings)
+        by_id = {(task.index, task.sample): task for task in tasks} if ledger.done else {}
+        missing = [name for task_id, (_, name) in ledger.done.items() if task_id not in by_id]
+        changed = {
+            task_id: task
+            for task_id, (key, name) in ledger.done.items()
+            if (task := by_id.get(task_id)) is not None
+            and (key != task.key or name != file_name(task, output_format))
+        }
+        if changed:
+            lines = {_id(line): line for path in self._ledgers() for _, line in _lines(path) if _id(line) in changed}
+            changes += [c for task_id, task in changed.items() for c in _changed_fields(lines[task_id], task, output_format)]
+        if missing:
+            shown = ", ".join(missing[:SAMPLE])
+            changes.append(f"{len(missing):,} images made there have no row any more ({shown})")
+        if changes:
+            shown = "\n".join(f"  {change}" for change in changes[:SAMPLE])
+            more = f"\n  ... and {len(changes) - SAMPLE:,} more" if len(changes) > SAMPLE else ""
+            raise UserError(
+                f"{self.folder} holds the results of another job. Choose another --output_dir, or --overwrite to remove "
+                f"them and start anew. What changed:\n{shown}{more}"
+            )
+        if not ledger.done and not any(self.folder.glob("run*.json")):
+            present = {entry.name for entry in os.scandir(self.folder)}
+            foreign = [name for task in tasks if (name := file_name(task, output_format)) in present]
+            if foreign:
+                raise UserError(
+                    f"{self.folder} has files that dglaunch did not make and would overwrite ({', '.join(foreign[:SAMPLE])}). "
+                    "Choose another --output_dir, or move them away."
+                )
+
+    def _changed_settings(self, settings: dict[str, Any]) -> list[str]:
+        try:
+            before = json.loads(self.run_path.read_text(encoding="utf-8"))["settings"]
+        except (OSError, ValueError, KeyError):
+            return []
+        names = sorted(before.keys() | settings.keys())
+        return [f"{n}: {before.get(n)!r} -> {settings.get(n)!r}" for n in names if before.get(n) != settings.get(n)]
+
+    def _rewrite(self, path: Path, lines: Iterable[str]) -> None:
+        temporary = path.with_name(f"{TEMPORARY}{path.name}{self.suffix}")
+        with temporary.open("w", encoding="utf-8") as out:
+            out.writelines(lines)
+        os.replace(temporary, path)
+
+    # -- during the run -------------------------------------------------------------------------------------------
+
+    def write(self, result: Result) -> None:
+        """One image and its ledger line, or one line of failures.jsonl.
+
+        Raises:
+            OutputError: the disk is full, the folder is gone, ...
+        """
+        assert self._ledger is not None and self._failures is not None, "open() comes first"
+        try:
+            if result.data is None:
+                self._append(self._failures, result.record)
+                return
+            temporary = self.folder / f"{TEMPORARY}{os.getpid()}{self.suffix}-{result.file_name}"
+            try:
+                temporary.write_bytes(result.data)
+                os.replace(temporary, self.folder / result.file_name)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
+            self._append(self._ledger, {"file_name": result.file_name, **result.record, "bytes": len(result.data)})
+        except OSError as error:
+            raise OutputError(
+                f"Writing {result.file_name} to {self.folder} failed: {error.strerror or error}. Everything written "
+                "before is valid; make room or restore the folder and start the same command again."
+            ) from None
+
+    @staticmethod
+    def _append(stream: IO[str], line: dict[str, Any]) -> None:
+        """Add one whole line; a half-written one is taken back, so that the file stays valid on a full disk."""
+        end = stream.seek(0, os.SEEK_END)
+        try:
+            stream.write(_dump(line))
+            stream.flush()
+        except OSError:
+            os.ftruncate(stream.fileno(), end)
+            raise
+
+    def write_run(self, run: dict[str, Any]) -> None:
+        """Replace run.json."""
+        temporary = self.folder / f"{TEMPORARY}run{self.suffix}.json"
+        try:
+            temporary.write_text(json.dumps(run, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            os.replace(temporary, self.run_path)
+        except OSError as error:
+            raise OutputError(f"Writing {self.run_path} failed: {error.strerror or error}.") from None
+
+    def close(self) -> None:
+        """Let the folder go. Closing twice does nothing."""
+        for stream in (self._ledger, self._failures, self._lock):
+            if stream is not None:
+                try:
+                    stream.close()
+                except OSError:
+                    pass  # a full disk was told when the line was written
+        self._ledger = self._failures = self._lock = None
+
+    def join_nodes(self, tasks: Sequence[Task]) -> bool:
+        """With --num_nodes: once all is done, write one metadata.jsonl in the order of the tasks. Any node may do it:
+        the result is the same, and it replaces the file in one step."""
+        done = self.read_ledger().done
+        if not self.suffix or any((task.index, task.sample) not in done for task in tasks):
+            return False
+        lines = {_id(line): text for path in self._ledgers() for text, line in _lines(path) if _id(line) in done}
+        self._rewrite(self.folder / "metadata.jsonl", (lines[task.index, task.sample] for task in tasks))
+        return True
+
+
+# -- out of memory, remembered ------------------------------------------------------------------------------------
+
+
+def remember_out_of_memory(folder: Path, height: int, width: int, size: int) -> None:
+    """Note a batch that was too large, from any rank, before the rank may be lost: the next start begins below it."""
+    path = folder / f"{TEMPORARY}oom-{height}x{width}-{size}.json"
+    try:
+        path.write_text("{}\n")
+    except OSError:
+        pass  # the note is a help for the next start, not part of the result
+
+
+def out_of_memory_limits(folder: Path) -> dict[str, int]:
+    """Largest batch that did not run out of memory, by "HxW"."""
+    limits: dict[str, int] = {}
+    for path in folder.glob(f"{TEMPORARY}oom-*.json"):
+        shape, _, size = path.stem.removeprefix(f"{TEMPORARY}oom-").rpartition("-")
+        if size.isdigit():
+            limits[shape] = max(min(limits.get(shape, int(size) - 1), int(size) - 1), 1)
+    return limits
+
+
+# -- lines --------------------------------------------------------------------------------------------------------
+
+
+def _dump(line: dict[str, Any]) -> str:
+    return json.dumps(line, ensure_ascii=False, default=str) + "\n"
+
+
+def _id(line: dict[str, Any]) -> tuple[int, int]:
+    return line["index"], line["sample"]
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The readable lines of a ledger, as text and parsed; a torn or foreign one is passed over."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for text in lines:
+            try:
+                line = json.loads(text)
+                line["index"], line["sample"]  # noqa: B018
+            except (ValueError, KeyError, TypeError):
+                continue
+            yield (text if text.endswith("\n") else text + "\n"), line
+
+
+def _count_newlines(path: Path) -> int:
+    with path.open("rb") as data:
+        return sum(chunk.count(b"\n") for chunk in iter(lambda: data.read(1 << 20), b""))
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as data:
+        if data.seek(0, os.SEEK_END) == 0:
+            return True
+        data.seek(-1, os.SEEK_END)
+        return data.read(1) == b"\n"
+
+
+def _changed_fields(line: dict[str, Any], task: Task, output_format: str) -> list[str]:
+    given = {name: value for name, value in task.content().items() if value is not None}
+    changed = [
+        f"row {task.index}, {name}: {line.get(name)!r} -> {value!r}"
+        for name, value in given.items()
+        if line.get(name) != value
+    ]
+    name = file_name(task, output_format)
+    if line["file_name"] != name:
+        changed.append(f"row {task.index}, file name: {line['file_name']} -> {name}")
+    return changed or [f"row {task.index}: a value that was given before is now left to its default"]
