@@ -50,7 +50,9 @@ def _dispatch(words: list[str], environ: Mapping[str, str], main_rank: bool) -> 
     planned = words[0] == "plan"
     command, rest = (words[1] if len(words) > 1 else "", words[2:]) if planned else (words[0], words[1:])
     if command not in configs.COMMANDS:
-        raise UserError(f"There is no command {' '.join(words[:2 if planned else 1])!r}. Commands: t2i, plan t2i; dglaunch --help.")
+        raise UserError(
+            f"There is no command {' '.join(words[: 2 if planned else 1])!r}. Commands: t2i, plan t2i; dglaunch --help."
+        )
     prog = f"dglaunch {'plan ' if planned else ''}{command}"
     world_size = configs.take_world_size(rest) if planned else None
     config, origins = configs.parse(configs.COMMANDS[command], rest, environ, prog, quiet=not main_rank)

@@ -243,7 +243,9 @@ def settings(config: Any) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for item in fields(config):
         value = getattr(config, item.name)
-        flat |= settings(value) if is_dataclass(value) else {item.name: str(value) if isinstance(value, Path) else value}
+        flat |= (
+            settings(value) if is_dataclass(value) else {item.name: str(value) if isinstance(value, Path) else value}
+        )
     return flat
 
 

@@ -103,7 +103,8 @@ def _given_or_auto(
     fits = max(int((machine.memory * SPARE - memory.weights) // memory.image), 1)
     if fits < wanted:
         return BatchSize(
-            fits, f"{machine.memory / 2**30:.0f} GiB hold the weights and {fits} image{'s' if fits > 1 else ''} of {height}x{width}"
+            fits,
+            f"{machine.memory / 2**30:.0f} GiB hold the weights and {fits} image{'s' if fits > 1 else ''} of {height}x{width}",
         )
     return BatchSize(wanted, reason)
 

@@ -1,8 +1,8 @@
 """From a configuration to an exit code: what `t2i` and `plan` do, in the order in which they do it.
 
-    prepare()     checkpoint, tasks, topology, rules: the same on every rank, no model, nothing written
-    run()         the folder, the groups, the plan, the model, the loop, the report
-    show_plan()   what run() would do, without it
+prepare()     checkpoint, tasks, topology, rules: the same on every rank, no model, nothing written
+run()         the folder, the groups, the plan, the model, the loop, the report
+show_plan()   what run() would do, without it
 """
 
 import os
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
@@ -95,10 +95,14 @@ def prepare(
     if config.debug and place.world_size > 1 and world_size is None:
         raise UserError("--debug runs in one process; start it without torchrun: python -m dglaunch t2i --debug ...")
     fake = config.backend.backend == "fake"
-    checkpoint = Checkpoint("fake", "fake", OTHER, {"height": 64, "width": 64}, {}, False) if fake else resolve(config.backend)
+    checkpoint = (
+        Checkpoint("fake", "fake", OTHER, {"height": 64, "width": 64}, {}, False) if fake else resolve(config.backend)
+    )
     assert isinstance(config, T2IConfig)
     all_tasks = tasks.read_prompts(config, 1 if fake else checkpoint.family.size_multiple)
-    device, machine, reasons = ("cpu", estimate.Machine(name="fake", memory=None, dtype="float32"), {}) if fake else _machine(config, place)
+    device, machine, reasons = (
+        ("cpu", estimate.Machine(name="fake", memory=None, dtype="float32"), {}) if fake else _machine(config, place)
+    )
     job = Job(
         config=config, origins=origins, topology=place, checkpoint=checkpoint, tasks=all_tasks, device=device,
         machine=machine, reasons=reasons,
@@ -119,7 +123,9 @@ def _machine(config: RunConfig, place: Topology) -> tuple[str, estimate.Machine,
         device = "cuda" if found else "cpu"
         reasons["device"] = f"{device}: torch {'finds a GPU' if found else 'finds no GPU'}"
     if device == "cuda" and not found:
-        raise UserError("--device cuda, but torch finds no GPU here. Check nvidia-smi and the torch build, or use --device cpu.")
+        raise UserError(
+            "--device cuda, but torch finds no GPU here. Check nvidia-smi and the torch build, or use --device cpu."
+        )
     if device == "cuda" and place.distributed and place.local_world_size > torch.cuda.device_count():
         raise UserError(
             f"{place.local_world_size} ranks on this machine, but torch finds {torch.cuda.device_count()} GPUs. Start one "
@@ -178,7 +184,7 @@ class _Run:
         self.report: report.Report | None = None
         self.facts = backends.Facts()
         self.load_seconds = 0.0
-        self.began = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self.began = datetime.now(UTC).isoformat(timespec="seconds")
 
     def run(self) -> int:
         told = self._open_folder() if self.topology.is_main else None
@@ -203,9 +209,7 @@ class _Run:
         done = [n for n, task in enumerate(job.tasks) if (task.index, task.sample) in ledger.done]
         return done, ledger.damaged, writer.out_of_memory_limits(job.config.output_dir), job.machine.memory
 
-    def _make(
-        self, channel: Channel, done: list[int], damaged: int, limits: dict[str, int], memory: int | None
-    ) -> int:
+    def _make(self, channel: Channel, done: list[int], damaged: int, limits: dict[str, int], memory: int | None) -> int:
         job = self.job
         job.machine = estimate.Machine(name=job.machine.name, memory=memory, dtype=job.machine.dtype)
         bucket_of = job.bucket_of()
@@ -262,13 +266,18 @@ class _Run:
     def _say_plan(self, made: plan.Plan, damaged: int, pending: int) -> None:
         assert self.report is not None
         job, note = self.job, self.report.note
-        note(f"{job.config.backend.model_name} ({job.checkpoint.pipeline_class}) on {job.machine.name}, {job.machine.dtype}: {self.topology.describe()}")
+        note(
+            f"{job.config.backend.model_name} ({job.checkpoint.pipeline_class}) on {job.machine.name}, {job.machine.dtype}: {self.topology.describe()}"
+        )
         for name, reason in job.reasons.items():
             note(f"{name} {reason}")
         if damaged:
             note("The last run left a torn ledger line, or images were removed or damaged; those are made again.")
         skipped = self.report.counts.num_skipped
-        note(f"{pending:,} images in {made.num_batches:,} batches to make" + (f"; {skipped:,} are there already" if skipped else ""))
+        note(
+            f"{pending:,} images in {made.num_batches:,} batches to make"
+            + (f"; {skipped:,} are there already" if skipped else "")
+        )
 
     def _finish(
         self, leaders: dict[int, report.LeaderReport], error: DglaunchError | None, drained: bool, made: plan.Plan
@@ -304,7 +313,7 @@ class _Run:
             },
             "command": sys.argv,
             "started": self.began,
-            "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
 
 
@@ -324,8 +333,12 @@ def show_plan(config: RunConfig, origins: dict[str, str], environ: Mapping[str, 
     mine = plan.share_of_node(job.tasks, job.topology, bucket_of, plan.cost_of(job.checkpoint))
     made = job.make_plan(bucket_of, mine, writer.out_of_memory_limits(config.output_dir))
     console = Console(soft_wrap=True, highlight=False)
-    console.print(f"{config.backend.model_name} ({job.checkpoint.pipeline_class}), {job.machine.dtype}: {job.topology.describe()}")
-    console.print(f"{made.num_tasks:,} images in {made.num_batches:,} batches; {made.lost:,} more than if all images had one shape")
+    console.print(
+        f"{config.backend.model_name} ({job.checkpoint.pipeline_class}), {job.machine.dtype}: {job.topology.describe()}"
+    )
+    console.print(
+        f"{made.num_tasks:,} images in {made.num_batches:,} batches; {made.lost:,} more than if all images had one shape"
+    )
     for name, reason in job.reasons.items():
         console.print(f"{name} {reason}")
     table = Table("replica", "ranks", "images", "batches", "batch sizes")
@@ -337,7 +350,9 @@ def show_plan(config: RunConfig, origins: dict[str, str], environ: Mapping[str, 
     console.print(table)
     images = made.images_by_replica
     if len(images) > SHOWN_REPLICAS:
-        console.print(f"... {len(images) - SHOWN_REPLICAS:,} more replicas; {min(images):,} to {max(images):,} images each")
+        console.print(
+            f"... {len(images) - SHOWN_REPLICAS:,} more replicas; {min(images):,} to {max(images):,} images each"
+        )
     _print_estimates(console, job, made)
     return errors.EXIT_DONE
 

@@ -243,7 +243,12 @@ def _checkpoint(source: str, index: dict, transformer: dict, defaults: dict, loc
     if not isinstance(name, str):
         raise UserError(f"The model_index.json of {source} names no pipeline class (_class_name); it cannot be loaded.")
     family = FAMILIES.get(name, OTHER)
-    if name in ("PixArtSigmaPipeline", "StableDiffusion3Pipeline", "StableDiffusionXLPipeline", "StableDiffusionPipeline"):
+    if name in (
+        "PixArtSigmaPipeline",
+        "StableDiffusion3Pipeline",
+        "StableDiffusionXLPipeline",
+        "StableDiffusionPipeline",
+    ):
         side = (transformer.get("sample_size") or 128) * 8
         defaults = {"height": side, "width": side} | defaults
     return Checkpoint(source, name, family, defaults, transformer, local)

@@ -28,7 +28,9 @@ def apply(pipeline: Any, config: OptimizationConfig) -> dict[str, str]:
             effects[flag] = f"{type(vae).__name__}.{method}()"
     transformer = getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)
     if config.cache_type is not None:
-        effects["cache_type"] = _guarded("cache_type", config.cache_type, lambda: _enable_cache(pipeline, transformer, config))
+        effects["cache_type"] = _guarded(
+            "cache_type", config.cache_type, lambda: _enable_cache(pipeline, transformer, config)
+        )
     if config.attention_backend is not None:
         effects["attention_backend"] = _guarded(
             "attention_backend", config.attention_backend, lambda: _set_attention(transformer, config.attention_backend)
@@ -42,7 +44,9 @@ def _guarded(flag: str, value: str | None, action: Callable[[], str]) -> str:
         return action()
     except (ValueError, ImportError, RuntimeError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"--{flag} {value} cannot take effect: {reason.rstrip('.')}. Install what it names, or drop the flag.") from None
+        raise UserError(
+            f"--{flag} {value} cannot take effect: {reason.rstrip('.')}. Install what it names, or drop the flag."
+        ) from None
 
 
 def _set_attention(transformer: Any, name: str | None) -> str:

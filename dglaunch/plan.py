@@ -7,6 +7,7 @@ result depends on nothing but the arguments. `dglaunch plan` prints the object t
 """
 
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -151,7 +152,7 @@ def balanced(tasks: Sequence[Task], size: int) -> list[Batch]:
     count = math.ceil(len(tasks) / size)
     least, longer = divmod(len(tasks), count)
     edges = [least * n + min(n, longer) for n in range(count + 1)]
-    return [Batch(tuple(tasks[start:stop])) for start, stop in zip(edges, edges[1:])]
+    return [Batch(tuple(tasks[start:stop])) for start, stop in itertools.pairwise(edges)]
 
 
 def share_of_node(

@@ -65,14 +65,18 @@ class Report:
         if self.console.is_terminal:
             columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
             self._progress = Progress(*columns, console=self.console)
-            self._bar = self._progress.add_task("", total=self.counts.total, state="", completed=self.counts.num_skipped)
+            self._bar = self._progress.add_task(
+                "", total=self.counts.total, state="", completed=self.counts.num_skipped
+            )
             self._progress.start()
 
     def update(self, result: Result) -> None:
         """One result was written."""
         if result.failed:
             self.counts.num_failed += 1
-            self.console.print(f"image {result.file_name} failed on rank {result.record['rank']}: {result.record['error']}")
+            self.console.print(
+                f"image {result.file_name} failed on rank {result.record['rank']}: {result.record['error']}"
+            )
         else:
             self.counts.num_ok += 1
             self.last_written = time.time()
@@ -160,7 +164,9 @@ class Report:
         for event in summary["events"]:
             self.note(event)
         if summary["num_failed"]:
-            self.note(f"What failed, with its errors: {folder}/failures.jsonl. Starting the same command again retries it.")
+            self.note(
+                f"What failed, with its errors: {folder}/failures.jsonl. Starting the same command again retries it."
+            )
 
 
 def versions() -> dict[str, str]:

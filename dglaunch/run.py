@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from dglaunch.backends import Backend, Context, Facts, ItemError
@@ -84,7 +84,9 @@ class Loop:
             if self._encoders is not None:
                 self._encoders.shutdown()
         seconds = dict(self.backend.seconds) | {"encode_image": self.encode_seconds}
-        return LeaderReport(self.started, self.inside, seconds, _peak_memory(self.context.device), self.drained, self.events)
+        return LeaderReport(
+            self.started, self.inside, seconds, _peak_memory(self.context.device), self.drained, self.events
+        )
 
     def _should_leave(self, batch: Batch) -> bool:
         """Before each batch: is everyone about to run the same, and does anyone want to stop?"""
@@ -118,7 +120,9 @@ class Loop:
                 self._deliver(part, [ItemError(attempt.error)] if self.context.topology.is_leader else None)
             elif attempt.out_of_memory:
                 self.limits[shape] = len(part) // 2
-                self.events.append(f"{len(part)} images of {shape[0]}x{shape[1]} ran out of memory; at most {len(part) // 2} from then on")
+                self.events.append(
+                    f"{len(part)} images of {shape[0]}x{shape[1]} ran out of memory; at most {len(part) // 2} from then on"
+                )
                 todo.appendleft(part)
             else:
                 self.events.append(f"a batch of {len(part)} failed and was run one by one: {attempt.error}")
@@ -187,7 +191,7 @@ class Loop:
         place = {"rank": self.context.topology.rank, "node": self.context.topology.node, "batch_size": batch_size}
         used = self._used(task)
         if isinstance(image, ItemError):
-            now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            now = datetime.now(UTC).isoformat(timespec="seconds")
             record = {"index": task.index, "sample": task.sample, "error": image.message, **used, **place, "time": now}
             return Result(task_id=(task.index, task.sample), file_name=name, record=record)
         used |= {"width": image.width, "height": image.height}
@@ -197,13 +201,16 @@ class Loop:
         digest = images.sha256(data)
         self.encode_seconds += time.perf_counter() - start
         record = {"index": task.index, "sample": task.sample, **used, "key": task.key, "sha256": digest, **place}
-        carried = {f"row_{k}" if k in record or k in ("file_name", "bytes") else k: v for k, v in (task.extra or {}).items()}
+        carried = {
+            f"row_{k}" if k in record or k in ("file_name", "bytes") else k: v for k, v in (task.extra or {}).items()
+        }
         return Result(task_id=(task.index, task.sample), file_name=name, record=record | carried, data=data)
 
     def _used(self, task: Task) -> dict[str, Any]:
         """The task's content, with what the pipeline used where the task said nothing."""
         return {
-            name: value if value is not None else self.facts.defaults.get(name) for name, value in task.content().items()
+            name: value if value is not None else self.facts.defaults.get(name)
+            for name, value in task.content().items()
         }
 
 

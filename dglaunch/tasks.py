@@ -256,13 +256,11 @@ class RowReader:
     def read(self, rows: Iterable[Row]) -> list[Task]:
         """All tasks, in the table's order, or every problem at once."""
         tasks: list[Task] = []
-        number = 0
-        for label, row in rows:
+        for number, (label, row) in enumerate(rows):
             if isinstance(row, str):
                 self.problems.append(f"{label}: {row}")
             else:
                 tasks += self._row(label, row, number)
-            number += 1
         if self.problems:
             raise InputError(self.source, self.problems)
         if not tasks:
@@ -300,6 +298,9 @@ class RowReader:
         name = self._output_name(label, row, index)
         if len(self.problems) > before:
             return []
+        stems = [name if count == 1 else f"{name}_{sample:02d}" for sample in range(count)]
+        if self.config.output_name_column is not None and not self._claim(label, stems):
+            return []
         own_seed = values.pop("seed")
         first = self.config.seed + index * self.config.num_images_per_prompt if own_seed is None else own_seed
         extra = {column: value for column, value in row.items() if _given(value)} or None
@@ -309,11 +310,11 @@ class RowReader:
                 sample=sample,
                 prompt=prompt,
                 seed=first + sample,
-                stem=name if count == 1 else f"{name}_{sample:02d}",
+                stem=stem,
                 extra=extra,
                 **values,
             )
-            for sample in range(count)
+            for sample, stem in enumerate(stems)
         ]
 
     def _index(self, label: str, row: dict[str, Any], number: int) -> int:
@@ -338,10 +339,15 @@ class RowReader:
         except ValueError as error:
             self.problems.append(f"{label}: {column} {error}")
             return ""
-        if name.lower() in self.names:
-            self.problems.append(f"{label}: {column} {name!r} was used already in {self.names[name.lower()]}")
-        self.names.setdefault(name.lower(), label)
         return name
+
+    def _claim(self, label: str, stems: list[str]) -> bool:
+        """Note the file names of a row; two rows must not share one, also where case does not count."""
+        taken = [stem for stem in stems if stem.lower() in self.names]
+        for stem in taken:
+            self.problems.append(f"{label}: the output name {stem!r} was used already in {self.names[stem.lower()]}")
+        self.names |= {stem.lower(): label for stem in stems}
+        return not taken
 
 
 def _is_integer(value: Any) -> bool:

@@ -11,6 +11,7 @@ With --num_nodes each node writes to the same folder with a ledger of its own (m
 finds everything done joins them to metadata.jsonl.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -168,12 +169,13 @@ class Writer:
         changed = {
             task_id: task
             for task_id, (key, name) in ledger.done.items()
-            if (task := by_id.get(task_id)) is not None
-            and (key != task.key or name != file_name(task, output_format))
+            if (task := by_id.get(task_id)) is not None and (key != task.key or name != file_name(task, output_format))
         }
         if changed:
             lines = {_id(line): line for path in self._ledgers() for _, line in _lines(path) if _id(line) in changed}
-            changes += [c for task_id, task in changed.items() for c in _changed_fields(lines[task_id], task, output_format)]
+            changes += [
+                c for task_id, task in changed.items() for c in _changed_fields(lines[task_id], task, output_format)
+            ]
         if missing:
             shown = ", ".join(missing[:SAMPLE])
             changes.append(f"{len(missing):,} images made there have no row any more ({shown})")
@@ -256,13 +258,15 @@ class Writer:
 
     def close(self) -> None:
         """Let the folder go. Closing twice does nothing."""
+        if self._lock is None:
+            return
         for stream in (self._ledger, self._failures, self._lock):
             if stream is not None:
-                try:
+                with contextlib.suppress(OSError):  # a full disk was told when the line was written
                     stream.close()
-                except OSError:
-                    pass  # a full disk was told when the line was written
         self._ledger = self._failures = self._lock = None
+        if self.failures_path.exists() and not self.failures_path.stat().st_size:
+            self.failures_path.unlink(missing_ok=True)
 
     def join_nodes(self, tasks: Sequence[Task]) -> bool:
         """With --num_nodes: once all is done, write one metadata.jsonl in the order of the tasks. Any node may do it:
@@ -281,10 +285,8 @@ class Writer:
 def remember_out_of_memory(folder: Path, height: int, width: int, size: int) -> None:
     """Note a batch that was too large, from any rank, before the rank may be lost: the next start begins below it."""
     path = folder / f"{TEMPORARY}oom-{height}x{width}-{size}.json"
-    try:
+    with contextlib.suppress(OSError):  # the note is a help for the next start, not part of the result
         path.write_text("{}\n")
-    except OSError:
-        pass  # the note is a help for the next start, not part of the result
 
 
 def out_of_memory_limits(folder: Path) -> dict[str, int]:
@@ -316,7 +318,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         for text in lines:
             try:
                 line = json.loads(text)
-                line["index"], line["sample"]  # noqa: B018
+                line["index"], line["sample"]
             except (ValueError, KeyError, TypeError):
                 continue
             yield (text if text.endswith("\n") else text + "\n"), line

@@ -1,7 +1,10 @@
 """Plain diffusers: whatever `DiffusionPipeline.from_pretrained` loads for text to image. Each rank is a replica."""
 
 import inspect
+import logging
+import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -30,13 +33,11 @@ class DiffusersBackend:
     # -- loading --------------------------------------------------------------------------------------------------
 
     def load(self) -> Facts:
+        if not self.context.config.debug:
+            quiet_libraries()
         import diffusers
         import transformers
-        from diffusers.utils import logging
 
-        logging.set_verbosity_error()
-        transformers.logging.set_verbosity_error()
-        logging.disable_progress_bar()
         self._check_arguments(self._pipeline_class())
         with one_rank_of_a_node_first(self.context):
             self.pipeline = self.load_pipeline()
@@ -47,7 +48,11 @@ class DiffusersBackend:
         return Facts(
             defaults=self._defaults(),
             effects=effects,
-            versions={"torch": torch.__version__, "diffusers": diffusers.__version__, "transformers": transformers.__version__},
+            versions={
+                "torch": torch.__version__,
+                "diffusers": diffusers.__version__,
+                "transformers": transformers.__version__,
+            },
         )
 
     def _pipeline_class(self) -> Any:
@@ -72,7 +77,9 @@ class DiffusersBackend:
         flags["guidance_scale"] = family.guidance
         for flag, argument in flags.items():
             if getattr(config, flag) is not None and argument not in takes:
-                raise UserError(f"{pipeline_class.__name__} does not take {argument}, so --{flag} would do nothing; drop it.")
+                raise UserError(
+                    f"{pipeline_class.__name__} does not take {argument}, so --{flag} would do nothing; drop it."
+                )
 
     def from_pretrained_arguments(self) -> dict[str, Any]:
         """Only safetensors and no remote code, unless a flag asks."""
@@ -88,7 +95,9 @@ class DiffusersBackend:
         from diffusers import DiffusionPipeline
 
         with loading(self.context):
-            pipeline = DiffusionPipeline.from_pretrained(self.context.checkpoint.source, **self.from_pretrained_arguments())
+            pipeline = DiffusionPipeline.from_pretrained(
+                self.context.checkpoint.source, **self.from_pretrained_arguments()
+            )
         return pipeline.to(self.device)
 
     def optimize(self) -> dict[str, str]:
@@ -120,7 +129,9 @@ class DiffusersBackend:
             return None
         images = list(output.images)
         flagged = getattr(output, "nsfw_content_detected", None) or [False] * len(images)
-        return [ItemError("blocked by the checkpoint's safety checker") if bad else i for i, bad in zip(images, flagged)]
+        return [
+            ItemError("blocked by the checkpoint's safety checker") if bad else i for i, bad in zip(images, flagged)
+        ]
 
     def call_pipeline(self, batch: Batch, arguments: dict[str, Any]) -> Any:
         """The call itself; a subclass prepares what its engine needs for this batch."""
@@ -186,6 +197,19 @@ class DiffusersBackend:
 
     def close(self) -> None:
         self.pipeline = None
+
+
+def quiet_libraries() -> None:
+    """Errors only: eight ranks would print each notice and bar eight times. --debug leaves them as they are."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("xfuser").setLevel(logging.ERROR)
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
 
 
 @contextmanager

@@ -54,7 +54,9 @@ class FakeBackend:
             if kind in ("interrupt", "kill"):
                 os.kill(os.getpid(), signal.SIGTERM if kind == "interrupt" else signal.SIGKILL)
         self._sleep(sum(float(value) for kind, value in markers if kind == "sleep"))
-        images = [ItemError("refused, as asked") if "[item error]" in task.prompt else draw(task) for task in batch.tasks]
+        images = [
+            ItemError("refused, as asked") if "[item error]" in task.prompt else draw(task) for task in batch.tasks
+        ]
         self.seconds["denoise"] = self.seconds.get("denoise", 0.0) + time.perf_counter() - start
         return images
 

@@ -10,7 +10,7 @@ import importlib.metadata
 from typing import Any
 
 from dglaunch.backends import Context, Facts, prompt_of
-from dglaunch.backends.diffusers import DiffusersBackend, loading
+from dglaunch.backends.diffusers import DiffusersBackend, loading, quiet_libraries
 from dglaunch.backends.xfuser_cpu import ATTENTION_BACKEND, import_xfuser, wrap_zimage
 from dglaunch.errors import UserError
 from dglaunch.models import XDiT
@@ -27,6 +27,8 @@ class XDiTBackend(DiffusersBackend):
         self.engine_config: Any = None
 
     def load(self) -> Facts:
+        if not self.context.config.debug:
+            quiet_libraries()
         import_xfuser()
         self._initialise_groups()
         facts = super().load()
@@ -93,7 +95,9 @@ class XDiTBackend(DiffusersBackend):
             else:
                 assert self.family.wrapper is not None
                 del arguments["trust_remote_code"]
-                transformer = _imported(self.family.wrapper).from_pretrained(source, subfolder="transformer", **arguments)
+                transformer = _imported(self.family.wrapper).from_pretrained(
+                    source, subfolder="transformer", **arguments
+                )
                 pipeline = DiffusionPipeline.from_pretrained(
                     source, transformer=transformer, **self.from_pretrained_arguments()
                 )

@@ -1,0 +1,35 @@
+# make demo, make test: all that a fresh machine needs is Python 3.11+ and a package index.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test lint soak clean
+
+# torch first and pinned: the newest would bring several GB of CUDA packages to a machine without a GPU.
+$(BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep ^torch== constraints.txt)"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(BIN)/.installed
+	rm -rf outputs/demo
+	DG_XDIT_ULYSSES_DEGREE=2 $(BIN)/torchrun --standalone --nproc_per_node 2 -m dglaunch t2i --backend xdit \
+	    --model_name tiny --prompts_file examples/prompts.jsonl --batch_size 4 --output_dir outputs/demo
+	@echo "The images are in outputs/demo; metadata.jsonl there has a line for each."
+
+lint: $(BIN)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: lint
+	$(BIN)/python -m pytest
+
+# Slow and rare: 20 kills, 10,000 images, a million lines in full.
+soak: $(BIN)/.installed
+	DG_TESTS_SOAK=1 $(BIN)/python -m pytest tests -k soak -s
+
+clean:
+	rm -rf $(VENV) outputs
