@@ -1,7 +1,6 @@
 """Plain diffusers: whatever `DiffusionPipeline.from_pretrained` loads for text to image. Each rank is a replica."""
 
 import inspect
-import logging
 import os
 import time
 import warnings
@@ -204,7 +203,6 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.getLogger("xfuser").setLevel(logging.ERROR)
     import diffusers
     import transformers
 

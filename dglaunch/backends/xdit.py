@@ -7,6 +7,7 @@ replica has them; it is the leader.
 
 import importlib
 import importlib.metadata
+import logging
 from typing import Any
 
 from dglaunch.backends import Context, Facts, prompt_of
@@ -30,6 +31,10 @@ class XDiTBackend(DiffusersBackend):
         if not self.context.config.debug:
             quiet_libraries()
         import_xfuser()
+        if not self.context.config.debug:
+            # Each of xfuser's loggers sets its own level.
+            for name in [name for name in logging.root.manager.loggerDict if name.startswith("xfuser")]:
+                logging.getLogger(name).setLevel(logging.ERROR)
         self._initialise_groups()
         facts = super().load()
         facts.versions |= {"xfuser": importlib.metadata.version("xfuser")}
