@@ -35,6 +35,10 @@ class Case:
     images: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the pipeline call."""
+    what: str = ""
+    """What `extra` is about, for the id."""
+    refused: str = ""
+    """A part of the error that every rank has to raise."""
 
     @property
     def world_size(self) -> int:
@@ -43,7 +47,7 @@ class Case:
     @property
     def id(self) -> str:
         degrees = [f"{name}{n}" for name in ("ulysses", "ring", "cfg", "dp") if (n := getattr(self, name)) > 1]
-        return "-".join([self.family + "+images" * self.images, *degrees, *map(str, self.extra)])
+        return "-".join([self.family + "+images" * self.images, *degrees, *([self.what] if self.what else self.extra)])
 
     def call(self, replica: int) -> dict[str, Any]:
         """The arguments of the pipeline call, apart from the prompts' noise: the replicas get different prompts."""
@@ -51,10 +55,12 @@ class Case:
 
         prompts = ["a red cat", "two blue dogs on the moon"]
         if "qwen" in self.family:
-            # xfuser ignores the text mask: lengths must be equal, and divisible by the degree, else it pads the text
-            # and attends to the padding. A digit is a token, and the template adds 5: 8 tokens.
+            # Equal lengths that the degree divides: the others are cases of their own. A digit is a token, and the
+            # template adds 5: 8 tokens.
             prompts = ["123", "890"]
-        arguments = {"prompt": prompts[::-1] if replica else prompts, **SIZE, **self.extra}
+        arguments = {"prompt": prompts, **SIZE, **self.extra}
+        if replica:
+            arguments["prompt"] = arguments["prompt"][::-1]
         if self.images:
             cats = [Image.radial_gradient("L").resize((64, 64)).convert("RGB").rotate(a) for a in (0, 45)]
             cats[1] = cats[1].transform((64, 64), Image.Transform.AFFINE, (1, 0.5, 0, 0, 1, 9))
@@ -71,13 +77,33 @@ PIPELINES = ["sd3", "pixart_sigma"]
 EDITING = ["flux_kontext", "flux2", "flux2_klein", "qwenimage_edit"]
 TRUE_CFG = {"negative_prompt": ["456", "567"], "true_cfg_scale": 4.0}
 
+# 5 tokens more than digits; 3 x 5 image tokens and, of the size that `second` below gives it, 3 x 8.
+ODD = {"height": 48, "width": 80}
+NEGATIVE = {"true_cfg_scale": 4.0, "negative_prompt": ["45", "56"]}
+QWEN: list[tuple[str, dict[str, Any]]] = [
+    ("odd-text", {"prompt": ["1234", "8901"]}),
+    ("odd-image", ODD),
+    ("odd-negative", NEGATIVE),
+    ("unequal", {"prompt": ["123", "8901234"]}),
+    ("unequal-negative", {**NEGATIVE, "negative_prompt": ["456", "5678901"]}),
+    ("all", {"prompt": ["1234", "890123456"], **ODD, **NEGATIVE, "negative_prompt": ["5", "567890"]}),
+]
+QWEN_SPLITS: list[dict[str, int]] = [{"ulysses": 2}, {"ulysses": 4}, {"dp": 2}, {"ulysses": 2, "dp": 2}]
+
+# The empty negative prompt, like every prompt of up to 32 tokens, is one bucket.
+LONG, MIXED = {"prompt": ["1" * 40, "2" * 41]}, {"prompt": ["1" * 3, "2" * 41]}
+ZIMAGE: list[tuple[str, dict[str, Any]]] = [
+    ("long", LONG),
+    ("mixed", MIXED),
+    ("mixed-negative", {**MIXED, "negative_prompt": ["4" * 41, "5"]}),
+]
+UNGUIDED = {**MIXED, "guidance_scale": 0.0}
+ZIMAGE_SPLITS: list[dict[str, int]] = [{"ulysses": 2}, {"cfg": 2}, {"dp": 2}, {"ring": 2}, {"ulysses": 2, "cfg": 2}]
+
 CASES = [
     *(Case(family=f, ulysses=2) for f in WRAPPED + PIPELINES),
     *(Case(family=f, ring=2) for f in WRAPPED + PIPELINES),
     *(Case(family=f, cfg=2) for f in ["sd3", "pixart_sigma", "zimage"]),
-    # Longer than the 32 tokens of the empty negative prompt: right only if the two are not in one batch.
-    Case(family="zimage", cfg=2, extra={"prompt": ["1" * 40, "2" * 41]}),
-    Case(family="zimage", ulysses=2, extra={"prompt": ["1" * 40, "2" * 41], "guidance_scale": 0.0}),
     *(Case(family=f, dp=2) for f in WRAPPED + PIPELINES),
     *(Case(family=f, images=True, ulysses=2) for f in EDITING),
     *(Case(family=f, images=True, ring=2) for f in EDITING),
@@ -87,6 +113,16 @@ CASES = [
     *(Case(family=f, ulysses=2, ring=2) for f in WRAPPED + PIPELINES),
     *(Case(family=f, ulysses=2, cfg=2) for f in ["sd3", "pixart_sigma", "zimage"]),
     *(Case(family=f, images=True, ulysses=2, dp=2) for f in EDITING),
+    *(Case(family="qwenimage", what=what, extra=extra, **split) for what, extra in QWEN for split in QWEN_SPLITS),
+    *(Case(family="qwenimage", what=what, extra=extra, ring=2) for what, extra in QWEN[3:5]),
+    Case(family="qwenimage", what=QWEN[0][0], extra=QWEN[0][1], ring=2, refused="ring attention would attend to"),
+    *(Case(family="qwenimage_edit", images=True, what=what, extra=extra, ulysses=2) for what, extra in QWEN),
+    Case(family="qwenimage_edit", images=True, what=QWEN[-1][0], extra=QWEN[-1][1], ulysses=4),
+    Case(family="qwenimage_edit_2511", images=True, what="one", extra={"prompt": ["123"]}, ulysses=2),
+    Case(family="qwenimage_edit_2511", images=True, what="odd", extra={"prompt": ["1234"], **ODD}, ulysses=2),
+    *(Case(family="zimage", what=what, extra=extra, **split) for what, extra in ZIMAGE for split in ZIMAGE_SPLITS),
+    *(Case(family="zimage", what="unguided", extra=UNGUIDED, **split) for split in ({"ulysses": 2}, {"dp": 2})),
+    Case(family="zimage", what="unguided", extra=UNGUIDED, cfg=2, refused="needs guidance"),
 ]
 
 
@@ -125,6 +161,9 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_a_split_image_is_the_image_of_one_process(case: Case, results: dict[str, list[dict]]) -> None:
     reports = results.get(case.id, [])
+    if case.refused:
+        assert [case.refused in (r["error"] or "") for r in reports] == [True] * case.world_size
+        return
     assert [r["error"] for r in reports] == [None] * case.world_size
     owners = [r for r in reports if r["difference"] is not None]
     assert max(r["difference"] for r in owners) <= TOLERANCE
@@ -175,9 +214,8 @@ def load(case: Case, folder: Path, engine_config: Any) -> Any:
     from xfuser.core.distributed import initialize_runtime_state
     from xfuser.model_executor.models.transformers.transformer_flux import xFuserFlux1Transformer2DWrapper
     from xfuser.model_executor.models.transformers.transformer_flux2 import xFuserFlux2Transformer2DWrapper
-    from xfuser.model_executor.models.transformers.transformer_qwen import xFuserQwenImageTransformerWrapper
 
-    from dglaunch.backends.xfuser_cpu import wrap_zimage
+    from dglaunch.backends.xfuser_exact import wrap_qwen, wrap_zimage
 
     pipelines = {
         "sd3": xfuser.xFuserStableDiffusion3Pipeline,
@@ -188,14 +226,12 @@ def load(case: Case, folder: Path, engine_config: Any) -> Any:
         "flux_kontext": xFuserFlux1Transformer2DWrapper,
         "flux2": xFuserFlux2Transformer2DWrapper,
         "flux2_klein": xFuserFlux2Transformer2DWrapper,
-        "qwenimage": xFuserQwenImageTransformerWrapper,
-        "qwenimage_edit": xFuserQwenImageTransformerWrapper,
     }
     if case.family in pipelines:
         return pipelines[case.family].from_pretrained(folder, engine_config=engine_config, torch_dtype=torch.float32)
-    if case.family == "zimage":
+    if case.family not in wrappers:
         pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
-        wrap_zimage(pipeline.transformer)
+        (wrap_zimage if case.family == "zimage" else wrap_qwen)(pipeline.transformer)
     else:
         transformer = wrappers[case.family].from_pretrained(folder, subfolder="transformer", torch_dtype=torch.float32)
         pipeline = DiffusionPipeline.from_pretrained(folder, transformer=transformer, torch_dtype=torch.float32)
@@ -262,8 +298,8 @@ def run(case: Case, folder: Path, counter: Counter) -> dict[str, Any]:
         collectives = dict(counter)
         plain = DiffusionPipeline.from_pretrained(folder / case.family)
         # A smaller batch of another size must do with what was set up for the first.
-        second = {**call, "prompt": call["prompt"][1:], "width": 128} | {
-            key: call[key][1:] for key in ("image", "negative_prompt") if key in call
+        second = {**call, "prompt": call["prompt"][-1:], "width": 128} | {
+            key: call[key][-1:] for key in ("image", "negative_prompt") if key in call
         }
         if case.family.startswith("flux2") and case.images:
             second["image"] = call["image"]

@@ -274,14 +274,16 @@ def flux2_klein() -> DiffusionPipeline:
     return diffusers.Flux2KleinPipeline(text_encoder=qwen3(layers=27, width=16), is_distilled=True, **parts)
 
 
-def qwenimage(pipeline: type = diffusers.QwenImagePipeline, **components: object) -> DiffusionPipeline:
+def qwenimage(
+    pipeline: type = diffusers.QwenImagePipeline, zero_cond_t: bool = False, **components: object
+) -> DiffusionPipeline:
     return pipeline(
         scheduler=flow_scheduler(dynamic=True),
         vae=qwen_vae(),
         text_encoder=qwen25_vl(),
         tokenizer=chat_tokenizer(),
         transformer=diffusers.QwenImageTransformer2DModel(
-            **TRANSFORMER, joint_attention_dim=WIDTH, axes_dims_rope=ROPE
+            **TRANSFORMER, joint_attention_dim=WIDTH, axes_dims_rope=ROPE, zero_cond_t=zero_cond_t
         ),
         **components,
     )
@@ -398,6 +400,10 @@ FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "flux_kontext": partial(flux, diffusers.FluxKontextPipeline),
     "qwenimage_edit": lambda: qwenimage(diffusers.QwenImageEditPipeline, processor=image_processor()),
     "qwenimage_edit_plus": lambda: qwenimage(diffusers.QwenImageEditPlusPipeline, processor=image_processor()),
+    # The first to modulate the tokens of the references apart from those of the noise.
+    "qwenimage_edit_2511": lambda: qwenimage(
+        diffusers.QwenImageEditPlusPipeline, zero_cond_t=True, processor=image_processor()
+    ),
     "longcat_edit": longcat_edit,  # its output has the area of about 1 Mpx, whatever was asked for
 }
 
