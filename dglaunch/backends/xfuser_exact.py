@@ -13,6 +13,7 @@ tests/test_xfuser_parity_probe.py, fp32, 3 steps; all are below 5e-5 now.
 """
 
 from collections.abc import Hashable, Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -91,7 +92,14 @@ class QwenImageTransformer(transformer_qwen.xFuserQwenImageTransformerWrapper):
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
 
     def _forward_equal(self, image: torch.Tensor, text: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
-        tokens = real_tokens(text.shape[1], image.shape[1])
+        num_text, num_image, world_size = text.shape[1], image.shape[1], get_sequence_parallel_world_size()
+        tokens = real_tokens(num_text, num_image, world_size, image.device)
+        if tokens is not None and get_ring_parallel_world_size() > 1:
+            raise ValueError(
+                f"{num_text} text and {num_image} image tokens do not divide by the {world_size} ranks of an image: "
+                "xfuser would pad them, and its ring attention would attend to the padding and draw a wrong image. Use "
+                "Ulysses without ring, or prompts (negative ones too) and sizes whose tokens divide"
+            )
         for block in self.transformer_blocks:
             block.attn.real_tokens = tokens  # for _attend
         return super().forward(image, text, return_dict=False, **kwargs)[0]
@@ -117,29 +125,24 @@ def _pick(name: str, value: Any, rows: list[int]) -> Any:
     return value[rows] if isinstance(value, torch.Tensor) else [value[row] for row in rows]
 
 
-def real_tokens(num_text: int, num_image: int) -> list[slice] | None:
-    """Where the tokens are, in a sequence put together from what each rank holds. None if they are everywhere.
+@cache
+def real_tokens(num_text: int, num_image: int, world_size: int, device: torch.device) -> torch.Tensor | None:
+    """The positions of the tokens in a sequence put together from what each rank holds. None if they are everywhere.
 
     Each rank holds a chunk of the text, then a chunk of the image. All chunks of a kind have one length, and zeros fill
-    up the last of them: of 5 text tokens, four ranks hold 2, 2, 1 and none.
+    up the last of them: of 5 text tokens, four ranks hold 2, 2, 1 and none. (A tensor, for torch.compile compiles anew
+    for every value of a number; cached, for making one on a GPU waits for it.)
     """
-    world_size = get_sequence_parallel_world_size()
     if num_text % world_size == 0 and num_image % world_size == 0:
         return None
-    if get_ring_parallel_world_size() > 1:
-        raise ValueError(
-            f"{num_text} text and {num_image} image tokens do not divide by the {world_size} ranks of an image: xfuser "
-            "would pad them, and its ring attention would attend to the padding and draw a wrong image. Use Ulysses "
-            "without ring, or prompts (negative ones too) and sizes whose tokens divide"
-        )
-    slices, start = [], 0
+    positions, start = [], 0
     for rank in range(world_size):
         for num_tokens in (num_text, num_image):
             chunk = -(-num_tokens // world_size)
             num_real = min(max(num_tokens - rank * chunk, 0), chunk)
-            slices.append(slice(start, start + num_real))
+            positions += range(start, start + num_real)
             start += chunk
-    return slices
+    return torch.tensor(positions, device=device)
 
 
 def _attend(
@@ -153,7 +156,7 @@ def _attend(
     if tokens is None:
         return usp.USP(query, key, value, attn_layer=attn_layer, **kwargs)
     query, key, value = (usp._ft_c_input_all_to_all(part) for part in (query, key, value))
-    key, value = (torch.cat([part[:, :, where] for where in tokens], dim=2) for part in (key, value))
+    key, value = key.index_select(2, tokens), value.index_select(2, tokens)
     output, _ = usp._get_attention_function()(query, key, value, **kwargs)
     return usp._ft_c_output_all_to_all(output)
 
