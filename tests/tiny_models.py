@@ -394,7 +394,7 @@ GLM_TEMPLATE = """{% for m in messages %}{% for part in m.content %}{% if part.t
 def glm_image() -> DiffusionPipeline:
     """Text to image, and editing, which fails in diffusers 0.42 and transformers 5.23: see tests/test_glm_image.py.
 
-    It writes 256 + height/32 * width/32 tokens before it draws: a second or two.
+    It writes 256 + height/32 * width/32 tokens before it draws.
     """
     num_codes = 64
     tokenizer = char_tokenizer(
@@ -416,7 +416,9 @@ def glm_image() -> DiffusionPipeline:
     return diffusers.GlmImagePipeline(
         tokenizer=t5_tokenizer(),
         processor=transformers.GlmImageProcessor(
-            transformers.GlmImageImageProcessorPil(patch_size=16, merge_size=1, min_pixels=64 * 64, max_pixels=64 * 64),
+            transformers.GlmImageImageProcessorPil(
+                patch_size=16, temporal_patch_size=1, merge_size=1, min_pixels=64 * 64, max_pixels=64 * 64
+            ),
             tokenizer,
             chat_template=GLM_TEMPLATE,
         ),
