@@ -3,7 +3,6 @@
 When the editing test fails, they have been mended, and dglaunch can drop what it says about editing with GLM-Image.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np

@@ -413,6 +413,18 @@ def glm_image() -> DiffusionPipeline:
     vision = {
         "depth": LAYERS, "hidden_size": WIDTH, "intermediate_size": WIDTH, "num_heads": HEADS, "image_size": 256,
     }  # fmt: skip
+    writer = transformers.GlmImageForConditionalGeneration(
+        transformers.GlmImageConfig(
+            text_config=text,
+            vision_config=vision,
+            vq_config={"embed_dim": 8, "num_embeddings": num_codes, "latent_channels": WIDTH},
+            image_token_id=ids("<img>"),
+            image_start_token_id=ids("<s>"),
+            image_end_token_id=ids("</s>"),
+        )
+    )
+    # Else the last tokens matter so much more than the prompt that all prompts end in the same tokens.
+    nn.init.constant_(writer.model.language_model.norm.weight, 4)
     return diffusers.GlmImagePipeline(
         tokenizer=t5_tokenizer(),
         processor=transformers.GlmImageProcessor(
@@ -423,16 +435,7 @@ def glm_image() -> DiffusionPipeline:
             chat_template=GLM_TEMPLATE,
         ),
         text_encoder=t5(),
-        vision_language_encoder=transformers.GlmImageForConditionalGeneration(
-            transformers.GlmImageConfig(
-                text_config=text,
-                vision_config=vision,
-                vq_config={"embed_dim": 8, "num_embeddings": num_codes, "latent_channels": WIDTH},
-                image_token_id=ids("<img>"),
-                image_start_token_id=ids("<s>"),
-                image_end_token_id=ids("</s>"),
-            )
-        ),
+        vision_language_encoder=writer,
         vae=vae(latents_mean=[0.0] * 16, latents_std=[1.0] * 16),
         transformer=diffusers.GlmImageTransformer2DModel(
             **TRANSFORMER,

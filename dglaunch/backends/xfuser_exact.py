@@ -13,7 +13,7 @@ tests/test_xfuser_parity_probe.py, fp32, 3 steps; all are below 5e-5 now.
 """
 
 from collections.abc import Hashable, Iterable
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -125,7 +125,7 @@ def _pick(name: str, value: Any, rows: list[int]) -> Any:
     return value[rows] if isinstance(value, torch.Tensor) else [value[row] for row in rows]
 
 
-@cache
+@lru_cache(maxsize=64)
 def real_tokens(num_text: int, num_image: int, world_size: int, device: torch.device) -> torch.Tensor | None:
     """The positions of the tokens in a sequence put together from what each rank holds. None if they are everywhere.
 
