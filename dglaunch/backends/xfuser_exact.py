@@ -37,14 +37,6 @@ def group_equal(keys: Iterable[Hashable]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _refuse_cache(transformer: torch.nn.Module) -> None:
-    if getattr(transformer, "is_cache_enabled", False):
-        raise ValueError(
-            "prompts of different lengths are computed one length after the other here, and a cache of diffusers would "
-            "mix them up: disable the cache, or give each call prompts (negative ones too) of one length"
-        )
-
-
 # --- QwenImage -------------------------------------------------------------------------------------------------------
 
 
@@ -81,7 +73,11 @@ class QwenImageTransformer(transformer_qwen.xFuserQwenImageTransformerWrapper):
             text = encoder_hidden_states[:, : lengths[0]]
             output = self._forward_equal(hidden_states, text, kwargs)
         else:
-            _refuse_cache(self)
+            if self.is_cache_enabled:
+                raise ValueError(
+                    "prompts of different lengths are computed one length after the other here, and a cache of "
+                    "diffusers would mix them up: disable the cache, or give each call prompts of one length"
+                )
             samples: dict[int, torch.Tensor] = {}
             for rows in groups:
                 text = encoder_hidden_states[rows, : lengths[rows[0]]]
@@ -228,8 +224,6 @@ class ZImageTransformer(transformer_z_image.xFuserZImageTransformer2DWrapper):
         branches = [range(start, len(x), num_samples) for start in range(num_samples)]
         sizes = [(features.shape, -(-len(text) // multiple)) for features, text in zip(x, cap_feats, strict=True)]
         groups = group_equal(tuple(sizes[row] for row in rows) for rows in branches)
-        if len(groups) > 1:
-            _refuse_cache(self)
         outputs: list[torch.Tensor] = [None] * len(x)
         for group in groups:
             rows = [branches[sample][branch] for branch in range(num_branches) for sample in group]
