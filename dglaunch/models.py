@@ -1,7 +1,7 @@
 """What a checkpoint is, read from its JSON files: its family, default size, heads and weight. torch is not imported.
 
 A family is a row in `FAMILIES`, chosen by the pipeline class that the checkpoint's model_index.json names, never by
-the model's name. The rules of xDiT in these rows were measured (see tests/test_xdit_families.py, which checks them).
+the model's name. The rules of xDiT in these rows were measured (see tests/test_xfuser_parity.py, which checks them).
 """
 
 import json
@@ -25,8 +25,12 @@ class XDiT:
 
     wrapper: str | None = None
     """`module:Class` of the transformer inside a plain diffusers pipeline; every rank returns images."""
+    in_place: str | None = None
+    """`module:function` that turns the transformer of a loaded plain pipeline into xfuser's; every rank returns images."""
     pipeline: str | None = None
     """`module:Class` of an xfuser pipeline; only the last rank of a replica returns images."""
+    ring: bool = True
+    """Whether ring attention is right whatever the prompts' lengths."""
     cfg: bool = False
     """Whether the two branches of classifier-free guidance can go to two halves of the replica."""
     pipefusion: bool = False
@@ -55,7 +59,7 @@ class Family:
     arguments: tuple[tuple[str, Any], ...] = ()
     """Passed on every call, to switch off what would change what the user asked for."""
     text_bucket: int = 0
-    """Under xDiT, prompts in one batch must have the same token length, rounded up to this (0: no such rule)."""
+    """Under xDiT, prompts share a forward pass only if their token lengths, rounded up to this, are equal (0: always)."""
     xdit: XDiT | None = None
 
 
@@ -84,9 +88,13 @@ FAMILIES: dict[str, Family] = {
         guidance="true_cfg_scale",
         guidance_needs_negative=True,
         text_bucket=1,
-        xdit=XDiT(wrapper=f"{_TRANSFORMERS}.transformer_qwen:xFuserQwenImageTransformerWrapper"),
+        xdit=XDiT(in_place="dglaunch.backends.xfuser_exact:wrap_qwen", ring=False, image_unit="any"),
     ),
-    "ZImagePipeline": Family(name="ZImage", text_bucket=32, xdit=XDiT(wrapper="zimage", cfg=True, image_unit="any")),
+    "ZImagePipeline": Family(
+        name="ZImage",
+        text_bucket=32,
+        xdit=XDiT(in_place="dglaunch.backends.xfuser_exact:wrap_zimage", cfg=True, image_unit="any"),
+    ),
     "StableDiffusion3Pipeline": Family(
         name="SD3",
         max_sequence_length=256,

@@ -22,6 +22,8 @@ def check(checkpoint: Checkpoint, config: RunConfig, topology: Topology, tasks: 
     _check_guidance(checkpoint, config, tasks)
     if config.backend.backend == "xdit":
         _check_xdit(checkpoint, config, topology, device)
+        if topology.parallel.use_cfg_parallel:
+            _check_branches(tasks)
         if topology.sequence_degree > 1:
             _check_split(checkpoint, config, topology, tasks)
 
@@ -67,6 +69,11 @@ def _check_xdit(checkpoint: Checkpoint, config: RunConfig, topology: Topology, d
             f"{family.name} has no second guidance branch that xfuser could put on other ranks; unset "
             "DG_XDIT_USE_CFG_PARALLEL."
         )
+    if parallel.ring_degree > 1 and not family.xdit.ring:
+        raise UserError(
+            f"Ring attention is not right for {family.name} when a prompt's length is not a multiple of the degree; use "
+            "DG_XDIT_ULYSSES_DEGREE instead of DG_XDIT_RING_DEGREE."
+        )
     if config.optimization.cache_type is not None:
         raise UserError("--cache_type is diffusers' and does not reach xfuser's transformers; use --backend diffusers.")
     heads, ulysses = checkpoint.heads, parallel.ulysses_degree
@@ -79,10 +86,23 @@ def _check_xdit(checkpoint: Checkpoint, config: RunConfig, topology: Topology, d
         )
 
 
+def _check_branches(tasks: Iterable[Task]) -> None:
+    for task in tasks:
+        if task.guidance_scale is not None and task.guidance_scale <= 1:
+            raise UserError(
+                f"Row {task.index} has the guidance scale {task.guidance_scale:g}: without guidance there is no second "
+                "branch for DG_XDIT_USE_CFG_PARALLEL to put on other ranks. Raise it above 1, or unset the variable."
+            )
+
+
 def _check_split(checkpoint: Checkpoint, config: RunConfig, topology: Topology, tasks: Iterable[Task]) -> None:
     family, degree = checkpoint.family, topology.sequence_degree
     assert family.xdit is not None
     length = checkpoint.text_length(config.max_sequence_length)
+    if family.name == "SD3" and length != family.max_sequence_length:
+        raise UserError(
+            f"xfuser's SD3 pipeline drops --max_sequence_length and always uses {family.max_sequence_length}; drop the flag."
+        )
     if family.xdit.splits_text and length % degree:
         low = length // degree * degree
         near = f"{low} or {low + degree}" if low else str(degree)

@@ -20,10 +20,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 TESTS = ROOT / "tests"
-SOAK = bool(os.environ.get("DG_TESTS_SOAK"))
 sys.path.insert(0, str(TESTS))
-
-COLLECTIVES_LOG = "collectives"
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -106,7 +103,9 @@ def launch(tmp_path: Path, nproc: int, commands: Sequence[tuple[Sequence[str | P
     )  # fmt: skip
     ended = end(process, timeout=500)
     for rank in range(nproc):
-        lines = (folder / f"rank{rank}.jsonl").read_text().splitlines() if (folder / f"rank{rank}.jsonl").exists() else []
+        lines = (
+            (folder / f"rank{rank}.jsonl").read_text().splitlines() if (folder / f"rank{rank}.jsonl").exists() else []
+        )
         assert len(lines) == len(cases), f"rank {rank} ended after {len(lines)} of {len(cases)} cases:\n{ended.output}"
         for case, line in zip(cases, lines):
             told = json.loads(line)

@@ -24,7 +24,10 @@ SPLITS: dict[str, tuple[int, dict[str, str]]] = {
     "ulysses2-data2": (4, {"DG_XDIT_ULYSSES_DEGREE": "2"}),
 }
 FAMILY_SPLITS = [
-    *[(family, "ulysses2") for family in ("flux", "flux2", "flux2_klein", "qwenimage", "zimage", "sd3", "pixart_sigma")],
+    *[
+        (family, "ulysses2")
+        for family in ("flux", "flux2", "flux2_klein", "qwenimage", "zimage", "sd3", "pixart_sigma")
+    ],
     *[(family, "ring2") for family in ("flux", "sd3")],
     *[(family, "cfg2") for family in ("sd3", "pixart_sigma", "zimage")],
     *[(family, "data2") for family in ("qwenimage", "sd3")],
@@ -69,7 +72,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, families: Path) -> Iterator[d
 
 
 @pytest.mark.parametrize(("world", "batch"), WORLDS)
-def test_ranks_and_batch_size_do_not_change_the_images(runs: dict[str, tuple[Path, Case]], world: int, batch: int) -> None:
+def test_ranks_and_batch_size_do_not_change_the_images(
+    runs: dict[str, tuple[Path, Case]], world: int, batch: int
+) -> None:
     folder, case = runs[f"tiny-{world}-{batch}"]
     assert case.codes == [0] * world, case.output
     assert sorted(images(folder)) == [f"{n:06d}.png" for n in range(23)]
@@ -122,7 +127,9 @@ def test_ledger_and_run_json_say_what_was_used(runs: dict[str, tuple[Path, Case]
     folder, _ = runs["tiny-2-4"]
     lines = sorted(ledger(folder), key=lambda line: line["index"])
     assert [line["prompt"] for line in lines] == PROMPTS
-    assert all(line["width"] and line["num_inference_steps"] == 4 and line["guidance_scale"] is not None for line in lines)
+    assert all(
+        line["width"] and line["num_inference_steps"] == 4 and line["guidance_scale"] is not None for line in lines
+    )
     told = run_json(folder)
     assert (told["num_ok"], told["num_failed"], told["num_skipped"], told["outcome"]) == (23, 0, 0, "done")
     assert {"load", "encode_prompts", "denoise", "decode", "encode_image", "wait"} <= told["seconds"].keys()

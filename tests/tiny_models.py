@@ -44,7 +44,7 @@ GAIN = 1.4  # at 1 some families barely see the prompt; at 2 SD3 amplifies round
 # --- tokenizers ------------------------------------------------------------------------------------------------------
 
 
-def char_tokenizer(template: str, max_length: int) -> PreTrainedTokenizerFast:
+def char_tokenizer(template: str, max_length: int, **special_tokens: str) -> PreTrainedTokenizerFast:
     """One token per character. `template` adds the special tokens: "<s> $A </s>" is CLIP's way, "$A </s>" is T5's."""
     vocab = {token: i for i, token in enumerate(["<pad>", "<s>", "<unk>", "</s>", *string.printable])}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
@@ -57,6 +57,7 @@ def char_tokenizer(template: str, max_length: int) -> PreTrainedTokenizerFast:
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
+        extra_special_tokens=special_tokens,
         model_max_length=max_length,
     )
 
@@ -274,14 +275,16 @@ def flux2_klein() -> DiffusionPipeline:
     return diffusers.Flux2KleinPipeline(text_encoder=qwen3(layers=27, width=16), is_distilled=True, **parts)
 
 
-def qwenimage(pipeline: type = diffusers.QwenImagePipeline, **components: object) -> DiffusionPipeline:
+def qwenimage(
+    pipeline: type = diffusers.QwenImagePipeline, zero_cond_t: bool = False, **components: object
+) -> DiffusionPipeline:
     return pipeline(
         scheduler=flow_scheduler(dynamic=True),
         vae=qwen_vae(),
         text_encoder=qwen25_vl(),
         tokenizer=chat_tokenizer(),
         transformer=diffusers.QwenImageTransformer2DModel(
-            **TRANSFORMER, joint_attention_dim=WIDTH, axes_dims_rope=ROPE
+            **TRANSFORMER, joint_attention_dim=WIDTH, axes_dims_rope=ROPE, zero_cond_t=zero_cond_t
         ),
         **components,
     )
@@ -384,6 +387,67 @@ def longcat_edit() -> DiffusionPipeline:
     )
 
 
+GLM_TEMPLATE = """{% for m in messages %}{% for part in m.content %}{% if part.type == "image" %}<img>{% else %}\
+{{ part.text }}{% endif %}{% endfor %}{% endfor %}"""
+
+
+def glm_image() -> DiffusionPipeline:
+    """Text to image, and editing, which fails in diffusers 0.42 and transformers 5.23: see tests/test_glm_image.py.
+
+    It writes 256 + height/32 * width/32 tokens before it draws.
+    """
+    num_codes = 64
+    tokenizer = char_tokenizer(
+        "$A", max_length=2048, image_token="<img>", grid_bos_token="<sop>", grid_eos_token="<eop>"
+    )
+    tokenizer.padding_side = "left"
+    ids = tokenizer.convert_tokens_to_ids
+    text = {
+        **decoder_config(),
+        "vocab_size": len(tokenizer),
+        "vision_vocab_size": num_codes,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": num_codes,  # never drawn, so that it writes all of the tokens
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
+    }
+    vision = {
+        "depth": LAYERS, "hidden_size": WIDTH, "intermediate_size": WIDTH, "num_heads": HEADS, "image_size": 256,
+    }  # fmt: skip
+    writer = transformers.GlmImageForConditionalGeneration(
+        transformers.GlmImageConfig(
+            text_config=text,
+            vision_config=vision,
+            vq_config={"embed_dim": 8, "num_embeddings": num_codes, "latent_channels": WIDTH},
+            image_token_id=ids("<img>"),
+            image_start_token_id=ids("<s>"),
+            image_end_token_id=ids("</s>"),
+        )
+    )
+    # Else the last tokens matter so much more than the prompt that all prompts end in the same tokens.
+    nn.init.constant_(writer.model.language_model.norm.weight, 4)
+    return diffusers.GlmImagePipeline(
+        tokenizer=t5_tokenizer(),
+        processor=transformers.GlmImageProcessor(
+            transformers.GlmImageImageProcessorPil(
+                patch_size=16, temporal_patch_size=1, merge_size=1, min_pixels=64 * 64, max_pixels=64 * 64
+            ),
+            tokenizer,
+            chat_template=GLM_TEMPLATE,
+        ),
+        text_encoder=t5(),
+        vision_language_encoder=writer,
+        vae=vae(latents_mean=[0.0] * 16, latents_std=[1.0] * 16),
+        transformer=diffusers.GlmImageTransformer2DModel(
+            **TRANSFORMER,
+            text_embed_dim=WIDTH,
+            time_embed_dim=WIDTH,
+            condition_dim=8,
+            prior_vq_quantizer_codebook_size=num_codes,
+        ),
+        scheduler=flow_scheduler(dynamic=True),
+    )
+
+
 FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
     # text to image
     "flux": flux,
@@ -391,6 +455,7 @@ FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "flux2_klein": flux2_klein,
     "qwenimage": qwenimage,
     "zimage": zimage,
+    "glm_image": glm_image,  # editing too
     "sd3": sd3,
     "pixart_sigma": pixart_sigma,
     "sdxl": sdxl,
@@ -398,6 +463,10 @@ FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "flux_kontext": partial(flux, diffusers.FluxKontextPipeline),
     "qwenimage_edit": lambda: qwenimage(diffusers.QwenImageEditPipeline, processor=image_processor()),
     "qwenimage_edit_plus": lambda: qwenimage(diffusers.QwenImageEditPlusPipeline, processor=image_processor()),
+    # The first to modulate the tokens of the references apart from those of the noise.
+    "qwenimage_edit_2511": lambda: qwenimage(
+        diffusers.QwenImageEditPlusPipeline, zero_cond_t=True, processor=image_processor()
+    ),
     "longcat_edit": longcat_edit,  # its output has the area of about 1 Mpx, whatever was asked for
 }
 

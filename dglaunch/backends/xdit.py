@@ -1,8 +1,8 @@
 """xfuser (xDiT): the ranks of a replica split one batch by sequence (Ulysses, ring), guidance branch or layers.
 
-Two kinds of family (models.XDiT): a wrapped transformer inside a plain diffusers pipeline, where every rank of the
-replica ends with the images, and an xfuser pipeline, where only the last rank does. Either way the last rank of a
-replica has them; it is the leader.
+Three kinds of family (models.XDiT): xfuser's transformer, or the checkpoint's own turned into xfuser's in place, inside
+a plain diffusers pipeline, where every rank of the replica ends with the images; and an xfuser pipeline, where only the
+last rank does. Either way the last rank of a replica has them; it is the leader.
 """
 
 import importlib
@@ -12,7 +12,7 @@ from typing import Any
 
 from dglaunch.backends import Context, Facts, prompt_of
 from dglaunch.backends.diffusers import DiffusersBackend, loading, quiet_libraries
-from dglaunch.backends.xfuser_cpu import ATTENTION_BACKEND, import_xfuser, wrap_zimage
+from dglaunch.backends.xfuser_cpu import ATTENTION_BACKEND, import_xfuser
 from dglaunch.errors import UserError
 from dglaunch.models import XDiT
 from dglaunch.plan import Batch
@@ -94,18 +94,14 @@ class XDiTBackend(DiffusersBackend):
                 return pipeline.to(self.device)
             from diffusers import DiffusionPipeline
 
-            if self.family.wrapper == "zimage":
+            if self.family.in_place is not None:
                 pipeline = DiffusionPipeline.from_pretrained(source, **arguments)
-                wrap_zimage(pipeline.transformer)
+                _imported(self.family.in_place)(pipeline.transformer)
             else:
                 assert self.family.wrapper is not None
-                del arguments["trust_remote_code"]
-                transformer = _imported(self.family.wrapper).from_pretrained(
-                    source, subfolder="transformer", **arguments
-                )
-                pipeline = DiffusionPipeline.from_pretrained(
-                    source, transformer=transformer, **self.from_pretrained_arguments()
-                )
+                own = {name: value for name, value in arguments.items() if name != "trust_remote_code"}
+                transformer = _imported(self.family.wrapper).from_pretrained(source, subfolder="transformer", **own)
+                pipeline = DiffusionPipeline.from_pretrained(source, transformer=transformer, **arguments)
         try:
             initialize_runtime_state(pipeline, self.engine_config)
         except (KeyError, RuntimeError, ValueError) as error:

@@ -71,23 +71,3 @@ def _flash_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """torch's flash attention on a CPU, with its log-sum-exp."""
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, dropout_p, is_causal)
-
-
-def wrap_zimage(transformer: torch.nn.Module) -> torch.nn.Module:
-    """Turn a loaded ZImage transformer into xfuser's, in place; on any device.
-
-    xfuser's class hides its arguments behind **kwargs, so that its `from_pretrained` ignores the checkpoint's config
-    and builds the published size; its `forward` does not take the `joint_attention_kwargs` that diffusers 0.42 passes.
-    """
-    from xfuser.model_executor.models.transformers import transformer_z_image as zimage
-
-    class ZImageTransformer(zimage.xFuserZImageTransformer2DWrapper):
-        def forward(self, *args: Any, joint_attention_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> Any:
-            if joint_attention_kwargs:
-                raise TypeError("xfuser's ZImage transformer does not take joint_attention_kwargs")
-            return super().forward(*args, **kwargs)
-
-    transformer.__class__ = ZImageTransformer
-    for attention in zimage.z_image_attn_modules(transformer):
-        attention.processor = zimage.xFuserZSingleStreamAttnProcessor()
-    return transformer
