@@ -89,7 +89,11 @@ def console_script() -> None:
     # Under torchrun, leave the root cause where its summary finds it.
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    sys.exit(record(main)())
+    from dglaunch.topology import leave
+
+    code = record(main)()
+    leave()
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -196,7 +196,6 @@ class _Run:
             return self._make(channel, *told)
         finally:
             self.writer.close()
-            channel.close()
 
     def _open_folder(self) -> Any:
         """On rank 0: take the folder; what is pending, or the error that all ranks leave with."""

@@ -168,7 +168,8 @@ class Channel:
         import torch.distributed as dist
 
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=MODEL_TIMEOUT)
+        if not dist.is_initialized():
+            dist.init_process_group(backend, timeout=MODEL_TIMEOUT)
         self._world = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
         self.gather = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
         size = topology.replica_size
@@ -215,10 +216,10 @@ class Channel:
         dist.all_gather_object(values, value, group=group)
         return values
 
-    def close(self) -> None:
-        if self._world is None:
-            return
-        import torch.distributed as dist
 
-        if dist.is_initialized():
-            dist.destroy_process_group()
+def leave() -> None:
+    """At the end of the process. Not at the end of a run: torchrun's store does not let a process join twice."""
+    import sys
+
+    if (dist := sys.modules.get("torch.distributed")) is not None and dist.is_initialized():
+        dist.destroy_process_group()

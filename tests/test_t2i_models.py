@@ -4,6 +4,7 @@ One torchrun per world size serves all cases of this file.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,10 @@ def test_ranks_and_batch_size_do_not_change_the_images(
 def test_different_prompts_and_seeds_give_different_images(runs: dict[str, tuple[Path, Case]]) -> None:
     """Else the comparisons of this file could not fail."""
     made = list(images(runs["tiny-1-1"][0]).values())
-    assert min(abs(a.astype(int) - b.astype(int)).max() for a, b in zip(made, made[1:])) > 10 * TOLERANCE
+    assert min(abs(a.astype(int) - b.astype(int)).max() for a, b in pairwise(made)) > 10 * TOLERANCE
     for family in {family for family, _ in FAMILY_SPLITS}:
         made = list(images(runs[f"{family}-plain"][0]).values())
-        assert min(abs(a.astype(int) - b.astype(int)).max() for a, b in zip(made, made[1:])) > 10 * TOLERANCE, family
+        assert min(abs(a.astype(int) - b.astype(int)).max() for a, b in pairwise(made)) > 10 * TOLERANCE, family
 
 
 @pytest.mark.parametrize("split", [split for split in SPLITS if split != "cfg2"])

@@ -10,6 +10,8 @@ import importlib.metadata
 import logging
 from typing import Any
 
+import torch.distributed as dist
+
 from dglaunch.backends import Context, Facts, prompt_of
 from dglaunch.backends.diffusers import DiffusersBackend, loading, quiet_libraries
 from dglaunch.backends.xfuser_cpu import ATTENTION_BACKEND, import_xfuser
@@ -49,10 +51,8 @@ class XDiTBackend(DiffusersBackend):
         gpu = self.context.device == "cuda"
         backend = "nccl" if gpu else "gloo"
         attention = self.context.config.optimization.attention_backend
-        if not topology.distributed:
+        if not topology.distributed and not dist.is_initialized():
             # xfuser asks for its groups even in a world of one; the launcher's own channel stays trivial.
-            import torch.distributed as dist
-
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         groups.init_distributed_environment(
             rank=topology.rank, world_size=topology.world_size, local_rank=topology.local_rank, backend=backend
