@@ -1,0 +1,103 @@
+"""Shards and batches: pure functions on grids of worlds, batch sizes and shapes. Topology: arithmetic on degrees."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dglaunch import ParallelConfig, T2IConfig
+from dglaunch.config import BackendConfig
+from dglaunch.errors import UserError
+from dglaunch.plan import BatchSize, build, default_bucket, share_of_node
+from dglaunch.tasks import Task
+from dglaunch.topology import Topology, from_environment
+
+
+def tasks(shapes: list[int]) -> list[Task]:
+    return [
+        Task(index=n, prompt=f"p{n}", seed=n, stem=f"{n:06d}", height=64 * s, width=64) for n, s in enumerate(shapes)
+    ]
+
+
+def lengths(count: int, replicas: int, size: int) -> list[list[int]]:
+    plan = build(tasks([1] * count), replicas, lambda _: BatchSize(size, ""))
+    return [[len(batch) for batch in share] for share in plan.batches]
+
+
+def cost(bucket: tuple) -> float:
+    return float(bucket[0])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(1, 5), max_size=80), st.integers(1, 9), st.integers(1, 9))
+def test_every_task_once_equal_shapes_and_equal_work(shapes: list[int], replicas: int, size: int) -> None:
+    plan = build(tasks(shapes), replicas, lambda _: BatchSize(size, ""), cost=cost)
+    batches = [batch for share in plan.batches for batch in share]
+    assert sorted(task.index for batch in batches for task in batch.tasks) == list(range(len(shapes)))
+    assert all(1 <= len(batch) <= size for batch in batches)
+    assert all(len({default_bucket(task) for task in batch.tasks}) == 1 for batch in batches)
+    work = [sum(task.height or 0 for batch in share for task in batch.tasks) for share in plan.batches]
+    assert max(work) - min(work) <= 2 * max((64 * s for s in shapes), default=0)
+
+
+def test_shares_are_cut_into_balanced_batches() -> None:
+    assert lengths(9, 1, 8) == [[5, 4]]
+    assert sorted(map(sum, lengths(23, 4, 8))) == [5, 6, 6, 6]
+    assert all(max(share) - min(share) <= 1 for share in lengths(101, 3, 8))
+
+
+def test_a_shape_stays_on_one_replica_where_it_can() -> None:
+    plan = build(tasks([1, 2, 3, 4] * 4), 4, lambda _: BatchSize(4, ""))
+    assert [[len(batch) for batch in share] for share in plan.batches] == [[4]] * 4
+    assert plan.lost == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 3), max_size=50), st.integers(1, 5), st.sets(st.integers(0, 49)))
+def test_nodes_that_start_later_agree_on_who_makes_what(shapes: list[int], nodes: int, done: set[int]) -> None:
+    """A node's share is cut from all tasks, so it does not depend on what is done when it starts."""
+    everything = tasks(shapes)
+    shares = [share_of_node(everything, Topology(node=n, num_nodes=nodes), default_bucket, cost) for n in range(nodes)]
+    assert sorted(task.index for share in shares for task in share) == list(range(len(shapes)))
+
+
+def environ(rank: int, world: int, nodes: int = 1, node: int = 0) -> dict[str, str]:
+    return {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world),
+            "GROUP_WORLD_SIZE": str(nodes), "GROUP_RANK": str(node)}  # fmt: skip
+
+
+XDIT = T2IConfig(prompt="x", backend=BackendConfig(backend="xdit"))
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("ulysses", [1, 2, 4])
+@pytest.mark.parametrize("cfg", [False, True])
+def test_replicas_are_neighbours_and_cover_the_world(world: int, ulysses: int, cfg: bool) -> None:
+    parallel = ParallelConfig(ulysses_degree=ulysses, use_cfg_parallel=cfg)
+    size = ulysses * (2 if cfg else 1)
+    if world % size:
+        with pytest.raises(UserError, match=f"= {size}, which does not divide the world size {world}"):
+            from_environment(XDIT, parallel, environ(0, world))
+        return
+    ranks = [from_environment(XDIT, parallel, environ(rank, world)) for rank in range(world)]
+    assert [place.replica for place in ranks] == [rank // size for rank in range(world)]
+    assert [place.rank for place in ranks if place.is_leader] == ranks[0].leaders == list(range(size - 1, world, size))
+
+
+def test_a_product_that_is_not_the_world_says_what_would_be() -> None:
+    with pytest.raises(UserError, match=r"ulysses 2 .* data 3 = 6, which is not the world size 8.*set it to 4"):
+        from_environment(XDIT, ParallelConfig(ulysses_degree=2, data_parallel_degree=3), environ(0, 8))
+
+
+def test_two_ways_to_share_over_nodes_are_not_both_applied() -> None:
+    config = T2IConfig(prompt="x", node_rank=1, num_nodes=2)
+    alone = from_environment(config, ParallelConfig(), environ(0, 8))
+    assert (alone.node, alone.num_nodes) == (1, 2)
+    agreeing = from_environment(config, ParallelConfig(), environ(8, 16, nodes=2, node=1))
+    assert (agreeing.node, agreeing.num_nodes) == (0, 1)
+    with pytest.raises(UserError, match="prompts lost or made twice"):
+        from_environment(config, ParallelConfig(), environ(0, 16, nodes=2, node=0))
+
+
+def test_degrees_without_xdit_are_an_error() -> None:
+    with pytest.raises(UserError, match="each rank is a replica"):
+        from_environment(T2IConfig(prompt="x"), ParallelConfig(ulysses_degree=2), environ(0, 2))
