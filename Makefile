@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint soak clean
+.PHONY: demo test lint soak readme clean
 
 # torch first and pinned: the newest would bring several GB of CUDA packages to a machine without a GPU.
 $(BIN)/.installed: pyproject.toml constraints.txt
@@ -30,6 +30,10 @@ test: lint
 # Slow and rare: every split of every family, 20 kills, a million prompts.
 soak: $(BIN)/.installed
 	$(BIN)/python -m pytest -m slow
+
+# The README's generated sections: flags, families, wrong uses.
+readme: $(BIN)/.installed
+	cd tests && ../$(BIN)/python -c "import test_readme; test_readme.write()"
 
 clean:
 	rm -rf $(VENV) outputs

@@ -12,6 +12,8 @@ FULL_TOKENS = 8192
 """Image tokens in one forward pass of a GPU beyond which a larger batch gains next to nothing: at 1024x1024 (4096
 tokens) a 12-20B model is compute-bound at batch 1 and batching gains 1-2 %, at 512x512 and below up to 3x."""
 MAX_AUTO = 32
+UNET_WIDTH = 1280
+"""Of SDXL's widest level; U-Nets do not say theirs as transformers do."""
 SPARE = 0.9
 """Share of the memory that is planned for; the rest is the allocator's and the driver's."""
 ASSUMED_TFLOPS = 310.0
@@ -54,8 +56,7 @@ def memory_of(
     size = DTYPE_BYTES[dtype]
     weights = sum(checkpoint.parameters.values()) * size
     tokens = checkpoint.image_tokens(height, width) + checkpoint.text_length(config.max_sequence_length)
-    width_of_model = (checkpoint.heads or 1) * (checkpoint.transformer.get("attention_head_dim") or 64)
-    denoise = 12 * tokens * width_of_model * size // topology.sequence_degree
+    denoise = 12 * tokens * (checkpoint.width_of_model or UNET_WIDTH) * size // topology.sequence_degree
     if config.optimization.enable_vae_tiling:
         height, width = min(height, 512), min(width, 512)
     decode = height * width * 1024 * size

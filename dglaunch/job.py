@@ -184,6 +184,8 @@ class _Run:
         self.report: report.Report | None = None
         self.facts = backends.Facts()
         self.load_seconds = 0.0
+        self.finished = False
+        """The end of the run is in run.json."""
         self.began = datetime.now(UTC).isoformat(timespec="seconds")
 
     def run(self) -> int:
@@ -194,7 +196,13 @@ class _Run:
             raise told
         try:
             return self._make(channel, *told)
+        except DglaunchError as error:
+            if self.topology.is_main and not self.finished:
+                self.writer.write_run(self._run_json({"outcome": "broken", "error": str(error)}))
+            raise
         finally:
+            if self.report is not None:
+                self.report.stop()
             self.writer.close()
 
     def _open_folder(self) -> Any:
@@ -202,7 +210,7 @@ class _Run:
         job = self.job
         try:
             ledger = self.writer.open(job.settings, job.tasks, job.config.output_format, job.config.overwrite)
-            self.writer.write_run(self._run_json({"outcome": "running"}))
+            self.writer.write_run(self._run_json({"outcome": "running", "num_total": len(job.tasks)}))
         except DglaunchError as error:
             return error
         done = [n for n, task in enumerate(job.tasks) if (task.index, task.sample) in ledger.done]
@@ -286,6 +294,7 @@ class _Run:
         summary["outcome"] = run.end_of(error, drained, self.report.counts.num_failed)
         summary["num_batches"] = made.num_batches
         self.report.table(summary, self.job.config.output_dir)
+        self.finished = True
         try:
             self.writer.write_run(self._run_json(summary))
             self.writer.join_nodes(self.job.tasks)

@@ -136,7 +136,18 @@ class Checkpoint:
     @property
     def heads(self) -> int | None:
         """Attention heads of the transformer, which the Ulysses degree must divide."""
-        return self.transformer.get("num_attention_heads") or self.transformer.get("n_heads")
+        return self._number("num_attention_heads") or self._number("n_heads")
+
+    @property
+    def width_of_model(self) -> int | None:
+        """Channels of the transformer's hidden state."""
+        heads, dim = self.heads, self._number("attention_head_dim")
+        return heads * dim if heads and dim else None
+
+    def _number(self, name: str) -> int | None:
+        """A whole number of the transformer's config; U-Nets have lists there, one entry a level."""
+        value = self.transformer.get(name)
+        return value if isinstance(value, int) else None
 
     def size(self, side: Literal["height", "width"], given: int | None) -> int:
         """Pixels that the pipeline will use for this side."""
@@ -166,12 +177,11 @@ class Checkpoint:
         FLUX.1-dev at 1024x1024 that is 60 + 14.9, as counted layer by layer.
         """
         weights = self.parameters.get("transformer") or self.parameters.get("unet")
-        if not weights:
+        if not weights or self.width_of_model is None:
             return None
         tokens = self.image_tokens(height, width) + text_tokens
-        layers = sum(self.transformer.get(name) or 0 for name in ("num_layers", "num_single_layers"))
-        width_of_model = (self.heads or 0) * (self.transformer.get("attention_head_dim") or 0)
-        return (2 * 0.54 * weights * tokens + 4 * layers * tokens**2 * width_of_model) / 1e12
+        layers = sum(self._number(name) or 0 for name in ("num_layers", "num_single_layers"))
+        return (2 * 0.54 * weights * tokens + 4 * layers * tokens**2 * self.width_of_model) / 1e12
 
 
 def _parameters_in(file: Path) -> int:

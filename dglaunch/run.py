@@ -9,6 +9,7 @@ outcome of each attempt before they act on it.
 """
 
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -136,6 +137,7 @@ class Loop:
         """One call of the backend; what the replica agrees it came to (the worst of its ranks)."""
         images: Sequence[Image | ItemError] | None = None
         mine = Attempt()
+        before = dict(self.backend.seconds)
         start = time.perf_counter()
         try:
             images = self.backend.generate(batch)
@@ -145,6 +147,10 @@ class Loop:
                 raise
         # Only here, outside of `except`, are the failed batch's tensors free: the traceback held them.
         self.inside += time.perf_counter() - start
+        if self.context.config.debug:
+            stages = {stage: seconds - before.get(stage, 0.0) for stage, seconds in self.backend.seconds.items()}
+            told = ", ".join(f"{stage} {seconds:.3f} s" for stage, seconds in stages.items())
+            print(f"batch of {len(batch)} from row {batch.tasks[0].index}: {told}", file=sys.stderr)
         if mine.error is not None and self.context.device == "cuda":
             import torch
 

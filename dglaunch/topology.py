@@ -147,10 +147,9 @@ def _check_degrees(topology: Topology) -> None:
     hint = f"Ranks a replica may have in a world of {world}: {', '.join(map(str, fitting))}"
     if data is not None and world % topology.replica_size == 0:
         hint = f"Unset {XDIT_PREFIX}DATA_PARALLEL_DEGREE or set it to {world // topology.replica_size}"
-    near = max(world // topology.replica_size, 1) * topology.replica_size
+    near = product if data is not None else max(world // product, 1) * product
     raise UserError(
-        f"The DG_XDIT_* degrees {arithmetic}, which {relation} the world size {world}. {hint}; or start "
-        f"{near if near != world else near + topology.replica_size} ranks."
+        f"The DG_XDIT_* degrees {arithmetic}, which {relation} the world size {world}. {hint}; or start {near} ranks."
     )
 
 

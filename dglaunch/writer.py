@@ -163,7 +163,7 @@ class Writer:
         self, ledger: Ledger, settings: dict[str, Any], tasks: Sequence[Task], output_format: str
     ) -> None:
         """An unfinished job may go on only as the job it was."""
-        changes = self._changed_settings(settings)
+        changes = self._changed_settings(settings) if ledger.done else []
         by_id = {(task.index, task.sample): task for task in tasks} if ledger.done else {}
         missing = [name for task_id, (_, name) in ledger.done.items() if task_id not in by_id]
         changed = {

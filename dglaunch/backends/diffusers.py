@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -44,6 +45,8 @@ class DiffusersBackend:
         effects = self.optimize()
         self.parameters = dict(inspect.signature(self.pipeline.__call__).parameters)
         self._time_stages()
+        if self.context.config.debug:
+            trace_shapes(self.pipeline)
         return Facts(
             defaults=self._defaults(),
             effects=effects,
@@ -196,6 +199,27 @@ class DiffusersBackend:
 
     def close(self) -> None:
         self.pipeline = None
+
+
+def trace_shapes(pipeline: Any) -> None:
+    """--debug: print the shapes of the tensors that go into each network, whenever they change."""
+    seen: dict[str, str] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        def show(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            named = {str(position): value for position, value in enumerate(args)} | kwargs
+            tensors = {key: value for key, value in named.items() if isinstance(value, torch.Tensor)}
+            text = ", ".join(f"{key} {tuple(value.shape)} {value.dtype}" for key, value in tensors.items())
+            if seen.get(name) != text:
+                seen[name] = text
+                print(f"{name}: {text}".replace("torch.", ""), file=sys.stderr)
+
+        return show
+
+    for name, module in pipeline.components.items():
+        if isinstance(module, torch.nn.Module):
+            part = module.decoder if hasattr(module, "decoder") and name == "vae" else module
+            part.register_forward_pre_hook(hook("vae.decoder" if part is not module else name), with_kwargs=True)
 
 
 def quiet_libraries() -> None:
