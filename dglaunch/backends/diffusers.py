@@ -38,6 +38,8 @@ class DiffusersBackend:
         import diffusers
         import transformers
 
+        if self.context.device == "cuda":
+            torch.cuda.set_device(self.context.topology.local_rank)
         self._check_arguments(self._pipeline_class())
         with one_rank_of_a_node_first(self.context):
             self.pipeline = self.load_pipeline()

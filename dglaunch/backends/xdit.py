@@ -138,9 +138,13 @@ class XDiTBackend(DiffusersBackend):
         if self.family.splits_text:
             from xfuser.core.distributed import get_runtime_state
 
-            # For each batch's real size: the last one may be smaller than the others.
+            # For each batch's real size: the last one may be smaller than the others. Height and width only size
+            # PipeFusion's bands, which these transformers do not have; xfuser wants them to divide all the same.
             first, length = batch.tasks[0], self.context.checkpoint.text_length(arguments.get("max_sequence_length"))
+            side = 16 * self.context.topology.sequence_degree
             get_runtime_state().set_input_parameters(
+                height=side,
+                width=side,
                 batch_size=len(batch),
                 num_inference_steps=first.num_inference_steps,
                 max_condition_sequence_length=length,
