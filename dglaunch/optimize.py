@@ -6,14 +6,16 @@ from typing import Any
 from dglaunch.config import OptimizationConfig
 from dglaunch.errors import UserError
 
-CACHES = {
+CACHES: dict[str, tuple[str, dict[str, Any]]] = {
     "first_block_cache": ("FirstBlockCacheConfig", {"threshold": 0.08}),
     "taylor_seer": ("TaylorSeerCacheConfig", {}),
-    "faster_cache": ("FasterCacheConfig", {}),
+    "faster_cache": ("FasterCacheConfig", {"attention_weight_callback": lambda _: 0.5}),
     "pab": ("PyramidAttentionBroadcastConfig", {"spatial_attention_block_skip_range": 2}),
     "mag_cache": ("MagCacheConfig", {}),
 }
-"""--cache_type -> diffusers' config class and what it needs to be given."""
+"""--cache_type -> diffusers' config class and what it needs to be given besides its defaults."""
+MAG_CACHE_STEPS = 28
+"""Denoising steps for which MagCache's published ratios hold."""
 
 
 def apply(pipeline: Any, config: OptimizationConfig) -> dict[str, str]:
@@ -58,9 +60,19 @@ def _enable_cache(pipeline: Any, transformer: Any, config: OptimizationConfig) -
     import diffusers
 
     assert config.cache_type is not None
-    name, arguments = CACHES[config.cache_type]
-    arguments = dict(arguments)
+    name, fixed = CACHES[config.cache_type]
+    arguments = dict(fixed)
+    distilled = bool(getattr(transformer.config, "guidance_embeds", False)) or "Flux" in type(transformer).__name__
     if config.cache_type in ("faster_cache", "pab"):
         arguments["current_timestep_callback"] = lambda: pipeline.current_timestep
+    if config.cache_type == "faster_cache":
+        arguments["is_guidance_distilled"] = distilled
+    if config.cache_type == "mag_cache":
+        if type(transformer).__name__ != "FluxTransformer2DModel":
+            raise ValueError("its ratios were measured for FLUX.1 only")
+        from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
+
+        arguments["mag_ratios"] = FLUX_MAG_RATIOS
     transformer.enable_cache(getattr(diffusers, name)(**arguments))
-    return f"{name}({', '.join(f'{k}={v}' for k, v in arguments.items() if not callable(v))})"
+    shown = ", ".join(f"{key}={value}" for key, value in arguments.items() if isinstance(value, int | float | str))
+    return f"{name}({shown})"

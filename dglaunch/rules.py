@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dglaunch.config import RunConfig
 from dglaunch.errors import MissingPackage, UserError
 from dglaunch.models import Checkpoint, xdit_families
+from dglaunch.optimize import MAG_CACHE_STEPS
 from dglaunch.tasks import Task
 from dglaunch.topology import Topology
 
@@ -20,6 +21,8 @@ def check(checkpoint: Checkpoint, config: RunConfig, topology: Topology, tasks: 
     for package, extra in (("torch", "torch"), ("diffusers", "diffusers"), ("transformers", "transformers")):
         need(package, "Running a model", f"pip install {extra}")
     _check_guidance(checkpoint, config, tasks)
+    if config.optimization.cache_type == "mag_cache":
+        _check_steps(checkpoint, tasks)
     if config.backend.backend == "xdit":
         _check_xdit(checkpoint, config, topology, device)
         if topology.parallel.use_cfg_parallel:
@@ -45,6 +48,17 @@ def _check_guidance(checkpoint: Checkpoint, config: RunConfig, tasks: Iterable[T
             raise UserError(
                 f"Row {task.index} has a guidance scale but no negative prompt, and {checkpoint.pipeline_class} applies "
                 "guidance only against one. Add --negative_prompt ' ', or remove guidance_scale."
+            )
+
+
+def _check_steps(checkpoint: Checkpoint, tasks: Iterable[Task]) -> None:
+    own = checkpoint.defaults.get("num_inference_steps", MAG_CACHE_STEPS)
+    for task in tasks:
+        steps = own if task.num_inference_steps is None else task.num_inference_steps
+        if steps != MAG_CACHE_STEPS:
+            raise UserError(
+                f"Row {task.index} takes {steps} denoising steps, but --cache_type mag_cache holds for {MAG_CACHE_STEPS}. "
+                f"Give --num_inference_steps {MAG_CACHE_STEPS}, or another cache."
             )
 
 
