@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 from dglaunch.config import RunConfig
 from dglaunch.models import DTYPE_BYTES, Checkpoint
@@ -112,19 +113,22 @@ def _given_or_auto(
 
 def seconds_of(checkpoint: Checkpoint, config: RunConfig, topology: Topology, plan: Plan) -> float | None:
     """Wall seconds of a plan's longest share on H100s, start-up left out; None if the weights are not here."""
+    length = checkpoint.text_length(config.max_sequence_length)
+    default_steps = checkpoint.defaults.get("num_inference_steps", 28)
+
+    @cache
+    def image_tflop(height: int | None, width: int | None, steps: int | None) -> float | None:
+        step = checkpoint.step_tflop(checkpoint.size("height", height), checkpoint.size("width", width), length)
+        return None if step is None else step * (steps or default_steps)
+
     worst = 0.0
     for share in plan.batches:
         work = 0.0
         for batch in share:
-            task = batch.tasks[0]
-            step = checkpoint.step_tflop(
-                checkpoint.size("height", task.height),
-                checkpoint.size("width", task.width),
-                checkpoint.text_length(config.max_sequence_length),
-            )
-            if step is None:
+            first = batch.tasks[0]
+            image = image_tflop(first.height, first.width, first.num_inference_steps)
+            if image is None:
                 return None
-            steps = task.num_inference_steps or checkpoint.defaults.get("num_inference_steps", 28)
-            work += step * steps * len(batch)
+            work += image * len(batch)
         worst = max(worst, work)
     return worst / (ASSUMED_TFLOPS * topology.replica_size)

@@ -138,6 +138,8 @@ def _machine(config: RunConfig, place: Topology) -> tuple[str, estimate.Machine,
     if device == "cuda":
         properties = torch.cuda.get_device_properties(place.local_rank)
         return device, estimate.Machine(name=properties.name, memory=properties.total_memory, dtype=dtype), reasons
+    if place.world_size > 1 and not place.distributed:
+        return device, estimate.Machine(name="CPU", memory=None, dtype=dtype), reasons  # a plan for other machines
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return device, estimate.Machine(name="CPU", memory=host // max(place.local_world_size, 1), dtype=dtype), reasons
 

@@ -154,6 +154,10 @@ def _integer(value: Any, least: int = 0, most: int = MAX_SEED) -> int:
     return value
 
 
+def _samples(value: Any) -> int:
+    return _integer(value, 1, 10_000)
+
+
 def _number(value: Any) -> float:
     try:
         number = float(value) if not isinstance(value, bool) else math.nan
@@ -289,19 +293,20 @@ class RowReader:
             steps = row.pop("steps")
             if _given(row.setdefault("num_inference_steps", steps)) and row["num_inference_steps"] != steps:
                 self.problems.append(f"{label}: steps and num_inference_steps differ; keep one of them")
-        values = {
-            name: self._value(label, row, name, check, self.defaults.get(name)) for name, check in self.checks.items()
-        }
-        count = self._value(
-            label, row, "num_images_per_prompt", lambda v: _integer(v, 1, 10_000), self.config.num_images_per_prompt
-        )
+        values = self.defaults.copy()
+        for name, check in self.checks.items():
+            if name in row:
+                values[name] = self._value(label, row, name, check, values.get(name))
+        count = self.config.num_images_per_prompt
+        if "num_images_per_prompt" in row:
+            count = self._value(label, row, "num_images_per_prompt", _samples, count)
         name = self._output_name(label, row, index)
         if len(self.problems) > before:
             return []
         stems = [name if count == 1 else f"{name}_{sample:02d}" for sample in range(count)]
         if self.config.output_name_column is not None and not self._claim(label, stems):
             return []
-        own_seed = values.pop("seed")
+        own_seed = values.pop("seed", None)
         first = self.config.seed + index * self.config.num_images_per_prompt if own_seed is None else own_seed
         extra = {column: value for column, value in row.items() if _given(value)} or None
         return [
