@@ -17,11 +17,14 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from dglaunch.errors import UserError
 
 Config = TypeVar("Config", bound="RunConfig")
-BackendName = Literal["diffusers", "xdit", "fake"]
+BackendName = Literal["diffusers", "xdit", "openai", "google_genai", "fake"]
+REMOTE_BACKENDS = ("openai", "google_genai")
+"""Engines that ask an API for images: no checkpoint, no torch, no GPU."""
 CacheType = Literal["first_block_cache", "taylor_seer", "faster_cache", "pab", "mag_cache"]
 
 
@@ -30,9 +33,10 @@ class BackendConfig:
     """Which engine runs which checkpoint, and on what."""
 
     backend: BackendName = "diffusers"
-    """Engine: diffusers (each rank a replica), xdit (xfuser's parallel groups from DG_XDIT_*), fake (no model: for tests)."""
+    """Engine: diffusers (each rank a replica), xdit (xfuser's parallel groups from DG_XDIT_*), openai and google_genai (an
+    API makes the images), fake (no model: for tests)."""
     model_name: str = "tiny"
-    """A hub id, a local diffusers folder, or `tiny`, the checkpoint that ships with dglaunch."""
+    """A hub id, a local diffusers folder, or `tiny`, the checkpoint that ships with dglaunch; for an API its model's name."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     torch_dtype: Literal["bfloat16", "float16", "float32"] | None = None
@@ -45,6 +49,11 @@ class BackendConfig:
     """Load weights that are not safetensors (a pickle can run any code)."""
     cache_dir: Path = Path("~/.cache/dglaunch")
     """Where dglaunch keeps what it builds once (not the hub's own cache)."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether an API makes the images."""
+        return self.backend in REMOTE_BACKENDS
 
 
 @dataclass(kw_only=True, slots=True)
@@ -62,11 +71,65 @@ class OptimizationConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class RemoteConfig:
+    """How the backends openai and google_genai ask. Keys come from OPENAI_API_KEY, GEMINI_API_KEY or GOOGLE_API_KEY only."""
+
+    num_processes: int = 4
+    """Concurrent requests of each rank (with --backend openai or google_genai, as all flags of this group)."""
+    max_global_workers: int | None = None
+    """Concurrent requests of all ranks together; each rank takes its part."""
+    timeout: float = 180.0
+    """Seconds to wait for an answer before the request is given up and sent again."""
+    api_max_retries: int = 5
+    """How often a request is sent again after 429, 5xx, a time-out, a dropped connection or a damaged answer."""
+    retry_delay: float = 1.0
+    """Seconds before the first retry; doubled for each one after it, with jitter. A server's Retry-After comes first."""
+    api_base: str | None = None
+    """Address of a compatible server. Default: OPENAI_BASE_URL or GOOGLE_GEMINI_BASE_URL, else the provider's own."""
+    max_cost: float | None = None
+    """Stop asking when the answers have reported this cost (US dollars, as the server counts); shared out over the ranks."""
+    max_requests: int | None = None
+    """Stop asking after this many requests, retries included; shared out over the ranks. The same command goes on."""
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("num_processes", 1),
+            ("max_global_workers", 1),
+            ("max_requests", 1),
+            ("api_max_retries", 0),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"--{name} is {value}; it must be {least} or more.")
+        for name in ("timeout", "max_cost"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise UserError(f"--{name} is {value}; it must be a number above 0.")
+        if not 0 <= self.retry_delay < float("inf"):
+            raise UserError(f"--retry_delay is {self.retry_delay}; it must be a number of 0 or more.")
+        if self.api_base is not None:
+            _check_address(self.api_base)
+
+
+def _check_address(address: str) -> None:
+    """--api_base stands in run.json and in messages, so it must not carry a secret; it is not shown here either."""
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError("--api_base must be an address such as https://host/v1.")
+    if "@" in parts.netloc or parts.query:
+        raise UserError(
+            "--api_base holds a user name, a password or a query; it would be written to run.json. Give the plain address "
+            "and put the key into OPENAI_API_KEY, GEMINI_API_KEY or GOOGLE_API_KEY."
+        )
+
+
+@dataclass(kw_only=True, slots=True)
 class RunConfig:
     """What every job has in common."""
 
     backend: BackendConfig = field(default_factory=BackendConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
     output_dir: Path = Path("outputs")
     """Folder for images, metadata.jsonl, failures.jsonl and run.json. An unfinished run there is resumed."""
     overwrite: bool = False
@@ -76,7 +139,8 @@ class RunConfig:
     output_name_column: str | None = None
     """Column that names each output file; default is the index (000000.png)."""
     batch_size: int | Literal["auto"] = "auto"
-    """Images per forward pass per replica; `auto` chooses from the image size, the memory and the parallel degrees."""
+    """Images per forward pass per replica; `auto` chooses from the image size, the memory and the parallel degrees. With an
+    API: samples of one prompt per request; `auto` is as many as the API makes."""
     num_images_per_prompt: int = 1
     """Images for each row that does not say otherwise, each with a seed of its own."""
     height: int | None = None
@@ -154,6 +218,47 @@ class ParallelConfig:
     use_cfg_parallel: bool = False
     data_parallel_degree: int | None = None
     """Replicas. Default: what is left of the world."""
+
+
+# -- flags that belong to other backends ---------------------------------------------------------------------------
+
+LOCAL_ONLY = (
+    "revision",
+    "torch_dtype",
+    "device",
+    "trust_remote_code",
+    "allow_pickle",
+    "cache_dir",
+    "max_sequence_length",
+)
+"""Flags that say how a checkpoint runs on this machine, besides those of OptimizationConfig."""
+
+
+def check_flags_of_backend(config: RunConfig, origins: Mapping[str, str]) -> None:
+    """A flag that the chosen backend would not look at is a mistake.
+
+    Raises:
+        UserError: with the flags.
+    """
+    name = config.backend.backend
+    remote = tuple(item.name for item in fields(RemoteConfig))
+    local = (*LOCAL_ONLY, *(item.name for item in fields(OptimizationConfig)))
+    given, defaults = settings(config), settings(RunConfig())
+    idle = [
+        flag
+        for flag in (local if config.backend.is_remote else remote)
+        if given[flag] != defaults[flag] or origins.get(flag, "default") != "default"
+    ]
+    if idle:
+        flags = ", ".join(f"--{flag}" for flag in idle)
+        where = "an API runs the model" if config.backend.is_remote else "the model runs on this machine"
+        raise UserError(
+            f"With --backend {name} {where}, so {flags} would do nothing. Drop {'it' if len(idle) == 1 else 'them'}."
+        )
+    if config.backend.is_remote and given["model_name"] == defaults["model_name"]:
+        raise UserError(
+            f"--backend {name} needs --model_name: the name of one of the API's models, such as gpt-image-1.5."
+        )
 
 
 # -- the environment ----------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from typing import Any
 from rich.console import Console
 
 from dglaunch import backends, errors, estimate, plan, report, rules, run, tasks, topology, writer
-from dglaunch.config import RunConfig, T2IConfig, parallel_from_environment, settings
+from dglaunch.backends import remote
+from dglaunch.config import RunConfig, T2IConfig, check_flags_of_backend, parallel_from_environment, settings
 from dglaunch.errors import DglaunchError, OutputError, UserError
 from dglaunch.gather import Gather
 from dglaunch.models import OTHER, Checkpoint, resolve, token_lengths
@@ -52,11 +53,14 @@ class Job:
         """What must not change between two starts on one folder."""
         flat = settings(self.config)
         chosen: dict[str, Any] = {name: flat[name] for name in IMAGE_SETTINGS}
-        fake = self.config.backend.backend == "fake"
-        return chosen | {"torch_dtype": self.machine.dtype} | ({"backend": "fake"} if fake else {})
+        kind = self.config.backend.backend
+        stands_alone = kind == "fake" or self.config.backend.is_remote
+        return chosen | {"torch_dtype": self.machine.dtype} | ({"backend": kind} if stands_alone else {})
 
     def bucket_of(self) -> Callable[[tasks.Task], plan.Bucket]:
         """What must be equal in a batch; for some families under xDiT also the number of tokens."""
+        if self.config.backend.is_remote:  # a request makes samples of one row
+            return lambda task: (*plan.default_bucket(task), task.index)
         unit = self.checkpoint.family.text_bucket
         if self.config.backend.backend != "xdit" or not unit:
             return plan.default_bucket
@@ -72,7 +76,11 @@ class Job:
     def make_plan(
         self, bucket_of: Callable[[tasks.Task], plan.Bucket], pending: Sequence[tasks.Task], limits: dict[str, int]
     ) -> plan.Plan:
-        choose = estimate.chooser(self.checkpoint, self.config, self.topology, self.machine, limits)
+        choose = (
+            remote.request_size(self.config)
+            if self.config.backend.is_remote
+            else estimate.chooser(self.checkpoint, self.config, self.topology, self.machine, limits)
+        )
         made = plan.build(pending, self.topology.num_replicas, choose, bucket_of, plan.cost_of(self.checkpoint))
         for bucket, size in made.sizes.items():
             shape = f"{self.checkpoint.size('height', bucket[0])}x{self.checkpoint.size('width', bucket[1])}"  # type: ignore[arg-type]
@@ -91,24 +99,34 @@ def prepare(
     Raises:
         UserError: with the remedy.
     """
+    check_flags_of_backend(config, origins)
     place = topology.from_environment(config, parallel_from_environment(environ), environ, world_size)
     if config.debug and place.world_size > 1 and world_size is None:
         raise UserError("--debug runs in one process; start it without torchrun: python -m dglaunch t2i --debug ...")
-    fake = config.backend.backend == "fake"
-    checkpoint = (
-        Checkpoint("fake", "fake", OTHER, {"height": 64, "width": 64}, {}, False) if fake else resolve(config.backend)
-    )
+    stand_ins = _stand_ins(config, place)
+    checkpoint = stand_ins[0] if stand_ins else resolve(config.backend)
     assert isinstance(config, T2IConfig)
-    all_tasks = tasks.read_prompts(config, 1 if fake else checkpoint.family.size_multiple)
-    device, machine, reasons = (
-        ("cpu", estimate.Machine(name="fake", memory=None, dtype="float32"), {}) if fake else _machine(config, place)
-    )
+    all_tasks = tasks.read_prompts(config, 1 if stand_ins else checkpoint.family.size_multiple)
+    device, machine, reasons = ("cpu", *stand_ins[1:]) if stand_ins else _machine(config, place)
     job = Job(
         config=config, origins=origins, topology=place, checkpoint=checkpoint, tasks=all_tasks, device=device,
         machine=machine, reasons=reasons,
     )  # fmt: skip
     rules.check(checkpoint, config, place, all_tasks, device)
     return job
+
+
+def _stand_ins(config: RunConfig, place: Topology) -> tuple[Checkpoint, estimate.Machine, dict[str, str]] | None:
+    """In place of a checkpoint and a device, for the backends that have none here. torch is not needed then."""
+    name = config.backend.backend
+    if name == "fake":
+        checkpoint = Checkpoint("fake", "fake", OTHER, {"height": 64, "width": 64}, {}, False)
+        return checkpoint, estimate.Machine(name="fake", memory=None, dtype="float32"), {}
+    if config.backend.is_remote:
+        checkpoint = Checkpoint(config.backend.model_name, remote.api_of(config).name, OTHER, {}, {}, False)
+        machine = estimate.Machine(name=config.remote.api_base or "its servers", memory=None, dtype="remote")
+        return checkpoint, machine, remote.reasons(config, place)
+    return None
 
 
 def _machine(config: RunConfig, place: Topology) -> tuple[str, estimate.Machine, dict[str, str]]:
@@ -253,13 +271,14 @@ class _Run:
         loop = run.Loop(context, backend, self.facts, gather, self.stop.is_set) if backend is not None else None
         mine = loop.run(made.batches[self.topology.replica]) if loop else report.LeaderReport(time.time(), 0.0)
         gather.close({"report": mine}, DRAIN_S if self.stop.is_set() else None)
-        outcome = None
+        outcome, error = None, gather.error
         if self.report is not None:
             leaders = {rank: told["report"] for rank, told in gather.reports.items()}
             lost = set(self.topology.leaders) - leaders.keys()
             drained = any(leader.drained for leader in leaders.values()) or bool(lost)
-            outcome = self._finish(leaders, gather.error, drained, made)
-        outcome, error = channel.broadcast((outcome, gather.error))
+            error = error or next((leader.error for leader in leaders.values() if leader.error is not None), None)
+            outcome = self._finish(leaders, error, drained, made)
+        outcome, error = channel.broadcast((outcome, error))
         if error is not None:
             raise error
         codes = {"done": errors.EXIT_DONE, "failed": errors.EXIT_ITEMS_FAILED, "drained": errors.EXIT_DRAINED}

@@ -13,10 +13,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from dglaunch.errors import DglaunchError
 from dglaunch.writer import Result
 
 LOG_EVERY_S = 10.0
-PACKAGES = ("dglaunch", "torch", "diffusers", "transformers", "accelerate", "xfuser", "pillow")
+PACKAGES = (
+    "dglaunch",
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "xfuser",
+    "openai",
+    "google-genai",
+    "pillow",
+)
 
 
 @dataclass(slots=True)
@@ -42,6 +53,10 @@ class LeaderReport:
     peak_memory: int = 0
     drained: bool = False
     events: list[str] = field(default_factory=list)
+    usage: dict[str, float] = field(default_factory=dict)
+    """What a remote backend's answers add up to: requests, retries, tokens, cost."""
+    error: DglaunchError | None = None
+    """Why this rank stopped before its end, although all that it made is whole."""
 
 
 class Report:
@@ -126,6 +141,9 @@ class Report:
         inside = sum(leader.inside for leader in leaders.values())
         for leader in leaders.values():
             seconds.update({stage: value / max(len(leaders), 1) for stage, value in leader.seconds.items()})
+        usage: Counter[str] = Counter()
+        for leader in leaders.values():
+            usage.update(leader.usage)
         if leaders:
             seconds["wait"] = max(window - inside / len(leaders), 0.0)
         return {
@@ -139,6 +157,7 @@ class Report:
             "pipeline_share": round(inside / (len(leaders) * window), 4) if window else None,
             "images_by_rank": {str(rank): count for rank, count in sorted(self.by_rank.items())},
             "peak_memory_bytes": max((leader.peak_memory for leader in leaders.values()), default=0),
+            "usage": {name: round(value, 6) for name, value in sorted(usage.items())},
             "events": [f"rank {rank}: {text}" for rank, leader in sorted(leaders.items()) for text in leader.events],
         }
 
@@ -158,6 +177,8 @@ class Report:
             rows["peak memory"] = f"{summary['peak_memory_bytes'] / 2**30:.2f} GiB a rank"
         if len(summary["images_by_rank"]) > 1:
             rows["images by rank"] = ", ".join(f"{rank}: {n}" for rank, n in summary["images_by_rank"].items())
+        if summary["usage"]:
+            rows["usage"] = ", ".join(f"{name} {value:,.6g}" for name, value in summary["usage"].items())
         for name, value in rows.items():
             table.add_row(name, value)
         self.console.print(table)

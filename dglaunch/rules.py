@@ -6,6 +6,7 @@ Each of these was seen to go wrong later, slowly or in silence; each message nam
 import importlib.util
 from collections.abc import Iterable, Sequence
 
+from dglaunch.backends import remote
 from dglaunch.config import RunConfig
 from dglaunch.errors import MissingPackage, UserError
 from dglaunch.models import Checkpoint, xdit_families
@@ -18,6 +19,8 @@ def check(checkpoint: Checkpoint, config: RunConfig, topology: Topology, tasks: 
     """Raise a UserError for the first rule that does not hold."""
     if config.backend.backend == "fake":
         return
+    if config.backend.is_remote:
+        return remote.check(config, topology, tasks)
     for package, extra in (("torch", "torch"), ("diffusers", "diffusers"), ("transformers", "transformers")):
         need(package, "Running a model", f"pip install {extra}")
     _check_guidance(checkpoint, config, tasks)

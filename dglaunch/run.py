@@ -3,6 +3,9 @@
     for batch in plan.batches[topology.replica]:
         backend.generate(batch) -> images -> encoded in the background -> gather.send(result)
 
+Where a backend takes several batches at a time (`Facts.workers`: an API), as many threads run this same loop over the
+same batches, and each sends its own results before it takes the next batch.
+
 A batch that raises is split: halved when out of memory (and the size remembered), else one by one; an item that still
 fails becomes a line of failures.jsonl. All ranks of a replica take the same way, because they tell each other the
 outcome of each attempt before they act on it.
@@ -10,16 +13,18 @@ outcome of each attempt before they act on it.
 
 import os
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from dglaunch.backends import Backend, Context, Facts, ItemError
-from dglaunch.errors import DglaunchError, Drained, ReplicaError
+from dglaunch.errors import DglaunchError, Drained, ReplicaError, UserError
 from dglaunch.gather import Gather
 from dglaunch.plan import Batch, balanced
 from dglaunch.report import LeaderReport
@@ -32,6 +37,9 @@ if TYPE_CHECKING:
 OUT_OF_MEMORY_WORDS = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 FATAL_WORDS = ("CUDA error", "NCCL", "Connection closed by peer", "Connection reset", "Gloo", "gloo")
 """In the text of an error after which this process computes nothing right any more: the GPU or a peer is lost."""
+LAST_BATCHES_S = {True: 12.0, False: 25.0}
+"""Under torchrun or not: how long a stopped run waits for the batches that its threads have under way (one alone is
+waited for without limit). torchrun kills 30 s after its signal, and rank 0 must hear of them before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,12 @@ class Loop:
     encode_seconds: float = 0.0
     started: float = 0.0
     drained: bool = False
+    error: DglaunchError | None = None
+    """What ends the run although what was made is whole."""
+    _leaving: bool = False
+    _under_way: int = 0
+    _since: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
     _encoders: ThreadPoolExecutor | None = None
     _encoding: deque[Future[None]] = field(default_factory=deque)
 
@@ -69,25 +83,69 @@ class Loop:
             ReplicaError: the ranks of the replica were about to do different things, or one of them is lost.
         """
         topology, config = self.context.topology, self.context.config
-        if topology.is_leader and not config.debug:
+        one = config.debug or self.facts.workers == 1
+        if topology.is_leader and not config.debug and one:
             self._encoders = ThreadPoolExecutor(max(1, min(4, (os.cpu_count() or 1) // topology.local_world_size)))
         self.started = time.time()
         try:
-            for batch in batches:
-                if self._should_leave(batch):
-                    break
-                self._batch(batch)
-        except Drained:
-            self.drained = True
+            self._work(iter(batches)) if one else self._work_in_threads(batches)
         finally:
             while self._encoding:
                 self._encoding.popleft().result()
             if self._encoders is not None:
                 self._encoders.shutdown()
-        seconds = dict(self.backend.seconds) | {"encode_image": self.encode_seconds}
         return LeaderReport(
-            self.started, self.inside, seconds, _peak_memory(self.context.device), self.drained, self.events
+            started=self.started,
+            inside=self.inside,
+            seconds=dict(self.backend.seconds) | {"encode_image": self.encode_seconds},
+            peak_memory=_peak_memory(self.context.device),
+            drained=self.drained,
+            events=self.events + self.facts.events,
+            usage=dict(self.facts.usage),
+            error=self.error,
         )
+
+    def _work(self, batches: Iterable[Batch]) -> None:
+        """Take batches until there are no more or someone wants to leave."""
+        try:
+            for batch in batches:
+                if self._leaving or self._should_leave(batch):
+                    break
+                self._batch(batch)
+        except Drained:
+            self.drained = True
+        except UserError as error:
+            self.error = error
+        finally:
+            self._leaving = True  # whatever made this one leave, the others take no new batch
+
+    def _work_in_threads(self, batches: Sequence[Batch]) -> None:
+        """The same by several threads over one iterator. They are daemons: after the time limit of a stopped run, those
+        that still wait for a server are left behind."""
+        shared, failed = iter(batches), deque[BaseException]()
+
+        def work() -> None:
+            try:
+                self._work(shared)
+            except BaseException as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(self.facts.workers, len(batches)))]
+        for thread in threads:
+            thread.start()
+        deadline = None
+        for thread in threads:
+            while thread.is_alive() and (deadline is None or time.monotonic() < deadline):
+                thread.join(0.1)
+                if deadline is None and (self.stop_requested() or self.gather.stopped):
+                    deadline = time.monotonic() + LAST_BATCHES_S[self.context.topology.distributed]
+        if left := sum(thread.is_alive() for thread in threads):
+            self.drained = True
+            self.events.append(
+                f"{left} requests had no answer in time when the run was stopped; they will be sent again"
+            )
+        if failed:
+            raise failed[0]
 
     def _should_leave(self, batch: Batch) -> bool:
         """Before each batch: is everyone about to run the same, and does anyone want to stop?"""
@@ -100,7 +158,7 @@ class Loop:
                 f"({', '.join(digest for digest, _, _ in everyone)}); the images would be wrong. Do all ranks read the "
                 "same prompts file with the same flags?"
             )
-        self.drained = any(stop for _, stop, _ in everyone)
+        self.drained |= any(stop for _, stop, _ in everyone)
         return self.drained or any(stopped for _, _, stopped in everyone)
 
     def _batch(self, batch: Batch) -> None:
@@ -133,20 +191,36 @@ class Loop:
         checkpoint, first = self.context.checkpoint, batch.tasks[0]
         return checkpoint.size("height", first.height), checkpoint.size("width", first.width)
 
-    def _attempt(self, batch: Batch) -> "tuple[Sequence[Image | ItemError] | None, Attempt]":
+    @contextmanager
+    def _inside(self) -> Iterator[None]:
+        """Count the time during which at least one batch is with the backend."""
+        with self._lock:
+            self._under_way += 1
+            if self._under_way == 1:
+                self._since = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._under_way -= 1
+                if self._under_way == 0:
+                    self.inside += time.perf_counter() - self._since
+
+    def _attempt(self, batch: Batch) -> "tuple[Sequence[Image | ItemError | None] | None, Attempt]":
         """One call of the backend; what the replica agrees it came to (the worst of its ranks)."""
-        images: Sequence[Image | ItemError] | None = None
+        images: Sequence[Image | ItemError | None] | None = None
         mine = Attempt()
         before = dict(self.backend.seconds)
-        start = time.perf_counter()
-        try:
-            images = self.backend.generate(batch)
-        except Exception as error:
-            mine = self._classify(error, batch)
-            if self.context.config.debug and not mine.out_of_memory:
+        with self._inside():
+            try:
+                images = self.backend.generate(batch)
+            except UserError:
                 raise
+            except Exception as error:
+                mine = self._classify(error, batch)
+                if self.context.config.debug and not mine.out_of_memory:
+                    raise
         # Only here, outside of `except`, are the failed batch's tensors free: the traceback held them.
-        self.inside += time.perf_counter() - start
         if self.context.config.debug:
             stages = {stage: seconds - before.get(stage, 0.0) for stage, seconds in self.backend.seconds.items()}
             told = ", ".join(f"{stage} {seconds:.3f} s" for stage, seconds in stages.items())
@@ -172,11 +246,14 @@ class Loop:
 
     # -- results --------------------------------------------------------------------------------------------------
 
-    def _deliver(self, batch: Batch, images: "Sequence[Image | ItemError] | None") -> None:
+    def _deliver(self, batch: Batch, images: "Sequence[Image | ItemError | None] | None") -> None:
         if not self.context.topology.is_leader:
             return
         assert images is not None
         for task, image in zip(batch.tasks, images, strict=True):
+            if image is None:
+                self.drained = True
+                continue
             if self._encoders is None:
                 self._encode_and_send(task, image, len(batch))
                 continue
@@ -205,8 +282,10 @@ class Loop:
         described = used | {"index": task.index, "sample": task.sample, "model": config.backend.model_name}
         data = images.encode(image, config.output_format, described | {"dtype": self.context.dtype})
         digest = images.sha256(data)
-        self.encode_seconds += time.perf_counter() - start
+        with self._lock:
+            self.encode_seconds += time.perf_counter() - start
         record = {"index": task.index, "sample": task.sample, **used, "key": task.key, "sha256": digest, **place}
+        record |= self.facts.ledger
         carried = {
             f"row_{k}" if k in record or k in ("file_name", "bytes") else k: v for k, v in (task.extra or {}).items()
         }

@@ -6,10 +6,12 @@
         def close(self): ...
 
 A *raise* from `generate` concerns the batch: the run splits it and tries again. An `ItemError` in a slot concerns that
-item only: it is recorded and not tried again (an API must not be paid twice for the other items).
+item only: it is recorded and not tried again (an API must not be paid twice for the other items). A UserError ends the
+run: the user's mistake showed only at the server. None in a slot: the run was stopped first, the image stays pending.
 """
 
 import importlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 BACKENDS = {
     "diffusers": "dglaunch.backends.diffusers:DiffusersBackend",
     "xdit": "dglaunch.backends.xdit:XDiTBackend",
+    "openai": "dglaunch.backends.remote_openai:OpenAIBackend",
+    "google_genai": "dglaunch.backends.remote_google:GoogleBackend",
     "fake": "dglaunch.backends.fake:FakeBackend",
 }
 
@@ -61,6 +65,14 @@ class Facts:
     effects: dict[str, str] = field(default_factory=dict)
     """Optimisations that took effect, and how."""
     versions: dict[str, str] = field(default_factory=dict)
+    workers: int = 1
+    """How many threads may be in generate() at a time, each with a batch of its own."""
+    ledger: dict[str, Any] = field(default_factory=dict)
+    """What the ledger says of every image besides its task."""
+    usage: Counter[str] = field(default_factory=Counter)
+    """Sums that grow during the run (requests, tokens, cost)."""
+    events: list[str] = field(default_factory=list)
+    """What the report should tell; grows during the run."""
 
 
 class Backend(Protocol):
@@ -76,8 +88,8 @@ class Backend(Protocol):
         """
         ...
 
-    def generate(self, batch: Batch) -> "Sequence[Image | ItemError] | None":
-        """One image or ItemError for each task, in the batch's order; None on a rank that does not get the images."""
+    def generate(self, batch: Batch) -> "Sequence[Image | ItemError | None] | None":
+        """One slot for each task, in the batch's order; None on a rank that does not get the images."""
         ...
 
     def close(self) -> None:
@@ -85,10 +97,14 @@ class Backend(Protocol):
         ...
 
 
+def engine(config: RunConfig) -> Any:
+    """The class that --backend names; its module is imported only now."""
+    module, _, name = BACKENDS[config.backend.backend].partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 def create(context: Context) -> Backend:
-    """The engine that --backend names; its module is imported only now."""
-    module, _, name = BACKENDS[context.config.backend.backend].partition(":")
-    return getattr(importlib.import_module(module), name)(context)
+    return engine(context.config)(context)
 
 
 def prompt_of(tasks: Sequence[Task]) -> list[str]:
