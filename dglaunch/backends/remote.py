@@ -34,6 +34,8 @@ from dglaunch.topology import Topology
 LONGEST_RETRY_AFTER_S = 900.0
 """A server that asks for a longer pause than this has a quota by the day: the run stops, and a later start goes on."""
 PROBES = 3
+SPARE_THREADS = 4
+"""One thread more than requests at a time, and one more for each 4: while some write their images, others ask."""
 MAX_DOWNLOAD = 1 << 27
 SLOW_DOWN = (429, 503, 529)
 AGAIN = (408, 409, 425)
@@ -196,10 +198,9 @@ class RemoteBackend:
         self.settings = context.config.remote
         self.api = self.describe(self.model)
         self.seconds: dict[str, float] = {}
-        self.facts = Facts(
-            workers=num_workers(context.config, context.topology), ledger={"seed_sent": self.api.max_seed > 0}
-        )
-        self.gate = Gate(self.facts.workers, self.facts.events.append)
+        places = num_workers(context.config, context.topology)
+        self.facts = Facts(workers=places + places // SPARE_THREADS + 1, ledger={"seed_sent": self.api.max_seed > 0})
+        self.gate = Gate(places, self.facts.events.append)
         part, parts = _place(context.topology)
         max_requests, max_cost = self.settings.max_requests, self.settings.max_cost
         self.brake = Brake(

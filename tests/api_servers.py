@@ -1,0 +1,318 @@
+"""A real HTTP server on loopback that speaks the OpenAI and the Google image APIs, with trouble on request.
+
+    with ApiServer() as server:
+        ... OPENAI_BASE_URL=server.openai, or --api_base server.google ...
+        server.paid["a red circle"]       answers with a whole image that a client was still there to take
+
+A prompt may hold markers; each strikes the first time that the prompt is asked for, `[always ...]` every time:
+
+    [429] [500] [timeout] [drop] [truncated] [text] [refused]
+
+As a script it measures throughput against itself: python tests/api_servers.py
+"""
+
+import base64
+import contextlib
+import email
+import hashlib
+import io
+import json
+import re
+import select
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from PIL import Image
+
+KEY = "sk-loopback-0123456789abcdefghij"
+MARKER = re.compile(r"\[(always )?(429|500|timeout|drop|truncated|text|refused)\]")
+HANG_S = 30.0
+
+
+def colour_of(prompt: str) -> tuple[int, int, int]:
+    """What the server paints for a prompt, so that a mix-up shows."""
+    red, green, blue = hashlib.sha256(prompt.encode()).digest()[:3]
+    return red, green, blue
+
+
+def painted(prompt: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), colour_of(prompt)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class ApiServer:
+    """Settings may be changed while it runs; counters are read when clients are done."""
+
+    def __init__(self, latency: float = 0.0) -> None:
+        self.latency = latency
+        self.key = KEY
+        self.most = 10_000
+        """Requests at a time beyond which the answer is 429."""
+        self.deny: int | None = None
+        """Status of every answer to a request for images, though the key is right."""
+        self.hold_after: int | None = None
+        """Once so many images are paid, further requests wait until `release`."""
+        self.usage: dict[str, Any] | None = {"input_tokens": 10, "output_tokens": 100, "total_tokens": 110}
+        self.as_address = False
+        """Answer with the addresses of images instead of base64."""
+        self.release = threading.Event()
+        self.asked: Counter[str] = Counter()
+        self.paid: Counter[str] = Counter()
+        self.bodies: list[dict[str, Any]] = []
+        self.num_requests = 0
+        self.active = 0
+        self.highest = 0
+        self.lock = threading.Lock()
+
+    def __enter__(self) -> "ApiServer":
+        handler = type("Handler", (_Handler,), {"api": self})
+        self._server = _Server(("127.0.0.1", 0), handler)
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        self.google = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self.openai = f"{self.google}/v1"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256
+    block_on_close = False
+
+    def handle_error(self, *_: object) -> None:
+        """A client that went away is no error here."""
+
+
+class _Gone(Exception):
+    """The client does not wait any more."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    api: ApiServer
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/files/"):
+            return self._send(200, painted(bytes.fromhex(self.path.split("/")[2]).decode()), "image/png")
+        if not self._key_is_right():
+            return self._wrong_key()
+        self._send_json(200, {"id": "model", "object": "model", "created": 0, "owned_by": "us", "name": "models/model"})
+
+    def do_POST(self) -> None:
+        body = self._body()
+        if not self._key_is_right():
+            return self._wrong_key()
+        api = self.api
+        with api.lock:
+            api.num_requests += 1
+            api.bodies.append(body)
+            prompt = body["prompt"]
+            api.asked[prompt] += 1
+            first = api.asked[prompt] == 1
+        faults = [kind for always, kind in MARKER.findall(prompt) if always or first or kind == "refused"]
+        try:
+            with self._counted() as too_many:
+                if not too_many and "timeout" not in faults:
+                    self._work()
+            self._answer(body, "429" if too_many else str(api.deny) if api.deny else faults[0] if faults else "")
+        except _Gone:
+            self.close_connection = True
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[bool]:
+        """One of the requests under way, until its answer is about to be sent."""
+        api = self.api
+        with api.lock:
+            api.active += 1
+            api.highest = max(api.highest, api.active)
+            too_many = api.active > api.most
+        try:
+            yield too_many
+        finally:
+            with api.lock:
+                api.active -= 1
+
+    def _work(self) -> None:
+        api = self.api
+        time.sleep(api.latency)
+        if api.hold_after is not None and api.paid.total() >= api.hold_after:
+            while not api.release.wait(0.02):
+                self._look()
+            time.sleep(0.05)
+            self._look()
+
+    def _look(self) -> None:
+        if select.select([self.connection], [], [], 0)[0] and not self.connection.recv(1, socket.MSG_PEEK):
+            raise _Gone
+
+    def _answer(self, body: dict[str, Any], fault: str) -> None:
+        google = self._is_google
+        if fault == "timeout":
+            until = time.monotonic() + HANG_S
+            while time.monotonic() < until:
+                self._look()
+                time.sleep(0.01)
+        elif fault == "drop":
+            raise _Gone
+        elif fault == "text":
+            self._send(200, b"<html>a proxy's page</html>", "text/html")
+        elif fault == "refused" and google:
+            self._send_json(
+                200, {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT", "blockReasonMessage": "not this"}}
+            )
+        elif fault == "refused":
+            # Some servers repeat what they were sent, the key included.
+            said = f"Your request was rejected by the safety system. Key: {self.api.key}"
+            self._send_error(400, said, "moderation_blocked")
+        elif fault.isdigit():
+            status = int(fault)
+            self._send_error(status, f"trouble {status}", "x", {"Retry-After": "0.1"} if status == 429 else {})
+        else:
+            images = [painted(body["prompt"])] * body["n"]
+            if fault == "truncated":
+                images[-1] = images[-1][:-30]
+            with self.api.lock:
+                self.api.paid[body["prompt"]] += body["n"] - (fault == "truncated")
+            self._send_json(200, self._google(images) if google else self._openai(images, body["prompt"]))
+
+    def _openai(self, images: list[bytes], prompt: str) -> dict[str, Any]:
+        usage = {"usage": self.api.usage} if self.api.usage else {}
+        if self.api.as_address:
+            data = [{"url": f"{self.api.google}/files/{prompt.encode().hex()}"} for _ in images]
+        else:
+            data = [{"b64_json": base64.b64encode(image).decode()} for image in images]
+        return {"created": 1, "data": data} | usage
+
+    def _google(self, images: list[bytes]) -> dict[str, Any]:
+        data = [base64.b64encode(image).decode() for image in images]
+        if self.path.split("?")[0].endswith(":predict"):
+            return {"predictions": [{"bytesBase64Encoded": text, "mimeType": "image/png"} for text in data]}
+        parts = [{"inlineData": {"mimeType": "image/png", "data": text}} for text in data]
+        usage = {"promptTokenCount": 10, "candidatesTokenCount": 100, "totalTokenCount": 110}
+        return {
+            "candidates": [{"content": {"role": "model", "parts": parts}, "finishReason": "STOP"}],
+            "usageMetadata": usage,
+        }
+
+    # -- HTTP -----------------------------------------------------------------------------------------------------
+
+    def _body(self) -> dict[str, Any]:
+        """What was asked for, the same for each API: prompt, n, images, and the request as it came."""
+        raw = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers["Content-Type"].startswith("multipart/"):
+            head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
+            parts = [
+                (p.get_param("name", header="content-disposition"), p)
+                for p in email.message_from_bytes(head + raw).get_payload()
+            ]
+            texts = {name: p.get_payload(decode=True).decode() for name, p in parts if not p.get_filename()}
+            images = [p.get_payload(decode=True) for _, p in parts if p.get_filename()]
+            return {"prompt": texts["prompt"], "n": int(texts["n"]), "images": images, "raw": texts}
+        sent = json.loads(raw)
+        if "contents" in sent:
+            parts = (
+                sent["contents"][0]["parts"]
+                if len(sent["contents"]) == 1
+                else [p for c in sent["contents"] for p in c["parts"]]
+            )
+            images = [base64.urlsafe_b64decode(p["inlineData"]["data"]) for p in parts if "inlineData" in p]
+            return {"prompt": next(p["text"] for p in parts if "text" in p), "n": 1, "images": images, "raw": sent}
+        if "instances" in sent:
+            return {
+                "prompt": sent["instances"][0]["prompt"],
+                "n": sent["parameters"]["sampleCount"],
+                "images": [],
+                "raw": sent,
+            }
+        return {"prompt": sent["prompt"], "n": sent.get("n", 1), "images": [], "raw": sent}
+
+    @property
+    def _is_google(self) -> bool:
+        return "x-goog-api-key" in self.headers
+
+    def _key_is_right(self) -> bool:
+        sent = self.headers.get("x-goog-api-key") or self.headers.get("Authorization", "").removeprefix("Bearer ")
+        return sent == self.api.key
+
+    def _wrong_key(self) -> None:
+        sent = self.headers.get("Authorization", "")
+        if self._is_google:
+            details = [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}]
+            error = {"code": 400, "message": "API key not valid.", "status": "INVALID_ARGUMENT", "details": details}
+            return self._send_json(400, {"error": error})
+        self._send_error(401, f"Incorrect API key provided: {sent[7:17]}*******{sent[-4:]}", "invalid_api_key")
+
+    def _send_error(self, status: int, message: str, code: str, headers: dict[str, str] | None = None) -> None:
+        error = {
+            "message": message,
+            "code": status if self._is_google else code,
+            "type": "x",
+            "status": "TROUBLE",
+        }
+        self._send_json(status, {"error": error}, headers)
+
+    def _send_json(self, status: int, answer: dict[str, Any], headers: dict[str, str] | None = None) -> None:
+        self._send(status, json.dumps(answer).encode(), "application/json", headers)
+
+    def _send(self, status: int, data: bytes, kind: str, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in ({"Content-Type": kind, "Content-Length": str(len(data))} | (headers or {})).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+
+def bench(concurrency: int, latency: float, prompts: int) -> None:
+    """Requests/s of one rank against concurrency / latency, the server in a process of its own."""
+    import multiprocessing
+    import os
+    import subprocess
+    import sys
+    import tempfile
+    from pathlib import Path
+
+    ours, theirs = multiprocessing.Pipe()
+    server = multiprocessing.Process(target=_serve, args=(theirs, latency), daemon=True)
+    server.start()
+    address = ours.recv()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "p.txt").write_text("".join(f"prompt {n}\n" for n in range(prompts)))
+        command = [sys.executable, "-m", "dglaunch", "t2i", "--backend", "openai", "--model_name", "gpt-image-1.5"]
+        command += ["--prompts_file", str(folder / "p.txt"), "--num_processes", str(concurrency), "--api_base", address]
+        command += ["--output_dir", str(folder / "out")]
+        subprocess.run(
+            command, env=os.environ | {"OPENAI_API_KEY": KEY, "NO_PROXY": "*"}, check=True, capture_output=True
+        )
+        run = json.loads((folder / "out" / "run.json").read_text())
+    server.terminate()
+    ideal = concurrency / latency
+    print(
+        f"{prompts} prompts, {concurrency} at a time, {latency * 1000:.0f} ms each: {run['images_per_s']:.1f} images/s, "
+        f"{run['images_per_s'] / ideal:.1%} of {ideal:.0f}"
+    )
+
+
+def _serve(pipe: Any, latency: float) -> None:
+    with ApiServer(latency) as server:
+        pipe.send(server.openai)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    for at_a_time in (1, 4, 8, 16):
+        bench(at_a_time, 0.05, 100 * at_a_time)
