@@ -154,7 +154,7 @@ class Report:
             "images_per_s": self.counts.num_ok / window if window else 0.0,
             "wall_s": window,
             "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
-            "pipeline_share": round(inside / (len(leaders) * window), 4) if self.counts.num_ok else None,
+            "pipeline_share": round(inside / (len(leaders) * window), 4) if begun and self.counts.num_ok else None,
             "images_by_rank": {str(rank): count for rank, count in sorted(self.by_rank.items())},
             "peak_memory_bytes": max((leader.peak_memory for leader in leaders.values()), default=0),
             "usage": {name: round(value, 6) for name, value in sorted(usage.items())},

@@ -96,7 +96,7 @@ class Loop:
                 self._encoders.shutdown()
         return LeaderReport(
             started=self.started,
-            inside=self.inside,
+            inside=self.inside + (time.perf_counter() - self._since if self._under_way else 0.0),
             seconds=dict(self.backend.seconds) | {"encode_image": self.encode_seconds},
             peak_memory=_peak_memory(self.context.device),
             drained=self.drained,

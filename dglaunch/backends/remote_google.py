@@ -5,6 +5,7 @@ four images a request; the SDK offers it on the Gemini Enterprise Agent Platform
 takes a seed only if its watermark is switched off, which is not ours to do, so none is sent.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -73,6 +74,9 @@ class GoogleBackend(RemoteBackend):
 
         self._errors, self._types = errors, types
         self.imagen = self.model.startswith("imagen")
+        warnings.filterwarnings(
+            "ignore", "The generate_images method is deprecated"
+        )  # once a request; Imagen has no other
         options = types.HttpOptions(
             base_url=self.settings.api_base,
             timeout=int(self.settings.timeout * 1000),
