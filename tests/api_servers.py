@@ -185,6 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
             images = [painted(body["prompt"])] * body["n"]
             if fault == "truncated":
                 images[-1] = images[-1][:-30]
+            self._look()
             with self.api.lock:
                 self.api.paid[body["prompt"]] += body["n"] - (fault == "truncated")
             self._send_json(200, self._google(images) if google else self._openai(images, body["prompt"]))

@@ -425,8 +425,8 @@ def wait_for(what: Callable[[], bool], timeout: float = 60) -> None:
 
 
 def test_killed_and_resumed_nothing_is_paid_twice(server: ApiServer, tmp_path: Path) -> None:
-    kinds = ["", "", "[429]", "[500]", "[drop]", "[truncated]", "[text]", "", "[timeout]", "[refused]"]
-    prompts = [f"prompt {n} {kinds[n % len(kinds)]}" for n in range(200)]
+    kinds = ["", "", "[429]", "[500]", "[drop]", "[truncated]", "[text]", "", "", "[refused]"]
+    prompts = [f"prompt {n} {kinds[n % len(kinds)] if n % 40 else '[timeout]'}" for n in range(200)]
     good = [prompt for prompt in prompts if "refused" not in prompt]
     out, rows = tmp_path / "out", rows_of(tmp_path, prompts)
     flags = ["--num_processes", "16", "--max_global_workers", "16", "--timeout", "2"]
