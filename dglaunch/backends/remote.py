@@ -197,7 +197,7 @@ class RemoteBackend:
         self.model = context.config.backend.model_name
         self.settings = context.config.remote
         self.api = self.describe(self.model)
-        self.seconds: dict[str, float] = {}
+        self.seconds = {"requests": 0.0}
         places = num_workers(context.config, context.topology)
         self.facts = Facts(workers=places + places // SPARE_THREADS + 1, ledger={"seed_sent": self.api.max_seed > 0})
         self.gate = Gate(places, self.facts.events.append)
@@ -315,7 +315,8 @@ class RemoteBackend:
                 trouble = self._explained(error)
             else:
                 trouble = None
-        self._count(seconds_waited_for_answers=time.monotonic() - started)
+        with self._counting:
+            self.seconds["requests"] += time.monotonic() - started
         if trouble is not None:
             self._react(trouble, started)
             return [None] * len(tasks), trouble
