@@ -33,10 +33,9 @@ class BackendConfig:
     """Which engine runs which checkpoint, and on what."""
 
     backend: BackendName = "diffusers"
-    """Engine: diffusers (each rank a replica), xdit (xfuser's parallel groups from DG_XDIT_*), openai and google_genai (an
-    API makes the images), fake (no model: for tests)."""
+    """Engine: diffusers (each rank a replica), xdit (groups from DG_XDIT_*), openai and google_genai (APIs), fake (tests)."""
     model_name: str = "tiny"
-    """A hub id, a local diffusers folder, or `tiny`, the checkpoint that ships with dglaunch; for an API its model's name."""
+    """A hub id, a local diffusers folder, `tiny`, the checkpoint that ships with dglaunch, or an API's name of its model."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     torch_dtype: Literal["bfloat16", "float16", "float32"] | None = None
@@ -139,8 +138,7 @@ class RunConfig:
     output_name_column: str | None = None
     """Column that names each output file; default is the index (000000.png)."""
     batch_size: int | Literal["auto"] = "auto"
-    """Images per forward pass per replica; `auto` chooses from the image size, the memory and the parallel degrees. With an
-    API: samples of one prompt per request; `auto` is as many as the API makes."""
+    """Images per forward pass per replica, `auto` by size, memory and degrees; with an API samples of a prompt per request."""
     num_images_per_prompt: int = 1
     """Images for each row that does not say otherwise, each with a seed of its own."""
     height: int | None = None
