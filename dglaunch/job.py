@@ -277,6 +277,8 @@ class _Run:
             lost = set(self.topology.leaders) - leaders.keys()
             drained = any(leader.drained for leader in leaders.values()) or bool(lost)
             error = error or next((leader.error for leader in leaders.values() if leader.error is not None), None)
+            if error is None and not drained:
+                error = self._unaccounted()
             outcome = self._finish(leaders, error, drained, made)
         outcome, error = channel.broadcast((outcome, error))
         if error is not None:
@@ -290,6 +292,17 @@ class _Run:
         assert self.report is not None
         self.writer.write(result)
         self.report.update(result)
+
+    def _unaccounted(self) -> DglaunchError | None:
+        """ok + failed + skipped = total, or the run is not done, whatever the replicas say."""
+        assert self.report is not None
+        counts = self.report.counts
+        missing = counts.total - counts.num_ok - counts.num_failed - counts.num_skipped
+        if not missing:
+            return None
+        return DglaunchError(
+            f"{missing:,} images never arrived, and no replica said why. Start the same command again."
+        )
 
     def _say_plan(self, made: plan.Plan, damaged: int, pending: int) -> None:
         assert self.report is not None

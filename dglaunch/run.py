@@ -106,18 +106,20 @@ class Loop:
         )
 
     def _work(self, batches: Iterable[Batch]) -> None:
-        """Take batches until there are no more or someone wants to leave."""
+        """Take batches until there are no more or someone wants to leave; then the other threads take no new one."""
         try:
             for batch in batches:
                 if self._leaving or self._should_leave(batch):
+                    self._leaving = True
                     break
                 self._batch(batch)
         except Drained:
-            self.drained = True
+            self.drained = self._leaving = True
         except UserError as error:
-            self.error = error
-        finally:
-            self._leaving = True  # whatever made this one leave, the others take no new batch
+            self.error, self._leaving = error, True
+        except BaseException:
+            self._leaving = True
+            raise
 
     def _work_in_threads(self, batches: Sequence[Batch]) -> None:
         """The same by several threads over one iterator. They are daemons: after the time limit of a stopped run, those

@@ -4,6 +4,7 @@ Layers, cheapest first: pure functions (config, tasks, plan, topology), the fold
 backend, real torchrun with the fake backend, real models. One torchrun serves many cases: see `worker.py`.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -66,11 +67,25 @@ def end(process: "subprocess.Popen[str]", timeout: float = 240) -> Ended:
 
 
 def kill_group(process: "subprocess.Popen[str]") -> None:
-    """SIGKILL to the process and everything it started."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+    """SIGKILL to the process and everything it started; torchrun's workers have sessions of their own."""
+    for pid in [*descendants(process.pid), process.pid]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes whose chain of parents leads to `pid`, read from /proc."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            parents.setdefault(parent, []).append(int(entry.name))
+    found, todo = [], [pid]
+    while todo:
+        children = parents.get(todo.pop(), [])
+        found += children
+        todo += children
+    return found
 
 
 def dglaunch(*arguments: str | Path, nproc: int = 0, timeout: float = 240, **environment: str) -> Ended:
