@@ -4,6 +4,7 @@ Layers, cheapest first: pure functions (config, tasks, plan, topology), the fold
 backend, real torchrun with the fake backend, real models. One torchrun serves many cases: see `worker.py`.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -66,11 +67,19 @@ def end(process: "subprocess.Popen[str]", timeout: float = 240) -> Ended:
 
 
 def kill_group(process: "subprocess.Popen[str]") -> None:
-    """SIGKILL to the process and everything it started."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+    """SIGKILL to the process and everything it started. torchrun gives each rank a session of its own, so the process
+    group is not all of it: ranks would go on to the end of the run."""
+    for pid in [process.pid, *descendants(process.pid)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def descendants(pid: int) -> list[int]:
+    """The children of a process, and theirs."""
+    children = [
+        int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()
+    ]
+    return [one for child in children for one in (child, *descendants(child))]
 
 
 def dglaunch(*arguments: str | Path, nproc: int = 0, timeout: float = 240, **environment: str) -> Ended:
