@@ -5,12 +5,12 @@
 
     t2i(T2IConfig(backend=BackendConfig(model_name="tiny"), prompts_file=Path("prompts.jsonl"), output_dir=Path("out")))
 
-The same script runs on one rank or under torchrun.
+`edit(EditingConfig(...))` edits the images of a table. The same script runs on one rank or under torchrun.
 """
 
-from dglaunch.config import BackendConfig, OptimizationConfig, ParallelConfig, T2IConfig
+from dglaunch.config import BackendConfig, EditingConfig, OptimizationConfig, ParallelConfig, RunConfig, T2IConfig
 
-__all__ = ["BackendConfig", "OptimizationConfig", "ParallelConfig", "T2IConfig", "t2i"]
+__all__ = ["BackendConfig", "EditingConfig", "OptimizationConfig", "ParallelConfig", "T2IConfig", "edit", "t2i"]
 
 
 def t2i(config: T2IConfig) -> int:
@@ -19,6 +19,19 @@ def t2i(config: T2IConfig) -> int:
     Raises:
         DglaunchError: see dglaunch.errors; a UserError carries its remedy.
     """
+    return _execute(config)
+
+
+def edit(config: EditingConfig) -> int:
+    """Edit the images of a table; returns the exit code of `python -m dglaunch edit`.
+
+    Raises:
+        DglaunchError: as for t2i.
+    """
+    return _execute(config)
+
+
+def _execute(config: RunConfig) -> int:
     from dglaunch import job
     from dglaunch.config import environment
 

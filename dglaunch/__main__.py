@@ -11,7 +11,8 @@ USAGE = """\
 usage: dglaunch COMMAND [flags]      (several GPUs: torchrun --nproc_per_node 8 -m dglaunch COMMAND [flags])
 
   t2i            text to image: a file of prompts to a folder of images
-  plan t2i       print what that command would do (topology, shards, batches, memory, time) and stop
+  edit           a table of images and instructions to a folder of edited images
+  plan COMMAND   print what that command would do (topology, shards, batches, memory, time) and stop
 
 dglaunch COMMAND --help lists the flags. Exit codes: 0 everything done, 1 the run broke off, 2 a mistake in the command
 or its input, 3 some items failed, 130 stopped by a signal. Starting the same command again resumes."""
@@ -51,7 +52,8 @@ def _dispatch(words: list[str], environ: Mapping[str, str], main_rank: bool) -> 
     command, rest = (words[1] if len(words) > 1 else "", words[2:]) if planned else (words[0], words[1:])
     if command not in configs.COMMANDS:
         raise UserError(
-            f"There is no command {' '.join(words[: 2 if planned else 1])!r}. Commands: t2i, plan t2i; dglaunch --help."
+            f"There is no command {' '.join(words[: 2 if planned else 1])!r}. Commands: {', '.join(configs.COMMANDS)}, "
+            "plan COMMAND; dglaunch --help."
         )
     prog = f"dglaunch {'plan ' if planned else ''}{command}"
     world_size = configs.take_world_size(rest) if planned else None

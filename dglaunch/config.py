@@ -207,6 +207,27 @@ class T2IConfig(RunConfig):
 
 
 @dataclass(kw_only=True, slots=True)
+class EditingConfig(RunConfig):
+    """Editing: a table of images and instructions to a folder of edited images."""
+
+    input: Path | None = None
+    """Table (.csv, .jsonl, .parquet): input_images (a path, a JSON or comma list; in Parquet also bytes) and instruction."""
+    instruction_key: str = "instruction"
+    """Column of the instructions."""
+    filter_rows: str | None = None
+    """Only these rows, by index: 0:100,250 is 0 to 99 and 250."""
+    model_type: str | None = None
+    """qwen, qwen_singleimg, flux2, flux2_klein, flux1_kontext, longcat, glm_image. Default: by the checkpoint's pipeline."""
+    save_inputs: bool = False
+    """Copy each row's input images to the folder inputs in --output_dir."""
+
+    def __post_init__(self) -> None:
+        RunConfig.__post_init__(self)
+        if self.input is None:
+            raise UserError("Give --input TABLE (.csv, .jsonl or .parquet) with columns input_images and instruction.")
+
+
+@dataclass(kw_only=True, slots=True)
 class ParallelConfig:
     """xDiT's degrees: how many ranks share one image, and how. Read from DG_XDIT_* only."""
 
@@ -397,7 +418,7 @@ def _as_words(name: str, value: Any) -> list[str]:
     return [f"--{name}={value}"]
 
 
-COMMANDS: dict[str, type[RunConfig]] = {"t2i": T2IConfig}
+COMMANDS: dict[str, type[RunConfig]] = {"t2i": T2IConfig, "edit": EditingConfig}
 
 
 def known_flags() -> set[str]:

@@ -44,9 +44,10 @@ class Memory:
 
 
 def memory_of(
-    checkpoint: Checkpoint, config: RunConfig, topology: Topology, dtype: str, height: int, width: int
+    checkpoint: Checkpoint, config: RunConfig, topology: Topology, dtype: str, height: int, width: int, inputs: int = 0
 ) -> Memory | None:
     """Weights, and what each image of the batch adds at its worst moment; None if the weights are not on this machine.
+    `inputs` are the tokens of input images.
 
     Denoising holds about 12 tensors of tokens x width at once (hidden state, q, k, v, attention out, the MLP's 4x and
     its output), shared out by the sequence-parallel degree. Decoding holds about 1,024 channels at full resolution;
@@ -56,7 +57,7 @@ def memory_of(
         return None
     size = DTYPE_BYTES[dtype]
     weights = sum(checkpoint.parameters.values()) * size
-    tokens = checkpoint.image_tokens(height, width) + checkpoint.text_length(config.max_sequence_length)
+    tokens = checkpoint.image_tokens(height, width) + inputs + checkpoint.text_length(config.max_sequence_length)
     denoise = 12 * tokens * (checkpoint.width_of_model or UNET_WIDTH) * size // topology.sequence_degree
     if config.optimization.enable_vae_tiling:
         height, width = min(height, 512), min(width, 512)
@@ -74,7 +75,7 @@ def chooser(
     def choose(bucket: Bucket) -> BatchSize:
         height = checkpoint.size("height", bucket[0])  # type: ignore[arg-type]
         width = checkpoint.size("width", bucket[1])  # type: ignore[arg-type]
-        chosen = _given_or_auto(checkpoint, config, topology, machine, height, width)
+        chosen = _given_or_auto(checkpoint, config, topology, machine, height, width, bucket[5])  # type: ignore[arg-type]
         limit = limits.get(f"{height}x{width}")
         if limit is not None and chosen.size > limit:
             return BatchSize(limit, f"{limit + 1} or more ran out of memory at {height}x{width} in an earlier start")
@@ -84,22 +85,30 @@ def chooser(
 
 
 def _given_or_auto(
-    checkpoint: Checkpoint, config: RunConfig, topology: Topology, machine: Machine, height: int, width: int
+    checkpoint: Checkpoint,
+    config: RunConfig,
+    topology: Topology,
+    machine: Machine,
+    height: int,
+    width: int,
+    inputs: int,
 ) -> BatchSize:
     if not checkpoint.family.batch:
-        return BatchSize(1, f"{checkpoint.family.name}'s pipeline is not right with several prompts at once")
+        asked = f"not the {config.batch_size} asked for; " if config.batch_size not in (1, "auto") else ""
+        return BatchSize(1, f"{asked}{checkpoint.family.name}: {checkpoint.family.batch_reason}")
     if config.batch_size != "auto":
         return BatchSize(config.batch_size, "as given")
-    tokens = checkpoint.image_tokens(height, width)
+    tokens = checkpoint.image_tokens(height, width) + inputs
     share = max(tokens // topology.sequence_degree, 1)
     wanted = min(max(FULL_TOKENS // share, 1), MAX_AUTO)
     divided = f" on each of {topology.sequence_degree} ranks" if topology.sequence_degree > 1 else ""
+    with_inputs = " with its input images" if inputs else ""
     reason = (
-        f"{height}x{width} is {tokens} tokens, {share}{divided}; {FULL_TOKENS} keep a GPU full"
+        f"{height}x{width} is {tokens} tokens{with_inputs}, {share}{divided}; {FULL_TOKENS} keep a GPU full"
         if wanted < MAX_AUTO
-        else f"{height}x{width} is {tokens} tokens: small, so the largest that auto takes"
+        else f"{height}x{width} is {tokens} tokens{with_inputs}: small, so the largest that auto takes"
     )
-    memory = memory_of(checkpoint, config, topology, machine.dtype, height, width)
+    memory = memory_of(checkpoint, config, topology, machine.dtype, height, width, inputs)
     if memory is None or machine.memory is None:
         return BatchSize(wanted, reason + "; memory unknown before loading")
     fits = max(int((machine.memory * SPARE - memory.weights) // memory.image), 1)
@@ -117,8 +126,9 @@ def seconds_of(checkpoint: Checkpoint, config: RunConfig, topology: Topology, pl
     default_steps = checkpoint.defaults.get("num_inference_steps", 28)
 
     @cache
-    def image_tflop(height: int | None, width: int | None, steps: int | None) -> float | None:
-        step = checkpoint.step_tflop(checkpoint.size("height", height), checkpoint.size("width", width), length)
+    def image_tflop(height: int | None, width: int | None, steps: int | None, inputs: int) -> float | None:
+        size = checkpoint.size("height", height), checkpoint.size("width", width)
+        step = checkpoint.step_tflop(*size, length + inputs)
         return None if step is None else step * (steps or default_steps)
 
     worst = 0.0
@@ -126,7 +136,7 @@ def seconds_of(checkpoint: Checkpoint, config: RunConfig, topology: Topology, pl
         work = 0.0
         for batch in share:
             first = batch.tasks[0]
-            image = image_tflop(first.height, first.width, first.num_inference_steps)
+            image = image_tflop(first.height, first.width, first.num_inference_steps, first.input_tokens)
             if image is None:
                 return None
             work += image * len(batch)

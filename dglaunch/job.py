@@ -1,4 +1,4 @@
-"""From a configuration to an exit code: what `t2i` and `plan` do, in the order in which they do it.
+"""From a configuration to an exit code: what `t2i`, `edit` and `plan` do, in the order in which they do it.
 
 prepare()     checkpoint, tasks, topology, rules: the same on every rank, no model, nothing written
 run()         the folder, the groups, the plan, the model, the loop, the report
@@ -12,15 +12,22 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
 
-from dglaunch import backends, errors, estimate, plan, report, rules, run, tasks, topology, writer
+from dglaunch import backends, edit_tasks, editing, errors, estimate, plan, report, rules, run, tasks, topology, writer
 from dglaunch.backends import remote
-from dglaunch.config import RunConfig, T2IConfig, check_flags_of_backend, parallel_from_environment, settings
+from dglaunch.config import (
+    EditingConfig,
+    RunConfig,
+    T2IConfig,
+    check_flags_of_backend,
+    parallel_from_environment,
+    settings,
+)
 from dglaunch.errors import DglaunchError, OutputError, UserError
 from dglaunch.gather import Gather
 from dglaunch.models import OTHER, Checkpoint, resolve, token_lengths
@@ -32,6 +39,8 @@ IMAGE_SETTINGS = (
     "model_name", "revision", "max_sequence_length", "enable_vae_tiling", "cache_type", "output_format",
 )  # fmt: skip
 """Flags that change the images or their names: a run with others is another job."""
+SHOWN_SIZES = 8
+SHOWN_ERRORS = 5
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,23 +64,44 @@ class Job:
         chosen: dict[str, Any] = {name: flat[name] for name in IMAGE_SETTINGS}
         kind = self.config.backend.backend
         stands_alone = kind == "fake" or self.config.backend.is_remote
-        return chosen | {"torch_dtype": self.machine.dtype} | ({"backend": kind} if stands_alone else {})
+        edits = {"editing_pipeline": self.checkpoint.pipeline_class} if self.edits else {}
+        return chosen | {"torch_dtype": self.machine.dtype} | ({"backend": kind} if stands_alone else {}) | edits
+
+    @property
+    def edits(self) -> bool:
+        return isinstance(self.config, EditingConfig)
+
+    @property
+    def makeable(self) -> list[tasks.Task]:
+        """The tasks with no error that was found while reading them."""
+        return [task for task in self.tasks if task.error is None]
+
+    @property
+    def hopeless(self) -> list[tasks.Task]:
+        """The others: told and recorded, never run. Of several nodes without a rendezvous the first one has them."""
+        return [task for task in self.tasks if task.error is not None and self.topology.node == 0]
 
     def bucket_of(self) -> Callable[[tasks.Task], plan.Bucket]:
         """What must be equal in a batch; for some families under xDiT also the number of tokens."""
         if self.config.backend.is_remote:  # a request makes samples of one row
             return lambda task: (*plan.default_bucket(task), task.index)
+        base = editing.bucket_of(self.checkpoint) if self.edits else plan.default_bucket
         unit = self.checkpoint.family.text_bucket
         if self.config.backend.backend != "xdit" or not unit:
-            return plan.default_bucket
+            return base
         texts = sorted({t.prompt for t in self.tasks} | {t.negative_prompt or "" for t in self.tasks})
         lengths = dict(zip(texts, token_lengths(self.checkpoint, texts)))
 
         def bucket(task: tasks.Task) -> plan.Bucket:
             tokens = (lengths[task.prompt], lengths[task.negative_prompt or ""])
-            return (*plan.default_bucket(task), *(-(-count // unit) for count in tokens))
+            return (*base(task), *(-(-count // unit) for count in tokens))
 
         return bucket
+
+    @property
+    def one_kind(self) -> str:
+        """The condition under which no batch would be lost."""
+        return "all rows had one size and the same input images" if self.edits else "all images had one shape"
 
     def make_plan(
         self, bucket_of: Callable[[tasks.Task], plan.Bucket], pending: Sequence[tasks.Task], limits: dict[str, int]
@@ -82,10 +112,20 @@ class Job:
             else estimate.chooser(self.checkpoint, self.config, self.topology, self.machine, limits)
         )
         made = plan.build(pending, self.topology.num_replicas, choose, bucket_of, plan.cost_of(self.checkpoint))
-        for bucket, size in made.sizes.items():
-            shape = f"{self.checkpoint.size('height', bucket[0])}x{self.checkpoint.size('width', bucket[1])}"  # type: ignore[arg-type]
-            self.reasons[f"batch_size {shape}"] = f"{size.size}: {size.reason}"
+        self.reasons |= _size_reasons(self.checkpoint, made)
         return made
+
+
+def _size_reasons(checkpoint: Checkpoint, made: plan.Plan) -> dict[str, str]:
+    """Why the images of each size come in such batches; a table of photographs may have hundreds of sizes."""
+    reasons: dict[str, str] = {}
+    for bucket, size in made.sizes.items():
+        shape = f"{checkpoint.size('height', bucket[0])}x{checkpoint.size('width', bucket[1])}"  # type: ignore[arg-type]
+        reasons[f"batch_size {shape}"] = f"{size.size}: {size.reason}"
+    if not checkpoint.family.batch:
+        return dict(zip(["batch_size"], reasons.values()))
+    more = len(reasons) - SHOWN_SIZES
+    return dict(list(reasons.items())[:SHOWN_SIZES]) | ({"batch_size": f"for {more:,} more sizes"} if more > 0 else {})
 
 
 # -- before the run -----------------------------------------------------------------------------------------------
@@ -102,31 +142,48 @@ def prepare(
     check_flags_of_backend(config, origins)
     place = topology.from_environment(config, parallel_from_environment(environ), environ, world_size)
     if config.debug and place.world_size > 1 and world_size is None:
-        raise UserError("--debug runs in one process; start it without torchrun: python -m dglaunch t2i --debug ...")
+        raise UserError(
+            "--debug runs in one process; start it without torchrun: python -m dglaunch COMMAND --debug ..."
+        )
     stand_ins = _stand_ins(config, place)
-    checkpoint = stand_ins[0] if stand_ins else resolve(config.backend)
-    assert isinstance(config, T2IConfig)
-    all_tasks = tasks.read_prompts(config, 1 if stand_ins else checkpoint.family.size_multiple)
+    checkpoint, all_tasks = _read(config, stand_ins[0] if stand_ins else resolve(config.backend))
     device, machine, reasons = ("cpu", *stand_ins[1:]) if stand_ins else _machine(config, place)
     job = Job(
         config=config, origins=origins, topology=place, checkpoint=checkpoint, tasks=all_tasks, device=device,
         machine=machine, reasons=reasons,
     )  # fmt: skip
-    rules.check(checkpoint, config, place, all_tasks, device)
+    rules.check(checkpoint, config, place, job.makeable, device)
     return job
 
 
 def _stand_ins(config: RunConfig, place: Topology) -> tuple[Checkpoint, estimate.Machine, dict[str, str]] | None:
     """In place of a checkpoint and a device, for the backends that have none here. torch is not needed then."""
-    name = config.backend.backend
+    name, any_size = config.backend.backend, replace(OTHER, size_multiple=1)
     if name == "fake":
-        checkpoint = Checkpoint("fake", "fake", OTHER, {"height": 64, "width": 64}, {}, False)
+        checkpoint = Checkpoint("fake", "fake", any_size, {"height": 64, "width": 64}, {}, False)
         return checkpoint, estimate.Machine(name="fake", memory=None, dtype="float32"), {}
     if config.backend.is_remote:
-        checkpoint = Checkpoint(config.backend.model_name, remote.api_of(config).name, OTHER, {}, {}, False)
+        checkpoint = Checkpoint(config.backend.model_name, remote.api_of(config).name, any_size, {}, {}, False)
         machine = estimate.Machine(name=config.remote.api_base or "its servers", memory=None, dtype="remote")
         return checkpoint, machine, remote.reasons(config, place)
     return None
+
+
+def _read(config: RunConfig, checkpoint: Checkpoint) -> tuple[Checkpoint, list[tasks.Task]]:
+    """The tasks of either command, and the checkpoint as that command uses it."""
+    if isinstance(config, EditingConfig):
+        if config.backend.is_remote:
+            raise UserError(
+                f"--backend {config.backend.backend} does not edit here; edit runs with diffusers and xdit. Drop --backend."
+            )
+        editor = editing.as_editor(checkpoint, config.model_type)
+        return editor, edit_tasks.read_edits(config, editor)
+    assert isinstance(config, T2IConfig)
+    if checkpoint.family.only_edits:
+        raise UserError(
+            f"{checkpoint.source} is a {checkpoint.pipeline_class}, which edits images: dglaunch edit --input TABLE."
+        )
+    return checkpoint, tasks.read_prompts(config, checkpoint.family.size_multiple)
 
 
 def _machine(config: RunConfig, place: Topology) -> tuple[str, estimate.Machine, dict[str, str]]:
@@ -204,6 +261,10 @@ class _Run:
         self.report: report.Report | None = None
         self.facts = backends.Facts()
         self.load_seconds = 0.0
+        saves = isinstance(job.config, EditingConfig) and job.config.save_inputs
+        self.inputs = {(t.index, t.sample): edit_tasks.saved_names(t) for t in job.tasks} if saves else {}
+        self.hopeless: list[tasks.Task] = []
+        """What is recorded as failed without being run."""
         self.finished = False
         """The end of the run is in run.json."""
         self.began = datetime.now(UTC).isoformat(timespec="seconds")
@@ -240,12 +301,14 @@ class _Run:
         job = self.job
         job.machine = estimate.Machine(name=job.machine.name, memory=memory, dtype=job.machine.dtype)
         bucket_of = job.bucket_of()
-        mine = plan.share_of_node(job.tasks, self.topology, bucket_of, plan.cost_of(job.checkpoint))
+        mine = plan.share_of_node(job.makeable, self.topology, bucket_of, plan.cost_of(job.checkpoint)) + job.hopeless
         finished = {(job.tasks[n].index, job.tasks[n].sample) for n in done}
-        pending = [task for task in mine if (task.index, task.sample) not in finished]
+        left = [task for task in mine if (task.index, task.sample) not in finished]
+        pending = [task for task in left if task.error is None]
+        self.hopeless = [task for task in left if task.error is not None]
         made = job.make_plan(bucket_of, pending, limits)
         if self.topology.is_main:
-            self.report = report.Report(total=len(mine), skipped=len(mine) - len(pending))
+            self.report = report.Report(total=len(mine), skipped=len(mine) - len(left))
             self._say_plan(made, damaged, len(pending))
         context = backends.Context(
             config=job.config, checkpoint=job.checkpoint, topology=self.topology, channel=channel, device=job.device,
@@ -265,9 +328,11 @@ class _Run:
 
     def _loop(self, context: backends.Context, backend: backends.Backend | None, made: plan.Plan) -> int:
         channel = context.channel
-        gather = Gather(self.topology, channel, self._deliver, threads=not self.job.config.debug)
         if self.report is not None:
             self.report.begin()
+            for task in self.hopeless:
+                self._deliver(run.failed(task, str(task.error), context, task.content() | task.origin(), 0))
+        gather = Gather(self.topology, channel, self._deliver, threads=not self.job.config.debug)
         loop = run.Loop(context, backend, self.facts, gather, self.stop.is_set) if backend is not None else None
         mine = loop.run(made.batches[self.topology.replica]) if loop else report.LeaderReport(time.time(), 0.0)
         gather.close({"report": mine}, DRAIN_S if self.stop.is_set() else None)
@@ -290,6 +355,8 @@ class _Run:
 
     def _deliver(self, result: writer.Result) -> None:
         assert self.report is not None
+        if self.inputs and not result.failed:
+            self.writer.copy_inputs(self.inputs[result.task_id])
         self.writer.write(result)
         self.report.update(result)
 
@@ -318,6 +385,11 @@ class _Run:
         note(
             f"{pending:,} images in {made.num_batches:,} batches to make"
             + (f"; {skipped:,} are there already" if skipped else "")
+            + (
+                f"; without its different sizes and images it would be {made.num_batches - made.lost:,}"
+                if job.edits and made.lost
+                else ""
+            )
         )
 
     def _finish(
@@ -372,15 +444,19 @@ def show_plan(config: RunConfig, origins: dict[str, str], environ: Mapping[str, 
     if not job.topology.is_main:
         return errors.EXIT_DONE
     bucket_of = job.bucket_of()
-    mine = plan.share_of_node(job.tasks, job.topology, bucket_of, plan.cost_of(job.checkpoint))
+    mine = plan.share_of_node(job.makeable, job.topology, bucket_of, plan.cost_of(job.checkpoint))
     made = job.make_plan(bucket_of, mine, writer.out_of_memory_limits(config.output_dir))
     console = Console(soft_wrap=True, highlight=False)
     console.print(
         f"{config.backend.model_name} ({job.checkpoint.pipeline_class}), {job.machine.dtype}: {job.topology.describe()}"
     )
     console.print(
-        f"{made.num_tasks:,} images in {made.num_batches:,} batches; {made.lost:,} more than if all images had one shape"
+        f"{made.num_tasks:,} images in {made.num_batches:,} batches; {made.lost:,} more than if {job.one_kind}"
     )
+    for task in job.hopeless[:SHOWN_ERRORS]:
+        console.print(f"cannot be made: {task.error}")
+    if len(job.hopeless) > SHOWN_ERRORS:
+        console.print(f"... and {len(job.hopeless) - SHOWN_ERRORS:,} more rows that cannot be made")
     for name, reason in job.reasons.items():
         console.print(f"{name} {reason}")
     table = Table("replica", "ranks", "images", "batches", "batch sizes")
@@ -404,9 +480,11 @@ def _sizes(sizes: Sequence[int]) -> str:
 
 
 def _print_estimates(console: Console, job: Job, made: plan.Plan) -> None:
-    for bucket, size in made.sizes.items():
+    for bucket, size in list(_by_size(made).items())[:SHOWN_SIZES]:
         height, width = job.checkpoint.size("height", bucket[0]), job.checkpoint.size("width", bucket[1])  # type: ignore[arg-type]
-        memory = estimate.memory_of(job.checkpoint, job.config, job.topology, job.machine.dtype, height, width)
+        memory = estimate.memory_of(
+            job.checkpoint, job.config, job.topology, job.machine.dtype, height, width, bucket[5]
+        )  # type: ignore[arg-type]
         if memory is None:
             console.print("memory and time: not estimated, the weights are not on this machine")
             return
@@ -421,3 +499,8 @@ def _print_estimates(console: Console, job: Job, made: plan.Plan) -> None:
             f"time: about {report.duration(seconds)} on H100s at {estimate.ASSUMED_TFLOPS:.0f} TFLOP/s each, start-up left "
             "out (arithmetic, not a measurement)"
         )
+
+
+def _by_size(made: plan.Plan) -> dict[plan.Bucket, plan.BatchSize]:
+    """One bucket of each output size."""
+    return {bucket: made.sizes[bucket] for bucket in {bucket[:2]: bucket for bucket in made.sizes}.values()}

@@ -42,7 +42,8 @@ class XDiT:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """One model family for text to image."""
+    """One model family: what its pipeline needs to be given and how xfuser runs it. What an editing family does with its
+    input images stands in editing.py."""
 
     name: str
     size_multiple: int = 16
@@ -56,23 +57,23 @@ class Family:
     guidance_needs_negative: bool = False
     batch: bool = True
     """Whether a batch of prompts equals the same prompts one by one."""
+    batch_reason: str = "its pipeline is not right with several prompts at once"
+    """Why not, where it does not."""
     arguments: tuple[tuple[str, Any], ...] = ()
     """Passed on every call, to switch off what would change what the user asked for."""
     text_bucket: int = 0
     """Under xDiT, prompts share a forward pass only if their token lengths, rounded up to this, are equal (0: always)."""
+    only_edits: bool = False
+    """Whether the pipeline needs an input image: `edit` runs it, `t2i` cannot."""
     xdit: XDiT | None = None
 
 
 _TRANSFORMERS = "xfuser.model_executor.models.transformers"
+_FLUX = XDiT(wrapper=f"{_TRANSFORMERS}.transformer_flux:xFuserFlux1Transformer2DWrapper", splits_text=True)
+_QWEN = XDiT(in_place="dglaunch.backends.xfuser_exact:wrap_qwen", ring=False, image_unit="any")
 FAMILIES: dict[str, Family] = {
-    "FluxPipeline": Family(
-        name="Flux",
-        takes_negative=False,
-        xdit=XDiT(
-            wrapper=f"{_TRANSFORMERS}.transformer_flux:xFuserFlux1Transformer2DWrapper",
-            splits_text=True,
-        ),
-    ),
+    "FluxPipeline": Family(name="Flux", takes_negative=False, xdit=_FLUX),
+    "FluxKontextPipeline": Family(name="FluxKontext", takes_negative=False, xdit=_FLUX, only_edits=True),
     "Flux2Pipeline": Family(
         name="Flux2",
         takes_negative=False,
@@ -88,8 +89,20 @@ FAMILIES: dict[str, Family] = {
         guidance="true_cfg_scale",
         guidance_needs_negative=True,
         text_bucket=1,
-        xdit=XDiT(in_place="dglaunch.backends.xfuser_exact:wrap_qwen", ring=False, image_unit="any"),
+        xdit=_QWEN,
     ),
+    "QwenImageEditPipeline": Family(
+        name="QwenImageEdit",
+        guidance="true_cfg_scale",
+        guidance_needs_negative=True,
+        text_bucket=1,
+        xdit=_QWEN,
+        only_edits=True,
+    ),
+    "QwenImageEditPlusPipeline": Family(
+        name="QwenImageEditPlus", guidance="true_cfg_scale", guidance_needs_negative=True, only_edits=True
+    ),
+    "LongCatImageEditPipeline": Family(name="LongCatImageEdit", only_edits=True),
     "ZImagePipeline": Family(
         name="ZImage",
         text_bucket=32,
@@ -116,7 +129,8 @@ OTHER = Family(name="other", size_multiple=8)
 
 
 def xdit_families() -> list[str]:
-    return [family.name for family in FAMILIES.values() if family.xdit is not None]
+    """Those that draw from text alone."""
+    return [family.name for family in FAMILIES.values() if family.xdit is not None and not family.only_edits]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from dglaunch.tasks import Task
 from dglaunch.topology import Topology
 
 Bucket = tuple[Hashable, ...]
-"""Everything that must be equal inside a batch; the first two are height and width as given (None: the default)."""
+"""Everything that must be equal inside a batch, in the order of `default_bucket`, and what a family needs besides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +66,15 @@ class Plan:
 
 
 def default_bucket(task: Task) -> Bucket:
-    """What every pipeline needs to be equal: size, steps, guidance, and whether there is a negative prompt."""
+    """What every pipeline needs to be equal: height and width as given (None: the default), steps, guidance, whether
+    there is a negative prompt, and the tokens of input images."""
     return (
         task.height,
         task.width,
         task.num_inference_steps,
         task.guidance_scale,
         task.negative_prompt is not None,
+        task.input_tokens,
     )
 
 
@@ -81,7 +83,7 @@ def cost_of(checkpoint: Checkpoint) -> Callable[[Bucket], float]:
 
     def cost(bucket: Bucket) -> float:
         height, width, steps = bucket[0], bucket[1], bucket[2]
-        tokens = checkpoint.image_tokens(checkpoint.size("height", height), checkpoint.size("width", width))
+        tokens = checkpoint.image_tokens(checkpoint.size("height", height), checkpoint.size("width", width)) + bucket[5]
         return float(tokens * (steps if steps is not None else checkpoint.defaults.get("num_inference_steps", 28)))
 
     return cost

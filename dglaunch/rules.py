@@ -6,8 +6,9 @@ Each of these was seen to go wrong later, slowly or in silence; each message nam
 import importlib.util
 from collections.abc import Iterable, Sequence
 
+from dglaunch import editing
 from dglaunch.backends import remote
-from dglaunch.config import RunConfig
+from dglaunch.config import EditingConfig, RunConfig
 from dglaunch.errors import MissingPackage, UserError
 from dglaunch.models import Checkpoint, xdit_families
 from dglaunch.optimize import MAG_CACHE_STEPS
@@ -68,9 +69,11 @@ def _check_steps(checkpoint: Checkpoint, tasks: Iterable[Task]) -> None:
 def _check_xdit(checkpoint: Checkpoint, config: RunConfig, topology: Topology, device: str) -> None:
     family, parallel = checkpoint.family, topology.parallel
     if family.xdit is None:
+        edits = isinstance(config, EditingConfig)
+        there = editing.xdit_families() if edits else xdit_families()
         raise UserError(
-            f"--backend xdit has no {checkpoint.pipeline_class}; it runs {', '.join(xdit_families())}. Use --backend "
-            "diffusers, where each rank is a replica."
+            f"--backend xdit has no {checkpoint.pipeline_class}{' for edit' if edits else ''}; it runs {', '.join(there)}. "
+            "Use --backend diffusers, where each rank is a replica."
         )
     need("xfuser", "--backend xdit", "pip install 'dglaunch[xdit]'")
     if parallel.pipefusion_degree > 1:
@@ -128,10 +131,17 @@ def _check_split(checkpoint: Checkpoint, config: RunConfig, topology: Topology, 
             f"The nearest --max_sequence_length: {near}."
         )
     unit = family.xdit.image_unit
-    for size in sorted({(task.height, task.width) for task in tasks}, key=str):
-        height, width = checkpoint.size("height", size[0]), checkpoint.size("width", size[1])
-        count = height // 16 if unit == "rows" else checkpoint.image_tokens(height, width)
-        if unit != "any" and count % degree:
+    distinct = {(task.height, task.width, task.input_tokens): task for task in tasks if unit != "any"}
+    for task in distinct.values():
+        height, width = checkpoint.size("height", task.height), checkpoint.size("width", task.width)
+        count = height // 16 if unit == "rows" else checkpoint.image_tokens(height, width) + task.input_tokens
+        if count % degree and task.images:
+            raise UserError(
+                f"{task.row}: {width}x{height} with its input images is {count} tokens, which cannot be split evenly over "
+                f"{degree} ranks (Ulysses x ring): the image would be wrong. Set another --height, choose another degree, "
+                "or use --backend diffusers, where each rank is a replica."
+            )
+        if count % degree:
             raise UserError(
                 f"{width}x{height} is {count} {unit}, which cannot be split evenly over {degree} ranks (Ulysses x ring): "
                 f"the images would be wrong. The nearest heights: {_near_heights(height, degree)}."

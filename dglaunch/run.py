@@ -24,6 +24,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from dglaunch.backends import Backend, Context, Facts, ItemError
+from dglaunch.config import EditingConfig
+from dglaunch.edit_tasks import saved_names
 from dglaunch.errors import DglaunchError, Drained, ReplicaError, UserError
 from dglaunch.gather import Gather
 from dglaunch.plan import Batch, balanced
@@ -239,6 +241,8 @@ class Loop:
 
     def _classify(self, error: Exception, batch: Batch) -> Attempt:
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:2000]
+        if self.facts.known_trouble:
+            text = f"{self.facts.known_trouble}: {text}"
         if type(error).__name__ == "OutOfMemoryError" or any(words in text for words in OUT_OF_MEMORY_WORDS):
             if self.context.topology.replica_size > 1:
                 # A peer may still wait inside a collective and never hear of it: leave a note for the next start.
@@ -273,12 +277,9 @@ class Loop:
 
         config = self.context.config
         name = file_name(task, config.output_format)
-        place = {"rank": self.context.topology.rank, "node": self.context.topology.node, "batch_size": batch_size}
         used = self._used(task)
         if isinstance(image, ItemError):
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            record = {"index": task.index, "sample": task.sample, "error": image.message, **used, **place, "time": now}
-            return Result(task_id=(task.index, task.sample), file_name=name, record=record)
+            return failed(task, image.message, self.context, used, batch_size)
         used |= {"width": image.width, "height": image.height}
         start = time.perf_counter()
         described = used | {"index": task.index, "sample": task.sample, "model": config.backend.model_name}
@@ -286,7 +287,10 @@ class Loop:
         digest = images.sha256(data)
         with self._lock:
             self.encode_seconds += time.perf_counter() - start
+        place = _place(self.context, batch_size)
         record = {"index": task.index, "sample": task.sample, **used, "key": task.key, "sha256": digest, **place}
+        if isinstance(config, EditingConfig) and config.save_inputs:
+            record["input_file_names"] = list(saved_names(task))
         record |= self.facts.ledger
         carried = {
             f"row_{k}" if k in record or k in ("file_name", "bytes") else k: v for k, v in (task.extra or {}).items()
@@ -298,7 +302,22 @@ class Loop:
         return {
             name: value if value is not None else self.facts.defaults.get(name)
             for name, value in task.content().items()
-        }
+        } | task.origin()
+
+
+def failed(task: Task, message: str, context: Context, used: dict[str, Any], batch_size: int) -> Result:
+    """A task without an image, as its line of failures.jsonl."""
+    record = {
+        "index": task.index, "sample": task.sample, "error": message, **used, **_place(context, batch_size),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+    name = file_name(task, context.config.output_format)
+    return Result(task_id=(task.index, task.sample), file_name=name, record=record)
+
+
+def _place(context: Context, batch_size: int) -> dict[str, int]:
+    """Where an image was made, and with how many others."""
+    return {"rank": context.topology.rank, "node": context.topology.node, "batch_size": batch_size}
 
 
 def _peak_memory(device: str) -> int:

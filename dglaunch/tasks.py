@@ -12,10 +12,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dglaunch.config import RunConfig, T2IConfig
 from dglaunch.errors import InputError, MissingPackage, UserError
+
+if TYPE_CHECKING:
+    from dglaunch.inputs import InputImage
 
 MAX_SEED = 2**63 - 1
 MAX_NAME_BYTES = 200
@@ -41,10 +44,25 @@ class Task:
     guidance_scale: float | None = None
     extra: dict[str, Any] | None = None
     """Columns that dglaunch does not know; they go into the ledger as they are."""
+    images: "tuple[InputImage, ...]" = ()
+    """What an edit starts from, in the order of the row."""
+    input_tokens: int = 0
+    """Image tokens that they add to the output's."""
+    row: str = ""
+    """Of an edit: table and line, for what is found out about its images later."""
+    error: str | None = None
+    """Of an edit: why it cannot be made, known before the run."""
 
     def content(self) -> dict[str, Any]:
         """All that decides what the image shows, in JSON's types."""
-        return {name: getattr(self, name) for name in ("prompt", *ROW_FIELDS)}
+        hashes = {"input_sha256": [image.sha256 for image in self.images]} if self.images else {}
+        return {name: getattr(self, name) for name in ("prompt", *ROW_FIELDS)} | hashes
+
+    def origin(self) -> dict[str, Any]:
+        """Of an edit: what the ledger says of it besides its content."""
+        if not self.row:
+            return {}
+        return {"instruction": self.prompt, "input_images": [image.name for image in self.images]}
 
     @property
     def key(self) -> str:
@@ -130,7 +148,9 @@ def _parquet(path: Path) -> Iterator[Row]:
     except ImportError:
         raise MissingPackage("pyarrow", f"Reading {path}", "pip install 'dglaunch[parquet]'") from None
     try:
-        batches = ParquetFile(path).iter_batches(batch_size=4096)
+        file = ParquetFile(path)
+        # Images would fill the memory, thousands of rows at a time.
+        batches = file.iter_batches(batch_size=16 if "binary" in str(file.schema_arrow) else 4096)
         rows = (row for batch in batches for row in batch.to_pylist())
         for number, row in enumerate(rows):
             yield f"row {number}", {name: value for name, value in row.items() if value is not None}
@@ -206,6 +226,18 @@ def _name(value: Any) -> str:
 
 def _given(value: Any) -> bool:
     return value is not None and not (isinstance(value, float) and math.isnan(value))
+
+
+def _binary(value: Any) -> bool:
+    """Whether there are bytes in it, as in a Parquet column of images: no ledger line could carry them."""
+    if isinstance(value, dict):
+        return any(map(_binary, value.values()))
+    return isinstance(value, bytes) or (isinstance(value, list) and any(map(_binary, value)))
+
+
+def missing(column: str, row: Mapping[str, Any]) -> str:
+    """A row without a column that it needs; the others show how it may be called here."""
+    return f"no {column} (there are: {', '.join(row)})" if row else f"no {column}"
 
 
 # -- rows to tasks ------------------------------------------------------------------------------------------------
@@ -286,8 +318,10 @@ class RowReader:
         row = dict(row)
         before = len(self.problems)
         index = self._index(label, row, number)
+        if not self.wants(index):
+            return []
         if not _given(row.get(self.text_column)):
-            self.problems.append(f"{label}: no {self.text_column}")
+            self.problems.append(f"{label}: {missing(self.text_column, row)}")
         prompt = self._value(label, row, self.text_column, _text, "")
         if "steps" in row:
             steps = row.pop("steps")
@@ -301,6 +335,7 @@ class RowReader:
         if "num_images_per_prompt" in row:
             count = self._value(label, row, "num_images_per_prompt", _samples, count)
         name = self._output_name(label, row, index)
+        own = self.own_fields(label, row, number, index)
         if len(self.problems) > before:
             return []
         stems = [name if count == 1 else f"{name}_{sample:02d}" for sample in range(count)]
@@ -308,7 +343,7 @@ class RowReader:
             return []
         own_seed = values.pop("seed", None)
         first = self.config.seed + index * self.config.num_images_per_prompt if own_seed is None else own_seed
-        extra = {column: value for column, value in row.items() if _given(value)} or None
+        extra = {column: value for column, value in row.items() if _given(value) and not _binary(value)} or None
         return [
             Task(
                 index=index,
@@ -318,9 +353,18 @@ class RowReader:
                 stem=stem,
                 extra=extra,
                 **values,
+                **own,
             )
             for sample, stem in enumerate(stems)
         ]
+
+    def wants(self, index: int) -> bool:
+        """Whether the row of this index is to be made; a row that is not is not looked at any further."""
+        return True
+
+    def own_fields(self, label: str, row: dict[str, Any], number: int, index: int) -> dict[str, Any]:
+        """What a subclass takes out of a row, as further fields of its tasks; problems go to `self.problems`."""
+        return {}
 
     def _index(self, label: str, row: dict[str, Any], number: int) -> int:
         """`index`, else an integer `id`, else the row's number. The first row decides whether ids are integers."""

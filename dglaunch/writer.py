@@ -15,15 +15,20 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from dglaunch.errors import OutputError, UserError
 from dglaunch.tasks import Task
 
+if TYPE_CHECKING:
+    from dglaunch.inputs import InputImage
+
 TEMPORARY = ".dglaunch-"
+SAVED_INPUT = re.compile(r"inputs/\d+_\d+\.\w+")
 SAMPLE = 5
 """Differences that an error shows."""
 
@@ -127,6 +132,9 @@ class Writer:
                 name = line.get("file_name", "")
                 if name and Path(name).name == name:
                     (self.folder / name).unlink(missing_ok=True)
+                for copy in line.get("input_file_names", ()):
+                    if SAVED_INPUT.fullmatch(copy):
+                        (self.folder / copy).unlink(missing_ok=True)
         for pattern in ("metadata*.jsonl", "failures*.jsonl", "run*.json", f"{TEMPORARY}oom*.json"):
             for path in self.folder.glob(pattern):
                 path.unlink(missing_ok=True)
@@ -169,7 +177,10 @@ class Writer:
         changed = {
             task_id: task
             for task_id, (key, name) in ledger.done.items()
-            if (task := by_id.get(task_id)) is not None and (key != task.key or name != file_name(task, output_format))
+            if (task := by_id.get(task_id)) is not None
+            and (key != task.key or name != file_name(task, output_format))
+            # An input image that is gone by now does not undo its result.
+            and task.error is None
         }
         if changed:
             lines = {_id(line): line for path in self._ledgers() for _, line in _lines(path) if _id(line) in changed}
@@ -235,6 +246,25 @@ class Writer:
                 f"Writing {result.file_name} to {self.folder} failed: {error.strerror or error}. Everything written "
                 "before is valid; make room or restore the folder and start the same command again."
             ) from None
+
+    def copy_inputs(self, images: "Mapping[str, InputImage]") -> None:
+        """Copies of input images under these names, before the ledger line that names them.
+
+        Raises:
+            OutputError: the disk is full, the folder is gone, ...
+        """
+        for name, image in images.items():
+            target = self.folder / name
+            if target.exists() and target.stat().st_size:
+                continue
+            temporary = self.folder / f"{TEMPORARY}{os.getpid()}{self.suffix}-{target.name}"
+            try:
+                target.parent.mkdir(exist_ok=True)
+                temporary.write_bytes(image.read())
+                os.replace(temporary, target)
+            except (OSError, ValueError) as error:
+                temporary.unlink(missing_ok=True)
+                raise OutputError(f"Copying the input image {image.name} to {target} failed: {error}.") from None
 
     @staticmethod
     def _append(stream: IO[str], line: dict[str, Any]) -> None:

@@ -102,6 +102,8 @@ class Case:
     codes: list[int]
     """By rank."""
     collectives: list[dict[str, int]]
+    calls: list[list[int]]
+    """By rank: the number of prompts of each call of a pipeline."""
     output: str = ""
 
 
@@ -109,7 +111,7 @@ def launch(tmp_path: Path, nproc: int, commands: Sequence[tuple[Sequence[str | P
     """Run several commands one after the other in one torchrun: starting and importing costs 8 s, a case under one."""
     folder = tmp_path / f"launch{nproc}"
     folder.mkdir()
-    cases = [Case(list(map(str, arguments)), dict(env), [], []) for arguments, env in commands]
+    cases = [Case(list(map(str, arguments)), dict(env), [], [], []) for arguments, env in commands]
     (folder / "cases.json").write_text(json.dumps([[case.arguments, case.environment] for case in cases]))
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(nproc)]
     process = subprocess.Popen(
@@ -126,6 +128,7 @@ def launch(tmp_path: Path, nproc: int, commands: Sequence[tuple[Sequence[str | P
             told = json.loads(line)
             case.codes.append(told["code"])
             case.collectives.append(told["collectives"])
+            case.calls.append(told["calls"])
             case.output = ended.output
     return cases
 

@@ -1,6 +1,7 @@
 """One rank of `conftest.launch`: runs each command of cases.json through dglaunch's own `main`, and writes its exit code.
 
-Also counts the collectives that the model calls, so that a test can tell that the ranks of a replica really talked.
+Also counts the collectives that the model calls, so that a test can tell that the ranks of a replica really talked, and
+the calls of the pipeline.
 """
 
 import json
@@ -31,20 +32,36 @@ def count_collectives(counter: Counter[str]) -> None:
                 setattr(module, name, counted(name, getattr(module, name)))
 
 
+def count_calls(calls: list[int]) -> None:
+    """Note the number of prompts of each call of a pipeline."""
+    from dglaunch.backends.diffusers import DiffusersBackend
+
+    call_pipeline = DiffusersBackend.call_pipeline
+
+    def noted(self: DiffusersBackend, batch: Any, arguments: Any) -> Any:
+        calls.append(len(batch))
+        return call_pipeline(self, batch, arguments)
+
+    DiffusersBackend.call_pipeline = noted
+
+
 def main(folder: Path) -> None:
     from dglaunch.__main__ import main as dglaunch
 
     counter: Counter[str] = Counter()
     count_collectives(counter)
+    calls: list[int] = []
+    count_calls(calls)
     with open(folder / f"rank{os.environ['RANK']}.jsonl", "w", buffering=1) as report:
         for arguments, environment in json.loads((folder / "cases.json").read_text()):
             counter.clear()
+            calls.clear()
             os.environ.update(environment)
             print("CASE", arguments, environment, flush=True)
             code = dglaunch(arguments)
             for name in environment:
                 del os.environ[name]
-            report.write(json.dumps({"code": code, "collectives": counter}) + "\n")
+            report.write(json.dumps({"code": code, "collectives": counter, "calls": calls}) + "\n")
 
 
 if __name__ == "__main__":

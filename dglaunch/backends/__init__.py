@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dglaunch.config import RunConfig
+from dglaunch.inputs import Loader
 from dglaunch.models import Checkpoint
 from dglaunch.plan import Batch
 from dglaunch.tasks import Task
@@ -73,6 +74,8 @@ class Facts:
     """Sums that grow during the run (requests, tokens, cost)."""
     events: list[str] = field(default_factory=list)
     """What the report should tell; grows during the run."""
+    known_trouble: str = ""
+    """What is known to fail in these versions, in words; put before the error of an item."""
 
 
 class Backend(Protocol):
@@ -105,6 +108,23 @@ def engine(config: RunConfig) -> Any:
 
 def create(context: Context) -> Backend:
     return engine(context.config)(context)
+
+
+def generate_sound(
+    context: Context, batch: Batch, loader: Loader, generate: "Callable[[Batch], Sequence[Image | ItemError] | None]"
+) -> "Sequence[Image | ItemError] | None":
+    """Decode the batch's input images; run it without the items whose images turn out bad, and put their errors in
+    their places. The ranks of a replica leave out the same items, even if only one of them could not read a file."""
+    told = context.channel.all_of_replica(loader.load(batch.tasks))
+    errors = {position: message for errors in told for position, message in errors.items()}
+    if not errors:
+        return generate(batch)
+    sound = Batch(tuple(task for position, task in enumerate(batch.tasks) if position not in errors))
+    made = generate(sound) if len(sound) else ()
+    if made is None:
+        return None
+    rest = iter(made)
+    return [ItemError(errors[n]) if n in errors else next(rest) for n in range(len(batch))]
 
 
 def prompt_of(tasks: Sequence[Task]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Plain diffusers: whatever `DiffusionPipeline.from_pretrained` loads for text to image. Each rank is a replica."""
+"""Plain diffusers: whatever it loads for text to image, and the editing families. Each rank is a replica."""
 
 import inspect
 import os
@@ -13,8 +13,11 @@ import torch
 from PIL import Image
 
 from dglaunch import optimize
-from dglaunch.backends import Context, Facts, ItemError, prompt_of
+from dglaunch.backends import Context, Facts, ItemError, generate_sound, prompt_of
+from dglaunch.config import EditingConfig
+from dglaunch.editing import STRATEGIES
 from dglaunch.errors import Drained, UserError
+from dglaunch.inputs import Loader
 from dglaunch.plan import Batch
 
 PASSED = ("height", "width", "num_inference_steps", "guidance_scale")
@@ -29,6 +32,9 @@ class DiffusersBackend:
         self.seconds: dict[str, float] = {}
         self.pipeline: Any = None
         self.parameters: dict[str, inspect.Parameter] = {}
+        self.loader = Loader()
+        edits = isinstance(context.config, EditingConfig)
+        self.editing = STRATEGIES[context.checkpoint.pipeline_class] if edits else None
 
     # -- loading --------------------------------------------------------------------------------------------------
 
@@ -44,6 +50,8 @@ class DiffusersBackend:
         with one_rank_of_a_node_first(self.context):
             self.pipeline = self.load_pipeline()
         self.pipeline.set_progress_bar_config(disable=True)
+        if self.editing is not None and self.editing.equal_size_batch:
+            resize_each(self.pipeline.image_processor)
         effects = self.optimize()
         self.parameters = dict(inspect.signature(self.pipeline.__call__).parameters)
         self._time_stages()
@@ -57,6 +65,7 @@ class DiffusersBackend:
                 "diffusers": diffusers.__version__,
                 "transformers": transformers.__version__,
             },
+            known_trouble=self.editing.known_trouble if self.editing is not None else "",
         )
 
     def _pipeline_class(self) -> Any:
@@ -96,13 +105,17 @@ class DiffusersBackend:
         }
 
     def load_pipeline(self) -> Any:
-        from diffusers import DiffusionPipeline
-
         with loading(self.context):
-            pipeline = DiffusionPipeline.from_pretrained(
+            pipeline = self.loader_class().from_pretrained(
                 self.context.checkpoint.source, **self.from_pretrained_arguments()
             )
         return pipeline.to(self.device)
+
+    def loader_class(self) -> Any:
+        """An editing pipeline by its own name: --model_type may load it from a checkpoint that names another."""
+        from diffusers import DiffusionPipeline
+
+        return DiffusionPipeline if self.editing is None else self._pipeline_class()
 
     def optimize(self) -> dict[str, str]:
         return optimize.apply(self.pipeline, self.context.config.optimization)
@@ -127,6 +140,9 @@ class DiffusersBackend:
     # -- one batch ------------------------------------------------------------------------------------------------
 
     def generate(self, batch: Batch) -> Sequence[Image.Image | ItemError] | None:
+        return generate_sound(self.context, batch, self.loader, self._generate)
+
+    def _generate(self, batch: Batch) -> Sequence[Image.Image | ItemError] | None:
         with torch.inference_mode():
             output = self.call_pipeline(batch, self.arguments(batch))
         if output is None:
@@ -162,6 +178,11 @@ class DiffusersBackend:
         if "guidance_scale" in merged:
             merged[family.guidance] = merged.pop("guidance_scale")
         arguments = {name: value for name, value in merged.items() if name in self.parameters} | dict(family.arguments)
+        if self.editing is not None:
+            arguments["image"] = self.editing.images_argument([self.loader.images(task) for task in batch.tasks])
+            if "max_area" in self.parameters:
+                # Kontext would rescale the output to 1 Mpx, whatever height and width say.
+                arguments["max_area"] = first.height * first.width
         if first.negative_prompt is not None:
             arguments["negative_prompt"] = [task.negative_prompt for task in batch.tasks]
         arguments["generator"] = [torch.Generator("cpu").manual_seed(task.seed) for task in batch.tasks]
@@ -203,6 +224,19 @@ class DiffusersBackend:
         self.pipeline = None
 
 
+def resize_each(processor: Any) -> None:
+    """Let a list of images be resized image by image, as one image alone is: diffusers leaves a list as it is, so that
+    QwenImageEdit's text encoder would see each image at its own size (3e-2 from what it sees without a list)."""
+    resize = processor.resize
+
+    def each(image: Any, *args: Any, **kwargs: Any) -> Any:
+        return (
+            [resize(i, *args, **kwargs) for i in image] if isinstance(image, list) else resize(image, *args, **kwargs)
+        )
+
+    processor.resize = each
+
+
 def trace_shapes(pipeline: Any) -> None:
     """--debug: print the shapes of the tensors that go into each network, whenever they change."""
     seen: dict[str, str] = {}
@@ -241,6 +275,14 @@ def loading(context: Context) -> Iterator[None]:
     """What goes wrong while loading is mostly the user's to mend; say which checkpoint and what to do."""
     try:
         yield
+    except (ValueError, TypeError, AttributeError) as error:
+        if not isinstance(context.config, EditingConfig) or context.config.model_type is None:
+            raise
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{context.checkpoint.source} cannot be loaded as {context.checkpoint.pipeline_class} (--model_type "
+            f"{context.config.model_type}): {reason} Drop --model_type, or give the family of this checkpoint."
+        ) from None
     except OSError as error:
         reason = " ".join(str(error).split())
         raise UserError(

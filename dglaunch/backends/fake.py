@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dglaunch.backends import Context, Facts, ItemError
+from dglaunch.backends import Context, Facts, ItemError, generate_sound
 from dglaunch.errors import Drained
+from dglaunch.inputs import Loader
 from dglaunch.plan import Batch
 from dglaunch.tasks import Task
 
@@ -39,11 +40,15 @@ class FakeBackend:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.seconds: dict[str, float] = {}
+        self.loader = Loader()
 
     def load(self) -> Facts:
         return Facts(defaults={"height": SIDE, "width": SIDE, "num_inference_steps": 1, "guidance_scale": 1.0})
 
-    def generate(self, batch: Batch) -> Sequence[Image.Image | ItemError]:
+    def generate(self, batch: Batch) -> Sequence[Image.Image | ItemError] | None:
+        return generate_sound(self.context, batch, self.loader, self._generate)
+
+    def _generate(self, batch: Batch) -> Sequence[Image.Image | ItemError]:
         start = time.perf_counter()
         markers = [marker for task in batch.tasks for marker in _MARKER.findall(task.prompt)]
         for kind, value in markers:

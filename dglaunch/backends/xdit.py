@@ -92,16 +92,14 @@ class XDiTBackend(DiffusersBackend):
                     source, engine_config=self.engine_config, **arguments
                 )
                 return pipeline.to(self.device)
-            from diffusers import DiffusionPipeline
-
             if self.family.in_place is not None:
-                pipeline = DiffusionPipeline.from_pretrained(source, **arguments)
+                pipeline = self.loader_class().from_pretrained(source, **arguments)
                 _imported(self.family.in_place)(pipeline.transformer)
             else:
                 assert self.family.wrapper is not None
                 own = {name: value for name, value in arguments.items() if name != "trust_remote_code"}
                 transformer = _imported(self.family.wrapper).from_pretrained(source, subfolder="transformer", **own)
-                pipeline = DiffusionPipeline.from_pretrained(source, transformer=transformer, **arguments)
+                pipeline = self.loader_class().from_pretrained(source, transformer=transformer, **arguments)
         try:
             initialize_runtime_state(pipeline, self.engine_config)
         except (KeyError, RuntimeError, ValueError) as error:
