@@ -233,7 +233,7 @@ class Writer:
             if result.data is None:
                 self._append(self._failures, result.record)
                 return
-            temporary = self.folder / f"{TEMPORARY}{os.getpid()}{self.suffix}-{result.file_name}"
+            temporary = self.folder / f"{TEMPORARY}{os.getpid()}{self.suffix}-{result.file_name}.tmp"
             try:
                 temporary.write_bytes(result.data)
                 os.replace(temporary, self.folder / result.file_name)
