@@ -5,13 +5,15 @@ there are 4 replicas, and both ranks of a replica get the same batch. xfuser ord
 outermost, so that the ranks of a replica are neighbours.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from dglaunch import rendezvous
 from dglaunch.config import XDIT_PREFIX, ParallelConfig, RunConfig
-from dglaunch.errors import UserError
+from dglaunch.errors import LostPeer, UserError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -37,6 +39,8 @@ class Topology:
     num_nodes: int = 1
     distributed: bool = False
     """Started by torchrun: there are process groups, even in a world of one."""
+    rendezvous: tuple[str, int, bool] | None = None
+    """Under torchrun: host and port of its store, and whether the agent holds it (else rank 0 does)."""
 
     @property
     def replica_size(self) -> int:
@@ -110,9 +114,17 @@ def from_environment(
         node=node,
         num_nodes=num_nodes,
         distributed=under_torchrun,
+        rendezvous=_rendezvous(environ) if under_torchrun else None,
     )
     _check_degrees(topology)
     return topology
+
+
+def _rendezvous(environ: Mapping[str, str]) -> tuple[str, int, bool] | None:
+    if "MASTER_PORT" not in environ:
+        return None
+    held_by_agent = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return environ["MASTER_ADDR"], int(environ["MASTER_PORT"]), held_by_agent
 
 
 def _nodes(config: RunConfig, environ: Mapping[str, str]) -> tuple[int, int]:
@@ -156,6 +168,9 @@ def _check_degrees(topology: Topology) -> None:
 class Channel:
     """How the ranks of a run talk about the run itself, over gloo; on one rank without torchrun it is trivial."""
 
+    attempt = ""
+    """What this process's ranks call their joining of torchrun's store: the same for all runs in one process."""
+
     def __init__(self, topology: Topology, device: str) -> None:
         self.topology = topology
         self._world: ProcessGroup | None = None
@@ -168,7 +183,12 @@ class Channel:
 
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
         if not dist.is_initialized():
-            dist.init_process_group(backend, timeout=MODEL_TIMEOUT)
+            store = rendezvous.connect(topology, MODEL_TIMEOUT)
+            Channel.attempt = rendezvous.agree_on_attempt(topology, store, MODEL_TIMEOUT)
+            own = dist.PrefixStore(Channel.attempt, store)
+            dist.init_process_group(
+                backend, store=own, rank=topology.rank, world_size=topology.world_size, timeout=MODEL_TIMEOUT
+            )
         self._world = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
         self.gather = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
         size = topology.replica_size
@@ -184,7 +204,8 @@ class Channel:
         import torch.distributed as dist
 
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self._world)
+        with _connected():
+            dist.broadcast_object_list(box, src=0, group=self._world)
         return box[0]
 
     def all_of_world(self, value: Any) -> list[Any]:
@@ -203,7 +224,8 @@ class Channel:
         import torch.distributed as dist
 
         box = torch.tensor([int(flag)])
-        dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self._replica)
+        with _connected():
+            dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self._replica)
         return bool(box)
 
     def _all(self, value: Any, group: "ProcessGroup | None", size: int) -> list[Any]:
@@ -212,8 +234,18 @@ class Channel:
         import torch.distributed as dist
 
         values: list[Any] = [None] * size
-        dist.all_gather_object(values, value, group=group)
+        with _connected():
+            dist.all_gather_object(values, value, group=group)
         return values
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    """What gloo raises when the process at the other end is gone, as what it means."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostPeer(f"The connection to the other ranks broke, as one of them has died: {error}") from None
 
 
 def leave() -> None:
