@@ -1,5 +1,6 @@
 """`python -m dglaunch COMMAND ...`: parse, run the one function behind the command, leave with its exit code."""
 
+import importlib
 import os
 import sys
 import traceback
@@ -13,9 +14,20 @@ usage: dglaunch COMMAND [flags]      (several GPUs: torchrun --nproc_per_node 8 
   t2i            text to image: a file of prompts to a folder of images
   edit           a table of images and instructions to a folder of edited images
   plan COMMAND   print what that command would do (topology, shards, batches, memory, time) and stop
+  verify OUT     check a folder of results, file by file; --repair queues what is wrong to be made again
+  status OUT     how far a job is, while it runs or after it
+  merge OUT0 OUT1 ... --output_dir OUT    join the folders of nodes that share no file system
 
 dglaunch COMMAND --help lists the flags. Exit codes: 0 everything done, 1 the run broke off, 2 a mistake in the command
 or its input, 3 some items failed, 130 stopped by a signal. Starting the same command again resumes."""
+
+
+TOOLS = {
+    "verify": "dglaunch.folder:verify",
+    "status": "dglaunch.folder:status",
+    "merge": "dglaunch.folder:merge",
+}
+"""Commands that run no job: functions whose arguments are the flags and whose result is the exit code."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,6 +58,8 @@ def _dispatch(words: list[str], environ: Mapping[str, str], main_rank: bool) -> 
 
         print(version("dglaunch"))
         return 0
+    if words[0] in TOOLS:
+        return _tool(words[0], words[1:])
     from dglaunch import config as configs
 
     planned = words[0] == "plan"
@@ -53,7 +67,7 @@ def _dispatch(words: list[str], environ: Mapping[str, str], main_rank: bool) -> 
     if command not in configs.COMMANDS:
         raise UserError(
             f"There is no command {' '.join(words[: 2 if planned else 1])!r}. Commands: {', '.join(configs.COMMANDS)}, "
-            "plan COMMAND; dglaunch --help."
+            f"plan COMMAND, {', '.join(TOOLS)}; dglaunch --help."
         )
     prog = f"dglaunch {'plan ' if planned else ''}{command}"
     world_size = configs.take_world_size(rest) if planned else None
@@ -65,6 +79,14 @@ def _dispatch(words: list[str], environ: Mapping[str, str], main_rank: bool) -> 
     if planned:
         return job.show_plan(config, origins, environ, world_size)
     return job.execute(config, origins, environ)
+
+
+def _tool(command: str, rest: list[str]) -> int:
+    import tyro
+
+    module, _, name = TOOLS[command].partition(":")
+    function = getattr(importlib.import_module(module), name)
+    return tyro.cli(function, prog=f"dglaunch {command}", args=rest, use_underscores=True)
 
 
 def _under_torchrun(num_gpus: int, words: list[str], environ: Mapping[str, str], debug: bool) -> None:

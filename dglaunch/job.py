@@ -413,6 +413,7 @@ class _Run:
     def _run_json(self, measured: dict[str, Any]) -> dict[str, Any]:
         job, place = self.job, self.topology
         return {
+            "num_tasks": len(job.tasks),
             **measured,
             "settings": job.settings,
             "config": {name: {"value": v, "from": job.origins.get(name, "caller")} for name, v in settings(job.config).items()},

@@ -96,9 +96,9 @@ class Writer:
         wanted = {(task.index, task.sample) for task in tasks}
         if self.failures_path.exists():
             open_failures = {
-                _id(line): text
-                for text, line in _lines(self.failures_path)
-                if _id(line) not in ledger.done and _id(line) in wanted
+                id_of(line): text
+                for text, line in read_lines(self.failures_path)
+                if id_of(line) not in ledger.done and id_of(line) in wanted
             }
             self._rewrite(self.failures_path, open_failures.values())
         self._ledger = self.ledger_path.open("a", encoding="utf-8")
@@ -128,7 +128,7 @@ class Writer:
     def _start_anew(self, output_format: str) -> None:
         """Remove what dglaunch wrote here, and nothing else."""
         for path in self._ledgers():
-            for _, line in _lines(path):
+            for _, line in read_lines(path):
                 name = line.get("file_name", "")
                 if name and Path(name).name == name:
                     (self.folder / name).unlink(missing_ok=True)
@@ -149,22 +149,22 @@ class Writer:
         for path in self._ledgers():
             own = path == self.ledger_path
             lines = bad = 0
-            for _, line in _lines(path):
+            for _, line in read_lines(path):
                 lines += 1
                 name, size = line.get("file_name", ""), line.get("bytes", 0)
-                if size and sizes.get(name) == size and not (own and _id(line) in ledger.done):
-                    ledger.done[_id(line)] = line.get("key", ""), name
+                if size and sizes.get(name) == size and not (own and id_of(line) in ledger.done):
+                    ledger.done[id_of(line)] = line.get("key", ""), name
                 else:
                     bad += 1
             if own:
-                ledger.damaged = bad + (_count_newlines(path) != lines or not _ends_with_newline(path))
+                ledger.damaged = bad + (count_newlines(path) != lines or not _ends_with_newline(path))
         return ledger
 
     def _good_lines(self, ledger: Ledger) -> Iterator[str]:
         left = set(ledger.done)
-        for text, line in _lines(self.ledger_path):
-            if _id(line) in left:
-                left.remove(_id(line))
+        for text, line in read_lines(self.ledger_path):
+            if id_of(line) in left:
+                left.remove(id_of(line))
                 yield text
 
     def _refuse_other_job(
@@ -183,7 +183,9 @@ class Writer:
             and task.error is None
         }
         if changed:
-            lines = {_id(line): line for path in self._ledgers() for _, line in _lines(path) if _id(line) in changed}
+            lines = {
+                id_of(line): line for path in self._ledgers() for _, line in read_lines(path) if id_of(line) in changed
+            }
             changes += [
                 c for task_id, task in changed.items() for c in _changed_fields(lines[task_id], task, output_format)
             ]
@@ -304,7 +306,9 @@ class Writer:
         done = self.read_ledger().done
         if not self.suffix or any((task.index, task.sample) not in done for task in tasks):
             return False
-        lines = {_id(line): text for path in self._ledgers() for text, line in _lines(path) if _id(line) in done}
+        lines = {
+            id_of(line): text for path in self._ledgers() for text, line in read_lines(path) if id_of(line) in done
+        }
         self._rewrite(self.folder / "metadata.jsonl", (lines[task.index, task.sample] for task in tasks))
         return True
 
@@ -336,11 +340,11 @@ def _dump(line: dict[str, Any]) -> str:
     return json.dumps(line, ensure_ascii=False, default=str) + "\n"
 
 
-def _id(line: dict[str, Any]) -> tuple[int, int]:
+def id_of(line: dict[str, Any]) -> tuple[int, int]:
     return line["index"], line["sample"]
 
 
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The readable lines of a ledger, as text and parsed; a torn or foreign one is passed over."""
     if not path.exists():
         return
@@ -354,7 +358,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield (text if text.endswith("\n") else text + "\n"), line
 
 
-def _count_newlines(path: Path) -> int:
+def count_newlines(path: Path) -> int:
     with path.open("rb") as data:
         return sum(chunk.count(b"\n") for chunk in iter(lambda: data.read(1 << 20), b""))
 
