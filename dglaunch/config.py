@@ -161,6 +161,9 @@ class RunConfig:
     """With --num_nodes: this machine's number. Each node takes its share, with no rendezvous between nodes."""
     num_nodes: int | None = None
     """Independent nodes that share the work and the output folder."""
+    stall_timeout: float = 1800.0
+    """Seconds without any progress (a denoising step, a sign of life from a peer) after which a hung run is ended, with
+    the Python stacks of the rank that hangs; 0: wait for ever."""
     debug: bool = False
     """One process, no background threads, full tracebacks, stage timings and tensor shapes on the terminal."""
 
@@ -175,10 +178,11 @@ class RunConfig:
             ("num_gpus", 1),
             ("num_nodes", 1),
             ("node_rank", 0),
+            ("stall_timeout", 0),
             ("seed", 0),
         ):
             value = getattr(self, name)
-            if isinstance(value, int) and value < least:
+            if isinstance(value, int | float) and value < least:
                 raise UserError(f"--{name} is {value}; it must be {least} or more.")
         if self.guidance_scale is not None and not 0 <= self.guidance_scale < float("inf"):
             raise UserError(f"--guidance_scale is {self.guidance_scale}; it must be a number of 0 or more.")

@@ -5,7 +5,8 @@
     │   ├── InputError       exit 2: every bad row of an input table, all at once
     │   └── MissingPackage   exit 2: names the pip line that brings it
     ├── OutputError          exit 1: the output folder cannot take results any more (disk full, removed)
-    └── ReplicaError         exit 1: the ranks of one replica do not do the same thing any more
+    ├── ReplicaError         exit 1: the ranks of one replica do not do the same thing any more
+    └── LostPeer             exit 1: another rank died or hangs; a new start can resume
 
 `Drained` is no error but the way out of a batch when a signal asks the run to stop: it is not caught by
 `except Exception`, and the run ends with exit 130.
@@ -56,6 +57,10 @@ class OutputError(DglaunchError):
 
 class ReplicaError(DglaunchError):
     """Ranks of one replica were about to run different batches, or lost each other."""
+
+
+class LostPeer(DglaunchError):
+    """A rank that this one depends on has died or makes no progress; nothing is wrong with the job itself."""
 
 
 class Drained(BaseException):

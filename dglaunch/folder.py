@@ -26,6 +26,8 @@ from dglaunch.writer import TEMPORARY, count_newlines, id_of, read_lines
 SHOWN = 20
 RECENT = 100
 """Images whose times give the present speed."""
+STARTS_AGAIN = {"drained", "lost"}
+"""Outcomes after which the same command goes on without anybody's help."""
 OWN_NAME = re.compile(r"\d{6,}(_\d{2,})?\.(png|jpg|webp)")
 """A file that dglaunch named itself; without a ledger line it is the rest of a killed run, not a file of the user's."""
 SUFFIXES = (".png", ".jpg", ".webp")
@@ -185,8 +187,8 @@ def _print_some(console: Console, texts: Sequence[str]) -> None:
 def status(folder: Positional[Path], /) -> int:
     """Tell how far a job is, from another shell while it runs or after it.
 
-    Exit code 0: nothing is left to do; 3: only images that failed; 130: drained by a signal, start it again; 1:
-    running, broken off or not finished.
+    Exit code 0: nothing is left to do; 3: only images that failed; 130: work is left and the same command goes on (a
+    signal drained it, or a rank was lost); 1: it is running, or broke off in a way that needs someone.
 
     Args:
         folder: what --output_dir is.
@@ -202,6 +204,7 @@ def status(folder: Positional[Path], /) -> int:
         held = is_locked(folder, name)
         outcome = run.get("outcome", "unknown")
         if outcome == "running" and not held:
+            run["outcome"] = "lost"
             outcome = "killed (it says running, but nothing holds the folder)"
         console.print(f"{name}: {outcome}, started {run.get('started')}" + (", running now" if held else ""))
     console.print(f"{len(done):,} of {total:,} images done, {len(failed):,} failed, {left - len(failed):,} to make")
@@ -214,7 +217,7 @@ def _code(found: dict[str, dict[str, Any]], left: int, num_failed: int) -> int:
     if not left:
         return EXIT_DONE
     outcomes = {run.get("outcome") for run in found.values()}
-    if "drained" in outcomes and outcomes <= {"drained", "done", "failed"}:
+    if outcomes & STARTS_AGAIN and outcomes <= STARTS_AGAIN | {"done", "failed"}:
         return EXIT_DRAINED
     return EXIT_ITEMS_FAILED if left <= num_failed and outcomes <= {"done", "failed"} else EXIT_BROKEN
 

@@ -6,18 +6,22 @@ between it and the model); the answer says whether to go on, which is how a full
 This is the one file to change if every rank should write for itself.
 """
 
+import contextlib
 import pickle
 import queue
 import threading
 from collections.abc import Callable
 from typing import Any
 
-from dglaunch.errors import DglaunchError, ReplicaError
+from dglaunch.errors import DglaunchError, LostPeer
 from dglaunch.topology import Channel, Topology
+from dglaunch.watch import Watch
 from dglaunch.writer import Result
 
 QUEUED = 2
-GO_ON, STOP = 0, 1
+GO_ON, STOP, DRAIN = 0, 1, 2
+"""Rank 0's answers: STOP when it can take no more, DRAIN when a signal reached it or another rank."""
+POLL_S = 0.1
 _HEADER, _BODY, _ANSWER = 1, 2, 3
 
 
@@ -25,9 +29,15 @@ class Gather:
     """One per rank. `deliver` is called on rank 0 only, by one thread at a time."""
 
     def __init__(
-        self, topology: Topology, channel: Channel, deliver: Callable[[Result], None], threads: bool = True
+        self,
+        topology: Topology,
+        channel: Channel,
+        deliver: Callable[[Result], None],
+        watch: Watch,
+        threads: bool = True,
     ) -> None:
         self.topology = topology
+        self.watch = watch
         self.group = channel.gather
         self.error: DglaunchError | None = None
         """On rank 0: what made delivery impossible; the first one."""
@@ -52,7 +62,9 @@ class Gather:
             try:
                 target()
             except RuntimeError as error:  # what gloo raises when the other side has died
-                self.error = self.error or ReplicaError(f"The connection that carries results broke: {error}")
+                self.error = self.error or LostPeer(
+                    f"The connection that carries results broke, as a rank has died: {error}"
+                )
                 self._stop.set()
                 self._discard()
 
@@ -77,20 +89,29 @@ class Gather:
         while not self._queue.empty():
             self._queue.get_nowait()
 
-    def close(self, report: dict[str, Any], timeout: float | None = None) -> None:
+    def close(self, report: dict[str, Any]) -> None:
         """Wait until everything is delivered; `report` reaches rank 0 as `reports[rank]`.
 
-        With a `timeout` in seconds (the run is being stopped), a rank that does not answer is left behind.
+        Once the run was asked to stop, a rank that does not answer in time is left behind.
         """
         if self.topology.is_leader:
             if self._sender is None:
                 self.reports[self.topology.rank] = report
             else:
-                if self._sender.is_alive():
-                    self._queue.put(report)
-                self._sender.join(timeout)
+                self._hand_over(report, self._sender)
+                self._wait(self._sender)
         if self._receiver is not None:
-            self._receiver.join(timeout)
+            self._wait(self._receiver)
+
+    def _hand_over(self, report: dict[str, Any], sender: threading.Thread) -> None:
+        while sender.is_alive() and not self.watch.overdue():
+            with contextlib.suppress(queue.Full):
+                self._queue.put(report, timeout=POLL_S)
+                return
+
+    def _wait(self, thread: threading.Thread) -> None:
+        while thread.is_alive() and not self.watch.overdue():
+            thread.join(POLL_S)
 
     # -- rank 0 ---------------------------------------------------------------------------------------------------
 
@@ -100,7 +121,8 @@ class Gather:
             if self._stop.is_set():
                 return
             try:
-                self._deliver(result)
+                with self.watch.doing(f"writing {result.file_name}"):
+                    self._deliver(result)
             except DglaunchError as error:
                 self.error = error
                 self._stop.set()
@@ -125,7 +147,9 @@ class Gather:
             else:
                 self.reports[source] = item
                 senders -= 1
-            answer = torch.tensor([STOP if self._stop.is_set() else GO_ON])
+                if item["report"].drained:
+                    self.watch.stop.set()
+            answer = torch.tensor([STOP if self._stop.is_set() else DRAIN if self.watch.stop.is_set() else GO_ON])
             dist.send(answer, dst=source, group=self.group, tag=_ANSWER)
 
     # -- other leaders --------------------------------------------------------------------------------------------
@@ -146,5 +170,7 @@ class Gather:
             dist.recv(answer, src=0, group=self.group, tag=_ANSWER)
             if int(answer) == STOP:
                 self._stop.set()
+            if int(answer) == DRAIN:
+                self.watch.stop.set()
             if last:
                 return

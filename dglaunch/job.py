@@ -11,14 +11,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
 
-from dglaunch import backends, edit_tasks, editing, errors, estimate, plan, report, rules, run, tasks, topology, writer
+from dglaunch import (
+    backends, edit_tasks, editing, errors, estimate, hosts, plan, report, rules, run, tasks, topology, writer,
+)  # fmt: skip
 from dglaunch.backends import remote
 from dglaunch.config import (
     EditingConfig,
@@ -32,9 +34,8 @@ from dglaunch.errors import DglaunchError, OutputError, UserError
 from dglaunch.gather import Gather
 from dglaunch.models import OTHER, Checkpoint, resolve, token_lengths
 from dglaunch.topology import Channel, Topology
+from dglaunch.watch import STOP_SIGNALS, Watch
 
-DRAIN_S = 15.0
-"""How long a stopped rank 0 waits for the results of the others; torchrun kills 30 s after its signal."""
 IMAGE_SETTINGS = (
     "model_name", "revision", "max_sequence_length", "enable_vae_tiling", "cache_type", "output_format",
 )  # fmt: skip
@@ -234,15 +235,19 @@ def execute(config: RunConfig, origins: dict[str, str], environ: Mapping[str, st
 def _signals(stop: threading.Event) -> Any:
     """SIGTERM, SIGINT and SIGUSR2 ask the run to stop after the denoising step under way; a second SIGINT kills it."""
 
+    interrupts = 0
+
     def handle(number: int, _frame: Any) -> None:
-        if stop.is_set() and number == signal.SIGINT:
+        nonlocal interrupts
+        interrupts += number == signal.SIGINT
+        if interrupts > 1:
             raise KeyboardInterrupt
         stop.set()
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
+    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
     try:
         yield
     finally:
@@ -258,6 +263,7 @@ class _Run:
         self.stop = stop
         self.topology = job.topology
         self.writer = writer.Writer(job.config.output_dir, job.topology.node, job.topology.num_nodes)
+        self.watch = Watch(job.topology, job.config.stall_timeout, stop, self._last_words)
         self.report: report.Report | None = None
         self.facts = backends.Facts()
         self.load_seconds = 0.0
@@ -270,21 +276,27 @@ class _Run:
         self.began = datetime.now(UTC).isoformat(timespec="seconds")
 
     def run(self) -> int:
+        hosts.check_address(self.topology)
         told = self._open_folder() if self.topology.is_main else None
-        channel = Channel(self.topology, self.job.device)
-        told = channel.broadcast(told)
-        if isinstance(told, DglaunchError):
-            raise told
         try:
-            return self._make(channel, *told)
-        except DglaunchError as error:
-            if self.topology.is_main and not self.finished:
-                self.writer.write_run(self._run_json({"outcome": "broken", "error": str(error)}))
-            raise
+            channel = Channel(self.topology, self.job.device)
+            told = channel.broadcast(told)
+            if isinstance(told, DglaunchError):
+                raise told
+            with self.watch:
+                return self._compare_and_make(channel, *told)
         finally:
             if self.report is not None:
                 self.report.stop()
             self.writer.close()
+
+    def _compare_and_make(self, channel: Channel, *told: Any) -> int:
+        try:
+            return self._make(channel, hosts.compare(channel, report.versions()), *told)
+        except DglaunchError as error:
+            if self.topology.is_main and not self.finished:
+                self.writer.write_run(self._run_json({"outcome": run.end_of(error, False, 0), "error": str(error)}))
+            raise
 
     def _open_folder(self) -> Any:
         """On rank 0: take the folder; what is pending, or the error that all ranks leave with."""
@@ -297,7 +309,10 @@ class _Run:
         done = [n for n, task in enumerate(job.tasks) if (task.index, task.sample) in ledger.done]
         return done, ledger.damaged, writer.out_of_memory_limits(job.config.output_dir), job.machine.memory
 
-    def _make(self, channel: Channel, done: list[int], damaged: int, limits: dict[str, int], memory: int | None) -> int:
+    def _make(
+        self, channel: Channel, notes: list[str], done: list[int], damaged: int, limits: dict[str, int],
+        memory: int | None,
+    ) -> int:  # fmt: skip
         job = self.job
         job.machine = estimate.Machine(name=job.machine.name, memory=memory, dtype=job.machine.dtype)
         bucket_of = job.bucket_of()
@@ -310,16 +325,19 @@ class _Run:
         if self.topology.is_main:
             self.report = report.Report(total=len(mine), skipped=len(mine) - len(left))
             self._say_plan(made, damaged, len(pending))
+            for note in notes:
+                self.report.note(note)
         context = backends.Context(
             config=job.config, checkpoint=job.checkpoint, topology=self.topology, channel=channel, device=job.device,
-            dtype=job.machine.dtype, should_stop=lambda: channel.any_of_replica(self.stop.is_set()),
+            dtype=job.machine.dtype, should_stop=lambda: self._between_steps(channel),
         )  # fmt: skip
         backend = backends.create(context) if pending else None
         if backend is not None:
             start = time.perf_counter()
             self.facts = backend.load()
             self.load_seconds = time.perf_counter() - start
-            channel.all_of_world(None)  # all start together, so that the shares of the time mean what they say
+            with self.watch.doing("waiting for the other ranks to load the model"):
+                channel.all_of_world(None)  # all start together, so that the shares of the time mean what they say
         try:
             return self._loop(context, backend, made)
         finally:
@@ -332,10 +350,10 @@ class _Run:
             self.report.begin()
             for task in self.hopeless:
                 self._deliver(run.failed(task, str(task.error), context, task.content() | task.origin(), 0))
-        gather = Gather(self.topology, channel, self._deliver, threads=not self.job.config.debug)
-        loop = run.Loop(context, backend, self.facts, gather, self.stop.is_set) if backend is not None else None
+        gather = Gather(self.topology, channel, self._deliver, self.watch, threads=not self.job.config.debug)
+        loop = run.Loop(context, backend, self.facts, gather, self.watch) if backend is not None else None
         mine = loop.run(made.batches[self.topology.replica]) if loop else report.LeaderReport(time.time(), 0.0)
-        gather.close({"report": mine}, DRAIN_S if self.stop.is_set() else None)
+        gather.close({"report": mine})
         outcome, error = None, gather.error
         if self.report is not None:
             leaders = {rank: told["report"] for rank, told in gather.reports.items()}
@@ -351,7 +369,19 @@ class _Run:
         codes = {"done": errors.EXIT_DONE, "failed": errors.EXIT_ITEMS_FAILED, "drained": errors.EXIT_DRAINED}
         return codes[outcome]
 
+    def _between_steps(self, channel: Channel) -> bool:
+        self.watch.beat()
+        return channel.any_of_replica(self.stop.is_set())
+
     # -- rank 0 ---------------------------------------------------------------------------------------------------
+
+    def _last_words(self, outcome: str, text: str) -> None:
+        """Called by the watch when this process is about to be ended from outside of the main thread."""
+        if not self.topology.is_main or self.finished:
+            return
+        counts = asdict(self.report.counts) if self.report is not None else {}
+        with suppress(OutputError):
+            self.writer.write_run(self._run_json({"outcome": outcome, "reason": text, **counts}))
 
     def _deliver(self, result: writer.Result) -> None:
         assert self.report is not None

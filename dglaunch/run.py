@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,11 +26,12 @@ from typing import TYPE_CHECKING, Any
 from dglaunch.backends import Backend, Context, Facts, ItemError
 from dglaunch.config import EditingConfig
 from dglaunch.edit_tasks import saved_names
-from dglaunch.errors import DglaunchError, Drained, ReplicaError, UserError
+from dglaunch.errors import DglaunchError, Drained, LostPeer, ReplicaError, UserError
 from dglaunch.gather import Gather
 from dglaunch.plan import Batch, balanced
 from dglaunch.report import LeaderReport
 from dglaunch.tasks import Task
+from dglaunch.watch import Watch
 from dglaunch.writer import Result, file_name, remember_out_of_memory
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Loop:
     backend: Backend
     facts: Facts
     gather: Gather
-    stop_requested: Callable[[], bool]
+    watch: Watch
     events: list[str] = field(default_factory=list)
     limits: dict[tuple[int, int], int] = field(default_factory=dict)
     """Largest batch by (height, width), learnt from running out of memory."""
@@ -92,8 +93,10 @@ class Loop:
         try:
             self._work(iter(batches)) if one else self._work_in_threads(batches)
         finally:
-            while self._encoding:
-                self._encoding.popleft().result()
+            with self.watch.doing("encoding and handing over the last images"):
+                while self._encoding:
+                    self._encoding.popleft().result()
+                    self.watch.beat()
             if self._encoders is not None:
                 self._encoders.shutdown()
         return LeaderReport(
@@ -111,10 +114,11 @@ class Loop:
         """Take batches until there are no more or someone wants to leave; then the other threads take no new one."""
         try:
             for batch in batches:
-                if self._leaving or self._should_leave(batch):
-                    self._leaving = True
-                    break
-                self._batch(batch)
+                with self.watch.doing(_describe(batch)):
+                    if self._leaving or self._should_leave(batch):
+                        self._leaving = True
+                        break
+                    self._batch(batch)
         except Drained:
             self.drained = self._leaving = True
         except UserError as error:
@@ -141,7 +145,7 @@ class Loop:
         for thread in threads:
             while thread.is_alive() and (deadline is None or time.monotonic() < deadline):
                 thread.join(0.1)
-                if deadline is None and (self.stop_requested() or self.gather.stopped):
+                if deadline is None and (self.watch.stop.is_set() or self.gather.stopped):
                     deadline = time.monotonic() + LAST_BATCHES_S[self.context.topology.distributed]
         if left := sum(thread.is_alive() for thread in threads):
             self.drained = True
@@ -153,7 +157,7 @@ class Loop:
 
     def _should_leave(self, batch: Batch) -> bool:
         """Before each batch: is everyone about to run the same, and does anyone want to stop?"""
-        mine = (batch.digest, self.stop_requested(), self.gather.stopped)
+        mine = (batch.digest, self.watch.stop.is_set(), self.gather.stopped)
         everyone = self.context.channel.all_of_replica(mine)
         if len({digest for digest, _, _ in everyone}) > 1:
             ranks = list(self.context.topology.replica_ranks)
@@ -224,6 +228,7 @@ class Loop:
                 mine = self._classify(error, batch)
                 if self.context.config.debug and not mine.out_of_memory:
                     raise
+        self.watch.beat()
         # Only here, outside of `except`, are the failed batch's tensors free: the traceback held them.
         if self.context.config.debug:
             stages = {stage: seconds - before.get(stage, 0.0) for stage, seconds in self.backend.seconds.items()}
@@ -320,6 +325,11 @@ def _place(context: Context, batch_size: int) -> dict[str, int]:
     return {"rank": context.topology.rank, "node": context.topology.node, "batch_size": batch_size}
 
 
+def _describe(batch: Batch) -> str:
+    stems = [task.stem for task in batch.tasks]
+    return f"a batch of {len(stems)} ({stems[0]} to {stems[-1]})" if len(stems) > 1 else f"image {stems[0]}"
+
+
 def _peak_memory(device: str) -> int:
     """Bytes: of the GPU as torch allocated it, of the process on a CPU."""
     if device == "cuda":
@@ -332,7 +342,7 @@ def _peak_memory(device: str) -> int:
 
 
 def end_of(error: DglaunchError | None, drained: bool, num_failed: int) -> str:
-    """The outcome that run.json carries."""
+    """The outcome that run.json carries; after `drained` and `lost` the same command goes on, `broken` needs someone."""
     if error is not None:
-        return "broken"
+        return "lost" if isinstance(error, LostPeer) else "broken"
     return "drained" if drained else "failed" if num_failed else "done"

@@ -5,13 +5,14 @@ there are 4 replicas, and both ranks of a replica get the same batch. xfuser ord
 outermost, so that the ranks of a replica are neighbours.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from dglaunch.config import XDIT_PREFIX, ParallelConfig, RunConfig
-from dglaunch.errors import UserError
+from dglaunch.errors import LostPeer, UserError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -37,6 +38,8 @@ class Topology:
     num_nodes: int = 1
     distributed: bool = False
     """Started by torchrun: there are process groups, even in a world of one."""
+    rendezvous: tuple[str, int, str] | None = None
+    """Under torchrun: where its store is, and how often the ranks were restarted."""
 
     @property
     def replica_size(self) -> int:
@@ -110,9 +113,16 @@ def from_environment(
         node=node,
         num_nodes=num_nodes,
         distributed=under_torchrun,
+        rendezvous=_rendezvous(environ) if under_torchrun else None,
     )
     _check_degrees(topology)
     return topology
+
+
+def _rendezvous(environ: Mapping[str, str]) -> tuple[str, int, str] | None:
+    if "MASTER_PORT" not in environ:
+        return None
+    return environ["MASTER_ADDR"], int(environ["MASTER_PORT"]), environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
 def _nodes(config: RunConfig, environ: Mapping[str, str]) -> tuple[int, int]:
@@ -184,7 +194,8 @@ class Channel:
         import torch.distributed as dist
 
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self._world)
+        with _connected():
+            dist.broadcast_object_list(box, src=0, group=self._world)
         return box[0]
 
     def all_of_world(self, value: Any) -> list[Any]:
@@ -203,7 +214,8 @@ class Channel:
         import torch.distributed as dist
 
         box = torch.tensor([int(flag)])
-        dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self._replica)
+        with _connected():
+            dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self._replica)
         return bool(box)
 
     def _all(self, value: Any, group: "ProcessGroup | None", size: int) -> list[Any]:
@@ -212,8 +224,18 @@ class Channel:
         import torch.distributed as dist
 
         values: list[Any] = [None] * size
-        dist.all_gather_object(values, value, group=group)
+        with _connected():
+            dist.all_gather_object(values, value, group=group)
         return values
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    """What gloo raises when the process at the other end is gone, as what it means."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostPeer(f"The connection to the other ranks broke, as one of them has died: {error}") from None
 
 
 def leave() -> None:
