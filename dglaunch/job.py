@@ -263,7 +263,6 @@ class _Run:
         self.stop = stop
         self.topology = job.topology
         self.writer = writer.Writer(job.config.output_dir, job.topology.node, job.topology.num_nodes)
-        self.watch = Watch(job.topology, job.config.stall_timeout, stop, self._last_words)
         self.report: report.Report | None = None
         self.facts = backends.Facts()
         self.load_seconds = 0.0
@@ -283,7 +282,8 @@ class _Run:
             told = channel.broadcast(told)
             if isinstance(told, DglaunchError):
                 raise told
-            with self.watch:
+            watch = Watch(self.topology, self.job.config.stall_timeout, self.stop, self._last_words, channel.attempt)
+            with watch as self.watch:
                 return self._compare_and_make(channel, *told)
         finally:
             if self.report is not None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from dglaunch import rendezvous
 from dglaunch.config import XDIT_PREFIX, ParallelConfig, RunConfig
 from dglaunch.errors import LostPeer, UserError
 
@@ -38,8 +39,8 @@ class Topology:
     num_nodes: int = 1
     distributed: bool = False
     """Started by torchrun: there are process groups, even in a world of one."""
-    rendezvous: tuple[str, int, str] | None = None
-    """Under torchrun: where its store is, and how often the ranks were restarted."""
+    rendezvous: tuple[str, int, bool] | None = None
+    """Under torchrun: host and port of its store, and whether the agent holds it (else rank 0 does)."""
 
     @property
     def replica_size(self) -> int:
@@ -119,10 +120,11 @@ def from_environment(
     return topology
 
 
-def _rendezvous(environ: Mapping[str, str]) -> tuple[str, int, str] | None:
+def _rendezvous(environ: Mapping[str, str]) -> tuple[str, int, bool] | None:
     if "MASTER_PORT" not in environ:
         return None
-    return environ["MASTER_ADDR"], int(environ["MASTER_PORT"]), environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    held_by_agent = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return environ["MASTER_ADDR"], int(environ["MASTER_PORT"]), held_by_agent
 
 
 def _nodes(config: RunConfig, environ: Mapping[str, str]) -> tuple[int, int]:
@@ -166,6 +168,9 @@ def _check_degrees(topology: Topology) -> None:
 class Channel:
     """How the ranks of a run talk about the run itself, over gloo; on one rank without torchrun it is trivial."""
 
+    attempt = ""
+    """What this process's ranks call their joining of torchrun's store: the same for all runs in one process."""
+
     def __init__(self, topology: Topology, device: str) -> None:
         self.topology = topology
         self._world: ProcessGroup | None = None
@@ -178,7 +183,12 @@ class Channel:
 
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
         if not dist.is_initialized():
-            dist.init_process_group(backend, timeout=MODEL_TIMEOUT)
+            store = rendezvous.connect(topology, MODEL_TIMEOUT)
+            Channel.attempt = rendezvous.agree_on_attempt(topology, store, MODEL_TIMEOUT)
+            own = dist.PrefixStore(Channel.attempt, store)
+            dist.init_process_group(
+                backend, store=own, rank=topology.rank, world_size=topology.world_size, timeout=MODEL_TIMEOUT
+            )
         self._world = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
         self.gather = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
         size = topology.replica_size

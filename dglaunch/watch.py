@@ -30,6 +30,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
+from dglaunch import rendezvous
 from dglaunch.errors import EXIT_BROKEN, EXIT_DRAINED, LostPeer
 from dglaunch.topology import Topology
 
@@ -56,6 +57,7 @@ class Watch:
         stall_timeout: float,
         stop: threading.Event,
         last_words: Callable[[str, str], None] = lambda *_: None,
+        attempt: str = "",
     ) -> None:
         self.topology = topology
         self.stall_timeout = stall_timeout
@@ -67,7 +69,7 @@ class Watch:
         self._ended = threading.Event()
         self._threads: list[threading.Thread] = []
         self._pipe: tuple[int, int] | None = None
-        self._number = next(_runs)
+        self._prefix = f"dglaunch/alive/{attempt}/{next(_runs)}"
 
     # -- for the run ----------------------------------------------------------------------------------------------
 
@@ -206,7 +208,7 @@ class Watch:
                 for peer, (number, since) in seen.items()
                 if number < GONE and now - since > self.stall_timeout
             }
-            if silent:
+            if silent and self._stopped_at is None:
                 gone = ", ".join(f"rank {peer} for {seconds:.0f} s" for peer, seconds in silent.items())
                 self._stall(f"no sign of life from {gone}")
         with contextlib.suppress(RuntimeError):
@@ -215,13 +217,9 @@ class Watch:
 
     def _connect(self, seconds: float) -> Any:
         """A connection of its own to torchrun's store: the one of the process groups is busy while they wait."""
-        from torch.distributed import PrefixStore, TCPStore
+        from torch.distributed import PrefixStore
 
-        assert self.topology.rendezvous is not None
-        host, port, attempt = self.topology.rendezvous
-        timeout = timedelta(seconds=max(seconds, 5))
-        store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
-        return PrefixStore(f"dglaunch-{attempt}-{self._number}", store)
+        return PrefixStore(self._prefix, rendezvous.connect(self.topology, timedelta(seconds=max(seconds, 5))))
 
 
 def _say(text: str) -> None:

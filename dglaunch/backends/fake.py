@@ -3,6 +3,7 @@
 A prompt may hold markers in square brackets; each concerns the batch that the prompt is in:
 
     [sleep 0.5]    the batch takes that many seconds longer
+    [deaf 0.5]     the same, as one long step in which no signal is noticed
     [raise]        generate() raises while this prompt is in the batch
     [item error]   this prompt alone gets an ItemError
     [oom 2]        out of memory if the batch has more than 2 images
@@ -27,7 +28,7 @@ from dglaunch.plan import Batch
 from dglaunch.tasks import Task
 
 SIDE = 64
-_MARKER = re.compile(r"\[(sleep|raise|item error|oom|interrupt|kill) ?([\d.]*)\]")
+_MARKER = re.compile(r"\[(sleep|deaf|raise|item error|oom|interrupt|kill) ?([\d.]*)\]")
 
 
 class OutOfMemoryError(RuntimeError):
@@ -58,6 +59,7 @@ class FakeBackend:
                 raise RuntimeError("a poisoned prompt, as asked")
             if kind in ("interrupt", "kill"):
                 os.kill(os.getpid(), signal.SIGTERM if kind == "interrupt" else signal.SIGKILL)
+        time.sleep(sum(float(value) for kind, value in markers if kind == "deaf"))
         self._sleep(sum(float(value) for kind, value in markers if kind == "sleep"))
         images = [
             ItemError("refused, as asked") if "[item error]" in task.prompt else draw(task) for task in batch.tasks
