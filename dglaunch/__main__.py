@@ -14,6 +14,7 @@ usage: dglaunch COMMAND [flags]      (several GPUs: torchrun --nproc_per_node 8 
   t2i            text to image: a file of prompts to a folder of images
   edit           a table of images and instructions to a folder of edited images
   plan COMMAND   print what that command would do (topology, shards, batches, memory, time) and stop
+  slurm COMMAND  print (or --submit) the batch script that runs that command on a Slurm cluster
   verify OUT     check a folder of results, file by file; --repair queues what is wrong to be made again
   status OUT     how far a job is, while it runs or after it
   merge OUT0 OUT1 ... --output_dir OUT    join the folders of nodes that share no file system
@@ -60,6 +61,10 @@ def _dispatch(words: list[str], environ: Mapping[str, str], main_rank: bool) -> 
         return 0
     if words[0] in TOOLS:
         return _tool(words[0], words[1:])
+    if words[0] == "slurm":
+        from dglaunch import slurm
+
+        return slurm.main(words[1:], environ)
     from dglaunch import config as configs
 
     planned = words[0] == "plan"

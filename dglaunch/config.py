@@ -446,6 +446,11 @@ def torchrun_words(arguments: Sequence[str]) -> list[str]:
     return _without(arguments, "num_gpus")[0]
 
 
+def without(arguments: Sequence[str], flag: str) -> list[str]:
+    """The arguments without one flag and its value."""
+    return _without(arguments, flag)[0]
+
+
 def _without(arguments: Sequence[str], flag: str) -> tuple[list[str], str | None]:
     """The arguments without one flag and its value, and that value (the last one given)."""
     rest: list[str] = []

@@ -184,7 +184,7 @@ def _print_some(console: Console, texts: Sequence[str]) -> None:
 # -- status -------------------------------------------------------------------------------------------------------
 
 
-def status(folder: Positional[Path], /) -> int:
+def status(folder: Positional[Path], /, node_rank: int | None = None) -> int:
     """Tell how far a job is, from another shell while it runs or after it.
 
     Exit code 0: nothing is left to do; 3: only images that failed; 130: work is left and the same command goes on (a
@@ -192,12 +192,13 @@ def status(folder: Positional[Path], /) -> int:
 
     Args:
         folder: what --output_dir is.
+        node_rank: with --num_nodes: answer for this node's share alone.
     """
     console = Console(soft_wrap=True, highlight=False)
     _need_results(folder)
     done = {id_of(line): line["file_name"] for path in folder.glob("metadata*.jsonl") for _, line in read_lines(path)}
     failed = {id_of(line) for path in folder.glob("failures*.jsonl") for _, line in read_lines(path)} - done.keys()
-    found = runs(folder)
+    found = runs(folder, "run*" if node_rank is None else f"run-node{node_rank}of*")
     total = max((run.get("num_tasks", 0) for run in found.values()), default=len(done))
     left = max(total - len(done), 0)
     for name, run in found.items():
@@ -214,18 +215,18 @@ def status(folder: Positional[Path], /) -> int:
 
 
 def _code(found: dict[str, dict[str, Any]], left: int, num_failed: int) -> int:
-    if not left:
+    if not left or {run.get("outcome") for run in found.values()} == {"done"}:
         return EXIT_DONE
     outcomes = {run.get("outcome") for run in found.values()}
     if outcomes & STARTS_AGAIN and outcomes <= STARTS_AGAIN | {"done", "failed"}:
         return EXIT_DRAINED
-    return EXIT_ITEMS_FAILED if left <= num_failed and outcomes <= {"done", "failed"} else EXIT_BROKEN
+    return EXIT_ITEMS_FAILED if num_failed and outcomes <= {"done", "failed"} else EXIT_BROKEN
 
 
-def runs(folder: Path) -> dict[str, dict[str, Any]]:
+def runs(folder: Path, name: str = "run*") -> dict[str, dict[str, Any]]:
     """The run*.json of a folder by name: one, or one for each independent node."""
     found: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.glob("run*.json")):
+    for path in sorted(folder.glob(f"{name}.json")):
         with contextlib.suppress(OSError, ValueError):  # another version's, or being replaced
             found[path.name] = json.loads(path.read_text(encoding="utf-8"))
     return found
