@@ -112,6 +112,13 @@ class Gather:
     def _wait(self, thread: threading.Thread) -> None:
         while thread.is_alive() and not self.watch.overdue():
             thread.join(POLL_S)
+            if thread is self._receiver and self.watch.gone and self._awaited() <= self.watch.gone:
+                return
+
+    def _awaited(self) -> set[int]:
+        """On rank 0: leaders that have not said their last word. Gloo does not tell when one of them dies: a receive
+        from any source goes on waiting for the others."""
+        return set(self.topology.leaders) - self.reports.keys()
 
     # -- rank 0 ---------------------------------------------------------------------------------------------------
 

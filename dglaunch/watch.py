@@ -41,6 +41,10 @@ DRAIN_S = 14.0
 DEADLINE_S = {True: 17.0, False: 30.0}
 """Under torchrun or not: after a signal, when a rank leaves whatever it is doing; torchrun kills 30 s after its signal."""
 TICK_S = 0.25
+ALIVE_S = 1.0
+"""How often a rank counts up its number."""
+GONE_S = 4.0
+"""While the run drains, a peer that was silent for so long is not waited for."""
 SUSPENDED_S = 20.0
 """A tick that took this much too long: the whole machine or job was suspended, and nothing stalled."""
 GONE = 1 << 40
@@ -66,6 +70,8 @@ class Watch:
         self._doing: dict[int, list[tuple[str, float]]] = {}
         """By thread: what it does, innermost last, and since when without progress."""
         self._stopped_at: float | None = None
+        self.gone: set[int] = set()
+        """On rank 0, once the run was asked to stop: peers that do not live any more."""
         self._ended = threading.Event()
         self._threads: list[threading.Thread] = []
         self._pipe: tuple[int, int] | None = None
@@ -187,22 +193,29 @@ class Watch:
         """Count up this rank's number and look whether the others' change."""
         rank = self.topology.rank
         watched = [r for r in range(self.topology.world_size) if r != rank] if rank == 0 else [0]
-        interval = min(max(self.stall_timeout / 8, 0.2), 15.0)
+        interval = min(self.stall_timeout / 8, 15.0)
         store: Any = None
         seen = {peer: (-1, time.monotonic()) for peer in watched}
-        last = time.monotonic()
-        while not self._ended.wait(interval):
+        last = looked = time.monotonic()
+        while not self._ended.wait(min(ALIVE_S, interval)):
             now = time.monotonic()
             try:
                 store = store or self._connect(interval)
                 store.add(str(rank), 1)
+                if self._stopped_at is None and now - looked < interval:
+                    continue
+                looked = now
                 for peer in watched:
                     number = store.add(str(peer), 0)
-                    if number != seen[peer][0] or now - last > SUSPENDED_S + interval:
+                    if number != seen[peer][0] or now - last > SUSPENDED_S:
                         seen[peer] = number, now
             except RuntimeError:  # what the store raises when the process that holds it is gone, or does not answer
                 store = None
-            last = now
+            finally:
+                last = now
+            if self._stopped_at is not None:
+                since_stop = now - self._stopped_at
+                self.gone = {p for p, (_, since) in seen.items() if min(now - since, since_stop) > GONE_S}
             silent = {
                 peer: now - since
                 for peer, (number, since) in seen.items()

@@ -13,6 +13,7 @@ finds everything done joins them to metadata.jsonl.
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import re
@@ -71,8 +72,8 @@ class Writer:
         self.ledger_path = folder / f"metadata{self.suffix}.jsonl"
         self.failures_path = folder / f"failures{self.suffix}.jsonl"
         self.run_path = folder / f"run{self.suffix}.json"
-        self._ledger: IO[str] | None = None
-        self._failures: IO[str] | None = None
+        self._ledger: io.FileIO | None = None
+        self._failures: io.FileIO | None = None
         self._lock: IO[str] | None = None
 
     # -- before the run -------------------------------------------------------------------------------------------
@@ -101,8 +102,8 @@ class Writer:
                 if id_of(line) not in ledger.done and id_of(line) in wanted
             }
             self._rewrite(self.failures_path, open_failures.values())
-        self._ledger = self.ledger_path.open("a", encoding="utf-8")
-        self._failures = self.failures_path.open("a", encoding="utf-8")
+        self._ledger = self.ledger_path.open("ab", buffering=0)
+        self._failures = self.failures_path.open("ab", buffering=0)
         return ledger
 
     def _take_folder(self) -> None:
@@ -269,12 +270,15 @@ class Writer:
                 raise OutputError(f"Copying the input image {image.name} to {target} failed: {error}.") from None
 
     @staticmethod
-    def _append(stream: IO[str], line: dict[str, Any]) -> None:
-        """Add one whole line; a half-written one is taken back, so that the file stays valid on a full disk."""
+    def _append(stream: io.FileIO, line: dict[str, Any]) -> None:
+        """Add one whole line; a half-written one is taken back, so that the file stays valid on a full disk.
+
+        The stream has no buffer: one would keep the rest of the line and write it later, behind the cut."""
         end = stream.seek(0, os.SEEK_END)
+        left = memoryview(_dump(line).encode())
         try:
-            stream.write(_dump(line))
-            stream.flush()
+            while left:
+                left = left[stream.write(left) :]
         except OSError:
             os.ftruncate(stream.fileno(), end)
             raise

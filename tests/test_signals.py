@@ -18,8 +18,10 @@ from processes import Job, in_the_middle, prompts, torchrun, until, words
 
 from dglaunch.__main__ import main
 
-NUM = 30
+NUM = 24
 RANKS = 3
+SOON = ("--shutdown-timeout", "5")
+"""torchrun waits 30 s for a stopped rank."""
 HANDLED = ("--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2")
 
 
@@ -43,8 +45,8 @@ DEATHS = {
     "SIGKILL to rank 0": Death(signal.SIGKILL, 0, ("running",), 35, "one of them has died"),
     "SIGKILL to another leader": Death(signal.SIGKILL, 1, ("lost", "drained"), 35, "exitcode  : -9"),
     "SIGKILL to the agent": Death(signal.SIGKILL, None, ("drained",), 20, "torchrun's agent has died"),
-    "SIGSTOP to rank 0": Death(signal.SIGSTOP, 0, ("running",), 60, "no sign of life from rank 0"),
-    "SIGSTOP to another leader": Death(signal.SIGSTOP, 1, ("lost",), 60, "no sign of life from rank 1"),
+    "SIGSTOP to rank 0": Death(signal.SIGSTOP, 0, ("running",), 60, "no sign of life from rank 0", SOON),
+    "SIGSTOP to another leader": Death(signal.SIGSTOP, 1, ("lost",), 60, "no sign of life from rank 1", SOON),
 }
 
 
@@ -80,14 +82,14 @@ def test_death(tmp_path: Path, death: str) -> None:
 def test_drain_leaves_a_long_batch(tmp_path: Path) -> None:
     """All ranks are in the middle of a batch of many steps when the signal comes."""
     write_jsonl(
-        tmp_path / "prompts.jsonl", [{"prompt": f"{n}" if n % 3 == 0 else f"{n} [sleep 600]"} for n in range(6)]
+        tmp_path / "prompts.jsonl", [{"prompt": f"{n}" if n % 2 == 0 else f"{n} [sleep 600]"} for n in range(6)]
     )
-    job = in_the_middle(torchrun(tmp_path, 3, words(tmp_path)), 3, 2)
+    job = in_the_middle(torchrun(tmp_path, 3, words(tmp_path)), 3, 3)
     at = job.signal(signal.SIGTERM)
     ended = job.end(60)
     assert time.monotonic() - at < 20
     assert run_json(job.out)["outcome"] == "drained", ended.output
-    assert len(ledger(job.out)) == 2
+    assert len(ledger(job.out)) == 3
 
 
 def test_drain_leaves_a_batch_that_does_not_listen(tmp_path: Path) -> None:

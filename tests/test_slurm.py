@@ -125,7 +125,7 @@ def _start_cluster(folder: Path, *options: str) -> tuple["subprocess.Popen[bytes
         [TESTS / "with_slurm", *options, "sh", "-c", f"echo $SLURM_CONF > {said}; exec sleep infinity"],
         env=clean_environment({"WITH_SLURM_LOGS": str(folder / "logs")}), start_new_session=True,
     )  # fmt: skip
-    until(lambda: said.exists() and said.read_text().endswith("\n") or process.poll() is not None, 60)
+    until(lambda: (said.exists() and said.read_text().endswith("\n")) or process.poll() is not None, 60)
     if process.poll() is not None:
         pytest.skip("the cluster does not start here (namespaces are not allowed?)")
     outer = _child(process.pid)  # with_slurm -> unshare -> with_slurm inside
