@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint soak readme clean
+.PHONY: demo test lint soak readme slurm-packages clean
 
 # torch first and pinned: the newest would bring several GB of CUDA packages to a machine without a GPU.
 $(BIN)/.installed: pyproject.toml constraints.txt
@@ -24,7 +24,14 @@ lint: $(BIN)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-test: lint
+# The tests on a real Slurm need Debian's packages; without root, or elsewhere, they are skipped.
+slurm-packages:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v slurmctld >/dev/null; then \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+	        slurmctld slurmd slurm-client munge iproute2 shellcheck; } >/dev/null 2>&1 \
+	    || echo "Slurm could not be installed; its tests are skipped."; fi
+
+test: lint slurm-packages
 	$(BIN)/python -m pytest
 
 # Slow and rare: every split of every family, 20 kills, a million prompts.

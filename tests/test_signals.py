@@ -3,6 +3,8 @@
 After each: no line without its file, no rank left running, and the same command finishes the job.
 """
 
+import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import Ended, clean_environment, dglaunch, end, ledger, run_json, start, write_jsonl
+from conftest import ROOT, Ended, clean_environment, dglaunch, end, ledger, run_json, start, write_jsonl
 from processes import Job, in_the_middle, prompts, torchrun, until, words
 
 from dglaunch.__main__ import main
@@ -50,6 +52,10 @@ DEATHS = {
 }
 
 
+SEEN: dict[str, str] = {}
+"""By death: the line that tells it."""
+
+
 def finishes(job: Job, total: int = NUM) -> None:
     """What was written is valid, and the same command makes the rest."""
     assert main(["verify", str(job.out), "--repair"]) in (0, 1)
@@ -72,11 +78,30 @@ def test_death(tmp_path: Path, death: str) -> None:
     ended = job.end()
     assert ended.code != 0
     assert case.text in ended.output, ended.output
+    SEEN[death] = next(line for line in ended.output.splitlines() if case.text in line)
     assert took < case.seconds, f"{took:.0f} s\n{ended.output}"
     assert run_json(job.out)["outcome"] in case.outcomes, ended.output
     assert main(["status", str(job.out)]) == 130
     assert len(ledger(job.out)) < NUM
     finishes(job)
+
+
+def test_the_table_in_the_readme() -> None:
+    """What the deaths above looked like. GOLDEN=1 writes it."""
+    if SEEN.keys() != DEATHS.keys():
+        pytest.skip("only with all deaths of this file")
+    rows = ["| what was done | what is told | run.json says | all are gone within |", "|---|---|---|---|"]
+    for death, case in DEATHS.items():
+        told = SEEN[death][: SEEN[death].index(case.text) + len(case.text)]
+        told = re.sub(r"^\[default\d\]:", "", told).strip().rstrip(":")
+        rows.append(f"| {death} | {told} | {' or '.join(case.outcomes)} | {case.seconds:.0f} s |")
+    readme = ROOT / "slurm" / "README.md"
+    before, _, rest = readme.read_text().partition("<!-- deaths -->\n")
+    table, _, after = rest.partition("<!-- end -->")
+    if "GOLDEN" in os.environ:
+        table = "\n".join(rows) + "\n"
+        readme.write_text(f"{before}<!-- deaths -->\n{table}<!-- end -->{after}")
+    assert table == "\n".join(rows) + "\n"
 
 
 def test_drain_leaves_a_long_batch(tmp_path: Path) -> None:

@@ -1,0 +1,112 @@
+"""Long jobs: killed again and again, and ten thousand images. Short forms always, the long ones with `make soak`."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, clean_environment, kill_group, ledger
+from processes import is_alive, kill, prompts, ranks_of, until, words
+
+from dglaunch.__main__ import main
+
+
+def _start(folder: Path, nproc: int, arguments: list[str]) -> "subprocess.Popen[bytes]":
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(nproc)]
+    with (folder / "log").open("ab") as log:
+        return subprocess.Popen(
+            [*torchrun, "--shutdown-timeout", "5", str(ROOT / "tests" / "counting.py"), *arguments],
+            env=clean_environment({"CALLS": str(folder / "calls")}), cwd=ROOT, start_new_session=True, stdout=log,
+            stderr=log,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kills", "num", "seconds"),
+    [(3, 60, 0.3), pytest.param(100, 200, 0.8, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
+)
+def test_random_kills_lose_nothing_and_repeat_little(tmp_path: Path, kills: int, num: int, seconds: float) -> None:
+    dice = random.Random(5)
+    prompts(tmp_path, num, f"[sleep {seconds}]")
+    done_kills = 0
+    for _ in range(kills):
+        nproc = dice.randint(2, 4)
+        process = _start(tmp_path, nproc, words(tmp_path))
+        known: dict[int, int] = {}
+        # From the first moment of a start to well into its work; now and then before there is any rank.
+        end = time.monotonic() + dice.uniform(0.5, 9)
+        while time.monotonic() < end and process.poll() is None:
+            known |= ranks_of(process.pid)
+            time.sleep(0.1)
+        if process.poll() is not None:
+            break
+        victim = dice.choice([process.pid, *known.values()])
+        os.kill(victim, dice.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])) if is_alive(victim) else None
+        done_kills += 1
+        until(lambda p=process, k=known: p.poll() is not None and not any(map(is_alive, k.values())), 60)
+    process = _start(tmp_path, 3, words(tmp_path))
+    assert process.wait(300) == 0, (tmp_path / "log").read_text()[-5000:]
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    lines = ledger(tmp_path / "out")
+    assert len(lines) == num and {line["index"] for line in lines} == set(range(num))
+    computed = Counter((tmp_path / "calls").read_text().split())
+    twice = sum(computed.values()) - num
+    print(f"{done_kills} kills, {num} images, {twice} computed twice")
+    assert set(computed) == set(map(str, range(num)))
+    assert twice < max(0.05 * num, 3)
+
+
+@pytest.mark.parametrize("num", [1500, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+def test_soak(tmp_path: Path, num: int) -> None:
+    """Memory, threads and open files of each rank stay what they were after the first tenth."""
+    prompts(tmp_path, num, "[sleep 0.01]")
+    process = _start(tmp_path, 4, words(tmp_path))
+    samples: dict[int, list[tuple[int, int, int, int]]] = {}
+    ranks: dict[int, int] = {}
+    try:
+        while process.poll() is None:
+            ranks = ranks_of(process.pid) or ranks
+            made = _count(tmp_path / "out" / "metadata.jsonl")
+            for rank, pid in ranks.items():
+                if made and (facts := _facts(pid)) is not None:
+                    samples.setdefault(rank, []).append((made, *facts))
+            time.sleep(0.1)
+    finally:
+        kill_group(process)
+        for pid in ranks.values():
+            kill(pid)
+    assert process.returncode == 0, (tmp_path / "log").read_text()[-3000:]
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    assert sorted(samples) == [0, 1, 2, 3]
+    for rank, told in samples.items():
+        first = [facts for made, *facts in told if 0.05 * num <= made <= 0.2 * num]
+        last = [facts for made, *facts in told if 0.85 * num <= made <= 0.95 * num]
+        (memory, threads, files), (memory_after, threads_after, files_after) = _middle(first), _middle(last)
+        print(
+            f"rank {rank}: {memory >> 20} -> {memory_after >> 20} MiB, {threads} -> {threads_after} threads, {files} -> {files_after} files"
+        )
+        assert memory_after < 1.05 * memory
+        assert threads_after <= threads and files_after <= files
+
+
+def _count(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def _facts(pid: int) -> tuple[int, int, int] | None:
+    """Resident bytes, threads, open files."""
+    try:
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        return int(status["VmRSS"].split()[0]) * 1024, int(status["Threads"]), len(os.listdir(f"/proc/{pid}/fd"))
+    except (OSError, KeyError):
+        return None
+
+
+def _middle(facts: list[list[int]]) -> list[int]:
+    assert facts, "no sample in this part of the job"
+    return [sorted(column)[len(column) // 2] for column in zip(*facts)]
