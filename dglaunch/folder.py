@@ -40,7 +40,7 @@ class Contents:
     lines: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
     """Good lines by (index, sample)."""
     texts: dict[Path, list[str]] = field(default_factory=dict)
-    """The good lines of each ledger as they stand."""
+    """The good lines of each ledger that also has wrong ones."""
     problems: list[str] = field(default_factory=list)
     wrong_files: set[str] = field(default_factory=set)
     """Files of ours that --repair removes."""
@@ -83,7 +83,7 @@ def inspect(folder: Path) -> Contents:
     named: set[str] = set()
     checked: dict[str, str | None] = {}
     for path in sorted(folder.glob("metadata*.jsonl")):
-        kept = contents.texts.setdefault(path, [])
+        kept: list[str] = []
         seen: set[tuple[int, int]] = set()
         num_lines = 0
         for text, line in read_lines(path):
@@ -104,6 +104,8 @@ def inspect(folder: Path) -> Contents:
                 kept.append(text)
         if torn := count_lines(path) - num_lines:
             contents.problems.append(f"{path.name}: {torn} lines cannot be read")
+        if torn or len(kept) < num_lines:
+            contents.texts[path] = kept
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.endswith(SUFFIXES) and entry.name not in named and not entry.name.startswith("."):
             ours = OWN_NAME.fullmatch(entry.name) is not None
@@ -338,9 +340,12 @@ def _need_results(folder: Path) -> None:
 
 def _replace(path: Path, lines: Iterable[str]) -> None:
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
-    with temporary.open("w", encoding="utf-8") as out:
-        out.writelines(lines)
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8") as out:
+            out.writelines(lines)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"Writing {path} failed: {error.strerror or error}. It is as it was.") from None
 
 
 @contextlib.contextmanager
