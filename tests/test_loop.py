@@ -1,6 +1,7 @@
 """The loop alone, in this process: several threads over one list of batches lose none of them."""
 
 from collections import Counter
+from threading import Event
 from typing import Any
 
 from conftest import PROMPTS
@@ -13,6 +14,7 @@ from dglaunch.plan import Batch
 from dglaunch.run import Loop
 from dglaunch.tasks import Task
 from dglaunch.topology import Channel, Topology
+from dglaunch.watch import Watch
 
 
 class Instant:
@@ -31,9 +33,10 @@ def delivered(workers: int) -> Counter[int]:
     seen: Counter[int] = Counter()
     checkpoint = Checkpoint("fake", "fake", OTHER, {"height": 64, "width": 64}, {}, False)
     context = Context(config=T2IConfig(prompt="x"), checkpoint=checkpoint, topology=place, channel=channel, device="cpu", dtype="float32")  # fmt: skip
-    gather = Gather(place, channel, lambda result: seen.update([result.record["index"]]))
+    watch = Watch(place, 0, Event())
+    gather = Gather(place, channel, lambda result: seen.update([result.record["index"]]), watch)
     backend: Any = Instant()
-    loop = Loop(context, backend, Facts(workers=workers), gather, lambda: False)
+    loop = Loop(context, backend, Facts(workers=workers), gather, watch)
     tasks = [Task(index=n, prompt=prompt, seed=n, stem=f"{n:06d}") for n, prompt in enumerate(PROMPTS)]
     gather.close({"report": loop.run([Batch((task,)) for task in tasks])})
     return seen
