@@ -72,7 +72,7 @@ def _dispatch(words: list[str], environ: Mapping[str, str], main_rank: bool) -> 
     if command not in configs.COMMANDS:
         raise UserError(
             f"There is no command {' '.join(words[: 2 if planned else 1])!r}. Commands: {', '.join(configs.COMMANDS)}, "
-            "plan COMMAND; dglaunch --help."
+            f"plan COMMAND, {', '.join(TOOLS)}; dglaunch --help."
         )
     prog = f"dglaunch {'plan ' if planned else ''}{command}"
     world_size = configs.take_world_size(rest) if planned else None

@@ -162,8 +162,7 @@ class RunConfig:
     num_nodes: int | None = None
     """Independent nodes that share the work and the output folder."""
     stall_timeout: float = 1800.0
-    """Seconds without any progress (a denoising step, a sign of life from a peer) after which a hung run is ended, with
-    the Python stacks of the rank that hangs; 0: wait for ever."""
+    """Seconds without progress, or without a sign of life from a peer, until a hung run is ended with stacks; 0: never."""
     debug: bool = False
     """One process, no background threads, full tracebacks, stage timings and tensor shapes on the terminal."""
 

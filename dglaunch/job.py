@@ -290,12 +290,13 @@ class _Run:
         hosts.check_address(self.topology)
         told = self._open_folder() if self.topology.is_main else None
         try:
-            channel = Channel(self.topology, self.job.device)
-            told = channel.broadcast(told)
-            if isinstance(told, DglaunchError):
-                raise told
-            watch = Watch(self.topology, self.job.config.stall_timeout, self.stop, self._last_words, channel.attempt)
+            watch = Watch(self.topology, self.job.config.stall_timeout, self.stop, self._last_words)
             with watch as self.watch:
+                channel = Channel(self.topology, self.job.device)
+                told = channel.broadcast(told)
+                if isinstance(told, DglaunchError):
+                    raise told
+                watch.meet(channel.attempt)
                 return self._compare_and_make(channel, *told)
         finally:
             if self.report is not None:

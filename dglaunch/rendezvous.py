@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dglaunch.topology import Topology
 
 POLL_S = 0.02
+CONNECT_TIMEOUT = timedelta(seconds=20)
 
 
 def connect(topology: "Topology", timeout: timedelta) -> "Store":
@@ -25,10 +26,13 @@ def connect(topology: "Topology", timeout: timedelta) -> "Store":
 
     assert topology.rendezvous is not None
     host, port, held_by_agent = topology.rendezvous
-    return TCPStore(
+    # The agent's store is there before any rank: what does not answer now is dead.
+    store = TCPStore(
         host, port, is_master=not held_by_agent and topology.is_main, wait_for_workers=False, multi_tenant=True,
-        timeout=timeout,
+        timeout=min(timeout, CONNECT_TIMEOUT) if held_by_agent else timeout,
     )  # fmt: skip
+    store.set_timeout(timeout)
+    return store
 
 
 def agree_on_attempt(topology: "Topology", store: "Store", timeout: timedelta) -> str:

@@ -182,13 +182,9 @@ class Channel:
         import torch.distributed as dist
 
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-        if not dist.is_initialized():
-            store = rendezvous.connect(topology, MODEL_TIMEOUT)
-            Channel.attempt = rendezvous.agree_on_attempt(topology, store, MODEL_TIMEOUT)
-            own = dist.PrefixStore(Channel.attempt, store)
-            dist.init_process_group(
-                backend, store=own, rank=topology.rank, world_size=topology.world_size, timeout=MODEL_TIMEOUT
-            )
+        with _connected():
+            if not dist.is_initialized():
+                self._join(backend)
         self._world = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
         self.gather = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
         size = topology.replica_size
@@ -196,6 +192,18 @@ class Channel:
             group = dist.new_group(list(range(first, first + size)), backend="gloo", timeout=MODEL_TIMEOUT)
             if topology.rank in range(first, first + size):
                 self._replica = group
+
+    def _join(self, backend: str) -> None:
+        import torch.distributed as dist
+
+        place = self.topology
+        if place.rendezvous is None:
+            dist.init_process_group(backend, timeout=MODEL_TIMEOUT)
+            return
+        store = rendezvous.connect(place, MODEL_TIMEOUT)
+        Channel.attempt = rendezvous.agree_on_attempt(place, store, MODEL_TIMEOUT)
+        own = dist.PrefixStore(Channel.attempt, store)
+        dist.init_process_group(backend, store=own, rank=place.rank, world_size=place.world_size, timeout=MODEL_TIMEOUT)
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""

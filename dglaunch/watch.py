@@ -1,6 +1,7 @@
 """What notices that a rank, or the whole run, does not go on: a thread beside the run on every rank.
 
     with Watch(topology, config.stall_timeout, stop, last_words) as watch:
+        watch.meet(channel.attempt)     # all ranks have joined
         with watch.doing("batch of 4: 000000.png to 000003.png"):
             ...; watch.beat()       # after each denoising step
 
@@ -61,7 +62,6 @@ class Watch:
         stall_timeout: float,
         stop: threading.Event,
         last_words: Callable[[str, str], None] = lambda *_: None,
-        attempt: str = "",
     ) -> None:
         self.topology = topology
         self.stall_timeout = stall_timeout
@@ -75,7 +75,7 @@ class Watch:
         self._ended = threading.Event()
         self._threads: list[threading.Thread] = []
         self._pipe: tuple[int, int] | None = None
-        self._prefix = f"dglaunch/alive/{attempt}/{next(_runs)}"
+        self._prefix = ""
 
     # -- for the run ----------------------------------------------------------------------------------------------
 
@@ -101,16 +101,20 @@ class Watch:
 
     def __enter__(self) -> Self:
         self._threads = [threading.Thread(target=self._watch, name="watch", daemon=True)]
-        if self.topology.world_size > 1 and self.stall_timeout:
-            self._threads.append(threading.Thread(target=self._watch_peers, name="watch peers", daemon=True))
         if threading.current_thread() is threading.main_thread():
             self._pipe = os.pipe()
             for end in self._pipe:
                 os.set_blocking(end, False)
             signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
-        for thread in self._threads:
-            thread.start()
+        self._threads[0].start()
         return self
+
+    def meet(self, attempt: str) -> None:
+        """The ranks have joined, under this name: from now on look for the others' signs of life."""
+        if self.topology.world_size > 1 and self.stall_timeout and self.topology.rendezvous is not None:
+            self._prefix = f"dglaunch/alive/{attempt}/{next(_runs)}"
+            self._threads.append(threading.Thread(target=self._watch_peers, name="watch peers", daemon=True))
+            self._threads[-1].start()
 
     def __exit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None

@@ -114,7 +114,7 @@ def test_status_while_the_job_runs_and_after_it_was_killed(tmp_path: Path, capsy
     finally:
         kill_group(process)
         end(process)
-    assert main(["status", str(out)]) == 1
+    assert main(["status", str(out)]) == 130
     assert "killed (it says running" in capsys.readouterr().out
 
 

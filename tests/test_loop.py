@@ -2,6 +2,7 @@
 
 import threading
 from collections import Counter
+from threading import Event
 from typing import Any
 
 from conftest import PROMPTS
@@ -33,7 +34,7 @@ def delivered(workers: int) -> Counter[int]:
     seen: Counter[int] = Counter()
     checkpoint = Checkpoint("fake", "fake", OTHER, {"height": 64, "width": 64}, {}, False)
     context = Context(config=T2IConfig(prompt="x"), checkpoint=checkpoint, topology=place, channel=channel, device="cpu", dtype="float32")  # fmt: skip
-    watch = Watch(place, 0, threading.Event())
+    watch = Watch(place, 0, Event())
     gather = Gather(place, channel, lambda result: seen.update([result.record["index"]]), watch)
     backend: Any = Instant()
     loop = Loop(context, backend, Facts(workers=workers), gather, watch)

@@ -243,7 +243,7 @@ def test_num_gpus_starts_torchrun(tmp_path: Path, prompts: Path) -> None:
 def test_ranks_that_read_different_prompts_are_caught(tmp_path: Path) -> None:
     """Two ranks of one replica with different batches: xDiT would draw garbage without a word."""
     code = (
-        "import os, sys, threading\n"
+        "import os, sys, threading; from pathlib import Path\n"
         "from dglaunch import plan, run, topology, backends, models, config, gather, watch\n"
         "from dglaunch.tasks import Task\n"
         "place = topology.Topology(rank=int(os.environ['RANK']), world_size=2, local_world_size=2, distributed=True,\n"
@@ -251,8 +251,8 @@ def test_ranks_that_read_different_prompts_are_caught(tmp_path: Path) -> None:
         "channel = topology.Channel(place, 'cpu')\n"
         "context = backends.Context(config=config.T2IConfig(prompt='x'), topology=place, channel=channel, device='cpu',\n"
         "    checkpoint=models.Checkpoint('fake', 'fake', models.OTHER, {}, {}, False), dtype='float32')\n"
-        "watcher = watch.Watch(place, 0, threading.Event())\n"
-        "loop = run.Loop(context, None, None, gather.Gather(place, channel, print, watcher), watcher)\n"
+        "w = watch.Watch(place, 0, threading.Event())\n"
+        "loop = run.Loop(context, None, None, gather.Gather(place, channel, print, w), w)\n"
         "batch = plan.Batch((Task(index=0, prompt='a', seed=place.rank, stem='0'),))\n"
         "try: loop._should_leave(batch)\n"
         "except Exception as error: print('CAUGHT', type(error).__name__, error)\n"
