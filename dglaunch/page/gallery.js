@@ -42,7 +42,7 @@ function seedRanges(text) {
 }
 
 function tests() {
-  const words = $("query").value.toLowerCase().split(/\s+/).filter(Boolean);
+  const words = $("query").value.toLowerCase().match(/"[^"]+"|[^\s"]+/g)?.map((word) => word.replaceAll('"', "")) ?? [];
   const status = $("status").value, rank = $("rank").value, ranges = seedRanges($("seed").value);
   $("seed").setAttribute("aria-invalid", String(ranges === null));
   const found = [];
