@@ -351,6 +351,7 @@ function later() {
   waiting = true;
 }
 addEventListener("scroll", later, { passive: true });
+new ResizeObserver(later).observe($("grid"));
 addEventListener("resize", later);
 addEventListener("hashchange", restore);
 
