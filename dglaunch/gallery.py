@@ -16,10 +16,8 @@ import io
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib import resources
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -37,10 +35,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PAGE = "gallery.html"
-LEFT_OUT = ("key", "sha256", "input_sha256", "file_name")
+LEFT_OUT = ("key", "sha256", "input_sha256", "input_file_names", "file_name")
 """Of a ledger line: long and of no use to a reader, or held elsewhere in the page's data."""
-SAVED_INPUT = re.compile(r"(\d+)_(\d+)\.\w+")
-"""What --save_inputs calls the input images of a row: index and position."""
 MOST_EXACT = 2**53
 SHEET_MOST = 400
 SHEET_TILE = 192
@@ -113,33 +109,28 @@ def inside(name: Any) -> str | None:
     return None if path.is_absolute() or ".." in path.parts else name
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """Where the input images of edits are."""
+def inputs_of(folder: Path, table: Path | None, row: Row) -> list[Path]:
+    """The input images of an edit that are still there: the copies of --save_inputs, else the files of its table."""
+    copies = [folder / name for name in map(inside, _list(row.get("input_file_names"))) if name]
+    originals = [table / name for name in _list(row.get("input_images")) if table is not None and isinstance(name, str)]
+    return [path for path in copies if path.is_file()] or [path for path in originals if _is_file(path)]
 
-    saved: Mapping[int, list[Path]]
-    """By index: the copies that --save_inputs made, in the order of the row."""
-    table: Path | None
-    """The folder of the run's table, which the paths in the ledger are relative to."""
 
-    @classmethod
-    def of(cls, folder: Path) -> "Inputs":
-        saved: dict[int, dict[int, Path]] = {}
-        for path in (folder / "inputs").glob("*"):
-            if found := SAVED_INPUT.fullmatch(path.name):
-                saved.setdefault(int(found[1]), {})[int(found[2])] = path
-        tables = [run.get("config", {}).get("input", {}).get("value") for run in runs(folder).values()]
-        table = next((Path(text).parent for text in tables if isinstance(text, str)), None)
-        return cls({index: [by[n] for n in sorted(by)] for index, by in saved.items()}, table)
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
-    def find(self, row: Row) -> list[Path]:
-        """The files of one row that are still there, copies first."""
-        if row["index"] in self.saved:
-            return self.saved[row["index"]]
-        names = row.get("input_images") or []
-        if self.table is None or not isinstance(names, list):
-            return []
-        return [path for name in names if isinstance(name, str) and (path := self.table / name).is_file()]
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long for a path, or with a NUL: what a Parquet table calls its images
+        return False
+
+
+def table_folder(folder: Path) -> Path | None:
+    """What the paths in an editing run's ledger are relative to."""
+    tables = [run.get("config", {}).get("input", {}).get("value") for run in runs(folder).values()]
+    return next((Path(text).parent for text in tables if isinstance(text, str)), None)
 
 
 # -- the page -----------------------------------------------------------------------------------------------------
@@ -209,10 +200,10 @@ def page_data(folder: Path, page_folder: Path, thumbnails: int, rows: Sequence[R
     """All that the script needs: the rows as columns, in which one value stands for a column of equal ones."""
     names = list(dict.fromkeys(name for row in rows for name in row if name not in LEFT_OUT))
     columns = {name: folded([for_script(row.get(name)) for row in rows]) for name in names}
-    inputs = Inputs.of(folder)
+    table = table_folder(folder)
     base = Path(os.path.relpath(folder.resolve(), page_folder.resolve()))
     files = [inside(row.get("file_name")) for row in rows]
-    befores = [inputs.find(row) if "input_images" in row else [] for row in rows]
+    befores = [inputs_of(folder, table, row) if "input_images" in row else [] for row in rows]
     return {
         "count": len(rows),
         "folder": str(folder),

@@ -21,7 +21,15 @@ from typing import Annotated, Any
 from rich.console import Console
 from tyro.conf import Positional, UseAppendAction, arg
 
-from dglaunch.config import BackendConfig, OptimizationConfig, T2IConfig, environment, parse_value, types_of
+from dglaunch.config import (
+    REMOTE_BACKENDS,
+    BackendConfig,
+    OptimizationConfig,
+    T2IConfig,
+    environment,
+    parse_value,
+    types_of,
+)
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, InputError, OutputError, UserError
 from dglaunch.images import decode_description
 from dglaunch.tasks import ROW_FIELDS
@@ -35,7 +43,6 @@ FLAGS = (
 )  # fmt: skip
 NAMES_IN_FILE = {"model": "model_name", "dtype": "torch_dtype"}
 NEVER_FROM_A_FILE = ("trust_remote_code", "allow_pickle", "cache_dir", "device")
-REMOTE = ("openai", "google_genai")
 Values = dict[str, Any]
 
 
@@ -113,7 +120,7 @@ def changed(described: Values, changes: Iterable[str]) -> Values:
         UserError: it cannot be made again here, or a change names nothing that there is.
     """
     backend = described.get("backend", "diffusers")
-    if backend in REMOTE:
+    if backend in REMOTE_BACKENDS:
         raise UserError(
             f"The image was made by an API ({described.get('model_name')}), which does not promise the same image for "
             "the same seed; there is nothing to compare. Run t2i with its prompt for another."

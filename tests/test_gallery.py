@@ -46,6 +46,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         paint(folder / f"{index:06d}.png", colour)
     paint(folder / "inputs" / "000002_0.png", "yellow")
     edit = line(2, prompt="make it blue", instruction="make it blue", input_images=["a cat.png"], input_sha256=["00"])
+    edit["input_file_names"] = ["inputs/000002_0.png"]
     rows = [edit, line(0, seed=BIG_SEED), line(1, prompt=EVIL, column={"nan": float("nan")}, error="a column")]
     write_jsonl(folder / "metadata.jsonl", rows)
     write_jsonl(folder / "failures.jsonl", [failure(3, prompt="a wolf"), failure(0)])
