@@ -462,10 +462,10 @@ class _Run:
 
     def _write_gallery(self) -> str:
         """The page, or why there is none: the results are safe by now, and looking at them must not cost the run."""
-        from dglaunch import gallery
-
         folder = self.job.config.output_dir
         try:
+            from dglaunch import gallery
+
             return f"Look through the results: {gallery.write_page(folder)}"
         except Exception as error:
             return f"The gallery was not written ({error}); later: dglaunch gallery {folder}"

@@ -1,6 +1,5 @@
 """The loop alone, in this process: several threads over one list of batches lose none of them."""
 
-import threading
 from collections import Counter
 from threading import Event
 from typing import Any
