@@ -17,8 +17,8 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 demo: $(BIN)/.installed
 	rm -rf outputs/demo
 	DG_XDIT_ULYSSES_DEGREE=2 $(BIN)/torchrun --standalone --nproc_per_node 2 -m dglaunch t2i --backend xdit \
-	    --model_name tiny --prompts_file examples/prompts.jsonl --batch_size 4 --output_dir outputs/demo
-	@echo "The images are in outputs/demo; metadata.jsonl there has a line for each."
+	    --model_name tiny --prompts_file examples/prompts.jsonl --batch_size 4 --output_dir outputs/demo --gallery
+	@echo "The images are in outputs/demo; open outputs/demo/gallery.html to look through them."
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

@@ -18,6 +18,9 @@ usage: dglaunch COMMAND [flags]      (several GPUs: torchrun --nproc_per_node 8 
   verify OUT     check a folder of results, file by file; --repair queues what is wrong to be made again
   status OUT     how far a job is, while it runs or after it
   merge OUT0 OUT1 ... --output_dir OUT    join the folders of nodes that share no file system
+  gallery OUT    an HTML page to look through the results; --contact_sheet for one image of them
+  replay FILE    make one image again from its own PNG text and compare; --set guidance_scale=5 for a variation
+  doctor         what is installed here, whether it is fine, and the remedy
 
 dglaunch COMMAND --help lists the flags. Exit codes: 0 everything done, 1 the run broke off, 2 a mistake in the command
 or its input, 3 some items failed, 130 stopped by a signal. Starting the same command again resumes."""
@@ -27,6 +30,9 @@ TOOLS = {
     "verify": "dglaunch.folder:verify",
     "status": "dglaunch.folder:status",
     "merge": "dglaunch.folder:merge",
+    "gallery": "dglaunch.gallery:gallery",
+    "replay": "dglaunch.replay:replay",
+    "doctor": "dglaunch.doctor:doctor",
 }
 """Commands that run no job: functions whose arguments are the flags and whose result is the exit code."""
 

@@ -155,6 +155,8 @@ class RunConfig:
     """Longest prompt in tokens of the text encoder. Default: the pipeline's own."""
     seed: int = 0
     """Image `sample` of row `index` gets seed + index * num_images_per_prompt + sample; a row's own seed wins."""
+    gallery: bool = False
+    """At the end write gallery.html to --output_dir: a page to look through the results (dglaunch gallery does it later)."""
     num_gpus: int | None = None
     """Outside torchrun: start again under torchrun with this many ranks on this machine."""
     node_rank: int | None = None
@@ -289,17 +291,17 @@ XDIT_PREFIX = "DG_XDIT_"
 _TRUTH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
-def _leaves(config_type: type) -> dict[str, Any]:
+def types_of(config_type: type) -> dict[str, Any]:
     """Flag name -> type, for a dataclass and the dataclasses in it (the flags have no prefix)."""
     hints = typing.get_type_hints(config_type)
     leaves: dict[str, Any] = {}
     for item in fields(config_type):
         hint = hints[item.name]
-        leaves |= _leaves(hint) if is_dataclass(hint) else {item.name: hint}
+        leaves |= types_of(hint) if is_dataclass(hint) else {item.name: hint}
     return leaves
 
 
-def _parse_value(variable: str, text: str, hint: Any) -> Any:
+def parse_value(variable: str, text: str, hint: Any) -> Any:
     """One variable's text as its flag's type; tyro reads it as it reads the flag."""
     import tyro
 
@@ -331,10 +333,10 @@ def parallel_from_environment(environ: Mapping[str, str]) -> ParallelConfig:
         UserError: a variable does not parse or is below 1.
     """
     given: dict[str, Any] = {}
-    for name, hint in _leaves(ParallelConfig).items():
+    for name, hint in types_of(ParallelConfig).items():
         variable = XDIT_PREFIX + name.upper()
         if variable in environ:
-            given[name] = _parse_value(variable, environ[variable], hint)
+            given[name] = parse_value(variable, environ[variable], hint)
             if not isinstance(given[name], bool) and given[name] < 1:
                 raise UserError(f"{variable}={environ[variable]} must be 1 or more; unset it to leave it at 1.")
     return ParallelConfig(**given)
@@ -385,10 +387,10 @@ def parse(
     """
     import tyro
 
-    leaves = _leaves(config_type)
+    leaves = types_of(config_type)
     check_variables(environ, known_flags())
     from_environment = {
-        name: _parse_value(f"DG_{name.upper()}", environ[f"DG_{name.upper()}"], hint)
+        name: parse_value(f"DG_{name.upper()}", environ[f"DG_{name.upper()}"], hint)
         for name, hint in leaves.items()
         if f"DG_{name.upper()}" in environ
     }
@@ -426,7 +428,7 @@ COMMANDS: dict[str, type[RunConfig]] = {"t2i": T2IConfig, "edit": EditingConfig}
 
 def known_flags() -> set[str]:
     """Every flag of every command: a variable for another command is no mistake."""
-    return {name for config_type in COMMANDS.values() for name in _leaves(config_type)}
+    return {name for config_type in COMMANDS.values() for name in types_of(config_type)}
 
 
 def take_world_size(arguments: list[str]) -> int | None:

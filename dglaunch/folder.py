@@ -59,7 +59,7 @@ def verify(folder: Positional[Path], /, repair: bool = False) -> int:
         repair: remove wrong lines and files, so that the next start of the job makes those images again.
     """
     console = Console(soft_wrap=True, highlight=False)
-    _need_results(folder)
+    need_results(folder)
     with _lock(folder):
         contents = inspect(folder)
         if repair and contents.problems:
@@ -197,7 +197,7 @@ def status(folder: Positional[Path], /, node_rank: int | None = None) -> int:
         node_rank: with --num_nodes: answer for this node's share alone.
     """
     console = Console(soft_wrap=True, highlight=False)
-    _need_results(folder)
+    need_results(folder)
     done = {id_of(line): line["file_name"] for path in folder.glob("metadata*.jsonl") for _, line in read_lines(path)}
     failed = {id_of(line) for path in folder.glob("failures*.jsonl") for _, line in read_lines(path)} - done.keys()
     found = runs(folder, "run*" if node_rank is None else f"run-node{node_rank}of*")
@@ -296,7 +296,7 @@ def merge(folders: Positional[tuple[Path, ...]], /, output_dir: Path) -> int:
 def _same_settings(folders: Sequence[Path]) -> None:
     first: dict[str, Any] | None = None
     for folder in folders:
-        _need_results(folder)
+        need_results(folder)
         for run in runs(folder).values():
             told = run.get("settings")
             first = first if first is not None else told
@@ -331,7 +331,7 @@ def _write_merged_run(folders: Sequence[Path], output_dir: Path, num_ok: int, nu
 # -- files --------------------------------------------------------------------------------------------------------
 
 
-def _need_results(folder: Path) -> None:
+def need_results(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}; name what --output_dir was.")
     if not any(folder.glob("run*.json")) and not any(folder.glob("metadata*.jsonl")):

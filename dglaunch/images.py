@@ -46,5 +46,24 @@ def _text_chunks(description: dict[str, Any]) -> PngInfo:
     return info
 
 
+def decode_description(image: Image.Image) -> dict[str, Any] | None:
+    """What `encode` wrote into a file, whatever its format; None if there is nothing of the kind.
+
+    The values are as the file has them: anyone may have written it.
+    """
+    text = getattr(image, "text", {})
+    source = text.get("settings") if "settings" in text else image.getexif().get(_EXIF_DESCRIPTION)
+    try:
+        described = json.loads(source)
+    except (TypeError, ValueError):
+        return None
+    if not isinstance(described, dict):
+        return None
+    own = {key: str(text[key]) for key in TEXT_KEYS if key in text}
+    if own.get("seed", "").isdecimal():
+        own["seed"] = int(own["seed"])
+    return described | own
+
+
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()

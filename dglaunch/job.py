@@ -237,10 +237,14 @@ def _machine(config: RunConfig, place: Topology) -> tuple[str, estimate.Machine,
 
 def execute(config: RunConfig, origins: dict[str, str], environ: Mapping[str, str]) -> int:
     """Make the images; the exit code is the same on every rank."""
-    job = prepare(config, origins, environ)
+    return run_job(prepare(config, origins, environ))
+
+
+def run_job(job: Job, console: Console | None = None) -> int:
+    """Run what was prepared; `console` is where rank 0 tells of it, instead of the terminal."""
     stop = threading.Event()
     with _signals(stop):
-        return _Run(job, stop).run()
+        return _Run(job, stop, console).run()
 
 
 @contextmanager
@@ -270,8 +274,9 @@ def _signals(stop: threading.Event) -> Any:
 class _Run:
     """One start of a job on one rank."""
 
-    def __init__(self, job: Job, stop: threading.Event) -> None:
+    def __init__(self, job: Job, stop: threading.Event, console: Console | None = None) -> None:
         self.job = job
+        self.console = console
         self.stop = stop
         self.topology = job.topology
         self.writer = writer.Writer(job.config.output_dir, job.topology.node, job.topology.num_nodes)
@@ -336,7 +341,7 @@ class _Run:
         self.hopeless = [task for task in left if task.error is not None]
         made = job.make_plan(bucket_of, pending, limits)
         if self.topology.is_main:
-            self.report = report.Report(total=len(mine), skipped=len(mine) - len(left))
+            self.report = report.Report(len(mine), skipped=len(mine) - len(left), console=self.console)
             self._say_plan(made, damaged, len(pending))
             for note in notes:
                 self.report.note(note)
@@ -451,7 +456,19 @@ class _Run:
             if error is None:
                 raise
             self.report.note(str(full))
+        if self.job.config.gallery and not drained:
+            self.report.note(self._write_gallery())
         return summary["outcome"]
+
+    def _write_gallery(self) -> str:
+        """The page, or why there is none: the results are safe by now, and looking at them must not cost the run."""
+        folder = self.job.config.output_dir
+        try:
+            from dglaunch import gallery
+
+            return f"Look through the results: {gallery.write_page(folder)}"
+        except Exception as error:
+            return f"The gallery was not written ({error}); later: dglaunch gallery {folder}"
 
     def _run_json(self, measured: dict[str, Any]) -> dict[str, Any]:
         job, place = self.job, self.topology

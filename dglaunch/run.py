@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from dglaunch.backends import Backend, Context, Facts, ItemError
-from dglaunch.config import EditingConfig
+from dglaunch.config import EditingConfig, settings
 from dglaunch.edit_tasks import saved_names
 from dglaunch.errors import DglaunchError, Drained, LostPeer, ReplicaError, UserError
 from dglaunch.gather import Gather
@@ -43,6 +43,9 @@ FATAL_WORDS = ("CUDA error", "NCCL", "Connection closed by peer", "Connection re
 LAST_BATCHES_S = {True: 12.0, False: 25.0}
 """Under torchrun or not: how long a stopped run waits for the batches that its threads have under way (one alone is
 waited for without limit). torchrun kills 30 s after its signal, and rank 0 must hear of them before."""
+
+DESCRIBED = ("backend", "revision", "max_sequence_length", "enable_vae_tiling", "attention_backend", "cache_type")
+"""Flags that an image file carries where they were given: another value may give another image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,13 +181,15 @@ class Loop:
             if len(part) > limit:
                 todo.extendleft(reversed(balanced(part.tasks, limit)))
                 continue
+            start = time.perf_counter()
             images, attempt = self._attempt(part)
+            seconds = time.perf_counter() - start
             if attempt.error is None:
-                self._deliver(part, images)
+                self._deliver(part, images, seconds)
             elif attempt.fatal:
                 raise ReplicaError(f"Rank {self.context.topology.rank} cannot go on: {attempt.error}")
             elif len(part) == 1:
-                self._deliver(part, [ItemError(attempt.error)] if self.context.topology.is_leader else None)
+                self._deliver(part, [ItemError(attempt.error)] if self.context.topology.is_leader else None, seconds)
             elif attempt.out_of_memory:
                 self.limits[shape] = len(part) // 2
                 self.events.append(
@@ -257,7 +262,7 @@ class Loop:
 
     # -- results --------------------------------------------------------------------------------------------------
 
-    def _deliver(self, batch: Batch, images: "Sequence[Image | ItemError | None] | None") -> None:
+    def _deliver(self, batch: Batch, images: "Sequence[Image | ItemError | None] | None", seconds: float) -> None:
         if not self.context.topology.is_leader:
             return
         assert images is not None
@@ -266,33 +271,32 @@ class Loop:
                 self.drained = True
                 continue
             if self._encoders is None:
-                self._encode_and_send(task, image, len(batch))
+                self._encode_and_send(task, image, len(batch), seconds)
                 continue
             # As many under way as one batch of images and the encoders: the model waits rather than memory grows.
             while len(self._encoding) >= 2 * len(batch) + 4:
                 self._encoding.popleft().result()
-            self._encoding.append(self._encoders.submit(self._encode_and_send, task, image, len(batch)))
+            self._encoding.append(self._encoders.submit(self._encode_and_send, task, image, len(batch), seconds))
 
-    def _encode_and_send(self, task: Task, image: "Image | ItemError", batch_size: int) -> None:
-        self.gather.send(self.result(task, image, batch_size))
+    def _encode_and_send(self, task: Task, image: "Image | ItemError", batch_size: int, seconds: float) -> None:
+        self.gather.send(self.result(task, image, batch_size, seconds))
 
-    def result(self, task: Task, image: "Image | ItemError", batch_size: int) -> Result:
-        """A finished or failed task as what is sent: bytes and its ledger line."""
+    def result(self, task: Task, image: "Image | ItemError", batch_size: int, seconds: float) -> Result:
+        """A finished or failed task as what is sent: bytes and its ledger line. `seconds` are those of its batch."""
         from dglaunch import images
 
         config = self.context.config
         name = file_name(task, config.output_format)
         used = self._used(task)
         if isinstance(image, ItemError):
-            return failed(task, image.message, self.context, used, batch_size)
+            return failed(task, image.message, self.context, used, batch_size, seconds)
         used |= {"width": image.width, "height": image.height}
         start = time.perf_counter()
-        described = used | {"index": task.index, "sample": task.sample, "model": config.backend.model_name}
-        data = images.encode(image, config.output_format, described | {"dtype": self.context.dtype})
+        data = images.encode(image, config.output_format, used | self._described(task))
         digest = images.sha256(data)
         with self._lock:
             self.encode_seconds += time.perf_counter() - start
-        place = _place(self.context, batch_size)
+        place = _place(self.context, batch_size, seconds)
         record = {"index": task.index, "sample": task.sample, **used, "key": task.key, "sha256": digest, **place}
         if isinstance(config, EditingConfig) and config.save_inputs:
             record["input_file_names"] = list(saved_names(task))
@@ -302,6 +306,15 @@ class Loop:
         }
         return Result(task_id=(task.index, task.sample), file_name=name, record=record | carried, data=data)
 
+    def _described(self, task: Task) -> dict[str, Any]:
+        """What an image file says of itself besides the task's content: all that `dglaunch replay` needs. What would
+        differ between batch sizes or world sizes is left out, so that the bytes of the file do not depend on them."""
+        flat = settings(self.context.config)
+        given = {name: flat[name] for name in DESCRIBED if flat[name] not in (None, False)}
+        model = {"model": flat["model_name"], "dtype": self.context.dtype}
+        own = [n for n, value in task.content().items() if value is None and self.facts.defaults.get(n) is not None]
+        return {"index": task.index, "sample": task.sample, **model, **given, "defaults": own}
+
     def _used(self, task: Task) -> dict[str, Any]:
         """The task's content, with what the pipeline used where the task said nothing."""
         return {
@@ -310,19 +323,21 @@ class Loop:
         } | task.origin()
 
 
-def failed(task: Task, message: str, context: Context, used: dict[str, Any], batch_size: int) -> Result:
+def failed(
+    task: Task, message: str, context: Context, used: dict[str, Any], batch_size: int, seconds: float = 0.0
+) -> Result:
     """A task without an image, as its line of failures.jsonl."""
-    record = {
-        "index": task.index, "sample": task.sample, "error": message, **used, **_place(context, batch_size),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip
+    place = _place(context, batch_size, seconds)
+    record = {"index": task.index, "sample": task.sample, "error": message, **used, **place}
     name = file_name(task, context.config.output_format)
     return Result(task_id=(task.index, task.sample), file_name=name, record=record)
 
 
-def _place(context: Context, batch_size: int) -> dict[str, int]:
-    """Where an image was made, and with how many others."""
-    return {"rank": context.topology.rank, "node": context.topology.node, "batch_size": batch_size}
+def _place(context: Context, batch_size: int, seconds: float) -> dict[str, Any]:
+    """Where and when an image was made, with how many others, and how long that batch took."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    place = {"rank": context.topology.rank, "node": context.topology.node, "batch_size": batch_size}
+    return place | {"seconds": round(seconds, 3), "time": now}
 
 
 def _describe(batch: Batch) -> str:

@@ -1,0 +1,148 @@
+"""Replay: the fake backend first (every way a file can be wrong), then a real model, made in a batch and replayed alone."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import dglaunch, write_jsonl
+from PIL import Image
+
+from dglaunch import images
+from dglaunch.__main__ import main
+from dglaunch.replay import read_description
+
+ROWS = [{"prompt": f"prompt {n}", "seed": 100 + n} for n in range(3)] + [
+    {
+        "prompt": "ein Bär 🐻",
+        "width": 96,
+        "height": 80,
+        "negative_prompt": "\"quotes\" & 'such'",
+        "guidance_scale": 0.0,
+    },
+    {"prompt": "several", "num_images_per_prompt": 3},
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    table = write_jsonl(folder / "rows.jsonl", ROWS)
+    for output_format in ("png", "jpg", "webp"):
+        words = ["t2i", "--backend", "fake", "--prompts_file", str(table), "--output_dir", str(folder / output_format)]
+        assert main([*words, "--output_format", output_format]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str]:
+    code = main(["replay", *map(str, words)])
+    told = capsys.readouterr()
+    return code, told.out + told.err
+
+
+@pytest.mark.parametrize("name", ["000000", "000002", "000003", "000004_00", "000004_02"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_the_same(made: Path, name: str, suffix: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, text = said(capsys, made / suffix / f"{name}.{suffix}")
+    assert (code, "the same, pixel for pixel" in text) == (0, True), text
+    replayed = tmp_path / f"{name}-replay.{suffix}"
+    before, after = read_description(made / suffix / f"{name}.{suffix}"), read_description(replayed)
+    assert {n: v for n, v in before.items() if n != "sample"} == {n: v for n, v in after.items() if n != "sample"}
+
+
+def test_a_variation(made: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    changes = ["--set", "seed=8", "--set", "guidance_scale=5.5", "--set", "negative_prompt=", "--output", "other.webp"]
+    code, text = said(capsys, made / "png" / "000003.png", *changes)
+    assert (code, "a variation" in text) == (0, True), text
+    told = read_description(tmp_path / "other.webp")
+    assert (told["seed"], told["guidance_scale"], told["width"], told["prompt"]) == (8, 5.5, 96, "ein Bär 🐻")
+    assert "negative_prompt" not in told
+
+
+def test_another_image_is_told_and_fails(made: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with Image.open(made / "png" / "000000.png") as image:
+        described = images.decode_description(image)
+        assert described is not None
+        other = image.point(lambda value: 255 - value)
+    (tmp_path / "false.png").write_bytes(images.encode(other, "png", described))
+    code, text = said(capsys, "false.png")
+    assert (code, "NOT the same" in text) == (1, True), text
+    assert said(capsys, "false.png", "--tolerance", "255")[0] == 0
+
+
+def written(text: dict[str, Any]) -> bytes:
+    return images.encode(Image.new("RGB", (64, 64)), "png", text)
+
+
+def stripped() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+GOOD = {"prompt": "a", "seed": 1, "model": "fake", "backend": "fake", "index": 0, "sample": 0, "defaults": []}
+WRONG: dict[str, tuple[bytes, list[str], str]] = {
+    "no text": (stripped(), [], "does not carry what made it"),
+    "another program's text": (written({"prompt": "a"}), [], "does not carry what made it"),
+    "no image": (b"\x89PNG nothing", [], "is no image that can be read"),
+    "torn": (written(GOOD)[:-200], [], "cannot be read"),
+    "a seed that is none": (written(GOOD | {"seed": "x"}), [], "seed is 'x', not a whole number"),
+    "a side that is none": (written(GOOD | {"width": {"a": 1}}), [], "width is {'a': 1}, not a whole number"),
+    "a backend that is none": (written(GOOD | {"backend": "os.system"}), [], "'os.system' is not one of"),
+    "an API's": (written(GOOD | {"backend": "openai"}), [], "was made by an API (fake)"),
+    "an edit": (written(GOOD | {"input_sha256": ["0"]}), [], "is an edit"),
+    "a change of nothing": (written(GOOD), ["--set", "stepz=3"], "nothing called 'stepz' to set"),
+    "a change without a value": (written(GOOD), ["--set", "seed"], "a name and a value are needed"),
+    "a change that does not parse": (written(GOOD), ["--set", "seed=3O"], "'3O' is not a whole number"),
+    "its own place": (written(GOOD), ["--output", "file.png"], "is the image itself"),
+    "another kind of file": (written(GOOD), ["--output", "file.gif"], "name a .png"),
+    "a model that is gone": (written(GOOD | {"backend": "diffusers"}), [], "is no folder here and no hub id"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_files_and_uses(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    data, words, says = WRONG[name]
+    (tmp_path / "file.png").write_bytes(data)
+    code, text = said(capsys, "file.png", *words)
+    assert (code, says in text) == (2, True), text
+    assert "Traceback" not in text and [path.name for path in tmp_path.iterdir()] == ["file.png"]
+
+
+def test_a_file_cannot_allow_what_runs_code(tmp_path: Path) -> None:
+    (tmp_path / "file.png").write_bytes(
+        written(GOOD | {"trust_remote_code": True, "allow_pickle": True, "cache_dir": "/"})
+    )
+    assert read_description(tmp_path / "file.png").keys().isdisjoint({"trust_remote_code", "allow_pickle", "cache_dir"})
+
+
+def test_an_image_that_fails(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file.png").write_bytes(written(GOOD | {"prompt": "[raise]"}))
+    assert said(capsys, "file.png") == (
+        1,
+        "dglaunch: The image could not be made: RuntimeError: a poisoned prompt, as asked\n",
+    )
+
+
+def test_not_under_torchrun(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RANK", "0")
+    assert said(capsys, "file.png")[0] == 2
+
+
+def test_a_real_model_in_a_batch_and_then_alone(tmp_path: Path) -> None:
+    """The embedded checkpoint: batches of 3 on two ranks of an Ulysses pair, then one image in one process."""
+    table = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": f"a red circle, {n}"} for n in range(3)])
+    words = ["t2i", "--backend", "xdit", "--prompts_file", table, "--num_inference_steps", "2", "--batch_size", "3"]
+    ended = dglaunch(*words, "--output_dir", tmp_path / "out", nproc=2, DG_XDIT_ULYSSES_DEGREE="2")
+    assert ended.code == 0, ended.output
+    ended = dglaunch("replay", tmp_path / "out" / "000001.png", "--output", tmp_path / "again.png")
+    assert ended.code == 0 and "the same" in ended.output and "made by xdit" in ended.output, ended.output
+    told = json.loads(Image.open(tmp_path / "again.png").text["settings"])  # type: ignore[attr-defined]
+    assert (told["backend"], told["num_inference_steps"]) == ("diffusers", 2)
