@@ -32,13 +32,13 @@ class Options(measure.Options):
     """`python -m kernels_bench exchange`."""
 
     ranks: tuple[int, ...] = (2, 4)
-    """Numbers of ranks to measure."""
+    """Numbers of ranks to measure (--quick: the first only)."""
 
 
 def run(options: Options) -> tuple[list[measure.Row], list[str]]:
     """A torchrun for each number of ranks; in it the exchanges take turns."""
     rows: list[measure.Row] = []
-    for ranks in options.ranks:
+    for ranks in options.ranks[:1] if options.quick else options.ranks:
         payload = options.shared() | {"dims": SHAPES[options.size]}
         rows += measure.in_process("kernels_bench.exchange:work", payload, options, ranks=ranks, timeout=600)
     backend = "NCCL" if options.device == "cuda" else "gloo"
@@ -161,9 +161,10 @@ def gather(mine: Any) -> Any:
     import torch.distributed as dist
 
     both = torch.stack([mine, mine])
-    everyone = both.new_empty(dist.get_world_size(), *both.shape)
+    ranks = dist.get_world_size()
+    everyone = both.new_empty(ranks * 2, *mine.shape)
     dist.all_gather_into_tensor(everyone, both)
-    return everyone
+    return everyone.reshape(ranks, *both.shape)
 
 
 def cut_heads(whole: Any, rank: int, ranks: int) -> Any:

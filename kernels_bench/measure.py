@@ -30,6 +30,8 @@ PACKAGES = (
     "dglaunch", "torch", "diffusers", "transformers", "accelerate", "xfuser", "yunchang", "numpy", "pillow", "triton",
     "flash-attn", "sageattention", "xformers", "kernels",
 )  # fmt: skip
+WIDTH = 130
+"""Least width of a table; on a narrower terminal or in a log it wraps rather than lose digits."""
 QUANTILES = {"p20": 0.2, "p50": 0.5, "p80": 0.8}
 NOT_CARRIED = ("DG_", "RANK", "LOCAL_", "GROUP_", "ROLE_", "WORLD_SIZE", "MASTER_", "TORCHELASTIC", "SLURM_", "PET_")
 """Variables that would change what a child does."""
@@ -165,7 +167,7 @@ def spoil(array: Any, damage: bool) -> Any:
     """The array itself, or with --damage a copy whose first sixteenth is zero, as if one head or rank were missing."""
     if not damage:
         return array
-    copy = array.clone() if hasattr(array, "clone") else array.copy()
+    copy = array.clone().contiguous() if hasattr(array, "clone") else array.copy()
     copy.reshape(-1)[: max(1, math.prod(copy.shape) // 16)] = 0
     return copy
 
@@ -294,6 +296,7 @@ def show(columns: Mapping[str, str], record: Row) -> None:
     hardware = record["hardware"]
     name = ", ".join(hardware["gpus"]) if hardware.get("gpus") else f"{hardware['cpu']}, {hardware['cores']} cores"
     console = Console(soft_wrap=True)
+    console.width = max(console.width, WIDTH)
     title = f"{record['bench']} on {name}, load {hardware['load_average']['before']}; p50 (p20-p80)"
     table = Table(title=title, title_justify="left")
     for heading in columns:
