@@ -25,7 +25,9 @@ def main(words: Sequence[str]) -> int:
         return 0 if words else 2
     if words[0] not in BENCHES:
         near = difflib.get_close_matches(words[0], BENCHES, n=1)
-        print(f"There is no bench {words[0]!r}{f'; the nearest is {near[0]}' if near else ''}.\n{usage}", file=sys.stderr)
+        print(
+            f"There is no bench {words[0]!r}{f'; the nearest is {near[0]}' if near else ''}.\n{usage}", file=sys.stderr
+        )
         return 2
     return measure.main(words[0], importlib.import_module(f"kernels_bench.{words[0]}"), words[1:])
 

@@ -52,7 +52,9 @@ def run(options: Options) -> tuple[list[measure.Row], list[str]]:
         "batches": BATCHES[options.size] if options.batches is None else options.batches,
     }  # fmt: skip
     rows = measure.in_process("kernels_bench.batch:work", payload, options)
-    return rows, [f"{options.model_name}, {options.num_inference_steps} steps, {options.dtype}; prompts encoded and decoded within"]
+    return rows, [
+        f"{options.model_name}, {options.num_inference_steps} steps, {options.dtype}; prompts encoded and decoded within"
+    ]
 
 
 # -- in the child ---------------------------------------------------------------------------------------------------

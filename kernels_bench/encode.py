@@ -130,7 +130,9 @@ def check(name: str, encode: Callable[[Any], bytes], picture: Any, damage: bool)
     back = measure.spoil(numpy.asarray(Image.open(io.BytesIO(data)).convert("RGB")), damage).astype(float)
     error = float(((given - back) ** 2).mean())
     lossless = "PNG" in name.upper() or "lossless" in name
-    measure.require(f"{name}, mean square error of a pixel", error, 0.0 if lossless else 255**2 / 10 ** (LEAST_PSNR / 10))
+    measure.require(
+        f"{name}, mean square error of a pixel", error, 0.0 if lossless else 255**2 / 10 ** (LEAST_PSNR / 10)
+    )
     return len(data), 10 * numpy.log10(255**2 / error) if error else None
 
 
@@ -144,7 +146,9 @@ def photo(random: Any, side: int) -> Any:
     for _ in range(12):
         x, y = random.integers(0, side, 2)
         width, height = random.integers(side // 16, side // 4, 2)
-        pixels[y : y + height, x : x + width] = 0.7 * pixels[y : y + height, x : x + width] + 0.3 * random.integers(0, 256, 3)
+        pixels[y : y + height, x : x + width] = 0.7 * pixels[y : y + height, x : x + width] + 0.3 * random.integers(
+            0, 256, 3
+        )
     pixels += random.normal(0, 2, pixels.shape)
     return Image.fromarray(pixels.clip(0, 255).astype(numpy.uint8))
 

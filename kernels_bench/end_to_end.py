@@ -157,7 +157,10 @@ def one_round(
 
 
 def row(contender: Contender, ranks: int, ended: Sequence[Ended]) -> measure.Row:
-    measured = {name: measure.spread([getattr(e, name) for e in ended]) for name in ("overall", "after_start", "denoising", "first_image")}
+    measured = {
+        name: measure.spread([getattr(e, name) for e in ended])
+        for name in ("overall", "after_start", "denoising", "first_image")
+    }
     differences = [e.difference for e in ended]
     difference = "not comparable" if None in differences else round(max(differences), 2)
     return {

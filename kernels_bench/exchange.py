@@ -148,7 +148,10 @@ def ring(mine: Any) -> Any:
     held = [torch.stack([mine, mine])]
     for _ in range(ranks - 1):
         arriving = torch.empty_like(held[-1])
-        steps = [dist.P2POp(dist.isend, held[-1], (rank + 1) % ranks), dist.P2POp(dist.irecv, arriving, (rank - 1) % ranks)]
+        steps = [
+            dist.P2POp(dist.isend, held[-1], (rank + 1) % ranks),
+            dist.P2POp(dist.irecv, arriving, (rank - 1) % ranks),
+        ]
         for step in dist.batch_isend_irecv(steps):
             step.wait()
         held.append(arriving)

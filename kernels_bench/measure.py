@@ -136,7 +136,13 @@ def environment(options: Options, extra: Mapping[str, str] | None = None) -> dic
 def run_command(words: Sequence[str], env: Mapping[str, str], timeout: float) -> "subprocess.CompletedProcess[str]":
     """Run to the end, output kept; what it started is killed with it when its time is over."""
     process = subprocess.Popen(
-        words, env=dict(env), cwd=ROOT, text=True, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        words,
+        env=dict(env),
+        cwd=ROOT,
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     try:
         output, _ = process.communicate(timeout=timeout)
@@ -333,7 +339,10 @@ def draw(plot: Callable[[Any, list[Row]], None], record: Row, path: Path) -> Non
 def bars(axes: Any, rows: Sequence[Row], key: str, label: str) -> None:
     """Horizontal bars of a spread, with p20-p80 as whiskers."""
     middle = [row[key]["p50"] for row in rows]
-    whiskers = [[m - row[key]["p20"] for m, row in zip(middle, rows)], [row[key]["p80"] - m for m, row in zip(middle, rows)]]
+    whiskers = [
+        [m - row[key]["p20"] for m, row in zip(middle, rows)],
+        [row[key]["p80"] - m for m, row in zip(middle, rows)],
+    ]
     axes.barh([row["name"] for row in rows], middle, xerr=[[max(w, 0) for w in side] for side in whiskers], capsize=3)
     axes.invert_yaxis()
     axes.set_xlabel(label)
