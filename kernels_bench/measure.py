@@ -275,13 +275,20 @@ def _lines(path: str) -> list[str]:
 
 
 def commit() -> Row:
-    """The commit, and whether the tree differed from it (results aside, which each run appends to)."""
+    """The commit, whether the tree differed from it (results aside, which each run appends to), and the product's tree.
+
+    A rebase gives a commit another name; the name of dglaunch's tree stays.
+    """
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
     changed = git("status", "--porcelain", "--", ".", ":(exclude)kernels_bench/results")
-    return {"commit": git("rev-parse", "HEAD"), "uncommitted": bool(changed)}
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "dglaunch_tree": git("rev-parse", "HEAD:dglaunch"),
+        "uncommitted": bool(changed),
+    }
 
 
 def versions() -> Row:
