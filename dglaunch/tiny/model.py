@@ -66,7 +66,7 @@ def vae() -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
-        norm_num_groups=8,
+        norm_num_groups=1,
         mid_block_add_attention=False,
         sample_size=SIZE,
         scaling_factor=1.0,

@@ -8,8 +8,8 @@ OBJECT_WORDS = ("background", "above", "below", "and")
 LANDS = ("mountain", "sea", "forest", "city", "cabin", "desert", "field")
 TIMES = ("day", "sunset", "night")
 SKY = ("sky", "sun", "moon", "clouds", "snow", "rain", "rainbow", "stars")
-OTHER = ("car", "boat", "tree", "house")
-EDIT_WORDS = ("make", "more", "add", "remove", "oil", "painting", "turn", "without")
+OTHER = ("car", "boat")
+EDIT_WORDS = ("make", "more", "add", "remove", "oil", "painting")
 
 SYNONYMS = {
     "grey": "gray", "violet": "purple", "crimson": "red", "scarlet": "red", "golden": "yellow",
