@@ -168,7 +168,7 @@ def _prototype(land: str, time: str, elements: frozenset[str]) -> np.ndarray:
 
 
 def scene(image: Image.Image, spec: Scene) -> dict[str, bool]:
-    """Roughly: of all lands and times with the same elements, is the mean drawn picture of the right one the nearest?"""
+    """Roughly: of all lands and times with these elements, is the right one's mean drawn picture the nearest?"""
     small = _thumbnail(image)
     best = min(
         ((land, time) for land in LANDS for time in TIMES),

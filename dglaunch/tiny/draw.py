@@ -256,7 +256,8 @@ class Painter:
         if "rain" in self.spec.elements:
             for index in range(24):
                 x, y = index * R2[0] % 1, index * R2[1] % 1 * 0.95
-                self.polygon([(x, y), (x + 0.016, y), (x - 0.024, y + 0.11), (x - 0.04, y + 0.11)], (200, 212, 230), True)
+                drop = [(x, y), (x + 0.016, y), (x - 0.024, y + 0.11), (x - 0.04, y + 0.11)]
+                self.polygon(drop, (200, 212, 230), glow=True)
 
     def paint(self) -> Image.Image:
         elements = self.spec.elements

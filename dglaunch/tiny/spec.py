@@ -144,7 +144,8 @@ def _edit_objects(rng: random.Random, spec: Objects) -> Edit:
     if which == "oil":
         return Edit(spec, replace(spec, oil=True), _oil_words(rng))
     if len(spec.objects) == 2 and which == "remove":
-        return Edit(spec, replace(spec, objects=rest), f"{rng.choice(('remove', 'delete', 'erase'))} the {target.shape}")
+        verb = rng.choice(("remove", "delete", "erase"))
+        return Edit(spec, replace(spec, objects=rest), f"{verb} the {target.shape}")
     full = spec if len(spec.objects) == 2 else _with_second(rng, spec)
     new = full.objects[-1]
     verb = rng.choice(("add", "put", "insert"))

@@ -7,12 +7,15 @@ from pathlib import Path
 
 
 class Log:
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, is_on: bool = True):
+        self.is_on = is_on
         self.path, self.began = path, time.monotonic()
         self.sums: dict[str, float] = defaultdict(float)
         self.count = 0
 
     def write(self, **fields: object) -> None:
+        if not self.is_on:
+            return
         line = json.dumps(fields | {"seconds": round(time.monotonic() - self.began, 1)})
         with self.path.open("a") as file:
             file.write(line + "\n")
