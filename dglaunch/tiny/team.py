@@ -26,17 +26,22 @@ class Team:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+    def sum(self, tensors: list[torch.Tensor]) -> None:
+        """Replace each tensor by its sum over the team, in one exchange."""
         if self.size == 1:
             return
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         dist.all_reduce(flat)
-        flat /= self.size
         offset = 0
-        for gradient in gradients:
-            gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
-            offset += gradient.numel()
+        for tensor in tensors:
+            tensor.copy_(flat[offset : offset + tensor.numel()].view_as(tensor))
+            offset += tensor.numel()
+
+    def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        self.sum(gradients)
+        if self.size > 1:
+            torch._foreach_div_(gradients, self.size)
 
     def barrier(self) -> None:
         if self.size > 1:

@@ -1,4 +1,4 @@
-"""The transformer's training set: pictures as latents, prompts as token ids, made once and kept in a file per process."""
+"""The transformer's training set: latents of pictures and token ids of prompts, made once, a file for each process."""
 
 import random
 from dataclasses import dataclass

@@ -118,7 +118,7 @@ def train(
     """Train in place, beginning where `state_file` ends; returns the moving average, which is what is shipped."""
     parameters = list(networks.to(team.device).parameters())
     average = copy.deepcopy(networks).requires_grad_(False)
-    optimizer, first = Muon(networks, settings.lr), 0
+    optimizer, first = Muon(networks, team, settings.lr), 0
     if state_file.exists():
         state = torch.load(state_file, map_location=team.device)
         networks.load_state_dict(state["networks"])

@@ -1,4 +1,4 @@
-"""The autoencoder's training: pictures drawn as it goes, a seed for each step, so that a resumed run is the same run."""
+"""The autoencoder's training: pictures drawn as it goes, a seed for each step, so a resumed run is the same run."""
 
 import math
 import random
@@ -71,7 +71,7 @@ def _loss(vae: AutoencoderKL, batch: torch.Tensor, settings: VaeSettings) -> tup
 def train(vae: AutoencoderKL, settings: VaeSettings, size: int, state_file: Path, log: Log, team: Team) -> None:
     """Train in place, beginning where `state_file` ends."""
     parameters = list(vae.to(team.device).parameters())
-    optimizer = Muon(vae, settings.lr)
+    optimizer = Muon(vae, team, settings.lr)
     first = 0
     if state_file.exists():
         state = torch.load(state_file, map_location=team.device)
