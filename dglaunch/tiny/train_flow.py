@@ -143,7 +143,8 @@ def train(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         decay = min(settings.ema, (step + 1) / (step + 10))
-        torch._foreach_lerp_(list(average.parameters()), parameters, 1 - decay)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), parameters, 1 - decay)
         log.mean(step, every=100, event="flow", pictures=losses[0].item(), edits=losses[1].item())
         if team.is_main and ((step + 1) % SAVE_EVERY == 0 or step + 1 == settings.steps):
             save_state(

@@ -20,7 +20,7 @@ SAVE_EVERY = 250
 
 @dataclass(kw_only=True, slots=True)
 class VaeSettings:
-    steps: int = 6000
+    steps: int = 3500
     batch: int = 32
     lr: float = 0.02
     warmup: int = 100
