@@ -19,9 +19,9 @@ CHUNK = 64
 
 @dataclass(kw_only=True, slots=True)
 class DataSettings:
-    pictures: int = 120_000
+    pictures: int = 100_000
     """One object, two objects and scenes in the proportion of `SHARES`."""
-    edits: int = 60_000
+    edits: int = 50_000
     seed: int = 0
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from diffusers import FluxKontextPipeline
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dglaunch.tiny import model
 from dglaunch.tiny.muon import Muon
@@ -23,7 +24,7 @@ from dglaunch.tiny.train_vae import SAVE_EVERY, learning_rate, save_state
 
 @dataclass(kw_only=True, slots=True)
 class FlowSettings:
-    steps: int = 8000
+    steps: int = 6000
     pictures: int = 192
     """Pictures from prompts in a step, all processes together."""
     edits: int = 64
@@ -37,7 +38,8 @@ class FlowSettings:
     seed: int = 0
 
 
-TRAINED = ("transformer", "text_encoder", "text_encoder_2")
+FAST_ATTENTION = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+"""On a CPU the plain one trains faster: for 32 tokens the flash kernel's backward pass takes half as long again."""
 
 
 def initialise(networks: torch.nn.ModuleDict) -> None:
@@ -106,7 +108,8 @@ def flow_loss(
     noise = torch.randn(latents.shape, generator=generator).to(device)
     time = torch.sigmoid(torch.randn(count, generator=generator)).to(device)
     mix = time[:, None, None, None]
-    with torch.autocast(device.type, torch.bfloat16):
+    backends = [SDPBackend.MATH] if device.type == "cpu" else list(FAST_ATTENTION)
+    with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(backends):
         velocity = predict(networks, (1 - mix) * latents + mix * noise, time, tokens, before)
     return (velocity.float() - pack(noise - latents)).square().mean()
 
