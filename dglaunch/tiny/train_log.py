@@ -7,11 +7,12 @@ from pathlib import Path
 
 
 class Log:
+    """Only the main process's log is on."""
+
     def __init__(self, path: Path, is_on: bool = True):
-        self.is_on = is_on
-        self.path, self.began = path, time.monotonic()
-        self.sums: dict[str, float] = defaultdict(float)
-        self.count = 0
+        self.path, self.is_on = path, is_on
+        self.began = time.monotonic()
+        self.values: dict[str, list[dict[str, float]]] = defaultdict(list)
 
     def write(self, **fields: object) -> None:
         if not self.is_on:
@@ -23,11 +24,9 @@ class Log:
 
     def mean(self, step: int, every: int, event: str, **values: float) -> None:
         """Keep the values of each step, write their means now and then."""
-        for name, value in values.items():
-            self.sums[name] += value
-        self.count += 1
+        kept = self.values[event]
+        kept.append(values)
         if (step + 1) % every == 0:
-            means = {name: round(total / self.count, 5) for name, total in self.sums.items()}
+            means = {name: round(sum(each[name] for each in kept) / len(kept), 5) for name in values}
             self.write(event=event, step=step + 1, **means)
-            self.sums.clear()
-            self.count = 0
+            kept.clear()
