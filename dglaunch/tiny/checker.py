@@ -5,9 +5,10 @@
     checker.edit(image, before, edit)     # {"changed": True, "kept": True, ...}
 
 Objects are connected regions that differ from the background; a region's shape is that of the drawing code's outlines
-which covers it best inside its own bounding box, so that neither place nor size matters to it.
+which overlaps it best when laid over its bounding box, so that neither place nor size matters to it.
 """
 
+import itertools
 import random
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +24,11 @@ FOREGROUND = 44.0
 """RGB distance from the background at which a pixel belongs to an object; the closest two colours are 98 apart."""
 LEAST_AREA = 0.004
 """Of the picture: what is smaller is a speck, not an object; the smallest object covers 0.015."""
-TEMPLATE = 24
+FINE = 4
+MARGIN = 3
+SCALES = (0.92, 1.0, 1.08)
+SHIFTS = (-0.6, 0.0, 0.6)
+"""Where `_shape_of` looks besides the region's own bounding box, as parts of its radius and in pixels."""
 CHANGE = 0.5
 """An edit is made where the changed pixels end nearer than half the way to the wanted picture, as a mean error."""
 KEPT = 0.06
@@ -35,7 +40,6 @@ PROTOTYPES = 12
 class Region:
     """A connected part of a picture, lengths as parts of the shorter side, the centre as parts of each side."""
 
-    mask: np.ndarray
     x: float
     y: float
     radius: float
@@ -69,24 +73,23 @@ def _components(mask: np.ndarray) -> list[np.ndarray]:
     return sorted(found, key=np.count_nonzero, reverse=True)
 
 
-@cache
-def _template(shape: str) -> np.ndarray:
-    """A shape's coverage of its own bounding box."""
-    size = TEMPLATE * 8
-    image = Image.new("L", (size, size))
-    points = np.array(draw.outline(shape))
-    low, high = points.min(0), points.max(0)
-    ImageDraw.Draw(image).polygon([tuple(p) for p in (points - low) / (high - low) * size], fill=255)
-    return np.asarray(image.reduce(8), np.float32) / 255
+def _coverage(shape: str, side: int, x: float, y: float, radius: float) -> np.ndarray:
+    """How much of each pixel of a square crop a shape covers."""
+    image = Image.new("L", (side * FINE, side * FINE))
+    points = [((x + radius * px) * FINE, (y + radius * py) * FINE) for px, py in draw.outline(shape)]
+    ImageDraw.Draw(image).polygon(points, fill=255)
+    return np.asarray(image.reduce(FINE), np.float32) / 255
 
 
-def _shape_of(crop: np.ndarray) -> str:
-    picture = Image.fromarray((crop * 255).astype(np.uint8)).resize((TEMPLATE, TEMPLATE), Image.Resampling.BOX)
-    cover = np.asarray(picture, np.float32) / 255
+def _shape_of(cover: np.ndarray, x: float, y: float, radius: float) -> str:
+    """The shape that overlaps a region's coverage best, moved and scaled a little to meet it."""
 
     def overlap(shape: str) -> float:
-        wanted = _template(shape)
-        return float(np.minimum(cover, wanted).sum() / np.maximum(cover, wanted).sum())
+        best = 0.0
+        for scale, dx, dy in itertools.product(SCALES, SHIFTS, SHIFTS):
+            wanted = _coverage(shape, len(cover), x + dx, y + dy, radius * scale)
+            best = max(best, float(np.minimum(cover, wanted).sum() / np.maximum(cover, wanted).sum()))
+        return best
 
     return max(SHAPES, key=overlap)
 
@@ -104,10 +107,19 @@ def _region(pixels: np.ndarray, distance: np.ndarray, mask: np.ndarray) -> Regio
     y0, y1, x0, x1 = ys.min(), ys.max() + 1, xs.min(), xs.max() + 1
     rgb = np.median(pixels[_inner(mask)], axis=0)
     full = max(float(np.median(distance[_inner(mask)])), 1.0)
-    cover = np.clip(distance / full, 0, 1) * (np.pad(mask, 1)[1:-1, 1:-1])
-    radius = max(y1 - y0, x1 - x0) / 2 / min(height, width)
-    shape = _shape_of(cover[y0:y1, x0:x1])
-    return Region(mask, (x0 + x1) / 2 / width, (y0 + y1) / 2 / height, radius, _nearest_colour(rgb), shape)
+    radius, x, y = max(y1 - y0, x1 - x0) / 2, (x0 + x1) / 2, (y0 + y1) / 2
+    side = int(2 * radius) + 2 * MARGIN
+    left, top = int(x - side / 2), int(y - side / 2)
+    near = np.pad(_grown(mask) * np.clip(distance / full, 0, 1), side)
+    cover = near[top + side : top + 2 * side, left + side : left + 2 * side]
+    shape = _shape_of(cover, x - left, y - top, radius)
+    return Region(x / width, y / height, radius / min(height, width), _nearest_colour(rgb), shape)
+
+
+def _grown(mask: np.ndarray) -> np.ndarray:
+    """The pixels of a region and those beside it, where its edge may lie."""
+    padded = np.pad(mask, 1)
+    return mask | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
 
 
 def regions(image: Image.Image) -> tuple[str, list[Region]]:

@@ -20,7 +20,7 @@ RGB = {
     "blue": (45, 85, 215), "purple": (130, 55, 180), "pink": (250, 150, 195), "white": (246, 246, 246),
     "black": (22, 22, 26), "gray": (130, 130, 130),
 }  # fmt: skip
-RADIUS = {"small": 0.11, "medium": 0.165, "large": 0.22}
+RADIUS = {"small": 0.12, "medium": 0.17, "large": 0.22}
 CENTRE = (0.25, 0.5, 0.75)
 SCALE = 4
 
