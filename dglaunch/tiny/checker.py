@@ -175,7 +175,7 @@ def _thumbnail(image: Image.Image) -> np.ndarray:
 
 @cache
 def _prototype(land: str, time: str, elements: frozenset[str]) -> np.ndarray:
-    pictures = [draw.picture(Scene(land, time, elements, seed), 64) for seed in range(PROTOTYPES)]
+    pictures = [draw.picture(Scene(land, time, elements, seed, seed % 3), 64) for seed in range(PROTOTYPES)]
     return np.mean([_thumbnail(picture) for picture in pictures], axis=0)
 
 

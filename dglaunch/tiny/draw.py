@@ -83,6 +83,7 @@ TINT = {"day": (1.0, 1.0, 1.0), "sunset": (0.9, 0.66, 0.6), "night": (0.34, 0.38
 RAINBOW = ((225, 50, 50), (245, 145, 40), (250, 225, 60), (60, 180, 80), (60, 110, 225), (140, 70, 190))
 HORIZON = 0.6
 LIGHT_RADIUS = 0.085
+LIGHT_PLACES = (0.22, 0.5, 0.78)
 R2 = (0.7548777, 0.5698403)  # https://extremelearning.com.au/unreasonable-effectiveness-of-quasirandom-sequences/
 
 
@@ -124,7 +125,7 @@ class Painter:
         self.canvas.ellipse((x - dx, y - dy, x + dx, y + dy), fill=colour)
 
     def light(self) -> None:
-        x, y = self.rng.choice((0.22, 0.5, 0.78)), 0.17
+        x, y = LIGHT_PLACES[self.spec.light_place], 0.17
         if self.spec.time == "night":
             self.disc(x, y, LIGHT_RADIUS, (245, 245, 220))
             self.disc(x + 0.05, y - 0.03, LIGHT_RADIUS * 0.85, SKIES["night"][0])

@@ -49,6 +49,8 @@ class Scene:
     time: str = "day"
     elements: frozenset[str] = frozenset()
     seed: int = 0
+    light_place: int = 2
+    """Where the sun or the moon stands: left, middle, right. One that an edit adds stands right."""
     blue_sky: bool = False
     oil: bool = False
 
@@ -117,7 +119,7 @@ def sample_scene(rng: random.Random) -> Scene:
         elements.add("car")
     if land == "sea" and rng.random() < 0.5:
         elements.add("boat")
-    return Scene(land, time, frozenset(elements), rng.randrange(1 << 30))
+    return Scene(land, time, frozenset(elements), rng.randrange(1 << 30), rng.randrange(3))
 
 
 def sample(rng: random.Random, kind: str, is_held_out: bool = False) -> Spec:
@@ -184,6 +186,8 @@ def _edit_scene(rng: random.Random, spec: Scene) -> Edit:
     name = ("moon" if spec.time == "night" else "sun") if which == "light" else which
     without, with_it = (replace(spec, elements=spec.elements ^ {which}), spec)[:: 1 if which in spec.elements else -1]
     if rng.random() < 0.6:
+        if which == "light":
+            without, with_it = replace(without, light_place=2), replace(with_it, light_place=2)
         return Edit(without, with_it, f"{rng.choice(('add', 'put'))} a {name}{rng.choice((' to the sky', ''))}")
     return Edit(with_it, without, f"{rng.choice(('remove', 'erase'))} the {name}")
 
