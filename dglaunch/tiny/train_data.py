@@ -1,14 +1,14 @@
 """The transformer's training set: latents of pictures and token ids of prompts, made once, a file for each process."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from dglaunch.tiny import draw, model, spec
+from dglaunch.tiny import draw, model, spec, words
 from dglaunch.tiny.team import Team
 from dglaunch.tiny.train_vae import to_tensor
 
@@ -35,6 +35,14 @@ class Dataset:
     latents: torch.Tensor
     tokens: torch.Tensor
     before: torch.Tensor
+    objects: torch.Tensor = field(init=False)
+    others: torch.Tensor = field(init=False)
+    """Rows whose words name a shape or a background, and the rest: scenes, and changes of style."""
+
+    def __post_init__(self) -> None:
+        named = torch.tensor(model.tokenizer().convert_tokens_to_ids(["background", *words.SHAPES]))
+        is_object = torch.isin(self.tokens[:, 0], named.to(torch.uint8)).any(-1)
+        self.objects, self.others = is_object.nonzero()[:, 0], (~is_object).nonzero()[:, 0]
 
 
 @torch.inference_mode()
@@ -61,8 +69,8 @@ def _edits(vae: AutoencoderKL, rng: random.Random, count: int, size: int, team: 
         edits = [spec.sample_edit(rng) for _ in range(min(CHUNK, count - begin))]
         drawn = [np.asarray(draw.picture(item, size)) for edit in edits for item in (edit.before, edit.after)]
         both = encode(vae, drawn, team.device)
-        words = [edit.instruction for edit in edits for _ in range(WORDINGS)]
-        parts.append((both[1::2], _tokens(tokenizer, words), both[::2]))
+        texts = [edit.instruction for edit in edits for _ in range(WORDINGS)]
+        parts.append((both[1::2], _tokens(tokenizer, texts), both[::2]))
     return Dataset(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
