@@ -25,6 +25,7 @@ HEAD_DIM = 32
 ROPE_AXES = (4, 14, 14)
 TEXT_DIM = 128
 POOLED_DIM = 64
+T5_HEADS = 8
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
 
 STEPS = 12
@@ -115,10 +116,10 @@ def text_encoders() -> tuple[CLIPTextModel, T5EncoderModel]:
     t5 = T5Config(
         vocab_size=num_tokens,
         d_model=TEXT_DIM,
-        d_kv=TEXT_DIM // 4,
+        d_kv=TEXT_DIM // T5_HEADS,
         d_ff=2 * TEXT_DIM,
-        num_layers=2,
-        num_heads=4,
+        num_layers=3,
+        num_heads=T5_HEADS,
         relative_attention_num_buckets=32,
         relative_attention_max_distance=32,
         dropout_rate=0.0,

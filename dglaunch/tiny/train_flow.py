@@ -34,8 +34,10 @@ class FlowSettings:
     lr: float = 0.02
     warmup: int = 200
     text_dropout: float = 0.03
+    time_mean: float = 0.5
+    """Of the logit of the noise's share: above 0, since what stands where is settled while there is much noise."""
     ema: float = 0.998
-    long_text: float = 0.1
+    long_text: float = 0.05
     """Share of the steps with two to eight times the usual padding, so that other text lengths work too."""
     seed: int = 0
 
@@ -44,11 +46,20 @@ FAST_ATTENTION = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SD
 """On a CPU the plain one trains faster: for 32 tokens the flash kernel's backward pass takes half as long again."""
 
 
+NEIGHBOURS = (-1, 1, -2, 2, -3, 3)
+NEIGHBOUR_BIAS = 4.0
+"""Six of T5's eight heads begin by looking at one neighbour each. FLUX gives words no position, so only T5 can say which
+colour goes with which shape; without this start, 3,000 steps got the colours of two objects right in 17 % (chance)."""
+
+
 def initialise(networks: torch.nn.ModuleDict) -> None:
     """Small embeddings; every block and the output begin at zero, as in DiT (https://arxiv.org/abs/2212.09748)."""
     for module in networks.modules():
         if isinstance(module, torch.nn.Embedding):
             torch.nn.init.normal_(module.weight, std=0.5)
+    bias = networks["text_encoder_2"].encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.data
+    for head, offset in enumerate(NEIGHBOURS):
+        bias[abs(offset) + (len(bias) // 2 if offset > 0 else 0), head] += NEIGHBOUR_BIAS
     transformer = networks["transformer"]
     blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
     norms = [module for block in blocks for name, module in block.named_modules() if name.endswith("linear")]
@@ -114,7 +125,7 @@ def flow_loss(
     latents, tokens, before = (part.to(device) for part in _batch(data, count, settings, generator))
     tokens = torch.nn.functional.pad(tokens, (0, text_length - tokens.shape[1]))
     noise = torch.randn(latents.shape, generator=generator).to(device)
-    time = torch.sigmoid(torch.randn(count, generator=generator)).to(device)
+    time = torch.sigmoid(settings.time_mean + torch.randn(count, generator=generator)).to(device)
     mix = time[:, None, None, None]
     backends = [SDPBackend.MATH] if device.type == "cpu" else list(FAST_ATTENTION)
     with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(backends):
