@@ -21,7 +21,7 @@ CHUNK = 64
 class DataSettings:
     pictures: int = 100_000
     """One object, two objects and scenes in the proportion of `SHARES`."""
-    edits: int = 50_000
+    edits: int = 100_000
     seed: int = 0
 
 
