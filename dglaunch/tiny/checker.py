@@ -20,15 +20,17 @@ from dglaunch.tiny import draw
 from dglaunch.tiny.spec import Edit, Object, Objects, Scene
 from dglaunch.tiny.words import LANDS, SHAPES, TIMES
 
-FOREGROUND = 44.0
+FOREGROUND = 30.0
 """RGB distance from the background at which a pixel belongs to an object; the closest two colours are 98 apart."""
+EDGE = 0.4
+"""Of the distance between an object's colour and the background's: the share at which its edge is taken to lie."""
 LEAST_AREA = 0.004
 """Of the picture: what is smaller is a speck, not an object; the smallest object covers 0.015."""
 FINE = 4
 MARGIN = 3
-SCALES = (0.92, 1.0, 1.08)
+SCALES = (0.92, 1.0, 1.08, 1.16)
 SHIFTS = (-0.6, 0.0, 0.6)
-"""Where `_shape_of` looks besides the region's own bounding box, as parts of its radius and in pixels."""
+"""Where `_fit` looks besides the region's own bounding box, as parts of its radius and in pixels."""
 CHANGE = 0.5
 """An edit is made where the changed pixels end nearer than half the way to the wanted picture, as a mean error."""
 KEPT = 0.06
@@ -81,17 +83,15 @@ def _coverage(shape: str, side: int, x: float, y: float, radius: float) -> np.nd
     return np.asarray(image.reduce(FINE), np.float32) / 255
 
 
-def _shape_of(cover: np.ndarray, x: float, y: float, radius: float) -> str:
-    """The shape that overlaps a region's coverage best, moved and scaled a little to meet it."""
+def _fit(cover: np.ndarray, x: float, y: float, radius: float) -> tuple[str, float]:
+    """The shape and radius that overlap a region's coverage best, moved and scaled a little to meet it."""
 
-    def overlap(shape: str) -> float:
-        best = 0.0
-        for scale, dx, dy in itertools.product(SCALES, SHIFTS, SHIFTS):
-            wanted = _coverage(shape, len(cover), x + dx, y + dy, radius * scale)
-            best = max(best, float(np.minimum(cover, wanted).sum() / np.maximum(cover, wanted).sum()))
-        return best
+    def overlap(shape: str, scale: float, dx: float, dy: float) -> float:
+        wanted = _coverage(shape, len(cover), x + dx, y + dy, radius * scale)
+        return float(np.minimum(cover, wanted).sum() / np.maximum(cover, wanted).sum())
 
-    return max(SHAPES, key=overlap)
+    shape, scale, _, _ = max(itertools.product(SHAPES, SCALES, SHIFTS, SHIFTS), key=lambda fit: overlap(*fit))
+    return shape, radius * scale
 
 
 def _inner(mask: np.ndarray) -> np.ndarray:
@@ -103,17 +103,18 @@ def _inner(mask: np.ndarray) -> np.ndarray:
 
 def _region(pixels: np.ndarray, distance: np.ndarray, mask: np.ndarray) -> Region:
     height, width = mask.shape
-    ys, xs = np.nonzero(mask)
+    inner = _inner(mask)
+    full = max(float(np.median(distance[inner])), 1.0)
+    share = _grown(mask) * np.clip(distance / full, 0, 1)
+    ys, xs = np.nonzero(share > EDGE)
     y0, y1, x0, x1 = ys.min(), ys.max() + 1, xs.min(), xs.max() + 1
-    rgb = np.median(pixels[_inner(mask)], axis=0)
-    full = max(float(np.median(distance[_inner(mask)])), 1.0)
     radius, x, y = max(y1 - y0, x1 - x0) / 2, (x0 + x1) / 2, (y0 + y1) / 2
     side = int(2 * radius) + 2 * MARGIN
     left, top = int(x - side / 2), int(y - side / 2)
-    near = np.pad(_grown(mask) * np.clip(distance / full, 0, 1), side)
-    cover = near[top + side : top + 2 * side, left + side : left + 2 * side]
-    shape = _shape_of(cover, x - left, y - top, radius)
-    return Region(x / width, y / height, radius / min(height, width), _nearest_colour(rgb), shape)
+    cover = np.pad(share, side)[top + side : top + 2 * side, left + side : left + 2 * side]
+    shape, radius = _fit(cover, x - left, y - top, radius)
+    colour = _nearest_colour(np.median(pixels[inner], axis=0))
+    return Region(x / width, y / height, radius / min(height, width), colour, shape)
 
 
 def _grown(mask: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from dglaunch.tiny.train_vae import SAVE_EVERY, learning_rate, save_state
 
 @dataclass(kw_only=True, slots=True)
 class FlowSettings:
-    steps: int = 5000
+    steps: int = 4000
     pictures: int = 128
     """Pictures from prompts in a step, all processes together."""
     edits: int = 128
