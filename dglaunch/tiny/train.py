@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=4000000000 \\
         torchrun --nproc_per_node 4 -m dglaunch.tiny.train --folder work           # four CPU cores, about an hour
 
-(The two MALLOC variables keep glibc from giving freed memory back at every step: a third of the time otherwise.)
+(The MALLOC variables keep glibc from giving memory back at every step: a third of the CPU time, without them.)
 
 The autoencoder comes first, then its latents of a fixed set, then the transformer with both text encoders. Everything
 is seeded; run the command again after an interruption and it goes on from the last 250 steps. The folder then holds

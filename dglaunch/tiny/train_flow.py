@@ -49,7 +49,8 @@ FAST_ATTENTION = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SD
 NEIGHBOURS = (-1, 1, -2, 2, -3, 3)
 NEIGHBOUR_BIAS = 4.0
 """Six of T5's eight heads begin at one neighbour each. FLUX gives words no position, so only T5 can say which
-colour goes with which shape; without this start, 3,000 steps got the colours of two objects right in 17 % (chance)."""
+colour goes with which shape: after 2,750 steps without this start the colours of two objects were right in 17 %
+(bound as if at random), after 1,250 with it in 98 %."""
 
 
 def initialise(networks: torch.nn.ModuleDict) -> None:
@@ -160,7 +161,8 @@ def train(
             for data, count in zip(datasets, counts, strict=True)
         ]
         optimizer.zero_grad(set_to_none=True)
-        sum(loss * count for loss, count in zip(losses, counts, strict=True)).div(sum(counts)).backward()
+        total = torch.stack([loss * count for loss, count in zip(losses, counts, strict=True)]).sum() / sum(counts)
+        total.backward()
         team.average_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
