@@ -19,10 +19,17 @@ from PIL import Image, ImageOps
 
 from dglaunch.tiny import checker, checkpoint, draw, spec
 
-GOALS = {"one": 0.95, "two": 0.85, "edit": 0.85}
+GOALS = {"one": 0.95, "two": 0.85, "object edit": 0.85, "scene edit": 0.85}
 QUICK = 32
 BATCH = 32
-TITLES = {"one": "one object", "two": "two objects", "scene": "scene (roughly)", "edit": "edit"}
+SHOWN = 32
+TITLES = {
+    "one": "one object",
+    "two": "two objects",
+    "scene": "scene (roughly)",
+    "object edit": "edit of objects",
+    "scene edit": "edit of a scene",
+}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -37,7 +44,7 @@ class Settings:
     """Sampling steps, where not the checkpoint's own."""
     seed: int = 0
     sheet: Path | None = None
-    """Write a contact sheet of the first 48 pictures of each kind."""
+    """Write a contact sheet of the first 32 pictures of each kind."""
 
 
 @dataclass(slots=True)
@@ -90,9 +97,15 @@ class Evaluation:
             images = self.pipeline(prompts, generator=generators, **self.settings).images
             yield from ((image, check(image, item)) for image, item in zip(images, part, strict=True))
 
-    def edits(self, count: int) -> Iterator[tuple[Image.Image, dict[str, bool]]]:
-        rng = random.Random(f"evaluate {self.seed} edit")
-        items = [spec.sample_edit(rng, is_held_out=True) for _ in range(count)]
+    def edits(self, of: str, count: int) -> Iterator[tuple[Image.Image, dict[str, bool]]]:
+        """As many of each kind of edit; each counts for itself too."""
+        rng = random.Random(f"evaluate {self.seed} {of}")
+        kinds = spec.SCENE_EDITS if of == "scene" else spec.OBJECT_EDITS
+        sources = ("scene",) if of == "scene" else ("one", "two")
+        items = [
+            spec.sample_edit(rng, True, rng.choice(sources[-1:] if kind == "remove" else sources), kind)
+            for kind in (kinds[i % len(kinds)] for i in range(count))
+        ]
         width, height = self.settings["width"], self.settings["height"]
         for begin, part in _chunks(items):
             before = [draw.picture(edit.before, width, height) for edit in part]
@@ -104,17 +117,19 @@ class Evaluation:
                 **self.edit_settings,
             ).images
             for image, source, edit in zip(images, before, part, strict=True):
-                yield image, checker.edit(image, source, edit)
+                result = checker.edit(image, source, edit)
+                yield image, result | {edit.kind: result["all"]}
 
     def run(self, count: int) -> tuple[dict[str, Score], list[Image.Image]]:
         """A score for each kind of prompt, and pictures for a contact sheet."""
         scores, shown = {}, []
         for kind in TITLES:
             scores[kind] = Score()
-            results = self.edits(count) if kind == "edit" else self.pictures(kind, count)
+            of, _, is_edit = kind.partition(" ")
+            results = self.edits(of, count) if is_edit else self.pictures(kind, count)
             for index, (image, result) in enumerate(results):
                 scores[kind].add(result)
-                if index < 48:
+                if index < SHOWN:
                     shown.append(ImageOps.expand(image, 2, "white" if result["all"] else "red"))
         return scores, shown
 

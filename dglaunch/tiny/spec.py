@@ -62,6 +62,7 @@ Spec = Objects | Scene
 class Edit:
     """A pair of pictures and the instruction that leads from the first to the second."""
 
+    kind: str
     before: Spec
     after: Spec
     instruction: str
@@ -144,20 +145,20 @@ def _edit_objects(rng: random.Random, spec: Objects) -> Edit:
     if which == "recolour":
         after = replace(spec, objects=tuple(replace(t, colour=colour) if t is target else t for t in spec.objects))
         verb = rng.choice(("make", "turn", "change", "recolor"))
-        return Edit(spec, after, f"{verb} the {target.shape} {'to ' if verb != 'make' else ''}{colour}")
+        return Edit("recolour", spec, after, f"{verb} the {target.shape} {'to ' if verb != 'make' else ''}{colour}")
     if which == "background":
         verb = rng.choice(("make", "change", "turn"))
-        return Edit(spec, replace(spec, background=colour), f"{verb} the background {colour}")
+        return Edit("background", spec, replace(spec, background=colour), f"{verb} the background {colour}")
     if which == "oil":
-        return Edit(spec, replace(spec, oil=True), _oil_words(rng))
+        return Edit("oil", spec, replace(spec, oil=True), _oil_words(rng))
     if len(spec.objects) == 2 and which == "remove":
         verb = rng.choice(("remove", "delete", "erase"))
-        return Edit(spec, replace(spec, objects=rest), f"{verb} the {target.shape}")
+        return Edit("remove", spec, replace(spec, objects=rest), f"{verb} the {target.shape}")
     full = spec if len(spec.objects) == 2 else _with_second(rng, spec)
     new = full.objects[-1]
     verb = rng.choice(("add", "put", "insert"))
     words = f"{verb} {describe(new)} {_place(rng, new)}"
-    return Edit(replace(full, objects=full.objects[:1]), full, words)
+    return Edit("add", replace(full, objects=full.objects[:1]), full, words)
 
 
 def _with_second(rng: random.Random, spec: Objects) -> Objects:
@@ -180,30 +181,37 @@ def _edit_scene(rng: random.Random, spec: Scene) -> Edit:
     choices += ["blue"] * 2 * ("rain" not in spec.elements and spec.time != "night") + ["rainbow", "night"]
     which = rng.choice([name for name in choices if name != spec.time])
     if which == "oil":
-        return Edit(spec, replace(spec, oil=True), _oil_words(rng))
+        return Edit("oil", spec, replace(spec, oil=True), _oil_words(rng))
     if which == "blue":
         words = ("make the sky more blue", "make the sky blue", "a more blue sky, please")
-        return Edit(spec, replace(spec, blue_sky=True), rng.choice(words))
+        return Edit("blue", spec, replace(spec, blue_sky=True), rng.choice(words))
     if which in TIMES:
         words = {"night": ("make it look like night time", "turn it into night"), "day": ("make it daytime",)}
         default = (f"make it {which}", f"change it to {which}")
-        return Edit(spec, replace(spec, time=which), rng.choice(words.get(which, default)))
+        return Edit(which, spec, replace(spec, time=which), rng.choice(words.get(which, default)))
     name = ("moon" if spec.time == "night" else "sun") if which == "light" else which
     without, with_it = (replace(spec, elements=spec.elements ^ {which}), spec)[:: 1 if which in spec.elements else -1]
     if rng.random() < 0.6:
         if which == "light":
             without, with_it = replace(without, light_place=2), replace(with_it, light_place=2)
-        return Edit(without, with_it, f"{rng.choice(('add', 'put'))} a {name}{rng.choice((' to the sky', ''))}")
-    return Edit(with_it, without, f"{rng.choice(('remove', 'erase'))} the {name}")
+        words = f"{rng.choice(('add', 'put'))} a {name}{rng.choice((' to the sky', ''))}"
+        return Edit(which, without, with_it, words)
+    return Edit(which, with_it, without, f"{rng.choice(('remove', 'erase'))} the {name}")
 
 
-def sample_edit(rng: random.Random, is_held_out: bool = False, kind: str | None = None) -> Edit:
-    """An edit of a picture of a kind, from either side of the split; training edits pictures that it may see."""
+OBJECT_EDITS = ("recolour", "remove", "background", "add", "oil")
+SCENE_EDITS = ("oil", "blue", "light", "rainbow", *TIMES)
+
+
+def sample_edit(
+    rng: random.Random, is_held_out: bool = False, source: str | None = None, kind: str | None = None
+) -> Edit:
+    """An edit, of a kind if one is named, of one object, two or a scene, from either side of the split."""
     while True:
-        source = kind or rng.choice(("one", "two", "two", "scene", "scene"))
-        spec = sample(rng, source, is_held_out and source == "scene")
+        of = source or rng.choice(("one", "two", "two", "scene", "scene"))
+        spec = sample(rng, of, is_held_out and of == "scene")
         edit = _edit_scene(rng, spec) if isinstance(spec, Scene) else _edit_objects(rng, spec)
-        if held_out(edit) == is_held_out:
+        if held_out(edit) == is_held_out and kind in (None, edit.kind):
             return edit
 
 
