@@ -1,6 +1,6 @@
 """The architecture of the checkpoint `tiny`: FLUX's real classes at the smallest size that draws.
 
-`components()` builds them with seeded random weights, `save()` writes an ordinary diffusers folder in safetensors.
+`untrained()` builds them with seeded random weights, `save()` writes an ordinary diffusers folder in safetensors.
 The four attention heads allow Ulysses degrees of 2 and 4; the text length of 16 divides by both.
 """
 
@@ -25,18 +25,25 @@ HEAD_DIM = 32
 ROPE_AXES = (4, 14, 14)
 TEXT_DIM = 128
 POOLED_DIM = 64
+T5_HEADS = 8
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
 
-DEFAULTS = {
-    "height": SIZE,
-    "width": SIZE,
-    "num_inference_steps": 12,
-    "guidance_scale": 1.0,
-    "max_sequence_length": TEXT_LENGTH,
-    "edit": {"_auto_resize": False, "max_area": SIZE * SIZE},
-}
-"""Written as `dglaunch.json`: what a caller should pass to the pipelines, whose own defaults are FLUX.1's (1024 pixels).
-`edit` holds what FluxKontextPipeline needs besides, or it resizes the input to about a megapixel."""
+STEPS = 12
+
+
+def defaults(size: int) -> dict[str, object]:
+    """What a caller should pass to the pipelines, whose own defaults are FLUX.1's (1024 pixels, 512 tokens).
+
+    `edit` holds what FluxKontextPipeline needs besides, or it resizes its input to about a megapixel.
+    """
+    return {
+        "height": size,
+        "width": size,
+        "num_inference_steps": STEPS,
+        "guidance_scale": 1.0,
+        "max_sequence_length": TEXT_LENGTH,
+        "edit": {"_auto_resize": False, "max_area": size * size},
+    }
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -58,7 +65,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def vae() -> AutoencoderKL:
+def vae(size: int = SIZE) -> AutoencoderKL:
     """Four blocks, so one latent is 8x8 pixels; no attention: the pictures are local."""
     return AutoencoderKL(
         block_out_channels=(16, 32, 64, 64),
@@ -66,9 +73,9 @@ def vae() -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
-        norm_num_groups=8,
+        norm_num_groups=1,
         mid_block_add_attention=False,
-        sample_size=SIZE,
+        sample_size=size,
         scaling_factor=1.0,
         shift_factor=0.0,
         use_quant_conv=False,
@@ -109,10 +116,10 @@ def text_encoders() -> tuple[CLIPTextModel, T5EncoderModel]:
     t5 = T5Config(
         vocab_size=num_tokens,
         d_model=TEXT_DIM,
-        d_kv=TEXT_DIM // 4,
+        d_kv=TEXT_DIM // T5_HEADS,
         d_ff=2 * TEXT_DIM,
-        num_layers=2,
-        num_heads=4,
+        num_layers=3,
+        num_heads=T5_HEADS,
         relative_attention_num_buckets=32,
         relative_attention_max_distance=32,
         dropout_rate=0.0,
@@ -124,15 +131,20 @@ def text_encoders() -> tuple[CLIPTextModel, T5EncoderModel]:
     return CLIPTextModel(clip), T5EncoderModel(t5)
 
 
-def components(seed: int = 0) -> dict[str, torch.nn.Module]:
-    """The four networks with seeded random weights, in float32."""
+def networks(size: int = SIZE) -> dict[str, torch.nn.Module]:
+    """The four networks as their classes initialise them."""
+    clip, t5 = text_encoders()
+    return {"vae": vae(size), "transformer": transformer(), "text_encoder": clip, "text_encoder_2": t5}
+
+
+def untrained(seed: int = 0) -> dict[str, torch.nn.Module]:
+    """The four networks with seeded random weights that let prompts and seeds matter."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        clip, t5 = text_encoders()
-        networks = {"vae": vae(), "transformer": transformer(), "text_encoder": clip, "text_encoder_2": t5}
-        for network in networks.values():
+        parts = networks()
+        for network in parts.values():
             _initialise(network)
-        return networks
+        return parts
 
 
 def _initialise(network: torch.nn.Module) -> None:
@@ -146,9 +158,9 @@ def _initialise(network: torch.nn.Module) -> None:
                 torch.nn.init.zeros_(module.bias)
 
 
-def save(networks: dict[str, torch.nn.Module], folder: Path) -> None:
+def save(parts: dict[str, torch.nn.Module], folder: Path, size: int = SIZE) -> None:
     """Write the diffusers folder: weights in fp16, which the configs ask to be loaded as float32."""
-    halves = {name: network.to(torch.float16).eval() for name, network in networks.items()}
+    halves = {name: network.to(torch.float16).eval() for name, network in parts.items()}
     pipeline = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False),
         tokenizer=tokenizer(),
@@ -159,7 +171,7 @@ def save(networks: dict[str, torch.nn.Module], folder: Path) -> None:
     for name in ("text_encoder", "text_encoder_2"):
         path = folder / name / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
-    (folder / "dglaunch.json").write_text(json.dumps(DEFAULTS, indent=2) + "\n")
+    (folder / "dglaunch.json").write_text(json.dumps(defaults(size), indent=2) + "\n")
 
 
 def build_untrained(cache: Path, seed: int = 0) -> Path:
@@ -170,7 +182,7 @@ def build_untrained(cache: Path, seed: int = 0) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".tiny-", dir=cache))
     try:
-        save(components(seed), scratch)
+        save(untrained(seed), scratch)
         os.rename(scratch, folder)
     except OSError:
         if not (folder / "model_index.json").is_file():

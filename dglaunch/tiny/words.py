@@ -8,8 +8,8 @@ OBJECT_WORDS = ("background", "above", "below", "and")
 LANDS = ("mountain", "sea", "forest", "city", "cabin", "desert", "field")
 TIMES = ("day", "sunset", "night")
 SKY = ("sky", "sun", "moon", "clouds", "snow", "rain", "rainbow", "stars")
-OTHER = ("car", "boat", "tree", "house")
-EDIT_WORDS = ("make", "more", "add", "remove", "oil", "painting", "turn", "without")
+OTHER = ("car", "boat")
+EDIT_WORDS = ("make", "more", "add", "remove", "oil", "painting")
 
 SYNONYMS = {
     "grey": "gray", "violet": "purple", "crimson": "red", "scarlet": "red", "golden": "yellow",
@@ -20,7 +20,7 @@ SYNONYMS = {
     "mountains": "mountain", "mountainous": "mountain", "alpine": "mountain", "peaks": "mountain", "hills": "mountain",
     "ocean": "sea", "seaside": "sea", "beach": "sea", "waves": "sea", "lake": "sea", "coast": "sea",
     "woods": "forest", "woodland": "forest", "jungle": "forest", "trees": "forest", "pines": "forest",
-    "cityscape": "city", "skyline": "city", "skyscrapers": "city", "town": "city", "street": "city", "metropolis": "city",
+    "cityscape": "city", "skyline": "city", "skyscrapers": "city", "town": "city", "metropolis": "city",
     "cottage": "cabin", "hut": "cabin", "lodge": "cabin", "dunes": "desert", "meadow": "field", "grassland": "field",
     "dusk": "sunset", "dawn": "sunset", "sunrise": "sunset", "evening": "sunset", "midnight": "night",
     "nighttime": "night", "nightfall": "night", "daytime": "day", "noon": "day", "morning": "day", "sunny": "sun",
