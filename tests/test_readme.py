@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 from dglaunch import config as configs
+from dglaunch.editing import family_table
 from dglaunch.models import FAMILIES
 
 README = ROOT / "README.md"
@@ -68,7 +69,7 @@ def families() -> str:
     return "\n".join(rows)
 
 
-SECTIONS: dict[str, Callable[[], str]] = {"flags": flags, "families": families}
+SECTIONS: dict[str, Callable[[], str]] = {"flags": flags, "families": families, "editing families": family_table}
 
 
 @pytest.mark.parametrize("name", SECTIONS)
