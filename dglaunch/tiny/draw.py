@@ -173,8 +173,12 @@ class Painter:
             self.polygon([(x, peak), (x + half, base), (x - half, base)], (112, 110, 132) if x < 0.6 else (94, 92, 116))
             part = 0.32
             self.polygon(
-                [(x, peak), (x + half * part, peak + (base - peak) * part), (x, peak + (base - peak) * part * 0.75)]
-                + [(x - half * part, peak + (base - peak) * part)],
+                [
+                    (x, peak),
+                    (x + half * part, peak + (base - peak) * part),
+                    (x, peak + (base - peak) * part * 0.75),
+                    (x - half * part, peak + (base - peak) * part),
+                ],
                 (240, 243, 250),
             )
         self.ground((88, 140, 74), 0.7)
