@@ -399,9 +399,9 @@ def test_a_changed_image_is_another_job_and_a_removed_one_is_not(tmp_path: Path)
     (tmp_path / "images" / "d.png").unlink()
     again = dglaunch(*arguments)
     assert again.code == 0 and run_json(tmp_path / "out")["num_skipped"] == 12, again.output
-    picture(99).save(tmp_path / "images" / "d.png")
+    picture(99, SIZES["d"]).save(tmp_path / "images" / "d.png")
     ended = dglaunch(*arguments)
-    assert ended.code == 2 and "row 4, input_sha256" in ended.output, ended.output
+    assert ended.code == 2 and "row 4, input_sha256: [" in ended.output, ended.output
     other = dglaunch(*arguments[:-1], tmp_path / "out", "--model_type", "qwen_singleimg")
     assert other.code == 2 and "editing_pipeline" in other.output
 
