@@ -430,7 +430,7 @@ def test_a_failing_batch_is_run_one_by_one(tmp_path: Path) -> None:
 def test_sigkill_and_resume_on_another_world_size(tmp_path: Path) -> None:
     save_pictures(tmp_path / "images")
     rows = [
-        {"input_images": [f"images/{n}.png" for n in MULTI[r % 12]], "instruction": f"{r} [sleep 0.25]"}
+        {"input_images": [f"images/{n}.png" for n in MULTI[r % 12]], "instruction": f"{r} [sleep 0.15]"}
         for r in range(24)
     ]
     path = write_jsonl(tmp_path / "t.jsonl", rows)
