@@ -173,7 +173,9 @@ def _stand_ins(config: RunConfig, place: Topology) -> tuple[Checkpoint, estimate
     """In place of a checkpoint and a device, for the backends that have none here. torch is not needed then."""
     name, any_size = config.backend.backend, replace(OTHER, size_multiple=1)
     if name == "fake":
-        checkpoint = Checkpoint("fake", "fake", any_size, {"height": 64, "width": 64}, {}, False)
+        checkpoint = Checkpoint(
+            "fake", "fake", any_size, {"height": 64, "width": 64, "edit": {"_auto_resize": False}}, {}, False
+        )
         return checkpoint, estimate.Machine(name="fake", memory=None, dtype="float32"), {}
     if config.backend.is_remote:
         checkpoint = Checkpoint(config.backend.model_name, remote.api_of(config).name, any_size, {}, {}, False)

@@ -399,9 +399,9 @@ def test_a_changed_image_is_another_job_and_a_removed_one_is_not(tmp_path: Path)
     (tmp_path / "images" / "d.png").unlink()
     again = dglaunch(*arguments)
     assert again.code == 0 and run_json(tmp_path / "out")["num_skipped"] == 12, again.output
-    picture(99).save(tmp_path / "images" / "d.png")
+    picture(99, SIZES["d"]).save(tmp_path / "images" / "d.png")
     ended = dglaunch(*arguments)
-    assert ended.code == 2 and "row 4, input_sha256" in ended.output, ended.output
+    assert ended.code == 2 and "row 4, input_sha256: [" in ended.output, ended.output
     other = dglaunch(*arguments[:-1], tmp_path / "out", "--model_type", "qwen_singleimg")
     assert other.code == 2 and "editing_pipeline" in other.output
 
@@ -430,7 +430,7 @@ def test_a_failing_batch_is_run_one_by_one(tmp_path: Path) -> None:
 def test_sigkill_and_resume_on_another_world_size(tmp_path: Path) -> None:
     save_pictures(tmp_path / "images")
     rows = [
-        {"input_images": [f"images/{n}.png" for n in MULTI[r % 12]], "instruction": f"{r} [sleep 0.25]"}
+        {"input_images": [f"images/{n}.png" for n in MULTI[r % 12]], "instruction": f"{r} [sleep 0.15]"}
         for r in range(24)
     ]
     path = write_jsonl(tmp_path / "t.jsonl", rows)
