@@ -295,12 +295,12 @@ class _Run:
 
     def run(self) -> int:
         hosts.check_address(self.topology)
-        told = self._open_folder() if self.topology.is_main else None
         try:
             watch = Watch(self.topology, self.job.config.stall_timeout, self.stop, self._last_words)
             with watch as self.watch:
                 channel = Channel(self.topology, self.job.device)
-                told = channel.broadcast(told)
+                # Only now: ranks whose agent died while they joined must not hold the folder against the next start.
+                told = channel.broadcast(self._open_folder() if self.topology.is_main else None)
                 if isinstance(told, DglaunchError):
                     raise told
                 watch.meet(channel.attempt)

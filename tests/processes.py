@@ -75,6 +75,18 @@ def ranks_of(agent: int) -> dict[int, int]:
     return found
 
 
+def at_work_in(folder: Path) -> list[int]:
+    """Every process that has this folder in its command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and f"{folder}/out".encode() in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return [pid for pid in found if is_alive(pid)]
+
+
 def prompts(folder: Path, count: int, marker: str = "") -> Path:
     return write_jsonl(folder / "prompts.jsonl", [{"prompt": f"prompt {n} {marker}"} for n in range(count)])
 

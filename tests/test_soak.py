@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, clean_environment, kill_group, ledger
-from processes import is_alive, kill, prompts, ranks_of, until, words
+from processes import at_work_in, kill, prompts, ranks_of, until, words
 
 from dglaunch.__main__ import main
 
@@ -37,18 +37,19 @@ def test_random_kills_lose_nothing_and_repeat_little(tmp_path: Path, kills: int,
     for _ in range(kills):
         nproc = dice.randint(2, 4)
         process = _start(tmp_path, nproc, words(tmp_path))
-        known: dict[int, int] = {}
         # From the first moment of a start to well into its work; now and then before there is any rank.
         end = time.monotonic() + dice.uniform(0.5, 9)
         while time.monotonic() < end and process.poll() is None:
-            known |= ranks_of(process.pid)
             time.sleep(0.1)
         if process.poll() is not None:
+            assert process.returncode == 0, (tmp_path / "log").read_text()[-5000:]
             break
-        victim = dice.choice([process.pid, *known.values()])
-        os.kill(victim, dice.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])) if is_alive(victim) else None
+        os.kill(
+            dice.choice([process.pid, *ranks_of(process.pid).values()]),
+            dice.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]),
+        )
         done_kills += 1
-        until(lambda p=process, k=known: p.poll() is not None and not any(map(is_alive, k.values())), 60)
+        until(lambda p=process: p.poll() is not None and not at_work_in(tmp_path), 60)
     process = _start(tmp_path, 3, words(tmp_path))
     assert process.wait(300) == 0, (tmp_path / "log").read_text()[-5000:]
     assert main(["verify", str(tmp_path / "out")]) == 0
