@@ -7,6 +7,7 @@ Batching pays where a forward pass is too small to fill the machine: small pictu
 of every batch against the same prompt and seed alone.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,9 @@ COLUMNS = {
     "size": "{size}",
     "batch": "{batch}",
     "images/s": "{images_per_s[p50]:.4g} ({images_per_s[p20]:.4g}-{images_per_s[p80]:.4g})",
-    "of batch 1": "{gain:.2f}x",
+    "of the smallest": "{gain:.2f}x",
+    "denoising": "{shares[denoise]:.0%}",
+    "decoding": "{shares[decode]:.0%}",
     "difference": "{difference:.2g}",
 }
 
@@ -72,23 +75,31 @@ def work(payload: dict[str, Any]) -> list[measure.Row]:
     grid = [(side, batch) for side in payload["sizes"] for batch in payload["batches"]]
     differences = {cell: check(backend, tasks(rng, *cell, payload["steps"]), payload) for cell in grid}
 
+    stages: dict[tuple[int, int], Counter[str]] = {cell: Counter() for cell in grid}
+
     def make(side: int, batch: int) -> None:
+        before = Counter(backend.seconds)
         backend.generate(Batch(tasks(rng, side, batch, payload["steps"])))
+        stages[side, batch].update({stage: took - before[stage] for stage, took in backend.seconds.items()})
 
     cases = {f"{side} {batch}": partial(make, side, batch) for side, batch in grid}
     wait = torch.cuda.synchronize if payload["device"] == "cuda" else lambda: None
     taken = measure.seconds(cases, lambda: (), payload["repeats"], payload["warm_up"], wait)
     speeds = {cell: measure.spread([cell[1] / s for s in taken[f"{cell[0]} {cell[1]}"]]) for cell in grid}
-    return [row(cell, speeds, differences[cell]) for cell in grid]
+    return [row(cell, speeds, differences[cell], stages[cell]) for cell in grid]
 
 
-def row(cell: tuple[int, int], speeds: dict[tuple[int, int], dict[str, float]], difference: float) -> measure.Row:
+def row(
+    cell: tuple[int, int], speeds: dict[tuple[int, int], dict[str, float]], difference: float, seconds: "Counter[str]"
+) -> measure.Row:
+    """`shares`: of the backend's time by stage, warm-up included."""
     side, batch = cell
+    shares = {stage: took / sum(seconds.values()) for stage, took in seconds.items()}
     smallest = min(b for s, b in speeds if s == side)
     gain = speeds[cell]["p50"] / speeds[side, smallest]["p50"]
     return {
         "name": f"{side}x{side}, batch {batch}", "size": f"{side}x{side}", "side": side, "batch": batch,
-        "images_per_s": speeds[cell], "gain": gain, "difference": difference,
+        "images_per_s": speeds[cell], "gain": gain, "difference": difference, "shares": shares,
     }  # fmt: skip
 
 

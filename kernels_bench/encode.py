@@ -17,7 +17,7 @@ from typing import Any
 from kernels_bench import measure
 
 SIDES = {"full": 1024, "scaled": 1024, "quick": 96}
-IMAGES = {"full": 8, "scaled": 8, "quick": 4}
+IMAGES = {"full": 8, "scaled": 4, "quick": 4}
 """Pictures of one repeat, shared by the threads."""
 FORMATS: dict[str, dict[str, Any]] = {
     "PNG 0": {"format": "PNG", "compress_level": 0},

@@ -125,8 +125,8 @@ def line_up(options: Options) -> tuple[list[Contender], list[measure.Row]]:
         return [Contender("plain loop", 1), batched[0]], []
     contenders = [Contender("plain loop", 1), Contender("dglaunch", 1), *batched]
     reasons = {
-        "the folder is not given: pip install --no-deps --target DIR diffgentor==0.1.2, then --diffgentor DIR": options.diffgentor is None,
         "its command cannot set the text length; it always uses the pipeline's 512": options.max_sequence_length != PIPELINE_TEXT_LENGTH,
+        "the folder is not given: pip install --no-deps --target DIR diffgentor==0.1.2, then --diffgentor DIR": options.diffgentor is None,
     }  # fmt: skip
     missing = [reason for reason, holds in reasons.items() if holds]
     if missing:
