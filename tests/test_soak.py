@@ -92,7 +92,8 @@ def test_soak(tmp_path: Path, num: int) -> None:
             f"rank {rank}: {memory >> 20} -> {memory_after >> 20} MiB, {threads} -> {threads_after} threads, {files} -> {files_after} files"
         )
         assert memory_after < 1.05 * memory
-        assert threads_after <= threads and files_after <= files
+        # Two more: a sample may fall on an image that is being written. A leak would be hundreds.
+        assert threads_after <= threads + 2 and files_after <= files + 2
 
 
 def _count(path: Path) -> int:
