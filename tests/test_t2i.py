@@ -255,7 +255,8 @@ def test_ranks_that_read_different_prompts_are_caught(tmp_path: Path) -> None:
         "loop = run.Loop(context, None, None, gather.Gather(place, channel, print, w), w)\n"
         "batch = plan.Batch((Task(index=0, prompt='a', seed=place.rank, stem='0'),))\n"
         "try: loop._should_leave(batch)\n"
-        "except Exception as error: print(f'CAUGHT {type(error).__name__} {error}')\n"
+        "except Exception as error: print(f'CAUGHT {type(error).__name__} {error}', flush=True)\n"
+        "topology.leave()\n"
     )
     script = tmp_path / "ranks.py"
     script.write_text(code)
