@@ -45,12 +45,15 @@ class Options(measure.Options):
     """Batch sizes. Default: 1 to 16 on a CPU, 1 to 8 with --full or on a GPU."""
     num_inference_steps: int = 4
     """Denoising steps."""
+    enable_vae_slicing: bool = False
+    """As dglaunch's: decode the images of a batch one after the other."""
 
 
 def run(options: Options) -> tuple[list[measure.Row], list[str]]:
     """One process: the model is loaded once, sizes and batches take turns."""
     payload = options.shared() | {
         "model_name": options.model_name, "steps": options.num_inference_steps,
+        "slicing": options.enable_vae_slicing,
         "sizes": SIZES[options.size] if options.sizes is None else options.sizes,
         "batches": BATCHES[options.size] if options.batches is None else options.batches,
     }  # fmt: skip
@@ -106,12 +109,13 @@ def row(
 def load(payload: dict[str, Any]) -> Any:
     """The backend as a run of one rank has it."""
     from dglaunch import backends
-    from dglaunch.config import BackendConfig, T2IConfig
+    from dglaunch.config import BackendConfig, OptimizationConfig, T2IConfig
     from dglaunch.models import resolve
     from dglaunch.topology import Channel, Topology
 
     model = BackendConfig(model_name=payload["model_name"], device=payload["device"])
-    config = T2IConfig(backend=model, prompt="unused", output_dir=Path("unused"))
+    optimization = OptimizationConfig(enable_vae_slicing=payload["slicing"])
+    config = T2IConfig(backend=model, optimization=optimization, prompt="unused", output_dir=Path("unused"))
     place = Topology()
     context = backends.Context(
         config=config, checkpoint=resolve(config.backend), topology=place, channel=Channel(place, payload["device"]),
