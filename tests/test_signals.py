@@ -20,6 +20,7 @@ from processes import Job, in_the_middle, prompts, torchrun, until, words
 
 from dglaunch.__main__ import main
 
+pytestmark = pytest.mark.slow  # minutes, and not yet steady on a loaded machine
 NUM = 24
 RANKS = 3
 HANDLED = ("--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2")
@@ -95,6 +96,7 @@ def test_the_table_in_the_readme() -> None:
     for death, case in DEATHS.items():
         told = SEEN[death][: SEEN[death].index(case.text) + len(case.text)]
         told = re.sub(r"^\[default\d\]:", "", told).strip().rstrip(":")
+        told = re.sub(r"rank \d+", "rank N", told)  # whichever rank noticed first
         rows.append(f"| {death} | {told} | {' or '.join(case.outcomes)} | {case.seconds:.0f} s |")
     readme = ROOT / "slurm" / "README.md"
     before, _, rest = readme.read_text().partition("<!-- deaths -->\n")
