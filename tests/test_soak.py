@@ -15,6 +15,8 @@ from processes import at_work_in, kill, prompts, ranks_of, until, words
 
 from dglaunch.__main__ import main
 
+pytestmark = pytest.mark.slow  # minutes, and not yet steady on a loaded machine
+
 
 def _start(folder: Path, nproc: int, arguments: list[str]) -> "subprocess.Popen[bytes]":
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(nproc)]
