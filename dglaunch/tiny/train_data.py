@@ -79,9 +79,7 @@ def _tokens(tokenizer: object, texts: list[str]) -> torch.Tensor:
     return ids.to(torch.uint8).view(-1, WORDINGS, model.TEXT_LENGTH)
 
 
-def build(
-    vae: AutoencoderKL, settings: DataSettings, size: int, folder: Path, team: Team
-) -> tuple[Dataset, Dataset]:
+def build(vae: AutoencoderKL, settings: DataSettings, size: int, folder: Path, team: Team) -> tuple[Dataset, Dataset]:
     """This process's share of the pictures and of the edits, from its file where there is one."""
     path = folder / f"data-{team.rank}-of-{team.size}.pt"
     if not path.exists():
