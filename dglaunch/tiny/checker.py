@@ -197,14 +197,20 @@ def _error(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> float:
 
 def edit(image: Image.Image, before: Image.Image, wanted: Edit) -> dict[str, bool]:
     """`changed`: where the edit changes the drawn picture, the result is nearer to the drawn one than half the way;
-    `kept`: elsewhere it is still the picture before. On objects everything that `objects` asks must be right too."""
+    `kept`: elsewhere it is still the picture before, or, since brush strokes reach everywhere, the wanted one
+    in a thumbnail. On objects everything that `objects` asks must be right too."""
     result_pixels = np.asarray(image.convert("RGB"), np.float32) / 255
     source = np.asarray(before.convert("RGB"), np.float32) / 255
     target = np.asarray(draw.picture(wanted.after, *before.size), np.float32) / 255
     difference = np.abs(target - source).max(-1)
     where, elsewhere = difference > 0.1, difference < 0.02
     change = _error(result_pixels, target, where) < CHANGE * _error(source, target, where)
-    result = {"changed": change, "kept": _error(result_pixels, source, elsewhere) < KEPT}
+    if wanted.kind == "oil":
+        coarse = [_thumbnail(picture) / 255 for picture in (image, draw.picture(wanted.after, *before.size))]
+        kept = float(np.abs(coarse[0] - coarse[1]).mean()) < KEPT
+    else:
+        kept = _error(result_pixels, source, elsewhere) < KEPT
+    result = {"changed": change, "kept": kept}
     if isinstance(wanted.after, Objects) and not wanted.after.oil:
         result["objects"] = objects(image, wanted.after)["all"]
     return result | {"all": all(result.values())}

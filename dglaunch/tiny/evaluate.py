@@ -1,8 +1,10 @@
 """How often does the checkpoint `tiny` draw what it was asked for? Held-out prompts, the real pipelines, a CPU.
 
-python -m dglaunch.tiny.evaluate                        # the table, some minutes on two cores
-python -m dglaunch.tiny.evaluate --quick                # seconds
-python -m dglaunch.tiny.evaluate --sheet sheet.png      # and the pictures; those that fail have a red frame
+    python -m dglaunch.tiny.evaluate                        # the table, some minutes on two cores
+    python -m dglaunch.tiny.evaluate --quick                # seconds
+    python -m dglaunch.tiny.evaluate --sheet sheet.png      # and the pictures; those that fail have a red frame
+
+The goals are 95 % for one object and 85 % for two and for edits; `checker.py` says what counts as right.
 """
 
 import json
