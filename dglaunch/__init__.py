@@ -33,6 +33,6 @@ def edit(config: EditingConfig) -> int:
 
 def _execute(config: RunConfig) -> int:
     from dglaunch import job
-    from dglaunch.config import environment
+    from dglaunch.flags import environment
 
     return job.execute(config, {}, environment())

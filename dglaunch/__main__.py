@@ -40,7 +40,7 @@ TOOLS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; a user's error is told once, by rank 0, without a traceback."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    from dglaunch.config import environment
+    from dglaunch.flags import environment
 
     environ = environment()
     main_rank = environ.get("RANK", "0") == "0"
@@ -71,24 +71,26 @@ def _dispatch(words: list[str], environ: Mapping[str, str], main_rank: bool) -> 
         from dglaunch import slurm
 
         return slurm.main(words[1:], environ)
-    from dglaunch import config as configs
+    from dglaunch import flags
 
     planned = words[0] == "plan"
     command, rest = (words[1] if len(words) > 1 else "", words[2:]) if planned else (words[0], words[1:])
-    if command not in configs.COMMANDS:
+    if command not in flags.COMMANDS:
         raise UserError(
-            f"There is no command {' '.join(words[: 2 if planned else 1])!r}. Commands: {', '.join(configs.COMMANDS)}, "
+            f"There is no command {' '.join(words[: 2 if planned else 1])!r}. Commands: {', '.join(flags.COMMANDS)}, "
             f"plan COMMAND, {', '.join(TOOLS)}; dglaunch --help."
         )
     prog = f"dglaunch {'plan ' if planned else ''}{command}"
-    world_size = configs.take_world_size(rest) if planned else None
-    config, origins = configs.parse(configs.COMMANDS[command], rest, environ, prog, quiet=not main_rank)
+    world_size = flags.take_world_size(rest) if planned else None
+    config, origins = flags.parse(flags.COMMANDS[command], rest, environ, prog, quiet=not main_rank)
     if config.num_gpus is not None and not planned:
         _under_torchrun(config.num_gpus, words, environ, config.debug)
+    if planned:
+        from dglaunch import preview
+
+        return preview.show_plan(config, origins, environ, world_size)
     from dglaunch import job
 
-    if planned:
-        return job.show_plan(config, origins, environ, world_size)
     return job.execute(config, origins, environ)
 
 
@@ -102,7 +104,7 @@ def _tool(command: str, rest: list[str]) -> int:
 
 def _under_torchrun(num_gpus: int, words: list[str], environ: Mapping[str, str], debug: bool) -> None:
     """--num_gpus: replace this process by torchrun with as many ranks."""
-    from dglaunch.config import torchrun_words
+    from dglaunch.flags import torchrun_words
 
     if "RANK" in environ:
         if environ.get("LOCAL_WORLD_SIZE") != str(num_gpus):

@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dglaunch.config import check_variables, environment, known_flags
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, UserError
+from dglaunch.flags import check_variables, environment, known_flags
 
 IMPORT_S = 180
 """A cold import of torch from a network file system takes a minute."""

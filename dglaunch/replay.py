@@ -26,11 +26,9 @@ from dglaunch.config import (
     BackendConfig,
     OptimizationConfig,
     T2IConfig,
-    environment,
-    parse_value,
-    types_of,
 )
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, InputError, OutputError, UserError
+from dglaunch.flags import environment, parse_value, types_of
 from dglaunch.images import decode_description
 from dglaunch.tasks import ROW_FIELDS
 
@@ -174,7 +172,7 @@ def make(values: Values, described: Values, target: Path) -> None:
         UserError: the values do not hold, as for t2i.
         OutputError: the image failed, or its place cannot be written.
     """
-    from dglaunch import job
+    from dglaunch import job, prepare
 
     index = described.get("index") if isinstance(described.get("index"), int) else 0
     with ExitStack() as held:
@@ -184,7 +182,7 @@ def make(values: Values, described: Values, target: Path) -> None:
         table.write_text(json.dumps(row) + "\n", encoding="utf-8")
         config = config_of(values, table, folder / "out", FORMATS[target.suffix.lower()])
         try:
-            prepared = job.prepare(config, {}, {})
+            prepared = prepare.prepare(config, {}, {})
         except InputError as error:
             problems = "; ".join(text.removeprefix("line 1: ") for text in error.problems)
             raise UserError(

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from dglaunch import config as configs
+from dglaunch import flags
 from dglaunch.errors import EXIT_DONE, UserError
 
 
@@ -82,9 +82,9 @@ def main(words: Sequence[str], environ: Mapping[str, str]) -> int:
         description="Print a batch script for Slurm that runs a command of dglaunch, with the command's own flags.",
     )  # fmt: skip
     command = rest[0] if rest else ""
-    if command not in configs.COMMANDS:
-        raise UserError(f"Name the command to run first: dglaunch slurm {' or '.join(configs.COMMANDS)} [flags].")
-    config, _ = configs.parse(configs.COMMANDS[command], rest[1:], environ, f"dglaunch slurm {command}")
+    if command not in flags.COMMANDS:
+        raise UserError(f"Name the command to run first: dglaunch slurm {' or '.join(flags.COMMANDS)} [flags].")
+    config, _ = flags.parse(flags.COMMANDS[command], rest[1:], environ, f"dglaunch slurm {command}")
     if config.num_gpus is not None or config.num_nodes is not None:
         raise UserError(
             "--num_gpus, --num_nodes and --node_rank are the script's to set; give --nodes and --gpus_per_node instead "
@@ -141,7 +141,7 @@ def render(
         remark="(stopped by its time limit or preempted, it goes back to the queue and resumes)",
         output_dir=str(output_dir),
         variables=variables or {},
-        argument_lines=_lines(configs.without(arguments, "output_dir")),
+        argument_lines=_lines(flags.without(arguments, "output_dir")),
     )
 
 

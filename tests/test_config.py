@@ -8,8 +8,8 @@ import pytest
 from conftest import clean_environment
 
 from dglaunch import BackendConfig, OptimizationConfig, T2IConfig
-from dglaunch.config import check_variables, known_flags, parallel_from_environment, parse, torchrun_words
 from dglaunch.errors import UserError
+from dglaunch.flags import check_variables, known_flags, parallel_from_environment, parse, torchrun_words
 
 
 def parsed(*words: str, **environ: str) -> tuple[T2IConfig, dict[str, str]]:

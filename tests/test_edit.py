@@ -17,10 +17,10 @@ from edit_images import MULTI, SINGLE, SIZES, bomb, picture, png, save_pictures,
 from PIL import Image
 
 from dglaunch import EditingConfig, editing, plan
-from dglaunch.config import known_flags
 from dglaunch.edit_tasks import parse_ranges, read_edits
 from dglaunch.editing import STRATEGIES, as_editor
 from dglaunch.errors import InputError, UserError
+from dglaunch.flags import known_flags
 from dglaunch.inputs import BadImage, Cell, Loader, decode, probe
 from dglaunch.models import FAMILIES, OTHER, Checkpoint
 from dglaunch.tasks import Task

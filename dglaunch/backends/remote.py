@@ -25,8 +25,9 @@ from PIL import Image
 
 from dglaunch.backends import Context, Facts, ItemError, engine
 from dglaunch.backends.pace import Brake, Gate, delay, share, sleep
-from dglaunch.config import RunConfig, environment
+from dglaunch.config import RunConfig
 from dglaunch.errors import Drained, MissingPackage, UserError
+from dglaunch.flags import environment
 from dglaunch.plan import Batch, BatchSize, Bucket
 from dglaunch.tasks import ROW_FIELDS, Task
 from dglaunch.topology import Topology

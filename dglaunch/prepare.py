@@ -1,0 +1,202 @@
+"""From a configuration to a Job: all that can be read and checked before anything is written or loaded."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from dglaunch import edit_tasks, editing, estimate, plan, rules, tasks, topology
+from dglaunch.backends import remote
+from dglaunch.config import (
+    EditingConfig,
+    RunConfig,
+    T2IConfig,
+    check_flags_of_backend,
+    settings,
+)
+from dglaunch.errors import UserError
+from dglaunch.flags import parallel_from_environment
+from dglaunch.models import OTHER, Checkpoint, resolve, token_lengths
+from dglaunch.topology import Topology
+
+IMAGE_SETTINGS = (
+    "model_name", "revision", "max_sequence_length", "enable_vae_tiling", "cache_type", "output_format",
+)  # fmt: skip
+"""Flags that change the images or their names: a run with others is another job."""
+SHOWN_SIZES = 8
+"""Of a table with hundreds of image sizes, those whose batch size is explained."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Job:
+    """All that is known before anything is written or loaded."""
+
+    config: RunConfig
+    origins: dict[str, str]
+    topology: Topology
+    checkpoint: Checkpoint
+    tasks: list[tasks.Task]
+    device: str
+    machine: estimate.Machine
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Every automatic choice, and why."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What must not change between two starts on one folder."""
+        flat = settings(self.config)
+        chosen: dict[str, Any] = {name: flat[name] for name in IMAGE_SETTINGS}
+        kind = self.config.backend.backend
+        stands_alone = kind == "fake" or self.config.backend.is_remote
+        edits = {"editing_pipeline": self.checkpoint.pipeline_class} if self.edits else {}
+        return chosen | {"torch_dtype": self.machine.dtype} | ({"backend": kind} if stands_alone else {}) | edits
+
+    @property
+    def edits(self) -> bool:
+        return isinstance(self.config, EditingConfig)
+
+    @property
+    def makeable(self) -> list[tasks.Task]:
+        """The tasks with no error that was found while reading them."""
+        return [task for task in self.tasks if task.error is None]
+
+    @property
+    def hopeless(self) -> list[tasks.Task]:
+        """The others: told and recorded, never run. Of several nodes without a rendezvous the first one has them."""
+        return [task for task in self.tasks if task.error is not None and self.topology.node == 0]
+
+    def bucket_of(self) -> Callable[[tasks.Task], plan.Bucket]:
+        """What must be equal in a batch; for some families under xDiT also the number of tokens."""
+        if self.config.backend.is_remote:  # a request makes samples of one row
+            return lambda task: (*plan.default_bucket(task), task.index)
+        base = editing.bucket_of(self.checkpoint) if self.edits else plan.default_bucket
+        unit = self.checkpoint.family.text_bucket
+        if self.config.backend.backend != "xdit" or not unit:
+            return base
+        texts = sorted({t.prompt for t in self.tasks} | {t.negative_prompt or "" for t in self.tasks})
+        lengths = dict(zip(texts, token_lengths(self.checkpoint, texts)))
+
+        def bucket(task: tasks.Task) -> plan.Bucket:
+            tokens = (lengths[task.prompt], lengths[task.negative_prompt or ""])
+            return (*base(task), *(-(-count // unit) for count in tokens))
+
+        return bucket
+
+    @property
+    def one_kind(self) -> str:
+        """The condition under which no batch would be lost."""
+        return "all rows had one size and the same input images" if self.edits else "all images had one shape"
+
+    def make_plan(
+        self, bucket_of: Callable[[tasks.Task], plan.Bucket], pending: Sequence[tasks.Task], limits: dict[str, int]
+    ) -> plan.Plan:
+        choose = (
+            remote.request_size(self.config)
+            if self.config.backend.is_remote
+            else estimate.chooser(self.checkpoint, self.config, self.topology, self.machine, limits)
+        )
+        made = plan.build(pending, self.topology.num_replicas, choose, bucket_of, plan.cost_of(self.checkpoint))
+        self.reasons |= _size_reasons(self.checkpoint, made)
+        return made
+
+
+def _size_reasons(checkpoint: Checkpoint, made: plan.Plan) -> dict[str, str]:
+    """Why the images of each size come in such batches; a table of photographs may have hundreds of sizes."""
+    reasons: dict[str, str] = {}
+    for bucket, size in made.sizes.items():
+        shape = f"{checkpoint.size('height', bucket[0])}x{checkpoint.size('width', bucket[1])}"  # type: ignore[arg-type]
+        reasons[f"batch_size {shape}"] = f"{size.size}: {size.reason}"
+    if not checkpoint.family.batch:
+        return dict(zip(["batch_size"], reasons.values()))
+    more = len(reasons) - SHOWN_SIZES
+    return dict(list(reasons.items())[:SHOWN_SIZES]) | ({"batch_size": f"for {more:,} more sizes"} if more > 0 else {})
+
+
+def prepare(
+    config: RunConfig, origins: dict[str, str], environ: Mapping[str, str], world_size: int | None = None
+) -> Job:
+    """Read and check everything that can be checked without loading a model.
+
+    Raises:
+        UserError: with the remedy.
+    """
+    check_flags_of_backend(config, origins)
+    place = topology.from_environment(config, parallel_from_environment(environ), environ, world_size)
+    if config.debug and place.world_size > 1 and world_size is None:
+        raise UserError(
+            "--debug runs in one process; start it without torchrun: python -m dglaunch COMMAND --debug ..."
+        )
+    stand_ins = _stand_ins(config, place)
+    checkpoint, all_tasks = _read(config, stand_ins[0] if stand_ins else resolve(config.backend))
+    device, machine, reasons = ("cpu", *stand_ins[1:]) if stand_ins else _machine(config, place)
+    job = Job(
+        config=config, origins=origins, topology=place, checkpoint=checkpoint, tasks=all_tasks, device=device,
+        machine=machine, reasons=reasons,
+    )  # fmt: skip
+    rules.check(checkpoint, config, place, job.makeable, device)
+    return job
+
+
+def _stand_ins(config: RunConfig, place: Topology) -> tuple[Checkpoint, estimate.Machine, dict[str, str]] | None:
+    """In place of a checkpoint and a device, for the backends that have none here. torch is not needed then."""
+    name, any_size = config.backend.backend, replace(OTHER, size_multiple=1)
+    if name == "fake":
+        checkpoint = Checkpoint(
+            "fake", "fake", any_size, {"height": 64, "width": 64, "edit": {"_auto_resize": False}}, {}, False
+        )
+        return checkpoint, estimate.Machine(name="fake", memory=None, dtype="float32"), {}
+    if config.backend.is_remote:
+        checkpoint = Checkpoint(config.backend.model_name, remote.api_of(config).name, any_size, {}, {}, False)
+        machine = estimate.Machine(name=config.remote.api_base or "its servers", memory=None, dtype="remote")
+        return checkpoint, machine, remote.reasons(config, place)
+    return None
+
+
+def _read(config: RunConfig, checkpoint: Checkpoint) -> tuple[Checkpoint, list[tasks.Task]]:
+    """The tasks of either command, and the checkpoint as that command uses it."""
+    if isinstance(config, EditingConfig):
+        if config.backend.is_remote:
+            raise UserError(
+                f"--backend {config.backend.backend} does not edit here; edit runs with diffusers and xdit. Drop --backend."
+            )
+        editor = editing.as_editor(checkpoint, config.model_type)
+        return editor, edit_tasks.read_edits(config, editor)
+    assert isinstance(config, T2IConfig)
+    if checkpoint.family.only_edits:
+        raise UserError(
+            f"{checkpoint.source} is a {checkpoint.pipeline_class}, which edits images: dglaunch edit --input TABLE."
+        )
+    return checkpoint, tasks.read_prompts(config, checkpoint.family.size_multiple)
+
+
+def _machine(config: RunConfig, place: Topology) -> tuple[str, estimate.Machine, dict[str, str]]:
+    """Device and type of the weights, chosen where they were not given."""
+    rules.need("torch", "Running a model", "pip install torch")
+    import torch
+
+    reasons: dict[str, str] = {}
+    found = torch.cuda.is_available()
+    device = config.backend.device
+    if device is None:
+        device = "cuda" if found else "cpu"
+        reasons["device"] = f"{device}: torch {'finds a GPU' if found else 'finds no GPU'}"
+    if device == "cuda" and not found:
+        raise UserError(
+            "--device cuda, but torch finds no GPU here. Check nvidia-smi and the torch build, or use --device cpu."
+        )
+    if device == "cuda" and place.distributed and place.local_world_size > torch.cuda.device_count():
+        raise UserError(
+            f"{place.local_world_size} ranks on this machine, but torch finds {torch.cuda.device_count()} GPUs. Start one "
+            "rank a GPU (--nproc_per_node)."
+        )
+    dtype = config.backend.torch_dtype
+    if dtype is None:
+        dtype = "bfloat16" if device == "cuda" else "float32"
+        reasons["torch_dtype"] = f"{dtype}: the default on a {'GPU' if device == 'cuda' else 'CPU'}"
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(place.local_rank)
+        return device, estimate.Machine(name=properties.name, memory=properties.total_memory, dtype=dtype), reasons
+    if place.world_size > 1 and not place.distributed:
+        return device, estimate.Machine(name="CPU", memory=None, dtype=dtype), reasons  # a plan for other machines
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return device, estimate.Machine(name="CPU", memory=host // max(place.local_world_size, 1), dtype=dtype), reasons
