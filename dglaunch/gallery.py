@@ -29,6 +29,7 @@ from tyro.conf import Positional
 
 from dglaunch.errors import EXIT_DONE, MissingPackage, OutputError, UserError
 from dglaunch.folder import need_results, runs
+from dglaunch.tasks import base_of
 from dglaunch.writer import TEMPORARY, id_of, read_lines
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def _is_file(path: Path) -> bool:
 def table_folder(folder: Path) -> Path | None:
     """What the paths in an editing run's ledger are relative to."""
     tables = [run.get("config", {}).get("input", {}).get("value") for run in runs(folder).values()]
-    return next((Path(text).parent for text in tables if isinstance(text, str)), None)
+    return next((base_of(Path(text)) for text in tables if isinstance(text, str)), None)
 
 
 # -- the page -----------------------------------------------------------------------------------------------------

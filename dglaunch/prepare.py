@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dglaunch import edit_tasks, editing, estimate, plan, rules, tasks, topology
+from dglaunch import benchmarks, edit_tasks, editing, estimate, plan, rules, tasks, topology
 from dglaunch.backends import remote
 from dglaunch.config import (
     EditingConfig,
@@ -128,6 +128,7 @@ def prepare(
         )
     stand_ins = _stand_ins(config, place)
     checkpoint, all_tasks = _read(config, stand_ins[0] if stand_ins else resolve(config.backend))
+    benchmarks.check(config, all_tasks)
     device, machine, reasons = ("cpu", *stand_ins[1:]) if stand_ins else _machine(config, place)
     job = Job(
         config=config, origins=origins, topology=place, checkpoint=checkpoint, tasks=all_tasks, device=device,
