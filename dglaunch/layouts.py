@@ -77,7 +77,7 @@ def write(layout: str, folder: Path, tasks: Sequence[Task]) -> tuple[Path, int]:
             list(pool.map(lambda name: _place(folder, view, name, files[name]), files))
         except OSError as error:
             raise OutputError(
-                f"The layout {view} cannot be written: {error.strerror or error}. The images are safe in {folder}; start "
+                f"The layout {view} cannot be written: {error}. The images are safe in {folder}; start "
                 "the same command again to write the layout."
             ) from None
     return view, len(pictures)

@@ -103,8 +103,8 @@ def read_table(path: Path) -> Iterator[Row]:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The files that a folder of prompts or tables is made of: all of its .txt, else all of its .parquet, by name."""
-    return sorted(folder.glob("*.txt")) or sorted(folder.glob("*.parquet"))
+    """The files that a folder of tables or prompts is made of: all of its .parquet, else all of its .txt, by name."""
+    return sorted(folder.glob("*.parquet")) or sorted(folder.glob("*.txt"))
 
 
 def base_of(table: Path) -> Path:

@@ -58,6 +58,7 @@ WRONG: dict[str, tuple[str, dict[str, str]]] = {
     "CFG parallel for a distilled model": (f"plan {FLUX} --backend xdit --world_size 2", {"DG_XDIT_USE_CFG_PARALLEL": "1"}),
     "ring for Qwen": (f"plan {T2I} --backend xdit --model_name qwen --world_size 2", {"DG_XDIT_RING_DEGREE": "2"}),
     "a cache that xDiT would not use": (f"{FLUX} --backend xdit --cache_type first_block_cache", {}),
+    "a benchmark's layout for another table": (f"{T2I} --layout geneval", {}),
     "half of the node's place": (f"{T2I} --node_rank 1", {}),
     "a node beyond the last": (f"{T2I} --node_rank 4 --num_nodes 4", {}),
     "an optimisation whose package is missing": (f"{T2I} --attention_backend sage", {}),
