@@ -27,7 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from dglaunch.benchmarks import PROMPT_FILE
-from dglaunch.errors import MissingPackage, OutputError, UserError
+from dglaunch.errors import OutputError, UserError
 from dglaunch.tasks import MAX_NAME_BYTES, Task
 from dglaunch.writer import TEMPORARY, id_of, read_lines
 
@@ -66,7 +66,6 @@ def write(layout: str, folder: Path, tasks: Sequence[Task]) -> tuple[Path, int]:
     Raises:
         UserError: it holds other images than those of this job.
         OutputError: it cannot be written.
-        MissingPackage: pyarrow is not there.
     """
     pictures = finished(folder, tasks)
     files = LAYOUTS[layout](pictures)
@@ -239,10 +238,6 @@ def _tar(pictures: list[Picture], target: Path) -> None:
 
 
 def _parquet(pictures: list[Picture]) -> dict[str, Make]:
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError:
-        raise MissingPackage("pyarrow", "--layout parquet", "pip install 'dglaunch[parquet]'") from None
     return {f"{n:05d}.parquet": partial(_table, shard) for n, shard in enumerate(shards(pictures))}
 
 

@@ -127,6 +127,8 @@ def prepare(
             "--debug runs in one process; start it without torchrun: python -m dglaunch COMMAND --debug ..."
         )
     stand_ins = _stand_ins(config, place)
+    if config.layout == "parquet":
+        rules.need("pyarrow", "--layout parquet", "pip install 'dglaunch[parquet]'")
     checkpoint, all_tasks = _read(config, stand_ins[0] if stand_ins else resolve(config.backend))
     benchmarks.check(config, all_tasks)
     device, machine, reasons = ("cpu", *stand_ins[1:]) if stand_ins else _machine(config, place)

@@ -1,6 +1,7 @@
 """--layout: each evaluation's own prompt file is read, and each view is read back as its evaluation or loader reads it.
 The walks below do what those scripts do; the fake backend makes the images."""
 
+import importlib.util
 import io
 import json
 import re
@@ -275,6 +276,15 @@ def test_what_an_evaluation_would_stumble_over_is_told_first(
 ) -> None:
     run(layout, write_jsonl(tmp_path / "p.jsonl", [row]), tmp_path / "out", *flags, code=2)
     assert says in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_missing_package_is_told_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else find(name))
+    run("parquet", write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a"}]), tmp_path / "out", code=2)
+    assert "pip install 'dglaunch[parquet]'" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_edits_have_no_text_to_image_layouts() -> None:
