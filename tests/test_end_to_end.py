@@ -133,7 +133,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         commands = []
         for name, (ranks, backend, batch, environment) in {**T2I, **EDIT}.items():
             source = ["t2i", "--prompts_file", prompts] if name in T2I else [
-                "edit", "--model_type", "flux1_kontext", "--input", table]  # fmt: skip
+                "edit", "--input", table]  # fmt: skip
             words = [*source, "--backend", backend, "--batch_size", str(batch), "--output_dir", folder / name]
             commands += [(words, environment)] if ranks == nproc else []
         for case in launch(folder, nproc, commands):
