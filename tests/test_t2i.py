@@ -272,14 +272,15 @@ def test_what_fails_on_one_rank_ends_all_at_once(tmp_path: Path, error: str, cod
     script.write_text(
         "import os\n"
         "from dglaunch import errors, topology\n"
+        "say = lambda line: os.write(1, (line + chr(10)).encode())\n"
         "place = topology.Topology(rank=int(os.environ['RANK']), world_size=2, local_world_size=2, distributed=True)\n"
         "channel = topology.Channel(place, 'cpu')\n"
-        "print('BOTH', channel.together(lambda: place.rank * 10), flush=True)\n"
+        "say(f'BOTH {channel.together(lambda: place.rank * 10)}')\n"
         "def load():\n"
         f"    if place.rank == 1: raise {error}\n"
         "try: channel.together(load)\n"
-        "except errors.DglaunchError as error: print('CODE', error.exit_code, error, flush=True)\n"
-        "except KeyError as error: print('CODE 1', flush=True)\n"
+        "except errors.DglaunchError as error: say(f'CODE {error.exit_code}')\n"
+        "except KeyError as error: say('CODE 1')\n"
         "topology.leave()\n"
     )
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
