@@ -152,7 +152,7 @@ class _Run:
 
             def load() -> backends.Facts:
                 facts = backend.load()
-                self.load_seconds = time.perf_counter() - start
+                self.load_seconds = time.perf_counter() - start - backend.seconds.get("encode_prompts", 0.0)
                 waiting.enter_context(self.watch.doing("waiting for the other ranks to load the model"))
                 return facts
 
