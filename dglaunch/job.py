@@ -227,7 +227,7 @@ class _Run:
             note("The last run left a torn ledger line, or images were removed or damaged; those are made again.")
         skipped = self.report.counts.num_skipped
         note(
-            f"{pending:,} images in {made.num_batches:,} batches to make"
+            f"{report.number(pending, 'image')} in {report.number(made.num_batches, 'batch')} to make"
             + (f"; {skipped:,} are there already" if skipped else "")
             + (
                 f"; without its different sizes and images it would be {made.num_batches - made.lost:,}"

@@ -153,6 +153,8 @@ class DiffusersBackend:
             holder = self._pipeline_class().from_pretrained(
                 self.context.checkpoint.source, **self.from_pretrained_arguments(), **others
             )
+        if self.context.config.debug:
+            trace_shapes(holder)
         return {name: encoder for name in self._text_encoders() if (encoder := getattr(holder, name)) is not None}
 
     def _encode_ahead(self) -> str:
