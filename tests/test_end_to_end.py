@@ -9,6 +9,7 @@ from functools import cache
 from io import BytesIO
 from itertools import combinations, pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import dglaunch, end, kill_group, launch, ledger, start, write_jsonl
@@ -66,6 +67,23 @@ def test_neighbours_differ_in_everything_and_no_two_are_alike() -> None:
 # -- the eye ------------------------------------------------------------------------------------------------------
 
 
+regions_of = checker.regions
+found: dict[bytes, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def each_picture_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in a picture does not depend on what was asked for, and takes the checker most of its time."""
+
+    def regions(image: Image.Image) -> Any:
+        pixels = image.tobytes()
+        if pixels not in found:
+            found[pixels] = regions_of(image)
+        return found[pixels]
+
+    monkeypatch.setattr(checker, "regions", regions)
+
+
 @cache
 def shows(picture: bytes, index: int) -> bool:
     return checker.objects(Image.open(BytesIO(picture)), WANTED[index])["all"]
@@ -105,15 +123,19 @@ EDIT = {
 
 
 def killed(folder: Path, prompts: Path) -> None:
-    """Two ranks, SIGKILL to all of them once some images are there."""
+    """Two ranks, SIGKILL to all of them once some images are there; again if it came too late."""
     words = ["t2i", "--prompts_file", prompts, "--batch_size", "1", "--output_dir", folder]
-    process = start(words, nproc=2)
-    limit = time.monotonic() + 120
-    while len(ledger(folder)) < 4 and process.poll() is None and time.monotonic() < limit:
-        time.sleep(0.01)
-    kill_group(process)
-    end(process)
-    assert 4 <= len(ledger(folder)) < NUM_PROMPTS
+    for _ in range(5):
+        process = start(words, nproc=2)
+        limit = time.monotonic() + 120
+        while len(ledger(folder)) < 2 and process.poll() is None and time.monotonic() < limit:
+            time.sleep(0.01)
+        kill_group(process)
+        end(process)
+        if 2 <= len(ledger(folder)) < NUM_PROMPTS:
+            return
+        shutil.rmtree(folder)
+    pytest.fail("never killed in the middle")
 
 
 @pytest.fixture(scope="module")

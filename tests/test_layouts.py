@@ -193,7 +193,7 @@ def made(tmp_path: Path, rows: Path) -> Path:
 
 def test_kill_resume_damage_repair_gallery_and_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = write_jsonl(
-        tmp_path / "p.jsonl", [row | {"prompt": row["prompt"] + " [sleep 0.03]"} for row in GENEVAL * 4]
+        tmp_path / "p.jsonl", [row | {"prompt": row["prompt"] + " [sleep 0.1]"} for row in GENEVAL * 4]
     )
     out, view = tmp_path / "out", tmp_path / "out" / "geneval"
     words = [
@@ -209,11 +209,11 @@ def test_kill_resume_damage_repair_gallery_and_replay(tmp_path: Path, capsys: py
         "--gallery",
     ]
     process = start(words, nproc=2)
-    while len(unsorted_ledger(out)) < 5 and process.poll() is None:
+    while len(unsorted_ledger(out)) < 2 and process.poll() is None:
         time.sleep(0.01)
     kill_group(process)
     end(process)
-    assert 5 <= len(unsorted_ledger(out)) < 48 and not view.exists()
+    assert 2 <= len(unsorted_ledger(out)) < 48 and not view.exists()
     assert main(list(map(str, words))) == 0
     assert len(list(view.rglob("*.png"))) == 48 and (out / "gallery.html").exists()
     assert main(["verify", str(out)]) == 0, "the view is no concern of verify"
