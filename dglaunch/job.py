@@ -110,6 +110,7 @@ class _Run:
         """On rank 0: take the folder; what is pending, or the error that all ranks leave with."""
         job = self.job
         try:
+            layouts.check(job.config.layout, job.config.output_dir, job.tasks, job.config.output_format)
             ledger = self.writer.open(job.settings, job.tasks, job.config.output_format, job.config.overwrite)
             self.writer.write_run(self._run_json({"outcome": "running", "num_total": len(job.tasks)}))
         except DglaunchError as error:

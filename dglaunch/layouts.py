@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from dglaunch.benchmarks import PROMPT_FILE
 from dglaunch.errors import OutputError, UserError
 from dglaunch.tasks import MAX_NAME_BYTES, Task
-from dglaunch.writer import TEMPORARY, id_of, read_lines
+from dglaunch.writer import TEMPORARY, file_name, id_of, read_lines
 
 Line = dict[str, Any]
 Make = Callable[[Path], None]
@@ -82,6 +82,33 @@ def write(layout: str, folder: Path, tasks: Sequence[Task]) -> tuple[Path, int]:
     return view, len(pictures)
 
 
+def check(layout: str, folder: Path, tasks: Sequence[Task], output_format: str) -> None:
+    """Before the run: would its view stand among another job's files?
+
+    Raises:
+        UserError: it would.
+    """
+    if layout == "indexed" or not (folder / layout).exists():
+        return
+    samples = Counter(task.index for task in tasks)
+    expected = [
+        Picture(number, samples[task.index], folder / file_name(task, output_format), _as_line(task))
+        for number, task in enumerate(tasks)
+    ]
+    _refuse_others(folder / layout, LAYOUTS[layout](expected))
+
+
+def _as_line(task: Task) -> Line:
+    """What the names of a view are made of; how many shards there will be is not known yet, so each image has its own."""
+    return {
+        **(task.extra or {}),
+        "index": task.index,
+        "sample": task.sample,
+        "prompt": task.prompt,
+        "bytes": SHARD_BYTES,
+    }
+
+
 def finished(folder: Path, tasks: Sequence[Task]) -> list[Picture]:
     """The images that are there, in the order of the job."""
     lines = {id_of(line): line for path in sorted(folder.glob("metadata*.jsonl")) for _, line in read_lines(path)}
@@ -100,8 +127,8 @@ def _refuse_others(view: Path, files: Mapping[str, Make]) -> None:
     others = [name for name in found if name not in files]
     if others:
         raise UserError(
-            f"{view} holds files of another job ({', '.join(others[:5])}). Remove that folder and start the same command "
-            "again; the images themselves are safe beside it."
+            f"{view} holds files of another job ({', '.join(others[:5])}), which would be evaluated with this one's. Remove "
+            "that folder and start the same command again; images that are done lie beside it."
         )
 
 

@@ -244,9 +244,11 @@ def test_images_of_another_job_are_never_evaluated(tmp_path: Path, capsys: pytes
     view = run("geneval", write_jsonl(tmp_path / "three.jsonl", GENEVAL), out)
     (view / "results.jsonl").write_text("what an evaluation wrote there")
     run("geneval", write_jsonl(tmp_path / "two.jsonl", GENEVAL[:2]), out, "--overwrite", code=2)
-    assert "00002/samples/00000.png" in capsys.readouterr().err and len(ledger(out)) == 8
+    assert "00002/samples/00000.png" in capsys.readouterr().err and len(ledger(out)) == 12, (
+        "told before anything is made"
+    )
     shutil.rmtree(view / "00002")
-    run("geneval", tmp_path / "two.jsonl", out)
+    run("geneval", tmp_path / "two.jsonl", out, "--overwrite")
     assert (view / "results.jsonl").exists() and len(list(view.rglob("*.png"))) == 8
 
 
