@@ -19,7 +19,7 @@ def show_plan(config: RunConfig, origins: dict[str, str], environ: Mapping[str, 
     if not job.topology.is_main:
         return errors.EXIT_DONE
     bucket_of = job.bucket_of()
-    mine = plan.share_of_node(job.makeable, job.topology, bucket_of, plan.cost_of(job.checkpoint))
+    mine = plan.share_of_node(job.makeable, job.topology, bucket_of, job.cost)
     made = job.make_plan(bucket_of, mine, writer.out_of_memory_limits(config.output_dir))
     console = Console(soft_wrap=True, highlight=False)
     console.print(
@@ -46,7 +46,8 @@ def show_plan(config: RunConfig, origins: dict[str, str], environ: Mapping[str, 
         console.print(
             f"... {len(images) - SHOWN_REPLICAS:,} more replicas; {min(images):,} to {max(images):,} images each"
         )
-    _print_estimates(console, job, made)
+    if not config.backend.is_remote:
+        _print_estimates(console, job, made)
     return errors.EXIT_DONE
 
 
