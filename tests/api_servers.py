@@ -228,7 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
             )
             inline = [p["inlineData"] for p in parts if "inlineData" in p]
             images = [base64.urlsafe_b64decode(part["data"]) for part in inline]
-            kinds = [part["mimeType"] for part in inline]
+            kinds = [part.get("mimeType") or part["mime_type"] for part in inline]  # the protocol takes both spellings
             prompt = next(p["text"] for p in parts if "text" in p)
             return {"prompt": prompt, "n": 1, "images": images, "kinds": kinds, "raw": sent}
         if "instances" in sent:
