@@ -421,7 +421,7 @@ def test_four_ranks_share_the_rows_and_the_ceiling(server: ApiServer, tmp_path: 
     flags = ["--num_processes", "4", "--max_global_workers", "6"]
     edits, given = edits_of(tmp_path, [f"edit {n}" for n in range(60)], 3)
     runs = [(rows_of(tmp_path, prompts), "openai"), (edits, "google_genai")]
-    commands = [(words(server, backend, rows, tmp_path / backend, *flags), KEYS) for rows, backend in runs]
+    commands = [(words(server, backend, rows, tmp_path / backend, *flags), {}) for rows, backend in runs]
     cases = launch(tmp_path, 4, commands)
     assert [case.codes for case in cases] == [[0] * 4, [0] * 4], cases[0].output
     assert_right_images(tmp_path / "openai", prompts)
