@@ -52,6 +52,7 @@ class ApiServer:
 
     def __init__(self, latency: float = 0.0) -> None:
         self.latency = latency
+        """Seconds from the arrival of a request to its answer."""
         self.key = KEY
         self.most = 10_000
         """Requests at a time beyond which the answer is 429."""
@@ -114,6 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_json(200, {"id": "model", "object": "model", "created": 0, "owned_by": "us", "name": "models/model"})
 
     def do_POST(self) -> None:
+        self.arrived = time.monotonic()
         body = self._body()
         if not self._key_is_right():
             return self._wrong_key()
@@ -149,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _work(self) -> None:
         api = self.api
-        time.sleep(api.latency)
+        time.sleep(max(self.arrived + api.latency - time.monotonic(), 0.0))
         if api.hold_after is not None and api.paid.total() >= api.hold_after:
             while not api.release.wait(0.02):
                 self._look()

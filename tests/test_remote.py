@@ -65,8 +65,11 @@ def test_the_gate_never_closes_for_good_and_lets_go_of_who_must_stop() -> None:
     for _ in range(5):
         gate.slow_down(time.monotonic(), None)
     assert gate.limit == 1
-    with gate.slot(lambda: False), pytest.raises(Drained), gate.slot(lambda: True):
-        pass
+    gate.enter(lambda: False)
+    with pytest.raises(Drained):
+        gate.enter(lambda: True)
+    gate.leave()
+    assert gate.enter(lambda: False) > 0
 
 
 def test_the_brake_stops_at_its_limits() -> None:

@@ -3,6 +3,10 @@
 A batch is one request. The run calls `generate` from as many threads as `Facts.workers` says; each thread sends what it
 has paid for on its way before it asks for more, so that a killed run loses no more than what was under way.
 
+A request takes its place among those at a time only while it is on the wire: the hooks of the SDK's HTTP client take it
+just before the first byte goes out, and give it back when the last one has come in. What the SDK does before and after
+(building, base64, JSON) is done by threads beyond that number, while others' requests are with the server.
+
 An adapter (remote_openai, remote_google) says in a `remote.Api` what its API can do, makes the request with the official
 SDK, and translates the SDK's errors into a `Trouble`.
 """
@@ -28,7 +32,18 @@ LONGEST_RETRY_AFTER_S = 900.0
 """A server that asks for a longer pause than this has a quota by the day: the run stops, and a later start goes on."""
 PROBES = 3
 SPARE_THREADS = 4
-"""One thread more than requests at a time, and one more for each 4: while some write their images, others ask."""
+"""One thread more than requests at a time, and one more for each 4: while some work on answers, others ask."""
+
+
+class _Turn(threading.local):
+    """What a thread is doing."""
+
+    asks = False
+    """It asks for images, which is counted and limited; the probe at the start is not."""
+    since: float | None = None
+    """When the request that is on the wire took its place."""
+    last: float = 0.0
+    """When the one before did."""
 
 
 class RemoteBackend:
@@ -51,6 +66,9 @@ class RemoteBackend:
             self.facts.events.append,
         )
         self.client: Any = None
+        self.hooks = {"request": [self._before], "response": [self._after]}
+        """For the SDK's HTTP client (httpx)."""
+        self._turn = _Turn()
         self._key = ""
         self._counting = threading.Lock()
 
@@ -61,7 +79,7 @@ class RemoteBackend:
         raise NotImplementedError
 
     def connect(self, key: str) -> None:
-        """Make the SDK's client, without the SDK's own retries."""
+        """Make the SDK's client, with `self.hooks` in its HTTP client and without the SDK's own retries."""
         raise NotImplementedError
 
     def probe(self) -> None:
@@ -156,24 +174,49 @@ class RemoteBackend:
         self, tasks: Sequence[Task], images: Sequence[Upload]
     ) -> tuple[list[Image.Image | ItemError | None], Trouble | None]:
         """One request: what came of each task, and why some have nothing yet."""
-        with self.gate.slot(self.context.should_stop) as started:
-            self.brake.take()
-            self._count(requests=1)
-            try:
-                answer = self.request(tasks, images)
-            except Exception as error:
-                trouble = self._explained(error)
-            else:
-                trouble = None
-        with self._counting:
-            self.seconds["requests"] += time.monotonic() - started
+        self._turn.asks, self._turn.last = True, 0.0
+        try:
+            answer = self.request(tasks, images)
+        except Drained as stop:
+            raise (stop.__cause__ if isinstance(stop.__cause__, UserError) else stop) from None
+        except Exception as error:
+            trouble = self._explained(error)
+        else:
+            trouble = None
+        finally:
+            self._turn.asks = False
+            self._leave()
         if trouble is not None:
-            self._react(trouble, started)
+            self._react(trouble, self._turn.last)
             return [None] * len(tasks), trouble
+        assert self._turn.last, "the SDK's HTTP client calls no hooks: nothing would limit the requests at a time"
         self.gate.went_well()
         self._count(**answer.usage)
         self.brake.paid(answer.usage.get("cost"))
         return self._unpack(answer, len(tasks))
+
+    def _before(self, _request: Any) -> None:
+        """The request is built and about to be sent, in the thread that asks."""
+        if not self._turn.asks:
+            return
+        self._turn.since = self._turn.last = self.gate.enter(self.context.should_stop)
+        try:
+            self.brake.take()
+        except UserError as problem:  # the SDK would make an error of its own out of it
+            raise Drained from problem
+        self._count(requests=1)
+
+    def _after(self, response: Any) -> None:
+        """The head of the answer is here."""
+        response.read()
+        self._leave()
+
+    def _leave(self) -> None:
+        since, self._turn.since = self._turn.since, None
+        if since is not None:
+            self.gate.leave()
+            with self._counting:
+                self.seconds["requests"] += time.monotonic() - since
 
     def _unpack(self, answer: Answer, wanted: int) -> tuple[list[Image.Image | ItemError | None], Trouble | None]:
         made: list[Image.Image | ItemError | None] = []

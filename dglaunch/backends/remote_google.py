@@ -85,6 +85,7 @@ class GoogleBackend(RemoteBackend):
             base_url=self.settings.api_base,
             timeout=int(self.settings.timeout * 1000),
             retry_options=types.HttpRetryOptions(attempts=1),
+            client_args={"event_hooks": self.hooks, "limits": _no_limits()},
         )
         self.client = genai.Client(api_key=key, vertexai=self.imagen, http_options=options)
 
@@ -169,6 +170,15 @@ class GoogleBackend(RemoteBackend):
         if isinstance(error, ValueError):  # pydantic's too: a damaged answer
             return Trouble("again", f"the answer cannot be read: {error}")
         return Trouble("refused", f"{type(error).__name__}: {error}")
+
+
+def _no_limits() -> Any:
+    """Of connections: the gate has the limit. (The SDK's HTTP client keeps 20 open and makes 100 at most.)"""
+    try:
+        import httpx2 as httpx
+    except ImportError:  # older versions of the SDK
+        import httpx
+    return httpx.Limits(max_connections=None, max_keepalive_connections=None)
 
 
 def _imagen_part(generated: Any) -> bytes | Trouble:

@@ -52,8 +52,9 @@ class OpenAIBackend(RemoteBackend):
 
         self._sdk = openai
         self.client = openai.OpenAI(
-            api_key=key, base_url=self.settings.api_base, timeout=self.settings.timeout, max_retries=0
-        )
+            api_key=key, base_url=self.settings.api_base, timeout=self.settings.timeout, max_retries=0,
+            http_client=openai.DefaultHttpxClient(event_hooks=self.hooks),
+        )  # fmt: skip
 
     def probe(self) -> None:
         self.client.models.retrieve(self.model)
