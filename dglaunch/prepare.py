@@ -97,6 +97,8 @@ class Job:
         )
         made = plan.build(pending, self.topology.num_replicas, choose, bucket_of, self.cost)
         self.reasons |= _size_reasons(self.checkpoint, made)
+        if self.config.backend.is_remote:
+            made.lost = 0  # other rows would not make its requests fewer
         return made
 
     @property

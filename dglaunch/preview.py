@@ -25,9 +25,8 @@ def show_plan(config: RunConfig, origins: dict[str, str], environ: Mapping[str, 
     console.print(
         f"{config.backend.model_name} ({job.checkpoint.pipeline_class}), {job.machine.dtype}: {job.topology.describe()}"
     )
-    console.print(
-        f"{made.num_tasks:,} images in {made.num_batches:,} batches; {made.lost:,} more than if {job.one_kind}"
-    )
+    more = f"; {made.lost:,} more than if {job.one_kind}" if made.lost else ""
+    console.print(f"{made.num_tasks:,} images in {made.num_batches:,} batches{more}")
     for task in job.hopeless[:SHOWN_ERRORS]:
         console.print(f"cannot be made: {task.error}")
     if len(job.hopeless) > SHOWN_ERRORS:

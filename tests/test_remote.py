@@ -14,9 +14,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from api_servers import KEY, KEYS, ApiServer
+from api_servers import KEY, KEYS, ApiServer, colour_of
 from conftest import ROOT, clean_environment, end, kill_group, launch, ledger, run_json, start
+from PIL import Image
 from remote_runs import MODELS, assert_no_key, assert_right_images, edits_of, rows_of, wait_for, words
 
 from dglaunch import run
@@ -24,6 +26,7 @@ from dglaunch.__main__ import main
 from dglaunch.backends import pace, remote, remote_answers
 from dglaunch.config import BackendConfig, RemoteConfig, T2IConfig
 from dglaunch.errors import Drained, UserError
+from dglaunch.images import decode_description
 from dglaunch.topology import Topology
 
 # -- pace ---------------------------------------------------------------------------------------------------------
@@ -290,6 +293,19 @@ def test_answers_with_addresses(server: ApiServer, tmp_path: Path) -> None:
     server.as_address = True
     assert main(words(server, "openai", rows_of(tmp_path, ["a", "b"]), tmp_path / "out")) == 0
     assert_right_images(tmp_path / "out", ["a", "b"])
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpg", "webp"])
+def test_every_output_format_carries_its_text(server: ApiServer, tmp_path: Path, output_format: str) -> None:
+    out = tmp_path / "out"
+    command = words(server, "openai", rows_of(tmp_path, ["a", "b [truncated]"]), out, "--output_format", output_format)
+    assert main(command) == 0
+    for line in ledger(out):
+        image = Image.open(out / line["file_name"])
+        assert decode_description(image)["index"] == line["index"]  # type: ignore[index]
+        assert (image.width, image.height) == (line["width"], line["height"]) == (32, 32)
+        near = np.abs(np.asarray(image.convert("RGB"))[3, 3].astype(int) - colour_of(line["prompt"]))
+        assert near.max() <= (0 if output_format == "png" else 6)
 
 
 def test_sizes_and_seeds_reach_the_api_where_it_has_them_and_the_ledger_says_where_not(

@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
+from dglaunch.images import WholePng, whole_png
+
 MAX_DOWNLOAD = 1 << 27
 SLOW_DOWN = (429, 503, 529)
 AGAIN = (408, 409, 425)
@@ -64,9 +66,11 @@ def decode(text: str) -> bytes:
         raise Trouble("again", f"the image in the answer is damaged: {error}") from None
 
 
-def picture(data: bytes) -> Image.Image:
+def picture(data: bytes, output_format: str) -> Image.Image | WholePng:
     """The image in full; one that is cut off is trouble now, not a file that cannot be read later."""
     try:
+        if output_format == "png" and (png := whole_png(data)) is not None:
+            return png
         image = Image.open(io.BytesIO(data))
         image.load()
     except (OSError, SyntaxError, ValueError) as error:

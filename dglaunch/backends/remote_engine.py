@@ -4,7 +4,8 @@ A batch is one request. The run calls `generate` from as many threads as `Facts.
 has paid for on its way before it asks for more, so that a killed run loses no more than what was under way.
 
 A request takes its place among those at a time only while it is on the wire: the hooks of the SDK's HTTP client take it
-just before the first byte goes out, and give it back when the last one has come in. What the SDK does before and after
+just before the first byte goes out, and give it back when the last one has come in (of a refusal, and where costs are
+counted, when it has been understood). What the SDK does before and after
 (building, base64, JSON) is done by threads beyond that number, while others' requests are with the server.
 
 An adapter (remote_openai, remote_google) says in a `remote.Api` what its API can do, makes the request with the official
@@ -24,6 +25,7 @@ from dglaunch.backends.remote import Api, key_of, num_workers, place_of
 from dglaunch.backends.remote_answers import STOPS, Answer, Trouble, picture, redact
 from dglaunch.errors import Drained, MissingPackage, UserError
 from dglaunch.flags import environment
+from dglaunch.images import WholePng
 from dglaunch.inputs import BadImage, Upload, uploads
 from dglaunch.plan import Batch
 from dglaunch.tasks import Task
@@ -33,6 +35,9 @@ LONGEST_RETRY_AFTER_S = 900.0
 PROBES = 3
 SPARE_THREADS = 4
 """One thread more than requests at a time, and one more for each 4: while some work on answers, others ask."""
+
+
+Slot = Image.Image | WholePng | ItemError | None
 
 
 class _Turn(threading.local):
@@ -53,6 +58,7 @@ class RemoteBackend:
         self.context = context
         self.model = context.config.backend.model_name
         self.settings = context.config.remote
+        self.output_format = context.config.output_format
         self.api = self.describe(self.model)
         self.seconds = {"requests": 0.0}
         places = num_workers(context.config, context.topology)
@@ -133,9 +139,9 @@ class RemoteBackend:
         where = f" at {self.settings.api_base}" if self.settings.api_base else ""
         raise UserError(f"{self.api.name} cannot be reached{where}: {trouble}. Check the network and --api_base.")
 
-    def generate(self, batch: Batch) -> Sequence[Image.Image | ItemError | None]:
+    def generate(self, batch: Batch) -> Sequence[Slot]:
         """The images of one row. A slot is None where the run was stopped in between: that image stays pending."""
-        slots: list[Image.Image | ItemError | None] = [None] * len(batch)
+        slots: list[Slot] = [None] * len(batch)
         try:
             images = uploads(batch.tasks[0], self.api.image_formats, self.api.max_image_bytes)
         except BadImage as error:
@@ -151,9 +157,7 @@ class RemoteBackend:
         if self.client is not None:
             self.client.close()
 
-    def _fill(
-        self, slots: list[Image.Image | ItemError | None], tasks: Sequence[Task], images: Sequence[Upload]
-    ) -> None:
+    def _fill(self, slots: list[Slot], tasks: Sequence[Task], images: Sequence[Upload]) -> None:
         """Ask until each slot has its image or its error; an image that came is not asked for again."""
         attempt = 0
         while left := [n for n, slot in enumerate(slots) if slot is None]:
@@ -170,30 +174,37 @@ class RemoteBackend:
             sleep(delay(attempt, self.settings.retry_delay, trouble.retry_after), self.context.should_stop)
             attempt += 1
 
-    def _ask(
-        self, tasks: Sequence[Task], images: Sequence[Upload]
-    ) -> tuple[list[Image.Image | ItemError | None], Trouble | None]:
+    def _ask(self, tasks: Sequence[Task], images: Sequence[Upload]) -> tuple[list[Slot], Trouble | None]:
         """One request: what came of each task, and why some have nothing yet."""
         self._turn.asks, self._turn.last = True, 0.0
+        try:
+            answer = self._send(tasks, images)
+        except Trouble as trouble:
+            self._react(trouble, self._turn.last)
+            return [None] * len(tasks), trouble
+        finally:
+            self._turn.asks = False
+            self._leave()
+        self.gate.went_well()
+        self._count(**answer.usage)
+        return self._unpack(answer, len(tasks))
+
+    def _send(self, tasks: Sequence[Task], images: Sequence[Upload]) -> Answer:
+        """One answer, its cost counted.
+
+        Raises:
+            Trouble: whatever the SDK raised.
+            Drained, UserError: nothing was sent, and nothing will be.
+        """
         try:
             answer = self.request(tasks, images)
         except Drained as stop:
             raise (stop.__cause__ if isinstance(stop.__cause__, UserError) else stop) from None
         except Exception as error:
-            trouble = self._explained(error)
-        else:
-            trouble = None
-        finally:
-            self._turn.asks = False
-            self._leave()
-        if trouble is not None:
-            self._react(trouble, self._turn.last)
-            return [None] * len(tasks), trouble
+            raise self._explained(error) from None
         assert self._turn.last, "the SDK's HTTP client calls no hooks: nothing would limit the requests at a time"
-        self.gate.went_well()
-        self._count(**answer.usage)
         self.brake.paid(answer.usage.get("cost"))
-        return self._unpack(answer, len(tasks))
+        return answer
 
     def _before(self, _request: Any) -> None:
         """The request is built and about to be sent, in the thread that asks."""
@@ -207,9 +218,11 @@ class RemoteBackend:
         self._count(requests=1)
 
     def _after(self, response: Any) -> None:
-        """The head of the answer is here."""
+        """The head of the answer is here. Who waits may send, unless what this answer says may be against it."""
         response.read()
-        self._leave()
+        if response.is_success and self.brake.max_cost is None:
+            self._leave()
+            time.sleep(0)  # lets go of Python's lock: who got the place sends before this answer is taken apart
 
     def _leave(self) -> None:
         since, self._turn.since = self._turn.since, None
@@ -218,14 +231,14 @@ class RemoteBackend:
             with self._counting:
                 self.seconds["requests"] += time.monotonic() - since
 
-    def _unpack(self, answer: Answer, wanted: int) -> tuple[list[Image.Image | ItemError | None], Trouble | None]:
-        made: list[Image.Image | ItemError | None] = []
+    def _unpack(self, answer: Answer, wanted: int) -> tuple[list[Slot], Trouble | None]:
+        made: list[Slot] = []
         trouble = (
             None if len(answer.parts) >= wanted else Trouble("again", f"{len(answer.parts)} of {wanted} images came")
         )
         for part in answer.parts[:wanted]:
             try:
-                made.append(picture(part) if isinstance(part, bytes) else _refusal(part))
+                made.append(picture(part, self.output_format) if isinstance(part, bytes) else _refusal(part))
             except Trouble as damaged:
                 made.append(None)
                 trouble = damaged
