@@ -8,7 +8,7 @@ What is painted depends on the prompt and on the bytes and the order of the inpu
 
     [429] [500] [timeout] [drop] [truncated] [text] [refused]
 
-As a script it measures throughput against itself: python tests/api_servers.py
+api_bench.py measures throughput against it.
 """
 
 import base64
@@ -291,45 +291,3 @@ def _form(boundary: bytes, raw: bytes) -> tuple[dict[str, str], list[bytes], lis
         else:
             texts[head.partition(b'name="')[2].partition(b'"')[0].decode()] = content.decode()
     return texts, files, kinds
-
-
-def bench(concurrency: int, latency: float, prompts: int) -> None:
-    """Requests/s of one rank against concurrency / latency, the server in a process of its own."""
-    import multiprocessing
-    import os
-    import subprocess
-    import sys
-    import tempfile
-    from pathlib import Path
-
-    ours, theirs = multiprocessing.Pipe()
-    server = multiprocessing.Process(target=_serve, args=(theirs, latency), daemon=True)
-    server.start()
-    address = ours.recv()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "p.txt").write_text("".join(f"prompt {n}\n" for n in range(prompts)))
-        command = [sys.executable, "-m", "dglaunch", "t2i", "--backend", "openai", "--model_name", "gpt-image-1.5"]
-        command += ["--prompts_file", str(folder / "p.txt"), "--num_processes", str(concurrency), "--api_base", address]
-        command += ["--output_dir", str(folder / "out")]
-        subprocess.run(
-            command, env=os.environ | {"OPENAI_API_KEY": KEY, "NO_PROXY": "*"}, check=True, capture_output=True
-        )
-        run = json.loads((folder / "out" / "run.json").read_text())
-    server.terminate()
-    ideal = concurrency / latency
-    print(
-        f"{prompts} prompts, {concurrency} at a time, {latency * 1000:.0f} ms each: {run['images_per_s']:.1f} images/s, "
-        f"{run['images_per_s'] / ideal:.1%} of {ideal:.0f}"
-    )
-
-
-def _serve(pipe: Any, latency: float) -> None:
-    with ApiServer(latency) as server:
-        pipe.send(server.openai)
-        threading.Event().wait()
-
-
-if __name__ == "__main__":
-    for at_a_time in (1, 4, 8, 16):
-        bench(at_a_time, 0.05, 100 * at_a_time)

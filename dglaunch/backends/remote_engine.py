@@ -206,10 +206,11 @@ class RemoteBackend:
         self.brake.paid(answer.usage.get("cost"))
         return answer
 
-    def _before(self, _request: Any) -> None:
+    def _before(self, request: Any) -> None:
         """The request is built and about to be sent, in the thread that asks."""
         if not self._turn.asks:
             return
+        request.read()  # a form is in many small parts, which would be sent one by one
         self._turn.since = self._turn.last = self.gate.enter(self.context.should_stop)
         try:
             self.brake.take()
