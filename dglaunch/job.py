@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -134,19 +134,29 @@ class _Run:
         context = backends.Context(
             config=job.config, checkpoint=job.checkpoint, topology=self.topology, channel=channel, device=job.device,
             dtype=job.machine.dtype, should_stop=lambda: self._between_steps(channel),
+            batches=made.batches[self.topology.replica],
         )  # fmt: skip
         backend = backends.create(context) if pending else None
         if backend is not None:
-            start = time.perf_counter()
-            self.facts = backend.load()
-            self.load_seconds = time.perf_counter() - start
-            with self.watch.doing("waiting for the other ranks to load the model"):
-                channel.all_of_world(None)  # all start together, so that the shares of the time mean what they say
+            self._load(backend, channel)
         try:
             return self._loop(context, backend, made)
         finally:
             if backend is not None:
                 backend.close()
+
+    def _load(self, backend: backends.Backend, channel: Channel) -> None:
+        """All ranks load at the same time and start together, or leave together."""
+        start = time.perf_counter()
+        with ExitStack() as waiting:  # a download may take hours; waiting for one that hangs must not
+
+            def load() -> backends.Facts:
+                facts = backend.load()
+                self.load_seconds = time.perf_counter() - start - backend.seconds.get("encode_prompts", 0.0)
+                waiting.enter_context(self.watch.doing("waiting for the other ranks to load the model"))
+                return facts
+
+            self.facts = channel.together(load)
 
     def _loop(self, context: backends.Context, backend: backends.Backend | None, made: plan.Plan) -> int:
         channel = context.channel
@@ -217,7 +227,7 @@ class _Run:
             note("The last run left a torn ledger line, or images were removed or damaged; those are made again.")
         skipped = self.report.counts.num_skipped
         note(
-            f"{pending:,} images in {made.num_batches:,} batches to make"
+            f"{report.number(pending, 'image')} in {report.number(made.num_batches, 'batch')} to make"
             + (f"; {skipped:,} are there already" if skipped else "")
             + (
                 f"; without its different sizes and images it would be {made.num_batches - made.lost:,}"

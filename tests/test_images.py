@@ -1,65 +1,27 @@
-"""A PNG that an API sent: written as it came, with our text in it."""
-
-import io
-from typing import Any
+"""A pipeline's tensor to images: what diffusers itself makes of it, and no black image for one that is not a number."""
 
 import numpy as np
 import pytest
-from edit_images import picture
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+import torch
+from diffusers.image_processor import VaeImageProcessor
 
-from dglaunch.images import WholePng, decode_description, encode, whole_png
-
-DESCRIPTION: dict[str, Any] = {"prompt": "ein Fuchs \u00fc", "seed": 7, "model": "m", "index": 3, "sample": 0}
+from dglaunch.backends import ItemError
+from dglaunch.backends.diffusers import to_images
 
 
-def png(image: Image.Image, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", **options)
-    return buffer.getvalue()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_pixels_are_those_of_diffusers(dtype: torch.dtype) -> None:
+    decoded = (torch.rand(3, 3, 16, 8, generator=torch.Generator().manual_seed(0)) * 3 - 1.5).to(dtype)
+    processor = VaeImageProcessor()
+    wanted = processor.postprocess(decoded, output_type="pil")
+    made = to_images(processor.postprocess(decoded, output_type="pt"))
+    assert [image.size for image in made] == [(8, 16)] * 3
+    assert all(np.array_equal(np.asarray(one), np.asarray(other)) for one, other in zip(made, wanted))
 
 
-def chunk(data: bytes, kind: bytes) -> bytes:
-    start = data.index(kind)
-    return data[start : start + int.from_bytes(data[start - 4 : start]) + 8]
-
-
-def deep() -> Image.Image:
-    return Image.fromarray(np.linspace(0, 65535, 64 * 48).astype(np.uint16).reshape(48, 64))
-
-
-@pytest.mark.parametrize("image", [picture(1), picture(1).convert("RGBA"), picture(1).convert("P"), deep()])
-def test_nothing_but_the_text_is_another(image: Image.Image) -> None:
-    foreign = PngInfo()
-    foreign.add_text("prompt", "somebody else's")
-    foreign.add_itxt("settings", '{"index": 99}')
-    data = png(image, pnginfo=foreign, compress_level=9)
-    found = whole_png(data)
-    assert isinstance(found, WholePng) and (found.width, found.height) == image.size
-    written = encode(found, "png", DESCRIPTION)
-    assert chunk(written, b"IDAT") == chunk(data, b"IDAT")
-    shown = Image.open(io.BytesIO(written))
-    shown.load()
-    assert shown.mode == Image.open(io.BytesIO(data)).mode and shown.tobytes() == image.tobytes()
-    assert decode_description(shown) == DESCRIPTION
-    # The text is what an image of ours would carry.
-    ours = Image.open(io.BytesIO(encode(image, "png", DESCRIPTION)))
-    assert shown.text == ours.text  # type: ignore[attr-defined]
-
-
-def test_what_is_torn_or_changed_is_told() -> None:
-    data = png(picture(1))
-    for end in range(9, len(data) - 1, 37):
-        with pytest.raises(ValueError, match=r"whole|checksum"):
-            whole_png(data[:end])
-    changed = bytearray(data)
-    changed[len(data) // 2] ^= 1
-    with pytest.raises(ValueError, match="checksum"):
-        whole_png(bytes(changed))
-
-
-def test_other_formats_are_none() -> None:
-    buffer = io.BytesIO()
-    picture(1).save(buffer, "JPEG")
-    assert whole_png(buffer.getvalue()) is None and whole_png(b"") is None
+def test_an_image_of_nan_is_an_error_and_the_others_are_not() -> None:
+    pixels = torch.full((3, 3, 8, 8), 0.5, dtype=torch.float16)
+    pixels[1, 2, 3, 4] = float("nan")
+    first, second, third = to_images(pixels)
+    assert isinstance(second, ItemError) and "float16 overflowed" in second.message
+    assert first.getpixel((4, 3)) == third.getpixel((4, 3)) == (128, 128, 128)
