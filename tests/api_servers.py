@@ -32,6 +32,7 @@ KEY = "sk-loopback-0123456789abcdefghij"
 KEYS = {"OPENAI_API_KEY": KEY, "GEMINI_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}
 MARKER = re.compile(r"\[(always )?(429|500|timeout|drop|truncated|text|refused)\]")
 HANG_S = 30.0
+RETRY_AFTER_S = 0.2
 
 
 def colour_of(prompt: str, images: Sequence[bytes] = ()) -> tuple[int, int, int]:
@@ -65,6 +66,7 @@ class ApiServer:
         """Answer with the addresses of images instead of base64."""
         self.release = threading.Event()
         self.asked: Counter[str] = Counter()
+        self.asked_at: dict[str, list[float]] = {}
         self.paid: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
         self.num_requests = 0
@@ -125,6 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
             api.bodies.append(body)
             prompt = body["prompt"]
             api.asked[prompt] += 1
+            api.asked_at.setdefault(prompt, []).append(self.arrived)
             first = api.asked[prompt] == 1
         faults = [kind for always, kind in MARKER.findall(prompt) if always or first or kind == "refused"]
         try:
@@ -183,7 +186,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_error(400, said, "moderation_blocked")
         elif fault.isdigit():
             status = int(fault)
-            self._send_error(status, f"trouble {status}", "x", {"Retry-After": "0.1"} if status == 429 else {})
+            headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 429 else {}
+            self._send_error(status, f"trouble {status}", "x", headers)
         else:
             colour = colour_of(body["prompt"], body["images"])
             images = [painted(colour)] * body["n"]

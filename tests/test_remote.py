@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from api_servers import KEY, KEYS, ApiServer, colour_of
+from api_servers import KEY, KEYS, RETRY_AFTER_S, ApiServer, colour_of
 from conftest import ROOT, clean_environment, end, kill_group, launch, ledger, run_json, start
 from PIL import Image
 from remote_runs import MODELS, assert_no_key, assert_right_images, edits_of, rows_of, wait_for, words
 
 from dglaunch import run
 from dglaunch.__main__ import main
-from dglaunch.backends import pace, remote, remote_answers
+from dglaunch.backends import pace, remote, remote_answers, remote_google
 from dglaunch.config import BackendConfig, RemoteConfig, T2IConfig
 from dglaunch.errors import Drained, UserError
 from dglaunch.images import decode_description
@@ -75,6 +75,12 @@ def test_the_gate_never_closes_for_good_and_lets_go_of_who_must_stop() -> None:
     assert gate.enter(lambda: False) > 0
 
 
+def test_a_pause_holds_for_all_requests_of_the_rank() -> None:
+    gate, start = pace.Gate(4, lambda _: None), time.monotonic()
+    gate.slow_down(start, 0.2)
+    assert gate.enter(lambda: False) - start >= 0.2
+
+
 def test_the_brake_stops_at_its_limits() -> None:
     events: list[str] = []
     brake = pace.Brake(2, None, events.append)
@@ -102,6 +108,13 @@ def test_retry_after(text: str, seconds: float | None) -> None:
     assert remote_answers.retry_after({"retry-after": text}) == seconds
 
 
+def test_google_names_a_pause_in_its_own_way() -> None:
+    details = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "32.5s"}]
+    assert remote_google._retry_info({"error": {"details": details}}) == 32.5
+    assert remote_google._retry_info({"error": {"details": [{"retryDelay": "soon"}]}}) is None
+    assert remote_google._retry_info("no details") is None
+
+
 def test_retry_after_as_a_date() -> None:
     seconds = remote_answers.retry_after({"retry-after": "Wed, 21 Oct 2099 07:28:00 GMT"})
     assert seconds is not None and seconds > 1e9
@@ -117,6 +130,7 @@ REFUSED: list[tuple[str, list[str], dict[str, Any], str]] = [
         "--torch_dtype, --enable_vae_tiling would do nothing",
     ),
     ("openai", ["--device", "cpu"], {}, "--device would do nothing"),
+    ("openai", ["--encode", "ahead", "--embedding_cache", "e"], {}, "--encode, --embedding_cache would do nothing"),
     ("openai", ["--max_sequence_length", "64"], {}, "--max_sequence_length would do nothing"),
     ("openai", ["--num_inference_steps", "4"], {}, "takes no num_inference_steps"),
     ("google_genai", [], {"negative_prompt": "rain"}, "takes no negative_prompt"),
@@ -247,6 +261,23 @@ def test_concurrency_falls_when_told_to_slow_down_and_the_report_says_so(server:
     assert told["usage"]["slow_downs"] > 0
     assert any("asked to slow down: 12 -> 6 requests at a time" in event for event in told["events"])
     assert set(server.paid.values()) == {1}
+
+
+@pytest.mark.parametrize("backend", MODELS)
+def test_a_server_that_names_a_pause_gets_it(server: ApiServer, tmp_path: Path, backend: str) -> None:
+    prompts, out = [f"{n}{' [429]' * (n == 3)}" for n in range(12)], tmp_path / "out"
+    flags = ["--num_processes", "4", "--retry_delay", "0.001"]
+    assert main(words(server, backend, rows_of(tmp_path, prompts), out, *flags)) == 0
+    assert_right_images(out, prompts)
+    told, again = server.asked_at["3 [429]"]
+    assert again - told >= RETRY_AFTER_S
+
+
+def test_concurrency_rises_again_when_the_server_has_room(server: ApiServer, tmp_path: Path) -> None:
+    prompts, out = [f"{n}{' [429]' * (n == 0)}" for n in range(100)], tmp_path / "out"
+    assert main(words(server, "openai", rows_of(tmp_path, prompts), out, "--num_processes", "8")) == 0
+    changes = [event.split(" s ")[1] for event in run_json(out)["events"]]
+    assert changes == ["the server asked to slow down: 8 -> 4 requests at a time", "back to 8 requests at a time"]
 
 
 def test_max_requests_is_a_brake_and_the_next_start_goes_on(server: ApiServer, tmp_path: Path) -> None:
