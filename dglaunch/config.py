@@ -275,6 +275,7 @@ LOCAL_ONLY = (
     "allow_pickle",
     "cache_dir",
     "max_sequence_length",
+    "model_type",
 )
 """Flags that say how a checkpoint runs on this machine, besides those of OptimizationConfig."""
 
@@ -288,11 +289,11 @@ def check_flags_of_backend(config: RunConfig, origins: Mapping[str, str]) -> Non
     name = config.backend.backend
     remote = tuple(item.name for item in fields(RemoteConfig))
     local = (*LOCAL_ONLY, *(item.name for item in fields(OptimizationConfig)))
-    given, defaults = settings(config), settings(RunConfig())
+    given, defaults = settings(config), settings(RunConfig()) | {"model_type": None}
     idle = [
         flag
         for flag in (local if config.backend.is_remote else remote)
-        if given[flag] != defaults[flag] or origins.get(flag, "default") != "default"
+        if flag in given and (given[flag] != defaults[flag] or origins.get(flag, "default") != "default")
     ]
     if idle:
         flags = ", ".join(f"--{flag}" for flag in idle)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dglaunch.config import EditingConfig
-from dglaunch.editing import STRATEGIES, ModelConfig, input_sizes
+from dglaunch.editing import ModelConfig
 from dglaunch.errors import UserError
 from dglaunch.inputs import BadImage, Cell, InputImage, describe, probe, probe_files
 from dglaunch.models import Checkpoint
@@ -23,15 +23,15 @@ MAX_PATH = 4096
 """Characters; what is longer is no path, and asking the system for it would be an error."""
 
 
-def read_edits(config: EditingConfig, checkpoint: Checkpoint) -> list[Task]:
-    """All tasks of an editing run; those whose images cannot be used carry an error.
+def read_edits(config: EditingConfig, checkpoint: Checkpoint, family: ModelConfig) -> list[Task]:
+    """All tasks of an editing run; those whose images cannot be used carry an error. `family` says which can.
 
     Raises:
         InputError: rows are bad (all of them are named).
         UserError: the file or a flag is wrong.
     """
     assert config.input is not None
-    reader = EditReader(config, checkpoint)
+    reader = EditReader(config, checkpoint, family)
     return reader.with_images(reader.read(read_table(config.input)))
 
 
@@ -54,9 +54,9 @@ def parse_ranges(text: str) -> list[range]:
 class EditReader(RowReader):
     """Rows with images. The files are looked at after the table is read, each once, several at a time."""
 
-    def __init__(self, config: EditingConfig, checkpoint: Checkpoint) -> None:
+    def __init__(self, config: EditingConfig, checkpoint: Checkpoint, family: ModelConfig) -> None:
         super().__init__(config, str(config.input), checkpoint.family.size_multiple, config.instruction_key)
-        self.family: ModelConfig = STRATEGIES[checkpoint.pipeline_class]
+        self.family = family
         self.checkpoint = checkpoint
         self.ranges = parse_ranges(config.filter_rows) if config.filter_rows is not None else None
         self.references: dict[int, list[tuple[str, Path | Cell]]] = {}
@@ -166,7 +166,7 @@ class EditReader(RowReader):
             if error is not None:
                 task.error = f"{task.row}: {error}"
                 continue
-            sizes = input_sizes(self.checkpoint, task)
+            sizes = self.family.input_sizes(task, self.checkpoint.defaults)
             task.input_tokens = sum(self.checkpoint.image_tokens(height, width) for width, height in sizes)
             if self.family.output_size is not None:
                 width, height = self.family.output_size(task.images[0].size, self.checkpoint.defaults)
@@ -177,8 +177,10 @@ class EditReader(RowReader):
     def _error(self, found: list[tuple[str, InputImage | BadImage]]) -> str | None:
         """Why these images cannot be edited by this family."""
         count = len(found)
-        if count != 1 and not (count and self.family.multi_image):
-            wanted = "one or more" if self.family.multi_image else "exactly one"
+        most = self.family.max_images
+        if (count != 1 and not (count and self.family.multi_image)) or (most is not None and count > most):
+            several = "one or more" if most is None else f"1 to {most}"
+            wanted = several if self.family.multi_image else "exactly one"
             return f"{count} input images, but {self.family.name} ({self.checkpoint.pipeline_class}) takes {wanted}"
         bad = [(name, image) for name, image in found if isinstance(image, BadImage)]
         if bad:

@@ -125,7 +125,7 @@ class _Run:
         job = self.job
         job.machine = estimate.Machine(name=job.machine.name, memory=memory, dtype=job.machine.dtype)
         bucket_of = job.bucket_of()
-        mine = plan.share_of_node(job.makeable, self.topology, bucket_of, plan.cost_of(job.checkpoint)) + job.hopeless
+        mine = plan.share_of_node(job.makeable, self.topology, bucket_of, job.cost) + job.hopeless
         finished = {(job.tasks[n].index, job.tasks[n].sample) for n in done}
         left = [task for task in mine if (task.index, task.sample) not in finished]
         pending = [task for task in left if task.error is None]
