@@ -31,7 +31,7 @@ class Job:
         os.kill(self.process.pid if rank is None else self.ranks[rank], number)
         return time.monotonic()
 
-    def end(self, timeout: float = 120) -> Ended:
+    def end(self, timeout: float = 240) -> Ended:
         try:
             return end(self.process, timeout)
         finally:
@@ -113,13 +113,18 @@ def torchrun(
     return Job(folder, process)
 
 
-def until(condition: Callable[[], Any], seconds: float = 90, step: float = 0.05) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 180, step: float = 0.05) -> Any:
     """What the condition gives, once it gives something."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(step)
     return value
+
+
+def slowness() -> float:
+    """How many times longer things may take here and now: 1 where each process has a core."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def in_the_middle(job: Job, nproc: int, images: int) -> Job:

@@ -16,11 +16,10 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Ended, clean_environment, dglaunch, end, ledger, run_json, start, write_jsonl
-from processes import Job, in_the_middle, prompts, torchrun, until, words
+from processes import Job, in_the_middle, prompts, slowness, torchrun, until, words
 
 from dglaunch.__main__ import main
 
-pytestmark = pytest.mark.slow  # minutes, and not yet steady on a loaded machine
 NUM = 24
 RANKS = 3
 HANDLED = ("--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2")
@@ -59,7 +58,7 @@ def finishes(job: Job, total: int = NUM) -> None:
     """What was written is valid, and the same command makes the rest."""
     assert main(["verify", str(job.out), "--repair"]) in (0, 1)
     kept = {line["file_name"]: line["sha256"] for line in ledger(job.out)}
-    assert dglaunch(*words(job.folder), timeout=120).code == 0
+    assert dglaunch(*words(job.folder)).code == 0
     lines = {line["file_name"]: line["sha256"] for line in ledger(job.out)}
     assert len(lines) == len(ledger(job.out)) == total
     assert kept.items() <= lines.items()
@@ -73,15 +72,15 @@ def test_death(tmp_path: Path, death: str) -> None:
     job = in_the_middle(torchrun(tmp_path, RANKS, words(tmp_path, "--stall_timeout", "6"), case.options), RANKS, 6)
     at = job.signal(case.number, case.rank)
     if case.number == signal.SIGSTOP:  # torchrun kills it 30 s later; here as soon as all others have left
-        until(lambda: job.alive() == [case.rank], seconds=60)
+        until(lambda: job.alive() == [case.rank])
         os.kill(job.ranks[case.rank or 0], signal.SIGKILL)
-    until(lambda: not job.alive(), seconds=100)
+    until(lambda: not job.alive())
     took = time.monotonic() - at
     ended = job.end()
     assert ended.code != 0
     assert case.text in ended.output, ended.output
     SEEN[death] = next(line for line in ended.output.splitlines() if case.text in line)
-    assert took < case.seconds, f"{took:.0f} s\n{ended.output}"
+    assert took < case.seconds * slowness(), f"{took:.0f} s\n{ended.output}"
     assert run_json(job.out)["outcome"] in case.outcomes, ended.output
     assert main(["status", str(job.out)]) == 130
     assert len(ledger(job.out)) < NUM
@@ -114,8 +113,8 @@ def test_drain_leaves_a_long_batch(tmp_path: Path) -> None:
     )
     job = in_the_middle(torchrun(tmp_path, 3, words(tmp_path)), 3, 3)
     at = job.signal(signal.SIGTERM)
-    ended = job.end(60)
-    assert time.monotonic() - at < 20
+    ended = job.end()
+    assert time.monotonic() - at < 20 * slowness()
     assert run_json(job.out)["outcome"] == "drained", ended.output
     assert len(ledger(job.out)) == 3
 
@@ -125,8 +124,8 @@ def test_drain_leaves_a_batch_that_does_not_listen(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "0"}, {"prompt": "1"}, {"prompt": "2 [deaf 600]"}])
     job = in_the_middle(torchrun(tmp_path, 1, words(tmp_path)), 1, 2)
     at = job.signal(signal.SIGTERM)
-    ended = job.end(60)
-    assert time.monotonic() - at < 22
+    ended = job.end()
+    assert time.monotonic() - at < 22 * slowness()
     assert "left in the middle of image 000002" in ended.output
     assert run_json(job.out)["outcome"] == "drained"
     assert len(ledger(job.out)) == 2
@@ -135,7 +134,7 @@ def test_drain_leaves_a_batch_that_does_not_listen(tmp_path: Path) -> None:
 def test_a_hung_batch_is_told_with_its_stack(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "0"}, {"prompt": "1 [deaf 600]"}])
     process = start([*words(tmp_path, "--stall_timeout", "2")])
-    ended = end(process, 60)
+    ended = end(process)
     assert ended.code == 1
     assert "rank 0 makes no progress (--stall_timeout 2): image 000001" in ended.output
     assert "in generate" in ended.output
