@@ -11,12 +11,14 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from conftest import ROOT, clean_environment, kill_group, ledger
 from processes import at_work_in, kill, prompts, ranks_of, until, words
 
 from dglaunch.__main__ import main
+from dglaunch.config import WriterName
 
 
 def _start(folder: Path, nproc: int, arguments: list[str]) -> "subprocess.Popen[bytes]":
@@ -39,7 +41,7 @@ def test_random_kills_lose_nothing_and_repeat_little(tmp_path: Path, kills: int,
     done_kills = 0
     for _ in range(kills):
         nproc = dice.randint(2, 4)
-        process = _start(tmp_path, nproc, words(tmp_path))
+        process = _start(tmp_path, nproc, words(tmp_path, "--writer", dice.choice(get_args(WriterName))))
         # From the first moment of a start to well into its work; now and then before there is any rank.
         end = time.monotonic() + dice.uniform(0.5, 9)
         while time.monotonic() < end and process.poll() is None:
