@@ -120,13 +120,15 @@ def repeat(payload: dict[str, Any], place: Any, channel: Any, turn: int, check: 
             gather.send(finished(number, data))
         gather.close(LeaderReport(time.time(), 0.0))
         taken = time.perf_counter() - start, time.process_time() - began
+    if not place.is_main:
+        writer.close()
     channel.all_of_world(None)
     wrong = 0.0
     if place.is_main:
         writer.join([])
+        writer.close()
         wrong = share_wrong(folder, (place.world_size - 1) * payload["images"], payload["damage"]) if check else 0.0
         shutil.rmtree(folder)
-    writer.close()
     measure.require("gather, share of the images", channel.broadcast(wrong), 0.0)
     return taken
 
