@@ -214,16 +214,16 @@ def status(folder: Positional[Path], /, node_rank: int | None = None) -> int:
     console.print(f"{len(done):,} of {total:,} images done, {len(failed):,} failed, {left - len(failed):,} to make")
     if speed := speed_of(folder, done.values()):
         console.print(f"{speed:.3g} images/s over the last {min(len(done), RECENT)} images")
-    return _code(found, left, len(failed))
+    return _code(found, left)
 
 
-def _code(found: dict[str, dict[str, Any]], left: int, num_failed: int) -> int:
+def _code(found: dict[str, dict[str, Any]], left: int) -> int:
     if not left or {run.get("outcome") for run in found.values()} == {"done"}:
         return EXIT_DONE
     outcomes = {run.get("outcome") for run in found.values()}
     if outcomes & STARTS_AGAIN and outcomes <= STARTS_AGAIN | {"done", "failed"}:
         return EXIT_DRAINED
-    return EXIT_ITEMS_FAILED if num_failed and outcomes <= {"done", "failed"} else EXIT_BROKEN
+    return EXIT_ITEMS_FAILED if outcomes and outcomes <= {"done", "failed"} else EXIT_BROKEN
 
 
 def runs(folder: Path, name: str = "run*") -> dict[str, dict[str, Any]]:

@@ -150,8 +150,9 @@ def test_stall_timeout_zero_waits(tmp_path: Path) -> None:
 
 def test_max_restarts_resumes_after_a_killed_worker(tmp_path: Path) -> None:
     prompts(tmp_path, NUM, "[sleep 0.3]")
+    """--overwrite does not remove what the first try has made."""
     options = ("--max-restarts", "1")
-    job = in_the_middle(torchrun(tmp_path, RANKS, words(tmp_path), options), RANKS, 9)
+    job = in_the_middle(torchrun(tmp_path, RANKS, words(tmp_path, "--overwrite"), options), RANKS, 9)
     job.signal(signal.SIGKILL, 1)
     ended = job.end()
     assert ended.code == 0, ended.output
@@ -182,21 +183,26 @@ def _ended(job: Job) -> Ended:
     return ended
 
 
-def test_full_disk_stops_all_and_keeps_what_is_there(small_disk: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("writer", ["main", "rank"])
+def test_full_disk_stops_all_and_keeps_what_is_there(small_disk: Path, tmp_path: Path, writer: str) -> None:
     prompts(tmp_path, 200)
     (tmp_path / "out").symlink_to(small_disk)
-    ended = torchrun(tmp_path, RANKS, words(tmp_path)).end()
+    ended = torchrun(tmp_path, RANKS, words(tmp_path, "--writer", writer)).end()
     assert ended.code != 0
     assert "No space left on device" in ended.output and "Everything written before is valid" in ended.output
-    made = len(ledger(small_disk))
+    made = _lines(small_disk)
     assert 0 < made < 200
     assert main(["verify", str(small_disk), "--repair"]) == 1
-    assert len(ledger(small_disk)) == made, "verify dropped a line of a run that stopped in order"
+    assert _lines(small_disk) == made, "verify dropped a line of a run that stopped in order"
     assert main(["status", str(small_disk)]) == 1
     subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
     assert dglaunch(*words(tmp_path)).code == 0
     assert len(ledger(small_disk)) == 200
     assert main(["verify", str(small_disk)]) == 0
+
+
+def _lines(folder: Path) -> int:
+    return sum(len(ledger(folder, path.name)) for path in folder.glob("metadata*.jsonl"))
 
 
 def test_read_only_folder_is_told_before_a_model_is_loaded(small_disk: Path, tmp_path: Path) -> None:

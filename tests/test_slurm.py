@@ -254,14 +254,18 @@ def _rank(folder: Path, rank: int) -> int:
 
 
 def test_a_signal_to_the_step_requeues_too(cluster: Cluster, tmp_path: Path) -> None:
-    """Preemption sends SIGTERM to the ranks, and the batch shell sees nothing."""
+    """Preemption sends SIGTERM to the ranks, and the batch shell sees nothing. Both nodes write to one folder, and
+    --overwrite concerns the first start only."""
     num = 40
-    number = cluster.submit(tmp_path, [*_fake(tmp_path, num, "[sleep 0.3]"), "--nodes", "2"])
-    cluster.until_made(number, tmp_path / "out", 6)
+    words = [*_fake(tmp_path, num, "[sleep 0.3]"), "--nodes", "2", "--writer", "node", "--overwrite"]
+    number = cluster.submit(tmp_path, words)
+    cluster.until_made(number, tmp_path / "out", 3)
     cluster.run("scancel", "--signal=TERM", number)
     ended = cluster.wait(number)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), _log(tmp_path)
     _is_whole(tmp_path, num)
+    made = _made(_log(tmp_path))
+    assert len(made) == 2 and sum(made) == num, _log(tmp_path)
 
 
 def test_requeued_only_while_work_is_left_and_the_cap_holds(cluster: Cluster, tmp_path: Path) -> None:
