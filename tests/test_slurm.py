@@ -190,7 +190,7 @@ def test_multi_node_is_drained_requeued_and_finished(cluster: Cluster, tmp_path:
     """tiny with Ulysses 2 on two nodes: each node is a replica; the signal comes in the middle."""
     num = 64
     table = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"a red circle {n}"} for n in range(num)])
-    model = ["t2i", "--model_name", "tiny", "--backend", "xdit", "--batch_size", "2", "--num_inference_steps", "12"]
+    model = ["t2i", "--model_name", "tiny", "--backend", "xdit", "--batch_size", "2", "--num_inference_steps", "6"]
     words = [*model, "--prompts_file", table, "--nodes", "2"]
     number = cluster.submit(tmp_path, words, {"DG_XDIT_ULYSSES_DEGREE": "2"})
     cluster.until_made(number, tmp_path / "out", 8)

@@ -3,14 +3,11 @@
 Two torchrun agents on this machine stand for two nodes.
 """
 
-import subprocess
-import sys
-import uuid
 from pathlib import Path
 from typing import get_args
 
-from conftest import ROOT, clean_environment, images, kill_group, launch, ledger, run_json
-from processes import Job, prompts, torchrun, until, words
+from conftest import images, kill_group, launch, ledger, run_json
+from processes import Job, nodes, prompts, torchrun, until, words
 
 from dglaunch.__main__ import main
 from dglaunch.config import WriterName
@@ -92,31 +89,6 @@ def _times(out: Path) -> dict[str, int]:
 
 
 # -- several nodes ------------------------------------------------------------------------------------------------
-
-
-def nodes(folders: list[Path], arguments: list[str | Path], *, nproc: int = 2) -> list[Job]:
-    """A torchrun agent for each folder: the nodes of one world."""
-    name = uuid.uuid4().hex
-    agent = ["--nnodes", str(len(folders)), "--nproc_per_node", str(nproc), "--rdzv_backend", "c10d", "--rdzv_id", name]
-    place = ["--rdzv_endpoint", f"localhost:{_free_port()}", "--local-addr", "localhost"]
-    environment = clean_environment({"GLOO_SOCKET_IFNAME": "lo"})
-    jobs = []
-    for folder in folders:
-        command = [sys.executable, "-m", "torch.distributed.run", *agent, *place, "-m", "dglaunch", *arguments]
-        process = subprocess.Popen(
-            [*map(str, command), "--output_dir", str(folder / "out")], env=environment, cwd=ROOT, text=True,
-            start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        jobs.append(Job(folder, process))
-    return jobs
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as server:
-        server.bind(("localhost", 0))
-        return int(server.getsockname()[1])
 
 
 def ended(jobs: list[Job]) -> list[int]:
