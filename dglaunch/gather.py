@@ -94,16 +94,16 @@ class Gather:
 
         Once the run was asked to stop, a rank that does not answer in time is left behind.
         """
-        if self._receiver is not None:
-            self._wait(self._receiver)
-        if not self.topology.is_leader:
-            return
+        if self._receiver is not None and not self.topology.is_main:
+            self._wait(self._receiver)  # what became of the others' results is part of the last word to rank 0
         report.error = report.error or self.error
-        if self._sender is None:
-            self.reports[self.topology.rank] = report
-        else:
+        if self._sender is not None:
             self._hand_over(report, self._sender)
             self._wait(self._sender)
+        elif self.topology.is_leader:
+            self.reports[self.topology.rank] = report
+        if self._receiver is not None:
+            self._wait(self._receiver)
 
     def _hand_over(self, report: LeaderReport, sender: threading.Thread) -> None:
         while sender.is_alive() and not self.watch.overdue():
@@ -127,7 +127,7 @@ class Gather:
     def _accept(self, result: Result) -> None:
         """Deliver, unless delivery failed before; what comes after a failure is dropped and made again on resume."""
         with self._writing:
-            if self.error is not None:
+            if self.error is not None and not result.written:
                 return
             try:
                 with self.watch.doing(f"writing {result.file_name}"):

@@ -49,10 +49,9 @@ def test_random_kills_lose_nothing_and_repeat_little(tmp_path: Path, kills: int,
         if process.poll() is not None:
             assert process.returncode == 0, (tmp_path / "log").read_text()[-5000:]
             break
-        os.kill(
-            dice.choice([process.pid, *ranks_of(process.pid).values()]),
-            dice.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]),
-        )
+        victim = dice.choice([process.pid, *ranks_of(process.pid).values()])
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, dice.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
         done_kills += 1
         until(lambda p=process: p.poll() is not None and not at_work_in(tmp_path))
     process = _start(tmp_path, 3, words(tmp_path))
