@@ -153,7 +153,7 @@ def _child(pid: int) -> int:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    process, made = _start_cluster(tmp_path_factory.mktemp("cluster"))
+    process, made = _start_cluster(tmp_path_factory.mktemp("cluster"), "--gpus", "4")
     yield made
     process.terminate()
     process.wait(20)
@@ -180,13 +180,27 @@ def _is_whole(folder: Path, num: int) -> None:
     assert main(["verify", str(folder / "out")]) == 0
 
 
+Beside = tuple[tuple[Path, str], tuple[Path, str]]
+
+
+@pytest.fixture(scope="module")
+def beside(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Beside:
+    """Folder and number of two jobs that end while the others run: one with a mistake, one that never gets on."""
+    mistaken, stubborn = tmp_path_factory.mktemp("mistaken"), tmp_path_factory.mktemp("stubborn")
+    (mistaken / "prompts.jsonl").write_text("no json\n")
+    words = ["t2i", "--backend", "fake", "--prompts_file", mistaken / "prompts.jsonl"]
+    wrong = cluster.submit(mistaken, words)
+    again = cluster.submit(stubborn, [*_fake(stubborn, 4, "[interrupt] [sleep 1]"), "--max_requeues", "1"])
+    return (mistaken, wrong), (stubborn, again)
+
+
 @pytest.mark.parametrize("script", _scripts(), ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_slurm_takes_the_script(cluster: Cluster, script: Path) -> None:
     here = ["--nodes=2", "--gpus-per-node=2", "--cpus-per-task=2", "--time=10", "--partition=gpu"]
     cluster.run("sbatch", "--test-only", *here, script)
 
 
-def test_multi_node_is_drained_requeued_and_finished(cluster: Cluster, tmp_path: Path) -> None:
+def test_multi_node_is_drained_requeued_and_finished(cluster: Cluster, beside: Beside, tmp_path: Path) -> None:
     """tiny with Ulysses 2 on two nodes: each node is a replica; the signal comes in the middle."""
     num = 64
     table = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"a red circle {n}"} for n in range(num)])
@@ -227,6 +241,7 @@ def test_array_shares_the_work_without_overlap(cluster: Cluster, tmp_path: Path)
     assert sum(_made(_log(tmp_path))) == num
 
 
+@pytest.mark.slow  # the same on one node: test_max_restarts_resumes_after_a_killed_worker
 def test_a_killed_rank_of_another_node_is_restarted(cluster: Cluster, tmp_path: Path) -> None:
     num = 60
     number = cluster.submit(tmp_path, [*_fake(tmp_path, num, "[sleep 0.4]"), "--nodes", "2"])
@@ -268,14 +283,8 @@ def test_a_signal_to_the_step_requeues_too(cluster: Cluster, tmp_path: Path) -> 
     assert len(made) == 2 and sum(made) == num, _log(tmp_path)
 
 
-def test_requeued_only_while_work_is_left_and_the_cap_holds(cluster: Cluster, tmp_path: Path) -> None:
-    mistaken, stubborn = tmp_path / "mistaken", tmp_path / "stubborn"
-    for folder in (mistaken, stubborn):
-        folder.mkdir()
-    (mistaken / "prompts.jsonl").write_text("no json\n")
-    words = ["t2i", "--backend", "fake", "--prompts_file", mistaken / "prompts.jsonl"]
-    wrong = cluster.submit(mistaken, words)
-    again = cluster.submit(stubborn, [*_fake(stubborn, 4, "[interrupt] [sleep 1]"), "--max_requeues", "1"])
+def test_requeued_only_while_work_is_left_and_the_cap_holds(cluster: Cluster, beside: Beside) -> None:
+    (mistaken, wrong), (stubborn, again) = beside
     ended = cluster.wait(wrong)
     assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0"), _log(mistaken)
     assert "not valid JSON" in _log(mistaken)
