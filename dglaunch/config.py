@@ -20,6 +20,7 @@ BackendName = Literal["diffusers", "xdit", "openai", "google_genai", "fake"]
 REMOTE_BACKENDS = ("openai", "google_genai")
 """Engines that ask an API for images: no checkpoint, no torch, no GPU."""
 Layout = Literal["indexed", "geneval", "dpg", "t2i_compbench", "genarena", "webdataset", "parquet"]
+WriterName = Literal["main", "node", "rank"]
 CacheType = Literal["first_block_cache", "taylor_seer", "faster_cache", "pab", "mag_cache"]
 
 
@@ -164,6 +165,8 @@ class RunConfig:
     """With --num_nodes: this machine's number. Each node takes its share, with no rendezvous between nodes."""
     num_nodes: int | None = None
     """Independent nodes that share the work and the output folder."""
+    writer: WriterName = "main"
+    """Who writes images: rank 0, the first replica of each node (needs no common folder: dglaunch merge), or each replica."""
     stall_timeout: float = 1800.0
     """Seconds without progress, or without a sign of life from a peer, until a hung run is ended with stacks; 0: never."""
     debug: bool = False

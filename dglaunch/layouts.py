@@ -136,7 +136,7 @@ def _place(folder: Path, view: Path, name: str, make: Make) -> None:
     """Make a file beside the images (the same file system, and never in an evaluation's sight), then move it."""
     path = PurePosixPath(name)
     assert not path.is_absolute() and ".." not in path.parts, name
-    target, temporary = view / path, folder / f"{TEMPORARY}{secrets.token_hex(8)}"
+    target, temporary = view / path, folder / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(8)}"
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         make(temporary)

@@ -74,6 +74,8 @@ def _print_estimates(console: Console, job: Job, made: plan.Plan) -> None:
             f"time: about {report.duration(seconds)} on H100s at {estimate.ASSUMED_TFLOPS:.0f} TFLOP/s each, start-up left "
             "out (arithmetic, not a measurement)"
         )
+        if (slow := estimate.bottleneck(job.checkpoint, job.topology, made, seconds)) is not None:
+            console.print(slow)
 
 
 def _by_size(made: plan.Plan) -> dict[plan.Bucket, plan.BatchSize]:

@@ -12,6 +12,7 @@ BENCHES = {
     "exchange": "Ulysses all-to-all and ring between ranks",
     "vae": "whole, sliced and tiled decoding, with peak memory",
     "encode": "PNG levels, JPEG and WebP, with threads",
+    "gather": "how many finished images rank 0 takes in and writes, alone and with --writer rank",
     "batch": "images/s over batch size and resolution, through dglaunch's backend",
     "end_to_end": "dglaunch against a plain loop, accelerate and diffgentor",
 }
