@@ -21,6 +21,7 @@ from typing import Annotated, Any
 from rich.console import Console
 from tyro.conf import Positional, UseAppendAction, arg
 
+from dglaunch import optimisations
 from dglaunch.config import (
     REMOTE_BACKENDS,
     BackendConfig,
@@ -37,7 +38,7 @@ ROW = ("prompt", *ROW_FIELDS)
 """What becomes the row; the rest of what --set takes are flags."""
 FLAGS = (
     "backend", "model_name", "revision", "torch_dtype", "device", "trust_remote_code", "allow_pickle", "cache_dir",
-    "max_sequence_length", "enable_vae_slicing", "enable_vae_tiling", "attention_backend", "cache_type",
+    "max_sequence_length", "enable_vae_slicing", "attention_backend", *optimisations.DESCRIBED,
 )  # fmt: skip
 NAMES_IN_FILE = {"model": "model_name", "dtype": "torch_dtype"}
 NEVER_FROM_A_FILE = ("trust_remote_code", "allow_pickle", "cache_dir", "device")

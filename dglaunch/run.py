@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from dglaunch import optimisations
 from dglaunch.backends import Backend, Context, Facts, ItemError
 from dglaunch.config import EditingConfig, settings
 from dglaunch.edit_tasks import saved_names
@@ -44,7 +45,7 @@ LAST_BATCHES_S = {True: 12.0, False: 25.0}
 """Under torchrun or not: how long a stopped run waits for the batches that its threads have under way (one alone is
 waited for without limit). torchrun kills 30 s after its signal, and rank 0 must hear of them before."""
 
-DESCRIBED = ("backend", "revision", "max_sequence_length", "enable_vae_tiling", "attention_backend", "cache_type")
+DESCRIBED = ("backend", "revision", "max_sequence_length", "attention_backend", *optimisations.DESCRIBED)
 """Flags that an image file carries where they were given: another value may give another image."""
 
 

@@ -6,7 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -33,6 +33,8 @@ class DiffusersBackend:
         self.pipeline: Any = None
         self.parameters: dict[str, inspect.Parameter] = {}
         self.loader = Loader()
+        self.undo = ExitStack()
+        """What this backend changed for the whole process."""
         edits = isinstance(context.config, EditingConfig)
         self.editing = STRATEGIES[context.checkpoint.pipeline_class] if edits else None
 
@@ -52,14 +54,18 @@ class DiffusersBackend:
         self.pipeline.set_progress_bar_config(disable=True)
         if self.editing is not None and self.editing.equal_size_batch:
             resize_each(self.pipeline.image_processor)
-        effects = self.optimize()
         self.parameters = dict(inspect.signature(self.pipeline.__call__).parameters)
+        effects, events = self.optimize(), []
+        if self.context.config.optimization.enable_compile:
+            folder = self.context.config.backend.cache_dir.expanduser() / "compile"
+            optimize.time_compilation(folder, self.seconds, events, self.undo)
         self._time_stages()
         if self.context.config.debug:
             trace_shapes(self.pipeline)
         return Facts(
             defaults=self._defaults(),
             effects=effects,
+            events=events,
             versions={
                 "torch": torch.__version__,
                 "diffusers": diffusers.__version__,
@@ -107,9 +113,19 @@ class DiffusersBackend:
     def load_pipeline(self) -> Any:
         with loading(self.context):
             pipeline = self.loader_class().from_pretrained(
-                self.context.checkpoint.source, **self.from_pretrained_arguments()
+                self.context.checkpoint.source, **self.from_pretrained_arguments(), **self.quantization_arguments()
             )
-        return pipeline.to(self.device)
+        return optimize.place(pipeline, self.device, self.context.config.optimization)
+
+    def quantization_arguments(self) -> dict[str, Any]:
+        """For a pipeline's from_pretrained: its transformer (or U-Net) is quantised as it is read."""
+        wanted = optimize.quantized(self.context.config.optimization, self.context.dtype)
+        if wanted is None:
+            return {}
+        from diffusers import PipelineQuantizationConfig
+
+        names = ("transformer", "unet")
+        return {"quantization_config": PipelineQuantizationConfig(quant_mapping=dict.fromkeys(names, wanted))}
 
     def loader_class(self) -> Any:
         """An editing pipeline by its own name: --model_type may load it from a checkpoint that names another."""
@@ -118,7 +134,7 @@ class DiffusersBackend:
         return DiffusionPipeline if self.editing is None else self._pipeline_class()
 
     def optimize(self) -> dict[str, str]:
-        return optimize.apply(self.pipeline, self.context.config.optimization)
+        return optimize.apply(self.pipeline, self.context.config.optimization, self.device, self.undo)
 
     @property
     def device(self) -> str:
@@ -143,8 +159,12 @@ class DiffusersBackend:
         return generate_sound(self.context, batch, self.loader, self._generate)
 
     def _generate(self, batch: Batch) -> Sequence[Image.Image | ItemError] | None:
-        with torch.inference_mode():
-            output = self.call_pipeline(batch, self.arguments(batch))
+        try:
+            with torch.inference_mode():
+                output = self.call_pipeline(batch, self.arguments(batch))
+        except BaseException:
+            optimize.forget_steps(self.pipeline)
+            raise
         if output is None:
             return None
         images = list(output.images)
@@ -221,6 +241,7 @@ class DiffusersBackend:
             torch.cuda.synchronize()
 
     def close(self) -> None:
+        self.undo.close()
         self.pipeline = None
 
 
