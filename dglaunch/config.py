@@ -61,7 +61,7 @@ class OptimizationConfig:
     cache_type: CacheType | None = None
     """Reuse activations between denoising steps (diffusers' caches, cache-dit): faster, changes the image."""
     cache_threshold: float | None = None
-    """Of first_block_cache, mag_cache and cache_dit: how much may change and yet be skipped. Default: 0.08, 0.06, 0.24."""
+    """Of first_block_cache, mag_cache and cache_dit: how much may change and yet be skipped. Default: 0.08, 0.06, 0.08."""
     cache_interval: int | None = None
     """Of taylor_seer, faster_cache and pab: compute every so many steps. Default: 5, 2, 2."""
     cache_warmup: int | None = None
