@@ -14,7 +14,7 @@ from rich.console import Console
 
 from dglaunch import backends, edit_tasks, errors, estimate, hosts, plan, report, run, tasks, writer
 from dglaunch.config import EditingConfig, RunConfig, settings
-from dglaunch.errors import DglaunchError, OutputError
+from dglaunch.errors import DglaunchError, OutputError, UserError
 from dglaunch.gather import Gather
 from dglaunch.prepare import Job, prepare
 from dglaunch.topology import Channel
@@ -134,19 +134,37 @@ class _Run:
         context = backends.Context(
             config=job.config, checkpoint=job.checkpoint, topology=self.topology, channel=channel, device=job.device,
             dtype=job.machine.dtype, should_stop=lambda: self._between_steps(channel),
+            batches=made.batches[self.topology.replica],
         )  # fmt: skip
         backend = backends.create(context) if pending else None
         if backend is not None:
-            start = time.perf_counter()
-            self.facts = backend.load()
-            self.load_seconds = time.perf_counter() - start
-            with self.watch.doing("waiting for the other ranks to load the model"):
-                channel.all_of_world(None)  # all start together, so that the shares of the time mean what they say
+            self._load(backend, channel)
         try:
             return self._loop(context, backend, made)
         finally:
             if backend is not None:
                 backend.close()
+
+    def _load(self, backend: backends.Backend, channel: Channel) -> None:
+        """All ranks load at the same time and start together, or leave together."""
+        failure: Exception | None = None
+        start = time.perf_counter()
+        try:
+            self.facts = backend.load()
+        except Exception as error:
+            failure = error
+        self.load_seconds = time.perf_counter() - start
+        with self.watch.doing("waiting for the other ranks to load the model"):
+            everyone = channel.all_of_world(
+                failure if failure is None or isinstance(failure, UserError) else str(failure)
+            )
+        if failure is not None:
+            raise failure
+        for rank, told in enumerate(everyone):
+            if isinstance(told, UserError):
+                raise told
+            if told is not None:
+                raise DglaunchError(f"Rank {rank} could not load the model: {told}")
 
     def _loop(self, context: backends.Context, backend: backends.Backend | None, made: plan.Plan) -> int:
         channel = context.channel

@@ -23,7 +23,7 @@ from dglaunch.topology import Topology
 
 # -- the table ----------------------------------------------------------------------------------------------------
 
-PARAMETERS = {"compile_scope", "cache_threshold", "cache_interval", "cache_warmup"}
+PARAMETERS = {"compile_scope", "cache_threshold", "cache_interval", "cache_warmup", "encode", "embedding_cache"}
 
 
 def test_every_flag_is_a_row_or_a_parameter_of_one() -> None:
@@ -260,7 +260,9 @@ def test_what_took_effect_is_recorded(runs: dict[str, tuple[Path, Case]], name: 
         pytest.skip(f"{NEEDS[name]} is not installed")
     folder, case = runs[name]
     assert case.codes == [0], case.output
-    (effect,) = run_json(folder)["effects"].values()
+    effects = run_json(folder)["effects"]
+    assert effects.pop("encode").startswith("3 distinct prompts ahead")
+    (effect,) = effects.values()
     assert {**SAME, **CHANGED, **OTHERS}[name][1] in effect
 
 
