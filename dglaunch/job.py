@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from dglaunch import backends, edit_tasks, errors, estimate, hosts, plan, report, run, tasks, writer
+from dglaunch import backends, edit_tasks, errors, estimate, hosts, plan, report, run, tasks, tune, writer
 from dglaunch.config import EditingConfig, RunConfig, settings
 from dglaunch.errors import DglaunchError, OutputError, UserError
 from dglaunch.gather import Gather
@@ -111,11 +111,13 @@ class _Run:
         except DglaunchError as error:
             return error
         done = [n for n, task in enumerate(job.tasks) if (task.index, task.sample) in ledger.done]
-        return done, ledger.damaged, writer.out_of_memory_limits(job.config.output_dir), job.machine.memory
+        limits = writer.out_of_memory_limits(job.config.output_dir)
+        tuned = tune.recall(job.config, job.machine, job.topology.parallel)
+        return done, ledger.damaged, limits, tuned, job.machine.memory
 
     def _make(
         self, channel: Channel, notes: list[str], done: list[int], damaged: int, limits: dict[str, int],
-        memory: int | None,
+        tuned: Mapping[str, plan.BatchSize], memory: int | None,
     ) -> int:  # fmt: skip
         job = self.job
         job.machine = estimate.Machine(name=job.machine.name, memory=memory, dtype=job.machine.dtype)
@@ -125,7 +127,7 @@ class _Run:
         left = [task for task in mine if (task.index, task.sample) not in finished]
         pending = [task for task in left if task.error is None]
         self.hopeless = [task for task in left if task.error is not None]
-        made = job.make_plan(bucket_of, pending, limits)
+        made = job.make_plan(bucket_of, pending, limits, tuned)
         if self.topology.is_main:
             self.report = report.Report(len(mine), skipped=len(mine) - len(left), console=self.console)
             self._say_plan(made, damaged, len(pending))

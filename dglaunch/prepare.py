@@ -89,12 +89,16 @@ class Job:
         return "all rows had one size and the same input images" if self.edits else "all images had one shape"
 
     def make_plan(
-        self, bucket_of: Callable[[tasks.Task], plan.Bucket], pending: Sequence[tasks.Task], limits: dict[str, int]
+        self,
+        bucket_of: Callable[[tasks.Task], plan.Bucket],
+        pending: Sequence[tasks.Task],
+        limits: dict[str, int],
+        tuned: Mapping[str, plan.BatchSize],
     ) -> plan.Plan:
         choose = (
             remote.request_size(self.config)
             if self.config.backend.is_remote
-            else estimate.chooser(self.checkpoint, self.config, self.topology, self.machine, limits)
+            else estimate.chooser(self.checkpoint, self.config, self.topology, self.machine, limits, tuned)
         )
         made = plan.build(pending, self.topology.num_replicas, choose, bucket_of, plan.cost_of(self.checkpoint))
         self.reasons |= _size_reasons(self.checkpoint, made)

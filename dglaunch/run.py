@@ -107,7 +107,7 @@ class Loop:
             started=self.started,
             inside=self.inside + (time.perf_counter() - self._since if self._under_way else 0.0),
             seconds=dict(self.backend.seconds) | {"encode_image": self.encode_seconds},
-            peak_memory=_peak_memory(self.context.device),
+            peak_memory=peak_memory(self.context.device),
             drained=self.drained,
             events=self.events + self.facts.events,
             usage=dict(self.facts.usage),
@@ -346,7 +346,7 @@ def _describe(batch: Batch) -> str:
     return f"a batch of {len(stems)} ({stems[0]} to {stems[-1]})" if len(stems) > 1 else f"image {stems[0]}"
 
 
-def _peak_memory(device: str) -> int:
+def peak_memory(device: str) -> int:
     """Bytes: of the GPU as torch allocated it, of the process on a CPU."""
     if device == "cuda":
         import torch
