@@ -13,6 +13,8 @@ BENCHES = {
     "vae": "whole, sliced and tiled decoding, with peak memory",
     "encode": "PNG levels, JPEG and WebP, with threads",
     "batch": "images/s over batch size and resolution, through dglaunch's backend",
+    "optimisations": "each optimisation on and off: time, memory, difference in the image",
+    "true_size": "FLUX.1-dev's true size on a GPU: speed, MFU, batch sizes, halving, idle share",
     "end_to_end": "dglaunch against a plain loop, accelerate and diffgentor",
 }
 
