@@ -40,6 +40,8 @@ class Optimisation:
     loaded modules decide."""
     xdit: str = ""
     """Why it cannot go with --backend xdit."""
+    xdit_families: tuple[str, ...] = ()
+    """With --backend xdit only these, in which it reached xfuser's transformer and gave diffusers' images."""
     excludes: tuple[str, ...] = ()
     """Names of rows that cannot go with it."""
 
@@ -48,8 +50,9 @@ class Optimisation:
         return self.flag if self.value is None else f"{self.flag} {self.value}"
 
 
-_WRAPPED = "xfuser replaces the attention modules, where it would do nothing or be wrong on some ranks"
-_CACHES = "its hooks see a rank's part of the tokens, and ranks could decide differently"
+_DECIDES = (
+    "it decides by what it sees, and each rank sees another part of the image: ranks that decide differently hang"
+)
 _MOVED = "weights that are moved between host and GPU while they are used"
 _MOVING = ("enable_cpu_offload", "enable_group_offloading")
 FUSABLE = ("Flux", "FluxKontext", "Flux2", "Flux2Klein", "SD3", "PixArtSigma", "PixArtAlpha")
@@ -72,27 +75,27 @@ OPTIMISATIONS = (
     ),
     Optimisation(
         flag="cache_type", value="first_block_cache", does="skips a step's other blocks when the first changed little",
-        changes="yes", families=("Flux", "QwenImage", "QwenImageEdit", "QwenImageEditPlus"), xdit=_CACHES,
+        changes="yes", families=("Flux", "QwenImage", "QwenImageEdit", "QwenImageEditPlus"), xdit=_DECIDES,
     ),
     Optimisation(
         flag="cache_type", value="taylor_seer", does="predicts features between fully computed steps", changes="yes",
-        families=("Flux", "Flux2Klein", "QwenImage", "QwenImageEdit", "QwenImageEditPlus"), xdit=_CACHES,
+        families=("Flux", "Flux2Klein", "QwenImage", "QwenImageEdit", "QwenImageEditPlus"), xdit_families=("Flux",),
     ),
     Optimisation(
         flag="cache_type", value="faster_cache", does="reuses attention between steps", changes="yes",
-        families=("Flux", "FluxKontext", "Flux2", "Flux2Klein"), xdit=_CACHES,
+        families=("Flux", "FluxKontext", "Flux2", "Flux2Klein"), xdit_families=("Flux", "Flux2"),
     ),
     Optimisation(
         flag="cache_type", value="pab", does="reuses attention between steps (pyramid attention broadcast)",
-        changes="yes", families=("Flux", "FluxKontext", "Flux2", "Flux2Klein"), xdit=_CACHES,
+        changes="yes", families=("Flux", "FluxKontext", "Flux2", "Flux2Klein"), xdit_families=("Flux", "Flux2"),
     ),
     Optimisation(
         flag="cache_type", value="mag_cache", does="skips steps by FLUX.1's published magnitudes; 28 steps",
-        changes="yes", families=("Flux",), xdit=_CACHES,
+        changes="yes", families=("Flux",), xdit_families=("Flux",),
     ),
     Optimisation(
         flag="cache_type", value="cache_dit", does="DBCache of the package cache-dit: compares the first blocks",
-        changes="yes", package=("cache_dit", "pip install 'dglaunch[cache]'"), xdit=_CACHES,
+        changes="yes", package=("cache_dit", "pip install 'dglaunch[cache]'"), xdit=_DECIDES,
         families=("Flux", "FluxKontext", "Flux2", "Flux2Klein", "QwenImage", "QwenImageEdit", "QwenImageEditPlus",
                   "ZImage", "SD3", "PixArtSigma"),
     ),
@@ -114,7 +117,7 @@ OPTIMISATIONS = (
         excludes=("enable_layerwise_casting", "enable_fuse_qkv", *_MOVING),
     ),
     Optimisation(
-        flag="enable_fuse_qkv", does="one matrix product for query, key and value", families=FUSABLE, xdit=_WRAPPED,
+        flag="enable_fuse_qkv", does="one matrix product for query, key and value", families=FUSABLE, xdit_families=("Flux", "Flux2"),
     ),
     Optimisation(
         flag="enable_layerwise_casting", does="keeps the transformer's weights in 8 bits and casts each as it is used",
@@ -181,6 +184,8 @@ XFUSER_ATTENTION = (
     | _each("AITER AITER_BF16 AITER_FP8 AITER_SAGE", ("aiter", "install AMD's aiter (ROCm)"))
 )
 """xfuser's names for images (its sparse ones are for video), for --backend xdit."""
+WITHOUT_RING = ("SDPA", "SDPA_MATH", "FLASH_4", "FLASH_4_FP4", "AITER_BF16", "AITER_FP8", "AITER_SAGE")
+"""Those that do not return the log-sum-exp by which ring attention merges its parts."""
 
 DESCRIBED = (
     "enable_vae_tiling", "cache_type", "cache_threshold", "cache_interval", "cache_warmup", "quantization",
@@ -219,6 +224,11 @@ def check(checkpoint: Checkpoint, config: RunConfig, topology: Topology, device:
             raise UserError(
                 f"--{row.name} does not go with --backend xdit: {row.xdit}. Drop it, or use --backend diffusers."
             )
+        if xdit and row.xdit_families and checkpoint.family.name not in row.xdit_families:
+            raise UserError(
+                f"--{row.name} reaches xfuser's transformer for {', '.join(row.xdit_families)} only, not for "
+                f"{checkpoint.family.name}. Drop it, or use --backend diffusers."
+            )
         _check_family(row, checkpoint, xdit)
         for other in rows:
             if other.name in row.excludes:
@@ -226,6 +236,11 @@ def check(checkpoint: Checkpoint, config: RunConfig, topology: Topology, device:
         _check_machine(row, config, topology, device)
     if wanted.attention_backend is not None:
         _check_attention(wanted.attention_backend, xdit, device)
+        if xdit and topology.parallel.ring_degree > 1 and wanted.attention_backend.upper() in WITHOUT_RING:
+            raise UserError(
+                f"--attention_backend {wanted.attention_backend} cannot be merged over a ring (DG_XDIT_RING_DEGREE); take "
+                "another, or use DG_XDIT_ULYSSES_DEGREE."
+            )
     _check_cache_flags(wanted)
     if wanted.compile_scope == "whole" and not wanted.enable_compile:
         raise UserError("--compile_scope does nothing without --enable_compile; add it, or drop --compile_scope.")
@@ -324,7 +339,7 @@ def table() -> str:
         ]
         cells = [
             f"`--{row.name}`", row.does, row.changes or "no", ", ".join(needs), ", ".join(row.families) or "all",
-            "no" if row.xdit else "yes", ", ".join(dict.fromkeys(excluded)),
+            "no" if row.xdit else ", ".join(row.xdit_families) or "yes", ", ".join(dict.fromkeys(excluded)),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -16,7 +16,7 @@ import pytest
 from conftest import PROMPTS, Case, dglaunch, difference, launch, ledger, run_json, write_jsonl
 
 from dglaunch import optimisations, optimize
-from dglaunch.config import BackendConfig, OptimizationConfig, T2IConfig
+from dglaunch.config import BackendConfig, OptimizationConfig, ParallelConfig, T2IConfig
 from dglaunch.errors import UserError
 from dglaunch.models import FAMILIES, OTHER, Checkpoint
 from dglaunch.topology import Topology
@@ -65,12 +65,12 @@ def test_the_attention_backends_are_the_libraries_own() -> None:
 
 
 def refuse(pipeline: str = "FluxPipeline", device: str = "cpu", backend: str = "diffusers", **flags: Any) -> None:
-    dtype = flags.pop("torch_dtype", None)
+    dtype, ring = flags.pop("torch_dtype", None), flags.pop("ring", 1)
     config = T2IConfig(
         prompt="x", backend=BackendConfig(backend=backend, torch_dtype=dtype), optimization=OptimizationConfig(**flags)
     )
     checkpoint = Checkpoint("x", pipeline, FAMILIES.get(pipeline, OTHER), {}, {}, True)
-    optimisations.check(checkpoint, config, Topology(), device)
+    optimisations.check(checkpoint, config, Topology(parallel=ParallelConfig(ring_degree=ring)), device)
 
 
 REFUSALS: list[tuple[dict[str, Any], str]] = [
@@ -102,8 +102,10 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"attention_backend": "nativ"}, "the nearest: native"),
     ({"attention_backend": "native", "backend": "xdit"}, "none of xfuser's names"),
     ({"attention_backend": "FLASH_3", "backend": "xdit"}, "flash_attn_interface"),
-    ({"cache_type": "first_block_cache", "backend": "xdit"}, "ranks could decide differently"),
-    ({"enable_fuse_qkv": True, "backend": "xdit"}, "does not go with --backend xdit"),
+    ({"cache_type": "first_block_cache", "backend": "xdit"}, "ranks that decide differently hang"),
+    ({"enable_fuse_qkv": True, "backend": "xdit", "pipeline": "StableDiffusion3Pipeline"}, "for Flux, Flux2 only"),
+    ({"cache_type": "taylor_seer", "backend": "xdit", "pipeline": "QwenImagePipeline"}, "for Flux only"),
+    ({"attention_backend": "SDPA", "backend": "xdit", "ring": 2}, "cannot be merged over a ring"),
     ({"enable_cpu_offload": True, "backend": "xdit", "device": "cuda"}, "does not go with --backend xdit"),
 ]  # fmt: skip
 
@@ -276,6 +278,34 @@ def test_what_changes_the_image_shows(runs: dict[str, tuple[Path, Case]], name: 
     if not installed(name):
         pytest.skip(f"{NEEDS[name]} is not installed")
     assert difference(runs[name][0], runs["plain"][0]) > 0
+
+
+XDIT = {
+    "plain": [],
+    "taylor_seer": CHANGED["taylor_seer"][0],
+    "pab": CHANGED["pab"][0],
+    "mag_cache": OTHERS["mag_cache"][0],
+    "layerwise_casting": CHANGED["layerwise_casting"][0],
+    "fuse_qkv": ["--enable_fuse_qkv"],
+    "channels_last": ["--enable_channels_last"],
+    "native_math": ["--attention_backend", "SDPA_MATH"],
+}
+"""What the table says goes with --backend xdit, by the name of the run on one rank."""
+
+
+@pytest.mark.skipif(find_spec("xfuser") is None, reason="xfuser is not installed")
+def test_what_reaches_xfusers_transformer_makes_the_same_images(
+    runs: dict[str, tuple[Path, Case]], tmp_path: Path
+) -> None:
+    prompts = write_jsonl(tmp_path / "p.jsonl", [{"prompt": prompt} for prompt in PROMPTS[:3]])
+    base = ["t2i", "--backend", "xdit", "--prompts_file", prompts, "--num_inference_steps", "28", "--batch_size", "2"]
+    split = {"DG_XDIT_ULYSSES_DEGREE": "2"}
+    cases = launch(
+        tmp_path, 2, [([*base, *words, "--output_dir", tmp_path / name], split) for name, words in XDIT.items()]
+    )
+    for name, case in zip(XDIT, cases):
+        assert case.codes == [0, 0], (name, case.output)
+        assert difference(tmp_path / name, runs[name][0]) <= 2, name
 
 
 def test_compiling_is_counted_apart_and_kept_for_the_next_run(tmp_path: Path) -> None:
