@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +14,7 @@ from rich.console import Console
 
 from dglaunch import backends, edit_tasks, errors, estimate, hosts, plan, report, run, tasks, tune, writer
 from dglaunch.config import EditingConfig, RunConfig, settings
-from dglaunch.errors import DglaunchError, OutputError, UserError
+from dglaunch.errors import DglaunchError, OutputError
 from dglaunch.gather import Gather
 from dglaunch.prepare import Job, prepare
 from dglaunch.topology import Channel
@@ -149,24 +149,16 @@ class _Run:
 
     def _load(self, backend: backends.Backend, channel: Channel) -> None:
         """All ranks load at the same time and start together, or leave together."""
-        failure: Exception | None = None
         start = time.perf_counter()
-        try:
-            self.facts = backend.load()
-        except Exception as error:
-            failure = error
-        self.load_seconds = time.perf_counter() - start
-        with self.watch.doing("waiting for the other ranks to load the model"):
-            everyone = channel.all_of_world(
-                failure if failure is None or isinstance(failure, UserError) else str(failure)
-            )
-        if failure is not None:
-            raise failure
-        for rank, told in enumerate(everyone):
-            if isinstance(told, UserError):
-                raise told
-            if told is not None:
-                raise DglaunchError(f"Rank {rank} could not load the model: {told}")
+        with ExitStack() as waiting:  # a download may take hours; waiting for one that hangs must not
+
+            def load() -> backends.Facts:
+                facts = backend.load()
+                self.load_seconds = time.perf_counter() - start - backend.seconds.get("encode_prompts", 0.0)
+                waiting.enter_context(self.watch.doing("waiting for the other ranks to load the model"))
+                return facts
+
+            self.facts = channel.together(load)
 
     def _loop(self, context: backends.Context, backend: backends.Backend | None, made: plan.Plan) -> int:
         channel = context.channel
@@ -237,7 +229,7 @@ class _Run:
             note("The last run left a torn ledger line, or images were removed or damaged; those are made again.")
         skipped = self.report.counts.num_skipped
         note(
-            f"{pending:,} images in {made.num_batches:,} batches to make"
+            f"{report.number(pending, 'image')} in {report.number(made.num_batches, 'batch')} to make"
             + (f"; {skipped:,} are there already" if skipped else "")
             + (
                 f"; without its different sizes and images it would be {made.num_batches - made.lost:,}"

@@ -58,7 +58,7 @@ class DiffusersBackend:
             torch.cuda.set_device(self.context.topology.local_rank)
         self._check_arguments(self._pipeline_class())
         self._download()
-        self.pipeline = self.load_pipeline()
+        self.pipeline = self.context.channel.together(self.load_pipeline)
         self.pipeline.set_progress_bar_config(disable=True)
         self.parameters = dict(inspect.signature(self.pipeline.__call__).parameters)
         self._time_stages()
@@ -125,10 +125,13 @@ class DiffusersBackend:
         """The first rank of each node fetches a checkpoint from the hub; the others then find it in the cache."""
         if self.context.checkpoint.local:
             return
-        if self.context.topology.local_rank == 0:
-            with loading(self.context):
-                self.loader_class().download(self.context.checkpoint.source, **self.from_pretrained_arguments())
-        self.context.channel.all_of_world(None)
+
+        def fetch() -> None:
+            if self.context.topology.local_rank == 0:
+                with loading(self.context):
+                    self.loader_class().download(self.context.checkpoint.source, **self.from_pretrained_arguments())
+
+        self.context.channel.together(fetch)
 
     def load_pipeline(self) -> Any:
         """The pipeline in the host's memory, without the text encoders if they come and go before it moves."""
@@ -170,6 +173,8 @@ class DiffusersBackend:
             holder = self._pipeline_class().from_pretrained(
                 self.context.checkpoint.source, **self.from_pretrained_arguments(), **others
             )
+        if self.context.config.debug:
+            trace_shapes(holder)
         return {name: encoder for name in self._text_encoders() if (encoder := getattr(holder, name)) is not None}
 
     def _encode_ahead(self) -> str:

@@ -90,11 +90,13 @@ class TextEncoding:
     def encode(self, batches: Iterable[Batch], should_stop: Callable[[], bool] = lambda: False) -> str:
         """Encode the prompts of these batches in their order, as far as memory allows; returns what was done."""
         self.queue = deque(batches)
+        self.budget = min(self.channel.all_of_replica(self.budget))  # its ranks may be on different machines
         self._fill(should_stop)
         size = sum(_num_bytes(rows) for rows in self.known.values()) / 2**20
         cached = f", {self.num_cached:,} of this rank's from the embedding cache" if self.num_cached else ""
         later = f"; those of {len(self.queue):,} more batches in their turn" if self.queue else ""
-        return f"{len(self.texts):,} distinct prompts ahead ({size:,.1f} MiB on the host{cached}){later}"
+        prompts = "distinct prompts" if len(self.texts) != 1 else "distinct prompt"
+        return f"{len(self.texts):,} {prompts} ahead ({size:,.1f} MiB on the host{cached}){later}"
 
     def ensure(self, batch: Batch) -> None:
         """Before a batch: if its prompts are not encoded, forget the others and encode these and the coming ones."""
