@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint soak readme system-packages clean
+.PHONY: demo test lint soak gpu readme system-packages clean
 
 # torch first and pinned: the newest would bring several GB of CUDA packages to a machine without a GPU.
 $(BIN)/.installed: pyproject.toml constraints.txt
@@ -40,6 +40,11 @@ test: lint system-packages
 # Slow and rare: every split of every family, 20 kills, a million prompts.
 soak: $(BIN)/.installed
 	$(BIN)/python -m pytest -m slow
+
+# On a machine with a CUDA GPU, with the Python that has its torch (not .venv, whose torch is for CPUs): the flags that need
+# one, and FLUX.1-dev's true size, whose row is appended to kernels_bench/results. Elsewhere all of it is skipped.
+gpu:
+	$(PYTHON) -m pytest tests/gpu -s
 
 # The README's generated sections: flags, families, wrong uses.
 readme: $(BIN)/.installed

@@ -14,6 +14,7 @@ usage: dglaunch COMMAND [flags]      (several GPUs: torchrun --nproc_per_node 8 
   t2i            text to image: a file of prompts to a folder of images
   edit           a table of images and instructions to a folder of edited images
   plan COMMAND   print what that command would do (topology, shards, batches, memory, time) and stop
+  tune t2i       measure batch sizes and parallel configurations on the real model; --batch_size auto then uses it
   slurm COMMAND  print (or --submit) the batch script that runs that command on a Slurm cluster
   verify OUT     check a folder of results, file by file; --repair queues what is wrong to be made again
   status OUT     how far a job is, while it runs or after it
@@ -71,6 +72,10 @@ def _dispatch(words: list[str], environ: Mapping[str, str], main_rank: bool) -> 
         from dglaunch import slurm
 
         return slurm.main(words[1:], environ)
+    if words[0] == "tune":
+        from dglaunch import tune
+
+        return tune.main(words[1:], environ)
     from dglaunch import flags
 
     planned = words[0] == "plan"
@@ -78,7 +83,7 @@ def _dispatch(words: list[str], environ: Mapping[str, str], main_rank: bool) -> 
     if command not in flags.COMMANDS:
         raise UserError(
             f"There is no command {' '.join(words[: 2 if planned else 1])!r}. Commands: {', '.join(flags.COMMANDS)}, "
-            f"plan COMMAND, {', '.join(TOOLS)}; dglaunch --help."
+            f"plan COMMAND, tune t2i, {', '.join(TOOLS)}; dglaunch --help."
         )
     prog = f"dglaunch {'plan ' if planned else ''}{command}"
     world_size = flags.take_world_size(rest) if planned else None

@@ -21,7 +21,7 @@ REMOTE_BACKENDS = ("openai", "google_genai")
 """Engines that ask an API for images: no checkpoint, no torch, no GPU."""
 Layout = Literal["indexed", "geneval", "dpg", "t2i_compbench", "genarena", "webdataset", "parquet"]
 WriterName = Literal["main", "node", "rank"]
-CacheType = Literal["first_block_cache", "taylor_seer", "faster_cache", "pab", "mag_cache"]
+CacheType = Literal["first_block_cache", "taylor_seer", "faster_cache", "pab", "mag_cache", "cache_dit"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -66,7 +66,39 @@ class OptimizationConfig:
     embedding_cache: Path | None = None
     """Folder that keeps encoded prompts between runs; with all of them there the text encoders are not even loaded."""
     cache_type: CacheType | None = None
-    """Reuse activations between denoising steps (diffusers' caches): faster, changes the image."""
+    """Reuse activations between denoising steps (diffusers' caches, cache-dit): faster, changes the image."""
+    cache_threshold: float | None = None
+    """Of first_block_cache, mag_cache and cache_dit: how much may change and yet be skipped. Default: 0.08, 0.06, 0.08."""
+    cache_interval: int | None = None
+    """Of taylor_seer, faster_cache and pab: compute every so many steps. Default: 5, 2, 2."""
+    cache_warmup: int | None = None
+    """Of taylor_seer and cache_dit: first steps that are computed in full. Default: 3, 8."""
+    enable_compile: bool = False
+    """torch.compile: faster after a warm-up of a minute or so, kept in --cache_dir for later runs."""
+    compile_scope: Literal["regional", "whole"] = "regional"
+    """With --enable_compile: the repeated blocks (compiled once for all) or the whole transformer (slower to compile)."""
+    quantization: Literal["int8", "fp8", "nf4"] | None = None
+    """Quantise the transformer while loading: int8 and fp8 (compute capability 8.9) for speed, nf4 for memory."""
+    enable_fuse_qkv: bool = False
+    """One matrix product for query, key and value: same image."""
+    enable_layerwise_casting: bool = False
+    """Keep the transformer's weights as float8 and cast each layer as it runs: half the memory of bfloat16."""
+    enable_cpu_offload: bool = False
+    """Each network is on the GPU only while it runs: less memory, slower."""
+    enable_group_offloading: bool = False
+    """Each layer of the transformer is on the GPU only while it runs: least memory, slower."""
+    enable_channels_last: bool = False
+    """Convolutions of VAE and U-Net in NHWC order: same image."""
+    enable_tf32: bool = False
+    """float32 matrix products on TensorFloat-32 units (only with --torch_dtype float32 on a GPU)."""
+
+    def __post_init__(self) -> None:
+        if self.cache_threshold is not None and not 0 < self.cache_threshold < float("inf"):
+            raise UserError(f"--cache_threshold is {self.cache_threshold}; it must be a number above 0.")
+        for name, least in (("cache_interval", 2), ("cache_warmup", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"--{name} is {value}; it must be {least} or more.")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,8 +1,9 @@
 """Arithmetic before the run: memory, time, and the batch size that `auto` chooses, each with its reason."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 
 from dglaunch.config import RunConfig
 from dglaunch.models import DTYPE_BYTES, Checkpoint
@@ -75,14 +76,18 @@ def memory_of(
 
 
 def chooser(
-    checkpoint: Checkpoint, config: RunConfig, topology: Topology, machine: Machine, limits: dict[str, int]
-) -> Callable[[Bucket], BatchSize]:
-    """The batch size of each bucket: --batch_size, or `auto`; below a size that ran out of memory before (`limits`)."""
+    checkpoint: Checkpoint, config: RunConfig, topology: Topology, machine: Machine, limits: dict[str, int],
+    tuned: Mapping[str, BatchSize] = MappingProxyType({}),
+) -> Callable[[Bucket], BatchSize]:  # fmt: skip
+    """The batch size of each bucket: --batch_size, or `auto`, which is what tune measured or else arithmetic; below a
+    size that ran out of memory before (`limits`)."""
 
     def choose(bucket: Bucket) -> BatchSize:
         height = checkpoint.size("height", bucket[0])  # type: ignore[arg-type]
         width = checkpoint.size("width", bucket[1])  # type: ignore[arg-type]
         chosen = _given_or_auto(checkpoint, config, topology, machine, height, width, bucket[5])  # type: ignore[arg-type]
+        if config.batch_size == "auto" and not bucket[5] and checkpoint.family.batch:
+            chosen = tuned.get(f"{height}x{width}", chosen)
         limit = limits.get(f"{height}x{width}")
         if limit is not None and chosen.size > limit:
             return BatchSize(limit, f"{limit + 1} or more ran out of memory at {height}x{width} in an earlier start")

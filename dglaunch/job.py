@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from dglaunch import backends, edit_tasks, errors, estimate, hosts, layouts, plan, report, run, tasks, writer
+from dglaunch import backends, edit_tasks, errors, estimate, hosts, layouts, plan, report, run, tasks, tune, writer
 from dglaunch.config import EditingConfig, RunConfig, settings
 from dglaunch.errors import DglaunchError, OutputError
 from dglaunch.gather import Gather
@@ -57,8 +57,8 @@ def _signals(stop: threading.Event) -> Any:
             signal.signal(number, handler)
 
 
-_Opened = tuple[list[int], int, dict[str, int], int | None]
-"""Numbers of the tasks that are done, damage, limits of the batch size, rank 0's memory."""
+_Opened = tuple[list[int], int, dict[str, int], Mapping[str, plan.BatchSize], int | None]
+"""Numbers of the tasks that are done, damage, limits of the batch size and what `tune` found, rank 0's memory."""
 
 
 def _or_error(function: Callable[[], Any]) -> Any:
@@ -134,14 +134,14 @@ class _Run:
             _raise_first(channel.all_of_world(_or_error(self._start_anew) if beside else None))
         first = channel.broadcast(_or_error(lambda: self._open_folder(anew)) if place.is_main else None)
         _raise_first([first])
-        done, damaged, limits, memory = first
+        done, damaged, limits, tuned, memory = first
         if place.mode != "main":
             told = channel.all_of_world(_or_error(lambda: self._open_folder(False, done)) if beside else None)
             _raise_first(told)
             there = [own for own in told if own is not None]
             done = sorted({*done, *(n for own, *_ in there for n in own)})
             damaged += sum(count for _, count, *_ in there)
-        return done, damaged, limits, memory
+        return done, damaged, limits, tuned, memory
 
     def _start_anew(self) -> None:
         self.writer.refuse_other_writers()
@@ -156,11 +156,12 @@ class _Run:
         self.writer.write_run(self._run_json({"outcome": "running", "num_total": len(job.tasks)}))
         done = {n for n, task in enumerate(job.tasks) if (task.index, task.sample) in ledger.done}
         limits = writer.out_of_memory_limits(job.config.output_dir)
-        return sorted(done.difference(known)), ledger.damaged, limits, job.machine.memory
+        tuned = tune.recall(job.config, job.machine, job.topology.parallel)
+        return sorted(done.difference(known)), ledger.damaged, limits, tuned, job.machine.memory
 
     def _make(
         self, channel: Channel, notes: list[str], done: list[int], damaged: int, limits: dict[str, int],
-        memory: int | None,
+        tuned: Mapping[str, plan.BatchSize], memory: int | None,
     ) -> int:  # fmt: skip
         job = self.job
         job.machine = estimate.Machine(name=job.machine.name, memory=memory, dtype=job.machine.dtype)
@@ -170,7 +171,7 @@ class _Run:
         left = [task for task in mine if (task.index, task.sample) not in finished]
         pending = [task for task in left if task.error is None]
         self.hopeless = [task for task in left if task.error is not None]
-        made = job.make_plan(bucket_of, pending, limits)
+        made = job.make_plan(bucket_of, pending, limits, tuned)
         if self.topology.is_main:
             self.report = report.Report(len(mine), skipped=len(mine) - len(left), console=self.console)
             self._say_plan(made, damaged, len(pending))

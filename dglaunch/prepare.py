@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dglaunch import benchmarks, edit_tasks, editing, estimate, plan, rules, tasks, topology
+from dglaunch import benchmarks, edit_tasks, editing, estimate, optimisations, plan, rules, tasks, topology
 from dglaunch.backends import remote
 from dglaunch.config import (
     EditingConfig,
@@ -22,7 +22,7 @@ from dglaunch.topology import Topology
 IMAGE_SETTINGS = (
     "model_name", "revision", "max_sequence_length", "enable_vae_tiling", "cache_type", "output_format",
 )  # fmt: skip
-"""Flags that change the images or their names: a run with others is another job."""
+"""Flags that change the images or their names: a run with others is another job. optimisations.DESCRIBED adds its own."""
 SHOWN_SIZES = 8
 """Of a table with hundreds of image sizes, those whose batch size is explained."""
 
@@ -46,6 +46,7 @@ class Job:
         """What must not change between two starts on one folder."""
         flat = settings(self.config)
         chosen: dict[str, Any] = {name: flat[name] for name in IMAGE_SETTINGS}
+        chosen |= optimisations.image_settings(self.config.optimization)
         kind = self.config.backend.backend
         stands_alone = kind == "fake" or self.config.backend.is_remote
         edits = {"editing_pipeline": self.checkpoint.pipeline_class} if self.edits else {}
@@ -88,12 +89,16 @@ class Job:
         return "all rows had one size and the same input images" if self.edits else "all images had one shape"
 
     def make_plan(
-        self, bucket_of: Callable[[tasks.Task], plan.Bucket], pending: Sequence[tasks.Task], limits: dict[str, int]
+        self,
+        bucket_of: Callable[[tasks.Task], plan.Bucket],
+        pending: Sequence[tasks.Task],
+        limits: dict[str, int],
+        tuned: Mapping[str, plan.BatchSize],
     ) -> plan.Plan:
         choose = (
             remote.request_size(self.config)
             if self.config.backend.is_remote
-            else estimate.chooser(self.checkpoint, self.config, self.topology, self.machine, limits)
+            else estimate.chooser(self.checkpoint, self.config, self.topology, self.machine, limits, tuned)
         )
         made = plan.build(pending, self.topology.num_replicas, choose, bucket_of, self.cost)
         self.reasons |= _size_reasons(self.checkpoint, made)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from dglaunch import errors, estimate, plan, report, writer
+from dglaunch import errors, estimate, plan, report, tune, writer
 from dglaunch.config import RunConfig
 from dglaunch.prepare import SHOWN_SIZES, Job, prepare
 
@@ -20,7 +20,8 @@ def show_plan(config: RunConfig, origins: dict[str, str], environ: Mapping[str, 
         return errors.EXIT_DONE
     bucket_of = job.bucket_of()
     mine = plan.share_of_node(job.makeable, job.topology, bucket_of, job.cost)
-    made = job.make_plan(bucket_of, mine, writer.out_of_memory_limits(config.output_dir))
+    limits = writer.out_of_memory_limits(config.output_dir)
+    made = job.make_plan(bucket_of, mine, limits, tune.recall(config, job.machine, job.topology.parallel))
     console = Console(soft_wrap=True, highlight=False)
     console.print(
         f"{config.backend.model_name} ({job.checkpoint.pipeline_class}), {job.machine.dtype}: {job.topology.describe()}"

@@ -22,6 +22,7 @@ from typing import Annotated, Any
 from rich.console import Console
 from tyro.conf import Positional, UseAppendAction, arg
 
+from dglaunch import optimisations
 from dglaunch.config import (
     REMOTE_BACKENDS,
     BackendConfig,
@@ -41,7 +42,7 @@ ROW = ("prompt", *ROW_FIELDS)
 """What becomes the row; the rest of what --set takes are flags."""
 FLAGS = (
     "backend", "model_name", "revision", "torch_dtype", "device", "trust_remote_code", "allow_pickle", "cache_dir",
-    "max_sequence_length", "enable_vae_slicing", "enable_vae_tiling", "attention_backend", "cache_type", "model_type",
+    "max_sequence_length", "enable_vae_slicing", "attention_backend", "model_type", *optimisations.DESCRIBED,
 )  # fmt: skip
 NAMES_IN_FILE = {"model": "model_name", "dtype": "torch_dtype"}
 TYPES = types_of(T2IConfig) | types_of(EditingConfig)

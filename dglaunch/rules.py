@@ -6,14 +6,16 @@ Each of these was seen to go wrong later, slowly or in silence; each message nam
 import importlib.util
 from collections.abc import Iterable, Sequence
 
-from dglaunch import editing
+from dglaunch import editing, optimisations
 from dglaunch.backends import remote
 from dglaunch.config import EditingConfig, RunConfig
 from dglaunch.errors import MissingPackage, UserError
 from dglaunch.models import Checkpoint, xdit_families
-from dglaunch.optimize import MAG_CACHE_STEPS
 from dglaunch.tasks import Task
 from dglaunch.topology import Topology
+
+MAG_CACHE_STEPS = 28
+"""Denoising steps for which MagCache's published ratios hold."""
 
 
 def check(checkpoint: Checkpoint, config: RunConfig, topology: Topology, tasks: Sequence[Task], device: str) -> None:
@@ -25,6 +27,7 @@ def check(checkpoint: Checkpoint, config: RunConfig, topology: Topology, tasks: 
     for package, extra in (("torch", "torch"), ("diffusers", "diffusers"), ("transformers", "transformers")):
         need(package, "Running a model", f"pip install {extra}")
     _check_guidance(checkpoint, config, tasks)
+    optimisations.check(checkpoint, config, topology, device)
     if config.optimization.cache_type == "mag_cache":
         _check_steps(checkpoint, tasks)
     _check_encode(checkpoint, config)
@@ -111,8 +114,6 @@ def _check_xdit(checkpoint: Checkpoint, config: RunConfig, topology: Topology, d
             f"Ring attention is not right for {family.name} when a prompt's length is not a multiple of the degree; use "
             "DG_XDIT_ULYSSES_DEGREE instead of DG_XDIT_RING_DEGREE."
         )
-    if config.optimization.cache_type is not None:
-        raise UserError("--cache_type is diffusers' and does not reach xfuser's transformers; use --backend diffusers.")
     heads, ulysses = checkpoint.heads, parallel.ulysses_degree
     # ZImage's wrapper pads the heads.
     if heads is not None and heads % ulysses and family.name != "ZImage":

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from dglaunch import optimisations
 from dglaunch.backends import Backend, Context, Facts, ItemError
 from dglaunch.config import EditingConfig, settings
 from dglaunch.edit_tasks import saved_names
@@ -47,7 +48,7 @@ LAST_BATCHES_S = {True: 12.0, False: 25.0}
 waited for without limit). torchrun kills 30 s after its signal, and rank 0 must hear of them before."""
 
 DESCRIBED = (
-    "backend", "revision", "max_sequence_length", "enable_vae_tiling", "attention_backend", "cache_type", "model_type",
+    "backend", "revision", "max_sequence_length", "attention_backend", "model_type", *optimisations.DESCRIBED,
 )  # fmt: skip
 """Flags that an image file carries where they were given: another value may give another image."""
 
@@ -114,7 +115,7 @@ class Loop:
             started=self.started,
             inside=self.inside + (time.perf_counter() - self._since if self._under_way else 0.0),
             seconds=dict(self.backend.seconds) | {"encode_image": self.encode_seconds},
-            peak_memory=_peak_memory(self.context.device),
+            peak_memory=peak_memory(self.context.device),
             drained=self.drained,
             events=self.events + self.facts.events,
             usage=dict(self.facts.usage),
@@ -358,7 +359,7 @@ def _describe(batch: Batch) -> str:
     return f"a batch of {len(stems)} ({stems[0]} to {stems[-1]})" if len(stems) > 1 else f"image {stems[0]}"
 
 
-def _peak_memory(device: str) -> int:
+def peak_memory(device: str) -> int:
     """Bytes: of the GPU as torch allocated it, of the process on a CPU."""
     if device == "cuda":
         import torch

@@ -74,7 +74,7 @@ def work(payload: dict[str, Any]) -> list[measure.Row]:
 
     from dglaunch.plan import Batch
 
-    backend, rng = load(payload), random.Random(payload["seed"])
+    backend, rng = load(payload, {"enable_vae_slicing": payload["slicing"]})[0], random.Random(payload["seed"])
     grid = [(side, batch) for side in payload["sizes"] for batch in payload["batches"]]
     differences = {cell: check(backend, tasks(rng, *cell, payload["steps"]), payload) for cell in grid}
 
@@ -106,15 +106,15 @@ def row(
     }  # fmt: skip
 
 
-def load(payload: dict[str, Any]) -> Any:
-    """The backend as a run of one rank has it."""
+def load(payload: dict[str, Any], flags: dict[str, Any], cache_dir: str = "~/.cache/dglaunch") -> tuple[Any, Any]:
+    """The backend as a run of one rank with these optimisations has it, and what it says of itself."""
     from dglaunch import backends
     from dglaunch.config import BackendConfig, OptimizationConfig, T2IConfig
     from dglaunch.models import resolve
     from dglaunch.topology import Channel, Topology
 
-    model = BackendConfig(model_name=payload["model_name"], device=payload["device"])
-    optimization = OptimizationConfig(enable_vae_slicing=payload["slicing"])
+    model = BackendConfig(model_name=payload["model_name"], device=payload["device"], cache_dir=Path(cache_dir))
+    optimization = OptimizationConfig(**flags)
     config = T2IConfig(backend=model, optimization=optimization, prompt="unused", output_dir=Path("unused"))
     place = Topology()
     context = backends.Context(
@@ -122,8 +122,7 @@ def load(payload: dict[str, Any]) -> Any:
         device=payload["device"], dtype=payload["dtype"],
     )  # fmt: skip
     backend = backends.create(context)
-    backend.load()
-    return backend
+    return backend, backend.load()
 
 
 def tasks(rng: Any, side: int, batch: int, steps: int) -> tuple[Any, ...]:

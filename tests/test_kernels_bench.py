@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT, Ended, clean_environment, end
 from PIL import Image
 
-from kernels_bench import end_to_end, measure
+from kernels_bench import end_to_end, measure, true_size
 from kernels_bench.__main__ import BENCHES, main
 
 CARRIED = {"bench", "date", "hardware", "command", "commit", "uncommitted", "versions", "options", "rows", "notes"}
@@ -28,8 +28,11 @@ CAUGHT = {
     "encode": "PNG 1, mean square error of a pixel: the output differs",
     "gather": "gather, share of the images: the output differs",
     "batch": "a batch of 1 at 64x64 against its images alone: the output differs",
+    "optimisations": "plain, the same batch twice: the output differs",
 }
 """What each bench says to spoilt outputs; end_to_end, whose runs take longer, is tried on made-up pictures."""
+SLOW = ("true_size",)
+"""They compile: minutes."""
 
 
 # -- the shared code --------------------------------------------------------------------------------------------------
@@ -129,7 +132,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[
     """All commands, started together; a test waits for its own."""
     folder = tmp_path_factory.mktemp("results")
     with ThreadPoolExecutor(4) as pool:
-        slowest_first = sorted(BENCHES, key=lambda bench: bench not in ("end_to_end", "vae"))
+        slowest_first = sorted(set(BENCHES) - set(SLOW), key=lambda bench: bench not in ("end_to_end", "vae"))
         started = {
             bench: pool.submit(command, bench, folder, "--plot", str(folder / f"{bench}.png"))
             for bench in slowest_first
@@ -138,7 +141,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[
         yield folder, started
 
 
-@pytest.mark.parametrize("bench", BENCHES)
+@pytest.mark.parametrize("bench", [bench for bench in BENCHES if bench not in SLOW])
 def test_a_bench_prints_and_appends_its_row(runs: tuple[Path, dict[str, Future[Ended]]], bench: str) -> None:
     pytest.importorskip("matplotlib")
     folder, started = runs
@@ -150,6 +153,23 @@ def test_a_bench_prints_and_appends_its_row(runs: tuple[Path, dict[str, Future[E
     check_record(printed, bench)
     assert f"{bench} on " in ended.output
     assert Image.open(folder / f"{bench}.png").format == "PNG"
+
+
+@pytest.mark.slow
+def test_the_gpu_checks_run_through_at_toy_size(tmp_path: Path) -> None:
+    ended = command("true_size", tmp_path)
+    assert ended.code == 0, ended.output
+    record = json.loads(ended.output.splitlines()[-1])
+    check_record(record, "true_size")
+    rows = {row["name"]: row for row in record["rows"]}
+    assert rows.keys() >= {"eager", "compiled", "int8, compiled", "int8, compiled, cache", "halving", "idle"}
+    assert "all 9 images made" in rows["halving"]["said"] and rows["eager"]["psnr"] == "equal"
+    assert 0 <= rows["idle"]["idle_share"] < 1
+
+
+def test_idle_is_what_no_kernel_covers() -> None:
+    share, longest = true_size.idle_share([(0, 4), (1, 2), (3, 5), (7, 10)])
+    assert share == pytest.approx(0.2) and longest == pytest.approx(2e-9)
 
 
 @pytest.mark.parametrize("bench", CAUGHT)

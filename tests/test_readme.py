@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 from dglaunch import config as configs
+from dglaunch import optimisations
 from dglaunch.editing import family_table
 from dglaunch.flags import known_flags
 from dglaunch.models import FAMILIES
@@ -70,7 +71,12 @@ def families() -> str:
     return "\n".join(rows)
 
 
-SECTIONS: dict[str, Callable[[], str]] = {"flags": flags, "families": families, "editing families": family_table}
+SECTIONS: dict[str, Callable[[], str]] = {
+    "flags": flags,
+    "families": families,
+    "editing families": family_table,
+    "optimisations": optimisations.table,
+}
 
 
 @pytest.mark.parametrize("name", SECTIONS)

@@ -71,6 +71,10 @@ WRONG: dict[str, tuple[str, dict[str, str]]] = {
     "a size that an API does not have": (
         f"{T2I} --backend openai --model_name gpt-image-1.5 --width 512 --height 512", {},
     ),
+    "optimisations that exclude each other": (f"{T2I} --enable_layerwise_casting --quantization int8", {}),
+    "an optimisation that this family does not have": (f"{T2I} --model_name qwen --enable_fuse_qkv", {}),
+    "a GPU's optimisation on a CPU": (f"{T2I} --enable_group_offloading", {}),
+    "a parameter of another cache": (f"{T2I} --cache_type pab --cache_threshold 0.1", {}),
     "a flag that the pipeline does not take": (f"{T2I} --model_name sdxl --max_sequence_length 128", {}),
 }  # fmt: skip
 SEEN: dict[str, str] = {}

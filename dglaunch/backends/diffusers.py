@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class DiffusersBackend:
         self.seconds: dict[str, float] = {}
         self.pipeline: Any = None
         self.parameters: dict[str, inspect.Parameter] = {}
+        self.undo = ExitStack()
+        """What this backend changed for the whole process."""
         self.loader = Loader(() if context.config.debug else context.batches)
         self.texts: TextEncoding | None = None
         edits = isinstance(context.config, EditingConfig)
@@ -61,15 +63,20 @@ class DiffusersBackend:
         self.parameters = dict(inspect.signature(self.pipeline.__call__).parameters)
         self._time_stages()
         effects = {"encode": self._encode_ahead()} if self.encodes_ahead else {}
-        self.pipeline.to(self.device)
+        optimize.place(self.pipeline, self.device, self.context.config.optimization)
         if self.editing is not None and self.editing.equal_size_batch:
             resize_each(self.pipeline.image_processor)
         effects |= self.optimize()
+        events: list[str] = []
+        if self.context.config.optimization.enable_compile:
+            folder = self.context.config.backend.cache_dir.expanduser() / "compile"
+            optimize.time_compilation(folder, self.seconds, events, self.undo)
         if self.context.config.debug:
             trace_shapes(self.pipeline)
         return Facts(
             defaults=self._defaults(),
             effects=effects,
+            events=events,
             versions={
                 "torch": torch.__version__,
                 "diffusers": diffusers.__version__,
@@ -130,8 +137,21 @@ class DiffusersBackend:
         """The pipeline in the host's memory, without the text encoders if they come and go before it moves."""
         with loading(self.context):
             return self.loader_class().from_pretrained(
-                self.context.checkpoint.source, **self.from_pretrained_arguments(), **self.left_out
+                self.context.checkpoint.source,
+                **self.from_pretrained_arguments(),
+                **self.quantization_arguments(),
+                **self.left_out,
             )
+
+    def quantization_arguments(self) -> dict[str, Any]:
+        """For a pipeline's from_pretrained: its transformer (or U-Net) is quantised as it is read."""
+        wanted = optimize.quantized(self.context.config.optimization, self.context.dtype)
+        if wanted is None:
+            return {}
+        from diffusers import PipelineQuantizationConfig
+
+        names = ("transformer", "unet")
+        return {"quantization_config": PipelineQuantizationConfig(quant_mapping=dict.fromkeys(names, wanted))}
 
     @property
     def encodes_ahead(self) -> bool:
@@ -193,7 +213,7 @@ class DiffusersBackend:
         return DiffusionPipeline if self.editing is None else self._pipeline_class()
 
     def optimize(self) -> dict[str, str]:
-        return optimize.apply(self.pipeline, self.context.config.optimization)
+        return optimize.apply(self.pipeline, self.context.config.optimization, self.device, self.undo)
 
     @property
     def device(self) -> str:
@@ -220,10 +240,14 @@ class DiffusersBackend:
         return generate_sound(self.context, batch, self.loader, self._generate)
 
     def _generate(self, batch: Batch) -> Sequence[Image.Image | ItemError] | None:
-        with torch.inference_mode():
-            output = self.timed_call(
-                lambda: self.call_pipeline(batch, self.arguments(batch) | self._input_images(batch))
-            )
+        try:
+            with torch.inference_mode():
+                output = self.timed_call(
+                    lambda: self.call_pipeline(batch, self.arguments(batch) | self._input_images(batch))
+                )
+        except BaseException:
+            optimize.forget_steps(self.pipeline)
+            raise
         if output is None:
             return None
         images = to_images(output.images) if torch.is_tensor(output.images) else list(output.images)
@@ -307,6 +331,7 @@ class DiffusersBackend:
             torch.cuda.synchronize()
 
     def close(self) -> None:
+        self.undo.close()
         self.pipeline = None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from dglaunch import optimize
 from dglaunch.backends import Context, Facts, prompt_of
 from dglaunch.backends.diffusers import DiffusersBackend, loading, quiet_libraries
 from dglaunch.backends.xfuser_cpu import ATTENTION_BACKEND, import_xfuser
@@ -89,14 +90,21 @@ class XDiTBackend(DiffusersBackend):
         with loading(self.context):
             if self.family.pipeline is not None:
                 return _imported(self.family.pipeline).from_pretrained(
-                    source, engine_config=self.engine_config, **arguments, **self.left_out
+                    source,
+                    engine_config=self.engine_config,
+                    **arguments,
+                    **self.quantization_arguments(),
+                    **self.left_out,
                 )
             if self.family.in_place is not None:
-                pipeline = self.loader_class().from_pretrained(source, **arguments, **self.left_out)
+                pipeline = self.loader_class().from_pretrained(
+                    source, **arguments, **self.quantization_arguments(), **self.left_out
+                )
                 _imported(self.family.in_place)(pipeline.transformer)
             else:
                 assert self.family.wrapper is not None
                 own = {name: value for name, value in arguments.items() if name != "trust_remote_code"}
+                own["quantization_config"] = optimize.quantized(self.context.config.optimization, self.context.dtype)
                 transformer = _imported(self.family.wrapper).from_pretrained(source, subfolder="transformer", **own)
                 pipeline = self.loader_class().from_pretrained(
                     source, transformer=transformer, **arguments, **self.left_out
@@ -115,10 +123,8 @@ class XDiTBackend(DiffusersBackend):
 
         from xfuser.core.distributed import get_runtime_state
 
-        from dglaunch import optimize
-
         wanted = self.context.config.optimization
-        effects = optimize.apply(self.pipeline, replace(wanted, attention_backend=None))
+        effects = optimize.apply(self.pipeline, replace(wanted, attention_backend=None), self.device, self.undo)
         if wanted.attention_backend is not None:
             effects["attention_backend"] = f"xfuser {get_runtime_state().attention_backend.name}"
         return effects

@@ -1,0 +1,105 @@
+"""What only a GPU can show; `make gpu` runs it where there is one, everywhere else it is skipped with a word.
+
+**None of this has been run on a GPU yet.** Two parts: the flags that a CPU refuses, on `tiny`; and FLUX.1-dev's true size
+(`python -m kernels_bench true_size`), whose row is appended to kernels_bench/results with the hardware's name.
+"""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PROMPTS, ROOT, Case, clean_environment, difference, end, launch, run_json, write_jsonl
+
+FLAGS: dict[str, tuple[list[str], str, str]] = {
+    "cpu_offload": (["--enable_cpu_offload"], "on the GPU only while they run", ""),
+    "group_offloading": (["--enable_group_offloading"], "modules onloaded", ""),
+    "compile": (["--enable_compile"], "FluxTransformerBlock", ""),
+    "native_cudnn": (["--attention_backend", "_native_cudnn"], "_native_cudnn", ""),
+    "tf32": (["--enable_tf32", "--torch_dtype", "float32"], "high", ""),
+    "fp8": (["--quantization", "fp8"], "Float8Tensor", "torchao"),
+    "nf4": (["--quantization", "nf4"], "Params4bit", "bitsandbytes"),
+}
+"""Flags, what the effect says, and the package they need."""
+LOSSLESS = ("cpu_offload", "group_offloading")
+GOAL_IDLE = 0.02
+
+
+@pytest.fixture(scope="module", autouse=True)
+def gpu() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no CUDA GPU here")
+    return torch.cuda.get_device_name()
+
+
+@pytest.fixture(scope="module")
+def runs(gpu: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Path, Case]]]:
+    folder = tmp_path_factory.mktemp("gpu")
+    prompts = write_jsonl(folder / "p.jsonl", [{"prompt": prompt} for prompt in PROMPTS[:3]])
+    base = ["t2i", "--prompts_file", prompts, "--batch_size", "2", "--device", "cuda"]
+    wanted = {"plain": []} | {name: words for name, (words, _, needs) in FLAGS.items() if not needs or find_spec(needs)}
+    cases = launch(folder, 1, [([*base, *words, "--output_dir", folder / name], {}) for name, words in wanted.items()])
+    yield {name: (folder / name, case) for name, case in zip(wanted, cases)}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_a_flag_takes_effect(runs: dict[str, tuple[Path, Case]], name: str) -> None:
+    _, says, needs = FLAGS[name]
+    if name not in runs:
+        pytest.skip(f"{needs} is not installed")
+    folder, case = runs[name]
+    assert case.codes == [0], case.output
+    assert any(says in effect for effect in run_json(folder)["effects"].values())
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_moving_weights_does_not_change_the_image(runs: dict[str, tuple[Path, Case]], name: str) -> None:
+    assert difference(runs[name][0], runs["plain"][0]) <= 2
+
+
+# -- FLUX.1-dev's true size ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def true_size(gpu: str) -> dict[str, Any]:
+    """The record that the bench appended, by the names of its rows."""
+    words = [sys.executable, "-m", "kernels_bench", "true_size", "--device", "cuda"]
+    process = subprocess.Popen(
+        words, env=clean_environment(), cwd=ROOT, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    ended = end(process, timeout=3000)
+    assert ended.code == 0, ended.output
+    print(ended.output)
+    record = json.loads(ended.output.splitlines()[-1])
+    assert record["hardware"]["gpus"]
+    return {row["name"]: row for row in record["rows"]}
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", ["eager", "compiled", "fp8, compiled", "fp8, compiled, cache"])
+def test_each_variant_was_measured(true_size: dict[str, Any], name: str) -> None:
+    row = true_size[name]
+    assert "not_run" not in row, row
+    assert row["seconds"]["p50"] > 0 and row["peak_gib"] > 5 and row["mfu"].endswith("%")
+
+
+def test_compiling_does_not_change_the_image_much(true_size: dict[str, Any]) -> None:
+    told = true_size["compiled"]["psnr"]
+    assert told == "equal" or float(told.split()[0]) > 25 or math.isinf(float(told.split()[0]))
+
+
+def test_auto_fits_and_more_is_halved(true_size: dict[str, Any]) -> None:
+    """The bench itself refuses an `auto` that does not fit, and a run that lost an image."""
+    assert "ran out of memory" in true_size["halving"]["said"]
+
+
+def test_the_gpu_is_not_idle_between_images(true_size: dict[str, Any]) -> None:
+    assert true_size["idle"]["idle_share"] < GOAL_IDLE, true_size["idle"]["said"]
