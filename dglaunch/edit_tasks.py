@@ -6,6 +6,8 @@ torn, a bomb, too many for the family) is its row's error: the task carries it, 
 
 import json
 from collections.abc import Mapping
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from dglaunch.editing import ModelConfig
 from dglaunch.errors import UserError
 from dglaunch.inputs import BadImage, Cell, InputImage, describe, probe, probe_files
 from dglaunch.models import Checkpoint
-from dglaunch.tasks import RowReader, Task, missing, read_table
+from dglaunch.tasks import RowReader, Task, base_of, files_of, missing, read_table
 
 COLUMN = "input_images"
 MAX_PATH = 4096
@@ -118,7 +120,7 @@ class EditReader(RowReader):
     def _reference(self, item: Any, number: int, position: int) -> tuple[str, Path | Cell]:
         path, data = (item.get("path"), item.get("bytes")) if isinstance(item, dict) else (item, item)
         if isinstance(data, bytes):
-            place = Cell(Path(self.source), COLUMN, number, position)
+            place = self._cell(number, position)
             name = path if isinstance(path, str) and path else f"{COLUMN}[{position}]"
             try:
                 self.found[place] = probe(name, place, data)
@@ -131,8 +133,22 @@ class EditReader(RowReader):
         self.files.setdefault(file, path)
         return path, file
 
+    def _cell(self, number: int, position: int) -> Cell:
+        """Where the bytes of a row stand: in the table, or in that part of it which has the row."""
+        first, table = next(part for part in reversed(self._parts) if part[0] <= number)
+        return Cell(table, COLUMN, number - first, position)
+
+    @cached_property
+    def _parts(self) -> list[tuple[int, Path]]:
+        """The files that the table is made of, each with the number of its first row."""
+        from pyarrow.parquet import read_metadata
+
+        files = files_of(Path(self.source)) if Path(self.source).is_dir() else [Path(self.source)]
+        counts = [read_metadata(path).num_rows for path in files]
+        return list(zip(accumulate(counts, initial=0), files))
+
     def _path(self, text: str) -> Path:
-        return Path(self.source).parent / text
+        return base_of(Path(self.source)) / text
 
     def _is_file(self, text: str) -> bool:
         return len(text) < MAX_PATH and "\0" not in text and self._path(text).is_file()

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from dglaunch import backends, edit_tasks, errors, estimate, hosts, plan, report, run, tasks, writer
+from dglaunch import backends, edit_tasks, errors, estimate, hosts, layouts, plan, report, run, tasks, writer
 from dglaunch.config import EditingConfig, RunConfig, settings
 from dglaunch.errors import DglaunchError, OutputError
 from dglaunch.gather import Gather
@@ -88,7 +88,11 @@ class _Run:
                 if isinstance(told, DglaunchError):
                     raise told
                 watch.meet(channel.attempt)
-                return self._compare_and_make(channel, *told)
+                code = self._compare_and_make(channel, *told)
+            # The other ranks are on their way out and need not wait for it.
+            if self.topology.is_main and code != errors.EXIT_DRAINED:
+                self._write_layout()
+            return code
         finally:
             if self.report is not None:
                 self.report.stop()
@@ -106,6 +110,7 @@ class _Run:
         """On rank 0: take the folder; what is pending, or the error that all ranks leave with."""
         job = self.job
         try:
+            layouts.check(job.config.layout, job.config.output_dir, job.tasks, job.config.output_format)
             ledger = self.writer.open(job.settings, job.tasks, job.config.output_format, job.config.overwrite)
             self.writer.write_run(self._run_json({"outcome": "running", "num_total": len(job.tasks)}))
         except DglaunchError as error:
@@ -255,6 +260,22 @@ class _Run:
         if self.job.config.gallery and not drained:
             self.report.note(self._write_gallery())
         return summary["outcome"]
+
+    def _write_layout(self) -> None:
+        """The view of --layout, once every image of the job was made or has failed; of several nodes the last one does it.
+
+        Raises:
+            UserError, OutputError: it cannot be written.
+        """
+        layout, folder = self.job.config.layout, self.job.config.output_dir
+        if layout == "indexed" or (self.writer.suffix and not (folder / "metadata.jsonl").exists()):
+            return
+        assert self.report is not None
+        view, count = layouts.write(layout, folder, self.job.tasks)
+        missing = len(self.job.tasks) - count
+        self.report.note(
+            f"{count:,} images for {layout} are in {view}" + (f"; {missing:,} are missing" if missing else "")
+        )
 
     def _write_gallery(self) -> str:
         """The page, or why there is none: the results are safe by now, and looking at them must not cost the run."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dglaunch import edit_tasks, editing, estimate, plan, rules, tasks, topology
+from dglaunch import benchmarks, edit_tasks, editing, estimate, plan, rules, tasks, topology
 from dglaunch.backends import remote
 from dglaunch.config import (
     EditingConfig,
@@ -134,7 +134,10 @@ def prepare(
             "--debug runs in one process; start it without torchrun: python -m dglaunch COMMAND --debug ..."
         )
     stand_ins = _stand_ins(config, place)
+    if config.layout == "parquet":
+        rules.need("pyarrow", "--layout parquet", "pip install 'dglaunch[parquet]'")
     checkpoint, all_tasks = _read(config, stand_ins[0] if stand_ins else resolve(config.backend))
+    benchmarks.check(config, all_tasks)
     device, machine, reasons = ("cpu", *stand_ins[1:]) if stand_ins else _machine(config, place)
     job = Job(
         config=config, origins=origins, topology=place, checkpoint=checkpoint, tasks=all_tasks, device=device,

@@ -46,7 +46,9 @@ LAST_BATCHES_S = {True: 12.0, False: 25.0}
 """Under torchrun or not: how long a stopped run waits for the batches that its threads have under way (one alone is
 waited for without limit). torchrun kills 30 s after its signal, and rank 0 must hear of them before."""
 
-DESCRIBED = ("backend", "revision", "max_sequence_length", "enable_vae_tiling", "attention_backend", "cache_type")
+DESCRIBED = (
+    "backend", "revision", "max_sequence_length", "enable_vae_tiling", "attention_backend", "cache_type", "model_type",
+)  # fmt: skip
 """Flags that an image file carries where they were given: another value may give another image."""
 
 
@@ -320,9 +322,10 @@ class Loop:
         """What an image file says of itself besides the task's content: all that `dglaunch replay` needs. What would
         differ between batch sizes or world sizes is left out, so that the bytes of the file do not depend on them."""
         flat = self._settings
-        given = {name: flat[name] for name in DESCRIBED if flat[name] not in (None, False)}
+        given = {name: flat[name] for name in DESCRIBED if flat.get(name) not in (None, False)}
         model = {"model": flat["model_name"], "dtype": self.context.dtype}
-        own = [n for n, value in task.content().items() if value is None and self.facts.defaults.get(n) is not None]
+        chosen = {"width", "height"} | {n for n, value in self.facts.defaults.items() if value is not None}
+        own = [n for n, value in task.content().items() if value is None and n in chosen]
         return {"index": task.index, "sample": task.sample, **model, **given, "defaults": own}
 
     def _used(self, task: Task) -> dict[str, Any]:

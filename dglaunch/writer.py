@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dglaunch.inputs import InputImage
 
 TEMPORARY = ".dglaunch-"
+OUT_OF_MEMORY = f"{TEMPORARY}oom-"
 SAVED_INPUT = re.compile(r"inputs/\d+_\d+\.\w+")
 SAMPLE = 5
 """Differences that an error shows."""
@@ -90,7 +91,7 @@ class Writer:
         ledger = self.read_ledger()
         self._refuse_other_job(ledger, settings, tasks, output_format)
         for leftover in self.folder.glob(f"{TEMPORARY}*"):
-            if self.suffix in leftover.name:
+            if self.suffix in leftover.name and not leftover.name.startswith(OUT_OF_MEMORY):
                 leftover.unlink(missing_ok=True)
         if ledger.damaged:
             self._rewrite(self.ledger_path, self._good_lines(ledger))
@@ -136,7 +137,7 @@ class Writer:
                 for copy in line.get("input_file_names", ()):
                     if SAVED_INPUT.fullmatch(copy):
                         (self.folder / copy).unlink(missing_ok=True)
-        for pattern in ("metadata*.jsonl", "failures*.jsonl", "run*.json", f"{TEMPORARY}oom*.json"):
+        for pattern in ("metadata*.jsonl", "failures*.jsonl", "run*.json", f"{OUT_OF_MEMORY}*.json"):
             for path in self.folder.glob(pattern):
                 path.unlink(missing_ok=True)
 
@@ -322,7 +323,7 @@ class Writer:
 
 def remember_out_of_memory(folder: Path, height: int, width: int, size: int) -> None:
     """Note a batch that was too large, from any rank, before the rank may be lost: the next start begins below it."""
-    path = folder / f"{TEMPORARY}oom-{height}x{width}-{size}.json"
+    path = folder / f"{OUT_OF_MEMORY}{height}x{width}-{size}.json"
     with contextlib.suppress(OSError):  # the note is a help for the next start, not part of the result
         path.write_text("{}\n")
 
@@ -330,8 +331,8 @@ def remember_out_of_memory(folder: Path, height: int, width: int, size: int) -> 
 def out_of_memory_limits(folder: Path) -> dict[str, int]:
     """Largest batch that did not run out of memory, by "HxW"."""
     limits: dict[str, int] = {}
-    for path in folder.glob(f"{TEMPORARY}oom-*.json"):
-        shape, _, size = path.stem.removeprefix(f"{TEMPORARY}oom-").rpartition("-")
+    for path in folder.glob(f"{OUT_OF_MEMORY}*.json"):
+        shape, _, size = path.stem.removeprefix(OUT_OF_MEMORY).rpartition("-")
         if size.isdigit():
             limits[shape] = max(min(limits.get(shape, int(size) - 1), int(size) - 1), 1)
     return limits

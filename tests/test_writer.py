@@ -199,3 +199,12 @@ def test_out_of_memory_is_remembered_by_shape(tmp_path: Path) -> None:
     remember_out_of_memory(tmp_path, 1024, 768, 5)
     remember_out_of_memory(tmp_path, 64, 64, 1)
     assert out_of_memory_limits(tmp_path) == {"1024x768": 4, "64x64": 1}
+
+
+def test_the_next_start_still_knows_what_ran_out_of_memory(tmp_path: Path) -> None:
+    """A rank of a replica that ran out of memory may be lost with its peers: its note is for the start after that."""
+    remember_out_of_memory(tmp_path, 64, 64, 4)
+    writer = Writer(tmp_path)
+    writer.open({}, [Task(index=0, prompt="a", seed=0, stem="000000")], "png", overwrite=False)
+    writer.close()
+    assert out_of_memory_limits(tmp_path) == {"64x64": 3}

@@ -60,6 +60,7 @@ WRONG: dict[str, tuple[str, dict[str, str]]] = {
     "prompts ahead for an unknown pipeline": (f"{T2I} --model_name sdxl --encode ahead", {}),
     "a cache that nothing fills": (f"{FLUX} --encode inline --embedding_cache texts", {}),
     "a cache that xDiT would not use": (f"{FLUX} --backend xdit --cache_type first_block_cache", {}),
+    "a benchmark's layout for another table": (f"{T2I} --layout geneval", {}),
     "half of the node's place": (f"{T2I} --node_rank 1", {}),
     "a node beyond the last": (f"{T2I} --node_rank 4 --num_nodes 4", {}),
     "an optimisation whose package is missing": (f"{T2I} --attention_backend sage", {}),
