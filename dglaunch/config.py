@@ -59,6 +59,10 @@ class OptimizationConfig:
     """Decode each image in tiles: far less memory for large images, changes the image a little."""
     attention_backend: str | None = None
     """diffusers' name (native, flash, sage, ...), with --backend xdit xfuser's (SDPA, FLASH_3, ...)."""
+    encode: Literal["auto", "ahead", "inline"] = "auto"
+    """Encode all prompts ahead of the first batch, each distinct one once, and drop the text encoders; or in each batch."""
+    embedding_cache: Path | None = None
+    """Folder that keeps encoded prompts between runs; with all of them there the text encoders are not even loaded."""
     cache_type: CacheType | None = None
     """Reuse activations between denoising steps (diffusers' caches): faster, changes the image."""
 

@@ -50,7 +50,7 @@ class Memory:
 def memory_of(
     checkpoint: Checkpoint, config: RunConfig, topology: Topology, dtype: str, height: int, width: int, inputs: int = 0
 ) -> Memory | None:
-    """Weights, and what each image of the batch adds at its worst moment; None if the weights are not on this machine.
+    """Weights (text encoders that encode ahead are gone before the others come), and what each image of the batch adds at its worst moment; None if the weights are not on this machine.
     `inputs` are the tokens of input images.
 
     Denoising holds about 12 tensors of tokens x width at once (hidden state, q, k, v, attention out, the MLP's 4x and
@@ -60,7 +60,10 @@ def memory_of(
     if not checkpoint.parameters:
         return None
     size = DTYPE_BYTES[dtype]
-    weights = sum(checkpoint.parameters.values()) * size
+    texts = sum(count for name, count in checkpoint.parameters.items() if name.startswith("text_encoder"))
+    others = sum(checkpoint.parameters.values()) - texts
+    ahead = checkpoint.encodes_ahead(config.optimization.encode)
+    weights = size * (max(texts, others) if ahead else texts + others)
     tokens = checkpoint.image_tokens(height, width) + inputs + checkpoint.text_length(config.max_sequence_length)
     denoise = 12 * tokens * (checkpoint.width_of_model or UNET_WIDTH) * size // topology.sequence_degree
     if config.optimization.enable_vae_tiling:

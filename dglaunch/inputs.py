@@ -11,16 +11,18 @@ import os
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from dglaunch.plan import Batch
     from dglaunch.tasks import Task
 
 FORMATS = {"PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif", "GIF": ".gif"}
@@ -159,15 +161,25 @@ def _orientation(image: "Image", data: bytes) -> int:
 
 class Loader:
     """Decodes the input images of one batch after the other, each distinct image once; those that the next batch has
-    too are kept for it."""
+    too are kept for it.
 
-    def __init__(self) -> None:
+    `batches` are those that load() will be asked for, perhaps in parts: while one is computed, the images of the next
+    are decoded in the background.
+    """
+
+    def __init__(self, batches: Iterable["Batch"] = ()) -> None:
         self._images: dict[str, Image | BadImage] = {}
+        self._ahead: dict[str, Future[Image | BadImage]] = {}
+        self._next = {_id(batch.tasks[-1]): following.tasks for batch, following in pairwise(batches)}
+        self._decoder = ThreadPoolExecutor(1)
 
     def load(self, tasks: Sequence["Task"]) -> dict[int, str]:
         """Decode what these tasks need; the errors by their positions."""
-        wanted = {image.sha256: image for task in tasks for image in task.images}
-        self._images = {sha256: self._images.get(sha256) or _decoded(image) for sha256, image in wanted.items()}
+        wanted = _distinct(tasks)
+        self._images = {sha256: self._decoded(image) for sha256, image in wanted.items()}
+        coming = _distinct(self._next.get(_id(tasks[-1]), ()))
+        for sha256 in coming.keys() - self._images.keys() - self._ahead.keys():
+            self._ahead[sha256] = self._decoder.submit(_decoded, coming[sha256])
         errors: dict[int, str] = {}
         for position, task in enumerate(tasks):
             bad = [(image.name, e) for image in task.images if isinstance(e := self._images[image.sha256], BadImage)]
@@ -175,9 +187,22 @@ class Loader:
                 errors[position] = f"{task.row}: {describe(bad)}"
         return errors
 
+    def _decoded(self, image: InputImage) -> "Image | BadImage":
+        ahead = self._ahead.pop(image.sha256, None)
+        known = self._images.get(image.sha256)
+        return known or (ahead.result() if ahead is not None else _decoded(image))
+
     def images(self, task: "Task") -> list["Image"]:
         """The decoded images of a task that had no error."""
         return [self._images[image.sha256] for image in task.images]  # type: ignore[misc]
+
+
+def _id(task: "Task") -> tuple[int, int]:
+    return task.index, task.sample
+
+
+def _distinct(tasks: Iterable["Task"]) -> dict[str, InputImage]:
+    return {image.sha256: image for task in tasks for image in task.images}
 
 
 def describe(bad: Iterable[tuple[str, BadImage]]) -> str:

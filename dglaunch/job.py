@@ -4,8 +4,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -61,20 +61,6 @@ _Opened = tuple[list[int], int, dict[str, int], int | None]
 """Numbers of the tasks that are done, damage, limits of the batch size, rank 0's memory."""
 
 
-def _or_error(function: Callable[[], Any]) -> Any:
-    """What it gives, or the error that all ranks are to leave with."""
-    try:
-        return function()
-    except DglaunchError as error:
-        return error
-
-
-def _raise_first(values: Sequence[Any]) -> None:
-    for value in values:
-        if isinstance(value, DglaunchError):
-            raise value
-
-
 class _Run:
     """One start of a job on one rank."""
 
@@ -127,13 +113,11 @@ class _Run:
         beside = place.writes and not place.is_main
         anew = job.config.overwrite and not any(channel.all_of_world(place.restarted))
         if anew and place.mode != "main":
-            _raise_first(channel.all_of_world(_or_error(self._start_anew) if beside else None))
-        first = channel.broadcast(_or_error(lambda: self._open_folder(anew)) if place.is_main else None)
-        _raise_first([first])
-        done, damaged, limits, memory = first
+            channel.together(lambda: self._start_anew() if beside else None)
+        first = channel.together(lambda: self._open_folder(anew) if place.is_main else None)
+        done, damaged, limits, memory = channel.broadcast(first)
         if place.mode != "main":
-            told = channel.all_of_world(_or_error(lambda: self._open_folder(False, done)) if beside else None)
-            _raise_first(told)
+            told = channel.all_of_world(channel.together(lambda: self._open_folder(False, done) if beside else None))
             there = [own for own in told if own is not None]
             done = sorted({*done, *(n for own, *_ in there for n in own)})
             damaged += sum(count for _, count, *_ in there)
@@ -173,19 +157,29 @@ class _Run:
         context = backends.Context(
             config=job.config, checkpoint=job.checkpoint, topology=self.topology, channel=channel, device=job.device,
             dtype=job.machine.dtype, should_stop=lambda: self._between_steps(channel),
+            batches=made.batches[self.topology.replica],
         )  # fmt: skip
         backend = backends.create(context) if pending else None
         if backend is not None:
-            start = time.perf_counter()
-            self.facts = backend.load()
-            self.load_seconds = time.perf_counter() - start
-            with self.watch.doing("waiting for the other ranks to load the model"):
-                channel.all_of_world(None)  # all start together, so that the shares of the time mean what they say
+            self._load(backend, channel)
         try:
             return self._loop(context, backend, made)
         finally:
             if backend is not None:
                 backend.close()
+
+    def _load(self, backend: backends.Backend, channel: Channel) -> None:
+        """All ranks load at the same time and start together, or leave together."""
+        start = time.perf_counter()
+        with ExitStack() as waiting:  # a download may take hours; waiting for one that hangs must not
+
+            def load() -> backends.Facts:
+                facts = backend.load()
+                self.load_seconds = time.perf_counter() - start - backend.seconds.get("encode_prompts", 0.0)
+                waiting.enter_context(self.watch.doing("waiting for the other ranks to load the model"))
+                return facts
+
+            self.facts = channel.together(load)
 
     def _loop(self, context: backends.Context, backend: backends.Backend | None, made: plan.Plan) -> int:
         channel = context.channel
@@ -261,7 +255,7 @@ class _Run:
             note("The last run left a torn ledger line, or images were removed or damaged; those are made again.")
         skipped = self.report.counts.num_skipped
         note(
-            f"{pending:,} images in {made.num_batches:,} batches to make"
+            f"{report.number(pending, 'image')} in {report.number(made.num_batches, 'batch')} to make"
             + (f"; {skipped:,} are there already" if skipped else "")
             + (
                 f"; without its different sizes and images it would be {made.num_batches - made.lost:,}"

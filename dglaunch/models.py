@@ -19,6 +19,11 @@ from dglaunch.errors import UserError
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
+TextOutput = Literal["row", "same", "list", "padded", "mask"]
+"""One of the values that a pipeline's encode_prompt returns: a tensor with a row for each prompt, one that is the same
+for all, a list with a tensor for each, a tensor padded to the longest prompt, and the mask of that padding."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class XDiT:
     """How xfuser 0.7 runs a family, and where it would be wrong in silence."""
@@ -63,25 +68,34 @@ class Family:
     """Passed on every call, to switch off what would change what the user asked for."""
     text_bucket: int = 0
     """Under xDiT, prompts share a forward pass only if their token lengths, rounded up to this, are equal (0: always)."""
+    text_outputs: tuple[TextOutput, ...] = ()
+    """What encode_prompt returns; () where prompts are not encoded ahead (they depend on an image, or it is unknown)."""
     only_edits: bool = False
     """Whether the pipeline needs an input image: `edit` runs it, `t2i` cannot."""
     xdit: XDiT | None = None
 
 
 _TRANSFORMERS = "xfuser.model_executor.models.transformers"
+_FLUX_TEXT: tuple[TextOutput, ...] = ("row", "row", "same")
+_GUIDED_TEXT: tuple[TextOutput, ...] = ("row",) * 4
+"""Positive and negative, each with its pooled embedding or its mask."""
 _FLUX = XDiT(wrapper=f"{_TRANSFORMERS}.transformer_flux:xFuserFlux1Transformer2DWrapper", splits_text=True)
 _QWEN = XDiT(in_place="dglaunch.backends.xfuser_exact:wrap_qwen", ring=False, image_unit="any")
 FAMILIES: dict[str, Family] = {
-    "FluxPipeline": Family(name="Flux", takes_negative=False, xdit=_FLUX),
-    "FluxKontextPipeline": Family(name="FluxKontext", takes_negative=False, xdit=_FLUX, only_edits=True),
+    "FluxPipeline": Family(name="Flux", takes_negative=False, text_outputs=_FLUX_TEXT, xdit=_FLUX),
+    "FluxKontextPipeline": Family(
+        name="FluxKontext", takes_negative=False, text_outputs=_FLUX_TEXT, xdit=_FLUX, only_edits=True
+    ),
     "Flux2Pipeline": Family(
         name="Flux2",
         takes_negative=False,
+        text_outputs=("row", "row"),
         xdit=XDiT(wrapper=f"{_TRANSFORMERS}.transformer_flux2:xFuserFlux2Transformer2DWrapper", splits_text=True),
     ),
     "Flux2KleinPipeline": Family(
         name="Flux2Klein",
         takes_negative=False,
+        text_outputs=("row", "row"),
         xdit=XDiT(wrapper=f"{_TRANSFORMERS}.transformer_flux2:xFuserFlux2Transformer2DWrapper", splits_text=True),
     ),
     "QwenImagePipeline": Family(
@@ -89,6 +103,7 @@ FAMILIES: dict[str, Family] = {
         guidance="true_cfg_scale",
         guidance_needs_negative=True,
         text_bucket=1,
+        text_outputs=("padded", "mask"),
         xdit=_QWEN,
     ),
     "QwenImageEditPipeline": Family(
@@ -106,21 +121,28 @@ FAMILIES: dict[str, Family] = {
     "ZImagePipeline": Family(
         name="ZImage",
         text_bucket=32,
+        text_outputs=("list", "list"),
         xdit=XDiT(in_place="dglaunch.backends.xfuser_exact:wrap_zimage", cfg=True, image_unit="any"),
     ),
     "StableDiffusion3Pipeline": Family(
         name="SD3",
         max_sequence_length=256,
+        text_outputs=_GUIDED_TEXT,
         xdit=XDiT(pipeline="xfuser:xFuserStableDiffusion3Pipeline", cfg=True, pipefusion=True, image_unit="rows"),
     ),
     "PixArtSigmaPipeline": Family(
         name="PixArtSigma",
         max_sequence_length=300,
         arguments=(("use_resolution_binning", False),),
+        text_outputs=_GUIDED_TEXT,
         xdit=XDiT(pipeline="xfuser:xFuserPixArtSigmaPipeline", cfg=True, pipefusion=True, image_unit="rows"),
     ),
-    "PixArtAlphaPipeline": Family(name="PixArtAlpha", arguments=(("use_resolution_binning", False),)),
-    "SanaPipeline": Family(name="Sana", size_multiple=32, arguments=(("use_resolution_binning", False),)),
+    "PixArtAlphaPipeline": Family(
+        name="PixArtAlpha", arguments=(("use_resolution_binning", False),), text_outputs=_GUIDED_TEXT
+    ),
+    "SanaPipeline": Family(
+        name="Sana", size_multiple=32, arguments=(("use_resolution_binning", False),), text_outputs=_GUIDED_TEXT
+    ),
     "CogView4Pipeline": Family(name="CogView4", batch=False),
     "GlmImagePipeline": Family(name="GlmImage", size_multiple=32, batch=False),
 }
@@ -151,6 +173,10 @@ class Checkpoint:
     def heads(self) -> int | None:
         """Attention heads of the transformer, which the Ulysses degree must divide."""
         return self._number("num_attention_heads") or self._number("n_heads")
+
+    def encodes_ahead(self, mode: str) -> bool:
+        """Whether a run with this --encode encodes its prompts before its first batch."""
+        return mode != "inline" and bool(self.family.text_outputs)
 
     @property
     def width_of_model(self) -> int | None:

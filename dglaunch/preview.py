@@ -26,7 +26,7 @@ def show_plan(config: RunConfig, origins: dict[str, str], environ: Mapping[str, 
         f"{config.backend.model_name} ({job.checkpoint.pipeline_class}), {job.machine.dtype}: {job.topology.describe()}"
     )
     console.print(
-        f"{made.num_tasks:,} images in {made.num_batches:,} batches; {made.lost:,} more than if {job.one_kind}"
+        f"{report.number(made.num_tasks, 'image')} in {report.number(made.num_batches, 'batch')}; {made.lost:,} more than if {job.one_kind}"
     )
     for task in job.hopeless[:SHOWN_ERRORS]:
         console.print(f"cannot be made: {task.error}")

@@ -201,6 +201,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def number(count: int, noun: str) -> str:
+    """1 image, 2 images, 1,000 batches."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}{'es' if noun.endswith('ch') else 's'}"
+
+
 def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s"

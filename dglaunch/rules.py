@@ -27,6 +27,7 @@ def check(checkpoint: Checkpoint, config: RunConfig, topology: Topology, tasks: 
     _check_guidance(checkpoint, config, tasks)
     if config.optimization.cache_type == "mag_cache":
         _check_steps(checkpoint, tasks)
+    _check_encode(checkpoint, config)
     if config.backend.backend == "xdit":
         _check_xdit(checkpoint, config, topology, device)
         if topology.parallel.use_cfg_parallel:
@@ -64,6 +65,22 @@ def _check_steps(checkpoint: Checkpoint, tasks: Iterable[Task]) -> None:
                 f"Row {task.index} takes {steps} denoising steps, but --cache_type mag_cache holds for {MAG_CACHE_STEPS}. "
                 f"Give --num_inference_steps {MAG_CACHE_STEPS}, or another cache."
             )
+
+
+def _check_encode(checkpoint: Checkpoint, config: RunConfig) -> None:
+    wanted = config.optimization
+    if checkpoint.family.text_outputs:
+        if wanted.encode == "inline" and wanted.embedding_cache is not None:
+            raise UserError(
+                "--embedding_cache keeps what --encode ahead makes; with --encode inline it would do nothing. Drop one."
+            )
+        return
+    flag = "--encode ahead" if wanted.encode == "ahead" else "--embedding_cache" if wanted.embedding_cache else None
+    if flag is not None:
+        raise UserError(
+            f"{flag}: the prompts of {checkpoint.pipeline_class} cannot be encoded ahead (they are encoded together with an "
+            "image, or dglaunch does not know what its encode_prompt returns). Drop the flag."
+        )
 
 
 def _check_xdit(checkpoint: Checkpoint, config: RunConfig, topology: Topology, device: str) -> None:

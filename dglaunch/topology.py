@@ -5,19 +5,20 @@ there are 4 replicas, and both ranks of a replica get the same batch. xfuser ord
 outermost, so that the ranks of a replica are neighbours.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dglaunch import rendezvous
 from dglaunch.config import XDIT_PREFIX, ParallelConfig, RunConfig, WriterName
-from dglaunch.errors import LostPeer, UserError
+from dglaunch.errors import DglaunchError, LostPeer, UserError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+Result = TypeVar("Result")
 CONTROL_TIMEOUT = timedelta(days=7)
 """Of the groups that carry results and the end of the run: replicas may finish hours apart; a dead rank breaks the
 connection at once, and torchrun then stops the others."""
@@ -256,6 +257,27 @@ class Channel:
     def all_of_world(self, value: Any) -> list[Any]:
         """The values of all ranks, in the order of ranks, on every rank."""
         return self._all(value, self._world, self.topology.world_size)
+
+    def together(self, action: Callable[[], Result]) -> Result:
+        """What the action gives on this rank, once all ranks have done it; if it fails on one, all of them raise.
+
+        Raises:
+            UserError: that of the first rank that has one, so that rank 0 tells it.
+            DglaunchError: on the other ranks, for another failure.
+        """
+        result, failure = None, None
+        try:
+            result = action()
+        except Exception as error:
+            failure = error
+        told = failure if failure is None or isinstance(failure, UserError) else f"{type(failure).__name__}: {failure}"
+        everyone = self.all_of_world(told)
+        if failure is not None:
+            raise failure
+        for rank, other in enumerate(everyone):
+            if other is not None:
+                raise other if isinstance(other, UserError) else DglaunchError(f"Rank {rank} failed: {other}")
+        return result  # type: ignore[return-value]
 
     def all_of_replica(self, value: Any) -> list[Any]:
         """The values of the ranks that compute with this one; costs nothing where a replica is one rank."""

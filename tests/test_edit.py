@@ -6,6 +6,7 @@ import io
 import json
 import random
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -292,6 +293,31 @@ def test_each_image_is_decoded_once_a_batch(tmp_path: Path, monkeypatch: pytest.
     assert len(decoded) == len(SIZES)
     loader.load(tasks[:2])
     assert len(decoded) == len(SIZES)
+
+
+def test_the_images_of_the_next_batch_are_decoded_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dglaunch import inputs
+    from dglaunch.plan import Batch
+
+    decoded: dict[str, str] = {}
+    whole = inputs._decoded
+
+    def noted(image: inputs.InputImage) -> Any:
+        assert image.name not in decoded, "twice"
+        decoded[image.name] = threading.current_thread().name
+        return whole(image)
+
+    monkeypatch.setattr(inputs, "_decoded", noted)
+    for n in range(4):
+        (tmp_path / f"{n}.png").write_bytes(png(n))
+    rows = [{"input_images": f"{n}.png", "instruction": "x"} for n in range(4)]
+    tasks = read(write_jsonl(tmp_path / "t.jsonl", rows))
+    batches = [Batch(tuple(tasks[:2])), Batch(tuple(tasks[2:]))]
+    loader = Loader(batches)
+    loader.load(tasks[:2])
+    assert loader.load(tasks[2:3]) == loader.load(tasks[3:]) == {}, "a batch may come in parts"
+    threads = {name: thread == threading.main_thread().name for name, thread in decoded.items()}
+    assert threads == {"0.png": True, "1.png": True, "2.png": False, "3.png": False}
 
 
 def test_cells_of_a_table_are_probed_too() -> None:

@@ -39,7 +39,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[P
 def test_what_took_effect_is_recorded(runs: dict[str, tuple[Path, Case]], name: str) -> None:
     folder, case = runs[name]
     assert case.codes == [0], case.output
-    (effect,) = run_json(folder)["effects"].values()
+    effects = run_json(folder)["effects"]
+    assert effects.pop("encode").startswith("3 distinct prompts ahead")
+    (effect,) = effects.values()
     assert effect
 
 

@@ -265,6 +265,31 @@ def test_ranks_that_read_different_prompts_are_caught(tmp_path: Path) -> None:
     assert ended.stdout.count("CAUGHT ReplicaError Ranks [0, 1] of one replica") == 2, ended.stdout + ended.stderr
 
 
+@pytest.mark.parametrize(("error", "codes"), [("errors.UserError('no weights')", "2 2"), ("KeyError('w')", "1 1")])
+def test_what_fails_on_one_rank_ends_all_at_once(tmp_path: Path, error: str, codes: str) -> None:
+    """The others would wait for it until a time limit, and rank 0 alone tells a user's mistake."""
+    script = tmp_path / "ranks.py"
+    script.write_text(
+        "import os\n"
+        "from dglaunch import errors, topology\n"
+        "say = lambda line: os.write(1, (line + chr(10)).encode())\n"
+        "place = topology.Topology(rank=int(os.environ['RANK']), world_size=2, local_world_size=2, distributed=True)\n"
+        "channel = topology.Channel(place, 'cpu')\n"
+        "say(f'BOTH {channel.together(lambda: place.rank * 10)}')\n"
+        "def load():\n"
+        f"    if place.rank == 1: raise {error}\n"
+        "try: channel.together(load)\n"
+        "except errors.DglaunchError as error: say(f'CODE {error.exit_code}')\n"
+        "except KeyError as error: say('CODE 1')\n"
+        "topology.leave()\n"
+    )
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    ended = subprocess.run(words, env=clean_environment(), capture_output=True, text=True, timeout=120)
+    told = ended.stdout.split()
+    assert sorted(told[n + 1] for n, word in enumerate(told) if word == "BOTH") == ["0", "10"], ended.stderr
+    assert " ".join(told[n + 1] for n, word in enumerate(told) if word == "CODE") == codes, ended.stdout + ended.stderr
+
+
 def rank_0_memory(tmp_path: Path, count: int) -> int:
     path = write_jsonl(tmp_path / f"m{count}.jsonl", [{"prompt": "x", "width": 256, "height": 256}] * count)
     out = tmp_path / f"memory{count}"

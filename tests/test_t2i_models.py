@@ -59,7 +59,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, families: Path) -> Iterator[d
     for family in {family for family, _ in FAMILY_SPLITS}:
         build(family, families / family)
         model = ["t2i", "--model_name", families / family, *SIZE, *GUIDED.get(family, []), "--prompts_file", few]
-        planned[f"{family}-plain"] = (1, [*model, "--batch_size", "1"], {})
+        planned[f"{family}-plain"] = (1, [*model, "--batch_size", "1", "--encode", "inline"], {})
+        planned[f"{family}-ahead"] = (1, [*model, "--batch_size", "3", "--encode", "ahead"], {})
         for split in [split for name, split in FAMILY_SPLITS if name == family]:
             world, environment = SPLITS[split]
             planned[f"{family}-{split}"] = (world, [*model, "--backend", "xdit", "--batch_size", "3"], environment)
@@ -113,6 +114,15 @@ def test_every_xdit_family_equals_plain_diffusers(runs: dict[str, tuple[Path, Ca
     assert difference(folder, plain) <= TOLERANCE
     if split != "data2":
         assert all(sum(rank.values()) > 0 for rank in case.collectives), "the ranks of a replica did not talk"
+
+
+@pytest.mark.parametrize("family", {family for family, _ in FAMILY_SPLITS})
+def test_prompts_encoded_ahead_give_the_same_images(runs: dict[str, tuple[Path, Case]], family: str) -> None:
+    folder, case = runs[f"{family}-ahead"]
+    assert case.codes == [0], case.output
+    assert difference(folder, runs[f"{family}-plain"][0]) <= TOLERANCE
+    assert run_json(folder)["effects"]["encode"].startswith(f"{len(DIFFERENT_LENGTHS)} distinct prompts ahead")
+    assert "encode" not in run_json(runs[f"{family}-plain"][0])["effects"]
 
 
 def test_two_replicas_of_two(runs: dict[str, tuple[Path, Case]]) -> None:

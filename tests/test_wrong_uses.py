@@ -57,6 +57,8 @@ WRONG: dict[str, tuple[str, dict[str, str]]] = {
     "PipeFusion on a CPU": (f"plan {FLUX} --backend xdit --world_size 2", {"DG_XDIT_PIPEFUSION_DEGREE": "2"}),
     "CFG parallel for a distilled model": (f"plan {FLUX} --backend xdit --world_size 2", {"DG_XDIT_USE_CFG_PARALLEL": "1"}),
     "ring for Qwen": (f"plan {T2I} --backend xdit --model_name qwen --world_size 2", {"DG_XDIT_RING_DEGREE": "2"}),
+    "prompts ahead for an unknown pipeline": (f"{T2I} --model_name sdxl --encode ahead", {}),
+    "a cache that nothing fills": (f"{FLUX} --encode inline --embedding_cache texts", {}),
     "a cache that xDiT would not use": (f"{FLUX} --backend xdit --cache_type first_block_cache", {}),
     "half of the node's place": (f"{T2I} --node_rank 1", {}),
     "a node beyond the last": (f"{T2I} --node_rank 4 --num_nodes 4", {}),

@@ -36,13 +36,13 @@ def count_calls(calls: list[int]) -> None:
     """Note the number of prompts of each call of a pipeline."""
     from dglaunch.backends.diffusers import DiffusersBackend
 
-    call_pipeline = DiffusersBackend.call_pipeline
+    generate = DiffusersBackend._generate
 
-    def noted(self: DiffusersBackend, batch: Any, arguments: Any) -> Any:
+    def noted(self: DiffusersBackend, batch: Any) -> Any:
         calls.append(len(batch))
-        return call_pipeline(self, batch, arguments)
+        return generate(self, batch)
 
-    DiffusersBackend.call_pipeline = noted
+    DiffusersBackend._generate = noted
 
 
 def main(folder: Path) -> None:

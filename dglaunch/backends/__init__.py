@@ -55,6 +55,8 @@ class Context:
     dtype: str
     should_stop: Callable[[], bool] = lambda: False
     """Asked between denoising steps; all ranks of a replica get the same answer at the same step."""
+    batches: Sequence[Batch] = ()
+    """What generate() will be called with, in this order: for what can be prepared ahead. A batch may come in parts."""
 
 
 @dataclass(slots=True)

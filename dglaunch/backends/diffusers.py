@@ -1,5 +1,6 @@
 """Plain diffusers: whatever it loads for text to image, and the editing families. Each rank is a replica."""
 
+import functools
 import inspect
 import os
 import sys
@@ -7,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,14 +16,19 @@ from PIL import Image
 
 from dglaunch import optimize
 from dglaunch.backends import Context, Facts, ItemError, generate_sound, prompt_of
+from dglaunch.backends.encode import EmbeddingCache, TextEncoding, encoders_key
 from dglaunch.config import EditingConfig
 from dglaunch.editing import STRATEGIES
 from dglaunch.errors import Drained, UserError
 from dglaunch.inputs import Loader
+from dglaunch.models import OTHER
 from dglaunch.plan import Batch
 
 PASSED = ("height", "width", "num_inference_steps", "guidance_scale")
 """Settings of a task that go to the pipeline where they are given."""
+
+
+NOT_A_NUMBER = "the image came out as NaN, which mostly means that float16 overflowed: use --torch_dtype bfloat16"
 
 
 class DiffusersBackend:
@@ -32,7 +39,8 @@ class DiffusersBackend:
         self.seconds: dict[str, float] = {}
         self.pipeline: Any = None
         self.parameters: dict[str, inspect.Parameter] = {}
-        self.loader = Loader()
+        self.loader = Loader(() if context.config.debug else context.batches)
+        self.texts: TextEncoding | None = None
         edits = isinstance(context.config, EditingConfig)
         self.editing = STRATEGIES[context.checkpoint.pipeline_class] if edits else None
 
@@ -47,14 +55,16 @@ class DiffusersBackend:
         if self.context.device == "cuda":
             torch.cuda.set_device(self.context.topology.local_rank)
         self._check_arguments(self._pipeline_class())
-        with one_rank_of_a_node_first(self.context):
-            self.pipeline = self.load_pipeline()
+        self._download()
+        self.pipeline = self.context.channel.together(self.load_pipeline)
         self.pipeline.set_progress_bar_config(disable=True)
-        if self.editing is not None and self.editing.equal_size_batch:
-            resize_each(self.pipeline.image_processor)
-        effects = self.optimize()
         self.parameters = dict(inspect.signature(self.pipeline.__call__).parameters)
         self._time_stages()
+        effects = {"encode": self._encode_ahead()} if self.encodes_ahead else {}
+        self.pipeline.to(self.device)
+        if self.editing is not None and self.editing.equal_size_batch:
+            resize_each(self.pipeline.image_processor)
+        effects |= self.optimize()
         if self.context.config.debug:
             trace_shapes(self.pipeline)
         return Facts(
@@ -104,12 +114,77 @@ class DiffusersBackend:
             "revision": backend.revision,
         }
 
+    def _download(self) -> None:
+        """The first rank of each node fetches a checkpoint from the hub; the others then find it in the cache."""
+        if self.context.checkpoint.local:
+            return
+
+        def fetch() -> None:
+            if self.context.topology.local_rank == 0:
+                with loading(self.context):
+                    self.loader_class().download(self.context.checkpoint.source, **self.from_pretrained_arguments())
+
+        self.context.channel.together(fetch)
+
     def load_pipeline(self) -> Any:
+        """The pipeline in the host's memory, without the text encoders if they come and go before it moves."""
         with loading(self.context):
-            pipeline = self.loader_class().from_pretrained(
-                self.context.checkpoint.source, **self.from_pretrained_arguments()
+            return self.loader_class().from_pretrained(
+                self.context.checkpoint.source, **self.from_pretrained_arguments(), **self.left_out
             )
-        return pipeline.to(self.device)
+
+    @property
+    def encodes_ahead(self) -> bool:
+        """Whether the prompts are encoded before the first batch."""
+        return self.context.checkpoint.encodes_ahead(self.context.config.optimization.encode)
+
+    @property
+    def left_out(self) -> dict[str, None]:
+        """Arguments of from_pretrained for the parts that TextEncoding loads if it needs them."""
+        return dict.fromkeys(self._text_encoders()) if self.encodes_ahead else {}
+
+    def _text_encoders(self) -> list[str]:
+        parts = inspect.signature(self._pipeline_class().__init__).parameters
+        return [name for name in parts if name.startswith("text_encoder") and not name.endswith("_out_layers")]
+
+    def _load_text_encoders(self) -> dict[str, torch.nn.Module]:
+        others = dict.fromkeys(name for name in ("transformer", "unet", "vae") if hasattr(self.pipeline, name))
+        with loading(self.context):
+            holder = self._pipeline_class().from_pretrained(
+                self.context.checkpoint.source, **self.from_pretrained_arguments(), **others
+            )
+        if self.context.config.debug:
+            trace_shapes(holder)
+        return {name: encoder for name in self._text_encoders() if (encoder := getattr(holder, name)) is not None}
+
+    def _encode_ahead(self) -> str:
+        context, family = self.context, self.context.checkpoint.family
+        self.texts = TextEncoding(
+            self.pipeline, family.text_outputs, self.device, self._load_text_encoders, self._call_without_images,
+            context.channel, self._embedding_cache(),
+        )  # fmt: skip
+        return self.texts.encode(context.batches, context.should_stop)
+
+    def _embedding_cache(self) -> EmbeddingCache | None:
+        folder = self.context.config.optimization.embedding_cache
+        if folder is None:
+            return None
+        import diffusers
+        import transformers
+
+        checkpoint = self.context.checkpoint
+        source = Path(checkpoint.source)
+        if not checkpoint.local:
+            from huggingface_hub import hf_hub_download
+
+            revision = self.context.config.backend.revision
+            source = Path(hf_hub_download(checkpoint.source, "model_index.json", revision=revision)).parent
+        versions = (checkpoint.pipeline_class, self.context.dtype, diffusers.__version__, transformers.__version__)
+        return EmbeddingCache(folder, encoders_key(source, *versions))
+
+    def _call_without_images(self, batch: Batch) -> None:
+        with torch.inference_mode():
+            self.call_pipeline(batch, self.arguments(batch))
 
     def loader_class(self) -> Any:
         """An editing pipeline by its own name: --model_type may load it from a checkpoint that names another."""
@@ -140,14 +215,18 @@ class DiffusersBackend:
     # -- one batch ------------------------------------------------------------------------------------------------
 
     def generate(self, batch: Batch) -> Sequence[Image.Image | ItemError] | None:
+        if self.texts is not None:
+            self.texts.ensure(batch)
         return generate_sound(self.context, batch, self.loader, self._generate)
 
     def _generate(self, batch: Batch) -> Sequence[Image.Image | ItemError] | None:
         with torch.inference_mode():
-            output = self.call_pipeline(batch, self.arguments(batch))
+            output = self.timed_call(
+                lambda: self.call_pipeline(batch, self.arguments(batch) | self._input_images(batch))
+            )
         if output is None:
             return None
-        images = list(output.images)
+        images = to_images(output.images) if torch.is_tensor(output.images) else list(output.images)
         flagged = getattr(output, "nsfw_content_detected", None) or [False] * len(images)
         return [
             ItemError("blocked by the checkpoint's safety checker") if bad else i for i, bad in zip(images, flagged)
@@ -155,7 +234,7 @@ class DiffusersBackend:
 
     def call_pipeline(self, batch: Batch, arguments: dict[str, Any]) -> Any:
         """The call itself; a subclass prepares what its engine needs for this batch."""
-        return self.timed_call(lambda: self.pipeline(prompt=prompt_of(batch.tasks), **arguments))
+        return self.pipeline(prompt=prompt_of(batch.tasks), **arguments)
 
     def timed_call(self, call: Callable[[], Any]) -> Any:
         """What a call takes beyond encoding prompts and decoding is denoising."""
@@ -178,17 +257,22 @@ class DiffusersBackend:
         if "guidance_scale" in merged:
             merged[family.guidance] = merged.pop("guidance_scale")
         arguments = {name: value for name, value in merged.items() if name in self.parameters} | dict(family.arguments)
-        if self.editing is not None:
-            arguments["image"] = self.editing.images_argument([self.loader.images(task) for task in batch.tasks])
-            if "max_area" in self.parameters:
-                # Kontext would rescale the output to 1 Mpx, whatever height and width say.
-                arguments["max_area"] = first.height * first.width
+        if "max_area" in self.parameters:
+            # Kontext would rescale the output to 1 Mpx, whatever height and width say.
+            arguments["max_area"] = first.height * first.width
         if first.negative_prompt is not None:
             arguments["negative_prompt"] = [task.negative_prompt for task in batch.tasks]
         arguments["generator"] = [torch.Generator("cpu").manual_seed(task.seed) for task in batch.tasks]
+        if family is not OTHER:
+            arguments["output_type"] = "pt"
         if "callback_on_step_end" in self.parameters:
             arguments["callback_on_step_end"] = self._between_steps
         return arguments
+
+    def _input_images(self, batch: Batch) -> dict[str, Any]:
+        if self.editing is None:
+            return {}
+        return {"image": self.editing.images_argument([self.loader.images(task) for task in batch.tasks])}
 
     def _between_steps(self, _pipeline: Any, _step: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         if self.context.should_stop():
@@ -199,12 +283,14 @@ class DiffusersBackend:
 
     def _time_stages(self) -> None:
         """Count prompt encoding and VAE decoding apart; the rest of a call is denoising."""
-        if hasattr(self.pipeline, "encode_prompt"):
-            self.pipeline.encode_prompt = self._timed("encode_prompts", self.pipeline.encode_prompt)
+        plain = getattr(self.pipeline, "module", self.pipeline)  # xfuser's pipelines hold one
+        if hasattr(plain, "encode_prompt"):
+            plain.encode_prompt = self._timed("encode_prompts", plain.encode_prompt)
         if hasattr(getattr(self.pipeline, "vae", None), "decode"):
             self.pipeline.vae.decode = self._timed("decode", self.pipeline.vae.decode)
 
     def _timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
         def timed(*args: Any, **kwargs: Any) -> Any:
             self._wait_for_gpu()
             start = time.perf_counter()
@@ -222,6 +308,15 @@ class DiffusersBackend:
 
     def close(self) -> None:
         self.pipeline = None
+
+
+def to_images(pixels: torch.Tensor) -> list[Image.Image | ItemError]:
+    """A pipeline's tensor [B, 3, H, W] of values in [0, 1] to images, as diffusers' own "pil" does but for two things:
+    it is rounded where it is, so that a quarter of the bytes leave the GPU and the next batch need not wait for the
+    host's arithmetic; and an image that is not a number is an error, not a black image."""
+    sound = torch.isfinite(pixels).flatten(1).all(dim=1).tolist()
+    bytes_of = (pixels.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return [Image.fromarray(own) if fine else ItemError(NOT_A_NUMBER) for own, fine in zip(bytes_of, sound)]
 
 
 def resize_each(processor: Any) -> None:
@@ -289,31 +384,3 @@ def loading(context: Context) -> Iterator[None]:
             f"{context.checkpoint.source} cannot be loaded: {reason} If its weights are pickles (.bin) and you trust "
             "them, add --allow_pickle; if files are missing, download it again."
         ) from None
-
-
-@contextmanager
-def one_rank_of_a_node_first(context: Context) -> Iterator[None]:
-    """The first rank of each node downloads and reads the files; the others then find them in the cache.
-
-    All ranks learn whether the first one failed, so that they leave together.
-    """
-    first = context.topology.local_rank == 0
-    if not first:
-        _raise_if_failed(context.channel.all_of_world(None))
-        yield
-        return
-    failure: BaseException | None = None
-    try:
-        yield
-    except BaseException as error:
-        failure = error
-        raise
-    finally:
-        told = None if failure is None else f"{type(failure).__name__}: {failure}"
-        context.channel.all_of_world(told)
-
-
-def _raise_if_failed(told: list[str | None]) -> None:
-    failures = [text for text in told if text is not None]
-    if failures:
-        raise UserError(failures[0])

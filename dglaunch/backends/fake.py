@@ -41,7 +41,7 @@ class FakeBackend:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.seconds: dict[str, float] = {}
-        self.loader = Loader()
+        self.loader = Loader(() if context.config.debug else context.batches)
 
     def load(self) -> Facts:
         return Facts(defaults={"height": SIDE, "width": SIDE, "num_inference_steps": 1, "guidance_scale": 1.0})

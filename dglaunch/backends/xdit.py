@@ -88,18 +88,19 @@ class XDiTBackend(DiffusersBackend):
         arguments, source = self.from_pretrained_arguments(), self.context.checkpoint.source
         with loading(self.context):
             if self.family.pipeline is not None:
-                pipeline = _imported(self.family.pipeline).from_pretrained(
-                    source, engine_config=self.engine_config, **arguments
+                return _imported(self.family.pipeline).from_pretrained(
+                    source, engine_config=self.engine_config, **arguments, **self.left_out
                 )
-                return pipeline.to(self.device)
             if self.family.in_place is not None:
-                pipeline = self.loader_class().from_pretrained(source, **arguments)
+                pipeline = self.loader_class().from_pretrained(source, **arguments, **self.left_out)
                 _imported(self.family.in_place)(pipeline.transformer)
             else:
                 assert self.family.wrapper is not None
                 own = {name: value for name, value in arguments.items() if name != "trust_remote_code"}
                 transformer = _imported(self.family.wrapper).from_pretrained(source, subfolder="transformer", **own)
-                pipeline = self.loader_class().from_pretrained(source, transformer=transformer, **arguments)
+                pipeline = self.loader_class().from_pretrained(
+                    source, transformer=transformer, **arguments, **self.left_out
+                )
         try:
             initialize_runtime_state(pipeline, self.engine_config)
         except (KeyError, RuntimeError, ValueError) as error:
@@ -107,7 +108,7 @@ class XDiTBackend(DiffusersBackend):
                 f"xfuser cannot run with these options: {error}. Check --attention_backend (xfuser's names, such as SDPA) "
                 "and the DG_XDIT_* degrees."
             ) from None
-        return pipeline.to(self.device)
+        return pipeline
 
     def optimize(self) -> dict[str, str]:
         from dataclasses import replace
@@ -132,7 +133,7 @@ class XDiTBackend(DiffusersBackend):
     def call_pipeline(self, batch: Batch, arguments: dict[str, Any]) -> Any:
         if self.family.pipeline is not None:
             # By position, or xfuser would share the prompts (but not the generators) out among the replicas.
-            return self.timed_call(lambda: self.pipeline(prompt_of(batch.tasks), **arguments))
+            return self.pipeline(prompt_of(batch.tasks), **arguments)
         if self.family.splits_text:
             from xfuser.core.distributed import get_runtime_state
 

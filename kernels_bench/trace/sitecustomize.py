@@ -51,10 +51,15 @@ def watch(pipeline: Any) -> None:
             self.encode_prompt = timed(self.encode_prompt, parts)
             self.vae.decode = timed(self.vae.decode, parts)
         parts.clear()
-        start, clock = time.time(), now()
-        output = call(self, *args, **kwargs)
-        told = {"rank": int(os.environ.get("RANK", "0")), "start": start, "seconds": now() - clock}
-        write(told | {"denoise": told["seconds"] - sum(parts), "images": len(output.images)})
+        told = {"rank": int(os.environ.get("RANK", "0")), "start": time.time(), "denoise": 0.0, "images": 0}
+        clock = now()
+        try:
+            output = call(self, *args, **kwargs)
+        except Exception:  # dglaunch encodes its prompts ahead in calls that it ends before the denoising: time too
+            write(told | {"seconds": now() - clock})
+            raise
+        seconds = now() - clock
+        write(told | {"seconds": seconds, "denoise": seconds - sum(parts), "images": len(output.images)})
         return output
 
     pipeline.__call__ = timed_call
