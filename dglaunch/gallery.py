@@ -29,7 +29,7 @@ from tyro.conf import Positional
 
 from dglaunch.errors import EXIT_DONE, MissingPackage, OutputError, UserError
 from dglaunch.folder import need_results, runs
-from dglaunch.writer import TEMPORARY, id_of, read_lines
+from dglaunch.ledger import TEMPORARY, id_of, read_lines
 
 if TYPE_CHECKING:
     from PIL.Image import Image
