@@ -240,6 +240,12 @@ def _base_of(name: str) -> str:
     return re.sub(r"-rank\d+of\d+", "", name)
 
 
+def input_table(folder: Path) -> Path | None:
+    """Of an editing run: the table that its command named."""
+    given = (run.get("config", {}).get("input", {}).get("value") for run in runs(folder).values())
+    return next((Path(text) for text in given if isinstance(text, str)), None)
+
+
 def speed_of(folder: Path, names: Iterable[str]) -> float | None:
     """Images a second, from the times of the latest files."""
     times: list[float] = []

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from dglaunch import backends, edit_tasks, errors, estimate, hosts, plan, report, run, tasks, writer
+from dglaunch import backends, edit_tasks, errors, estimate, hosts, layouts, plan, report, run, tasks, writer
 from dglaunch.config import EditingConfig, RunConfig, settings
 from dglaunch.errors import DglaunchError, OutputError
 from dglaunch.gather import Gather
@@ -90,7 +90,11 @@ class _Run:
                 # Only now: ranks whose agent died while they joined must not hold the folder against the next start.
                 told = self._open_folders(channel)
                 watch.meet(channel.attempt)
-                return self._compare_and_make(channel, *told)
+                code = self._compare_and_make(channel, *told)
+            # The other ranks are on their way out and need not wait for it.
+            if self.topology.is_main and code != errors.EXIT_DRAINED:
+                self._write_layout()
+            return code
         finally:
             if self.report is not None:
                 self.report.stop()
@@ -130,6 +134,8 @@ class _Run:
     def _open_folder(self, anew: bool, known: Collection[int] = ()) -> _Opened:
         """On a writer: take the folder; what is done there beyond what is known."""
         job = self.job
+        if self.topology.is_main:
+            layouts.check(job.config.layout, job.config.output_dir, job.tasks, job.config.output_format)
         ledger = self.writer.open(job.settings, job.tasks, job.config.output_format, anew)
         self.writer.write_run(self._run_json({"outcome": "running", "num_total": len(job.tasks)}))
         done = {n for n, task in enumerate(job.tasks) if (task.index, task.sample) in ledger.done}
@@ -143,7 +149,7 @@ class _Run:
         job = self.job
         job.machine = estimate.Machine(name=job.machine.name, memory=memory, dtype=job.machine.dtype)
         bucket_of = job.bucket_of()
-        mine = plan.share_of_node(job.makeable, self.topology, bucket_of, plan.cost_of(job.checkpoint)) + job.hopeless
+        mine = plan.share_of_node(job.makeable, self.topology, bucket_of, job.cost) + job.hopeless
         finished = {(job.tasks[n].index, job.tasks[n].sample) for n in done}
         left = [task for task in mine if (task.index, task.sample) not in finished]
         pending = [task for task in left if task.error is None]
@@ -292,6 +298,22 @@ class _Run:
             self.writer.join(self.job.tasks)
         except OSError as error:
             self.report.note(f"The ledgers of the ranks were not joined ({error}); the next start does it.")
+
+    def _write_layout(self) -> None:
+        """The view of --layout, once every image of the job was made or has failed; of several nodes the last one does it.
+
+        Raises:
+            UserError, OutputError: it cannot be written.
+        """
+        layout, folder = self.job.config.layout, self.job.config.output_dir
+        if layout == "indexed" or (self.writer.suffix and not (folder / "metadata.jsonl").exists()):
+            return
+        assert self.report is not None
+        view, count = layouts.write(layout, folder, self.job.tasks)
+        missing = len(self.job.tasks) - count
+        self.report.note(
+            f"{count:,} images for {layout} are in {view}" + (f"; {missing:,} are missing" if missing else "")
+        )
 
     def _write_gallery(self) -> str:
         """The page, or why there is none: the results are safe by now, and looking at them must not cost the run."""

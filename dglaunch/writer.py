@@ -40,6 +40,7 @@ from dglaunch.tasks import Task
 if TYPE_CHECKING:
     from dglaunch.inputs import InputImage
 
+OUT_OF_MEMORY = f"{TEMPORARY}oom-"
 SAVED_INPUT = re.compile(r"inputs/\d+_\d+\.\w+")
 RESERVED = 1 << 16
 """Bytes of the disk kept for the last run.json."""
@@ -158,7 +159,7 @@ class Writer:
                 for copy in line.get("input_file_names", ()):
                     if SAVED_INPUT.fullmatch(copy):
                         (self.folder / copy).unlink(missing_ok=True)
-        for pattern in ("metadata*.jsonl", "failures*.jsonl", "run*.json", f"{TEMPORARY}oom*.json"):
+        for pattern in ("metadata*.jsonl", "failures*.jsonl", "run*.json", f"{OUT_OF_MEMORY}*.json"):
             for path in self.folder.glob(pattern):
                 path.unlink(missing_ok=True)
 
@@ -399,7 +400,7 @@ class Writer:
 
 def remember_out_of_memory(folder: Path, height: int, width: int, size: int) -> None:
     """Note a batch that was too large, from any rank, before the rank may be lost: the next start begins below it."""
-    path = folder / f"{TEMPORARY}oom-{height}x{width}-{size}.json"
+    path = folder / f"{OUT_OF_MEMORY}{height}x{width}-{size}.json"
     with contextlib.suppress(OSError):  # the note is a help for the next start, not part of the result
         path.write_text("{}\n")
 
@@ -407,8 +408,8 @@ def remember_out_of_memory(folder: Path, height: int, width: int, size: int) -> 
 def out_of_memory_limits(folder: Path) -> dict[str, int]:
     """Largest batch that did not run out of memory, by "HxW"."""
     limits: dict[str, int] = {}
-    for path in folder.glob(f"{TEMPORARY}oom-*.json"):
-        shape, _, size = path.stem.removeprefix(f"{TEMPORARY}oom-").rpartition("-")
+    for path in folder.glob(f"{OUT_OF_MEMORY}*.json"):
+        shape, _, size = path.stem.removeprefix(OUT_OF_MEMORY).rpartition("-")
         if size.isdigit():
             limits[shape] = max(min(limits.get(shape, int(size) - 1), int(size) - 1), 1)
     return limits
