@@ -123,6 +123,8 @@ class Writer:
             self._lock = lock
             if not self.beside:
                 self.refuse_other_writers(f"{self.node}-*")
+                for left in self.folder.glob(f"{TEMPORARY[:-1]}{self.node}-*.lock"):
+                    left.unlink(missing_ok=True)
                 self._reserve.write_bytes(bytes(RESERVED))
         except BlockingIOError:
             raise self._in_use() from None
@@ -362,6 +364,8 @@ class Writer:
         """Let the folder go. Closing twice does nothing."""
         if self._lock is None:
             return
+        if self.beside:  # a thousand ranks would leave as many; rank 0's lock guards the folder
+            Path(self._lock.name).unlink(missing_ok=True)
         for stream in (self._ledger, self._failures, self._lock):
             if stream is not None:
                 with contextlib.suppress(OSError):  # a full disk was told when the line was written

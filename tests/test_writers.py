@@ -22,8 +22,8 @@ def is_whole(folder: Path, num: int = NUM) -> None:
     assert sorted(line["index"] for line in ledger(folder)) == list(range(num))
     assert main(["verify", str(folder)]) == 0
     assert main(["status", str(folder)]) == 0
-    left = {path.name for path in folder.iterdir() if not path.name.endswith((".png", ".lock"))}
-    assert left <= {"metadata.jsonl", "run.json", "gallery.html"}
+    left = {path.name for path in folder.iterdir() if path.suffix != ".png"}
+    assert left <= {"metadata.jsonl", "run.json", "gallery.html", ".dglaunch.lock"}
 
 
 def test_all_writers_leave_the_same_folder(tmp_path: Path) -> None:
