@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint soak gpu readme slurm-packages clean
+.PHONY: demo test lint soak gpu readme system-packages clean
 
 # torch first and pinned: the newest would bring several GB of CUDA packages to a machine without a GPU.
 $(BIN)/.installed: pyproject.toml constraints.txt
@@ -24,14 +24,17 @@ lint: $(BIN)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The tests on a real Slurm need Debian's packages; without root, or elsewhere, they are skipped.
-slurm-packages:
-	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v slurmctld >/dev/null; then \
-	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
-	        slurmctld slurmd slurm-client munge iproute2 shellcheck; } >/dev/null 2>&1 \
-	    || echo "Slurm could not be installed; its tests are skipped."; fi
+# The tests on a real Slurm and in a real browser need Debian's packages; without root, or elsewhere, they are skipped.
+INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends
+system-packages:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    command -v slurmctld >/dev/null && command -v chromedriver >/dev/null || apt-get update -qq >/dev/null 2>&1; \
+	    command -v slurmctld >/dev/null || $(INSTALL) slurmctld slurmd slurm-client munge iproute2 shellcheck >/dev/null 2>&1 \
+	        || echo "Slurm could not be installed; its tests are skipped."; \
+	    command -v chromedriver >/dev/null || $(INSTALL) chromium chromium-driver >/dev/null 2>&1 \
+	        || echo "Chromium could not be installed; the tests of the gallery in a browser are skipped."; fi
 
-test: lint slurm-packages
+test: lint system-packages
 	$(BIN)/python -m pytest
 
 # Slow and rare: every split of every family, 20 kills, a million prompts.

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from dglaunch.benchmarks import BENCHMARKS
 from dglaunch.errors import UserError
 
 BackendName = Literal["diffusers", "xdit", "openai", "google_genai", "fake"]
 REMOTE_BACKENDS = ("openai", "google_genai")
 """Engines that ask an API for images: no checkpoint, no torch, no GPU."""
+Layout = Literal["indexed", "geneval", "dpg", "t2i_compbench", "genarena", "webdataset", "parquet"]
+WriterName = Literal["main", "node", "rank"]
 CacheType = Literal["first_block_cache", "taylor_seer", "faster_cache", "pab", "mag_cache", "cache_dit"]
 
 
@@ -166,10 +169,12 @@ class RunConfig:
     """File type of the images."""
     output_name_column: str | None = None
     """Column that names each output file; default is the index (000000.png)."""
+    layout: Layout = "indexed"
+    """At the end also write the images to --output_dir/LAYOUT as that evaluation or data loader reads them."""
     batch_size: int | Literal["auto"] = "auto"
     """Images per forward pass per replica, `auto` by size, memory and degrees; with an API samples of a prompt per request."""
-    num_images_per_prompt: int = 1
-    """Images for each row that does not say otherwise, each with a seed of its own."""
+    num_images_per_prompt: int | None = None
+    """Images for each row that does not say otherwise, each with a seed of its own. Default: 1, or what --layout wants."""
     height: int | None = None
     """Pixels. Default: the checkpoint's own."""
     width: int | None = None
@@ -192,12 +197,17 @@ class RunConfig:
     """With --num_nodes: this machine's number. Each node takes its share, with no rendezvous between nodes."""
     num_nodes: int | None = None
     """Independent nodes that share the work and the output folder."""
+    writer: WriterName = "main"
+    """Who writes images: rank 0, the first replica of each node (needs no common folder: dglaunch merge), or each replica."""
     stall_timeout: float = 1800.0
     """Seconds without progress, or without a sign of life from a peer, until a hung run is ended with stacks; 0: never."""
     debug: bool = False
     """One process, no background threads, full tracebacks, stage timings and tensor shapes on the terminal."""
 
     def __post_init__(self) -> None:
+        benchmark = BENCHMARKS.get(self.layout)
+        if self.num_images_per_prompt is None:
+            self.num_images_per_prompt = benchmark.samples if benchmark is not None else 1
         for name, least in (
             ("batch_size", 1),
             ("num_images_per_prompt", 1),
@@ -232,7 +242,7 @@ class T2IConfig(RunConfig):
     prompt: str | None = None
     """One prompt, instead of a file."""
     prompts_file: Path | None = None
-    """Prompts as .jsonl, .csv, .txt (one a line) or .parquet."""
+    """Prompts as .jsonl, .csv, .txt (one a line) or .parquet, or a folder of .txt (one a file) or .parquet files."""
 
     def __post_init__(self) -> None:
         RunConfig.__post_init__(self)
@@ -257,6 +267,9 @@ class EditingConfig(RunConfig):
 
     def __post_init__(self) -> None:
         RunConfig.__post_init__(self)
+        benchmark = BENCHMARKS.get(self.layout)
+        if benchmark is not None and not benchmark.edits:
+            raise UserError(f"--layout {self.layout} is for text to image; drop it, or use t2i.")
         if self.input is None:
             raise UserError("Give --input TABLE (.csv, .jsonl or .parquet) with columns input_images and instruction.")
 
@@ -297,6 +310,7 @@ LOCAL_ONLY = (
     "allow_pickle",
     "cache_dir",
     "max_sequence_length",
+    "model_type",
 )
 """Flags that say how a checkpoint runs on this machine, besides those of OptimizationConfig."""
 
@@ -310,11 +324,11 @@ def check_flags_of_backend(config: RunConfig, origins: Mapping[str, str]) -> Non
     name = config.backend.backend
     remote = tuple(item.name for item in fields(RemoteConfig))
     local = (*LOCAL_ONLY, *(item.name for item in fields(OptimizationConfig)))
-    given, defaults = settings(config), settings(RunConfig())
+    given, defaults = settings(config), settings(RunConfig()) | {"model_type": None}
     idle = [
         flag
         for flag in (local if config.backend.is_remote else remote)
-        if given[flag] != defaults[flag] or origins.get(flag, "default") != "default"
+        if flag in given and (given[flag] != defaults[flag] or origins.get(flag, "default") != "default")
     ]
     if idle:
         flags = ", ".join(f"--{flag}" for flag in idle)

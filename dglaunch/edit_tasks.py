@@ -6,30 +6,32 @@ torn, a bomb, too many for the family) is its row's error: the task carries it, 
 
 import json
 from collections.abc import Mapping
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from dglaunch.config import EditingConfig
-from dglaunch.editing import STRATEGIES, ModelConfig, input_sizes
+from dglaunch.editing import ModelConfig
 from dglaunch.errors import UserError
 from dglaunch.inputs import BadImage, Cell, InputImage, describe, probe, probe_files
 from dglaunch.models import Checkpoint
-from dglaunch.tasks import RowReader, Task, missing, read_table
+from dglaunch.tasks import RowReader, Task, base_of, files_of, missing, read_table
 
 COLUMN = "input_images"
 MAX_PATH = 4096
 """Characters; what is longer is no path, and asking the system for it would be an error."""
 
 
-def read_edits(config: EditingConfig, checkpoint: Checkpoint) -> list[Task]:
-    """All tasks of an editing run; those whose images cannot be used carry an error.
+def read_edits(config: EditingConfig, checkpoint: Checkpoint, family: ModelConfig) -> list[Task]:
+    """All tasks of an editing run; those whose images cannot be used carry an error. `family` says which can.
 
     Raises:
         InputError: rows are bad (all of them are named).
         UserError: the file or a flag is wrong.
     """
     assert config.input is not None
-    reader = EditReader(config, checkpoint)
+    reader = EditReader(config, checkpoint, family)
     return reader.with_images(reader.read(read_table(config.input)))
 
 
@@ -52,9 +54,9 @@ def parse_ranges(text: str) -> list[range]:
 class EditReader(RowReader):
     """Rows with images. The files are looked at after the table is read, each once, several at a time."""
 
-    def __init__(self, config: EditingConfig, checkpoint: Checkpoint) -> None:
+    def __init__(self, config: EditingConfig, checkpoint: Checkpoint, family: ModelConfig) -> None:
         super().__init__(config, str(config.input), checkpoint.family.size_multiple, config.instruction_key)
-        self.family: ModelConfig = STRATEGIES[checkpoint.pipeline_class]
+        self.family = family
         self.checkpoint = checkpoint
         self.ranges = parse_ranges(config.filter_rows) if config.filter_rows is not None else None
         self.references: dict[int, list[tuple[str, Path | Cell]]] = {}
@@ -118,7 +120,7 @@ class EditReader(RowReader):
     def _reference(self, item: Any, number: int, position: int) -> tuple[str, Path | Cell]:
         path, data = (item.get("path"), item.get("bytes")) if isinstance(item, dict) else (item, item)
         if isinstance(data, bytes):
-            place = Cell(Path(self.source), COLUMN, number, position)
+            place = self._cell(number, position)
             name = path if isinstance(path, str) and path else f"{COLUMN}[{position}]"
             try:
                 self.found[place] = probe(name, place, data)
@@ -131,8 +133,22 @@ class EditReader(RowReader):
         self.files.setdefault(file, path)
         return path, file
 
+    def _cell(self, number: int, position: int) -> Cell:
+        """Where the bytes of a row stand: in the table, or in that part of it which has the row."""
+        first, table = next(part for part in reversed(self._parts) if part[0] <= number)
+        return Cell(table, COLUMN, number - first, position)
+
+    @cached_property
+    def _parts(self) -> list[tuple[int, Path]]:
+        """The files that the table is made of, each with the number of its first row."""
+        from pyarrow.parquet import read_metadata
+
+        files = files_of(Path(self.source)) if Path(self.source).is_dir() else [Path(self.source)]
+        counts = [read_metadata(path).num_rows for path in files]
+        return list(zip(accumulate(counts, initial=0), files))
+
     def _path(self, text: str) -> Path:
-        return Path(self.source).parent / text
+        return base_of(Path(self.source)) / text
 
     def _is_file(self, text: str) -> bool:
         return len(text) < MAX_PATH and "\0" not in text and self._path(text).is_file()
@@ -150,7 +166,7 @@ class EditReader(RowReader):
             if error is not None:
                 task.error = f"{task.row}: {error}"
                 continue
-            sizes = input_sizes(self.checkpoint, task)
+            sizes = self.family.input_sizes(task, self.checkpoint.defaults)
             task.input_tokens = sum(self.checkpoint.image_tokens(height, width) for width, height in sizes)
             if self.family.output_size is not None:
                 width, height = self.family.output_size(task.images[0].size, self.checkpoint.defaults)
@@ -161,8 +177,10 @@ class EditReader(RowReader):
     def _error(self, found: list[tuple[str, InputImage | BadImage]]) -> str | None:
         """Why these images cannot be edited by this family."""
         count = len(found)
-        if count != 1 and not (count and self.family.multi_image):
-            wanted = "one or more" if self.family.multi_image else "exactly one"
+        most = self.family.max_images
+        if (count != 1 and not (count and self.family.multi_image)) or (most is not None and count > most):
+            several = "one or more" if most is None else f"1 to {most}"
+            wanted = several if self.family.multi_image else "exactly one"
             return f"{count} input images, but {self.family.name} ({self.checkpoint.pipeline_class}) takes {wanted}"
         bad = [(name, image) for name, image in found if isinstance(image, BadImage)]
         if bad:

@@ -92,6 +92,8 @@ class ModelConfig:
     """Rows whose input images come to the same size share a call."""
     multi_image: bool = False
     """Takes several images a row; else exactly one."""
+    max_images: int | None = None
+    """Of several, the most."""
     reason: str
     """Why it is batched so."""
     input_size: Rule
@@ -109,6 +111,10 @@ class ModelConfig:
     """Class of text-to-image checkpoints that have the same parts."""
     known_trouble: str = ""
     """What fails in the library versions that this was written with; put before an item's error."""
+
+    def input_sizes(self, task: Task, defaults: Mapping[str, Any]) -> tuple[Size, ...]:
+        """The sizes at which the pipeline encodes a task's images."""
+        return tuple(self.input_size(image.size, defaults) for image in task.images)
 
     def images_argument(self, images: Sequence[Sequence[Any]]) -> Any:
         """What `image=` must be for the images of each task of a batch. The pipelines differ in what a list means."""
@@ -272,12 +278,6 @@ def _fake(family: Family, checkpoint: Checkpoint) -> Family:
 # -- planning -----------------------------------------------------------------------------------------------------
 
 
-def input_sizes(checkpoint: Checkpoint, task: Task) -> tuple[Size, ...]:
-    """The sizes at which the pipeline encodes a task's images."""
-    row = STRATEGIES[checkpoint.pipeline_class]
-    return tuple(row.input_size(image.size, checkpoint.defaults) for image in task.images)
-
-
 def bucket_of(checkpoint: Checkpoint) -> Callable[[Task], Bucket]:
     """What must be equal for a batch that the family computes right: default_bucket's, then the sizes of the inputs,
     then, where a call has one set of images, that set."""
@@ -286,7 +286,7 @@ def bucket_of(checkpoint: Checkpoint) -> Callable[[Task], Bucket]:
     def bucket(task: Task) -> Bucket:
         one_set = row.shared_image_batch and not row.equal_size_batch
         same_set = tuple(image.sha256 for image in task.images) if one_set else ()
-        return (*default_bucket(task), input_sizes(checkpoint, task), same_set)
+        return (*default_bucket(task), row.input_sizes(task, checkpoint.defaults), same_set)
 
     return bucket
 

@@ -21,6 +21,10 @@ SPARE = 0.9
 ASSUMED_TFLOPS = 310.0
 """Sustained bf16 rate of an H100 in eager FLUX.1-dev (2.08 PFLOP in 6.7 s, as published); torch.compile: about 480."""
 
+TAKEN_IN_MPIXELS = 240.0
+"""Megapixels a second that one rank 0 takes in and writes: 234 PNGs of 1024x1024 and 1.5 MB, the median of `python -m
+kernels_bench gather` with 4 ranks on 4 busy cores (kernels_bench/results/gather.jsonl, 2026-11-23)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
@@ -150,3 +154,16 @@ def seconds_of(checkpoint: Checkpoint, config: RunConfig, topology: Topology, pl
             work += image * len(batch)
         worst = max(worst, work)
     return worst / (ASSUMED_TFLOPS * topology.replica_size)
+
+
+def bottleneck(checkpoint: Checkpoint, topology: Topology, plan: Plan, seconds: float) -> str | None:
+    """With --writer main: a sentence if the replicas make more than rank 0 can take in."""
+    tasks = (task for share in plan.batches for batch in share for task in batch.tasks)
+    pixels = sum(checkpoint.size("height", task.height) * checkpoint.size("width", task.width) for task in tasks)
+    rate = pixels / 1e6 / seconds
+    if topology.mode != "main" or topology.world_size == 1 or rate <= TAKEN_IN_MPIXELS:
+        return None
+    return (
+        f"writing: {plan.num_tasks / seconds:,.0f} images/s are {rate / TAKEN_IN_MPIXELS:.1f} times what one rank 0 was measured to "
+        f"take in ({TAKEN_IN_MPIXELS:.0f} megapixels/s); with --writer node or rank it is not the bottleneck"
+    )

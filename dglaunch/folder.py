@@ -21,7 +21,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED, OutputError, UserError
-from dglaunch.writer import TEMPORARY, count_newlines, id_of, read_lines
+from dglaunch.writer import TEMPORARY, count_newlines, id_of, is_held, read_lines
 
 SHOWN = 20
 RECENT = 100
@@ -204,7 +204,8 @@ def status(folder: Positional[Path], /, node_rank: int | None = None) -> int:
     total = max((run.get("num_tasks", 0) for run in found.values()), default=len(done))
     left = max(total - len(done), 0)
     for name, run in found.items():
-        held = is_locked(folder, name)
+        part = name.removeprefix("run").removesuffix(".json")
+        held = is_held(folder, f"{part}*" if part else "*")
         outcome = run.get("outcome", "unknown")
         if outcome == "running" and not held:
             run["outcome"] = "lost"
@@ -213,25 +214,36 @@ def status(folder: Positional[Path], /, node_rank: int | None = None) -> int:
     console.print(f"{len(done):,} of {total:,} images done, {len(failed):,} failed, {left - len(failed):,} to make")
     if speed := speed_of(folder, done.values()):
         console.print(f"{speed:.3g} images/s over the last {min(len(done), RECENT)} images")
-    return _code(found, left, len(failed))
+    return _code(found, left)
 
 
-def _code(found: dict[str, dict[str, Any]], left: int, num_failed: int) -> int:
+def _code(found: dict[str, dict[str, Any]], left: int) -> int:
     if not left or {run.get("outcome") for run in found.values()} == {"done"}:
         return EXIT_DONE
     outcomes = {run.get("outcome") for run in found.values()}
     if outcomes & STARTS_AGAIN and outcomes <= STARTS_AGAIN | {"done", "failed"}:
         return EXIT_DRAINED
-    return EXIT_ITEMS_FAILED if num_failed and outcomes <= {"done", "failed"} else EXIT_BROKEN
+    return EXIT_ITEMS_FAILED if outcomes and outcomes <= {"done", "failed"} else EXIT_BROKEN
 
 
 def runs(folder: Path, name: str = "run*") -> dict[str, dict[str, Any]]:
-    """The run*.json of a folder by name: one, or one for each independent node."""
+    """The run*.json of a folder by name: one, or one for each independent node; that of a rank where it is alone."""
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob(f"{name}.json")):
         with contextlib.suppress(OSError, ValueError):  # another version's, or being replaced
             found[path.name] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return {name: run for name, run in found.items() if _base_of(name) not in found.keys() - {name}}
+
+
+def _base_of(name: str) -> str:
+    """The run.json of rank 0, where the ranks beside it share its folder."""
+    return re.sub(r"-rank\d+of\d+", "", name)
+
+
+def input_table(folder: Path) -> Path | None:
+    """Of an editing run: the table that its command named."""
+    given = (run.get("config", {}).get("input", {}).get("value") for run in runs(folder).values())
+    return next((Path(text) for text in given if isinstance(text, str)), None)
 
 
 def speed_of(folder: Path, names: Iterable[str]) -> float | None:
@@ -365,16 +377,3 @@ def _lock(folder: Path) -> Iterator[None]:
                     f"A dglaunch is writing to {folder}. Wait for it; dglaunch status shows how far it is."
                 ) from None
         yield
-
-
-def is_locked(folder: Path, run_name: str) -> bool:
-    """Whether the run that writes this run.json is alive (where the file system knows locks of other machines)."""
-    suffix = run_name.removeprefix("run").removesuffix(".json")
-    try:
-        with (folder / f"{TEMPORARY[:-1]}{suffix}.lock").open("r") as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False

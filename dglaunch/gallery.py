@@ -28,7 +28,8 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from dglaunch.errors import EXIT_DONE, MissingPackage, OutputError, UserError
-from dglaunch.folder import need_results, runs
+from dglaunch.folder import input_table, need_results, runs
+from dglaunch.tasks import base_of
 from dglaunch.writer import TEMPORARY, id_of, read_lines
 
 if TYPE_CHECKING:
@@ -127,12 +128,6 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def table_folder(folder: Path) -> Path | None:
-    """What the paths in an editing run's ledger are relative to."""
-    tables = [run.get("config", {}).get("input", {}).get("value") for run in runs(folder).values()]
-    return next((Path(text).parent for text in tables if isinstance(text, str)), None)
-
-
 # -- the page -----------------------------------------------------------------------------------------------------
 
 
@@ -200,10 +195,11 @@ def page_data(folder: Path, page_folder: Path, thumbnails: int, rows: Sequence[R
     """All that the script needs: the rows as columns, in which one value stands for a column of equal ones."""
     names = list(dict.fromkeys(name for row in rows for name in row if name not in LEFT_OUT))
     columns = {name: folded([for_script(row.get(name)) for row in rows]) for name in names}
-    table = table_folder(folder)
+    table = input_table(folder)
+    originals = base_of(table) if table is not None else None
     base = Path(os.path.relpath(folder.resolve(), page_folder.resolve()))
     files = [inside(row.get("file_name")) for row in rows]
-    befores = [inputs_of(folder, table, row) if "input_images" in row else [] for row in rows]
+    befores = [inputs_of(folder, originals, row) if "input_images" in row else [] for row in rows]
     return {
         "count": len(rows),
         "folder": str(folder),

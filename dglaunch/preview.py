@@ -19,7 +19,7 @@ def show_plan(config: RunConfig, origins: dict[str, str], environ: Mapping[str, 
     if not job.topology.is_main:
         return errors.EXIT_DONE
     bucket_of = job.bucket_of()
-    mine = plan.share_of_node(job.makeable, job.topology, bucket_of, plan.cost_of(job.checkpoint))
+    mine = plan.share_of_node(job.makeable, job.topology, bucket_of, job.cost)
     made = job.make_plan(
         bucket_of,
         mine,
@@ -30,9 +30,8 @@ def show_plan(config: RunConfig, origins: dict[str, str], environ: Mapping[str, 
     console.print(
         f"{config.backend.model_name} ({job.checkpoint.pipeline_class}), {job.machine.dtype}: {job.topology.describe()}"
     )
-    console.print(
-        f"{report.number(made.num_tasks, 'image')} in {report.number(made.num_batches, 'batch')}; {made.lost:,} more than if {job.one_kind}"
-    )
+    more = f"; {made.lost:,} more than if {job.one_kind}" if made.lost else ""
+    console.print(f"{report.number(made.num_tasks, 'image')} in {report.number(made.num_batches, 'batch')}{more}")
     for task in job.hopeless[:SHOWN_ERRORS]:
         console.print(f"cannot be made: {task.error}")
     if len(job.hopeless) > SHOWN_ERRORS:
@@ -51,7 +50,8 @@ def show_plan(config: RunConfig, origins: dict[str, str], environ: Mapping[str, 
         console.print(
             f"... {len(images) - SHOWN_REPLICAS:,} more replicas; {min(images):,} to {max(images):,} images each"
         )
-    _print_estimates(console, job, made)
+    if not config.backend.is_remote:
+        _print_estimates(console, job, made)
     return errors.EXIT_DONE
 
 
@@ -79,6 +79,8 @@ def _print_estimates(console: Console, job: Job, made: plan.Plan) -> None:
             f"time: about {report.duration(seconds)} on H100s at {estimate.ASSUMED_TFLOPS:.0f} TFLOP/s each, start-up left "
             "out (arithmetic, not a measurement)"
         )
+        if (slow := estimate.bottleneck(job.checkpoint, job.topology, made, seconds)) is not None:
+            console.print(slow)
 
 
 def _by_size(made: plan.Plan) -> dict[plan.Bucket, plan.BatchSize]:

@@ -4,15 +4,16 @@
     dglaunch replay out/000017.png --set guidance_scale=5 --set seed=8
 
 The file's text becomes a table of one row and a few flags, and these go the way of every job: the same reader, checks,
-backend and writer as `t2i`, in one process. The text may come from anyone: its values are checked as a row's and a
-flag's are, and nothing in it can allow remote code or pickled weights (only --set can).
+backend and writer as `t2i` or `edit`, in one process. The text may come from anyone: its values are checked as a row's
+and a flag's are, and nothing in it can allow remote code or pickled weights (only --set can). The input images of an edit
+are looked for where the text, the ledger and the table say (replay_inputs.py).
 """
 
 import difflib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
@@ -25,12 +26,15 @@ from dglaunch import optimisations
 from dglaunch.config import (
     REMOTE_BACKENDS,
     BackendConfig,
+    EditingConfig,
     OptimizationConfig,
+    RunConfig,
     T2IConfig,
 )
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, InputError, OutputError, UserError
 from dglaunch.flags import environment, parse_value, types_of
 from dglaunch.images import decode_description
+from dglaunch.replay_inputs import find_inputs, results_folder
 from dglaunch.tasks import ROW_FIELDS
 
 FORMATS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
@@ -38,9 +42,10 @@ ROW = ("prompt", *ROW_FIELDS)
 """What becomes the row; the rest of what --set takes are flags."""
 FLAGS = (
     "backend", "model_name", "revision", "torch_dtype", "device", "trust_remote_code", "allow_pickle", "cache_dir",
-    "max_sequence_length", "enable_vae_slicing", "attention_backend", *optimisations.DESCRIBED,
+    "max_sequence_length", "enable_vae_slicing", "attention_backend", "model_type", *optimisations.DESCRIBED,
 )  # fmt: skip
 NAMES_IN_FILE = {"model": "model_name", "dtype": "torch_dtype"}
+TYPES = types_of(T2IConfig) | types_of(EditingConfig)
 NEVER_FROM_A_FILE = ("trust_remote_code", "allow_pickle", "cache_dir", "device")
 Values = dict[str, Any]
 
@@ -72,9 +77,12 @@ def replay(
         raise UserError(f"--output {target}: name a .png, .jpg or .webp file.")
     if target.exists() and target.samefile(file):
         raise UserError(f"--output {target} is the image itself; name another file.")
+    inputs = find_inputs(file, described) if is_edit(described) else []
+    if "model_type" in wanted and not inputs:
+        raise UserError("--set model_type: the image was made from text alone, so there is nothing that edits.")
     for note in notes(described, wanted):
         console.print(note)
-    make(wanted, described, target)
+    make(wanted, described, target, inputs)
     for text in differences(described, read_description(target), wanted):
         console.print(text)
     return compare(console, file, target, tolerance, varied=bool(changes))
@@ -112,6 +120,10 @@ def read_description(file: Path) -> Values:
     return {name: value for name, value in values.items() if value is not None and name not in NEVER_FROM_A_FILE}
 
 
+def is_edit(described: Values) -> bool:
+    return bool(described.get("input_images"))
+
+
 def changed(described: Values, changes: Iterable[str]) -> Values:
     """The values to make it with: what was given then (not the pipeline's own defaults), and what --set changes.
 
@@ -124,8 +136,6 @@ def changed(described: Values, changes: Iterable[str]) -> Values:
             f"The image was made by an API ({described.get('model_name')}), which does not promise the same image for "
             "the same seed; there is nothing to compare. Run t2i with its prompt for another."
         )
-    if "input_sha256" in described or "input_images" in described:
-        raise UserError("The image is an edit of another one; replay makes images from text only. Run edit on its row.")
     own = described.get("defaults", [])
     values = {name: described[name] for name in (*ROW, *FLAGS) if name in described and name not in own}
     if values.get("backend") == "xdit":
@@ -144,13 +154,13 @@ def parse_change(change: str) -> tuple[str, Any]:
     """`guidance_scale=5` to a name and a value; nothing after the sign takes the value away."""
     name, sign, text = change.partition("=")
     name = name.strip().lstrip("-").replace("-", "_")
-    types = types_of(T2IConfig)
+    name = "prompt" if name == "instruction" else name
     if name not in (*ROW, *FLAGS):
         near = difflib.get_close_matches(name, (*ROW, *FLAGS), n=1, cutoff=0.0)[0]
         raise UserError(f"--set {change}: there is nothing called {name!r} to set. The nearest is {near}.")
     if not sign:
         raise UserError(f"--set {change}: a name and a value are needed, such as --set guidance_scale=5.")
-    return name, parse_value(f"--set {name}", text, types[name]) if text else None
+    return name, parse_value(f"--set {name}", text, TYPES[name]) if text else None
 
 
 def notes(described: Values, values: Values) -> list[str]:
@@ -160,14 +170,16 @@ def notes(described: Values, values: Values) -> list[str]:
         told.append("It was made by xdit; here diffusers makes it in one process, so expect differences of rounding.")
     if "backend" not in described:
         told.append("The file is of an older dglaunch and names no backend; diffusers makes it.")
+    if described.get("cache_type") is not None:
+        told.append("It was made with a cache, so it depends on the images of its batch; here it is made alone.")
     return told
 
 
 # -- making it ----------------------------------------------------------------------------------------------------
 
 
-def make(values: Values, described: Values, target: Path) -> None:
-    """Run a job of one row in a folder of its own and move the image to its place.
+def make(values: Values, described: Values, target: Path, inputs: Sequence[bytes] = ()) -> None:
+    """Run a job of one row in a folder of its own and move the image to its place. `inputs` are the files of an edit.
 
     Raises:
         UserError: the values do not hold, as for t2i.
@@ -179,9 +191,14 @@ def make(values: Values, described: Values, target: Path) -> None:
     with ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="dglaunch-replay-")))
         row = {"index": index, **{name: values[name] for name in ROW if name in values}}
+        for n, data in enumerate(inputs):
+            (folder / f"input{n}").write_bytes(data)
+        if inputs:
+            row |= {"instruction": row["prompt"], "input_images": [f"input{n}" for n in range(len(inputs))]}
+            del row["prompt"]
         table = folder / "row.jsonl"
         table.write_text(json.dumps(row) + "\n", encoding="utf-8")
-        config = config_of(values, table, folder / "out", FORMATS[target.suffix.lower()])
+        config = config_of(values, table, folder / "out", FORMATS[target.suffix.lower()], edits=bool(inputs))
         try:
             prepared = prepare.prepare(config, {}, {})
         except InputError as error:
@@ -191,7 +208,12 @@ def make(values: Values, described: Values, target: Path) -> None:
             ) from None
         # Several images of one row have seeds of their own, which the file carries; their number goes into the name.
         sample = described.get("sample") if isinstance(described.get("sample"), int) else 0
-        prepared.tasks = [replace(prepared.tasks[0], sample=sample)]
+        task = prepared.tasks[0]
+        # The text names the images as the first table did, not by their place here.
+        named = tuple(
+            replace(image, name=str(name)) for image, name in zip(task.images, described.get("input_images", []))
+        )
+        prepared.tasks = [replace(task, sample=sample, images=named)]
         if job.run_job(prepared, Console(quiet=True)) == EXIT_DRAINED:
             raise KeyboardInterrupt
         made = [path for path in (folder / "out").iterdir() if path.suffix in FORMATS]
@@ -204,23 +226,24 @@ def make(values: Values, described: Values, target: Path) -> None:
             raise OutputError(f"{target} cannot be written: {error.strerror or error}.") from None
 
 
-def config_of(values: Values, table: Path, folder: Path, output_format: str) -> T2IConfig:
+def config_of(values: Values, table: Path, folder: Path, output_format: str, edits: bool) -> RunConfig:
     """The flags among the values, checked as if they had been typed."""
-    types = types_of(T2IConfig)
-    flags = {name: parse_value(name, str(values[name]), types[name]) for name in FLAGS if name in values}
+    flags = {name: parse_value(name, str(values[name]), TYPES[name]) for name in FLAGS if name in values}
 
     def part(config_type: type) -> Any:
         return config_type(**{item.name: flags[item.name] for item in fields(config_type) if item.name in flags})
 
-    return T2IConfig(
-        backend=part(BackendConfig),
-        optimization=part(OptimizationConfig),
-        max_sequence_length=flags.get("max_sequence_length"),
-        output_format=output_format,
-        output_dir=folder,
-        prompts_file=table,
-        batch_size=1,
-    )
+    common: Values = {
+        "backend": part(BackendConfig),
+        "optimization": part(OptimizationConfig),
+        "max_sequence_length": flags.get("max_sequence_length"),
+        "output_format": output_format,
+        "output_dir": folder,
+        "batch_size": 1,
+    }
+    if edits:
+        return EditingConfig(**common, input=table, model_type=flags.get("model_type"))
+    return T2IConfig(**common, prompts_file=table)
 
 
 # -- the same? ----------------------------------------------------------------------------------------------------
@@ -275,7 +298,7 @@ def surroundings(file: Path) -> list[str]:
     from dglaunch.report import versions
 
     try:
-        run: Mapping[str, Any] = json.loads((file.parent / "run.json").read_text(encoding="utf-8"))
+        run: Mapping[str, Any] = json.loads((results_folder(file) / "run.json").read_text(encoding="utf-8"))
         then = dict(run["versions"])
     except (OSError, ValueError, KeyError, TypeError):
         return []

@@ -38,6 +38,8 @@ from dglaunch.writer import Result, file_name, remember_out_of_memory
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from dglaunch.images import WholePng
+
 OUT_OF_MEMORY_WORDS = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 FATAL_WORDS = ("CUDA error", "NCCL", "Connection closed by peer", "Connection reset", "Gloo", "gloo")
 """In the text of an error after which this process computes nothing right any more: the GPU or a peer is lost."""
@@ -45,7 +47,7 @@ LAST_BATCHES_S = {True: 12.0, False: 25.0}
 """Under torchrun or not: how long a stopped run waits for the batches that its threads have under way (one alone is
 waited for without limit). torchrun kills 30 s after its signal, and rank 0 must hear of them before."""
 
-DESCRIBED = ("backend", "revision", "max_sequence_length", "attention_backend", *optimisations.DESCRIBED)
+DESCRIBED = ("backend", "revision", "max_sequence_length", "attention_backend", "model_type", *optimisations.DESCRIBED)
 """Flags that an image file carries where they were given: another value may give another image."""
 
 
@@ -76,12 +78,16 @@ class Loop:
     drained: bool = False
     error: DglaunchError | None = None
     """What ends the run although what was made is whole."""
+    _settings: dict[str, Any] = field(init=False)
     _leaving: bool = False
     _under_way: int = 0
     _since: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _encoders: ThreadPoolExecutor | None = None
     _encoding: deque[Future[None]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self._settings = settings(self.context.config)
 
     def run(self, batches: Sequence[Batch]) -> LeaderReport:
         """All batches of this replica, or as many as there is time for.
@@ -220,9 +226,9 @@ class Loop:
                 if self._under_way == 0:
                     self.inside += time.perf_counter() - self._since
 
-    def _attempt(self, batch: Batch) -> "tuple[Sequence[Image | ItemError | None] | None, Attempt]":
+    def _attempt(self, batch: Batch) -> "tuple[Sequence[Image | WholePng | ItemError | None] | None, Attempt]":
         """One call of the backend; what the replica agrees it came to (the worst of its ranks)."""
-        images: Sequence[Image | ItemError | None] | None = None
+        images: Sequence[Image | WholePng | ItemError | None] | None = None
         mine = Attempt()
         before = dict(self.backend.seconds)
         with self._inside():
@@ -263,7 +269,9 @@ class Loop:
 
     # -- results --------------------------------------------------------------------------------------------------
 
-    def _deliver(self, batch: Batch, images: "Sequence[Image | ItemError | None] | None", seconds: float) -> None:
+    def _deliver(
+        self, batch: Batch, images: "Sequence[Image | WholePng | ItemError | None] | None", seconds: float
+    ) -> None:
         if not self.context.topology.is_leader:
             return
         assert images is not None
@@ -279,10 +287,12 @@ class Loop:
                 self._encoding.popleft().result()
             self._encoding.append(self._encoders.submit(self._encode_and_send, task, image, len(batch), seconds))
 
-    def _encode_and_send(self, task: Task, image: "Image | ItemError", batch_size: int, seconds: float) -> None:
+    def _encode_and_send(
+        self, task: Task, image: "Image | WholePng | ItemError", batch_size: int, seconds: float
+    ) -> None:
         self.gather.send(self.result(task, image, batch_size, seconds))
 
-    def result(self, task: Task, image: "Image | ItemError", batch_size: int, seconds: float) -> Result:
+    def result(self, task: Task, image: "Image | WholePng | ItemError", batch_size: int, seconds: float) -> Result:
         """A finished or failed task as what is sent: bytes and its ledger line. `seconds` are those of its batch."""
         from dglaunch import images
 
@@ -310,10 +320,11 @@ class Loop:
     def _described(self, task: Task) -> dict[str, Any]:
         """What an image file says of itself besides the task's content: all that `dglaunch replay` needs. What would
         differ between batch sizes or world sizes is left out, so that the bytes of the file do not depend on them."""
-        flat = settings(self.context.config)
-        given = {name: flat[name] for name in DESCRIBED if flat[name] not in (None, False)}
+        flat = self._settings
+        given = {name: flat[name] for name in DESCRIBED if flat.get(name) not in (None, False)}
         model = {"model": flat["model_name"], "dtype": self.context.dtype}
-        own = [n for n, value in task.content().items() if value is None and self.facts.defaults.get(n) is not None]
+        chosen = {"width", "height"} | {n for n, value in self.facts.defaults.items() if value is not None}
+        own = [n for n, value in task.content().items() if value is None and n in chosen]
         return {"index": task.index, "sample": task.sample, **model, **given, "defaults": own}
 
     def _used(self, task: Task) -> dict[str, Any]:

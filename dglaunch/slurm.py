@@ -4,7 +4,9 @@ The same templates, with examples in the place of arguments, make the files of t
 """
 
 import shlex
+import shutil
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +35,7 @@ class SlurmConfig:
     cpus_per_gpu: int = 4
     """Cores for each rank: loading, and encoding images."""
     venv: str = ""
-    """Virtual environment to activate on the nodes. Default: what is active when the job is submitted."""
+    """Virtual environment to activate on the nodes. Default: what is active when the job is submitted, or this command's."""
     job_name: str = "dglaunch"
     """Name in the queue, and of the log file."""
     max_requeues: int = 20
@@ -90,6 +92,7 @@ def main(words: Sequence[str], environ: Mapping[str, str]) -> int:
             "--num_gpus, --num_nodes and --node_rank are the script's to set; give --nodes and --gpus_per_node instead "
             "(--array: independent nodes)."
         )
+    place.venv = place.venv or _own_environment(environ)
     kind = "array" if place.array else "multi_node" if place.nodes > 1 else "one_node"
     variables = {name: value for name, value in sorted(environ.items()) if name.startswith("DG_")}
     script = render(kind, place, rest, config.output_dir, variables)
@@ -97,6 +100,13 @@ def main(words: Sequence[str], environ: Mapping[str, str]) -> int:
         print(script, end="")
         return EXIT_DONE
     return _submit(script)
+
+
+def _own_environment(environ: Mapping[str, str]) -> str:
+    """The virtual environment that runs this, where it was not activated: the script's `python` would be another one."""
+    python = shutil.which("python", path=environ.get("PATH", ""))
+    own = Path(sys.prefix)
+    return "" if sys.prefix == sys.base_prefix or (python and Path(python).parent == own / "bin") else str(own)
 
 
 def _submit(script: str) -> int:

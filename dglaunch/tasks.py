@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dglaunch import benchmarks
 from dglaunch.config import RunConfig, T2IConfig
 from dglaunch.errors import InputError, MissingPackage, UserError
 
@@ -79,11 +80,14 @@ Row = tuple[str, dict[str, Any] | str]
 
 
 def read_table(path: Path) -> Iterator[Row]:
-    """The rows of a .jsonl, .csv, .txt or .parquet file, in order.
+    """The rows of a .jsonl, .csv, .txt or .parquet file, or of the files of a folder, in order.
 
     Raises:
         UserError: the file is missing, unreadable, not UTF-8 or of another kind.
     """
+    if path.is_dir():
+        yield from _folder(path)
+        return
     readers = {".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".txt": _txt, ".parquet": _parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
@@ -96,6 +100,29 @@ def read_table(path: Path) -> Iterator[Row]:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}); convert it: iconv -t UTF-8.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files that a folder of tables or prompts is made of: all of its .parquet, else all of its .txt, by name."""
+    return sorted(folder.glob("*.parquet")) or sorted(folder.glob("*.txt"))
+
+
+def base_of(table: Path) -> Path:
+    """What the relative paths in a table are relative to."""
+    return table if table.is_dir() else table.parent
+
+
+def _folder(folder: Path) -> Iterator[Row]:
+    """A folder of .txt files with a prompt each, named as DPG-Bench does, or a table in parts, as GenArena's."""
+    files = files_of(folder)
+    if not files:
+        raise UserError(f"The folder {folder} has neither .txt files with a prompt each nor .parquet files.")
+    for path in files:
+        if path.suffix == ".txt":
+            text = " ".join(text for _, row in read_table(path) for text in row.values())  # type: ignore[union-attr]
+            yield path.name, {"prompt": text, benchmarks.PROMPT_FILE: path.stem}
+        else:
+            yield from ((f"{path.name}, {label}", row) for label, row in read_table(path))
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
@@ -254,7 +281,9 @@ def read_prompts(config: T2IConfig, size_multiple: int = 1) -> list[Task]:
         rows: Iterable[Row] = [("--prompt", {"prompt": config.prompt})]
         source = "the command line"
     else:
-        rows, source = read_table(config.prompts_file), str(config.prompts_file)
+        table = read_table(config.prompts_file)
+        rows = ((label, benchmarks.read_row(config.layout, row)) for label, row in table)
+        source = str(config.prompts_file)
     return RowReader(config, source, size_multiple).read(rows)
 
 

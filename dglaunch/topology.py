@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dglaunch import rendezvous
-from dglaunch.config import XDIT_PREFIX, ParallelConfig, RunConfig
+from dglaunch.config import XDIT_PREFIX, ParallelConfig, RunConfig, WriterName
 from dglaunch.errors import DglaunchError, LostPeer, UserError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ Result = TypeVar("Result")
 CONTROL_TIMEOUT = timedelta(days=7)
 """Of the groups that carry results and the end of the run: replicas may finish hours apart; a dead rank breaks the
 connection at once, and torchrun then stops the others."""
+RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 MODEL_TIMEOUT = timedelta(minutes=10)
 """Of the groups inside the model: a rank that fails alone must not leave its peers waiting for ever."""
 
@@ -38,6 +39,10 @@ class Topology:
     node: int = 0
     """With --num_nodes: this machine among nodes that share the work without a rendezvous."""
     num_nodes: int = 1
+    mode: WriterName = "main"
+    """--writer."""
+    restarted: bool = False
+    """torchrun or Slurm has started the same command before."""
     distributed: bool = False
     """Started by torchrun: there are process groups, even in a world of one."""
     rendezvous: tuple[str, int, bool] | None = None
@@ -78,8 +83,37 @@ class Topology:
 
     @property
     def is_main(self) -> bool:
-        """Rank 0: gathers, writes and reports."""
+        """Rank 0: is told of every image, reports, and writes what no other rank writes."""
         return self.rank == 0
+
+    @property
+    def writer(self) -> int:
+        """The rank that writes what this leader makes."""
+        if self.mode == "main":
+            return 0
+        return self.rank if self.mode == "rank" else self._leaders_of_node[0]
+
+    @property
+    def writes(self) -> bool:
+        """Whether this rank has a ledger."""
+        return self.is_main or (self.is_leader and self.writer == self.rank)
+
+    @property
+    def sources(self) -> list[int]:
+        """The leaders whose results, or word of them, come to this rank."""
+        leaders = self.leaders if self.is_main else self._leaders_of_node if self.writes and self.mode == "node" else []
+        return [rank for rank in leaders if rank != self.rank]
+
+    @property
+    def _leaders_of_node(self) -> list[int]:
+        first = self.rank - self.local_rank
+        return [rank for rank in self.leaders if first <= rank < first + self.local_world_size]
+
+    @property
+    def parts(self) -> tuple[str, str]:
+        """What the names of this rank's ledger say: the node of several without a rendezvous, the rank beside rank 0."""
+        node = f"-node{self.node}of{self.num_nodes}" if self.num_nodes > 1 else ""
+        return node, "" if self.is_main else f"-rank{self.rank}of{self.world_size}"
 
     def describe(self) -> str:
         names = ("ulysses_degree", "ring_degree", "pipefusion_degree")
@@ -87,7 +121,8 @@ class Topology:
         degrees += ["cfg 2"] if self.parallel.use_cfg_parallel else []
         inside = f" of {self.replica_size} ranks ({', '.join(degrees)})" if degrees else " of one rank"
         node = f", node {self.node} of {self.num_nodes}" if self.num_nodes > 1 else ""
-        return f"{self.num_replicas} replica{'s' if self.num_replicas > 1 else ''}{inside}{node}"
+        writers = {"main": "", "node": ", each node writes its images", "rank": ", each replica writes its images"}
+        return f"{self.num_replicas} replica{'s' if self.num_replicas > 1 else ''}{inside}{node}{writers[self.mode]}"
 
 
 def from_environment(
@@ -114,6 +149,8 @@ def from_environment(
         parallel=parallel,
         node=node,
         num_nodes=num_nodes,
+        mode=config.writer,
+        restarted=any(environ.get(name, "0") != "0" for name in RESTARTS),
         distributed=under_torchrun,
         rendezvous=_rendezvous(environ) if under_torchrun else None,
     )

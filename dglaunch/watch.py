@@ -201,7 +201,9 @@ class Watch:
         store: Any = None
         seen = {peer: (-1, time.monotonic()) for peer in watched}
         last = looked = time.monotonic()
-        while not self._ended.wait(min(ALIVE_S, interval)):
+        pause = 0.0  # the first sign at once, so that the connection is there before the first image
+        while not self._ended.wait(pause):
+            pause = min(ALIVE_S, interval)
             now = time.monotonic()
             try:
                 store = store or self._connect(interval)

@@ -1,4 +1,4 @@
-"""The output folder: images, the ledger, failures, and what is left to do. One process writes.
+"""The output folder: images, the ledger, failures, and what is left to do. One process writes to one ledger.
 
     000000.png ...      metadata.jsonl (a line per finished image)      failures.jsonl      run.json
 
@@ -7,8 +7,10 @@ line means a whole file, whenever the process dies; an image without a line is m
 the file's size, which finds empty and truncated files on the next start. With `file_name` in each line the folder is a
 Hugging Face ImageFolder as it stands.
 
-With --num_nodes each node writes to the same folder with a ledger of its own (metadata-node0of4.jsonl); the node that
-finds everything done joins them to metadata.jsonl.
+Where several processes write, each has a ledger of its own, named by its part of the work, so that they may share a
+folder or have one each: metadata-node0of4.jsonl with --num_nodes, metadata-rank3of8.jsonl with --writer node or rank.
+Every start reads all ledgers of its folder. Rank 0 joins those of ranks to one at the start, whichever ranks wrote
+before, and at the end; of several nodes without a rendezvous, the one that finds everything done joins theirs.
 """
 
 import contextlib
@@ -18,7 +20,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -29,7 +31,12 @@ if TYPE_CHECKING:
     from dglaunch.inputs import InputImage
 
 TEMPORARY = ".dglaunch-"
+OUT_OF_MEMORY = f"{TEMPORARY}oom-"
 SAVED_INPUT = re.compile(r"inputs/\d+_\d+\.\w+")
+PART = re.compile(r"(-node\d+of\d+)?(-rank\d+of\d+)?")
+"""What a ledger's name says of who writes it."""
+RESERVED = 1 << 16
+"""Bytes of the disk kept for the last run.json."""
 SAMPLE = 5
 """Differences that an error shows."""
 
@@ -43,6 +50,13 @@ class Result:
     record: dict[str, Any]
     """The ledger line (or the line of failures.jsonl), without what the writer adds."""
     data: bytes | None = None
+    """None: it failed."""
+    written: bool = False
+    """Another rank has written it, and the bytes are not here; rank 0 is only told."""
+
+    def told(self) -> "Result":
+        """The same for rank 0, once it is written."""
+        return replace(self, data=None if self.failed else b"", written=True)
 
     @property
     def failed(self) -> bool:
@@ -57,6 +71,13 @@ class Ledger:
     """(index, sample) -> (key, file name) of images whose file is there in full."""
     damaged: int = 0
     """Lines that could not be read or whose file is missing or of another size: those images are made again."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Bytes of each file of the folder."""
+
+    def is_good(self, line: dict[str, Any]) -> bool:
+        """Whether the line has its file in full."""
+        size = line.get("bytes", 0)
+        return bool(size) and self.sizes.get(line.get("file_name", "")) == size
 
 
 def file_name(task: Task, output_format: str) -> str:
@@ -64,14 +85,21 @@ def file_name(task: Task, output_format: str) -> str:
 
 
 class Writer:
-    """Writes one run's results. Used by rank 0 only, by one thread at a time."""
+    """Writes one process's results; used by one thread at a time.
 
-    def __init__(self, folder: Path, node: int = 0, num_nodes: int = 1) -> None:
+    `node` is the part of a machine among nodes without a rendezvous ("-node0of4"), `rank` that of a rank that writes
+    beside rank 0 ("-rank3of8").
+    """
+
+    def __init__(self, folder: Path, node: str = "", rank: str = "") -> None:
         self.folder = folder
-        self.suffix = f"-node{node}of{num_nodes}" if num_nodes > 1 else ""
+        self.node = node
+        self.beside = bool(rank)
+        self.suffix = node + rank
         self.ledger_path = folder / f"metadata{self.suffix}.jsonl"
         self.failures_path = folder / f"failures{self.suffix}.jsonl"
         self.run_path = folder / f"run{self.suffix}.json"
+        self._reserve = folder / f"{TEMPORARY}reserve{self.suffix}"
         self._ledger: io.FileIO | None = None
         self._failures: io.FileIO | None = None
         self._lock: IO[str] | None = None
@@ -86,47 +114,50 @@ class Writer:
         """
         self._take_folder()
         if overwrite:
-            self._start_anew(output_format)
+            self.start_anew()
         ledger = self.read_ledger()
         self._refuse_other_job(ledger, settings, tasks, output_format)
-        for leftover in self.folder.glob(f"{TEMPORARY}*"):
-            if self.suffix in leftover.name:
+        for leftover in self.folder.glob(f"{TEMPORARY}[0-9]*"):
+            if f"{self.suffix}-" in leftover.name:
                 leftover.unlink(missing_ok=True)
-        if ledger.damaged:
-            self._rewrite(self.ledger_path, self._good_lines(ledger))
-        wanted = {(task.index, task.sample) for task in tasks}
-        if self.failures_path.exists():
-            open_failures = {
-                id_of(line): text
-                for text, line in read_lines(self.failures_path)
-                if id_of(line) not in ledger.done and id_of(line) in wanted
-            }
-            self._rewrite(self.failures_path, open_failures.values())
+        self._settle(ledger, tasks)
         self._ledger = self.ledger_path.open("ab", buffering=0)
         self._failures = self.failures_path.open("ab", buffering=0)
         return ledger
 
     def _take_folder(self) -> None:
-        probe = self.folder / f"{TEMPORARY}probe{self.suffix}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            probe.write_bytes(b"x")
-            probe.unlink()
-            self._lock = (self.folder / f"{TEMPORARY[:-1]}{self.suffix}.lock").open("w")
+            lock = (self.folder / f"{TEMPORARY[:-1]}{self.suffix}.lock").open("w")
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = lock
+            if not self.beside:
+                self.refuse_other_writers(f"{self.node}-*")
+                self._reserve.write_bytes(bytes(RESERVED))
+        except BlockingIOError:
+            raise self._in_use() from None
         except OSError as error:
             raise UserError(
                 f"--output_dir {self.folder} cannot be written: {error.strerror or error}. Choose another folder or "
                 "correct its permissions."
             ) from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"Another dglaunch is writing to {self.folder}. Wait for it, or choose another --output_dir (several "
-                "nodes without a rendezvous: --node_rank and --num_nodes)."
-            ) from None
 
-    def _start_anew(self, output_format: str) -> None:
+    def refuse_other_writers(self, parts: str = "*") -> None:
+        """Look whether a process of another run holds the folder, or such parts of it.
+
+        Raises:
+            UserError: one does.
+        """
+        if is_held(self.folder, parts):
+            raise self._in_use()
+
+    def _in_use(self) -> UserError:
+        return UserError(
+            f"Another dglaunch is writing to {self.folder}. Wait for it, or choose another --output_dir (several "
+            "nodes without a rendezvous: --node_rank and --num_nodes)."
+        )
+
+    def start_anew(self) -> None:
         """Remove what dglaunch wrote here, and nothing else."""
         for path in self._ledgers():
             for _, line in read_lines(path):
@@ -136,7 +167,7 @@ class Writer:
                 for copy in line.get("input_file_names", ()):
                     if SAVED_INPUT.fullmatch(copy):
                         (self.folder / copy).unlink(missing_ok=True)
-        for pattern in ("metadata*.jsonl", "failures*.jsonl", "run*.json", f"{TEMPORARY}oom*.json"):
+        for pattern in ("metadata*.jsonl", "failures*.jsonl", "run*.json", f"{OUT_OF_MEMORY}*.json"):
             for path in self.folder.glob(pattern):
                 path.unlink(missing_ok=True)
 
@@ -146,27 +177,54 @@ class Writer:
     def read_ledger(self) -> Ledger:
         """All ledgers of the folder, checked against the files that are there."""
         sizes = {entry.name: entry.stat().st_size for entry in os.scandir(self.folder) if entry.is_file()}
-        ledger = Ledger()
+        ledger = Ledger(sizes=sizes)
+        own = {self.ledger_path, *self._parts("metadata", ".jsonl")}
         for path in self._ledgers():
-            own = path == self.ledger_path
+            seen: set[tuple[int, int]] = set()
             lines = bad = 0
             for _, line in read_lines(path):
                 lines += 1
-                name, size = line.get("file_name", ""), line.get("bytes", 0)
-                if size and sizes.get(name) == size and not (own and id_of(line) in ledger.done):
-                    ledger.done[id_of(line)] = line.get("key", ""), name
+                if ledger.is_good(line) and id_of(line) not in seen:
+                    seen.add(id_of(line))
+                    ledger.done[id_of(line)] = line.get("key", ""), line["file_name"]
                 else:
                     bad += 1
-            if own:
-                ledger.damaged = bad + (count_newlines(path) != lines or not _ends_with_newline(path))
+            if path in own:
+                ledger.damaged += bad + (count_newlines(path) != lines or not _ends_with_newline(path))
         return ledger
 
-    def _good_lines(self, ledger: Ledger) -> Iterator[str]:
+    def _parts(self, kind: str, ending: str) -> list[Path]:
+        """For rank 0: what ranks wrote beside it. A start as one world also takes over what nodes without a rendezvous
+        have left."""
+        if self.beside:
+            return []
+        found = []
+        for path in sorted(self.folder.glob(f"{kind}{self.node}-*{ending}")):
+            if PART.fullmatch(path.name.removeprefix(kind).removesuffix(ending)):
+                found.append(path)
+        return found
+
+    def _settle(self, ledger: Ledger, tasks: Sequence[Task]) -> None:
+        """Leave one ledger of good lines, and one of the failures that are still open, in the place of all own ones.
+
+        The parts go last: a start that is killed here finds each line once or twice, never not at all."""
+        ledgers, failures = self._parts("metadata", ".jsonl"), self._parts("failures", ".jsonl")
+        if ledger.damaged or ledgers:
+            self._rewrite(self.ledger_path, self._good_lines([self.ledger_path, *ledgers], ledger))
+        if failures or self.failures_path.exists():
+            wanted = {(task.index, task.sample) for task in tasks} - ledger.done.keys()
+            lines = (pair for path in (self.failures_path, *failures) for pair in read_lines(path))
+            self._rewrite(self.failures_path, {id_of(line): t for t, line in lines if id_of(line) in wanted}.values())
+        for path in (*ledgers, *failures, *self._parts("run", ".json")):
+            path.unlink(missing_ok=True)
+
+    def _good_lines(self, paths: Sequence[Path], ledger: Ledger) -> Iterator[str]:
         left = set(ledger.done)
-        for text, line in read_lines(self.ledger_path):
-            if id_of(line) in left:
-                left.remove(id_of(line))
-                yield text
+        for path in paths:
+            for text, line in read_lines(path):
+                if id_of(line) in left and ledger.is_good(line):
+                    left.remove(id_of(line))
+                    yield text
 
     def _refuse_other_job(
         self, ledger: Ledger, settings: dict[str, Any], tasks: Sequence[Task], output_format: str
@@ -210,18 +268,28 @@ class Writer:
                 )
 
     def _changed_settings(self, settings: dict[str, Any]) -> list[str]:
-        try:
-            before = json.loads(self.run_path.read_text(encoding="utf-8"))["settings"]
-        except (OSError, ValueError, KeyError):
-            return []
-        names = sorted(before.keys() | settings.keys())
-        return [f"{n}: {before.get(n)!r} -> {settings.get(n)!r}" for n in names if before.get(n) != settings.get(n)]
+        for path in sorted(self.folder.glob("run*.json")):
+            try:
+                before = json.loads(path.read_text(encoding="utf-8"))["settings"]
+            except (OSError, ValueError, KeyError):
+                continue
+            names = sorted(before.keys() | settings.keys())
+            changed = [
+                f"{n}: {before.get(n)!r} -> {settings.get(n)!r}" for n in names if before.get(n) != settings.get(n)
+            ]
+            if changed:
+                return changed
+        return []
 
     def _rewrite(self, path: Path, lines: Iterable[str]) -> None:
         temporary = path.with_name(f"{TEMPORARY}{path.name}{self.suffix}")
-        with temporary.open("w", encoding="utf-8") as out:
-            out.writelines(lines)
-        os.replace(temporary, path)
+        try:
+            with temporary.open("w", encoding="utf-8") as out:
+                out.writelines(lines)
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
     # -- during the run -------------------------------------------------------------------------------------------
 
@@ -284,13 +352,21 @@ class Writer:
             raise
 
     def write_run(self, run: dict[str, Any]) -> None:
-        """Replace run.json."""
-        temporary = self.folder / f"{TEMPORARY}run{self.suffix}.json"
+        """Replace run.json. On a full disk there is room kept for it: it says why the run ended."""
+        text = json.dumps(run, indent=2, ensure_ascii=False) + "\n"
         try:
-            temporary.write_text(json.dumps(run, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            os.replace(temporary, self.run_path)
+            try:
+                self._replace_run(text)
+            except OSError:
+                self._reserve.unlink(missing_ok=True)
+                self._replace_run(text)
         except OSError as error:
             raise OutputError(f"Writing {self.run_path} failed: {error.strerror or error}.") from None
+
+    def _replace_run(self, text: str) -> None:
+        temporary = self.folder / f"{TEMPORARY}run{self.suffix}.json"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, self.run_path)
 
     def close(self) -> None:
         """Let the folder go. Closing twice does nothing."""
@@ -301,20 +377,41 @@ class Writer:
                 with contextlib.suppress(OSError):  # a full disk was told when the line was written
                     stream.close()
         self._ledger = self._failures = self._lock = None
+        self._reserve.unlink(missing_ok=True)
         if self.failures_path.exists() and not self.failures_path.stat().st_size:
             self.failures_path.unlink(missing_ok=True)
 
-    def join_nodes(self, tasks: Sequence[Task]) -> bool:
-        """With --num_nodes: once all is done, write one metadata.jsonl in the order of the tasks. Any node may do it:
-        the result is the same, and it replaces the file in one step."""
-        done = self.read_ledger().done
-        if not self.suffix or any((task.index, task.sample) not in done for task in tasks):
-            return False
-        lines = {
-            id_of(line): text for path in self._ledgers() for text, line in read_lines(path) if id_of(line) in done
-        }
-        self._rewrite(self.folder / "metadata.jsonl", (lines[task.index, task.sample] for task in tasks))
-        return True
+    def join(self, tasks: Sequence[Task]) -> None:
+        """At the end, when nobody writes any more: one ledger of what ranks wrote beside rank 0 to the same folder.
+
+        Of nodes without a rendezvous, the one that finds everything done writes metadata.jsonl in the order of the tasks.
+        Any of them may: the result is the same, and it replaces the file in one step."""
+        if self._parts("metadata", ".jsonl"):
+            self._settle(self.read_ledger(), tasks)
+        if not self.node:
+            return
+        ledger = self.read_ledger()
+        if all((task.index, task.sample) in ledger.done for task in tasks):
+            lines = (pair for path in self._ledgers() for pair in read_lines(path))
+            texts = {id_of(line): text for text, line in lines if ledger.is_good(line)}
+            self._rewrite(self.folder / "metadata.jsonl", (texts[task.index, task.sample] for task in tasks))
+
+    def is_joined(self) -> bool:
+        """Whether rank 0 has taken over this ledger: not where the ranks have a folder each."""
+        return not self.ledger_path.exists()
+
+
+def is_held(folder: Path, parts: str = "*") -> bool:
+    """Whether a run is writing to the folder, or such parts of it, as far as the file system knows other machines' locks."""
+    for path in folder.glob(f"{TEMPORARY[:-1]}{parts}.lock"):
+        try:
+            with path.open("r") as stream:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return True
+    return False
 
 
 # -- out of memory, remembered ------------------------------------------------------------------------------------
@@ -322,7 +419,7 @@ class Writer:
 
 def remember_out_of_memory(folder: Path, height: int, width: int, size: int) -> None:
     """Note a batch that was too large, from any rank, before the rank may be lost: the next start begins below it."""
-    path = folder / f"{TEMPORARY}oom-{height}x{width}-{size}.json"
+    path = folder / f"{OUT_OF_MEMORY}{height}x{width}-{size}.json"
     with contextlib.suppress(OSError):  # the note is a help for the next start, not part of the result
         path.write_text("{}\n")
 
@@ -330,8 +427,8 @@ def remember_out_of_memory(folder: Path, height: int, width: int, size: int) -> 
 def out_of_memory_limits(folder: Path) -> dict[str, int]:
     """Largest batch that did not run out of memory, by "HxW"."""
     limits: dict[str, int] = {}
-    for path in folder.glob(f"{TEMPORARY}oom-*.json"):
-        shape, _, size = path.stem.removeprefix(f"{TEMPORARY}oom-").rpartition("-")
+    for path in folder.glob(f"{OUT_OF_MEMORY}*.json"):
+        shape, _, size = path.stem.removeprefix(OUT_OF_MEMORY).rpartition("-")
         if size.isdigit():
             limits[shape] = max(min(limits.get(shape, int(size) - 1), int(size) - 1), 1)
     return limits

@@ -4,16 +4,15 @@
         ... OPENAI_BASE_URL=server.openai, or --api_base server.google ...
         server.paid["a red circle"]       answers with a whole image that a client was still there to take
 
-A prompt may hold markers; each strikes the first time that the prompt is asked for, `[always ...]` every time:
+What is painted depends on the prompt and on the bytes and the order of the input images. A prompt may hold markers; each strikes the first time that the prompt is asked for, `[always ...]` every time:
 
     [429] [500] [timeout] [drop] [truncated] [text] [refused]
 
-As a script it measures throughput against itself: python tests/api_servers.py
+api_bench.py measures throughput against it.
 """
 
 import base64
 import contextlib
-import email
 import hashlib
 import io
 import json
@@ -23,26 +22,29 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from PIL import Image
 
 KEY = "sk-loopback-0123456789abcdefghij"
+KEYS = {"OPENAI_API_KEY": KEY, "GEMINI_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}
 MARKER = re.compile(r"\[(always )?(429|500|timeout|drop|truncated|text|refused)\]")
 HANG_S = 30.0
+RETRY_AFTER_S = 0.2
 
 
-def colour_of(prompt: str) -> tuple[int, int, int]:
-    """What the server paints for a prompt, so that a mix-up shows."""
-    red, green, blue = hashlib.sha256(prompt.encode()).digest()[:3]
+def colour_of(prompt: str, images: Sequence[bytes] = ()) -> tuple[int, int, int]:
+    """What the server paints for a prompt and its input images, so that a mix-up shows."""
+    parts = [prompt.encode(), *images]
+    red, green, blue = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()[:3]
     return red, green, blue
 
 
-def painted(prompt: str) -> bytes:
+def painted(colour: tuple[int, int, int]) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (32, 32), colour_of(prompt)).save(buffer, "PNG")
+    Image.new("RGB", (32, 32), colour).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -51,6 +53,7 @@ class ApiServer:
 
     def __init__(self, latency: float = 0.0) -> None:
         self.latency = latency
+        """Seconds from the arrival of a request to its answer."""
         self.key = KEY
         self.most = 10_000
         """Requests at a time beyond which the answer is 429."""
@@ -63,6 +66,7 @@ class ApiServer:
         """Answer with the addresses of images instead of base64."""
         self.release = threading.Event()
         self.asked: Counter[str] = Counter()
+        self.asked_at: dict[str, list[float]] = {}
         self.paid: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
         self.num_requests = 0
@@ -107,12 +111,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path.startswith("/files/"):
-            return self._send(200, painted(bytes.fromhex(self.path.split("/")[2]).decode()), "image/png")
+            return self._send(200, painted(tuple(bytes.fromhex(self.path.split("/")[2]))), "image/png")  # type: ignore[arg-type]
         if not self._key_is_right():
             return self._wrong_key()
         self._send_json(200, {"id": "model", "object": "model", "created": 0, "owned_by": "us", "name": "models/model"})
 
     def do_POST(self) -> None:
+        self.arrived = time.monotonic()
         body = self._body()
         if not self._key_is_right():
             return self._wrong_key()
@@ -122,6 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
             api.bodies.append(body)
             prompt = body["prompt"]
             api.asked[prompt] += 1
+            api.asked_at.setdefault(prompt, []).append(self.arrived)
             first = api.asked[prompt] == 1
         faults = [kind for always, kind in MARKER.findall(prompt) if always or first or kind == "refused"]
         try:
@@ -148,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _work(self) -> None:
         api = self.api
-        time.sleep(api.latency)
+        time.sleep(max(self.arrived + api.latency - time.monotonic(), 0.0))
         if api.hold_after is not None and api.paid.total() >= api.hold_after:
             while not api.release.wait(0.02):
                 self._look()
@@ -180,20 +186,22 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_error(400, said, "moderation_blocked")
         elif fault.isdigit():
             status = int(fault)
-            self._send_error(status, f"trouble {status}", "x", {"Retry-After": "0.1"} if status == 429 else {})
+            headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 429 else {}
+            self._send_error(status, f"trouble {status}", "x", headers)
         else:
-            images = [painted(body["prompt"])] * body["n"]
+            colour = colour_of(body["prompt"], body["images"])
+            images = [painted(colour)] * body["n"]
             if fault == "truncated":
                 images[-1] = images[-1][:-30]
             self._look()
             with self.api.lock:
                 self.api.paid[body["prompt"]] += body["n"] - (fault == "truncated")
-            self._send_json(200, self._google(images) if google else self._openai(images, body["prompt"]))
+            self._send_json(200, self._google(images) if google else self._openai(images, colour))
 
-    def _openai(self, images: list[bytes], prompt: str) -> dict[str, Any]:
+    def _openai(self, images: list[bytes], colour: tuple[int, int, int]) -> dict[str, Any]:
         usage = {"usage": self.api.usage} if self.api.usage else {}
         if self.api.as_address:
-            data = [{"url": f"{self.api.google}/files/{prompt.encode().hex()}"} for _ in images]
+            data = [{"url": f"{self.api.google}/files/{bytes(colour).hex()}"} for _ in images]
         else:
             data = [{"b64_json": base64.b64encode(image).decode()} for image in images]
         return {"created": 1, "data": data} | usage
@@ -215,14 +223,8 @@ class _Handler(BaseHTTPRequestHandler):
         """What was asked for, the same for each API: prompt, n, images, and the request as it came."""
         raw = self.rfile.read(int(self.headers["Content-Length"]))
         if self.headers["Content-Type"].startswith("multipart/"):
-            head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
-            parts = [
-                (p.get_param("name", header="content-disposition"), p)
-                for p in email.message_from_bytes(head + raw).get_payload()
-            ]
-            texts = {name: p.get_payload(decode=True).decode() for name, p in parts if not p.get_filename()}
-            images = [p.get_payload(decode=True) for _, p in parts if p.get_filename()]
-            return {"prompt": texts["prompt"], "n": int(texts["n"]), "images": images, "raw": texts}
+            texts, images, kinds = _form(self.headers["Content-Type"].partition("boundary=")[2].encode(), raw)
+            return {"prompt": texts["prompt"], "n": int(texts["n"]), "images": images, "kinds": kinds, "raw": texts}
         sent = json.loads(raw)
         if "contents" in sent:
             parts = (
@@ -230,8 +232,11 @@ class _Handler(BaseHTTPRequestHandler):
                 if len(sent["contents"]) == 1
                 else [p for c in sent["contents"] for p in c["parts"]]
             )
-            images = [base64.urlsafe_b64decode(p["inlineData"]["data"]) for p in parts if "inlineData" in p]
-            return {"prompt": next(p["text"] for p in parts if "text" in p), "n": 1, "images": images, "raw": sent}
+            inline = [p["inlineData"] for p in parts if "inlineData" in p]
+            images = [base64.urlsafe_b64decode(part["data"]) for part in inline]
+            kinds = [part.get("mimeType") or part["mime_type"] for part in inline]  # the protocol takes both spellings
+            prompt = next(p["text"] for p in parts if "text" in p)
+            return {"prompt": prompt, "n": 1, "images": images, "kinds": kinds, "raw": sent}
         if "instances" in sent:
             return {
                 "prompt": sent["instances"][0]["prompt"],
@@ -277,43 +282,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-def bench(concurrency: int, latency: float, prompts: int) -> None:
-    """Requests/s of one rank against concurrency / latency, the server in a process of its own."""
-    import multiprocessing
-    import os
-    import subprocess
-    import sys
-    import tempfile
-    from pathlib import Path
-
-    ours, theirs = multiprocessing.Pipe()
-    server = multiprocessing.Process(target=_serve, args=(theirs, latency), daemon=True)
-    server.start()
-    address = ours.recv()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "p.txt").write_text("".join(f"prompt {n}\n" for n in range(prompts)))
-        command = [sys.executable, "-m", "dglaunch", "t2i", "--backend", "openai", "--model_name", "gpt-image-1.5"]
-        command += ["--prompts_file", str(folder / "p.txt"), "--num_processes", str(concurrency), "--api_base", address]
-        command += ["--output_dir", str(folder / "out")]
-        subprocess.run(
-            command, env=os.environ | {"OPENAI_API_KEY": KEY, "NO_PROXY": "*"}, check=True, capture_output=True
-        )
-        run = json.loads((folder / "out" / "run.json").read_text())
-    server.terminate()
-    ideal = concurrency / latency
-    print(
-        f"{prompts} prompts, {concurrency} at a time, {latency * 1000:.0f} ms each: {run['images_per_s']:.1f} images/s, "
-        f"{run['images_per_s'] / ideal:.1%} of {ideal:.0f}"
-    )
-
-
-def _serve(pipe: Any, latency: float) -> None:
-    with ApiServer(latency) as server:
-        pipe.send(server.openai)
-        threading.Event().wait()
-
-
-if __name__ == "__main__":
-    for at_a_time in (1, 4, 8, 16):
-        bench(at_a_time, 0.05, 100 * at_a_time)
+def _form(boundary: bytes, raw: bytes) -> tuple[dict[str, str], list[bytes], list[str]]:
+    """A multipart body: its texts by name; its files in their order, and their media types."""
+    texts: dict[str, str] = {}
+    files: list[bytes] = []
+    kinds: list[str] = []
+    for part in raw.split(b"--" + boundary)[1:-1]:
+        head, _, content = part[2:-2].partition(b"\r\n\r\n")
+        if b"filename=" in head:
+            files.append(content)
+            kinds.append(head.lower().partition(b"content-type:")[2].split(b"\r\n")[0].strip().decode())
+        else:
+            texts[head.partition(b'name="')[2].partition(b'"')[0].decode()] = content.decode()
+    return texts, files, kinds

@@ -1,4 +1,7 @@
-"""A real headless Chromium for the tests of the gallery: a WebDriver client of 60 lines (Debian: chromium-driver)."""
+"""A real headless Chromium for the tests of the gallery: a WebDriver client of 60 lines (Debian: chromium-driver).
+
+python tests/browser.py outputs/demo/gallery.html docs/gallery.webp     what the README shows
+"""
 
 import base64
 import contextlib
@@ -6,6 +9,8 @@ import json
 import re
 import shutil
 import subprocess
+import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -98,3 +103,22 @@ def browser(*arguments: str) -> Iterator[Browser]:
                 tab.call("DELETE", "")
         driver.terminate()
         driver.communicate(timeout=20)
+
+
+def main(page: Path, picture: Path) -> None:
+    """A picture of a page with all its images."""
+    from PIL import Image
+
+    with browser() as tab, tempfile.TemporaryDirectory() as scratch:
+        tab.open(page)
+        tab.until("document.documentElement.dataset.ready")
+        tab.until(
+            "[...document.querySelectorAll('#grid img')].every((image) => image.complete && image.naturalWidth > 0)"
+        )
+        tab.screenshot(Path(scratch) / "seen.png")
+        with Image.open(Path(scratch) / "seen.png") as seen:
+            seen.convert("RGB").save(picture, quality=85)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))

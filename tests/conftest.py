@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,3 +175,23 @@ def prompts(tmp_path: Path) -> Path:
 def families(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the tiny random checkpoints, filled by `tiny_models.build(family, families / family)`."""
     return tmp_path_factory.mktemp("families")
+
+
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keys that the loopback servers of the APIs accept, and nothing else that would change a run."""
+    from api_servers import KEYS
+
+    for name in [name for name in os.environ if name.startswith(("DG_", "OPENAI_", "GOOGLE_", "GEMINI_"))]:
+        monkeypatch.delenv(name)
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def server(keys: None) -> Iterator[Any]:
+    """A server on loopback that speaks the image APIs."""
+    from api_servers import ApiServer
+
+    with ApiServer() as running:
+        yield running

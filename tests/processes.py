@@ -2,9 +2,11 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +33,7 @@ class Job:
         os.kill(self.process.pid if rank is None else self.ranks[rank], number)
         return time.monotonic()
 
-    def end(self, timeout: float = 120) -> Ended:
+    def end(self, timeout: float = 240) -> Ended:
         try:
             return end(self.process, timeout)
         finally:
@@ -113,13 +115,44 @@ def torchrun(
     return Job(folder, process)
 
 
-def until(condition: Callable[[], Any], seconds: float = 90, step: float = 0.05) -> Any:
+def nodes(
+    folders: Sequence[Path], arguments: Sequence[str | Path], *, nproc: int = 2, paths: Sequence[str] = ("", "")
+) -> list[Job]:
+    """A torchrun agent for each folder: the nodes of one world. `paths` come before PYTHONPATH on each."""
+    name = uuid.uuid4().hex
+    agent = ["--nnodes", str(len(folders)), "--nproc_per_node", str(nproc), "--rdzv_backend", "c10d", "--rdzv_id", name]
+    place = ["--rdzv_endpoint", f"localhost:{_free_port()}", "--local-addr", "localhost"]
+    environment = clean_environment({"GLOO_SOCKET_IFNAME": "lo"})
+    common = environment["PYTHONPATH"]
+    jobs = []
+    for folder, path in zip(folders, paths):
+        command = [sys.executable, "-m", "torch.distributed.run", *agent, *place, "-m", "dglaunch", *arguments]
+        process = subprocess.Popen(
+            [*map(str, command), "--output_dir", str(folder / "out")], env={**environment, "PYTHONPATH": f"{path}:{common}"}, cwd=ROOT, text=True,
+            start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        jobs.append(Job(folder, process))
+    return jobs
+
+
+def _free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        return int(server.getsockname()[1])
+
+
+def until(condition: Callable[[], Any], seconds: float = 180, step: float = 0.05) -> Any:
     """What the condition gives, once it gives something."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(step)
     return value
+
+
+def slowness() -> float:
+    """How many times longer things may take here and now: 1 where each process has a core."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def in_the_middle(job: Job, nproc: int, images: int) -> Job:

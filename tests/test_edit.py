@@ -34,7 +34,8 @@ def editor(family: str = "flux1_kontext", **defaults: Any) -> Checkpoint:
 
 
 def read(path: Path, family: str = "flux1_kontext", **flags: Any) -> list[Task]:
-    return read_edits(EditingConfig(input=path, **flags), editor(family, _auto_resize=False))
+    checkpoint = editor(family, _auto_resize=False)
+    return read_edits(EditingConfig(input=path, **flags), checkpoint, STRATEGIES[checkpoint.pipeline_class])
 
 
 def problems(path: Path, family: str = "flux1_kontext", **flags: Any) -> list[str]:
@@ -343,8 +344,9 @@ def test_the_families_are_those_of_the_table_and_of_the_help_text() -> None:
 
 def plan_of(path: Path, family: str, batch_size: int, replicas: int = 1) -> plan.Plan:
     checkpoint = editor(family, _auto_resize=False)
-    tasks = read_edits(EditingConfig(input=path), checkpoint)
-    size = 1 if STRATEGIES[checkpoint.pipeline_class].batch_disabled else batch_size
+    row = STRATEGIES[checkpoint.pipeline_class]
+    tasks = read_edits(EditingConfig(input=path), checkpoint, row)
+    size = 1 if row.batch_disabled else batch_size
     return plan.build(tasks, replicas, lambda _: plan.BatchSize(size, ""), editing.bucket_of(checkpoint))
 
 

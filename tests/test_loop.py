@@ -38,7 +38,7 @@ def delivered(workers: int) -> Counter[int]:
     backend: Any = Instant()
     loop = Loop(context, backend, Facts(workers=workers), gather, watch)
     tasks = [Task(index=n, prompt=prompt, seed=n, stem=f"{n:06d}") for n, prompt in enumerate(PROMPTS)]
-    gather.close({"report": loop.run([Batch((task,)) for task in tasks])})
+    gather.close(loop.run([Batch((task,)) for task in tasks]))
     return seen
 
 

@@ -5,8 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dglaunch import ParallelConfig, T2IConfig
-from dglaunch.config import BackendConfig
+from dglaunch.config import BackendConfig, WriterName
 from dglaunch.errors import UserError
+from dglaunch.estimate import TAKEN_IN_MPIXELS, bottleneck
+from dglaunch.models import OTHER, Checkpoint
 from dglaunch.plan import BatchSize, build, default_bucket, share_of_node
 from dglaunch.tasks import Task
 from dglaunch.topology import Topology, from_environment
@@ -81,6 +83,38 @@ def test_replicas_are_neighbours_and_cover_the_world(world: int, ulysses: int, c
     ranks = [from_environment(XDIT, parallel, environ(rank, world)) for rank in range(world)]
     assert [place.replica for place in ranks] == [rank // size for rank in range(world)]
     assert [place.rank for place in ranks if place.is_leader] == ranks[0].leaders == list(range(size - 1, world, size))
+
+
+@pytest.mark.parametrize("ulysses", [1, 2, 8])
+@pytest.mark.parametrize("mode", ["main", "node", "rank"])
+def test_every_leader_has_one_writer_that_waits_for_it(ulysses: int, mode: WriterName) -> None:
+    """On three nodes of four ranks; with Ulysses 8 a replica spans two nodes. Rank 0 is told of everything."""
+    world = 24 if ulysses == 8 else 12
+    config = T2IConfig(prompt="x", backend=BackendConfig(backend="xdit"), writer=mode)
+    variables = [environ(rank, world) | {"LOCAL_RANK": str(rank % 4), "LOCAL_WORLD_SIZE": "4"} for rank in range(world)]
+    ranks = [from_environment(config, ParallelConfig(ulysses_degree=ulysses), each) for each in variables]
+    leaders = [place for place in ranks if place.is_leader]
+    assert ranks[0].sources == [place.rank for place in leaders if place.rank]
+    for place in leaders:
+        writer = ranks[place.writer]
+        assert writer.writes and (writer is place or place.rank in writer.sources)
+        assert mode == "main" or writer.rank // 4 == place.rank // 4
+    writers = {place.writer for place in leaders}
+    assert {place.rank for place in ranks if place.writes} == writers | {0}
+    assert len({place.parts for place in ranks if place.writes}) == len(writers | {0})
+    per_node = {place.rank // 4 for place in leaders}
+    assert len(writers) == {"main": 1, "node": len(per_node), "rank": len(leaders)}[mode]
+
+
+def test_plan_says_when_rank_0_cannot_take_in_what_is_made() -> None:
+    plan = build(tasks([1] * 100), 8, lambda _: BatchSize(1, ""))
+    pixels = 100 * 64 * 64 / 1e6
+    enough, too_little = pixels / TAKEN_IN_MPIXELS * 1.1, pixels / TAKEN_IN_MPIXELS / 3
+    checkpoint = Checkpoint("fake", "fake", OTHER, {"height": 64, "width": 64}, {}, False)
+    place = Topology(world_size=8)
+    assert bottleneck(checkpoint, place, plan, enough) is None
+    assert "3.0 times what one rank 0 was measured" in (bottleneck(checkpoint, place, plan, too_little) or "")
+    assert bottleneck(checkpoint, Topology(world_size=8, mode="rank"), plan, too_little) is None
 
 
 def test_a_product_that_is_not_the_world_says_what_would_be() -> None:

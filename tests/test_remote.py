@@ -1,7 +1,8 @@
-"""The API backends against real HTTP servers on loopback, with the official SDK clients.
+"""The API backends against real HTTP servers on loopback, with the official SDK clients: `t2i`, and what both commands
+share. What only `edit` has is in test_remote_edit.py.
 
-Layers, cheapest first: pace (pure), what is refused before anything is sent, whole runs in this process, adapters alone
-(edits), then commands of their own: killed and resumed, stopped by a signal, without torch, under torchrun.
+Layers, cheapest first: pace (pure), what is refused before anything is sent, whole runs in this process, then commands
+of their own: killed and resumed, stopped by a signal, without torch, under torchrun.
 """
 
 import os
@@ -10,73 +11,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from api_servers import KEY, ApiServer, colour_of, painted
-from conftest import ROOT, clean_environment, end, kill_group, ledger, run_json, start, write_jsonl
+from api_servers import KEY, KEYS, RETRY_AFTER_S, ApiServer, colour_of
+from conftest import ROOT, clean_environment, end, kill_group, launch, ledger, run_json, start
 from PIL import Image
+from remote_runs import MODELS, assert_no_key, assert_right_images, edits_of, rows_of, wait_for, words
 
-from dglaunch import backends, run
+from dglaunch import run
 from dglaunch.__main__ import main
-from dglaunch.backends import pace, remote
+from dglaunch.backends import pace, remote, remote_answers, remote_google
 from dglaunch.config import BackendConfig, RemoteConfig, T2IConfig
 from dglaunch.errors import Drained, UserError
-from dglaunch.models import OTHER, Checkpoint
-from dglaunch.plan import Batch
-from dglaunch.tasks import Task
-from dglaunch.topology import Channel, Topology
-
-for package in ("openai", "google.genai"):
-    pytest.importorskip(package)
-
-MODELS = {"openai": "gpt-image-1.5", "google_genai": "gemini-2.5-flash-image"}
-KEYS = {"OPENAI_API_KEY": KEY, "GEMINI_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}
-
-
-@pytest.fixture
-def server() -> Iterator[ApiServer]:
-    with ApiServer() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith(("DG_", "OPENAI_", "GOOGLE_", "GEMINI_"))]:
-        monkeypatch.delenv(name)
-    for name, value in KEYS.items():
-        monkeypatch.setenv(name, value)
-
-
-def words(server: ApiServer, backend: str, rows: Path, out: Path, *more: Any) -> list[str]:
-    address = server.openai if backend == "openai" else server.google
-    given = ["t2i", "--backend", backend, "--prompts_file", rows, "--output_dir", out, "--api_base", address]
-    model = [] if "--model_name" in more else ["--model_name", MODELS[backend]]
-    return [str(word) for word in (*given, *model, "--retry_delay", "0.02", *more)]
-
-
-def rows_of(folder: Path, prompts: list[str], **columns: Any) -> Path:
-    return write_jsonl(folder / "rows.jsonl", [{"prompt": prompt} | columns for prompt in prompts])
-
-
-def assert_right_images(out: Path, prompts: list[str]) -> None:
-    """Every prompt has its own picture, and nothing else lies there."""
-    lines = ledger(out)
-    assert sorted(line["prompt"] for line in lines) == sorted(prompts)
-    for line in lines:
-        pixel = np.asarray(Image.open(out / line["file_name"]).convert("RGB"))[3, 3]
-        assert tuple(pixel) == colour_of(line["prompt"]), line
-
-
-def assert_no_key(out: Path, *texts: str) -> None:
-    for path in out.rglob("*"):
-        assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
-    assert not any(KEY in text or KEY[:10] in text for text in texts)
-
+from dglaunch.images import decode_description
+from dglaunch.topology import Topology
 
 # -- pace ---------------------------------------------------------------------------------------------------------
 
@@ -117,8 +68,17 @@ def test_the_gate_never_closes_for_good_and_lets_go_of_who_must_stop() -> None:
     for _ in range(5):
         gate.slow_down(time.monotonic(), None)
     assert gate.limit == 1
-    with gate.slot(lambda: False), pytest.raises(Drained), gate.slot(lambda: True):
-        pass
+    gate.enter(lambda: False)
+    with pytest.raises(Drained):
+        gate.enter(lambda: True)
+    gate.leave()
+    assert gate.enter(lambda: False) > 0
+
+
+def test_a_pause_holds_for_all_requests_of_the_rank() -> None:
+    gate, start = pace.Gate(4, lambda _: None), time.monotonic()
+    gate.slow_down(start, 0.2)
+    assert gate.enter(lambda: False) - start >= 0.2
 
 
 def test_the_brake_stops_at_its_limits() -> None:
@@ -140,16 +100,23 @@ def test_the_brake_stops_at_its_limits() -> None:
 
 def test_a_key_is_cut_out_of_texts_even_where_a_server_stars_its_middle_out() -> None:
     text = f"Incorrect API key provided: {KEY[:10]}*******{KEY[-4:]}, or {KEY}."
-    assert remote.redact(text, KEY) == "Incorrect API key provided: [key], or [key]"
+    assert remote_answers.redact(text, KEY) == "Incorrect API key provided: [key], or [key]"
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("3", 3), ("0.5", 0.5), ("-1", 0), ("", None), ("soon", None)])
 def test_retry_after(text: str, seconds: float | None) -> None:
-    assert remote.retry_after({"retry-after": text}) == seconds
+    assert remote_answers.retry_after({"retry-after": text}) == seconds
+
+
+def test_google_names_a_pause_in_its_own_way() -> None:
+    details = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "32.5s"}]
+    assert remote_google._retry_info({"error": {"details": details}}) == 32.5
+    assert remote_google._retry_info({"error": {"details": [{"retryDelay": "soon"}]}}) is None
+    assert remote_google._retry_info("no details") is None
 
 
 def test_retry_after_as_a_date() -> None:
-    seconds = remote.retry_after({"retry-after": "Wed, 21 Oct 2099 07:28:00 GMT"})
+    seconds = remote_answers.retry_after({"retry-after": "Wed, 21 Oct 2099 07:28:00 GMT"})
     assert seconds is not None and seconds > 1e9
 
 
@@ -163,6 +130,7 @@ REFUSED: list[tuple[str, list[str], dict[str, Any], str]] = [
         "--torch_dtype, --enable_vae_tiling would do nothing",
     ),
     ("openai", ["--device", "cpu"], {}, "--device would do nothing"),
+    ("openai", ["--encode", "ahead", "--embedding_cache", "e"], {}, "--encode, --embedding_cache would do nothing"),
     ("openai", ["--max_sequence_length", "64"], {}, "--max_sequence_length would do nothing"),
     ("openai", ["--num_inference_steps", "4"], {}, "takes no num_inference_steps"),
     ("google_genai", [], {"negative_prompt": "rain"}, "takes no negative_prompt"),
@@ -273,7 +241,9 @@ def test_what_no_request_can_get_past_ends_the_run_with_what_came(
     assert set(server.paid.values()) == {1}
 
 
-def test_an_unreachable_server_ends_the_run_at_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreachable_server_ends_the_run_at_the_start(
+    keys: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with ApiServer() as server:
         pass
     for backend in MODELS:
@@ -291,6 +261,23 @@ def test_concurrency_falls_when_told_to_slow_down_and_the_report_says_so(server:
     assert told["usage"]["slow_downs"] > 0
     assert any("asked to slow down: 12 -> 6 requests at a time" in event for event in told["events"])
     assert set(server.paid.values()) == {1}
+
+
+@pytest.mark.parametrize("backend", MODELS)
+def test_a_server_that_names_a_pause_gets_it(server: ApiServer, tmp_path: Path, backend: str) -> None:
+    prompts, out = [f"{n}{' [429]' * (n == 3)}" for n in range(12)], tmp_path / "out"
+    flags = ["--num_processes", "4", "--retry_delay", "0.001"]
+    assert main(words(server, backend, rows_of(tmp_path, prompts), out, *flags)) == 0
+    assert_right_images(out, prompts)
+    told, again = server.asked_at["3 [429]"]
+    assert again - told >= RETRY_AFTER_S
+
+
+def test_concurrency_rises_again_when_the_server_has_room(server: ApiServer, tmp_path: Path) -> None:
+    prompts, out = [f"{n}{' [429]' * (n == 0)}" for n in range(100)], tmp_path / "out"
+    assert main(words(server, "openai", rows_of(tmp_path, prompts), out, "--num_processes", "8")) == 0
+    changes = [event.split(" s ")[1] for event in run_json(out)["events"]]
+    assert changes == ["the server asked to slow down: 8 -> 4 requests at a time", "back to 8 requests at a time"]
 
 
 def test_max_requests_is_a_brake_and_the_next_start_goes_on(server: ApiServer, tmp_path: Path) -> None:
@@ -339,6 +326,19 @@ def test_answers_with_addresses(server: ApiServer, tmp_path: Path) -> None:
     assert_right_images(tmp_path / "out", ["a", "b"])
 
 
+@pytest.mark.parametrize("output_format", ["png", "jpg", "webp"])
+def test_every_output_format_carries_its_text(server: ApiServer, tmp_path: Path, output_format: str) -> None:
+    out = tmp_path / "out"
+    command = words(server, "openai", rows_of(tmp_path, ["a", "b [truncated]"]), out, "--output_format", output_format)
+    assert main(command) == 0
+    for line in ledger(out):
+        image = Image.open(out / line["file_name"])
+        assert decode_description(image)["index"] == line["index"]  # type: ignore[index]
+        assert (image.width, image.height) == (line["width"], line["height"]) == (32, 32)
+        near = np.abs(np.asarray(image.convert("RGB"))[3, 3].astype(int) - colour_of(line["prompt"]))
+        assert near.max() <= (0 if output_format == "png" else 6)
+
+
 def test_sizes_and_seeds_reach_the_api_where_it_has_them_and_the_ledger_says_where_not(
     server: ApiServer, tmp_path: Path
 ) -> None:
@@ -382,55 +382,29 @@ def test_a_stopped_run_waits_for_its_requests_but_not_for_ever(
     assert_right_images(out, prompts[:2])
 
 
-# -- adapters alone: edits ----------------------------------------------------------------------------------------
-
-
-@dataclass(kw_only=True)
-class EditTask(Task):
-    images: tuple[Any, ...] = ()
-
-
-@pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("backend", MODELS)
-def test_edits_send_their_input_images_in_order(server: ApiServer, tmp_path: Path, backend: str, count: int) -> None:
-    config = T2IConfig(
-        backend=BackendConfig(backend=backend, model_name=MODELS[backend]),  # type: ignore[arg-type]
-        remote=RemoteConfig(api_base=server.openai if backend == "openai" else server.google),
-        prompt="a", output_dir=tmp_path,
-    )  # fmt: skip
-    place = Topology()
-    context = backends.Context(
-        config=config, checkpoint=Checkpoint("m", "m", OTHER, {}, {}, False), topology=place, channel=Channel(place, "cpu"),
-        device="cpu", dtype="remote",
-    )  # fmt: skip
-    encoded = [painted(f"input {n}") for n in range(count)]
-    given = (Image.new("RGB", (8, 8), (1, 2, 3)), *encoded[1:])  # the first one loaded, the others as bytes
-    engine = backends.create(context)
-    engine.load()
-    made = engine.generate(Batch((EditTask(index=0, prompt="make it blue", seed=1, stem="0", images=given),)))
-    engine.close()
-    assert isinstance(made[0], Image.Image) and made[0].getpixel((3, 3)) == colour_of("make it blue")
-    sent = server.bodies[-1]["images"]
-    assert len(sent) == count and sent[1:] == encoded[1:] and sent[0].startswith(b"\x89PNG")
-
-
 # -- commands of their own ----------------------------------------------------------------------------------------
 
 
-def wait_for(what: Callable[[], bool], timeout: float = 60) -> None:
-    until = time.monotonic() + timeout
-    while not what():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.02)
-
-
-def test_killed_and_resumed_nothing_is_paid_twice(server: ApiServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("backend", "count"),
+    [
+        ("openai", 0),
+        ("openai", 3),
+        ("google_genai", 1),
+        pytest.param("openai", 1, marks=pytest.mark.slow),
+        pytest.param("google_genai", 0, marks=pytest.mark.slow),
+        pytest.param("google_genai", 3, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_and_resumed_nothing_is_paid_twice(server: ApiServer, tmp_path: Path, backend: str, count: int) -> None:
+    """200 rows with every kind of trouble among them; `count` input images, or prompts alone."""
     kinds = ["", "", "[429]", "[500]", "[drop]", "[truncated]", "[text]", "", "", "[refused]"]
     prompts = [f"prompt {n} {kinds[n % len(kinds)] if n % 40 else '[timeout]'}" for n in range(200)]
     good = [prompt for prompt in prompts if "refused" not in prompt]
-    out, rows = tmp_path / "out", rows_of(tmp_path, prompts)
+    out = tmp_path / "out"
+    rows, given = edits_of(tmp_path, prompts, count) if count else (rows_of(tmp_path, prompts), {})
     flags = ["--num_processes", "16", "--max_global_workers", "16", "--timeout", "2"]
-    command = words(server, "openai", rows, out, *flags)
+    command = words(server, backend, rows, out, *flags)
     server.hold_after = 80
     process = start(command, KEYS)
     try:
@@ -445,7 +419,8 @@ def test_killed_and_resumed_nothing_is_paid_twice(server: ApiServer, tmp_path: P
     assert 80 <= done < len(good) and process.returncode == -signal.SIGKILL
     second = end(start(command, KEYS))
     assert second.code == 3, second.output
-    assert_right_images(out, good)
+    assert_right_images(out, good, given)
+    assert all(line["prompt"].startswith(f"prompt {line['index']} ") for line in ledger(out))
     assert {line["prompt"] for line in ledger(out, "failures.jsonl")} == set(prompts) - set(good)
     assert all(server.paid[prompt] == 1 for prompt in good) and server.paid.total() == len(good)
     assert server.highest <= 16
@@ -490,16 +465,22 @@ def test_runs_where_torch_cannot_be_imported(server: ApiServer, tmp_path: Path) 
     assert_right_images(tmp_path / "out", ["a"])
 
 
-def test_four_ranks_share_the_prompts_and_the_ceiling(server: ApiServer, tmp_path: Path) -> None:
+def test_four_ranks_share_the_rows_and_the_ceiling(server: ApiServer, tmp_path: Path) -> None:
     server.latency = 0.05
-    prompts, out = [f"{n}" for n in range(60)], tmp_path / "out"
+    prompts = [f"{n}" for n in range(60)]
     flags = ["--num_processes", "4", "--max_global_workers", "6"]
-    ended = end(start(words(server, "openai", rows_of(tmp_path, prompts), out, *flags), KEYS, nproc=4))
-    assert ended.code == 0, ended.output
-    assert_right_images(out, prompts)
+    edits, given = edits_of(tmp_path, [f"edit {n}" for n in range(60)], 3)
+    runs = [(rows_of(tmp_path, prompts), "openai"), (edits, "google_genai")]
+    commands = [(words(server, backend, rows, tmp_path / backend, *flags), {}) for rows, backend in runs]
+    cases = launch(tmp_path, 4, commands)
+    assert [case.codes for case in cases] == [[0] * 4, [0] * 4], cases[0].output
+    assert_right_images(tmp_path / "openai", prompts)
+    assert_right_images(tmp_path / "google_genai", list(given), given)
     assert server.highest <= 6 and set(server.paid.values()) == {1}
-    assert run_json(out)["usage"]["requests"] == 60 and set(run_json(out)["images_by_rank"]) == {"0", "1", "2", "3"}
-    assert_no_key(out, ended.output)
+    for out in (tmp_path / "openai", tmp_path / "google_genai"):
+        assert run_json(out)["usage"]["requests"] == 60
+        assert set(run_json(out)["images_by_rank"]) == {"0", "1", "2", "3"}
+        assert_no_key(out, cases[0].output)
 
 
 def test_a_wrong_key_is_told_once_whatever_the_number_of_ranks(server: ApiServer, tmp_path: Path) -> None:

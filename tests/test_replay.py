@@ -2,11 +2,13 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import dglaunch, write_jsonl
+from edit_images import png, save_pictures
 from PIL import Image
 
 from dglaunch import images
@@ -97,7 +99,13 @@ WRONG: dict[str, tuple[bytes, list[str], str]] = {
     "a side that is none": (written(GOOD | {"width": {"a": 1}}), [], "width is {'a': 1}, not a whole number"),
     "a backend that is none": (written(GOOD | {"backend": "os.system"}), [], "'os.system' is not one of"),
     "an API's": (written(GOOD | {"backend": "openai"}), [], "was made by an API (fake)"),
-    "an edit": (written(GOOD | {"input_sha256": ["0"]}), [], "is an edit"),
+    "an edit without hashes": (written(GOOD | {"input_images": ["a.png"]}), [], "does not say which input images"),
+    "an edit of what is gone": (
+        written(GOOD | {"input_images": ["a.png"], "input_sha256": ["0"]}),
+        [],
+        "a.png was not found",
+    ),
+    "a family for what is no edit": (written(GOOD), ["--set", "model_type=qwen"], "made from text alone"),
     "a change of nothing": (written(GOOD), ["--set", "stepz=3"], "nothing called 'stepz' to set"),
     "a change without a value": (written(GOOD), ["--set", "seed"], "a name and a value are needed"),
     "a change that does not parse": (written(GOOD), ["--set", "seed=3O"], "'3O' is not a whole number"),
@@ -134,6 +142,76 @@ def test_an_image_that_fails(capsys: pytest.CaptureFixture[str], tmp_path: Path)
 def test_not_under_torchrun(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("RANK", "0")
     assert said(capsys, "file.png")[0] == 2
+
+
+# -- edits --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def edited(tmp_path: Path) -> Path:
+    """Rows of one and of two images, from a table that lies elsewhere than the results."""
+    save_pictures(tmp_path / "table" / "images")
+    rows = [
+        {"input_images": ["images/a.png", "images/c.png"], "instruction": "join them", "seed": 7},
+        {"input_images": "images/d.png", "instruction": "make it red", "num_images_per_prompt": 2},
+    ]
+    table = write_jsonl(tmp_path / "table" / "rows.jsonl", rows)
+    words = ["edit", "--backend", "fake", "--model_type", "flux2", "--input", str(table)]
+    assert main([*words, "--output_dir", str(tmp_path / "out")]) == 0
+    assert main([*words, "--output_dir", str(tmp_path / "saved"), "--save_inputs"]) == 0
+    return tmp_path
+
+
+def test_an_edit_is_the_same(edited: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("out/000000.png", "out/000001_01.png", "saved/000001_00.png"):
+        code, text = said(capsys, edited / name, "--output", "again.png")
+        assert (code, "the same, pixel for pixel" in text) == (0, True), text
+        assert read_description(Path("again.png")) == read_description(edited / name)
+    code, text = said(capsys, edited / "out" / "000000.png", "--set", "instruction=part them", "--output", "other.png")
+    assert (code, "a variation" in text) == (0, True), text
+    assert read_description(Path("other.png"))["instruction"] == "part them"
+
+
+def test_an_edit_from_its_saved_inputs_when_the_table_is_gone(edited: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.move(edited / "table", edited / "moved")
+    code, text = said(capsys, edited / "saved" / "000000.png")
+    assert (code, "the same, pixel for pixel" in text) == (0, True), text
+    code, text = said(capsys, edited / "out" / "000000.png")
+    assert code == 2 and "images/a.png was not found" in text and "images/c.png was not found" in text
+    shutil.copytree(edited / "moved" / "images", "images")
+    assert said(capsys, edited / "out" / "000000.png", "--output", "here.png")[0] == 0, (
+        "relative to where it is started"
+    )
+
+
+def test_an_edit_of_an_image_that_was_changed(edited: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(edited / "table" / "images" / "a.png", edited / "table" / "images" / "c.png")
+    code, text = said(capsys, edited / "out" / "000000.png")
+    assert code == 2 and "images/c.png is not the one it was" in text and "images/a.png" not in text
+    assert said(capsys, edited / "out" / "000001_00.png")[0] == 0, "its own image is as it was"
+
+
+def test_an_edit_of_bytes_in_a_parquet_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"instruction": f"make it {n}", "input_images": [{"bytes": png(n), "path": None}]} for n in range(3)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "table.parquet")
+    words = ["edit", "--backend", "fake", "--input", str(tmp_path / "table.parquet"), "--layout", "genarena"]
+    assert main([*words, "--output_dir", str(tmp_path / "out")]) == 0
+    for name in ("000002.png", "genarena/000001.png"):
+        code, text = said(capsys, tmp_path / "out" / name)
+        assert (code, "the same, pixel for pixel" in text) == (0, True), text
+
+
+def test_a_real_edit_in_a_batch_and_then_alone(tmp_path: Path) -> None:
+    save_pictures(tmp_path)
+    rows = [{"input_images": f"{name}.png", "instruction": "make it red"} for name in "abc"]
+    words = ["edit", "--input", write_jsonl(tmp_path / "rows.jsonl", rows), "--num_inference_steps", "2"]
+    ended = dglaunch(*words, "--output_dir", tmp_path / "out")
+    assert ended.code == 0, ended.output
+    ended = dglaunch("replay", tmp_path / "out" / "000002.png", "--output", tmp_path / "again.png")
+    assert ended.code == 0 and "the same" in ended.output, ended.output
 
 
 def test_a_real_model_in_a_batch_and_then_alone(tmp_path: Path) -> None:

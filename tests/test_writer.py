@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from conftest import ledger
 
 from dglaunch.errors import OutputError, UserError
 from dglaunch.tasks import Task
-from dglaunch.writer import Result, Writer, file_name, out_of_memory_limits, remember_out_of_memory
+from dglaunch.writer import Result, Writer, file_name, is_held, out_of_memory_limits, remember_out_of_memory
 
 SETTINGS = {"model_name": "tiny"}
 
@@ -35,7 +36,7 @@ def opened(
     folder: Path, todo: list[Task], settings: dict[str, Any] = SETTINGS, **options: Any
 ) -> Iterator[tuple[Writer, set[int]]]:
     """A writer, and the indices that are done."""
-    writer = Writer(folder, options.pop("node", 0), options.pop("num_nodes", 1))
+    writer = Writer(folder, options.pop("node", ""), options.pop("rank", ""))
     try:
         found = writer.open(settings, todo, "png", options.pop("overwrite", False))
         writer.write_run({"settings": settings})
@@ -180,15 +181,16 @@ def test_a_folder_that_goes_away_is_told(tmp_path: Path) -> None:
 def test_nodes_write_apart_and_the_last_one_joins(tmp_path: Path) -> None:
     todo = tasks(4)
     with (
-        opened(tmp_path, todo, node=0, num_nodes=2) as (first, _),
-        opened(tmp_path, todo, node=1, num_nodes=2) as (second, _),
+        opened(tmp_path, todo, node="-node0of2") as (first, _),
+        opened(tmp_path, todo, node="-node1of2") as (second, _),
     ):
         for task in todo[:2]:
             first.write(result(task))
-        assert not first.join_nodes(todo)
+        first.join(todo)
+        assert not (tmp_path / "metadata.jsonl").exists()
         for task in reversed(todo[2:]):
             second.write(result(task))
-        assert second.join_nodes(todo)
+        second.join(todo)
     assert [line["index"] for line in ledger(tmp_path)] == [0, 1, 2, 3]
     with opened(tmp_path, todo) as (_, done):
         assert done == {0, 1, 2, 3}
@@ -199,3 +201,67 @@ def test_out_of_memory_is_remembered_by_shape(tmp_path: Path) -> None:
     remember_out_of_memory(tmp_path, 1024, 768, 5)
     remember_out_of_memory(tmp_path, 64, 64, 1)
     assert out_of_memory_limits(tmp_path) == {"1024x768": 4, "64x64": 1}
+
+
+def test_ranks_beside_are_joined_by_the_next_start(tmp_path: Path) -> None:
+    """One line for each image, whoever wrote it, and none without its file; failures that are still open are kept."""
+    todo = tasks(5)
+    with opened(tmp_path, todo) as (first, _), opened(tmp_path, todo, rank="-rank1of2") as (second, _):
+        for writer, number in ((first, 0), (second, 1), (second, 2)):
+            writer.write(result(todo[number]))
+        second.write(result(todo[3], None))
+        second.write(result(todo[4], None))
+    (tmp_path / "000002.png").write_bytes(b"torn")
+    with (tmp_path / "metadata-rank1of2.jsonl").open("a") as lines:
+        lines.write('{"index": 4, "sam')
+    with opened(tmp_path, todo) as (writer, done):
+        assert done == {0, 1}
+        writer.write(result(todo[3]))
+    with opened(tmp_path, todo):
+        pass
+    assert sorted(line["index"] for line in ledger(tmp_path)) == [0, 1, 3]
+    assert [line["index"] for line in ledger(tmp_path, "failures.jsonl")] == [4]
+    assert not list(tmp_path.glob("*-rank*.json*"))
+
+
+def test_a_rank_that_writes_beside_keeps_the_folder(tmp_path: Path) -> None:
+    todo = tasks(2)
+    with opened(tmp_path, todo, rank="-rank1of2"), pytest.raises(UserError, match="Another dglaunch"):  # noqa: SIM117
+        with opened(tmp_path, todo):
+            pass
+
+
+def test_a_start_keeps_its_own_lock_and_what_ran_out_of_memory(tmp_path: Path) -> None:
+    remember_out_of_memory(tmp_path, 64, 64, 4)
+    with opened(tmp_path, tasks(1), node="-node0of2"):
+        assert is_held(tmp_path, "-node0of2")
+        with pytest.raises(UserError, match="Another dglaunch"), opened(tmp_path, tasks(1), node="-node0of2"):
+            pass
+    with opened(tmp_path, tasks(1)):
+        assert out_of_memory_limits(tmp_path) == {"64x64": 3}
+
+
+def test_another_models_folder_is_refused_whoever_wrote_it(tmp_path: Path) -> None:
+    with opened(tmp_path, tasks(1), node="-node0of2") as (writer, _):
+        writer.write(result(tasks(1)[0]))
+    with pytest.raises(UserError, match="model_name"), opened(tmp_path, tasks(1), {"model_name": "other"}):
+        pass
+
+
+def test_a_full_disk_has_room_for_the_last_run_json(tmp_path: Path) -> None:
+    """Without it `dglaunch status` would see a run that was killed, and the batch script would start it again."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", folder], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        with opened(folder, tasks(2)) as (writer, _):
+            with (folder / "other").open("wb", buffering=0) as other, pytest.raises(OSError):
+                while True:
+                    other.write(bytes(4096))
+            with pytest.raises(OutputError, match="No space left"):
+                writer.write(result(tasks(2)[0], bytes(10_000)))
+            writer.write_run({"outcome": "broken", "long": "x" * 20_000})
+        assert json.loads((folder / "run.json").read_text())["outcome"] == "broken"
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)

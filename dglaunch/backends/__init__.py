@@ -26,6 +26,8 @@ from dglaunch.topology import Channel, Topology
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from dglaunch.images import WholePng
+
 BACKENDS = {
     "diffusers": "dglaunch.backends.diffusers:DiffusersBackend",
     "xdit": "dglaunch.backends.xdit:XDiTBackend",
@@ -93,7 +95,7 @@ class Backend(Protocol):
         """
         ...
 
-    def generate(self, batch: Batch) -> "Sequence[Image | ItemError | None] | None":
+    def generate(self, batch: Batch) -> "Sequence[Image | WholePng | ItemError | None] | None":
         """One slot for each task, in the batch's order; None on a rank that does not get the images."""
         ...
 

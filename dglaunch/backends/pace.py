@@ -1,8 +1,9 @@
 """How fast and how much a remote backend asks: giving way, backing off, and stopping in time. No HTTP in here.
 
-    with gate.slot(should_stop):        waits for its turn
-        brake.take()                    or Drained: --max_requests or --max_cost is used up
-        ... the request ...
+    started = gate.enter(should_stop)   waits for its turn
+    brake.take()                        or Drained: --max_requests or --max_cost is used up
+    ... the request is sent, its answer read ...
+    gate.leave()
     gate.went_well() | gate.slow_down(started, retry_after)
 
 The number of requests at a time falls by half when a server says that there are too many, and rises again by one for
@@ -12,8 +13,7 @@ each round of answers (additive increase, multiplicative decrease), up to what t
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from dglaunch.errors import Drained, UserError
 
@@ -65,9 +65,8 @@ class Gate:
         self._begun = time.monotonic()
         self._changed = threading.Condition()
 
-    @contextmanager
-    def slot(self, should_stop: Callable[[], bool]) -> Iterator[float]:
-        """One request's place; gives the time at which it got it.
+    def enter(self, should_stop: Callable[[], bool]) -> float:
+        """Take one request's place; returns the time at which it got it.
 
         Raises:
             Drained: the run is being stopped, and the request was not begun.
@@ -78,12 +77,13 @@ class Gate:
                     raise Drained
                 self._changed.wait(LOOK_EVERY_S)
             self._active += 1
-        try:
-            yield time.monotonic()
-        finally:
-            with self._changed:
-                self._active -= 1
-                self._changed.notify()
+        return time.monotonic()
+
+    def leave(self) -> None:
+        """Give the place back."""
+        with self._changed:
+            self._active -= 1
+            self._changed.notify()
 
     def went_well(self) -> None:
         """An answer came: one more at a time for each round of answers."""

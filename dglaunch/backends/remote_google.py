@@ -9,7 +9,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dglaunch.backends.remote import Answer, Api, RemoteBackend, Trouble, by_status, flat_numbers, input_images
+from dglaunch.backends.remote import Api
+from dglaunch.backends.remote_answers import Answer, Trouble, by_status, flat_numbers
+from dglaunch.backends.remote_engine import RemoteBackend
+from dglaunch.inputs import Upload
 from dglaunch.tasks import Task
 
 _FLASH_25 = {
@@ -66,6 +69,7 @@ class GoogleBackend(RemoteBackend):
             images_per_request=4 if imagen else 1,
             size=_size_of(model),
             max_seed=0 if imagen else 2**31 - 1,
+            max_images=0 if imagen else 14 if model.startswith("gemini-3") else None,
         )
 
     def connect(self, key: str) -> None:
@@ -81,25 +85,26 @@ class GoogleBackend(RemoteBackend):
             base_url=self.settings.api_base,
             timeout=int(self.settings.timeout * 1000),
             retry_options=types.HttpRetryOptions(attempts=1),
+            client_args={"event_hooks": self.hooks, "limits": _no_limits()},
         )
         self.client = genai.Client(api_key=key, vertexai=self.imagen, http_options=options)
 
     def probe(self) -> None:
         self.client.models.get(model=self.model)
 
-    def request(self, tasks: Sequence[Task]) -> Answer:
-        return self._imagen(tasks) if self.imagen else self._gemini(tasks[0])
+    def request(self, tasks: Sequence[Task], images: Sequence[Upload]) -> Answer:
+        return self._imagen(tasks) if self.imagen else self._gemini(tasks[0], images)
 
     def _size(self, task: Task) -> dict[str, str]:
         return self.api.size(task.width, task.height) if task.width is not None and task.height is not None else {}
 
-    def _gemini(self, task: Task) -> Answer:
+    def _gemini(self, task: Task, images: Sequence[Upload]) -> Answer:
         types = self._types
         size = self._size(task)
         answer = self.client.models.generate_content(
             model=self.model,
             contents=[
-                *(types.Part.from_bytes(data=data, mime_type=kind) for data, kind in input_images(task)),
+                *(types.Part.from_bytes(data=data, mime_type=kind) for data, kind in images),
                 task.prompt,
             ],
             config=types.GenerateContentConfig(
@@ -165,6 +170,15 @@ class GoogleBackend(RemoteBackend):
         if isinstance(error, ValueError):  # pydantic's too: a damaged answer
             return Trouble("again", f"the answer cannot be read: {error}")
         return Trouble("refused", f"{type(error).__name__}: {error}")
+
+
+def _no_limits() -> Any:
+    """Of connections: the gate has the limit. (The SDK's HTTP client keeps 20 open and makes 100 at most.)"""
+    try:
+        import httpx2 as httpx
+    except ImportError:  # older versions of the SDK
+        import httpx
+    return httpx.Limits(max_connections=None, max_keepalive_connections=None)
 
 
 def _imagen_part(generated: Any) -> bytes | Trouble:

@@ -6,17 +6,10 @@ Any compatible server works through --api_base or OPENAI_BASE_URL. The API takes
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dglaunch.backends.remote import (
-    Answer,
-    Api,
-    RemoteBackend,
-    Trouble,
-    by_status,
-    decode,
-    download,
-    flat_numbers,
-    input_images,
-)
+from dglaunch.backends.remote import Api
+from dglaunch.backends.remote_answers import Answer, Trouble, by_status, decode, download, flat_numbers
+from dglaunch.backends.remote_engine import RemoteBackend
+from dglaunch.inputs import Upload
 from dglaunch.tasks import Task
 
 FIXED_SIZES = {
@@ -28,6 +21,13 @@ FIXED_SIZES = {
 """By the beginning of the model's name, as the SDK documents them (openai 3.54)."""
 FREE_SIZES = "gpt-image-2"
 """Models with sizes of one's own: multiples of 16, between 1:3 and 3:1, up to 3840x2160."""
+EDITS: dict[str, dict[str, Any]] = {
+    "gpt-image": {"max_images": 16, "max_image_bytes": 50_000_000},
+    "chatgpt-image": {"max_images": 16, "max_image_bytes": 50_000_000},
+    "dall-e-2": {"max_images": 1, "max_image_bytes": 4_000_000, "image_formats": frozenset({"PNG"}), "max_aspect": 1.0},
+    "dall-e-3": {"max_images": 0},
+}
+"""What images.edit takes, by the beginning of the model's name; a compatible server's own model takes what it takes."""
 NO_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 """Codes of a 429 or 400 that no waiting mends."""
 
@@ -44,6 +44,7 @@ class OpenAIBackend(RemoteBackend):
             fields=frozenset({"width", "height"}),
             images_per_request=1 if model.startswith("dall-e-3") else 10,
             size=_size_of(model),
+            **next((limits for start, limits in EDITS.items() if model.startswith(start)), {}),
         )
 
     def connect(self, key: str) -> None:
@@ -51,19 +52,20 @@ class OpenAIBackend(RemoteBackend):
 
         self._sdk = openai
         self.client = openai.OpenAI(
-            api_key=key, base_url=self.settings.api_base, timeout=self.settings.timeout, max_retries=0
-        )
+            api_key=key, base_url=self.settings.api_base, timeout=self.settings.timeout, max_retries=0,
+            http_client=openai.DefaultHttpxClient(event_hooks=self.hooks),
+        )  # fmt: skip
 
     def probe(self) -> None:
         self.client.models.retrieve(self.model)
 
-    def request(self, tasks: Sequence[Task]) -> Answer:
+    def request(self, tasks: Sequence[Task], images: Sequence[Upload]) -> Answer:
         first = tasks[0]
         arguments: dict[str, Any] = {"model": self.model, "prompt": first.prompt, "n": len(tasks)}
         if first.width is not None and first.height is not None:
             arguments["size"] = self.api.size(first.width, first.height)
-        if given := input_images(first):
-            files = [(f"{n}.{kind.split('/')[1]}", data, kind) for n, (data, kind) in enumerate(given)]
+        if images:
+            files = [(f"{n}.{kind.split('/')[1]}", data, kind) for n, (data, kind) in enumerate(images)]
             return self._answer(self.client.images.edit(image=files, **arguments))
         return self._answer(self.client.images.generate(**arguments))
 
