@@ -21,7 +21,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED, OutputError, UserError
-from dglaunch.writer import TEMPORARY, count_newlines, id_of, is_held, read_lines
+from dglaunch.ledger import TEMPORARY, count_newlines, id_of, is_held, read_lines
 
 SHOWN = 20
 RECENT = 100

@@ -29,8 +29,8 @@ from tyro.conf import Positional
 
 from dglaunch.errors import EXIT_DONE, MissingPackage, OutputError, UserError
 from dglaunch.folder import input_table, need_results, runs
+from dglaunch.ledger import TEMPORARY, id_of, read_lines
 from dglaunch.tasks import base_of
-from dglaunch.writer import TEMPORARY, id_of, read_lines
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -4,7 +4,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -57,22 +57,8 @@ def _signals(stop: threading.Event) -> Any:
             signal.signal(number, handler)
 
 
-_Opened = tuple[list[int], int, dict[str, int], dict[str, plan.BatchSize], int | None]
-"""Numbers of the tasks that are done, damage, limits of the batch size, what tune measured, rank 0's memory."""
-
-
-def _or_error(function: Callable[[], Any]) -> Any:
-    """What it gives, or the error that all ranks are to leave with."""
-    try:
-        return function()
-    except DglaunchError as error:
-        return error
-
-
-def _raise_first(values: Sequence[Any]) -> None:
-    for value in values:
-        if isinstance(value, DglaunchError):
-            raise value
+_Opened = tuple[list[int], int, dict[str, int], Mapping[str, plan.BatchSize], int | None]
+"""Numbers of the tasks that are done, damage, limits of the batch size and what `tune` found, rank 0's memory."""
 
 
 class _Run:
@@ -131,13 +117,11 @@ class _Run:
         beside = place.writes and not place.is_main
         anew = job.config.overwrite and not any(channel.all_of_world(place.restarted))
         if anew and place.mode != "main":
-            _raise_first(channel.all_of_world(_or_error(self._start_anew) if beside else None))
-        first = channel.broadcast(_or_error(lambda: self._open_folder(anew)) if place.is_main else None)
-        _raise_first([first])
-        done, damaged, limits, tuned, memory = first
+            channel.together(lambda: self._start_anew() if beside else None)
+        first = channel.together(lambda: self._open_folder(anew) if place.is_main else None)
+        done, damaged, limits, tuned, memory = channel.broadcast(first)
         if place.mode != "main":
-            told = channel.all_of_world(_or_error(lambda: self._open_folder(False, done)) if beside else None)
-            _raise_first(told)
+            told = channel.all_of_world(channel.together(lambda: self._open_folder(False, done) if beside else None))
             there = [own for own in told if own is not None]
             done = sorted({*done, *(n for own, *_ in there for n in own)})
             damaged += sum(count for _, count, *_ in there)

@@ -28,8 +28,9 @@ from typing import Any, NamedTuple
 
 from dglaunch.benchmarks import PROMPT_FILE
 from dglaunch.errors import OutputError, UserError
+from dglaunch.ledger import TEMPORARY, id_of, read_lines
 from dglaunch.tasks import MAX_NAME_BYTES, Task
-from dglaunch.writer import TEMPORARY, file_name, id_of, read_lines
+from dglaunch.writer import file_name
 
 Line = dict[str, Any]
 Make = Callable[[Path], None]

@@ -20,12 +20,8 @@ def show_plan(config: RunConfig, origins: dict[str, str], environ: Mapping[str, 
         return errors.EXIT_DONE
     bucket_of = job.bucket_of()
     mine = plan.share_of_node(job.makeable, job.topology, bucket_of, job.cost)
-    made = job.make_plan(
-        bucket_of,
-        mine,
-        writer.out_of_memory_limits(config.output_dir),
-        tune.recall(config, job.machine, job.topology.parallel),
-    )
+    limits = writer.out_of_memory_limits(config.output_dir)
+    made = job.make_plan(bucket_of, mine, limits, tune.recall(config, job.machine, job.topology.parallel))
     console = Console(soft_wrap=True, highlight=False)
     console.print(
         f"{config.backend.model_name} ({job.checkpoint.pipeline_class}), {job.machine.dtype}: {job.topology.describe()}"

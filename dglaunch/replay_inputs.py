@@ -12,8 +12,8 @@ from typing import Any
 
 from dglaunch.errors import UserError
 from dglaunch.folder import input_table
+from dglaunch.ledger import id_of, read_lines
 from dglaunch.tasks import base_of, read_table
-from dglaunch.writer import id_of, read_lines
 
 UP = 3
 """An image of a layout's view lies up to so many folders below the ledger."""

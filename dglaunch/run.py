@@ -47,7 +47,9 @@ LAST_BATCHES_S = {True: 12.0, False: 25.0}
 """Under torchrun or not: how long a stopped run waits for the batches that its threads have under way (one alone is
 waited for without limit). torchrun kills 30 s after its signal, and rank 0 must hear of them before."""
 
-DESCRIBED = ("backend", "revision", "max_sequence_length", "attention_backend", "model_type", *optimisations.DESCRIBED)
+DESCRIBED = (
+    "backend", "revision", "max_sequence_length", "attention_backend", "model_type", *optimisations.DESCRIBED,
+)  # fmt: skip
 """Flags that an image file carries where they were given: another value may give another image."""
 
 

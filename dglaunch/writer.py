@@ -20,21 +20,28 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from dglaunch.errors import OutputError, UserError
+from dglaunch.ledger import (
+    PART,
+    TEMPORARY,
+    Ledger,
+    count_newlines,
+    ends_with_newline,
+    id_of,
+    is_held,
+    read_lines,
+)
 from dglaunch.tasks import Task
 
 if TYPE_CHECKING:
     from dglaunch.inputs import InputImage
 
-TEMPORARY = ".dglaunch-"
 OUT_OF_MEMORY = f"{TEMPORARY}oom-"
 SAVED_INPUT = re.compile(r"inputs/\d+_\d+\.\w+")
-PART = re.compile(r"(-node\d+of\d+)?(-rank\d+of\d+)?")
-"""What a ledger's name says of who writes it."""
 RESERVED = 1 << 16
 """Bytes of the disk kept for the last run.json."""
 SAMPLE = 5
@@ -61,23 +68,6 @@ class Result:
     @property
     def failed(self) -> bool:
         return self.data is None
-
-
-@dataclass(slots=True)
-class Ledger:
-    """What an output folder already has."""
-
-    done: dict[tuple[int, int], tuple[str, str]] = field(default_factory=dict)
-    """(index, sample) -> (key, file name) of images whose file is there in full."""
-    damaged: int = 0
-    """Lines that could not be read or whose file is missing or of another size: those images are made again."""
-    sizes: dict[str, int] = field(default_factory=dict)
-    """Bytes of each file of the folder."""
-
-    def is_good(self, line: dict[str, Any]) -> bool:
-        """Whether the line has its file in full."""
-        size = line.get("bytes", 0)
-        return bool(size) and self.sizes.get(line.get("file_name", "")) == size
 
 
 def file_name(task: Task, output_format: str) -> str:
@@ -190,7 +180,7 @@ class Writer:
                 else:
                     bad += 1
             if path in own:
-                ledger.damaged += bad + (count_newlines(path) != lines or not _ends_with_newline(path))
+                ledger.damaged += bad + (count_newlines(path) != lines or not ends_with_newline(path))
         return ledger
 
     def _parts(self, kind: str, ending: str) -> list[Path]:
@@ -401,19 +391,6 @@ class Writer:
         return not self.ledger_path.exists()
 
 
-def is_held(folder: Path, parts: str = "*") -> bool:
-    """Whether a run is writing to the folder, or such parts of it, as far as the file system knows other machines' locks."""
-    for path in folder.glob(f"{TEMPORARY[:-1]}{parts}.lock"):
-        try:
-            with path.open("r") as stream:
-                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            continue
-        except OSError:
-            return True
-    return False
-
-
 # -- out of memory, remembered ------------------------------------------------------------------------------------
 
 
@@ -439,37 +416,6 @@ def out_of_memory_limits(folder: Path) -> dict[str, int]:
 
 def _dump(line: dict[str, Any]) -> str:
     return json.dumps(line, ensure_ascii=False, default=str) + "\n"
-
-
-def id_of(line: dict[str, Any]) -> tuple[int, int]:
-    return line["index"], line["sample"]
-
-
-def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The readable lines of a ledger, as text and parsed; a torn or foreign one is passed over."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for text in lines:
-            try:
-                line = json.loads(text)
-                line["index"], line["sample"]
-            except (ValueError, KeyError, TypeError):
-                continue
-            yield (text if text.endswith("\n") else text + "\n"), line
-
-
-def count_newlines(path: Path) -> int:
-    with path.open("rb") as data:
-        return sum(chunk.count(b"\n") for chunk in iter(lambda: data.read(1 << 20), b""))
-
-
-def _ends_with_newline(path: Path) -> bool:
-    with path.open("rb") as data:
-        if data.seek(0, os.SEEK_END) == 0:
-            return True
-        data.seek(-1, os.SEEK_END)
-        return data.read(1) == b"\n"
 
 
 def _changed_fields(line: dict[str, Any], task: Task, output_format: str) -> list[str]:

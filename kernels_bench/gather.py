@@ -149,7 +149,7 @@ def finished(number: int, data: bytes) -> Any:
 def share_wrong(folder: Path, count: int, damage: bool) -> float:
     """Of the images that should be there, those without a line or whose file has not the sha256 of its line."""
     from dglaunch import images
-    from dglaunch.writer import read_lines
+    from dglaunch.ledger import read_lines
 
     lines = [line for _, line in read_lines(folder / "metadata.jsonl")]
     if damage:

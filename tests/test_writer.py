@@ -14,8 +14,9 @@ import pytest
 from conftest import ledger
 
 from dglaunch.errors import OutputError, UserError
+from dglaunch.ledger import is_held
 from dglaunch.tasks import Task
-from dglaunch.writer import Result, Writer, file_name, is_held, out_of_memory_limits, remember_out_of_memory
+from dglaunch.writer import Result, Writer, file_name, out_of_memory_limits, remember_out_of_memory
 
 SETTINGS = {"model_name": "tiny"}
 

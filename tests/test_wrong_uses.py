@@ -64,10 +64,6 @@ WRONG: dict[str, tuple[str, dict[str, str]]] = {
     "half of the node's place": (f"{T2I} --node_rank 1", {}),
     "a node beyond the last": (f"{T2I} --node_rank 4 --num_nodes 4", {}),
     "an optimisation whose package is missing": (f"{T2I} --attention_backend sage", {}),
-    "optimisations that exclude each other": (f"{T2I} --enable_layerwise_casting --quantization int8", {}),
-    "an optimisation that this family does not have": (f"{T2I} --model_name qwen --enable_fuse_qkv", {}),
-    "a GPU's optimisation on a CPU": (f"{T2I} --enable_group_offloading", {}),
-    "a parameter of another cache": (f"{T2I} --cache_type pab --cache_threshold 0.1", {}),
     "a family for an API": ("edit --input t.csv --backend openai --model_name gpt-image-2 --model_type qwen", {}),
     "an API that does not edit": (
         "edit --input t.csv --backend google_genai --model_name imagen-4.0-generate-001", {},
@@ -75,6 +71,10 @@ WRONG: dict[str, tuple[str, dict[str, str]]] = {
     "a size that an API does not have": (
         f"{T2I} --backend openai --model_name gpt-image-1.5 --width 512 --height 512", {},
     ),
+    "optimisations that exclude each other": (f"{T2I} --enable_layerwise_casting --quantization int8", {}),
+    "an optimisation that this family does not have": (f"{T2I} --model_name qwen --enable_fuse_qkv", {}),
+    "a GPU's optimisation on a CPU": (f"{T2I} --enable_group_offloading", {}),
+    "a parameter of another cache": (f"{T2I} --cache_type pab --cache_threshold 0.1", {}),
     "a flag that the pipeline does not take": (f"{T2I} --model_name sdxl --max_sequence_length 128", {}),
 }  # fmt: skip
 SEEN: dict[str, str] = {}
