@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
 
-from dglaunch.config import RunConfig
+from dglaunch.config import OptimizationConfig, RunConfig
 from dglaunch.models import DTYPE_BYTES, Checkpoint
 from dglaunch.plan import BatchSize, Bucket, Plan
 from dglaunch.topology import Topology
@@ -51,7 +51,7 @@ class Memory:
 def memory_of(
     checkpoint: Checkpoint, config: RunConfig, topology: Topology, dtype: str, height: int, width: int, inputs: int = 0
 ) -> Memory | None:
-    """Weights (text encoders that encode ahead are gone before the others come), and what each image of the batch adds at its worst moment; None if the weights are not on this machine.
+    """Weights, and what each image of the batch adds at its worst moment; None if the weights are not on this machine.
     `inputs` are the tokens of input images.
 
     Denoising holds about 12 tensors of tokens x width at once (hidden state, q, k, v, attention out, the MLP's 4x and
@@ -61,10 +61,7 @@ def memory_of(
     if not checkpoint.parameters:
         return None
     size = DTYPE_BYTES[dtype]
-    texts = sum(count for name, count in checkpoint.parameters.items() if name.startswith("text_encoder"))
-    others = sum(checkpoint.parameters.values()) - texts
-    ahead = checkpoint.encodes_ahead(config.optimization.encode)
-    weights = size * (max(texts, others) if ahead else texts + others)
+    weights = _weights(checkpoint, config.optimization, size)
     tokens = checkpoint.image_tokens(height, width) + inputs + checkpoint.text_length(config.max_sequence_length)
     denoise = 12 * tokens * (checkpoint.width_of_model or UNET_WIDTH) * size // topology.sequence_degree
     if config.optimization.enable_vae_tiling:
@@ -73,6 +70,25 @@ def memory_of(
     if config.optimization.enable_vae_slicing:
         weights, decode = weights + decode, 0
     return Memory(weights=weights, image=max(denoise, decode))
+
+
+def _weights(checkpoint: Checkpoint, config: OptimizationConfig, size: int) -> int:
+    """Bytes of the weights that are on the device together: text encoders that encode ahead are gone before the others
+    come, and what is offloaded comes part by part."""
+    stored = {"int8": 1.0, "fp8": 1.0, "nf4": 0.56}.get(
+        config.quantization or "", 1.0 if config.enable_layerwise_casting else size
+    )
+    parts = {
+        name: int(count * (min(stored, size) if name in ("transformer", "unet") else size))
+        for name, count in checkpoint.parameters.items()
+    }
+    if config.enable_cpu_offload:
+        return max(parts.values())
+    if config.enable_group_offloading:
+        parts = {name: count for name, count in parts.items() if name not in ("transformer", "unet")}
+    texts = sum(count for name, count in parts.items() if name.startswith("text_encoder"))
+    others = sum(parts.values()) - texts
+    return max(texts, others) if checkpoint.encodes_ahead(config.encode) else texts + others
 
 
 def chooser(

@@ -170,6 +170,8 @@ def notes(described: Values, values: Values) -> list[str]:
         told.append("It was made by xdit; here diffusers makes it in one process, so expect differences of rounding.")
     if "backend" not in described:
         told.append("The file is of an older dglaunch and names no backend; diffusers makes it.")
+    if described.get("cache_type") is not None:
+        told.append("It was made with a cache, so it depends on the images of its batch; here it is made alone.")
     return told
 
 

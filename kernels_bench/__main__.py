@@ -22,7 +22,7 @@ BENCHES = {
 
 def main(words: Sequence[str]) -> int:
     """The bench that the first word names; its module holds `Options`, `run`, `COLUMNS` and `plot`."""
-    usage = "usage: python -m kernels_bench BENCH [flags]\n\n" + "\n".join(f"  {n:12}{t}" for n, t in BENCHES.items())
+    usage = "usage: python -m kernels_bench BENCH [flags]\n\n" + "\n".join(f"  {n:15}{t}" for n, t in BENCHES.items())
     if not words or words[0] in ("-h", "--help"):
         print(usage)
         return 0 if words else 2

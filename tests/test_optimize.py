@@ -129,6 +129,25 @@ def test_what_goes_together_passes() -> None:
     refuse(pipeline="ChromaPipeline", attention_backend="native", enable_fuse_qkv=True)
 
 
+def test_the_estimate_counts_what_is_on_the_device() -> None:
+    """FLUX.1-dev's sizes in bfloat16: 24 GB transformer, 10 GB text encoders that leave before it comes."""
+    from dglaunch.estimate import memory_of
+
+    checkpoint = Checkpoint("x", "FluxPipeline", FAMILIES["FluxPipeline"], {}, {}, True)
+    checkpoint.__dict__["parameters"] = {"transformer": 12 * 10**9, "text_encoder_2": 5 * 10**9, "vae": 10**8}
+
+    def weights(**flags: Any) -> float:
+        config = T2IConfig(prompt="x", optimization=OptimizationConfig(**flags))
+        memory = memory_of(checkpoint, config, Topology(), "bfloat16", 1024, 1024)
+        assert memory is not None
+        return memory.weights / 1e9
+
+    assert weights() == pytest.approx(24.2) and weights(encode="inline") == pytest.approx(34.2)
+    assert weights(quantization="fp8") == weights(enable_layerwise_casting=True) == pytest.approx(12.2)
+    assert weights(quantization="nf4", encode="inline") == pytest.approx(6.72 + 10.2)
+    assert weights(enable_group_offloading=True) == pytest.approx(10) and weights(enable_cpu_offload=True) == 24
+
+
 # -- the modules, in this process ---------------------------------------------------------------------------------
 
 
