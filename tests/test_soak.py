@@ -69,7 +69,7 @@ def test_random_kills_lose_nothing_and_repeat_little(tmp_path: Path, kills: int,
 @pytest.mark.parametrize("num", [1500, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 def test_soak(tmp_path: Path, num: int) -> None:
     """Memory, threads and open files of each rank stay what they were after the first tenth."""
-    prompts(tmp_path, num, "[sleep 0.01]")
+    prompts(tmp_path, num, "[sleep 0.02]")
     process = _start(tmp_path, 4, words(tmp_path))
     samples: dict[int, list[tuple[int, Facts]]] = {}
     ranks: dict[int, int] = {}
@@ -80,7 +80,7 @@ def test_soak(tmp_path: Path, num: int) -> None:
             for rank, pid in ranks.items():
                 if made and (facts := _facts(pid)) is not None:
                     samples.setdefault(rank, []).append((made, facts))
-            time.sleep(0.1)
+            time.sleep(0.05)
     finally:
         kill_group(process)
         for pid in ranks.values():
@@ -89,8 +89,9 @@ def test_soak(tmp_path: Path, num: int) -> None:
     assert main(["verify", str(tmp_path / "out")]) == 0
     assert sorted(samples) == [0, 1, 2, 3]
     for rank, told in samples.items():
-        first = [facts for made, facts in told if 0.05 * num <= made <= 0.2 * num]
-        last = [facts for made, facts in told if 0.85 * num <= made <= 0.95 * num]
+        # Seconds each, in the short form too: on a busy machine the samples come late.
+        first = [facts for made, facts in told if 0.05 * num <= made <= 0.3 * num]
+        last = [facts for made, facts in told if 0.7 * num <= made <= 0.95 * num]
         memory, memory_after = (statistics.median(facts.memory for facts in part) for part in (first, last))
         threads, threads_after = (min(facts.threads for facts in part) for part in (first, last))
         files, files_after = (frozenset.intersection(*(facts.files for facts in part)) for part in (first, last))
