@@ -110,15 +110,22 @@ def test_another_length_and_other_encoders_are_other_entries(tmp_path: Path, see
     assert encode.encoders_key(tmp_path, "Flux") != one
 
 
+@pytest.mark.parametrize("device", ["like a GPU", "a CPU"])
 def test_more_prompts_than_memory_are_encoded_in_turns(
-    tmp_path: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
-    whole = make(tmp_path, "whole", PROMPTS, "--batch_size", "4")
-    assert (seen.calls, len(seen.texts)) == (3, 23)
-    monkeypatch.setattr(encode, "ROUND", 8)
+    """With memory each distinct prompt is encoded once; on a GPU all of them before the first batch."""
+    if device == "like a GPU":
+        monkeypatch.setattr(encode, "GRADUAL_ON", ())
+        monkeypatch.setattr(encode, "ROUND", 8)
+    prompts = [*PROMPTS[:20], *PROMPTS[:4]]
+    whole = make(tmp_path, "whole", prompts, "--batch_size", "4")
+    assert (seen.calls, len(seen.texts)) == (3, 20)
+    first = "20 distinct prompts ahead (" if device == "like a GPU" else "8 distinct prompts ahead ("
+    assert run_json(whole)["effects"]["encode"].startswith(first)
     monkeypatch.setattr(encode, "HOST_SHARE", 0.0)
-    turns = make(tmp_path, "turns", PROMPTS, "--batch_size", "4")
-    assert (seen.calls, len(seen.texts)) == (3 + 3, 23 + 23), "each once, whatever the memory"
+    turns = make(tmp_path, "turns", prompts, "--batch_size", "4")
+    assert (seen.calls, len(seen.texts)) == (3 + 3, 20 + 24), "those that come again at the end are encoded again"
     assert "those of 4 more batches in their turn" in run_json(turns)["effects"]["encode"]
     assert difference(whole, turns) == 0
 

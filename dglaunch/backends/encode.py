@@ -31,6 +31,9 @@ CHUNK = 8
 meets kernels of one shape, and its embedding does not depend on how many others there are to encode."""
 ROUND = 4 * CHUNK
 """Distinct prompts (at least) that a rank of a replica encodes before the replica's ranks share theirs."""
+GRADUAL_ON = ("cpu",)
+"""Devices that the text encoders need not leave for the transformer: there the first image does not wait for the last
+prompt, one chunk is encoded whenever a batch needs it."""
 HOST_SHARE = 0.25
 """Of the host's memory, for the embeddings of all ranks of a machine (FLUX.1: 4 MiB a prompt)."""
 PER_PROMPT = frozenset(f"{sign}prompt{number}" for sign in ("", "negative_") for number in ("", "_2", "_3", "_4"))
@@ -82,6 +85,8 @@ class TextEncoding:
         self.queue: deque[Batch] = deque()
         self.asked: list[str] = []
         """What the pipeline's call under way wanted to know that was not known."""
+        self.stored = 0
+        """Bytes of what is known."""
         self.num_cached = 0
         self.pipeline.encode_prompt = self
 
@@ -99,28 +104,32 @@ class TextEncoding:
         return f"{len(self.texts):,} {prompts} ahead ({size:,.1f} MiB on the host{cached}){later}"
 
     def ensure(self, batch: Batch) -> None:
-        """Before a batch: if its prompts are not encoded, forget the others and encode these and the coming ones."""
+        """Before a batch: if its prompts are not encoded, encode them and coming ones, in the place of those that are known
+        if memory is used up."""
         if all(_text(task) in self.texts for task in batch.tasks):
             return
-        self.known.clear()
-        self.texts.clear()
+        if self.stored >= self.budget:
+            self.known.clear()
+            self.texts.clear()
+            self.stored = 0
         if batch not in self.queue:
             self.queue.appendleft(batch)
         self._fill(lambda: False)
 
     def _fill(self, should_stop: Callable[[], bool]) -> None:
-        topology, stored = self.channel.topology, 0
+        topology, gradual = self.channel.topology, self.device in GRADUAL_ON
         place = topology.rank - topology.replica_ranks[0]
+        wanted = (CHUNK if gradual else ROUND) * topology.replica_size
         while self.queue and not should_stop():
-            chunks = list(_chunks(self._round(ROUND * topology.replica_size)))
+            chunks = list(_chunks(self._round(wanted)))
             refused = self._encode_chunks(chunks[place :: topology.replica_size])
             for rows, error in self.channel.all_of_replica((self.fresh, refused)):
                 if error is not None:
                     raise UserError(error)
                 self.known |= rows
-                stored += sum(map(_num_bytes, rows.values()))
+                self.stored += sum(map(_num_bytes, rows.values()))
             self.fresh = {}
-            if stored >= self.budget:
+            if gradual or self.stored >= self.budget:
                 break
         for name, encoder in self.encoders.items():
             setattr(self.pipeline, name, encoder.to("cpu") if self.queue else None)
