@@ -1,5 +1,6 @@
 """Arithmetic before the run: memory, time, and the batch size that `auto` chooses, each with its reason."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -34,6 +35,11 @@ class Machine:
     memory: int | None
     """Bytes of the GPU, or of this rank's part of the host; None if unknown (a plan for another machine)."""
     dtype: str
+
+
+def host_memory() -> int:
+    """Bytes of this machine, not of its GPUs."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

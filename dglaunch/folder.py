@@ -21,6 +21,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED, OutputError, UserError
+from dglaunch.files import replacing
 from dglaunch.ledger import TEMPORARY, count_newlines, id_of, is_held, read_lines
 
 SHOWN = 20
@@ -353,9 +354,8 @@ def need_results(folder: Path) -> None:
 def _replace(path: Path, lines: Iterable[str]) -> None:
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
-        with temporary.open("w", encoding="utf-8") as out:
+        with replacing(path, temporary), temporary.open("w", encoding="utf-8") as out:
             out.writelines(lines)
-        os.replace(temporary, path)
     except OSError as error:
         raise OutputError(f"Writing {path} failed: {error.strerror or error}. It is as it was.") from None
 

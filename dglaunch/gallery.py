@@ -28,6 +28,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from dglaunch.errors import EXIT_DONE, MissingPackage, OutputError, UserError
+from dglaunch.files import replacing
 from dglaunch.folder import input_table, need_results, runs
 from dglaunch.ledger import TEMPORARY, id_of, read_lines
 from dglaunch.tasks import base_of
@@ -144,8 +145,8 @@ def write_page(
     text = render(folder, output.parent, thumbnails, read_rows(folder) if rows is None else rows)
     temporary = output.with_name(f"{TEMPORARY}{os.getpid()}-{output.name}")
     try:
-        temporary.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(temporary, output)
+        with replacing(output, temporary):
+            temporary.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
         raise OutputError(f"The gallery {output} cannot be written: {error.strerror or error}.") from None
     return output

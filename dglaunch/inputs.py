@@ -171,14 +171,14 @@ class Loader:
     def __init__(self, batches: Iterable["Batch"] = ()) -> None:
         self._images: dict[str, Image | BadImage] = {}
         self._ahead: dict[str, Future[Image | BadImage]] = {}
-        self._next = {_id(batch.tasks[-1]): following.tasks for batch, following in pairwise(batches)}
+        self._next = {batch.tasks[-1].id: following.tasks for batch, following in pairwise(batches)}
         self._decoder = ThreadPoolExecutor(1)
 
     def load(self, tasks: Sequence["Task"]) -> dict[int, str]:
         """Decode what these tasks need; the errors by their positions."""
         wanted = _distinct(tasks)
         self._images = {sha256: self._decoded(image) for sha256, image in wanted.items()}
-        coming = _distinct(self._next.get(_id(tasks[-1]), ()))
+        coming = _distinct(self._next.get(tasks[-1].id, ()))
         for sha256 in coming.keys() - self._images.keys() - self._ahead.keys():
             self._ahead[sha256] = self._decoder.submit(_decoded, coming[sha256])
         errors: dict[int, str] = {}
@@ -196,10 +196,6 @@ class Loader:
     def images(self, task: "Task") -> list["Image"]:
         """The decoded images of a task that had no error."""
         return [self._images[image.sha256] for image in task.images]  # type: ignore[misc]
-
-
-def _id(task: "Task") -> tuple[int, int]:
-    return task.index, task.sample
 
 
 def _distinct(tasks: Iterable["Task"]) -> dict[str, InputImage]:

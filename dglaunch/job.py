@@ -74,7 +74,7 @@ class _Run:
         self.facts = backends.Facts()
         self.load_seconds = 0.0
         saves = isinstance(job.config, EditingConfig) and job.config.save_inputs
-        self.inputs = {(t.index, t.sample): edit_tasks.saved_names(t) for t in job.tasks} if saves else {}
+        self.inputs = {t.id: edit_tasks.saved_names(t) for t in job.tasks} if saves else {}
         self.hopeless: list[tasks.Task] = []
         """What is recorded as failed without being run."""
         self.finished = False
@@ -118,30 +118,33 @@ class _Run:
         anew = job.config.overwrite and not any(channel.all_of_world(place.restarted))
         if anew and place.mode != "main":
             channel.together(lambda: self._start_anew() if beside else None)
-        first = channel.together(lambda: self._open_folder(anew) if place.is_main else None)
+        first = channel.together(lambda: self._open_main_folder(anew) if place.is_main else None)
         done, damaged, limits, tuned, memory = channel.broadcast(first)
         if place.mode != "main":
             told = channel.all_of_world(channel.together(lambda: self._open_folder(False, done) if beside else None))
             there = [own for own in told if own is not None]
-            done = sorted({*done, *(n for own, *_ in there for n in own)})
-            damaged += sum(count for _, count, *_ in there)
+            done = sorted({*done, *(n for own, _ in there for n in own)})
+            damaged += sum(count for _, count in there)
         return done, damaged, limits, tuned, memory
 
     def _start_anew(self) -> None:
         self.writer.refuse_other_writers()
         self.writer.start_anew()
 
-    def _open_folder(self, anew: bool, known: Collection[int] = ()) -> _Opened:
-        """On a writer: take the folder; what is done there beyond what is known."""
+    def _open_main_folder(self, anew: bool) -> _Opened:
+        """On rank 0: take the folder; with what is done there, all that the ranks must not each find out for themselves."""
+        job, folder = self.job, self.job.config.output_dir
+        layouts.check(job.config.layout, folder, job.tasks, job.config.output_format)
+        tuned = tune.recall(job.config, job.machine, job.topology.parallel)
+        return *self._open_folder(anew), writer.out_of_memory_limits(folder), tuned, job.machine.memory
+
+    def _open_folder(self, anew: bool, known: Collection[int] = ()) -> tuple[list[int], int]:
+        """On a writer: take the folder; what is done there beyond what is known, and damage."""
         job = self.job
-        if self.topology.is_main:
-            layouts.check(job.config.layout, job.config.output_dir, job.tasks, job.config.output_format)
         ledger = self.writer.open(job.settings, job.tasks, job.config.output_format, anew)
         self.writer.write_run(self._run_json({"outcome": "running", "num_total": len(job.tasks)}))
-        done = {n for n, task in enumerate(job.tasks) if (task.index, task.sample) in ledger.done}
-        limits = writer.out_of_memory_limits(job.config.output_dir)
-        tuned = tune.recall(job.config, job.machine, job.topology.parallel)
-        return sorted(done.difference(known)), ledger.damaged, limits, tuned, job.machine.memory
+        done = {n for n, task in enumerate(job.tasks) if task.id in ledger.done}
+        return sorted(done.difference(known)), ledger.damaged
 
     def _make(
         self, channel: Channel, notes: list[str], done: list[int], damaged: int, limits: dict[str, int],
@@ -151,8 +154,8 @@ class _Run:
         job.machine = estimate.Machine(name=job.machine.name, memory=memory, dtype=job.machine.dtype)
         bucket_of = job.bucket_of()
         mine = plan.share_of_node(job.makeable, self.topology, bucket_of, job.cost) + job.hopeless
-        finished = {(job.tasks[n].index, job.tasks[n].sample) for n in done}
-        left = [task for task in mine if (task.index, task.sample) not in finished]
+        finished = {job.tasks[n].id for n in done}
+        left = [task for task in mine if task.id not in finished]
         pending = [task for task in left if task.error is None]
         self.hopeless = [task for task in left if task.error is not None]
         made = job.make_plan(bucket_of, pending, limits, tuned)

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 from dglaunch.benchmarks import PROMPT_FILE
 from dglaunch.errors import OutputError, UserError
+from dglaunch.files import replacing
 from dglaunch.ledger import TEMPORARY, id_of, read_lines
 from dglaunch.tasks import MAX_NAME_BYTES, Task
 from dglaunch.writer import file_name
@@ -117,7 +118,7 @@ def finished(folder: Path, tasks: Sequence[Task]) -> list[Picture]:
     return [
         Picture(number, samples[task.index], folder / line["file_name"], line)
         for number, task in enumerate(tasks)
-        if (line := lines.get((task.index, task.sample))) is not None
+        if (line := lines.get(task.id)) is not None
     ]
 
 
@@ -139,12 +140,8 @@ def _place(folder: Path, view: Path, name: str, make: Make) -> None:
     assert not path.is_absolute() and ".." not in path.parts, name
     target, temporary = view / path, folder / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(8)}"
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with replacing(target, temporary):
         make(temporary)
-        os.replace(temporary, target)
-    finally:
-        # Two links of one file are left alone by a replace.
-        temporary.unlink(missing_ok=True)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -1,6 +1,5 @@
 """From a configuration to a Job: all that can be read and checked before anything is written or loaded."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -212,5 +211,8 @@ def _machine(config: RunConfig, place: Topology) -> tuple[str, estimate.Machine,
         return device, estimate.Machine(name=properties.name, memory=properties.total_memory, dtype=dtype), reasons
     if place.world_size > 1 and not place.distributed:
         return device, estimate.Machine(name="CPU", memory=None, dtype=dtype), reasons  # a plan for other machines
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return device, estimate.Machine(name="CPU", memory=host // max(place.local_world_size, 1), dtype=dtype), reasons
+    return (
+        device,
+        estimate.Machine(name="CPU", memory=estimate.host_memory() // max(place.local_world_size, 1), dtype=dtype),
+        reasons,
+    )

@@ -317,7 +317,7 @@ class Loop:
         carried = {
             f"row_{k}" if k in record or k in ("file_name", "bytes") else k: v for k, v in (task.extra or {}).items()
         }
-        return Result(task_id=(task.index, task.sample), file_name=name, record=record | carried, data=data)
+        return Result(task_id=task.id, file_name=name, record=record | carried, data=data)
 
     def _described(self, task: Task) -> dict[str, Any]:
         """What an image file says of itself besides the task's content: all that `dglaunch replay` needs. What would
@@ -344,7 +344,7 @@ def failed(
     place = _place(context, batch_size, seconds)
     record = {"index": task.index, "sample": task.sample, "error": message, **used, **place}
     name = file_name(task, context.config.output_format)
-    return Result(task_id=(task.index, task.sample), file_name=name, record=record)
+    return Result(task_id=task.id, file_name=name, record=record)
 
 
 def _place(context: Context, batch_size: int, seconds: float) -> dict[str, Any]:

@@ -54,6 +54,11 @@ class Task:
     error: str | None = None
     """Of an edit: why it cannot be made, known before the run."""
 
+    @property
+    def id(self) -> tuple[int, int]:
+        """What a ledger line says that it is about: index and sample."""
+        return self.index, self.sample
+
     def content(self) -> dict[str, Any]:
         """All that decides what the image shows, in JSON's types."""
         hashes = {"input_sha256": [image.sha256 for image in self.images]} if self.images else {}

@@ -26,6 +26,7 @@ from dglaunch import flags, report
 from dglaunch.config import XDIT_PREFIX, ParallelConfig, RunConfig, T2IConfig, settings
 from dglaunch.errors import EXIT_DONE, DglaunchError, UserError
 from dglaunch.estimate import Machine
+from dglaunch.files import replacing
 from dglaunch.plan import Batch, BatchSize
 from dglaunch.prepare import Job, prepare
 from dglaunch.topology import Channel, Topology
@@ -324,8 +325,8 @@ def _write(path: Path, record: Mapping[str, Any]) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path, temporary):
+        temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 # -- remembered ---------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from dglaunch.errors import OutputError, UserError
+from dglaunch.files import replacing
 from dglaunch.ledger import (
     PART,
     TEMPORARY,
@@ -204,7 +205,7 @@ class Writer:
         if ledger.damaged or ledgers:
             self._rewrite(self.ledger_path, self._good_lines([self.ledger_path, *ledgers], ledger))
         if failures or self.failures_path.exists():
-            wanted = {(task.index, task.sample) for task in tasks} - ledger.done.keys()
+            wanted = {task.id for task in tasks} - ledger.done.keys()
             lines = (pair for path in (self.failures_path, *failures) for pair in read_lines(path))
             self._rewrite(self.failures_path, {id_of(line): t for t, line in lines if id_of(line) in wanted}.values())
         for path in (*ledgers, *failures, *self._parts("run", ".json")):
@@ -223,7 +224,7 @@ class Writer:
     ) -> None:
         """An unfinished job may go on only as the job it was."""
         changes = self._changed_settings(settings) if ledger.done else []
-        by_id = {(task.index, task.sample): task for task in tasks} if ledger.done else {}
+        by_id = {task.id: task for task in tasks} if ledger.done else {}
         missing = [name for task_id, (_, name) in ledger.done.items() if task_id not in by_id]
         changed = {
             task_id: task
@@ -275,13 +276,8 @@ class Writer:
 
     def _rewrite(self, path: Path, lines: Iterable[str]) -> None:
         temporary = path.with_name(f"{TEMPORARY}{path.name}{self.suffix}")
-        try:
-            with temporary.open("w", encoding="utf-8") as out:
-                out.writelines(lines)
-            os.replace(temporary, path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        with replacing(path, temporary), temporary.open("w", encoding="utf-8") as out:
+            out.writelines(lines)
 
     # -- during the run -------------------------------------------------------------------------------------------
 
@@ -297,12 +293,8 @@ class Writer:
                 self._append(self._failures, result.record)
                 return
             temporary = self.folder / f"{TEMPORARY}{os.getpid()}{self.suffix}-{result.file_name}.tmp"
-            try:
+            with replacing(self.folder / result.file_name, temporary):
                 temporary.write_bytes(result.data)
-                os.replace(temporary, self.folder / result.file_name)
-            except OSError:
-                temporary.unlink(missing_ok=True)
-                raise
             self._append(self._ledger, {"file_name": result.file_name, **result.record, "bytes": len(result.data)})
         except OSError as error:
             raise OutputError(
@@ -323,10 +315,9 @@ class Writer:
             temporary = self.folder / f"{TEMPORARY}{os.getpid()}{self.suffix}-{target.name}"
             try:
                 target.parent.mkdir(exist_ok=True)
-                temporary.write_bytes(image.read())
-                os.replace(temporary, target)
+                with replacing(target, temporary):
+                    temporary.write_bytes(image.read())
             except (OSError, ValueError) as error:
-                temporary.unlink(missing_ok=True)
                 raise OutputError(f"Copying the input image {image.name} to {target} failed: {error}.") from None
 
     @staticmethod
@@ -357,8 +348,8 @@ class Writer:
 
     def _replace_run(self, text: str) -> None:
         temporary = self.folder / f"{TEMPORARY}run{self.suffix}.json"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self.run_path)
+        with replacing(self.run_path, temporary):
+            temporary.write_text(text, encoding="utf-8")
 
     def close(self) -> None:
         """Let the folder go. Closing twice does nothing."""
@@ -385,10 +376,10 @@ class Writer:
         if not self.node:
             return
         ledger = self.read_ledger()
-        if all((task.index, task.sample) in ledger.done for task in tasks):
+        if all(task.id in ledger.done for task in tasks):
             lines = (pair for path in self._ledgers() for pair in read_lines(path))
             texts = {id_of(line): text for text, line in lines if ledger.is_good(line)}
-            self._rewrite(self.folder / "metadata.jsonl", (texts[task.index, task.sample] for task in tasks))
+            self._rewrite(self.folder / "metadata.jsonl", (texts[task.id] for task in tasks))
 
     def is_joined(self) -> bool:
         """Whether rank 0 has taken over this ledger: not where the ranks have a folder each."""

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 
 from dglaunch.errors import UserError
+from dglaunch.estimate import host_memory
+from dglaunch.files import replacing
 from dglaunch.models import TextOutput
 from dglaunch.plan import Batch
 from dglaunch.tasks import Task
@@ -72,7 +74,7 @@ class TextEncoding:
         # xfuser's pipelines hold the plain one, and pass on to it what they do not have.
         self.pipeline, self.outputs, self.device = getattr(pipeline, "module", pipeline), outputs, device
         self.load_encoders, self.run, self.channel, self.cache = load_encoders, run, channel, cache
-        self.budget = budget if budget is not None else _host_memory() * HOST_SHARE / channel.topology.local_world_size
+        self.budget = budget if budget is not None else host_memory() * HOST_SHARE / channel.topology.local_world_size
         self.original = self.pipeline.encode_prompt
         self.signature = inspect.signature(self.original)
         self.encoders: dict[str, torch.nn.Module] = {}
@@ -294,10 +296,6 @@ def _num_bytes(rows: Rows | str) -> int:
     return 0 if isinstance(rows, str) else sum(value.nbytes for value in rows if value is not None)
 
 
-def _host_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 # -- between runs -------------------------------------------------------------------------------------------------
 
 
@@ -331,8 +329,9 @@ class EmbeddingCache:
             file = self._file(key)
             file.parent.mkdir(parents=True, exist_ok=True)
             temporary = file.with_suffix(f".{os.getpid()}-{os.urandom(4).hex()}.tmp")
-            save_file({str(n): value.contiguous() for n, value in enumerate(values) if value is not None}, temporary)
-            os.replace(temporary, file)
+            kept = {str(n): value.contiguous() for n, value in enumerate(values) if value is not None}
+            with replacing(file, temporary):
+                save_file(kept, temporary)
 
 
 def encoders_key(folder: Path, *versions: str) -> str:

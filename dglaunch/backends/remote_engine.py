@@ -104,17 +104,9 @@ class RemoteBackend:
 
     def load(self) -> Facts:
         """Connect, and see that the key is accepted before any image is asked for."""
-        problem: UserError | None = None
-        try:
-            self._key = key_of(self.api, environment())
-            self._connect()
-            self._probe()
-        except UserError as error:
-            problem = error
-        # Keys may differ from machine to machine: all ranks leave together, and rank 0 tells why.
-        problem = next((other for other in self.context.channel.all_of_world(problem) if other is not None), None)
-        if problem is not None:
-            raise problem
+        self._key = key_of(self.api, environment())
+        self._connect()
+        self._probe()
         return self.facts
 
     def _connect(self) -> None:
