@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PROMPTS, difference, ledger, run_json, write_jsonl
+from conftest import PROMPTS, dglaunch, difference, ledger, run_json, write_jsonl
 
 from dglaunch.__main__ import main
 from dglaunch.backends import encode
@@ -93,6 +93,14 @@ def test_with_all_prompts_in_the_embedding_cache_no_encoder_is_loaded(
     third = make(tmp_path, "third", PROMPTS[:6], *cache)
     assert len(loads) == 1 and len(seen.texts) == 5 + 2, "the damaged one and the new one"
     assert len(ledger(third)) == 6 and not list((tmp_path / "cache").rglob("*.tmp"))
+
+
+def test_the_terminal_belongs_to_dglaunch(tmp_path: Path) -> None:
+    """What the libraries say while they are imported is about kernels that nobody asked for."""
+    ended = dglaunch("t2i", "--prompt", "a red circle", "--num_inference_steps", "1", "--output_dir", tmp_path / "out")
+    assert ended.code == 0 and ended.output.startswith("tiny (FluxPipeline) on CPU"), ended.output
+    noise = ("torchao", "Warning", "Failed to load", "deprecated")
+    assert not [line for line in ended.output.splitlines() if any(word in line for word in noise)], ended.output
 
 
 def test_another_length_and_other_encoders_are_other_entries(tmp_path: Path, seen: Seen) -> None:
