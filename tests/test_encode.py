@@ -95,6 +95,31 @@ def test_with_all_prompts_in_the_embedding_cache_no_encoder_is_loaded(
     assert len(ledger(third)) == 6 and not list((tmp_path / "cache").rglob("*.tmp"))
 
 
+def test_an_embedding_cache_that_cannot_be_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would silently do nothing. At the start the model is not loaded for it; later what is made stays."""
+    (tmp_path / "file").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr("dglaunch.backends.diffusers.DiffusersBackend.load_pipeline", None)
+        make(tmp_path, "out", PROMPTS[:2], "--embedding_cache", str(tmp_path / "file"), code=2)
+    assert f"--embedding_cache {tmp_path / 'file'} cannot be written" in capsys.readouterr().err
+    disk = OSError(28, "No space left on device")
+    encoded: list[int] = []
+
+    def full(_self: Any, rows: dict[str, Any]) -> None:
+        encoded.append(len(rows))
+        if len(encoded) > 1:
+            with encode.EmbeddingCache._writing(_self):
+                raise disk
+
+    monkeypatch.setattr(encode.EmbeddingCache, "write", full)
+    words = ("--batch_size", "4", "--embedding_cache", str(tmp_path / "cache"))
+    out = make(tmp_path, "full", PROMPTS[:16], *words, code=2)
+    assert "No space left on device" in capsys.readouterr().err
+    assert sorted(line["index"] for line in ledger(out)) == list(range(8)) and encoded == [8, 8]
+
+
 def test_the_terminal_belongs_to_dglaunch(tmp_path: Path) -> None:
     """What the libraries say while they are imported is about kernels that nobody asked for."""
     ended = dglaunch("t2i", "--prompt", "a red circle", "--num_inference_steps", "1", "--output_dir", tmp_path / "out")

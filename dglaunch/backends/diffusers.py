@@ -59,11 +59,11 @@ class DiffusersBackend:
             torch.cuda.set_device(self.context.topology.local_rank)
         self._check_arguments(self._pipeline_class())
         self._download()
-        self.pipeline = self.context.channel.together(self.load_pipeline)
+        cache, self.pipeline = self.context.channel.together(lambda: (self._embedding_cache(), self.load_pipeline()))
         self.pipeline.set_progress_bar_config(disable=True)
         self.parameters = dict(inspect.signature(self.pipeline.__call__).parameters)
         self._time_stages()
-        effects = {"encode": self._encode_ahead()} if self.encodes_ahead else {}
+        effects = {"encode": self._encode_ahead(cache)} if self.encodes_ahead else {}
         optimize.place(self.pipeline, self.device, self.context.config.optimization)
         if self.editing is not None and self.editing.equal_size_batch:
             resize_each(self.pipeline.image_processor)
@@ -178,11 +178,11 @@ class DiffusersBackend:
             trace_shapes(holder)
         return {name: encoder for name in self._text_encoders() if (encoder := getattr(holder, name)) is not None}
 
-    def _encode_ahead(self) -> str:
+    def _encode_ahead(self, cache: EmbeddingCache | None) -> str:
         context, family = self.context, self.context.checkpoint.family
         self.texts = TextEncoding(
             self.pipeline, family.text_outputs, self.device, self._load_text_encoders, self._call_without_images,
-            context.channel, self._embedding_cache(),
+            context.channel, cache,
         )  # fmt: skip
         return self.texts.encode(context.batches, context.should_stop)
 

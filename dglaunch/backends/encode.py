@@ -15,6 +15,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -300,10 +301,30 @@ def _num_bytes(rows: Rows | str) -> int:
 
 
 class EmbeddingCache:
-    """A safetensors file for each prompt, in a folder for each set of text encoders. Ranks and runs may share it."""
+    """A safetensors file for each prompt, in a folder for each set of text encoders. Ranks and runs may share it.
+
+    Raises:
+        UserError: it cannot be written, at the start or later.
+    """
 
     def __init__(self, folder: Path, encoders: str) -> None:
         self.folder = folder.expanduser() / encoders
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (probe := self.folder / f".{os.getpid()}-{os.urandom(4).hex()}.tmp").touch()
+            probe.unlink()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        from safetensors import SafetensorError
+
+        try:
+            yield
+        except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
+            raise UserError(
+                f"--embedding_cache {self.folder.parent} cannot be written: {getattr(error, 'strerror', None) or error}. "
+                "Choose another folder, make room, or drop the flag."
+            ) from None
 
     def _file(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
@@ -327,11 +348,12 @@ class EmbeddingCache:
 
         for key, values in rows.items():
             file = self._file(key)
-            file.parent.mkdir(parents=True, exist_ok=True)
             temporary = file.with_suffix(f".{os.getpid()}-{os.urandom(4).hex()}.tmp")
             kept = {str(n): value.contiguous() for n, value in enumerate(values) if value is not None}
-            with replacing(file, temporary):
-                save_file(kept, temporary)
+            with self._writing():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(file, temporary):
+                    save_file(kept, temporary)
 
 
 def encoders_key(folder: Path, *versions: str) -> str:
