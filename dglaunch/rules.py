@@ -52,7 +52,8 @@ def _check_guidance(checkpoint: Checkpoint, config: RunConfig, tasks: Iterable[T
                 f"Row {task.index} has a negative prompt, but {checkpoint.pipeline_class} is guidance-distilled and would "
                 "ignore it. Remove negative_prompt (the column, or --negative_prompt)."
             )
-        if family.guidance_needs_negative and task.guidance_scale is not None and task.negative_prompt is None:
+        scale = task.guidance_scale or 0.0  # to 1 it is no guidance, and needs nothing
+        if family.guidance_needs_negative and scale > 1 and task.negative_prompt is None:
             raise UserError(
                 f"Row {task.index} has a guidance scale but no negative prompt, and {checkpoint.pipeline_class} applies "
                 "guidance only against one. Add --negative_prompt ' ', or remove guidance_scale."

@@ -2,6 +2,8 @@
 
     pip install --no-deps --target /tmp/diffgentor diffgentor==0.1.2
     python -m kernels_bench end_to_end --diffgentor /tmp/diffgentor
+    python tests/tiny_models.py qwenimage /tmp/qwen        # a pipeline whose text is as long as the prompt
+    python -m kernels_bench end_to_end --diffgentor /tmp/diffgentor --model_name /tmp/qwen --num_inference_steps 28
 
 The contenders take turns (each round begins with another one), every time in fresh processes on a new folder, with new
 prompts in each round. Each carries the same stop-watch (trace/sitecustomize.py). Every picture of every run is compared
@@ -26,7 +28,7 @@ from kernels_bench.batch import WORDS
 
 HERE = Path(__file__).parent
 PIPELINE_TEXT_LENGTH = 512
-"""FluxPipeline's own max_sequence_length."""
+"""FluxPipeline's own max_sequence_length, to which it pads, and QwenImagePipeline's, which only cuts there."""
 LIMITS = {"float32": 2.0, "bfloat16": 8.0}
 """Allowed difference of 255 from the plain loop: of any pixel in float32, of the average pixel in bfloat16."""
 COLUMNS = {
@@ -50,7 +52,7 @@ class Options(measure.Options):
     warm_up: int = 1
     """Rounds before them that are checked but not counted."""
     model_name: str = "tiny"
-    """`tiny`, or a folder with a FluxPipeline."""
+    """`tiny`, or a folder with a diffusers pipeline."""
     num_prompts: int = 64
     """Images of a run."""
     side: int = 128
@@ -71,6 +73,16 @@ class Options(measure.Options):
         if self.quick:
             self.repeats, self.warm_up, self.num_prompts, self.batch_size, self.ranks = 1, 0, 2, 2, self.ranks[:1]
             self.side, self.num_inference_steps = 64, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What all contenders load."""
+
+    source: str
+    """A local folder."""
+    pipeline: str
+    """"module:class" of diffusers, for the stop-watch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +110,7 @@ class Ended:
 
 def run(options: Options) -> tuple[list[measure.Row], list[str]]:
     """All rounds; a contender that cannot run here is a row with the reason."""
-    model = measure.in_process("kernels_bench.end_to_end:work", {"model_name": options.model_name}, options)
+    model = Model(*measure.in_process("kernels_bench.end_to_end:work", {"model_name": options.model_name}, options))
     contenders, rows = line_up(options)
     runs: dict[tuple[Contender, int], list[Ended]] = {(c, ranks): [] for ranks in options.ranks for c in contenders}
     rng = random.Random(options.seed)
@@ -135,7 +147,7 @@ def line_up(options: Options) -> tuple[list[Contender], list[measure.Row]]:
 
 
 def one_round(
-    options: Options, model: str, prompts: Sequence[str], contenders: Sequence[Contender], folder: Path, turn: int
+    options: Options, model: Model, prompts: Sequence[str], contenders: Sequence[Contender], folder: Path, turn: int
 ) -> list[tuple[tuple[Contender, int], Ended]]:
     """Each contender once with each number of ranks, then all pictures against the plain loop's.
 
@@ -173,14 +185,14 @@ def row(contender: Contender, ranks: int, ended: Sequence[Ended]) -> measure.Row
 
 
 def one_run(
-    options: Options, model: str, prompts: Sequence[str], contender: Contender, ranks: int, out: Path
+    options: Options, model: Model, prompts: Sequence[str], contender: Contender, ranks: int, out: Path
 ) -> dict[str, float]:
     """Start it, wait for its end, read its times from its files and the stop-watch."""
     trace = out.with_name(out.name + "-trace")
     out.mkdir()
     trace.mkdir()
     job = {
-        "model": model, "prompts": prompts, "batch_size": contender.batch, "seed": options.seed, "device": options.device,
+        "model": model.source, "prompts": prompts, "batch_size": contender.batch, "seed": options.seed, "device": options.device,
         "dtype": options.dtype, "out": str(out), "file": str(out.with_name(out.name + "-prompts.jsonl")), "ranks": ranks,
         "arguments": {
             "height": options.side, "width": options.side, "num_inference_steps": options.num_inference_steps,
@@ -191,7 +203,9 @@ def one_run(
     Path(job["file"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
     words, extra = COMMANDS[contender.program](job, options)
     paths = [str(HERE / "trace"), str(measure.ROOT), extra.pop("PYTHONPATH", "")]
-    env = measure.environment(options, extra | {"KERNELS_BENCH_TRACE": str(trace)})
+    env = measure.environment(
+        options, extra | {"KERNELS_BENCH_TRACE": str(trace), "KERNELS_BENCH_PIPELINE": model.pipeline}
+    )
     env["PYTHONPATH"] = ":".join([*filter(None, paths), env["PYTHONPATH"]])
     began = time.time()
     ended = measure.run_command(words, env, timeout=1800)
@@ -275,7 +289,7 @@ def diffgentor(job: Mapping[str, Any], options: Options) -> Command:
     """Its command starts torchrun itself: from PATH, and (PET_STANDALONE) on a free port instead of 29500."""
     arguments = {name: value for name, value in job["arguments"].items() if name != "max_sequence_length"}
     flags = {
-        "backend": "diffusers", "model_name": job["model"], "model_type": "flux", "device": job["device"],
+        "backend": "diffusers", "model_name": job["model"], "device": job["device"],
         "torch_dtype": job["dtype"], "num_gpus": job["ranks"], "seed": job["seed"], "prompts_file": job["file"],
         "output_dir": job["out"], "batch_size": job["batch_size"], **arguments,
     }  # fmt: skip
@@ -300,12 +314,17 @@ COMMANDS: dict[str, Callable[[Mapping[str, Any], Options], Command]] = {
 # -- in the child ---------------------------------------------------------------------------------------------------
 
 
-def work(payload: dict[str, Any]) -> str:
-    """The checkpoint as a folder that every contender can load; `tiny` may have to be built first."""
+def work(payload: dict[str, Any]) -> tuple[str, str]:
+    """The checkpoint as a folder that every contender can load (`tiny` may have to be built first), and "module:class"
+    of its pipeline."""
+    import diffusers
+
     from dglaunch.config import BackendConfig
     from dglaunch.models import resolve
 
-    return resolve(BackendConfig(model_name=payload["model_name"])).source
+    checkpoint = resolve(BackendConfig(model_name=payload["model_name"]))
+    pipeline = getattr(diffusers, checkpoint.pipeline_class)
+    return checkpoint.source, f"{pipeline.__module__}:{pipeline.__name__}"
 
 
 def plot(axes: Any, rows: list[measure.Row]) -> None:

@@ -114,10 +114,14 @@ def inside(folder: Path, variables: dict[str, str]) -> Iterator[None]:
 
 
 def told(folder: Path, name: str) -> tuple[int, str]:
-    """Exit code and text of one wrong use, run in this process (importing torch for each would take minutes)."""
+    """Exit code and text of one wrong use."""
+    return run(folder, *WRONG[name])
+
+
+def run(folder: Path, words: str, variables: dict[str, str]) -> tuple[int, str]:
+    """Exit code and text of a command, run in this process (importing torch for each would take minutes)."""
     from dglaunch.__main__ import main
 
-    words, variables = WRONG[name]
     text = io.StringIO()
     with inside(folder, variables), contextlib.redirect_stderr(text), contextlib.redirect_stdout(text):
         try:
@@ -150,6 +154,13 @@ def test_a_wrong_use_is_told_in_one_paragraph(folder: Path, name: str) -> None:
     assert "Traceback" not in said and 40 < len(said) < 1200, said
     assert {path: path.stat().st_mtime_ns for path in (folder / "used").glob("[!.]*")} == before
     SEEN[name] = said
+
+
+def test_a_guidance_scale_that_is_none_needs_nothing_to_guide_against(folder: Path) -> None:
+    command = f"plan {T2I} --model_name qwen --world_size 1 --guidance_scale"
+    for scale, expected in (("0", 0), ("1", 0), ("1.01", 2)):
+        code, said = run(folder, f"{command} {scale}", {})
+        assert code == expected, said
 
 
 def table(seen: dict[str, str]) -> str:

@@ -1,7 +1,8 @@
 """The stop-watch that all contenders of end_to_end carry alike, themselves unchanged: this folder is on their PYTHONPATH.
 
-Once diffusers' Flux pipeline is imported, its calls are timed: a call, less encode_prompt and the VAE's decode, is
-denoising. A line for each call goes to KERNELS_BENCH_TRACE/<pid>.jsonl. Without that variable nothing happens.
+Once the pipeline's module is imported, calls of its class (KERNELS_BENCH_PIPELINE, "module:class") are timed: a call,
+less encode_prompt and the VAE's decode, is denoising. A line for each call goes to KERNELS_BENCH_TRACE/<pid>.jsonl.
+Without that variable nothing happens.
 """
 
 import functools
@@ -15,16 +16,17 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-WATCHED = "diffusers.pipelines.flux.pipeline_flux"
-
 
 class Finder(importlib.abc.MetaPathFinder):
     """Lets the others find the module, and times its pipeline after it was executed."""
 
+    def __init__(self, module: str, pipeline: str) -> None:
+        self.module, self.pipeline = module, pipeline
+
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name != WATCHED:
+        if name != self.module:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -33,7 +35,7 @@ class Finder(importlib.abc.MetaPathFinder):
 
             def exec_module(module: ModuleType) -> None:
                 execute(module)
-                watch(module.FluxPipeline)
+                watch(getattr(module, self.pipeline))
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
@@ -93,4 +95,4 @@ def write(line: dict[str, Any]) -> None:
 if "KERNELS_BENCH_TRACE" in os.environ:
     import importlib.util
 
-    sys.meta_path.insert(0, Finder())
+    sys.meta_path.insert(0, Finder(*os.environ["KERNELS_BENCH_PIPELINE"].split(":")))
