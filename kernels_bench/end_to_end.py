@@ -40,6 +40,7 @@ COLUMNS = {
     "denoising": "{denoising[p50]:.3g} ({denoising[p20]:.3g}-{denoising[p80]:.3g})",
     "first image s": "{first_image[p50]:.2f} ({first_image[p20]:.2f}-{first_image[p80]:.2f})",
     "difference": "{difference}",
+    "lost": "{lost}",
 }
 
 
@@ -106,6 +107,9 @@ class Ended:
     denoising: float
     first_image: float
     difference: float | None
+    """None where the noise cannot be the same."""
+    lost: int
+    """Pictures that it did not make although it ended well."""
 
 
 def run(options: Options) -> tuple[list[measure.Row], list[str]]:
@@ -125,7 +129,7 @@ def run(options: Options) -> tuple[list[measure.Row], list[str]]:
         f"{options.model_name}, {options.num_prompts} prompts, {options.side}x{options.side}, {options.num_inference_steps} "
         f"steps, {options.max_sequence_length} text tokens, {options.dtype}, {options.threads} thread(s) a rank. Overall: from "
         "the command to its end. After start-up: from the first call of the pipeline to the last file. Difference: of 255, "
-        "largest in all runs."
+        "largest in all runs. Lost: pictures, in all runs."
     )
     return rows, [note]
 
@@ -162,9 +166,10 @@ def one_round(
         times = one_run(options, model, prompts, contender, ranks, out)
         ended.append(((contender, ranks), out, times))
     expected = folder / f"plain loop-1-{options.ranks[0]}"
+    compared = [compare(entry[0], expected, out, len(prompts), options) for entry, out, _ in ended]
     return [
-        (entry, Ended(**times, difference=compare(entry[0], expected, out, len(prompts), options)))
-        for entry, out, times in ended
+        (entry, Ended(**times, difference=difference, lost=lost))
+        for (entry, _, times), (difference, lost) in zip(ended, compared)
     ]
 
 
@@ -177,7 +182,7 @@ def row(contender: Contender, ranks: int, ended: Sequence[Ended]) -> measure.Row
     difference = "not comparable" if None in differences else round(max(differences), 2)
     return {
         "name": f"{contender.name}, {ranks} rank{'s' if ranks > 1 else ''}", "contender": contender.program,
-        "batch": contender.batch, "ranks": ranks, **measured, "difference": difference,
+        "batch": contender.batch, "ranks": ranks, **measured, "difference": difference, "lost": sum(e.lost for e in ended),
     }  # fmt: skip
 
 
@@ -232,19 +237,24 @@ def times(began: float, end: float, out: Path, trace: Path) -> dict[str, float]:
     }  # fmt: skip
 
 
-def compare(contender: Contender, expected: Path, out: Path, count: int, options: Options) -> float | None:
-    """The largest difference of a picture from the plain loop's; None where the noise cannot be the same.
+def compare(contender: Contender, expected: Path, out: Path, count: int, options: Options) -> tuple[float | None, int]:
+    """The largest difference of a picture from the plain loop's, None where the noise cannot be the same; and how many
+    pictures there are not. diffgentor may lose some: its ranks skip what they find made and then share out what is left,
+    so that a rank that looks later shares out a shorter list.
 
     Raises:
-        WrongOutput: a picture is missing, has another size or differs too much.
+        WrongOutput: a picture of another contender is missing, or one has another size or differs too much.
     """
     import numpy
     from PIL import Image
 
-    names = [f"{n:06d}.png" for n in range(count)]
-    measure.require(f"{contender.name}, missing pictures", sum(not (out / name).is_file() for name in names), 0)
-    if contender.program == "diffgentor" and options.device == "cuda":
-        return None  # it draws the noise on the GPU
+    names = [f"{n:06d}.png" for n in range(count) if (out / f"{n:06d}.png").is_file()]
+    lost = count - len(names)
+    if contender.program == "diffgentor":
+        if options.device == "cuda":
+            return None, lost  # it draws the noise on the GPU
+    else:
+        measure.require(f"{contender.name}, missing pictures", lost, 0)
     largest = 0.0
     for name in names:
         picture = measure.spoil(numpy.asarray(Image.open(out / name).convert("RGB")), options.damage).astype(float)
@@ -253,7 +263,8 @@ def compare(contender: Contender, expected: Path, out: Path, count: int, options
             raise measure.WrongOutput(f"{contender.name}, {name}: {picture.shape}, not {reference.shape}")
         away = abs(picture - reference)
         largest = max(largest, float(away.max() if options.dtype == "float32" else away.mean()))
-    return measure.require(f"{contender.name} against the plain loop, of 255", largest, LIMITS[options.dtype])
+    measure.require(f"{contender.name} against the plain loop, of 255", largest, LIMITS[options.dtype])
+    return largest, lost
 
 
 # -- the commands -----------------------------------------------------------------------------------------------------

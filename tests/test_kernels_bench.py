@@ -91,13 +91,13 @@ def two_folders(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "expected", tmp_path / "out"
 
 
-def compare(folders: tuple[Path, Path], **options: object) -> float | None:
-    contender = end_to_end.Contender("dglaunch", 2)
+def compare(folders: tuple[Path, Path], program: str = "dglaunch", **options: object) -> tuple[float | None, int]:
+    contender = end_to_end.Contender(program, 2)
     return end_to_end.compare(contender, *folders, 2, end_to_end.Options(**options))  # type: ignore[arg-type]
 
 
 def test_equal_pictures_pass_and_spoilt_ones_do_not(two_folders: tuple[Path, Path]) -> None:
-    assert compare(two_folders) == 0
+    assert compare(two_folders) == (0, 0)
     with pytest.raises(measure.WrongOutput, match="dglaunch, batch 2 against the plain loop"):
         compare(two_folders, damage=True)
 
@@ -113,6 +113,11 @@ def test_a_wrong_picture_is_caught(two_folders: tuple[Path, Path], wrong: str) -
         Image.fromarray(pixels[:8] if wrong == "another size" else pixels).save(path)
     with pytest.raises(measure.WrongOutput):
         compare(two_folders)
+
+
+def test_what_diffgentor_loses_is_counted(two_folders: tuple[Path, Path]) -> None:
+    (two_folders[1] / "000001.png").unlink()
+    assert compare(two_folders, "diffgentor") == (0, 1)
 
 
 # -- the commands -----------------------------------------------------------------------------------------------------
