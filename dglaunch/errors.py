@@ -14,6 +14,7 @@
 
 from collections.abc import Sequence
 
+OUT_OF_MEMORY_WORDS = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 EXIT_DONE, EXIT_BROKEN, EXIT_USER, EXIT_ITEMS_FAILED, EXIT_DRAINED = 0, 1, 2, 3, 130
 
 
@@ -65,3 +66,8 @@ class LostPeer(DglaunchError):
 
 class Drained(BaseException):
     """A signal asked the run to stop, and the ranks of the replica agreed to leave the batch under way."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU's memory was too small, by torch's own class or, as libraries wrap it, by the text."""
+    return type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in OUT_OF_MEMORY_WORDS)

@@ -27,7 +27,7 @@ from dglaunch import optimisations
 from dglaunch.backends import Backend, Context, Facts, ItemError
 from dglaunch.config import EditingConfig, settings
 from dglaunch.edit_tasks import saved_names
-from dglaunch.errors import DglaunchError, Drained, LostPeer, ReplicaError, UserError
+from dglaunch.errors import DglaunchError, Drained, LostPeer, ReplicaError, UserError, is_out_of_memory
 from dglaunch.gather import Gather
 from dglaunch.plan import Batch, balanced
 from dglaunch.report import LeaderReport
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
     from dglaunch.images import WholePng
 
-OUT_OF_MEMORY_WORDS = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 FATAL_WORDS = ("CUDA error", "NCCL", "Connection closed by peer", "Connection reset", "Gloo", "gloo")
 """In the text of an error after which this process computes nothing right any more: the GPU or a peer is lost."""
 LAST_BATCHES_S = {True: 12.0, False: 25.0}
@@ -262,7 +261,7 @@ class Loop:
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:2000]
         if self.facts.known_trouble:
             text = f"{self.facts.known_trouble}: {text}"
-        if type(error).__name__ == "OutOfMemoryError" or any(words in text for words in OUT_OF_MEMORY_WORDS):
+        if is_out_of_memory(error):
             if self.context.topology.replica_size > 1:
                 # A peer may still wait inside a collective and never hear of it: leave a note for the next start.
                 remember_out_of_memory(self.context.config.output_dir, *self._shape(batch), len(batch))

@@ -12,7 +12,7 @@ import pytest
 from conftest import PROMPTS, dglaunch, difference, ledger, run_json, write_jsonl
 
 from dglaunch.__main__ import main
-from dglaunch.backends import encode
+from dglaunch.backends import embedding_cache, encode
 
 
 class Seen:
@@ -110,10 +110,10 @@ def test_an_embedding_cache_that_cannot_be_written_is_told(
     def full(_self: Any, rows: dict[str, Any]) -> None:
         encoded.append(len(rows))
         if len(encoded) > 1:
-            with encode.EmbeddingCache._writing(_self):
+            with embedding_cache.EmbeddingCache._writing(_self):
                 raise disk
 
-    monkeypatch.setattr(encode.EmbeddingCache, "write", full)
+    monkeypatch.setattr(embedding_cache.EmbeddingCache, "write", full)
     words = ("--batch_size", "4", "--embedding_cache", str(tmp_path / "cache"))
     out = make(tmp_path, "full", PROMPTS[:16], *words, code=2)
     assert "No space left on device" in capsys.readouterr().err
@@ -137,10 +137,10 @@ def test_another_length_and_other_encoders_are_other_entries(tmp_path: Path, see
         (tmp_path / name).mkdir()
     weights = tmp_path / "text_encoder" / "model.safetensors"
     weights.write_bytes(b"one")
-    one = encode.encoders_key(tmp_path, "Flux")
-    assert one == encode.encoders_key(tmp_path, "Flux") != encode.encoders_key(tmp_path, "SD3")
+    one = embedding_cache.encoders_key(tmp_path, "Flux")
+    assert one == embedding_cache.encoders_key(tmp_path, "Flux") != embedding_cache.encoders_key(tmp_path, "SD3")
     weights.write_bytes(b"other")
-    assert encode.encoders_key(tmp_path, "Flux") != one
+    assert embedding_cache.encoders_key(tmp_path, "Flux") != one
 
 
 @pytest.mark.parametrize("device", ["like a GPU", "a CPU"])

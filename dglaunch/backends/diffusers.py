@@ -17,7 +17,8 @@ from PIL import Image
 
 from dglaunch import optimize
 from dglaunch.backends import Context, Facts, ItemError, generate_sound, prompt_of
-from dglaunch.backends.encode import EmbeddingCache, TextEncoding, encoders_key
+from dglaunch.backends.embedding_cache import EmbeddingCache, encoders_key
+from dglaunch.backends.encode import TextEncoding
 from dglaunch.config import EditingConfig
 from dglaunch.editing import STRATEGIES
 from dglaunch.errors import Drained, UserError

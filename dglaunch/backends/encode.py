@@ -12,18 +12,15 @@ coming batches up to prepare_latents(), the first thing that every pipeline does
 import hashlib
 import inspect
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from dglaunch.errors import UserError
+from dglaunch.backends.embedding_cache import EmbeddingCache, Rows
+from dglaunch.errors import UserError, is_out_of_memory
 from dglaunch.estimate import host_memory
-from dglaunch.files import replacing
 from dglaunch.models import TextOutput
 from dglaunch.plan import Batch
 from dglaunch.tasks import Task
@@ -42,9 +39,6 @@ HOST_SHARE = 0.25
 PER_PROMPT = frozenset(f"{sign}prompt{number}" for sign in ("", "negative_") for number in ("", "_2", "_3", "_4"))
 """Arguments of encode_prompt that hold a text for each image."""
 
-Rows = tuple[torch.Tensor | None, ...]
-"""What encode_prompt returns, cut to one prompt, on the host."""
-
 
 class Reached(Exception):
     """The pipeline has encoded its prompts and goes on to the latents."""
@@ -61,7 +55,7 @@ class TextEncoding:
         load_encoders: Callable[[], dict[str, torch.nn.Module]],
         run: Callable[[Batch], Any],
         channel: Channel,
-        cache: "EmbeddingCache | None" = None,
+        cache: EmbeddingCache | None = None,
         budget: float | None = None,
     ) -> None:
         """
@@ -91,6 +85,8 @@ class TextEncoding:
         self.stored = 0
         """Bytes of what is known."""
         self.num_cached = 0
+        self.away: list[torch.nn.Module] = []
+        """Networks that left the GPU for the text encoders, to come back after the round."""
         self.pipeline.encode_prompt = self
 
     # -- ahead of the batches -------------------------------------------------------------------------------------
@@ -135,11 +131,14 @@ class TextEncoding:
             if gradual or self.stored >= self.budget:
                 break
         for name, encoder in self.encoders.items():
-            setattr(self.pipeline, name, encoder.to("cpu") if self.queue else None)
+            encoder.to("cpu")
+            setattr(self.pipeline, name, None)  # or pipeline.to(device) would take it along
         if not self.queue:
             self.encoders = {}
-        if self.device.startswith("cuda"):
-            torch.cuda.empty_cache()
+        self._empty_cache()
+        for part in self.away:
+            part.to(self.device)
+        self.away = []
 
     def _round(self, wanted: int) -> list[Task]:
         """Take batches from the queue until so many prompts that are not encoded have come together."""
@@ -150,21 +149,57 @@ class TextEncoding:
         return list(tasks.values())
 
     def _encode_chunks(self, chunks: Iterable[Sequence[Task]]) -> str | None:
-        """Each together, or if that fails one by one; what the user must mend before anything can be encoded."""
-        for tasks in chunks:
-            try:
-                self._run_to_latents(tasks)
-            except UserError as error:
-                return str(error)
-            except Exception:
-                for task in tasks:
-                    self._encode_alone(task)
+        """Each together; returns what the user must mend before anything can be encoded."""
+        try:
+            for tasks in chunks:
+                self._encode_chunk(tasks)
+        except UserError as error:
+            return str(error)
         return None
+
+    def _encode_chunk(self, tasks: Sequence[Task]) -> None:
+        """Together, if memory runs out without the other networks, and if that fails for another reason one by one."""
+        try:
+            if self._fits(tasks) or (self._make_room() and self._fits(tasks)):
+                return
+        except UserError:
+            raise
+        except Exception:
+            for task in tasks:
+                self._encode_alone(task)
+            return
+        raise UserError(
+            f"The text encoders run out of memory on {self.device} with {CHUNK} prompts, although nothing else is there. "
+            "Use a GPU with more memory, or a smaller --max_sequence_length."
+        )
+
+    def _fits(self, tasks: Sequence[Task]) -> bool:
+        """Encode them, unless memory runs out."""
+        try:
+            self._run_to_latents(tasks)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
+
+    def _make_room(self) -> bool:
+        """Take the other networks off the GPU until this round is encoded; False if there are none on it."""
+        others = [part for part in self.pipeline.components.values() if part not in self.encoders.values()]
+        self.away += [part.to("cpu") for part in others if isinstance(part, torch.nn.Module) and _off_host(part)]
+        self._empty_cache()
+        return bool(self.away)
+
+    def _empty_cache(self) -> None:
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
 
     def _encode_alone(self, task: Task) -> None:
         """An error is kept for the image that asks for the prompt."""
         try:
             self._run_to_latents([task])
+        except UserError:
+            raise
         except Exception as error:
             told = f"{type(error).__name__}: {error}"
             self._learn({key: told for key in self.asked if key not in self.known})
@@ -233,6 +268,10 @@ def _stop(*_args: Any, **_kwargs: Any) -> None:
     raise Reached
 
 
+def _off_host(module: torch.nn.Module) -> bool:
+    return any(weight.device.type != "cpu" for weight in module.parameters())
+
+
 def _text(task: Task) -> tuple[Any, ...]:
     """What decides which texts the pipeline encodes for a task: below a guidance scale it leaves the negative one."""
     return task.prompt, task.negative_prompt, task.guidance_scale
@@ -295,75 +334,3 @@ def _join(kind: TextOutput, column: Sequence[torch.Tensor | None], columns: Sequ
 
 def _num_bytes(rows: Rows | str) -> int:
     return 0 if isinstance(rows, str) else sum(value.nbytes for value in rows if value is not None)
-
-
-# -- between runs -------------------------------------------------------------------------------------------------
-
-
-class EmbeddingCache:
-    """A safetensors file for each prompt, in a folder for each set of text encoders. Ranks and runs may share it.
-
-    Raises:
-        UserError: it cannot be written, at the start or later.
-    """
-
-    def __init__(self, folder: Path, encoders: str) -> None:
-        self.folder = folder.expanduser() / encoders
-        with self._writing():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (probe := self.folder / f".{os.getpid()}-{os.urandom(4).hex()}.tmp").touch()
-            probe.unlink()
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        from safetensors import SafetensorError
-
-        try:
-            yield
-        except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
-            raise UserError(
-                f"--embedding_cache {self.folder.parent} cannot be written: {getattr(error, 'strerror', None) or error}. "
-                "Choose another folder, make room, or drop the flag."
-            ) from None
-
-    def _file(self, key: str) -> Path:
-        return self.folder / key[:2] / f"{key}.safetensors"
-
-    def read(self, keys: Iterable[str], num_values: int) -> dict[str, Rows]:
-        """What is there of these; a damaged file counts as missing and is written again."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        found: dict[str, Rows] = {}
-        for key in keys:
-            try:
-                values = load_file(self._file(key))
-            except (OSError, SafetensorError):
-                continue
-            found[key] = tuple(values.get(str(n)) for n in range(num_values))
-        return found
-
-    def write(self, rows: Mapping[str, Rows]) -> None:
-        from safetensors.torch import save_file
-
-        for key, values in rows.items():
-            file = self._file(key)
-            temporary = file.with_suffix(f".{os.getpid()}-{os.urandom(4).hex()}.tmp")
-            kept = {str(n): value.contiguous() for n, value in enumerate(values) if value is not None}
-            with self._writing():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(file, temporary):
-                    save_file(kept, temporary)
-
-
-def encoders_key(folder: Path, *versions: str) -> str:
-    """A name for the text encoders and tokenizers of a checkpoint's folder: other files, another name.
-
-    Files in a hub's cache are links to blobs that are named by their content; of others size and time count.
-    """
-    described = list(versions)
-    for file in sorted(folder.glob("text_encoder*/*")) + sorted(folder.glob("tokenizer*/*")):
-        real = file.resolve()
-        content = real.name if file.is_symlink() else f"{real.stat().st_size} {real.stat().st_mtime_ns}"
-        described.append(f"{file.relative_to(folder)} {content}")
-    return hashlib.sha256("\n".join(described).encode()).hexdigest()[:16]

@@ -1,7 +1,8 @@
 """What only a GPU can show; `make gpu` runs it where there is one, everywhere else it is skipped with a word.
 
-**None of this has been run on a GPU yet.** Two parts: the flags that a CPU refuses, on `tiny`; and FLUX.1-dev's true size
-(`python -m kernels_bench true_size`), whose row is appended to kernels_bench/results with the hardware's name.
+**None of this has been run on a GPU yet**; tests/test_pretended_gpu.py shows what can be shown without one. Two parts: the
+flags that a CPU refuses, on `tiny`; and FLUX.1-dev's true size (`python -m kernels_bench true_size`), whose row is
+appended to kernels_bench/results with the hardware's name.
 """
 
 import json

@@ -1,0 +1,122 @@
+"""A GPU that is not there: tensors compute on the CPU, but say where they would be, and may not meet from two places.
+
+    with PretendGpu():
+        pipeline.to("cuda:0")
+        pipeline("a cat")          # RuntimeError if a tensor that was left on the host meets one on "cuda:0"
+
+It sees each call of torch from Python (a TorchFunctionMode) and keeps torch's rules: a call takes tensors of one device,
+but numbers (no dimensions) and indices may be on the host; a generator belongs to the device of what it draws; numpy reads
+host memory only. What happens inside of a compiled kernel it cannot see, nor memory, streams and speed.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+GPU, HOST = torch.device("cuda:0"), torch.device("cpu")
+MOVES = {torch.Tensor.to, torch.Tensor.cpu, torch.Tensor.cuda}
+BETWEEN_DEVICES = {
+    torch.Tensor.copy_, torch.Tensor.__getitem__, torch.Tensor.__setitem__, torch.Tensor.data.__set__,
+    torch._has_compatible_shallow_copy_type,
+}  # fmt: skip
+"""What may be given tensors of two devices."""
+READS_HOST = {torch.Tensor.numpy, torch.Tensor.__array__}
+
+
+ANSWERS: dict[str, Any] = {
+    "is_available": True, "device_count": 1, "current_device": 0, "get_device_capability": (9, 0), "set_device": None,
+    "synchronize": None, "empty_cache": None, "max_memory_allocated": 2**30,
+    "get_device_properties": SimpleNamespace(name="Pretended GPU", total_memory=80 * 2**30, major=9, minor=0),
+}  # fmt: skip
+"""What torch.cuda says of it."""
+
+
+class PretendGpu(TorchFunctionMode):
+    """Of the thread that enters it."""
+
+    def __enter__(self) -> "PretendGpu":
+        self.patches = ExitStack()
+        for name, answer in ANSWERS.items():
+            self.patches.enter_context(mock.patch(f"torch.cuda.{name}", return_value=answer))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.patches.close()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func == torch.Tensor.device.__get__:
+            return GPU if on_gpu(args[0]) else func(*args)
+        if func == torch.Tensor.is_cuda.__get__:
+            return on_gpu(args[0])
+        if func in MOVES:
+            return _move(func, args, kwargs)
+        tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, torch.Tensor)]
+        if func in READS_HOST and on_gpu(args[0]):
+            raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
+        if func not in BETWEEN_DEVICES and len({on_gpu(tensor) for tensor in tensors if tensor.dim() > 0}) > 1:
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but {func.__name__} got {_told(tensors)}"
+            )
+        if (device := kwargs.get("device")) is None:
+            place = any(map(on_gpu, tensors[: 1 if func in BETWEEN_DEVICES else None]))
+        else:
+            place = torch.device(device).type == "cuda"
+            kwargs["device"] = HOST if place else device
+        if place and isinstance(generator := kwargs.get("generator"), torch.Generator):
+            raise RuntimeError(f"Expected a 'cuda' device type for generator but found {generator.device}")
+        if func == torch.Tensor.data.__set__:
+            place = on_gpu(args[1])
+            func(*args)
+            return _labelled(args[0], place)
+        return tree_map(lambda value: _labelled(value, place), func(*args, **kwargs))
+
+
+def on_gpu(tensor: torch.Tensor) -> bool:
+    return getattr(tensor, "_on_pretended_gpu", False)
+
+
+def devices(module: torch.nn.Module | None) -> set[bool]:
+    """Where the weights of a network are: {True} if all would be on the GPU, {} without a network."""
+    return {on_gpu(weight) for weight in module.parameters()} if module is not None else set()
+
+
+def _labelled(value: Any, place: bool) -> Any:
+    if isinstance(value, torch.Tensor):
+        if place:
+            value._on_pretended_gpu = True  # type: ignore[attr-defined]
+        elif on_gpu(value):
+            del value._on_pretended_gpu  # type: ignore[attr-defined]
+    return value
+
+
+def _move(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """A copy where the device is another one, as torch does."""
+    tensor, place = args[0], func is torch.Tensor.cuda or (func is torch.Tensor.to and on_gpu(args[0]))
+    if func is not torch.Tensor.to:
+        return _labelled(tensor.clone() if place != on_gpu(tensor) else tensor, place)
+
+    def on_host(value: Any) -> Any:
+        nonlocal place
+        if isinstance(value, torch.Tensor):
+            place = on_gpu(value)
+        if not isinstance(value, str | torch.device):
+            return value
+        place = torch.device(value).type == "cuda"
+        return HOST if place else value
+
+    moved = tensor.to(*map(on_host, args[1:]), **{name: on_host(value) for name, value in kwargs.items()})
+    return _labelled(moved.clone() if moved is tensor and place != on_gpu(tensor) else moved, place)
+
+
+def _told(tensors: Iterable[torch.Tensor]) -> str:
+    return ", ".join(f"{tuple(tensor.shape)} on {GPU if on_gpu(tensor) else HOST}" for tensor in tensors)
