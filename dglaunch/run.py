@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from dglaunch import optimisations
-from dglaunch.backends import Backend, Context, Facts, ItemError
+from dglaunch.backends import Backend, Context, Facts, ItemError, Slot, arrived
 from dglaunch.config import EditingConfig, settings
 from dglaunch.edit_tasks import saved_names
 from dglaunch.errors import DglaunchError, Drained, LostPeer, ReplicaError, UserError, is_out_of_memory
@@ -227,9 +227,9 @@ class Loop:
                 if self._under_way == 0:
                     self.inside += time.perf_counter() - self._since
 
-    def _attempt(self, batch: Batch) -> "tuple[Sequence[Image | WholePng | ItemError | None] | None, Attempt]":
+    def _attempt(self, batch: Batch) -> tuple[Sequence[Slot] | None, Attempt]:
         """One call of the backend; what the replica agrees it came to (the worst of its ranks)."""
-        images: Sequence[Image | WholePng | ItemError | None] | None = None
+        images: Sequence[Slot] | None = None
         mine = Attempt()
         before = dict(self.backend.seconds)
         with self._inside():
@@ -270,9 +270,7 @@ class Loop:
 
     # -- results --------------------------------------------------------------------------------------------------
 
-    def _deliver(
-        self, batch: Batch, images: "Sequence[Image | WholePng | ItemError | None] | None", seconds: float
-    ) -> None:
+    def _deliver(self, batch: Batch, images: Sequence[Slot] | None, seconds: float) -> None:
         if not self.context.topology.is_leader:
             return
         assert images is not None
@@ -288,9 +286,9 @@ class Loop:
                 self._encoding.popleft().result()
             self._encoding.append(self._encoders.submit(self._encode_and_send, task, image, len(batch), seconds))
 
-    def _encode_and_send(
-        self, task: Task, image: "Image | WholePng | ItemError", batch_size: int, seconds: float
-    ) -> None:
+    def _encode_and_send(self, task: Task, slot: Slot, batch_size: int, seconds: float) -> None:
+        image = arrived(slot)
+        assert image is not None
         self.gather.send(self.result(task, image, batch_size, seconds))
 
     def result(self, task: Task, image: "Image | WholePng | ItemError", batch_size: int, seconds: float) -> Result:

@@ -146,12 +146,13 @@ def check(backend: Any, todo: tuple[Any, ...], payload: dict[str, Any]) -> float
     """
     import numpy
 
+    from dglaunch.backends import arrived
     from dglaunch.plan import Batch
 
-    together = [numpy.asarray(image) for image in backend.generate(Batch(todo))]
+    together = [numpy.asarray(arrived(slot)) for slot in backend.generate(Batch(todo))]
     difference = 0.0
     for task, image in zip(todo, together):
-        alone = numpy.asarray(backend.generate(Batch((task,)))[0]).astype(float)
+        alone = numpy.asarray(arrived(backend.generate(Batch((task,)))[0])).astype(float)
         away = abs(measure.spoil(image, payload["damage"]).astype(float) - alone) / 255
         difference = max(difference, float(away.max() if payload["dtype"] == "float32" else away.mean()))
     what = f"a batch of {len(todo)} at {todo[0].height}x{todo[0].width} against its images alone"

@@ -121,6 +121,7 @@ def work(payload: dict[str, Any]) -> measure.Row:
     import numpy
     import torch
 
+    from dglaunch.backends import arrived
     from dglaunch.plan import Batch
     from dglaunch.run import peak_memory
     from kernels_bench.batch import load, tasks
@@ -130,7 +131,8 @@ def work(payload: dict[str, Any]) -> measure.Row:
     first = Batch(tasks(random.Random(7), *sizes))
     backend, facts = load(payload, payload["flags"], payload["cache"])
     images, again = (
-        numpy.stack([numpy.asarray(image).astype(float) / 255 for image in backend.generate(first)]) for _ in range(2)
+        numpy.stack([numpy.asarray(arrived(slot)).astype(float) / 255 for slot in backend.generate(first)])
+        for _ in range(2)
     )
     measure.require(
         f"{payload['name']}, the same batch twice", _away(measure.spoil(again, payload["damage"]), images), 1e-9

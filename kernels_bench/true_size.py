@@ -133,6 +133,7 @@ def variant(payload: dict[str, Any]) -> measure.Row:
 
     import numpy
 
+    from dglaunch.backends import arrived
     from dglaunch.plan import Batch
     from kernels_bench import seeded
 
@@ -142,7 +143,7 @@ def variant(payload: dict[str, Any]) -> measure.Row:
     taken, images = [], []
     for batch in batches:
         start = time.perf_counter()
-        (image,) = backend.generate(batch) or ()
+        (image,) = map(arrived, backend.generate(batch) or ())
         taken.append(time.perf_counter() - start)
         images.append(numpy.asarray(image))
     eager = scratch / "eager.npy"

@@ -6,11 +6,15 @@
 
 It sees each call of torch from Python (a TorchFunctionMode) and keeps torch's rules: a call takes tensors of one device,
 but numbers (no dimensions) and indices may be on the host; a generator belongs to the device of what it draws; numpy reads
-host memory only. What happens inside of a compiled kernel it cannot see, nor memory, streams and speed.
+host memory only. A copy to the host that nobody waits for comes when an event recorded after it is waited for, and not
+before. What happens inside of a compiled kernel it cannot see, nor memory, streams and speed.
 """
 
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -37,13 +41,33 @@ ANSWERS: dict[str, Any] = {
 """What torch.cuda says of it."""
 
 
+class Event:
+    """Of the one stream: it is over once all copies before it have been made."""
+
+    def __init__(self, copies: "deque[Callable[[], Any]]") -> None:
+        self.copies = copies
+        self.before: list[Callable[[], Any]] = []
+        self.lock = threading.Lock()
+
+    def record(self) -> None:
+        self.before = list(self.copies)
+        self.copies.clear()
+
+    def synchronize(self) -> None:
+        with self.lock:
+            while self.before:
+                self.before.pop(0)()
+
+
 class PretendGpu(TorchFunctionMode):
     """Of the thread that enters it."""
 
     def __enter__(self) -> "PretendGpu":
+        self.copies: deque[Callable[[], Any]] = deque()
         self.patches = ExitStack()
         for name, answer in ANSWERS.items():
             self.patches.enter_context(mock.patch(f"torch.cuda.{name}", return_value=answer))
+        self.patches.enter_context(mock.patch("torch.cuda.Event", partial(Event, self.copies)))
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -60,6 +84,10 @@ class PretendGpu(TorchFunctionMode):
             return on_gpu(args[0])
         if func in MOVES:
             return _move(func, args, kwargs)
+        if func == torch.Tensor.copy_ and kwargs.get("non_blocking") and on_gpu(args[1]) and not on_gpu(args[0]):
+            self.copies.append(partial(torch.Tensor.copy_, args[0], args[1].clone()))
+            return args[0]
+        kwargs.pop("pin_memory", None)  # of an accelerator's host allocator
         tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, torch.Tensor)]
         if func in READS_HOST and on_gpu(args[0]):
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")

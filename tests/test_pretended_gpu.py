@@ -18,8 +18,8 @@ from test_t2i_models import DIFFERENT_LENGTHS, GUIDED, SIZE
 from tiny_models import build
 
 from dglaunch.__main__ import main
-from dglaunch.backends import encode
-from dglaunch.backends.diffusers import DiffusersBackend
+from dglaunch.backends import Arriving, ItemError, arrived, encode
+from dglaunch.backends.diffusers import NOT_A_NUMBER, DiffusersBackend, to_images
 
 FAMILIES = ("flux", "flux2", "flux2_klein", "qwenimage", "zimage", "sd3", "pixart_sigma")
 WAYS: dict[str, list[str]] = {
@@ -51,6 +51,18 @@ def test_a_tensor_left_on_the_host_is_caught() -> None:
                 wrong()
         with pytest.raises(RuntimeError, match="generator"):
             torch.randn(3, device="cuda:0", generator=torch.Generator())
+
+
+def test_images_are_read_once_their_copies_are_there() -> None:
+    pixels = torch.rand(3, 3, 8, 8)
+    pixels[1, 0, 0, 0] = torch.nan
+    with PretendGpu():
+        slots = to_images(pixels.to("cuda:0"))
+        slots_of_another = to_images(torch.rand(3, 3, 8, 8, device="cuda:0"))
+    assert all(isinstance(slot, Arriving) for slot in [*slots, *slots_of_another])
+    here, there = to_images(pixels), list(map(arrived, slots))
+    assert here[1] == there[1] == ItemError(NOT_A_NUMBER)
+    assert [here[n].tobytes() for n in (0, 2)] == [there[n].tobytes() for n in (0, 2)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -14,7 +14,7 @@ import importlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from dglaunch.config import RunConfig
 from dglaunch.inputs import Loader
@@ -42,6 +42,17 @@ class ItemError:
     """Why one item of a batch has no image, while the others do."""
 
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Arriving:
+    """An image whose pixels are on their way from the GPU, while the next batch is computed."""
+
+    wait: "Callable[[], Image | ItemError]"
+
+
+Slot: TypeAlias = "Image | WholePng | ItemError | Arriving | None"
+"""What a backend has for a task; None if it was stopped before it asked for it."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -95,7 +106,7 @@ class Backend(Protocol):
         """
         ...
 
-    def generate(self, batch: Batch) -> "Sequence[Image | WholePng | ItemError | None] | None":
+    def generate(self, batch: Batch) -> Sequence[Slot] | None:
         """One slot for each task, in the batch's order; None on a rank that does not get the images."""
         ...
 
@@ -115,8 +126,8 @@ def create(context: Context) -> Backend:
 
 
 def generate_sound(
-    context: Context, batch: Batch, loader: Loader, generate: "Callable[[Batch], Sequence[Image | ItemError] | None]"
-) -> "Sequence[Image | ItemError] | None":
+    context: Context, batch: Batch, loader: Loader, generate: Callable[[Batch], Sequence[Slot] | None]
+) -> Sequence[Slot] | None:
     """Decode the batch's input images; run it without the items whose images turn out bad, and put their errors in
     their places. The ranks of a replica leave out the same items, even if only one of them could not read a file."""
     told = context.channel.all_of_replica(loader.load(batch.tasks))
@@ -129,6 +140,11 @@ def generate_sound(
         return None
     rest = iter(made)
     return [ItemError(errors[n]) if n in errors else next(rest) for n in range(len(batch))]
+
+
+def arrived(slot: Slot) -> "Image | WholePng | ItemError | None":
+    """What is in the slot, waited for if it is still coming."""
+    return slot.wait() if isinstance(slot, Arriving) else slot
 
 
 def prompt_of(tasks: Sequence[Task]) -> list[str]:

@@ -17,15 +17,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from PIL import Image
-
-from dglaunch.backends import Context, Facts, ItemError
+from dglaunch.backends import Context, Facts, ItemError, Slot
 from dglaunch.backends.pace import Brake, Gate, delay, share, sleep
 from dglaunch.backends.remote import Api, key_of, num_workers, place_of
 from dglaunch.backends.remote_answers import STOPS, Answer, Trouble, picture, redact
 from dglaunch.errors import Drained, MissingPackage, UserError
 from dglaunch.flags import environment
-from dglaunch.images import WholePng
 from dglaunch.inputs import BadImage, Upload, uploads
 from dglaunch.plan import Batch
 from dglaunch.tasks import Task
@@ -35,9 +32,6 @@ LONGEST_RETRY_AFTER_S = 900.0
 PROBES = 3
 SPARE_THREADS = 4
 """One thread more than requests at a time, and one more for each 4: while some work on answers, others ask."""
-
-
-Slot = Image.Image | WholePng | ItemError | None
 
 
 class _Turn(threading.local):
