@@ -10,6 +10,7 @@ host memory only. A copy to the host that nobody waits for comes when an event r
 before. What happens inside of a compiled kernel it cannot see, nor memory, streams and speed.
 """
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -23,7 +24,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-GPU, HOST = torch.device("cuda:0"), torch.device("cpu")
+GPU, HOST = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))), torch.device("cpu")
 MOVES = {torch.Tensor.to, torch.Tensor.cpu, torch.Tensor.cuda}
 BETWEEN_DEVICES = {
     torch.Tensor.copy_, torch.Tensor.__getitem__, torch.Tensor.__setitem__, torch.Tensor.data.__set__,
@@ -34,9 +35,9 @@ READS_HOST = {torch.Tensor.numpy, torch.Tensor.__array__}
 
 
 ANSWERS: dict[str, Any] = {
-    "is_available": True, "device_count": 1, "current_device": 0, "get_device_capability": (9, 0), "set_device": None,
+    "is_available": True, "device_count": int(os.environ.get("LOCAL_WORLD_SIZE", "1")), "current_device": 0, "get_device_capability": (9, 0), "set_device": None,
     "synchronize": None, "empty_cache": None, "max_memory_allocated": 2**30,
-    "get_device_properties": SimpleNamespace(name="Pretended GPU", total_memory=80 * 2**30, major=9, minor=0),
+    "get_device_properties": SimpleNamespace(name="Pretended GPU", total_memory=80 * 2**30, major=9, minor=0, gcnArchName=""),
 }  # fmt: skip
 """What torch.cuda says of it."""
 
@@ -68,6 +69,9 @@ class PretendGpu(TorchFunctionMode):
         for name, answer in ANSWERS.items():
             self.patches.enter_context(mock.patch(f"torch.cuda.{name}", return_value=answer))
         self.patches.enter_context(mock.patch("torch.cuda.Event", partial(Event, self.copies)))
+        for name in ("init_process_group", "new_group"):
+            own = getattr(torch.distributed, name)
+            self.patches.enter_context(mock.patch(f"torch.distributed.{name}", partial(_over_gloo, own)))
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -107,6 +111,14 @@ class PretendGpu(TorchFunctionMode):
             func(*args)
             return _labelled(args[0], place)
         return tree_map(lambda value: _labelled(value, place), func(*args, **kwargs))
+
+
+def _over_gloo(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Groups of ranks, which on GPUs would talk over NCCL."""
+    asked = {name: value for name, value in kwargs.items() if name not in ("backend", "device_id")}
+    return function(
+        *(value for value in args if not (isinstance(value, str) and "nccl" in value)), backend="gloo", **asked
+    )
 
 
 def on_gpu(tensor: torch.Tensor) -> bool:

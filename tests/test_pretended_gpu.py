@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import difference, images, ledger, run_json, write_jsonl
+from conftest import Case, difference, images, launch, ledger, run_json, write_jsonl
 from edit_images import MULTI, SINGLE, save_table
 from pretend_gpu import PretendGpu, on_gpu
 from test_edit_models import MODELS, small_images
@@ -74,6 +74,33 @@ def test_text_to_image(families: Path, prompts: Path, tmp_path: Path, family: st
         run(*command, "--batch_size", "3", *flags, "--output_dir", tmp_path / way)
         assert run_json(tmp_path / way)["device"] == "Pretended GPU"
         assert difference(tmp_path / way, tmp_path / "cpu") <= 2
+
+
+@pytest.fixture(scope="module")
+def splits(families: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Case]]:
+    """Two ranks of one replica, each with a pretended GPU: every family's folder, and how it ended."""
+    folder = tmp_path_factory.mktemp("splits")
+    commands: list[tuple[list[Any], dict[str, str]]] = []
+    for family in FAMILIES:
+        build(family, families / family)
+        command = ["t2i", "--model_name", families / family, "--prompts_file", prompts, *SIZE, *GUIDED.get(family, [])]
+        command += ["--batch_size", "3", "--torch_dtype", "float32", "--backend", "xdit"]
+        command += ["--device", "cuda", "--output_dir", folder / family]
+        commands.append((command, {"DG_XDIT_ULYSSES_DEGREE": "2"}))
+    return {family: (folder / family, case) for family, case in zip(FAMILIES, launch(folder, 2, commands))}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_to_image_split_by_xdit(
+    splits: dict[str, tuple[Path, Case]], families: Path, prompts: Path, tmp_path: Path, family: str
+) -> None:
+    folder, case = splits[family]
+    assert case.codes == [0, 0], case.output
+    assert all(sum(rank.values()) > 0 for rank in case.collectives), "the ranks of a replica did not talk"
+    assert run_json(folder)["device"] == "Pretended GPU"
+    command = ["t2i", "--model_name", families / family, "--prompts_file", prompts, *SIZE, *GUIDED.get(family, [])]
+    run(*command, "--batch_size", "3", "--output_dir", tmp_path / "cpu", gpu=False)
+    assert difference(folder, tmp_path / "cpu") <= 2
 
 
 @pytest.mark.parametrize("family", MODELS)
