@@ -153,16 +153,19 @@ def _measure(
     """One start of torchrun; whatever it wrote before it ended counts."""
     kept = {name: value for name, value in environ.items() if not name.startswith(XDIT_PREFIX)} | dict(parallel)
     with tempfile.TemporaryDirectory(prefix="dglaunch-tune-") as folder:
-        told = Path(folder, "rows.jsonl")
+        measured = Path(folder, "rows.jsonl")
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-        command = [sys.executable, *torchrun, "-m", "dglaunch.tune", str(told), *words, "--output_dir", folder]
+        command = [sys.executable, *torchrun, "-m", "dglaunch.tune", str(measured), *words, "--output_dir", folder]
         code, output = _run(command, kept)
-        lines = [json.loads(line) for line in told.read_text().splitlines()] if told.exists() else []
+        lines = [json.loads(line) for line in measured.read_text().splitlines()] if measured.exists() else []
     machine = lines[0] if lines else {}
     name = describe(parallel)
     rows = [Measured(parallel=name, **line) for line in lines[1:]]
     if code and not (rows and rows[-1].ended):
-        said = next((line for line in reversed(output.splitlines()) if "Error" in line or "dglaunch: " in line), "")
+        told = [line for line in output.splitlines() if "Error" in line or "dglaunch: " in line]
+        said = next(
+            (line for line in reversed(told) if "ChildFailedError" not in line), ""
+        )  # torchrun's own, at the end
         size = 2 * rows[-1].batch_size if rows else 1
         rows.append(Measured(parallel=name, batch_size=size, ended=f"torchrun left with {code}: {said.strip()[:300]}"))
     return rows, machine

@@ -36,7 +36,7 @@ READS_HOST = {torch.Tensor.numpy, torch.Tensor.__array__}
 
 ANSWERS: dict[str, Any] = {
     "is_available": True, "device_count": int(os.environ.get("LOCAL_WORLD_SIZE", "1")), "current_device": 0, "get_device_capability": (9, 0), "set_device": None,
-    "synchronize": None, "empty_cache": None, "max_memory_allocated": 2**30,
+    "synchronize": None, "empty_cache": None, "max_memory_allocated": 2**30, "reset_peak_memory_stats": None,
     "get_device_properties": SimpleNamespace(name="Pretended GPU", total_memory=80 * 2**30, major=9, minor=0, gcnArchName=""),
 }  # fmt: skip
 """What torch.cuda says of it."""
