@@ -141,10 +141,10 @@ class SeededFlux(DiffusersBackend):
     def _load_text_encoders(self) -> dict[str, torch.nn.Module]:
         return {part: self._make(part) for part in ("text_encoder", "text_encoder_2")}
 
-    def call_pipeline(self, batch: Batch, arguments: dict[str, Any]) -> Any:
+    def _generate(self, batch: Batch) -> Any:
         if self.fits is not None and len(batch) > self.fits:
             raise torch.OutOfMemoryError(f"out of memory, as asked: {len(batch)} images, {self.fits} fit")
-        return super().call_pipeline(batch, arguments)
+        return super()._generate(batch)
 
 
 def _read_tokenizer(folder: Path) -> Any:
