@@ -87,6 +87,7 @@ class Report:
 
     def update(self, result: Result) -> None:
         """One result was written."""
+        self.last_written = time.time()
         if result.failed:
             self.counts.num_failed += 1
             self.console.print(
@@ -94,7 +95,6 @@ class Report:
             )
         else:
             self.counts.num_ok += 1
-            self.last_written = time.time()
         self.by_rank[result.record["rank"]] += 1
         if self._progress is not None:
             done = self.counts.num_skipped + self.counts.num_ok + self.counts.num_failed
@@ -133,7 +133,7 @@ class Report:
         """The measured part of run.json.
 
         `pipeline_share` is the part of the wall time, between the first batch's start on any replica and the last
-        image written, that the replicas spent inside the pipeline, on average.
+        image or failure written, that the replicas spent inside the pipeline, on average.
         """
         seconds: Counter[str] = Counter({"load": load_seconds})
         begun = [leader.started for leader in leaders.values() if leader.inside]

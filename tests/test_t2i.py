@@ -104,6 +104,15 @@ def test_an_image_that_does_not_fit_alone_is_a_failure(tmp_path: Path) -> None:
     assert sorted(images(tmp_path / "out")) == ["000001.png"]
 
 
+def test_a_failure_at_the_end_counts_as_time_of_the_run(tmp_path: Path) -> None:
+    """Else it would be inside of the pipeline for longer than the run took."""
+    rows = [{"prompt": "a cat"}, {"prompt": "[sleep 0.5] [item error]"}]
+    command = [*FAKE, "--prompts_file", write_jsonl(tmp_path / "p.jsonl", rows), "--output_dir", tmp_path / "out"]
+    assert dglaunch(*command, "--batch_size", "1").code == 3
+    run = run_json(tmp_path / "out")
+    assert run["wall_s"] >= 0.5 and run["pipeline_share"] <= 1
+
+
 def test_world_size_and_batch_size_change_nothing(tmp_path: Path, prompts: Path) -> None:
     for name, nproc, batch in (("one", 0, 1), ("four", 4, 3)):
         ended = dglaunch(
