@@ -6,7 +6,7 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 
 from dglaunch.backends import ItemError
-from dglaunch.backends.diffusers import to_images
+from dglaunch.backends.pixels import to_images
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -19,7 +19,8 @@ from tiny_models import build
 
 from dglaunch.__main__ import main
 from dglaunch.backends import Arriving, ItemError, arrived, encode
-from dglaunch.backends.diffusers import NOT_A_NUMBER, DiffusersBackend, to_images
+from dglaunch.backends.diffusers import DiffusersBackend
+from dglaunch.backends.pixels import NOT_A_NUMBER, to_images
 
 FAMILIES = ("flux", "flux2", "flux2_klein", "qwenimage", "zimage", "sd3", "pixart_sigma")
 WAYS: dict[str, list[str]] = {

@@ -131,7 +131,9 @@ def test_a_sweep_of_xdit(tmp_path: Path) -> None:
 
 
 def test_what_ended_a_rank_is_told_and_not_that_torchrun_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    output = "Traceback ...\nOSError: [Errno 5] Input/output error\ntorch.distributed...errors.ChildFailedError:\n=====\n"
+    output = (
+        "Traceback ...\nOSError: [Errno 5] Input/output error\ntorch.distributed...errors.ChildFailedError:\n=====\n"
+    )
     monkeypatch.setattr(tune, "_run", lambda *_: (1, output))
     (row,), _ = tune._measure([], {}, {}, 2)
     assert row.ended == "torchrun left with 1: OSError: [Errno 5] Input/output error"
