@@ -32,11 +32,10 @@ BETWEEN_DEVICES = {
 }  # fmt: skip
 """What may be given tensors of two devices."""
 READS_HOST = {torch.Tensor.numpy, torch.Tensor.__array__}
-
-
 ANSWERS: dict[str, Any] = {
-    "is_available": True, "device_count": int(os.environ.get("LOCAL_WORLD_SIZE", "1")), "current_device": 0, "get_device_capability": (9, 0), "set_device": None,
-    "synchronize": None, "empty_cache": None, "max_memory_allocated": 2**30, "reset_peak_memory_stats": None,
+    "is_available": True, "device_count": int(os.environ.get("LOCAL_WORLD_SIZE", "1")), "current_device": GPU.index,
+    "get_device_capability": (9, 0), "set_device": None, "synchronize": None, "empty_cache": None,
+    "max_memory_allocated": 2**30, "reset_peak_memory_stats": None,
     "get_device_properties": SimpleNamespace(name="Pretended GPU", total_memory=80 * 2**30, major=9, minor=0, gcnArchName=""),
 }  # fmt: skip
 """What torch.cuda says of it."""
@@ -95,7 +94,8 @@ class PretendGpu(TorchFunctionMode):
         tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, torch.Tensor)]
         if func in READS_HOST and on_gpu(args[0]):
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
-        if func not in BETWEEN_DEVICES and len({on_gpu(tensor) for tensor in tensors if tensor.dim() > 0}) > 1:
+        left = any(tensor.dim() > 0 and not on_gpu(tensor) for tensor in tensors)
+        if left and any(map(on_gpu, tensors)) and func not in BETWEEN_DEVICES:
             raise RuntimeError(
                 f"Expected all tensors to be on the same device, but {func.__name__} got {_told(tensors)}"
             )
@@ -123,11 +123,6 @@ def _over_gloo(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 def on_gpu(tensor: torch.Tensor) -> bool:
     return getattr(tensor, "_on_pretended_gpu", False)
-
-
-def devices(module: torch.nn.Module | None) -> set[bool]:
-    """Where the weights of a network are: {True} if all would be on the GPU, {} without a network."""
-    return {on_gpu(weight) for weight in module.parameters()} if module is not None else set()
 
 
 def _labelled(value: Any, place: bool) -> Any:
