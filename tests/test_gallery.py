@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -318,7 +319,9 @@ def test_light_and_dark_are_readable(tab: browser.Browser, out: Path) -> None:
         backgrounds.append(tab.js("return getComputedStyle(document.body).backgroundColor"))
         assert min(tab.js(contrast)) >= 4.5, theme
     assert backgrounds[1] != backgrounds[2]
-    for _ in range(20):  # the choice is kept for the next visit; Chromium writes it down a little later
+    limit = time.monotonic() + 30  # kept for the next visit; Chromium's page hands it to the browser a little later
+    while time.monotonic() < limit:
+        time.sleep(1)
         tab.open(out / "gallery.html")
         tab.until(READY)
         if tab.js("return document.getElementById('theme').value") == "dark":
