@@ -13,7 +13,8 @@ from typing import Any
 
 from dglaunch.config import OptimizationConfig, RunConfig
 from dglaunch.errors import MissingPackage, UserError
-from dglaunch.models import OTHER, Checkpoint
+from dglaunch.estimate import host_memory
+from dglaunch.models import DTYPE_BYTES, OTHER, Checkpoint
 from dglaunch.topology import Topology
 
 
@@ -38,6 +39,8 @@ class Optimisation:
     families: tuple[str, ...] = ()
     """The families of models.py in which it was measured to work. One that is not in that table is let through, and the
     loaded modules decide."""
+    uncompiled: str = ""
+    """Why it needs --enable_compile on a GPU."""
     xdit: str = ""
     """Why it cannot go with --backend xdit."""
     xdit_families: tuple[str, ...] = ()
@@ -61,6 +64,9 @@ DISPATCHED = ("Flux", "FluxKontext", "Flux2", "Flux2Klein", "QwenImage", "QwenIm
 """Families whose attention asks diffusers' dispatcher; the others call torch's own function whatever was set."""
 BLOCKS = (*DISPATCHED, "GlmImage")
 """Families that name their repeated blocks."""
+PINNED = 1.6
+"""Bytes of page-locked host memory that group offloading takes for each of the transformer's: torch rounds each weight up to
+a power of two (on the real shapes FLUX.1 comes to 1.56, Qwen-Image to 1.58, FLUX.2 to 1.57)."""
 TORCHAO = ("torchao", "pip install 'dglaunch[quant]'")
 
 OPTIMISATIONS = (
@@ -105,10 +111,12 @@ OPTIMISATIONS = (
     Optimisation(
         flag="quantization", value="int8", does="torchao: transformer's weights and activations in 8-bit integers",
         changes="yes", package=TORCHAO, excludes=("enable_layerwise_casting", "enable_fuse_qkv", *_MOVING),
+        uncompiled="torchao's eager int8 product prints each activation to tell what it is, which takes longer than bfloat16",
     ),
     Optimisation(
         flag="quantization", value="fp8", does="torchao: transformer's weights and activations in 8-bit floats",
         changes="yes", package=TORCHAO, gpu="float8 matrix products exist there only", capability=(8, 9),
+        dtypes=("bfloat16",),
         excludes=("enable_layerwise_casting", "enable_fuse_qkv", *_MOVING),
     ),
     Optimisation(
@@ -173,6 +181,26 @@ ATTENTION = (
     | _each("xformers", ("xformers", "pip install xformers"))
 )
 """diffusers' names -> module that must be there, how to get it, and whether it needs a GPU."""
+WITHOUT_MASK = frozenset(
+    [
+        "_native_flash",
+        "_native_xla",
+        "flash",
+        "flash_hub",
+        "flash_4_hub",
+        "_flash_3",
+        "_flash_3_hub",
+        "aiter_fa2_hub",
+        "sage",
+        "sage_hub",
+        "sage_blackwell_hub",
+        "_sage_qk_int8_pv_fp8_cuda",
+        "_sage_qk_int8_pv_fp8_cuda_sm90",
+        "_sage_qk_int8_pv_fp16_cuda",
+        "_sage_qk_int8_pv_fp16_triton",
+    ]
+)
+"""Of these, the ones that raise where texts of different length share a call, which then has an attention mask."""
 XFUSER_ATTENTION = (
     _each("SDPA SDPA_MATH SDPA_FLASH", _HERE, gpu=False)
     | _each("SDPA_EFFICIENT CUDNN", _HERE)
@@ -241,6 +269,8 @@ def check(checkpoint: Checkpoint, config: RunConfig, topology: Topology, device:
                 f"--attention_backend {wanted.attention_backend} cannot be merged over a ring (DG_XDIT_RING_DEGREE); take "
                 "another, or use DG_XDIT_ULYSSES_DEGREE."
             )
+    if wanted.enable_group_offloading:
+        _check_pinned(checkpoint, topology, config.backend.torch_dtype or "bfloat16")
     _check_cache_flags(wanted)
     if wanted.compile_scope == "whole" and not wanted.enable_compile:
         raise UserError("--compile_scope does nothing without --enable_compile; add it, or drop --compile_scope.")
@@ -271,7 +301,11 @@ def _check_machine(row: Optimisation, config: RunConfig, topology: Topology, dev
     dtype = config.backend.torch_dtype or ("bfloat16" if device == "cuda" else "float32")
     if row.dtypes and dtype not in row.dtypes:
         raise UserError(
-            f"--{row.name} does nothing with weights in {dtype}; drop it, or give --torch_dtype {row.dtypes[0]}."
+            f"--{row.name} does nothing or fails with weights in {dtype}; drop it, or give --torch_dtype {row.dtypes[0]}."
+        )
+    if row.uncompiled and device == "cuda" and not config.optimization.enable_compile:
+        raise UserError(
+            f"--{row.name} needs --enable_compile on a GPU: {row.uncompiled}. Add it, or drop --{row.name}."
         )
     if row.package is not None and not _found(row.package[0]):
         raise MissingPackage(row.package[0], f"--{row.name}", row.package[1])
@@ -287,6 +321,19 @@ def _check_machine(row: Optimisation, config: RunConfig, topology: Topology, dev
                 f"--{row.name} needs compute capability {needed} (8.0: A100, 8.9: L40S and RTX 4090, 9.0: H100); this GPU "
                 f"has {have[0]}.{have[1]}. Drop it."
             )
+
+
+def _check_pinned(checkpoint: Checkpoint, topology: Topology, dtype: str) -> None:
+    weights = (
+        sum(n for name, n in checkpoint.parameters.items() if name in ("transformer", "unet")) * DTYPE_BYTES[dtype]
+    )
+    needed, have = weights * PINNED * topology.local_world_size, host_memory()
+    if needed > have:
+        raise UserError(
+            f"--enable_group_offloading would lock {needed / 2**30:,.0f} GiB of host memory for {topology.local_world_size} "
+            f"ranks ({PINNED:g} times the transformer for each), and this machine has {have / 2**30:,.0f} GiB. Start fewer "
+            "ranks a machine, or use --enable_cpu_offload or --quantization."
+        )
 
 
 def _found(module: str) -> bool:
@@ -334,6 +381,7 @@ def table() -> str:
             else []
         )
         needs += [f"{' or '.join(row.dtypes)}"] if row.dtypes else []
+        needs += ["on a GPU `enable_compile`"] if row.uncompiled else []
         excluded = [f"`{other}`" for other in row.excludes] + [
             f"`{other.name}`" for other in OPTIMISATIONS if row.name in other.excludes
         ]

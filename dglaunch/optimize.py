@@ -42,27 +42,21 @@ def network(pipeline: Any) -> Any:
 
 
 def quantized(config: OptimizationConfig, dtype: str) -> Any | None:
-    """diffusers' quantisation config for the transformer, given to from_pretrained; None if none was asked for."""
-    if config.quantization is None:
+    """diffusers' quantisation config for the transformer, given to from_pretrained; None if nothing is done then."""
+    if config.quantization != "nf4":
         return None
     import diffusers
     import torch
 
-    if config.quantization == "nf4":
-        return diffusers.BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=getattr(torch, dtype)
-        )
-    from torchao import quantization as torchao
-
-    kinds = {
-        "int8": torchao.Int8DynamicActivationInt8WeightConfig,
-        "fp8": torchao.Float8DynamicActivationFloat8WeightConfig,
-    }
-    return diffusers.TorchAoConfig(kinds[config.quantization]())
+    return diffusers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=getattr(torch, dtype)
+    )
 
 
 def place(pipeline: Any, device: str, config: OptimizationConfig) -> Any:
     """Move a loaded pipeline to its device, but for what is to stay in host memory."""
+    if config.quantization in ("int8", "fp8"):
+        _quantize(network(pipeline), config.quantization, device)
     if config.enable_cpu_offload:
         pipeline.enable_model_cpu_offload(device=device)
         return pipeline
@@ -72,6 +66,22 @@ def place(pipeline: Any, device: str, config: OptimizationConfig) -> Any:
         if hasattr(part, "parameters") and part is not network(pipeline):
             part.to(device)
     return pipeline
+
+
+def _quantize(model: Any, kind: str, device: str) -> None:
+    """The linear layers of the repeated blocks, one after the other on the device: a CPU takes minutes for 12B weights, and
+    the whole transformer need not fit before. Both kinds scale each row of the activations by itself, so that an image
+    does not depend on the others of its batch; the few layers outside of the blocks gain nothing."""
+    import torch
+    from torchao import quantization as torchao
+
+    kinds = {
+        "int8": torchao.Int8DynamicActivationInt8WeightConfig,
+        "fp8": lambda: torchao.Float8DynamicActivationFloat8WeightConfig(granularity=torchao.PerRow()),
+    }
+    blocks = [child for child in model.children() if isinstance(child, torch.nn.ModuleList)] or [model]
+    inside = {id(module) for block in blocks for module in block.modules() if isinstance(module, torch.nn.Linear)}
+    torchao.quantize_(model, kinds[kind](), lambda module, _name: id(module) in inside, device=device)
 
 
 # -- once it is loaded --------------------------------------------------------------------------------------------
@@ -141,7 +151,7 @@ def _tf32(_pipeline: Any, _config: Any, _device: str, undo: ExitStack) -> str:
 
 
 def _quantization(pipeline: Any, *_: Any) -> str:
-    """Done while loading; here the weights are looked at."""
+    """Done while loading or by `place`; here the weights are looked at."""
     import torch
 
     kinds: dict[str, int] = {}
@@ -245,7 +255,7 @@ def _group_offloading(pipeline: Any, _config: Any, device: str, _undo: ExitStack
     model = network(pipeline)
     model.enable_group_offload(
         onload_device=torch.device(device), offload_device=torch.device("cpu"), offload_type="leaf_level",
-        use_stream=device.startswith("cuda"),
+        use_stream=device.startswith("cuda"), record_stream=device.startswith("cuda"),
     )  # fmt: skip
     hooked = sum(
         "group_offloading" in getattr(m._diffusers_hook, "hooks", {})

@@ -66,12 +66,16 @@ class Job:
         return [task for task in self.tasks if task.error is not None and self.topology.node == 0]
 
     def bucket_of(self) -> Callable[[tasks.Task], plan.Bucket]:
-        """What must be equal in a batch; for some families under xDiT also the number of tokens."""
+        """What must be equal in a batch; for some families under xDiT, or with an attention kernel that takes no mask, also
+        the number of tokens."""
         if self.config.backend.is_remote:  # a request makes samples of one row
             return lambda task: (*plan.default_bucket(task), task.index)
         base = editing.bucket_of(self.checkpoint) if self.edits else plan.default_bucket
         unit = self.checkpoint.family.text_bucket
-        if self.config.backend.backend != "xdit" or not unit:
+        masks = self.config.backend.backend != "xdit" and (
+            self.config.optimization.attention_backend not in optimisations.WITHOUT_MASK
+        )
+        if masks or not unit:
             return base
         texts = sorted({t.prompt for t in self.tasks} | {t.negative_prompt or "" for t in self.tasks})
         lengths = dict(zip(texts, token_lengths(self.checkpoint, texts)))

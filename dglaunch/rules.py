@@ -16,6 +16,8 @@ from dglaunch.topology import Topology
 
 MAG_CACHE_STEPS = 28
 """Denoising steps for which MagCache's published ratios hold."""
+ZIMAGE_GUIDANCE = 5.0
+"""ZImagePipeline's own guidance scale."""
 
 
 def check(checkpoint: Checkpoint, config: RunConfig, topology: Topology, tasks: Sequence[Task], device: str) -> None:
@@ -28,6 +30,7 @@ def check(checkpoint: Checkpoint, config: RunConfig, topology: Topology, tasks: 
         need(package, "Running a model", f"pip install {extra}")
     _check_guidance(checkpoint, config, tasks)
     optimisations.check(checkpoint, config, topology, device)
+    _check_masks(checkpoint, config, tasks)
     if config.optimization.cache_type == "mag_cache":
         _check_steps(checkpoint, tasks)
     _check_encode(checkpoint, config)
@@ -57,6 +60,21 @@ def _check_guidance(checkpoint: Checkpoint, config: RunConfig, tasks: Iterable[T
             raise UserError(
                 f"Row {task.index} has a guidance scale but no negative prompt, and {checkpoint.pipeline_class} applies "
                 "guidance only against one. Add --negative_prompt ' ', or remove guidance_scale."
+            )
+
+
+def _check_masks(checkpoint: Checkpoint, config: RunConfig, tasks: Iterable[Task]) -> None:
+    """ZImage sends a prompt and its negative one, of another length, through one call."""
+    name = config.optimization.attention_backend
+    if checkpoint.family.name != "ZImage" or name not in optimisations.WITHOUT_MASK:
+        return
+    own = checkpoint.defaults.get("guidance_scale", ZIMAGE_GUIDANCE)
+    for task in tasks:
+        if (own if task.guidance_scale is None else task.guidance_scale) > 0:
+            raise UserError(
+                f"--attention_backend {name} takes no mask, which ZImage needs for the guidance of row {task.index}: the "
+                "prompt and the negative one share a call and differ in length. Choose another, such as native, or give "
+                "--guidance_scale 0 (a distilled checkpoint wants none)."
             )
 
 

@@ -99,7 +99,8 @@ class Loop:
         topology, config = self.context.topology, self.context.config
         one = config.debug or self.facts.workers == 1
         if topology.is_leader and not config.debug and one:
-            self._encoders = ThreadPoolExecutor(max(1, min(4, (os.cpu_count() or 1) // topology.local_world_size)))
+            count = max(1, min(4, (os.cpu_count() or 1) // topology.local_world_size))
+            self._encoders = ThreadPoolExecutor(count, initializer=self._use_gpu)
         self.started = time.time()
         try:
             self._work(iter(batches)) if one else self._work_in_threads(batches)
@@ -120,6 +121,13 @@ class Loop:
             usage=dict(self.facts.usage),
             error=self.error,
         )
+
+    def _use_gpu(self) -> None:
+        """A thread begins on GPU 0, and waiting for another's event there would make a context on it for every rank."""
+        if self.context.device == "cuda":
+            import torch
+
+            torch.cuda.set_device(self.context.topology.local_rank)
 
     def _work(self, batches: Iterable[Batch]) -> None:
         """Take batches until there are no more or someone wants to leave; then the other threads take no new one."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from dglaunch import backends, optimize
+from dglaunch import backends
 from dglaunch.backends import Context
 from dglaunch.backends.diffusers import DiffusersBackend
 from dglaunch.plan import Batch
@@ -125,17 +125,11 @@ class SeededFlux(DiffusersBackend):
     def load_pipeline(self) -> Any:
         from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
-        transformer = self._make("transformer")
-        wanted = optimize.quantized(self.context.config.optimization, self.context.dtype)
-        if wanted is not None:
-            from torchao.quantization import quantize_
-
-            quantize_(transformer, wanted.quant_type)
         source = Path(self.context.checkpoint.source)
         return FluxPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(source / "scheduler"), vae=self._make("vae"),
             text_encoder=None, text_encoder_2=None, tokenizer=_read_tokenizer(source / "tokenizer"),
-            tokenizer_2=_read_tokenizer(source / "tokenizer_2"), transformer=transformer,
+            tokenizer_2=_read_tokenizer(source / "tokenizer_2"), transformer=self._make("transformer"),
         )  # fmt: skip
 
     def _load_text_encoders(self) -> dict[str, torch.nn.Module]:

@@ -319,7 +319,7 @@ def test_light_and_dark_are_readable(tab: browser.Browser, out: Path) -> None:
         backgrounds.append(tab.js("return getComputedStyle(document.body).backgroundColor"))
         assert min(tab.js(contrast)) >= 4.5, theme
     assert backgrounds[1] != backgrounds[2]
-    limit = time.monotonic() + 30  # kept for the next visit; Chromium's page hands it to the browser a little later
+    limit = time.monotonic() + 60  # kept for the next visit; Chromium's page hands it to the browser a little later
     while time.monotonic() < limit:
         time.sleep(1)
         tab.open(out / "gallery.html")

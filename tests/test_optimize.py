@@ -4,6 +4,7 @@ Layers, cheapest first: the table against the libraries' own names; every refusa
 in this process; runs of `tiny`, all in one torchrun; torch.compile twice, for what it keeps between runs.
 """
 
+import inspect
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -23,6 +24,7 @@ from dglaunch.topology import Topology
 
 # -- the table ----------------------------------------------------------------------------------------------------
 
+SMALL = ["--height", "64", "--width", "64", "--num_inference_steps", "2"]
 PARAMETERS = {"compile_scope", "cache_threshold", "cache_interval", "cache_warmup", "encode", "embedding_cache"}
 
 
@@ -76,6 +78,8 @@ def refuse(pipeline: str = "FluxPipeline", device: str = "cpu", backend: str = "
 REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"quantization": "fp8"}, "(runs on GPUs only|needs the package torchao)"),
     ({"quantization": "nf4"}, "(runs on GPUs only|needs the package bitsandbytes)"),
+    ({"quantization": "fp8", "device": "cuda", "torch_dtype": "float16"}, "--torch_dtype bfloat16"),
+    ({"quantization": "int8", "device": "cuda"}, "needs --enable_compile on a GPU"),
     ({"enable_cpu_offload": True}, "GPUs only"),
     ({"enable_group_offloading": True}, "in host memory already"),
     ({"enable_tf32": True}, "GPUs only"),
@@ -115,6 +119,59 @@ def test_what_cannot_take_effect_is_refused_before_loading(flags: dict[str, Any]
     with pytest.raises(UserError) as told:
         refuse(**flags)
     assert re.search(said, str(told.value)), told.value
+
+
+def test_group_offloading_does_not_lock_more_memory_than_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = Checkpoint("x", "FluxPipeline", FAMILIES["FluxPipeline"], {}, {}, True)
+    checkpoint.__dict__["parameters"] = {"transformer": 12 * 10**9, "text_encoder_2": 5 * 10**9}
+    config = T2IConfig(prompt="x", optimization=OptimizationConfig(enable_group_offloading=True))
+    monkeypatch.setattr(optimisations, "host_memory", lambda: 256 * 2**30)
+    optimisations.check(checkpoint, config, Topology(world_size=4, local_world_size=4), "cuda")
+    with pytest.raises(UserError, match="would lock 286 GiB of host memory for 8 ranks"):
+        optimisations.check(checkpoint, config, Topology(world_size=8, local_world_size=8), "cuda")
+
+
+def test_which_attention_kernels_take_no_mask() -> None:
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Registry
+
+    refusing = {
+        str(name.value) for name, kernel in Registry._backends.items()
+        if "`attn_mask` is not supported" in inspect.getsource(inspect.unwrap(kernel))
+    }  # fmt: skip
+    assert refusing == optimisations.WITHOUT_MASK
+
+
+def test_a_kernel_without_masks_gets_batches_of_one_length(tmp_path: Path, families: Path) -> None:
+    from tiny_models import build
+
+    build("qwenimage", families / "qwenimage")
+    rows = [{"prompt": prompt} for prompt in ("a red cat", "two blue dogs on the moon", "a tiny fox")]
+    prompts = write_jsonl(tmp_path / "p.jsonl", rows)
+    command = ["t2i", "--model_name", families / "qwenimage", "--prompts_file", prompts, "--batch_size", "4", *SMALL]
+    for name, flags in (("plain", []), ("flash", ["--attention_backend", "_native_flash"])):
+        ended = dglaunch(*command, *flags, "--output_dir", tmp_path / name)
+        assert ended.code == 0 and not run_json(tmp_path / name)["events"], ended.output
+    assert difference(tmp_path / "flash", tmp_path / "plain") <= 2
+    assert [row["batch_size"] for row in ledger(tmp_path / "flash")].count(3) == 0
+
+
+def test_guidance_of_zimage_needs_a_mask(families: Path) -> None:
+    from tiny_models import build
+
+    build("zimage", families / "zimage")
+    command = [
+        "plan",
+        "t2i",
+        "--model_name",
+        families / "zimage",
+        "--prompt",
+        "x",
+        "--attention_backend",
+        "_native_flash",
+    ]
+    ended = dglaunch(*command)
+    assert ended.code == 2 and "takes no mask" in ended.output
+    assert dglaunch(*command, "--guidance_scale", "0").code == 0
 
 
 @pytest.mark.parametrize("flags", [{"cache_threshold": 0}, {"cache_interval": 1}, {"cache_warmup": -1}])

@@ -130,11 +130,12 @@ class TextEncoding:
             self.fresh = {}
             if gradual or self.stored >= self.budget:
                 break
-        for name, encoder in self.encoders.items():
-            encoder.to("cpu")
+        for name in self.encoders:
             setattr(self.pipeline, name, None)  # or pipeline.to(device) would take it along
         if not self.queue:
             self.encoders = {}
+        for encoder in self.encoders.values():
+            encoder.to("cpu")
         self._empty_cache()
         for part in self.away:
             part.to(self.device)

@@ -52,6 +52,10 @@ class XDiTBackend(DiffusersBackend):
         gpu = self.context.device == "cuda"
         backend = "nccl" if gpu else "gloo"
         attention = self.context.config.optimization.attention_backend
+        if attention is None and not gpu:
+            attention = ATTENTION_BACKEND
+        elif attention is None and self.context.dtype == "float32":
+            attention = "SDPA_EFFICIENT"  # the kernels that xfuser prefers take 16 bits only
         if not topology.distributed and not dist.is_initialized():
             # xfuser asks for its groups even in a world of one; the launcher's own channel stays trivial.
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
@@ -76,7 +80,7 @@ class XDiTBackend(DiffusersBackend):
                 model=self.context.checkpoint.source,
                 use_cfg_parallel=parallel.use_cfg_parallel,
                 pipefusion_parallel_degree=parallel.pipefusion_degree,
-                attention_backend=attention if attention is not None or gpu else ATTENTION_BACKEND,
+                attention_backend=attention,
                 trust_remote_code=self.context.config.backend.trust_remote_code,
             )
             self.engine_config, _ = arguments.create_config()
