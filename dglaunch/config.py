@@ -17,6 +17,7 @@ from dglaunch.benchmarks import BENCHMARKS
 from dglaunch.errors import UserError
 
 BackendName = Literal["diffusers", "xdit", "openai", "google_genai", "fake"]
+MAX_SEED = 2**62
 REMOTE_BACKENDS = ("openai", "google_genai")
 """Engines that ask an API for images: no checkpoint, no torch, no GPU."""
 Layout = Literal["indexed", "geneval", "dpg", "t2i_compbench", "genarena", "webdataset", "parquet"]
@@ -224,6 +225,10 @@ class RunConfig:
             value = getattr(self, name)
             if isinstance(value, int | float) and value < least:
                 raise UserError(f"--{name} is {value}; it must be {least} or more.")
+        if self.seed > MAX_SEED:
+            raise UserError(
+                f"--seed is {self.seed}; it must be {MAX_SEED} (2^62) or less, as the index is added to it."
+            )
         if self.guidance_scale is not None and not 0 <= self.guidance_scale < float("inf"):
             raise UserError(f"--guidance_scale is {self.guidance_scale}; it must be a number of 0 or more.")
         if (self.node_rank is None) != (self.num_nodes is None):

@@ -215,16 +215,18 @@ def status(folder: Positional[Path], /, node_rank: int | None = None) -> int:
     console.print(f"{len(done):,} of {total:,} images done, {len(failed):,} failed, {left - len(failed):,} to make")
     if speed := speed_of(folder, done.values()):
         console.print(f"{speed:.3g} images/s over the last {min(len(done), RECENT)} images")
-    return _code(found, left)
+    return _code({run.get("outcome") for run in found.values()}, left, len(failed), node_rank is not None)
 
 
-def _code(found: dict[str, dict[str, Any]], left: int) -> int:
-    if not left or {run.get("outcome") for run in found.values()} == {"done"}:
+def _code(outcomes: set[Any], left: int, failed: int, one_node: bool) -> int:
+    """What is left of the whole job is not asked of one node."""
+    if not left or (one_node and outcomes == {"done"}):
         return EXIT_DONE
-    outcomes = {run.get("outcome") for run in found.values()}
     if outcomes & STARTS_AGAIN and outcomes <= STARTS_AGAIN | {"done", "failed"}:
         return EXIT_DRAINED
-    return EXIT_ITEMS_FAILED if outcomes and outcomes <= {"done", "failed"} else EXIT_BROKEN
+    if not outcomes or not outcomes <= {"done", "failed"}:
+        return EXIT_BROKEN
+    return EXIT_DRAINED if left > failed and not one_node else EXIT_ITEMS_FAILED
 
 
 def runs(folder: Path, name: str = "run*") -> dict[str, dict[str, Any]]:
@@ -232,7 +234,9 @@ def runs(folder: Path, name: str = "run*") -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob(f"{name}.json")):
         with contextlib.suppress(OSError, ValueError):  # another version's, or being replaced
-            found[path.name] = json.loads(path.read_text(encoding="utf-8"))
+            run = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(run, dict):
+                found[path.name] = run
     return {name: run for name, run in found.items() if _base_of(name) not in found.keys() - {name}}
 
 
@@ -277,12 +281,13 @@ def merge(folders: Positional[tuple[Path, ...]], /, output_dir: Path) -> int:
     if not folders:
         raise UserError("Name the folders to join: dglaunch merge OUT0 OUT1 --output_dir OUT.")
     _same_settings(folders)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    files: list[Path] = []
     joined: dict[tuple[int, int], str] = {}
     hashes: dict[tuple[int, int], str] = {}
     failures: dict[tuple[int, int], str] = {}
-    for folder in folders:
-        with _lock(folder):
+    with contextlib.ExitStack() as locks:
+        for folder in dict.fromkeys(folders):  # all are looked at before the first file is linked
+            locks.enter_context(_lock(folder))
             contents = inspect(folder)
             if contents.problems:
                 listed = "\n".join(f"  {problem}" for problem in contents.problems[:SHOWN])
@@ -291,9 +296,12 @@ def merge(folders: Positional[tuple[Path, ...]], /, output_dir: Path) -> int:
                 if hashes.setdefault(task_id, line["sha256"]) != line["sha256"]:
                     raise UserError(f"{line['file_name']} is in two of the folders and differs; which is right?")
                 if task_id not in joined:
-                    _link(folder / line["file_name"], output_dir)
+                    files.append(folder / line["file_name"])
                 joined[task_id] = json.dumps(line, ensure_ascii=False) + "\n"
             failures |= {id_of(line): t for path in folder.glob("failures*.jsonl") for t, line in read_lines(path)}
+        output_dir.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            _link(file, output_dir)
     failed = {task_id: text for task_id, text in failures.items() if task_id not in joined}
     _replace(output_dir / "metadata.jsonl", (joined[task_id] for task_id in sorted(joined)))
     if failed:

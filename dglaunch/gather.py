@@ -61,9 +61,12 @@ class Gather:
         def guarded() -> None:
             try:
                 target()
-            except RuntimeError as error:  # what gloo raises when the other side has died
-                self.error = self.error or LostPeer(
-                    f"The connection that carries results broke, as a rank has died: {error}"
+            except Exception as error:
+                lost = isinstance(error, RuntimeError)  # what gloo raises when the other side has died
+                self.error = self.error or (
+                    LostPeer(f"The connection that carries results broke, as a rank has died: {error}")
+                    if lost
+                    else DglaunchError(f"The thread that is to {name} broke off: {type(error).__name__}: {error}")
                 )
                 self._stop.set()
                 self._discard()
@@ -134,6 +137,9 @@ class Gather:
                     self._deliver(result)
             except DglaunchError as error:
                 self.error = error
+                self._stop.set()
+            except Exception as error:
+                self.error = OutputError(f"{result.file_name} could not be written: {type(error).__name__}: {error}")
                 self._stop.set()
 
     def _write_own(self) -> None:

@@ -57,8 +57,10 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         for text in lines:
             try:
                 line = json.loads(text)
-                line["index"], line["sample"]
-            except (ValueError, KeyError, TypeError):
+                whole = all(type(line[name]) is int for name in ("index", "sample"))
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue
+            if not whole or not isinstance(line.get("file_name", ""), str):
                 continue
             yield (text if text.endswith("\n") else text + "\n"), line
 

@@ -330,8 +330,11 @@ def time_compilation(folder: Path, seconds: dict[str, float], events: list[str],
     """
     from torch._dynamo.callback import callback_handler
     from torch._dynamo.utils import counters
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+    if (
+        os.environ.get("TORCHINDUCTOR_CACHE_DIR", own := default_cache_dir()) == own
+    ):  # torch itself sets it when imported
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
         undo.callback(os.environ.pop, "TORCHINDUCTOR_CACHE_DIR", None)
     began, times, place = 0.0, 0, len(events)

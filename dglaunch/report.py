@@ -137,8 +137,9 @@ class Report:
         """
         seconds: Counter[str] = Counter({"load": load_seconds})
         begun = [leader.started for leader in leaders.values() if leader.inside]
-        window = max(self.last_written - min(begun), 1e-9) if begun else 0.0
         inside = sum(leader.inside for leader in leaders.values())
+        longest = max((leader.inside for leader in leaders.values()), default=0.0)  # a drained run leaves a batch
+        window = max(self.last_written - min(begun), longest, 1e-9) if begun else 0.0
         for leader in leaders.values():
             seconds.update({stage: value / max(len(leaders), 1) for stage, value in leader.seconds.items()})
         usage: Counter[str] = Counter()

@@ -28,6 +28,11 @@ def check(checkpoint: Checkpoint, config: RunConfig, topology: Topology, tasks: 
         return remote.check(config, topology, tasks)
     for package, extra in (("torch", "torch"), ("diffusers", "diffusers"), ("transformers", "transformers")):
         need(package, "Running a model", f"pip install {extra}")
+    if config.backend.revision is not None and checkpoint.local:
+        raise UserError(
+            f"--revision {config.backend.revision} would do nothing: {config.backend.model_name} is a folder on this machine, "
+            "not a model of the hub. Drop it."
+        )
     _check_guidance(checkpoint, config, tasks)
     optimisations.check(checkpoint, config, topology, device)
     _check_masks(checkpoint, config, tasks)

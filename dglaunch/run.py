@@ -297,7 +297,12 @@ class Loop:
     def _encode_and_send(self, task: Task, slot: Slot, batch_size: int, seconds: float) -> None:
         image = arrived(slot)
         assert image is not None
-        self.gather.send(self.result(task, image, batch_size, seconds))
+        try:
+            result = self.result(task, image, batch_size, seconds)
+        except Exception as error:
+            text = f"the image could not be encoded: {type(error).__name__}: {error}"
+            result = self.result(task, ItemError(text), batch_size, seconds)
+        self.gather.send(result)
 
     def result(self, task: Task, image: "Image | WholePng | ItemError", batch_size: int, seconds: float) -> Result:
         """A finished or failed task as what is sent: bytes and its ledger line. `seconds` are those of its batch."""

@@ -137,7 +137,12 @@ def _jsonl(path: Path) -> Iterator[Row]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+                if "\\ud" in line or "\\uD" in line:  # an escape may name half a character, which no file can hold
+                    json.dumps(row, ensure_ascii=False).encode()
+            except UnicodeEncodeError as error:
+                yield f"line {number}", f"has half a character ({error.object[error.start]!r}, a lone surrogate)"
+                continue
+            except (ValueError, RecursionError) as error:
                 yield f"line {number}", f"not valid JSON: {error}"
                 continue
             yield f"line {number}", row if isinstance(row, dict) else "a JSON object was expected"
@@ -223,14 +228,23 @@ def _number(value: Any) -> float:
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"is {value!r}, not a text")
-    return value
+    return _whole(value)
+
+
+def _whole(text: str) -> str:
+    """The text, if a file can hold it: a terminal or a JSON escape may have left half a character in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"has a character that is not UTF-8 at {error.start} ({text[error.start]!r})") from None
+    return text
 
 
 def _negative(value: Any) -> str:
     """A negative prompt may be empty or blank: for some models that turns guidance on."""
     if not isinstance(value, str):
         raise ValueError(f"is {value!r}, not a text")
-    return value
+    return _whole(value)
 
 
 def _side(value: Any, multiple: int) -> int:

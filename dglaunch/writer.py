@@ -124,6 +124,8 @@ class Writer:
             self._lock = lock
             if not self.beside:
                 self.refuse_other_writers(f"{self.node}-*")
+                if self.node:
+                    self.refuse_other_writers("")  # a run as one world takes over what nodes have left
                 for left in self.folder.glob(f"{TEMPORARY[:-1]}{self.node}-*.lock"):
                     left.unlink(missing_ok=True)
                 self._reserve.write_bytes(bytes(RESERVED))
@@ -264,7 +266,8 @@ class Writer:
         for path in sorted(self.folder.glob("run*.json")):
             try:
                 before = json.loads(path.read_text(encoding="utf-8"))["settings"]
-            except (OSError, ValueError, KeyError):
+                before.keys()
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):  # another version's, or damaged
                 continue
             names = sorted(before.keys() | settings.keys())
             changed = [

@@ -131,6 +131,53 @@ def test_status_by_exit_code(tmp_path: Path, out: Path) -> None:
     assert main(["status", str(drained)]) == 130
 
 
+def test_status_of_a_folder_that_lacks_images(tmp_path: Path, out: Path) -> None:
+    lines = (out / "metadata.jsonl").read_text().splitlines(keepends=True)
+    (out / "metadata.jsonl").write_text("".join(lines[:-1]))
+    assert main(["status", str(out)]) == 130
+    table = write_jsonl(tmp_path / "p.jsonl", [{"prompt": f"prompt {n}"} for n in range(4)])
+    words = ["t2i", "--backend", "fake", "--prompts_file", str(table), "--output_dir", str(tmp_path / "node")]
+    assert main([*words, "--num_nodes", "2", "--node_rank", "0"]) == 0
+    assert main(["status", str(tmp_path / "node")]) == 130
+    assert main(["status", str(tmp_path / "node"), "--node_rank", "0"]) == 0
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        '{"index": [1], "sample": 0, "file_name": "a"}',
+        '{"index": 1, "sample": 0, "file_name": 5}',
+        "[" * 100_000,
+    ],
+    ids=["an index that is none", "a name that is none", "nested"],
+)
+def test_a_line_of_another_shape_is_passed_over(out: Path, damage: str) -> None:
+    _append(out, damage + "\n")
+    assert main(["status", str(out)]) == 0
+    assert main(["verify", "--repair", str(out)]) in (0, 1)
+    assert main(["verify", str(out)]) == 0
+
+
+def test_a_run_json_of_another_shape_is_passed_over(tmp_path: Path) -> None:
+    table = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "one"}])
+    words = ["t2i", "--backend", "fake", "--prompts_file", str(table), "--output_dir", str(tmp_path / "out")]
+    for damage in ("[]", '{"settings": null}', "5"):
+        assert main(words) == 0
+        (tmp_path / "out" / "run.json").write_text(damage)
+        assert main(["status", str(tmp_path / "out")]) in (0, 1)
+
+
+def test_a_refused_merge_leaves_nothing(tmp_path: Path) -> None:
+    table = write_jsonl(tmp_path / "p.jsonl", [{"prompt": f"prompt {n}"} for n in range(4)])
+    nodes = [tmp_path / f"node{n}" for n in range(2)]
+    for n, node in enumerate(nodes):
+        words = ["t2i", "--backend", "fake", "--prompts_file", str(table), "--output_dir", str(node)]
+        assert main([*words, "--num_nodes", "2", "--node_rank", str(n)]) == 0
+    (nodes[1] / "000003.png").unlink()
+    assert main(["merge", *map(str, nodes), "--output_dir", str(tmp_path / "joined")]) == 2
+    assert not (tmp_path / "joined").exists()
+
+
 def test_merge_of_nodes_without_a_shared_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = write_jsonl(tmp_path / "p.jsonl", [{"prompt": f"prompt {n}"} for n in range(NUM)])
     nodes = [tmp_path / f"node{n}" for n in range(3)]

@@ -1,13 +1,16 @@
 """The loop alone, in this process: several threads over one list of batches lose none of them."""
 
 from collections import Counter
+from collections.abc import Callable
 from threading import Event
 from typing import Any
 
 from conftest import PROMPTS
+from PIL import Image
 
 from dglaunch import T2IConfig
 from dglaunch.backends import Context, Facts, ItemError
+from dglaunch.errors import OutputError
 from dglaunch.gather import Gather
 from dglaunch.models import OTHER, Checkpoint
 from dglaunch.plan import Batch
@@ -15,6 +18,7 @@ from dglaunch.run import Loop
 from dglaunch.tasks import Task
 from dglaunch.topology import Channel, Topology
 from dglaunch.watch import Watch
+from dglaunch.writer import Result
 
 
 class Instant:
@@ -27,18 +31,29 @@ class Instant:
         return [ItemError("no picture") for _ in batch.tasks]
 
 
-def delivered(workers: int) -> Counter[int]:
+class Picture(Instant):
+    """One that gives pictures of a size that no file has."""
+
+    def generate(self, batch: Batch) -> list[Any]:
+        return [Image.new("RGB", (0, 0)) for _ in batch.tasks]
+
+
+def run(workers: int, deliver: Callable[[Result], None], backend: Any) -> Gather:
     place = Topology()
     channel = Channel(place, "cpu")
-    seen: Counter[int] = Counter()
     checkpoint = Checkpoint("fake", "fake", OTHER, {"height": 64, "width": 64}, {}, False)
     context = Context(config=T2IConfig(prompt="x"), checkpoint=checkpoint, topology=place, channel=channel, device="cpu", dtype="float32")  # fmt: skip
     watch = Watch(place, 0, Event())
-    gather = Gather(place, channel, lambda result: seen.update([result.record["index"]]), watch)
-    backend: Any = Instant()
+    gather = Gather(place, channel, deliver, watch)
     loop = Loop(context, backend, Facts(workers=workers), gather, watch)
     tasks = [Task(index=n, prompt=prompt, seed=n, stem=f"{n:06d}") for n, prompt in enumerate(PROMPTS)]
     gather.close(loop.run([Batch((task,)) for task in tasks]))
+    return gather
+
+
+def delivered(workers: int) -> Counter[int]:
+    seen: Counter[int] = Counter()
+    run(workers, lambda result: seen.update([result.record["index"]]), Instant())
     return seen
 
 
@@ -49,3 +64,20 @@ def test_no_batch_is_lost_at_the_end() -> None:
 
 def test_one_worker_delivers_each_once() -> None:
     assert delivered(1) == Counter(range(len(PROMPTS)))
+
+
+def test_a_writer_that_breaks_off_ends_the_run() -> None:
+    """Whatever it raises: nobody may wait for it."""
+
+    def breaks(_: Result) -> None:
+        raise UnicodeEncodeError("utf-8", "x", 0, 1, "surrogates not allowed")
+
+    gather = run(1, breaks, Instant())
+    assert isinstance(gather.error, OutputError) and "could not be written" in str(gather.error)
+
+
+def test_an_image_that_cannot_be_encoded_is_a_failure_of_its_own() -> None:
+    seen: list[Result] = []
+    assert run(1, seen.append, Picture()).error is None
+    assert len(seen) == len(PROMPTS)
+    assert all("could not be encoded" in result.record["error"] for result in seen)

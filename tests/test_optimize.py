@@ -402,6 +402,7 @@ def test_compiling_is_counted_apart_and_kept_for_the_next_run(tmp_path: Path) ->
         assert "blocks (FluxTransformerBlock, FluxSingleTransformerBlock)" in run["effects"]["enable_compile"]
         (event,) = [text for text in run["events"] if "torch.compile worked" in text]
         told.append(re.search(r"worked (\d+) times, .*; (\d+) graphs were in", event))
+    assert list((tmp_path / "cache" / "compile").rglob("*.py")), "nothing was kept in --cache_dir"
     assert [len(line) for line in (ledger(tmp_path / "first"),)] == [3]
     assert told[0] and int(told[0][1]) > 2, "the smaller batch was compiled too"
     assert told[1] and int(told[1][2]) > 0, "the second run found what the first had kept"

@@ -113,6 +113,47 @@ def test_a_failure_at_the_end_counts_as_time_of_the_run(tmp_path: Path) -> None:
     assert run["wall_s"] >= 0.5 and run["pipeline_share"] <= 1
 
 
+def test_half_a_character_is_a_bad_row(tmp_path: Path) -> None:
+    """A cut emoji is valid JSON, and no file can hold it."""
+    table = tmp_path / "p.jsonl"
+    table.write_text('{"prompt": "ok"}\n{"prompt": "a \\ud83d cat"}\n{"prompt": "\\ud83d\\ude00", "note": "\\uDC00"}\n')
+    ended = dglaunch(*FAKE, "--prompts_file", table, "--output_dir", tmp_path / "out")
+    assert ended.code == 2 and "2 bad rows" in ended.output and "lone surrogate" in ended.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_prompt_too_long_for_a_jpegs_text_is_made(tmp_path: Path) -> None:
+    table = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "\u957f" * 12_000}, {"prompt": "short"}])
+    command = [*FAKE, "--prompts_file", table, "--output_dir", tmp_path / "out", "--output_format", "jpg"]
+    assert dglaunch(*command).code == 0
+    assert [len(line["prompt"]) for line in ledger(tmp_path / "out")] == [12_000, 5]
+
+
+def test_a_node_does_not_write_beside_a_run_as_one_world(tmp_path: Path) -> None:
+    table = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "[sleep 1]"}] * 20)
+    command = [*FAKE, "--prompts_file", table, "--output_dir", tmp_path / "out", "--batch_size", "1"]
+    process = start(command)
+    try:
+        while not (tmp_path / "out" / "metadata.jsonl").exists():
+            time.sleep(0.05)
+        ended = dglaunch(*command, "--node_rank", "1", "--num_nodes", "2")
+        assert ended.code == 2 and "Another dglaunch is writing" in ended.output
+    finally:
+        kill_group(process)
+
+
+def test_a_seed_that_no_generator_takes_is_refused(tmp_path: Path) -> None:
+    ended = dglaunch(*FAKE, "--prompt", "x", "--seed", str(2**63), "--output_dir", tmp_path / "out")
+    assert ended.code == 2 and "--seed is 9223372036854775808" in ended.output
+
+
+def test_a_drained_run_is_not_inside_for_longer_than_it_took(tmp_path: Path) -> None:
+    rows = [{"prompt": "one"}, {"prompt": "[interrupt] [sleep 1] two"}]
+    command = [*FAKE, "--prompts_file", write_jsonl(tmp_path / "p.jsonl", rows), "--output_dir", tmp_path / "out"]
+    assert dglaunch(*command, "--batch_size", "1").code == 130
+    assert run_json(tmp_path / "out")["pipeline_share"] <= 1
+
+
 def test_world_size_and_batch_size_change_nothing(tmp_path: Path, prompts: Path) -> None:
     for name, nproc, batch in (("one", 0, 1), ("four", 4, 3)):
         ended = dglaunch(

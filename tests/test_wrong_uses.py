@@ -29,6 +29,7 @@ WRONG: dict[str, tuple[str, dict[str, str]]] = {
     "a size that the model does not take": (f"{T2I} --width 1000", {}),
     "a batch of none": (f"{T2I} --batch_size 0", {}),
     "a word for a number": (f"{T2I} --seed abc", {}),
+    "a revision of a folder": (f"{FLUX} --revision main", {}),
     "a model that is nowhere": (f"{T2I} --model_name ./FLUX.1-dev", {}),
     "a folder that is no checkpoint": (f"{T2I} --model_name plain", {}),
     "an output folder that cannot be": (f"{T2I} --backend fake --output_dir p.jsonl/out", {}),
