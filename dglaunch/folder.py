@@ -22,7 +22,7 @@ from tyro.conf import Positional
 
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED, OutputError, UserError
 from dglaunch.files import replacing
-from dglaunch.ledger import TEMPORARY, count_newlines, id_of, is_held, read_lines
+from dglaunch.ledger import TEMPORARY, count_newlines, id_of, is_held, read_lines, read_runs
 
 SHOWN = 20
 RECENT = 100
@@ -231,12 +231,7 @@ def _code(outcomes: set[Any], left: int, failed: int, one_node: bool) -> int:
 
 def runs(folder: Path, name: str = "run*") -> dict[str, dict[str, Any]]:
     """The run*.json of a folder by name: one, or one for each independent node; that of a rank where it is alone."""
-    found: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.glob(f"{name}.json")):
-        with contextlib.suppress(OSError, ValueError):  # another version's, or being replaced
-            run = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(run, dict):
-                found[path.name] = run
+    found = read_runs(folder, name)
     return {name: run for name, run in found.items() if _base_of(name) not in found.keys() - {name}}
 
 

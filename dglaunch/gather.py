@@ -135,11 +135,9 @@ class Gather:
             try:
                 with self.watch.doing(f"writing {result.file_name}"):
                     self._deliver(result)
-            except DglaunchError as error:
-                self.error = error
-                self._stop.set()
             except Exception as error:
-                self.error = OutputError(f"{result.file_name} could not be written: {type(error).__name__}: {error}")
+                text = f"{result.file_name} could not be written: {type(error).__name__}: {error}"
+                self.error = error if isinstance(error, DglaunchError) else OutputError(text)
                 self._stop.set()
 
     def _write_own(self) -> None:

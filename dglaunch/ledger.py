@@ -1,5 +1,6 @@
 """Ledger lines and who holds a folder: what the run that writes there shares with the tools that look at it later."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -63,6 +64,17 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if not whole or not isinstance(line.get("file_name", ""), str):
                 continue
             yield (text if text.endswith("\n") else text + "\n"), line
+
+
+def read_runs(folder: Path, name: str = "run*") -> dict[str, dict[str, Any]]:
+    """Every run*.json of a folder that can be read, by its file's name."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob(f"{name}.json")):
+        with contextlib.suppress(OSError, ValueError):  # another version's, or being replaced
+            run = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(run, dict):
+                found[path.name] = run
+    return found
 
 
 def count_newlines(path: Path) -> int:

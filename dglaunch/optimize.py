@@ -332,9 +332,8 @@ def time_compilation(folder: Path, seconds: dict[str, float], events: list[str],
     from torch._dynamo.utils import counters
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    if (
-        os.environ.get("TORCHINDUCTOR_CACHE_DIR", own := default_cache_dir()) == own
-    ):  # torch itself sets it when imported
+    torchs = default_cache_dir()  # to which torch itself sets the variable when it is imported
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", torchs) == torchs:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
         undo.callback(os.environ.pop, "TORCHINDUCTOR_CACHE_DIR", None)
     began, times, place = 0.0, 0, len(events)

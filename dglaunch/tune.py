@@ -163,9 +163,8 @@ def _measure(
     rows = [Measured(parallel=name, **line) for line in lines[1:]]
     if code and not (rows and rows[-1].ended):
         told = [line for line in output.splitlines() if "Error" in line or "dglaunch: " in line]
-        said = next(
-            (line for line in reversed(told) if "ChildFailedError" not in line), ""
-        )  # torchrun's own, at the end
+        causes = [line for line in told if "ChildFailedError" not in line]  # torchrun's own, at the end
+        said = causes[-1] if causes else ""
         size = 2 * rows[-1].batch_size if rows else 1
         rows.append(Measured(parallel=name, batch_size=size, ended=f"torchrun left with {code}: {said.strip()[:300]}"))
     return rows, machine

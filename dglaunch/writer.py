@@ -35,6 +35,7 @@ from dglaunch.ledger import (
     id_of,
     is_held,
     read_lines,
+    read_runs,
 )
 from dglaunch.tasks import Task
 
@@ -263,11 +264,9 @@ class Writer:
                 )
 
     def _changed_settings(self, settings: dict[str, Any]) -> list[str]:
-        for path in sorted(self.folder.glob("run*.json")):
-            try:
-                before = json.loads(path.read_text(encoding="utf-8"))["settings"]
-                before.keys()
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):  # another version's, or damaged
+        for run in read_runs(self.folder).values():
+            before = run.get("settings")
+            if not isinstance(before, dict):
                 continue
             names = sorted(before.keys() | settings.keys())
             changed = [
