@@ -32,7 +32,7 @@ def edit(config: EditingConfig) -> int:
 
 
 def _execute(config: RunConfig) -> int:
-    from dglaunch import job
-    from dglaunch.flags import environment
+    from dglaunch.environment import environment
+    from dglaunch.run import runner
 
-    return job.execute(config, {}, environment())
+    return runner.execute(config, {}, environment())

@@ -28,12 +28,12 @@ or its input, 3 some items failed, 130 stopped by a signal. Starting the same co
 
 
 TOOLS = {
-    "verify": "dglaunch.folder:verify",
-    "status": "dglaunch.folder:status",
-    "merge": "dglaunch.folder:merge",
-    "gallery": "dglaunch.gallery:gallery",
-    "replay": "dglaunch.replay:replay",
-    "doctor": "dglaunch.doctor:doctor",
+    "verify": "dglaunch.cli.verify:verify",
+    "status": "dglaunch.cli.verify:status",
+    "merge": "dglaunch.cli.verify:merge",
+    "gallery": "dglaunch.output.gallery:gallery",
+    "replay": "dglaunch.cli.replay:replay",
+    "doctor": "dglaunch.cli.doctor:doctor",
 }
 """Commands that run no job: functions whose arguments are the flags and whose result is the exit code."""
 
@@ -41,7 +41,7 @@ TOOLS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; a user's error is told once, by rank 0, without a traceback."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    from dglaunch.flags import environment
+    from dglaunch.environment import environment
 
     environ = environment()
     main_rank = environ.get("RANK", "0") == "0"
@@ -69,34 +69,34 @@ def _dispatch(words: list[str], environ: Mapping[str, str], main_rank: bool) -> 
     if words[0] in TOOLS:
         return _tool(words[0], words[1:])
     if words[0] == "slurm":
-        from dglaunch import slurm
+        from dglaunch.cli import slurm
 
         return slurm.main(words[1:], environ)
     if words[0] == "tune":
-        from dglaunch import tune
+        from dglaunch.cli import tune
 
         return tune.main(words[1:], environ)
-    from dglaunch import flags
+    from dglaunch.cli.flags import COMMANDS, parse, take_world_size
 
     planned = words[0] == "plan"
     command, rest = (words[1] if len(words) > 1 else "", words[2:]) if planned else (words[0], words[1:])
-    if command not in flags.COMMANDS:
+    if command not in COMMANDS:
         raise UserError(
-            f"There is no command {' '.join(words[: 2 if planned else 1])!r}. Commands: {', '.join(flags.COMMANDS)}, "
+            f"There is no command {' '.join(words[: 2 if planned else 1])!r}. Commands: {', '.join(COMMANDS)}, "
             f"plan COMMAND, tune t2i, {', '.join(TOOLS)}; dglaunch --help."
         )
     prog = f"dglaunch {'plan ' if planned else ''}{command}"
-    world_size = flags.take_world_size(rest) if planned else None
-    config, origins = flags.parse(flags.COMMANDS[command], rest, environ, prog, quiet=not main_rank)
+    world_size = take_world_size(rest) if planned else None
+    config, origins = parse(COMMANDS[command], rest, environ, prog, quiet=not main_rank)
     if config.num_gpus is not None and not planned:
         _under_torchrun(config.num_gpus, words, environ, config.debug)
     if planned:
-        from dglaunch import preview
+        from dglaunch.cli import plan
 
-        return preview.show_plan(config, origins, environ, world_size)
-    from dglaunch import job
+        return plan.show_plan(config, origins, environ, world_size)
+    from dglaunch.run import runner
 
-    return job.execute(config, origins, environ)
+    return runner.execute(config, origins, environ)
 
 
 def _tool(command: str, rest: list[str]) -> int:
@@ -109,7 +109,7 @@ def _tool(command: str, rest: list[str]) -> int:
 
 def _under_torchrun(num_gpus: int, words: list[str], environ: Mapping[str, str], debug: bool) -> None:
     """--num_gpus: replace this process by torchrun with as many ranks."""
-    from dglaunch.flags import torchrun_words
+    from dglaunch.cli.flags import torchrun_words
 
     if "RANK" in environ:
         if environ.get("LOCAL_WORLD_SIZE") != str(num_gpus):
@@ -131,7 +131,7 @@ def console_script() -> None:
     # Under torchrun, leave the root cause where its summary finds it.
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    from dglaunch.topology import leave
+    from dglaunch.distributed.channel import leave
 
     code = record(main)()
     leave()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from dglaunch.benchmarks import BENCHMARKS
+from dglaunch.data.evaluations import BENCHMARKS
 from dglaunch.errors import UserError
 
 BackendName = Literal["diffusers", "xdit", "openai", "google_genai", "fake"]

@@ -66,7 +66,8 @@ def work(payload: dict[str, Any]) -> list[measure.Row]:
     """On each rank: check what arrives in one repeat, then time both writers in turns."""
     import torch.distributed as dist
 
-    from dglaunch.topology import Channel, Topology
+    from dglaunch.distributed.channel import Channel
+    from dglaunch.distributed.topology import Topology
 
     dist.init_process_group("gloo")
     rank, ranks = dist.get_rank(), dist.get_world_size()
@@ -97,10 +98,10 @@ def row(writer: str, ranks: int, size: int, count: int, taken: list[tuple[float,
 
 def repeat(payload: dict[str, Any], place: Any, channel: Any, turn: int, check: bool) -> tuple[float, float]:
     """All images once, into a new folder: seconds on the wall and of this process."""
-    from dglaunch.gather import Gather
-    from dglaunch.report import LeaderReport
-    from dglaunch.watch import Watch
-    from dglaunch.writer import Writer
+    from dglaunch.output.writer import Writer
+    from dglaunch.run.collect import Gather
+    from dglaunch.run.report import LeaderReport
+    from dglaunch.run.watchdog import Watch
 
     folder = Path(payload["folder"], f"{place.mode}{turn}")
     count = 0 if place.is_main else payload["images"]
@@ -135,8 +136,8 @@ def repeat(payload: dict[str, Any], place: Any, channel: Any, turn: int, check: 
 
 def finished(number: int, data: bytes) -> Any:
     """A result as dglaunch's loop makes it."""
-    from dglaunch import images
-    from dglaunch.writer import Result
+    from dglaunch.data.task import Result
+    from dglaunch.output import encode as images
 
     record = {
         "index": number, "sample": 0, "prompt": "a red fox in the snow, photographed at dawn with a long lens" * 4,
@@ -148,8 +149,8 @@ def finished(number: int, data: bytes) -> Any:
 
 def share_wrong(folder: Path, count: int, damage: bool) -> float:
     """Of the images that should be there, those without a line or whose file has not the sha256 of its line."""
-    from dglaunch import images
-    from dglaunch.ledger import read_lines
+    from dglaunch.output import encode as images
+    from dglaunch.output.ledger import read_lines
 
     lines = [line for _, line in read_lines(folder / "metadata.jsonl")]
     if damage:

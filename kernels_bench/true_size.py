@@ -106,7 +106,7 @@ def prepare(payload: dict[str, Any]) -> None:
 
 def tasks(payload: dict[str, Any], count: int, **given: int) -> tuple[Any, ...]:
     """The same prompts and seeds for every variant."""
-    from dglaunch.tasks import Task
+    from dglaunch.data.task import Task
 
     return tuple(
         Task(
@@ -133,8 +133,8 @@ def variant(payload: dict[str, Any]) -> measure.Row:
 
     import numpy
 
-    from dglaunch.backends import arrived
-    from dglaunch.plan import Batch
+    from dglaunch.backends.base import arrived
+    from dglaunch.data.task import Batch
     from kernels_bench import seeded
 
     batches = [Batch((task,)) for task in tasks(payload, payload["repeats"] + 1)]
@@ -185,7 +185,7 @@ def _psnr(images: Any, reference: Any) -> float:
 
 
 def _peak_bytes(cuda: bool) -> int:
-    from dglaunch.run import peak_memory
+    from dglaunch.run.loop import peak_memory
 
     return peak_memory("cuda" if cuda else "cpu")
 
@@ -196,10 +196,12 @@ def batch_sizes(payload: dict[str, Any]) -> list[measure.Row]:
 
     import torch
 
-    from dglaunch import estimate
     from dglaunch.config import BackendConfig, T2IConfig
-    from dglaunch.plan import Batch, default_bucket
-    from dglaunch.topology import Topology
+    from dglaunch.data.task import Batch
+    from dglaunch.distributed.topology import Topology
+    from dglaunch.planning import estimate
+    from dglaunch.planning.batches import default_bucket
+    from dglaunch.system import Machine
     from kernels_bench import seeded
 
     cuda, scratch = payload["device"] == "cuda", Path(payload["scratch"])
@@ -209,7 +211,7 @@ def batch_sizes(payload: dict[str, Any]) -> list[measure.Row]:
     backend = seeded.backend(scratch / "flux", payload["device"], payload["dtype"], [Batch(everything)])
     checkpoint = backend.context.checkpoint
     memory = torch.cuda.get_device_properties(0).total_memory if cuda else None
-    machine = estimate.Machine(name="here", memory=memory, dtype=payload["dtype"])
+    machine = Machine(name="here", memory=memory, dtype=payload["dtype"])
     config = T2IConfig(backend=BackendConfig(model_name=checkpoint.source), prompt="unused", output_dir=Path("unused"))
     choose = estimate.chooser(checkpoint, config, Topology(), machine, {})
     auto = choose(default_bucket(everything[0]))

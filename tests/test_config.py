@@ -8,8 +8,9 @@ import pytest
 from conftest import clean_environment
 
 from dglaunch import BackendConfig, OptimizationConfig, T2IConfig
+from dglaunch.cli.flags import known_flags, parse, torchrun_words
+from dglaunch.environment import check_variables, parallel_from_environment
 from dglaunch.errors import UserError
-from dglaunch.flags import check_variables, known_flags, parallel_from_environment, parse, torchrun_words
 
 
 def parsed(*words: str, **environ: str) -> tuple[T2IConfig, dict[str, str]]:

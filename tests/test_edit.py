@@ -17,14 +17,19 @@ from conftest import dglaunch, difference, images, kill_group, ledger, run_json,
 from edit_images import MULTI, SINGLE, SIZES, bomb, picture, png, save_pictures, save_table
 from PIL import Image
 
-from dglaunch import EditingConfig, editing, plan
-from dglaunch.edit_tasks import parse_ranges, read_edits
-from dglaunch.editing import STRATEGIES, as_editor
+from dglaunch import EditingConfig
+from dglaunch.backends.input_prefetch import InputPrefetcher
+from dglaunch.backends.profiles import bucket_of
+from dglaunch.cli.flags import known_flags
+from dglaunch.data.edits import parse_ranges, read_edits
+from dglaunch.data.images import BadImage, Cell, decode, probe
+from dglaunch.data.task import Task
 from dglaunch.errors import InputError, UserError
-from dglaunch.flags import known_flags
-from dglaunch.inputs import BadImage, Cell, Loader, decode, probe
-from dglaunch.models import FAMILIES, OTHER, Checkpoint
-from dglaunch.tasks import Task
+from dglaunch.models import editing
+from dglaunch.models.checkpoint import Checkpoint
+from dglaunch.models.editing import STRATEGIES, as_editor
+from dglaunch.models.families import FAMILIES, OTHER
+from dglaunch.planning import batches as plan
 
 FAKE = ["edit", "--backend", "fake"]
 
@@ -276,20 +281,20 @@ def test_alpha_greyscale_palette_and_16_bit() -> None:
 def test_an_image_that_changes_during_the_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(1))
     (task,) = read(write_jsonl(tmp_path / "t.jsonl", [{"input_images": "a.png", "instruction": "x"}]))
-    loader = Loader()
+    loader = InputPrefetcher()
     assert loader.load([task]) == {} and loader.images(task)[0].size == (64, 64)
     (tmp_path / "a.png").write_bytes(png(2))
     assert loader.load([task]) == {}, "it is kept for the next batch"
-    assert "was changed since the run began" in Loader().load([task])[0]
+    assert "was changed since the run began" in InputPrefetcher().load([task])[0]
 
 
 def test_each_image_is_decoded_once_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dglaunch import inputs
+    from dglaunch.data import images as inputs
 
     decoded: list[int] = []
     monkeypatch.setattr(inputs, "decode", lambda data: decoded.append(len(data)) or picture(0))
     tasks = read(save_table(tmp_path / "t.csv", SINGLE))
-    loader = Loader()
+    loader = InputPrefetcher()
     loader.load(tasks)
     assert len(decoded) == len(SIZES)
     loader.load(tasks[:2])
@@ -297,8 +302,8 @@ def test_each_image_is_decoded_once_a_batch(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_images_of_the_next_batch_are_decoded_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dglaunch import inputs
-    from dglaunch.plan import Batch
+    from dglaunch.data import images as inputs
+    from dglaunch.data.task import Batch
 
     decoded: dict[str, str] = {}
     whole = inputs._decoded
@@ -314,7 +319,7 @@ def test_the_images_of_the_next_batch_are_decoded_meanwhile(tmp_path: Path, monk
     rows = [{"input_images": f"{n}.png", "instruction": "x"} for n in range(4)]
     tasks = read(write_jsonl(tmp_path / "t.jsonl", rows))
     batches = [Batch(tuple(tasks[:2])), Batch(tuple(tasks[2:]))]
-    loader = Loader(batches)
+    loader = InputPrefetcher(batches)
     loader.load(tasks[:2])
     assert loader.load(tasks[2:3]) == loader.load(tasks[3:]) == {}, "a batch may come in parts"
     threads = {name: thread == threading.main_thread().name for name, thread in decoded.items()}
@@ -347,7 +352,7 @@ def plan_of(path: Path, family: str, batch_size: int, replicas: int = 1) -> plan
     row = STRATEGIES[checkpoint.pipeline_class]
     tasks = read_edits(EditingConfig(input=path), checkpoint, row)
     size = 1 if row.batch_disabled else batch_size
-    return plan.build(tasks, replicas, lambda _: plan.BatchSize(size, ""), editing.bucket_of(checkpoint))
+    return plan.build(tasks, replicas, lambda _: plan.BatchSize(size, ""), bucket_of(checkpoint))
 
 
 def test_batches_share_their_images_or_their_size(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_the_sizes_are_diffusers_own() -> None:
     from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
     from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
 
-    from dglaunch.editing import KONTEXT_SIZES, STRATEGIES
+    from dglaunch.models.editing import KONTEXT_SIZES, STRATEGIES
 
     assert list(KONTEXT_SIZES) == kontext.PREFERRED_KONTEXT_RESOLUTIONS
     for width, height in [(640, 480), (3000, 2000), (999, 1777), (64, 400)]:

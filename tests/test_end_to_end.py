@@ -15,9 +15,10 @@ import pytest
 from conftest import dglaunch, end, kill_group, launch, ledger, start, write_jsonl
 from PIL import Image
 
-from dglaunch import images, tiny
-from dglaunch.tiny import checker, draw
-from dglaunch.tiny.spec import PLACE_NAMES, Edit, Object, Objects
+from dglaunch.output import encode
+from dglaunch.tiny import folder as tiny
+from dglaunch.tiny.training import checker, draw
+from dglaunch.tiny.training.spec import PLACE_NAMES, Edit, Object, Objects
 from dglaunch.tiny.words import COLOURS, SHAPES
 
 pytestmark = pytest.mark.skipif(not tiny.is_complete(tiny.WEIGHTS), reason="no trained weights in the package")
@@ -187,11 +188,11 @@ def swap(folder: Path, one: int, other: int) -> None:
     lines = {line["index"]: line for line in ledger(folder)}
     pictures = {index: Image.open(BytesIO((folder / lines[index]["file_name"]).read_bytes())) for index in (one, other)}
     for index, picture in ((one, pictures[other]), (other, pictures[one])):
-        described = images.decode_description(pictures[index])
+        described = encode.decode_description(pictures[index])
         assert described is not None
-        data = images.encode(picture, "png", described)
+        data = encode.encode(picture, "png", described)
         (folder / lines[index]["file_name"]).write_bytes(data)
-        lines[index] |= {"bytes": len(data), "sha256": images.sha256(data)}
+        lines[index] |= {"bytes": len(data), "sha256": encode.sha256(data)}
     (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines.values()))
 
 

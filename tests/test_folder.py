@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import dglaunch, end, kill_group, ledger, start, write_jsonl
 
-from dglaunch import folder as tools
 from dglaunch.__main__ import main
+from dglaunch.cli import verify as tools
 
 NUM = 12
 

@@ -12,10 +12,10 @@ import pytest
 from conftest import clean_environment, write_jsonl
 from PIL import Image
 
-from dglaunch import gallery
 from dglaunch.__main__ import main
 from dglaunch.errors import OutputError
 from dglaunch.errors import UserError as Wrong
+from dglaunch.output import gallery
 
 EVIL = """</script><script>window.hacked=1</script><img src=x onerror="window.hacked=2">'"&amp;{{ 7*7 }}\u2028"""
 BIG_SEED = 2**62 + 1

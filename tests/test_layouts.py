@@ -18,9 +18,9 @@ from conftest import ledger as unsorted_ledger
 from edit_images import png
 from PIL import Image
 
-from dglaunch import layouts
 from dglaunch.__main__ import main
 from dglaunch.errors import UserError
+from dglaunch.output import layouts
 
 GENEVAL = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},

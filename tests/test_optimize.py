@@ -16,11 +16,14 @@ from typing import Any
 import pytest
 from conftest import PROMPTS, Case, dglaunch, difference, launch, ledger, run_json, write_jsonl
 
-from dglaunch import optimisations, optimize
+from dglaunch.backends.diffusers import optimizations as optimize
+from dglaunch.backends.diffusers.checks import check
 from dglaunch.config import BackendConfig, OptimizationConfig, ParallelConfig, T2IConfig
+from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
-from dglaunch.models import FAMILIES, OTHER, Checkpoint
-from dglaunch.topology import Topology
+from dglaunch.models import optimizations
+from dglaunch.models.checkpoint import Checkpoint
+from dglaunch.models.families import FAMILIES, OTHER
 
 # -- the table ----------------------------------------------------------------------------------------------------
 
@@ -30,37 +33,37 @@ PARAMETERS = {"compile_scope", "cache_threshold", "cache_interval", "cache_warmu
 
 def test_every_flag_is_a_row_or_a_parameter_of_one() -> None:
     flags = {item.name for item in fields(OptimizationConfig)}
-    assert flags == {row.flag for row in optimisations.OPTIMISATIONS} | PARAMETERS
+    assert flags == {row.flag for row in optimizations.OPTIMISATIONS} | PARAMETERS
     assert flags == optimize.ACTIONS.keys() | PARAMETERS
 
 
 def test_rows_name_rows_and_families() -> None:
-    names = {row.name for row in optimisations.OPTIMISATIONS}
+    names = {row.name for row in optimizations.OPTIMISATIONS}
     families = {family.name for family in FAMILIES.values()}
-    for row in optimisations.OPTIMISATIONS:
+    for row in optimizations.OPTIMISATIONS:
         assert set(row.excludes) <= names and set(row.families) <= families
 
 
 def test_what_changes_the_images_is_another_job() -> None:
-    for row in optimisations.OPTIMISATIONS:
+    for row in optimizations.OPTIMISATIONS:
         if row.changes and row.flag != "attention_backend":
             config = OptimizationConfig(**{row.flag: row.value or True})
-            assert row.flag in optimisations.image_settings(config)
-    assert optimisations.image_settings(OptimizationConfig(attention_backend="flash")) == {}
-    assert optimisations.image_settings(OptimizationConfig(attention_backend="sage")) == {"attention_backend": "sage"}
+            assert row.flag in optimizations.image_settings(config)
+    assert optimizations.image_settings(OptimizationConfig(attention_backend="flash")) == {}
+    assert optimizations.image_settings(OptimizationConfig(attention_backend="sage")) == {"attention_backend": "sage"}
 
 
 def test_the_attention_backends_are_the_libraries_own() -> None:
     from diffusers.models.attention_dispatch import AttentionBackendName
 
-    assert optimisations.ATTENTION.keys() == {name.value for name in AttentionBackendName}
+    assert optimizations.ATTENTION.keys() == {name.value for name in AttentionBackendName}
     if find_spec("xfuser"):
-        from dglaunch.backends.xfuser_cpu import import_xfuser
+        from dglaunch.backends.xdit.cpu import import_xfuser
 
         import_xfuser()
         from xfuser.core.distributed.attention_backend import AttentionBackendType
 
-        assert optimisations.XFUSER_ATTENTION.keys() <= AttentionBackendType.__members__.keys()
+        assert optimizations.XFUSER_ATTENTION.keys() <= AttentionBackendType.__members__.keys()
 
 
 # -- refusals -----------------------------------------------------------------------------------------------------
@@ -72,7 +75,7 @@ def refuse(pipeline: str = "FluxPipeline", device: str = "cpu", backend: str = "
         prompt="x", backend=BackendConfig(backend=backend, torch_dtype=dtype), optimization=OptimizationConfig(**flags)
     )
     checkpoint = Checkpoint("x", pipeline, FAMILIES.get(pipeline, OTHER), {}, {}, True)
-    optimisations.check(checkpoint, config, Topology(parallel=ParallelConfig(ring_degree=ring)), device)
+    check(checkpoint, config, Topology(parallel=ParallelConfig(ring_degree=ring)), device)
 
 
 REFUSALS: list[tuple[dict[str, Any], str]] = [
@@ -125,10 +128,10 @@ def test_group_offloading_does_not_lock_more_memory_than_there_is(monkeypatch: p
     checkpoint = Checkpoint("x", "FluxPipeline", FAMILIES["FluxPipeline"], {}, {}, True)
     checkpoint.__dict__["parameters"] = {"transformer": 12 * 10**9, "text_encoder_2": 5 * 10**9}
     config = T2IConfig(prompt="x", optimization=OptimizationConfig(enable_group_offloading=True))
-    monkeypatch.setattr(optimisations, "host_memory", lambda: 256 * 2**30)
-    optimisations.check(checkpoint, config, Topology(world_size=4, local_world_size=4), "cuda")
+    monkeypatch.setattr(optimizations, "host_memory", lambda: 256 * 2**30)
+    check(checkpoint, config, Topology(world_size=4, local_world_size=4), "cuda")
     with pytest.raises(UserError, match="would lock 286 GiB of host memory for 8 ranks"):
-        optimisations.check(checkpoint, config, Topology(world_size=8, local_world_size=8), "cuda")
+        check(checkpoint, config, Topology(world_size=8, local_world_size=8), "cuda")
 
 
 def test_which_attention_kernels_take_no_mask() -> None:
@@ -138,7 +141,7 @@ def test_which_attention_kernels_take_no_mask() -> None:
         str(name.value) for name, kernel in Registry._backends.items()
         if "`attn_mask` is not supported" in inspect.getsource(inspect.unwrap(kernel))
     }  # fmt: skip
-    assert refusing == optimisations.WITHOUT_MASK
+    assert refusing == optimizations.WITHOUT_MASK
 
 
 def test_a_kernel_without_masks_gets_batches_of_one_length(tmp_path: Path, families: Path) -> None:
@@ -188,7 +191,7 @@ def test_what_goes_together_passes() -> None:
 
 def test_the_estimate_counts_what_is_on_the_device() -> None:
     """FLUX.1-dev's sizes in bfloat16: 24 GB transformer, 10 GB text encoders that leave before it comes."""
-    from dglaunch.estimate import memory_of
+    from dglaunch.planning.estimate import memory_of
 
     checkpoint = Checkpoint("x", "FluxPipeline", FAMILIES["FluxPipeline"], {}, {}, True)
     checkpoint.__dict__["parameters"] = {"transformer": 12 * 10**9, "text_encoder_2": 5 * 10**9, "vae": 10**8}

@@ -6,12 +6,13 @@ from hypothesis import strategies as st
 
 from dglaunch import ParallelConfig, T2IConfig
 from dglaunch.config import BackendConfig, WriterName
+from dglaunch.data.task import Task
+from dglaunch.distributed.topology import Topology, from_environment
 from dglaunch.errors import UserError
-from dglaunch.estimate import TAKEN_IN_MPIXELS, bottleneck
-from dglaunch.models import OTHER, Checkpoint
-from dglaunch.plan import BatchSize, build, default_bucket, share_of_node
-from dglaunch.tasks import Task
-from dglaunch.topology import Topology, from_environment
+from dglaunch.models.checkpoint import Checkpoint
+from dglaunch.models.families import OTHER
+from dglaunch.planning.batches import BatchSize, build, default_bucket, share_of_node
+from dglaunch.planning.estimate import TAKEN_IN_MPIXELS, bottleneck
 
 
 def tasks(shapes: list[int]) -> list[Task]:

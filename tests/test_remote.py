@@ -21,30 +21,31 @@ from conftest import ROOT, clean_environment, end, kill_group, launch, ledger, r
 from PIL import Image
 from remote_runs import MODELS, assert_no_key, assert_right_images, edits_of, rows_of, wait_for, words
 
-from dglaunch import run
 from dglaunch.__main__ import main
-from dglaunch.backends import pace, remote, remote_answers, remote_google
+from dglaunch.backends.api import answers as remote_answers
+from dglaunch.backends.api import google, limits, profile
 from dglaunch.config import BackendConfig, RemoteConfig, T2IConfig
+from dglaunch.distributed.topology import Topology
 from dglaunch.errors import Drained, UserError
-from dglaunch.images import decode_description
-from dglaunch.topology import Topology
+from dglaunch.output.encode import decode_description
+from dglaunch.run import loop
 
 # -- pace ---------------------------------------------------------------------------------------------------------
 
 
 def test_shares_add_up_to_the_total() -> None:
-    assert all(sum(pace.share(t, n, parts) for n in range(parts)) == t for t in range(20) for parts in range(1, 7))
+    assert all(sum(limits.share(t, n, parts) for n in range(parts)) == t for t in range(20) for parts in range(1, 7))
 
 
 def test_delays_double_up_to_a_limit_and_a_server_that_names_a_time_gets_it() -> None:
-    assert all(0.5 * 2**n <= pace.delay(n, 1.0, None) <= 2**n for n in range(6))
-    assert pace.delay(30, 1.0, None) <= pace.LONGEST_DELAY_S
-    assert all(7.0 <= pace.delay(n, 1.0, 7.0) <= 8.0 for n in range(6))
+    assert all(0.5 * 2**n <= limits.delay(n, 1.0, None) <= 2**n for n in range(6))
+    assert limits.delay(30, 1.0, None) <= limits.LONGEST_DELAY_S
+    assert all(7.0 <= limits.delay(n, 1.0, 7.0) <= 8.0 for n in range(6))
 
 
 def test_the_gate_halves_once_for_requests_that_were_under_way_together_and_comes_back() -> None:
     events: list[str] = []
-    gate = pace.Gate(8, events.append)
+    gate = limits.Gate(8, events.append)
     started = time.monotonic()
     for _ in range(8):
         gate.slow_down(started, None)
@@ -64,7 +65,7 @@ def test_the_gate_halves_once_for_requests_that_were_under_way_together_and_come
 
 
 def test_the_gate_never_closes_for_good_and_lets_go_of_who_must_stop() -> None:
-    gate = pace.Gate(2, lambda _: None)
+    gate = limits.Gate(2, lambda _: None)
     for _ in range(5):
         gate.slow_down(time.monotonic(), None)
     assert gate.limit == 1
@@ -76,20 +77,20 @@ def test_the_gate_never_closes_for_good_and_lets_go_of_who_must_stop() -> None:
 
 
 def test_a_pause_holds_for_all_requests_of_the_rank() -> None:
-    gate, start = pace.Gate(4, lambda _: None), time.monotonic()
+    gate, start = limits.Gate(4, lambda _: None), time.monotonic()
     gate.slow_down(start, 0.2)
     assert gate.enter(lambda: False) - start >= 0.2
 
 
 def test_the_brake_stops_at_its_limits() -> None:
     events: list[str] = []
-    brake = pace.Brake(2, None, events.append)
+    brake = limits.Brake(2, None, events.append)
     brake.take(), brake.take()
     for _ in range(2):
         with pytest.raises(Drained):
             brake.take()
     assert len(events) == 1 and "--max_requests (2)" in events[0]
-    brake = pace.Brake(None, 1.0, events.append)
+    brake = limits.Brake(None, 1.0, events.append)
     brake.take(), brake.paid(0.6), brake.take(), brake.paid(0.6)
     with pytest.raises(Drained):
         brake.take()
@@ -110,9 +111,9 @@ def test_retry_after(text: str, seconds: float | None) -> None:
 
 def test_google_names_a_pause_in_its_own_way() -> None:
     details = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "32.5s"}]
-    assert remote_google._retry_info({"error": {"details": details}}) == 32.5
-    assert remote_google._retry_info({"error": {"details": [{"retryDelay": "soon"}]}}) is None
-    assert remote_google._retry_info("no details") is None
+    assert google._retry_info({"error": {"details": details}}) == 32.5
+    assert google._retry_info({"error": {"details": [{"retryDelay": "soon"}]}}) is None
+    assert google._retry_info("no details") is None
 
 
 def test_retry_after_as_a_date() -> None:
@@ -170,7 +171,7 @@ def test_more_ranks_than_requests_at_a_time_are_refused() -> None:
         backend=BackendConfig(backend="openai", model_name="m"), remote=RemoteConfig(max_global_workers=3), prompt="a"
     )
     with pytest.raises(UserError, match="3 with 4 ranks"):
-        remote.check(config, Topology(world_size=4), [])
+        profile.check(config, Topology(world_size=4), [])
 
 
 def test_a_plan_needs_no_key_and_sends_nothing(
@@ -372,7 +373,7 @@ def test_sizes_and_seeds_reach_the_api_where_it_has_them_and_the_ledger_says_whe
 def test_a_stopped_run_waits_for_its_requests_but_not_for_ever(
     server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "LAST_BATCHES_S", {False: 1.0})
+    monkeypatch.setattr(loop, "LAST_BATCHES_S", {False: 1.0})
     out, prompts = tmp_path / "out", ["a", "b", "c [always timeout]"]
     threading.Thread(
         target=lambda: (wait_for(lambda: len(ledger(out)) == 2), os.kill(os.getpid(), signal.SIGTERM))

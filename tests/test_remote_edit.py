@@ -17,7 +17,8 @@ from PIL import Image
 from remote_runs import MODELS, assert_no_key, assert_right_images, edits_of, words
 
 from dglaunch.__main__ import main
-from dglaunch.inputs import BadImage, decode, probe, upload
+from dglaunch.backends.api.uploads import upload
+from dglaunch.data.images import BadImage, decode, probe
 
 ALL = frozenset({"PNG", "JPEG", "WEBP"})
 

@@ -11,9 +11,9 @@ from conftest import dglaunch, write_jsonl
 from edit_images import png, save_pictures
 from PIL import Image
 
-from dglaunch import images
 from dglaunch.__main__ import main
-from dglaunch.replay import read_description
+from dglaunch.cli.replay import read_description
+from dglaunch.output import encode
 
 ROWS = [{"prompt": f"prompt {n}", "seed": 100 + n} for n in range(3)] + [
     {
@@ -70,17 +70,17 @@ def test_a_variation(made: Path, capsys: pytest.CaptureFixture[str], tmp_path: P
 
 def test_another_image_is_told_and_fails(made: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with Image.open(made / "png" / "000000.png") as image:
-        described = images.decode_description(image)
+        described = encode.decode_description(image)
         assert described is not None
         other = image.point(lambda value: 255 - value)
-    (tmp_path / "false.png").write_bytes(images.encode(other, "png", described))
+    (tmp_path / "false.png").write_bytes(encode.encode(other, "png", described))
     code, text = said(capsys, "false.png")
     assert (code, "NOT the same" in text) == (1, True), text
     assert said(capsys, "false.png", "--tolerance", "255")[0] == 0
 
 
 def written(text: dict[str, Any]) -> bytes:
-    return images.encode(Image.new("RGB", (64, 64)), "png", text)
+    return encode.encode(Image.new("RGB", (64, 64)), "png", text)
 
 
 def stripped() -> bytes:

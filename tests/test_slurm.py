@@ -18,8 +18,8 @@ import pytest
 from conftest import ROOT, TESTS, clean_environment, ledger, run_json, write_jsonl
 from processes import slowness, until
 
-from dglaunch import slurm
 from dglaunch.__main__ import main
+from dglaunch.cli import slurm
 
 GENERATED: dict[str, list[str]] = {
     "one_node": ["t2i", "--prompts_file", "my prompts.jsonl", "--seed", "7", "--gpus_per_node", "4"],

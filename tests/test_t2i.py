@@ -295,7 +295,7 @@ def test_ranks_that_read_different_prompts_are_caught(tmp_path: Path) -> None:
     code = (
         "import os, sys, threading; from pathlib import Path\n"
         "from dglaunch import plan, run, topology, backends, models, config, gather, watch\n"
-        "from dglaunch.tasks import Task\n"
+        "from dglaunch.data.prompts import Task\n"
         "place = topology.Topology(rank=int(os.environ['RANK']), world_size=2, local_world_size=2, distributed=True,\n"
         "                          parallel=config.ParallelConfig(ulysses_degree=2))\n"
         "channel = topology.Channel(place, 'cpu')\n"
@@ -407,8 +407,8 @@ def plan_of(tmp_path: Path, count: int) -> tuple[float, float]:
 
 
 def test_resume_of_many_ledger_lines_takes_seconds(tmp_path: Path) -> None:
-    from dglaunch.tasks import Task
-    from dglaunch.writer import Writer
+    from dglaunch.data.task import Task
+    from dglaunch.output.writer import Writer
 
     todo = [Task(index=n, prompt=f"p{n}", seed=n, stem=f"{n:06d}") for n in range(100_000)]
     with (tmp_path / "metadata.jsonl").open("w") as lines:
@@ -435,7 +435,7 @@ def test_resume_of_many_ledger_lines_takes_seconds(tmp_path: Path) -> None:
 def test_one_seed_one_noise() -> None:
     """The fake's pictures differ by seed and by prompt, or the comparisons above could not fail."""
     from dglaunch.backends.fake import draw
-    from dglaunch.tasks import Task
+    from dglaunch.data.task import Task
 
     one, two, three = (Task(index=0, prompt=p, seed=s, stem="0") for p, s in (("a", 1), ("a", 2), ("b", 1)))
     assert np.abs(np.asarray(draw(one)).astype(int) - np.asarray(draw(two))).max() > 10

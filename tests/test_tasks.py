@@ -7,8 +7,9 @@ import pytest
 from conftest import write_jsonl
 
 from dglaunch import T2IConfig
+from dglaunch.data.prompts import read_prompts
+from dglaunch.data.task import Task
 from dglaunch.errors import InputError, UserError
-from dglaunch.tasks import Task, read_prompts
 
 
 def read(path: Path, multiple: int = 16, **flags: Any) -> list[Task]:

@@ -9,7 +9,7 @@ from edit_images import picture
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from dglaunch.images import WholePng, decode_description, encode, whole_png
+from dglaunch.output.encode import WholePng, decode_description, encode, whole_png
 
 DESCRIPTION: dict[str, Any] = {"prompt": "ein Fuchs \u00fc", "seed": 7, "model": "m", "index": 3, "sample": 0}
 

@@ -11,7 +11,7 @@ from processes import Job, nodes, prompts, torchrun, until, words
 
 from dglaunch.__main__ import main
 from dglaunch.config import WriterName
-from dglaunch.ledger import read_lines
+from dglaunch.output.ledger import read_lines
 
 WRITERS = get_args(WriterName)
 NUM = 18

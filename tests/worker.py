@@ -35,7 +35,7 @@ def count_collectives(counter: Counter[str]) -> None:
 
 def count_calls(calls: list[int]) -> None:
     """Note the number of prompts of each call of a pipeline."""
-    from dglaunch.backends.diffusers import DiffusersBackend
+    from dglaunch.backends.diffusers.backend import DiffusersBackend
 
     generate = DiffusersBackend._generate
 
