@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dglaunch.data.images import InputImage
 
-
-if TYPE_CHECKING:
-    from dglaunch.data.images import InputImage
-
+Record = dict[str, object]
+"""A JSON object: a ledger line, a row of a table, the text of an image. Others may have written it, so its values are
+`object`, and who uses one looks first at what it is."""
 
 ROW_FIELDS = ("negative_prompt", "seed", "width", "height", "num_inference_steps", "guidance_scale")
 """What a row may set for itself (PEERS' conventions); the rest of its columns are carried into the ledger."""
