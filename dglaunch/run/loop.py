@@ -24,11 +24,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from dglaunch.backends.base import Backend, Context, Facts, ItemError, Slot, arrived
-from dglaunch.config import EditingConfig, settings
+from dglaunch.config import FILE, IMAGE, settings, settings_that
 from dglaunch.data.edits import saved_names
 from dglaunch.data.task import Batch, Result, Task, file_name
 from dglaunch.errors import DglaunchError, Drained, LostPeer, ReplicaError, UserError, is_out_of_memory
-from dglaunch.models import optimizations
 from dglaunch.output.writer import remember_out_of_memory
 from dglaunch.planning.batches import balanced
 from dglaunch.run.collect import Gather
@@ -45,11 +44,6 @@ FATAL_WORDS = ("CUDA error", "NCCL", "Connection closed by peer", "Connection re
 LAST_BATCHES_S = {True: 12.0, False: 25.0}
 """Under torchrun or not: how long a stopped run waits for the batches that its threads have under way (one alone is
 waited for without limit). torchrun kills 30 s after its signal, and rank 0 must hear of them before."""
-
-DESCRIBED = (
-    "backend", "revision", "max_sequence_length", "attention_backend", "model_type", *optimizations.DESCRIBED,
-)  # fmt: skip
-"""Flags that an image file carries where they were given: another value may give another image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +212,8 @@ class Loop:
 
     def _shape(self, batch: Batch) -> tuple[int, int]:
         checkpoint, first = self.context.checkpoint, batch.tasks[0]
-        return checkpoint.size("height", first.height), checkpoint.size("width", first.width)
+        shape = checkpoint.shape(first.height, first.width)
+        return shape.height, shape.width
 
     @contextmanager
     def _inside(self) -> Iterator[None]:
@@ -321,7 +316,7 @@ class Loop:
             self.encode_seconds += time.perf_counter() - start
         place = _place(self.context, batch_size, seconds)
         record = {"index": task.index, "sample": task.sample, **used, "key": task.key, "sha256": digest, **place}
-        if isinstance(config, EditingConfig) and config.save_inputs:
+        if config.saves_inputs:
             record["input_file_names"] = list(saved_names(task))
         record |= self.facts.ledger
         carried = {
@@ -333,7 +328,7 @@ class Loop:
         """What an image file says of itself besides the task's content: all that `dglaunch replay` needs. What would
         differ between batch sizes or world sizes is left out, so that the bytes of the file do not depend on them."""
         flat = self._settings
-        given = {name: flat[name] for name in DESCRIBED if flat.get(name) not in (None, False)}
+        given = settings_that(FILE | IMAGE, self.context.config)
         model = {"model": flat["model_name"], "dtype": self.context.dtype}
         chosen = {"width", "height"} | {n for n, value in self.facts.defaults.items() if value is not None}
         own = [n for n, value in task.content().items() if value is None and n in chosen]

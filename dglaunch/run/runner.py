@@ -15,21 +15,21 @@ from rich.console import Console
 from dglaunch import errors
 from dglaunch.backends import base
 from dglaunch.backends.registry import create
-from dglaunch.config import EditingConfig, RunConfig, settings
+from dglaunch.config import RunConfig, settings
 from dglaunch.data import edits
-from dglaunch.data.task import Result, Task
+from dglaunch.data.task import BatchSize, Result, Task
 from dglaunch.distributed import preflight
 from dglaunch.distributed.channel import Channel
 from dglaunch.errors import DglaunchError, OutputError
 from dglaunch.output import layouts, writer
 from dglaunch.planning import batches
-from dglaunch.planning.job import Job, prepare
+from dglaunch.planning.job import Job, Schedule, prepare
 from dglaunch.planning.tuned import recall
 from dglaunch.run import loop as run
 from dglaunch.run import report
 from dglaunch.run.collect import Gather
 from dglaunch.run.watchdog import STOP_SIGNALS, Watch
-from dglaunch.system import Machine, versions
+from dglaunch.system import versions
 
 
 def execute(config: RunConfig, origins: dict[str, str], environ: Mapping[str, str]) -> int:
@@ -68,7 +68,7 @@ def _signals(stop: threading.Event) -> Any:
             signal.signal(number, handler)
 
 
-_Opened = tuple[list[int], int, dict[str, int], Mapping[str, batches.BatchSize], int | None]
+_Opened = tuple[list[int], int, dict[str, int], Mapping[str, BatchSize], int | None]
 """Numbers of the tasks that are done, damage, limits of the batch size and what `tune` found, rank 0's memory."""
 
 
@@ -84,8 +84,8 @@ class _Run:
         self.report: report.Report | None = None
         self.facts = base.Facts()
         self.load_seconds = 0.0
-        saves = isinstance(job.config, EditingConfig) and job.config.save_inputs
-        self.inputs = {t.id: edits.saved_names(t) for t in job.tasks} if saves else {}
+        self.reasons = job.target.reasons
+        self.inputs = {t.id: edits.saved_names(t) for t in job.tasks} if job.config.saves_inputs else {}
         self.hopeless: list[Task] = []
         """What is recorded as failed without being run."""
         self.finished = False
@@ -159,20 +159,15 @@ class _Run:
 
     def _make(
         self, channel: Channel, notes: list[str], done: list[int], damaged: int, limits: dict[str, int],
-        tuned: Mapping[str, batches.BatchSize], memory: int | None,
+        tuned: Mapping[str, BatchSize], memory: int | None,
     ) -> int:  # fmt: skip
         job = self.job
-        job.machine = Machine(name=job.machine.name, memory=memory, dtype=job.machine.dtype)
-        bucket_of = job.bucket_of()
-        mine = batches.share_of_node(job.makeable, self.topology, bucket_of, job.cost) + job.hopeless
-        finished = {job.tasks[n].id for n in done}
-        left = [task for task in mine if task.id not in finished]
-        pending = [task for task in left if task.error is None]
-        self.hopeless = [task for task in left if task.error is not None]
-        made = job.make_plan(bucket_of, pending, limits, tuned)
+        schedule = job.schedule({job.tasks[n].id for n in done}, limits, tuned, memory)
+        self.hopeless, self.reasons, made = schedule.unmakeable, schedule.reasons, schedule.plan
+        num_left = made.num_tasks + len(schedule.unmakeable)
         if self.topology.is_main:
-            self.report = report.Report(len(mine), skipped=len(mine) - len(left), console=self.console)
-            self._say_plan(made, damaged, len(pending))
+            self.report = report.Report(schedule.total, skipped=schedule.total - num_left, console=self.console)
+            self._say_plan(schedule, damaged)
             for note in notes:
                 self.report.note(note)
         context = base.Context(
@@ -180,7 +175,7 @@ class _Run:
             dtype=job.machine.dtype, should_stop=lambda: self._between_steps(channel),
             batches=made.batches[self.topology.replica],
         )  # fmt: skip
-        backend = create(context) if pending else None
+        backend = create(context) if made.num_tasks else None
         if backend is not None:
             self._load(backend, channel)
         try:
@@ -264,13 +259,14 @@ class _Run:
             f"{missing:,} images never arrived, and no replica said why. Start the same command again."
         )
 
-    def _say_plan(self, made: batches.Plan, damaged: int, pending: int) -> None:
+    def _say_plan(self, schedule: Schedule, damaged: int) -> None:
+        made, pending = schedule.plan, schedule.plan.num_tasks
         assert self.report is not None
         job, note = self.job, self.report.note
         note(
             f"{job.config.backend.model_name} ({job.checkpoint.pipeline_class}) on {job.machine.name}, {job.machine.dtype}: {self.topology.describe()}"
         )
-        for name, reason in job.reasons.items():
+        for name, reason in schedule.reasons.items():
             note(f"{name} {reason}")
         if damaged:
             note("The last run left a torn ledger line, or images were removed or damaged; those are made again.")
@@ -279,8 +275,8 @@ class _Run:
             f"{report.number(pending, 'image')} in {report.number(made.num_batches, 'batch')} to make"
             + (f"; {skipped:,} are there already" if skipped else "")
             + (
-                f"; without its different sizes and images it would be {made.num_batches - made.lost:,}"
-                if job.edits and made.lost
+                f"; without its different sizes and images it would be {made.num_batches - schedule.num_extra_batches:,}"
+                if job.config.edits and schedule.num_extra_batches
                 else ""
             )
         )
@@ -347,7 +343,7 @@ class _Run:
             **measured,
             "settings": job.settings,
             "config": {name: {"value": v, "from": job.origins.get(name, "caller")} for name, v in settings(job.config).items()},
-            "choices": job.reasons,
+            "choices": self.reasons,
             "effects": self.facts.effects,
             "defaults": self.facts.defaults,
             "versions": versions() | self.facts.versions,
