@@ -1,6 +1,6 @@
 """Requests/s of one rank with the API backends, against concurrency / latency and against the bare SDK with as many threads.
 
-    python tests/api_bench.py [--rounds 3] [--requests 800] [--latency 0.05] [--concurrency 16]
+    PYTHONPATH=tests python -m support.api_bench [--rounds 3] [--requests 800] [--latency 0.05] [--concurrency 16]
 
 The server is a process of its own and answers each request so long after its arrival. The two contenders take turns, so
 that what else the machine does falls on both; each is a fresh process, timed without its start (dglaunch from its first
@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 CASES = {
     "openai t2i": ("openai", 0),
     "openai edit, 1 image": ("openai", 1),
@@ -93,8 +93,8 @@ def bare(backend: str, address: str, rows: Path, concurrency: int) -> None:
 
 def ours(backend: str, address: str, rows: Path, concurrency: int, out: Path) -> float:
     """dglaunch's images/s."""
-    from api_servers import KEYS
-    from remote_runs import MODELS
+    from support.api_servers import KEYS
+    from support.remote_runs import MODELS
 
     table = ["edit", "--input"] if rows.stem == "edits" else ["t2i", "--prompts_file"]
     words = [*table, str(rows), "--backend", backend, "--model_name", MODELS[backend], "--api_base", address]
@@ -105,7 +105,7 @@ def ours(backend: str, address: str, rows: Path, concurrency: int, out: Path) ->
 
 
 def serve(pipe: Any, latency: float) -> None:
-    from api_servers import ApiServer
+    from support.api_servers import ApiServer
 
     with ApiServer(latency) as server:
         while True:
@@ -114,8 +114,8 @@ def serve(pipe: Any, latency: float) -> None:
 
 
 def main() -> None:
-    from api_servers import KEYS
-    from remote_runs import edits_of, rows_of
+    from support.api_servers import KEYS
+    from support.remote_runs import edits_of, rows_of
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,6 +1,6 @@
 """A real headless Chromium for the tests of the gallery: a WebDriver client of 60 lines (Debian: chromium-driver).
 
-python tests/browser.py outputs/demo/gallery.html docs/gallery.webp     what the README shows
+python tests/support/browser.py outputs/demo/gallery.html docs/gallery.webp     what the README shows
 """
 
 import base64

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conftest import ROOT, Ended, clean_environment, end, ledger, write_jsonl
+from support.commands import ROOT, Ended, clean_environment, end
+from support.results import ledger, write_jsonl
 
 
 @dataclass

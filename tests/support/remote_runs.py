@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from api_servers import KEY, ApiServer, colour_of
-from conftest import ledger, write_jsonl
-from edit_images import picture
 from PIL import Image
+
+from support.api_servers import KEY, ApiServer, colour_of
+from support.edit_images import picture
+from support.results import ledger, write_jsonl
 
 for package in ("openai", "google.genai"):
     pytest.importorskip(package)

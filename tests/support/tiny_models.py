@@ -1,6 +1,6 @@
 """Tiny random checkpoints, one per model family, saved as ordinary diffusers folders.
 
-    python tests/tiny_models.py flux /tmp/tiny/flux      # then: dglaunch ... --model_name /tmp/tiny/flux
+    python tests/support/tiny_models.py flux /tmp/tiny/flux      # then: dglaunch ... --model_name /tmp/tiny/flux
 
 Nothing is downloaded: the tokenizers are made here, the networks have 2 layers of 4 heads, and a folder loads with
 plain `DiffusionPipeline.from_pretrained(folder)`, so the code under test cannot tell it from a real checkpoint. Three
@@ -16,11 +16,13 @@ No folder needs torchvision: transformers falls back to its PIL image processors
 processor only as a tokenizer with a chat template, is given just that, and for Qwen see `image_processor`.
 """
 
+import fcntl
+import json
 import math
 import os
-import shutil
 import string
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -392,7 +394,7 @@ GLM_TEMPLATE = """{% for m in messages %}{% for part in m.content %}{% if part.t
 
 
 def glm_image() -> DiffusionPipeline:
-    """Text to image, and editing, which fails in diffusers 0.42 and transformers 5.23: see tests/test_glm_image.py.
+    """Text to image, and editing, which fails in diffusers 0.42 and transformers 5.23: see tests/unit/models/test_glm_image.py.
 
     It writes 256 + height/32 * width/32 tokens before it draws.
     """
@@ -471,6 +473,9 @@ FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
 }
 
 
+DEFAULTS = {"flux_kontext": {"edit": {"_auto_resize": False}}}
+"""What dglaunch takes for given with a checkpoint. Kontext keeps an input's own size, or it would compute a megapixel."""
+
 # --- building --------------------------------------------------------------------------------------------------------
 
 
@@ -486,22 +491,26 @@ def randomise(module: nn.Module) -> None:
 
 
 def build(family: str, folder: Path) -> Path:
-    """Write the checkpoint of `family` to `folder`, unless it is there already. Safe to call from several processes."""
-    if folder.exists():
-        return folder
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    """Write the checkpoint of `family` to `folder`, unless it is there already. Of several processes the first does it."""
+    with open(folder.with_name(f".{folder.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            temporary = Path(tempfile.mkdtemp(dir=folder.parent))
+            _write(family, temporary)
+            os.replace(temporary, folder)
+    return folder
+
+
+def _write(family: str, folder: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         pipeline = FAMILIES[family]()
         for component in pipeline.components.values():
             if isinstance(component, nn.Module):
                 randomise(component)
-        pipeline.save_pretrained(temporary)
-    try:
-        os.replace(temporary, folder)
-    except OSError:  # another process was first
-        shutil.rmtree(temporary)
-    return folder
+        pipeline.save_pretrained(folder)
+    if family in DEFAULTS:
+        (folder / "dglaunch.json").write_text(json.dumps(DEFAULTS[family]))
 
 
 if __name__ == "__main__":

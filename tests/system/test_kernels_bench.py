@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, Ended, clean_environment, end
 from PIL import Image
 
 from kernels_bench import end_to_end, measure, true_size
 from kernels_bench.__main__ import BENCHES, main
+from support.commands import ROOT, Ended, clean_environment, end
 
 CARRIED = {"bench", "date", "hardware", "command", "commit", "uncommitted", "versions", "options", "rows", "notes"}
 CAUGHT = {

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TESTS, clean_environment, ledger, run_json, write_jsonl
-from processes import slowness, until
 
 from dglaunch import slurm
 from dglaunch.__main__ import main
+from support.commands import ROOT, TESTS, clean_environment
+from support.processes import slowness, until
+from support.results import ledger, run_json, write_jsonl
 
 GENERATED: dict[str, list[str]] = {
     "one_node": ["t2i", "--prompts_file", "my prompts.jsonl", "--seed", "7", "--gpus_per_node", "4"],

@@ -1,10 +1,9 @@
 """`edit` with real pipelines on tiny random weights, against the plain pipeline one row at a time.
 
-One torchrun per world size serves all cases. The plain calls are written out here family by family, as their
+One world of each size serves all cases. The plain calls are written out here family by family, as their
 documentation shows them, so that they share nothing with the code under test.
 """
 
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from itertools import combinations
@@ -14,24 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Case, images, launch, ledger, run_json, write_jsonl
-from edit_images import INSTRUCTIONS, MULTI, SINGLE, SIZES, picture, save_table
 from PIL import Image
-from tiny_models import build
+
+from support.edit_images import INSTRUCTIONS, MULTI, SINGLE, SIZES, picture, save_table
+from support.family_runs import EDITORS, SETS
+from support.ranks import Case, launch
+from support.results import images, ledger, run_json, write_jsonl
+from support.tiny_models import build
 
 TOLERANCE = 2
 """Of 255."""
 STEPS = 2
-MODELS = {
-    "flux1_kontext": "flux_kontext",
-    "flux2": "flux2",
-    "flux2_klein": "flux2_klein",
-    "qwen_singleimg": "qwenimage_edit",
-    "qwen": "qwenimage_edit_2511",
-    "longcat": "longcat_edit",
-}
-"""Family -> the tiny checkpoint of it."""
-SETS = {family: MULTI if family in ("qwen", "flux2", "flux2_klein") else SINGLE for family in MODELS}
 WORLDS = [(1, 1), (1, 4), (2, 1), (2, 4)]
 SPLIT = ["flux1_kontext", "flux2", "flux2_klein", "qwen_singleimg"]
 """What xDiT runs."""
@@ -48,13 +40,6 @@ def plain_call(family: str, pipeline: Any, pictures: list[Image.Image]) -> dict[
     return {"image": first if family in ("qwen_singleimg", "longcat") else pictures}
 
 
-def small_images(module: Any) -> None:
-    """What sitecustomize_dir does to the subprocesses: Qwen and LongCat compute 1/64 of a megapixel."""
-    original = getattr(module, "calculate_dimensions", None)
-    if original is not None and original.__name__ == "calculate_dimensions":
-        module.calculate_dimensions = lambda area, ratio: original(area / 64, ratio)
-
-
 def plain(family: str, folder: Path) -> list[np.ndarray]:
     """Every row with plain diffusers, one at a time."""
     import torch
@@ -62,7 +47,6 @@ def plain(family: str, folder: Path) -> list[np.ndarray]:
 
     pipeline = DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
-    small_images(sys.modules[type(pipeline).__module__])
     sources = {name: picture(seed, size) for seed, (name, size) in enumerate(SIZES.items())}
     made = []
     for n, names in enumerate(SETS[family]):
@@ -75,16 +59,15 @@ def plain(family: str, folder: Path) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def models(families: Path) -> Path:
-    """The checkpoints; Kontext keeps an input's own size, or it would compute a megapixel."""
-    for name in [*MODELS.values(), "glm_image"]:
+    """The checkpoints."""
+    for name in [*EDITORS.values(), "glm_image"]:
         build(name, families / name)
-    (families / "flux_kontext" / "dglaunch.json").write_text('{"edit": {"_auto_resize": false}}')
     return families
 
 
 @pytest.fixture(scope="module")
 def expected(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[np.ndarray]]:
-    return {family: plain(family, models / name) for family, name in MODELS.items()}
+    return {family: plain(family, models / name) for family, name in EDITORS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -100,12 +83,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[dic
     def command(model: str, table: Path, *more: str) -> list[Any]:
         return ["edit", "--model_name", models / model, "--num_inference_steps", str(STEPS), "--input", table, *more]
 
-    for family, model in MODELS.items():
+    for family, model in EDITORS.items():
         for world, batch in WORLDS:
             edit = command(model, tables[family], "--batch_size", str(batch))
             planned[f"{family}-{world}-{batch}"] = (world, edit, {})
     for family in SPLIT:
-        edit = command(MODELS[family], tables[family], "--backend", "xdit", "--batch_size", "4")
+        edit = command(EDITORS[family], tables[family], "--backend", "xdit", "--batch_size", "4")
         planned[f"{family}-ulysses"] = (2, edit, ULYSSES)
     for name, order in ORDERS.items():
         table = save_table(folder / f"{name}.csv", SINGLE, order)
@@ -145,7 +128,7 @@ def fewest_calls(family: str, rows: list[int], batch: int) -> int:
 
 
 @pytest.mark.parametrize(("world", "batch"), WORLDS)
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("family", EDITORS)
 def test_every_family_equals_the_plain_pipeline_row_by_row(
     runs: dict[str, tuple[Path, Case]], expected: dict[str, list[np.ndarray]], family: str, world: int, batch: int
 ) -> None:

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import dglaunch, end, kill_group, launch, ledger, start, write_jsonl
 from PIL import Image
 
 from dglaunch import images, tiny
 from dglaunch.tiny import checker, draw
 from dglaunch.tiny.spec import PLACE_NAMES, Edit, Object, Objects
 from dglaunch.tiny.words import COLOURS, SHAPES
+from support.commands import dglaunch, end, kill_group, start
+from support.ranks import launch
+from support.results import ledger, write_jsonl
 
 pytestmark = pytest.mark.skipif(not tiny.is_complete(tiny.WEIGHTS), reason="no trained weights in the package")
 

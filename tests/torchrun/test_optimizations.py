@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PROMPTS, Case, dglaunch, difference, launch, ledger, run_json, write_jsonl
 
 from dglaunch import optimisations, optimize
 from dglaunch.config import BackendConfig, OptimizationConfig, ParallelConfig, T2IConfig
 from dglaunch.errors import UserError
 from dglaunch.models import FAMILIES, OTHER, Checkpoint
 from dglaunch.topology import Topology
+from support.commands import dglaunch
+from support.ranks import Case, launch
+from support.results import PROMPTS, difference, ledger, run_json, write_jsonl
 
 # -- the table ----------------------------------------------------------------------------------------------------
 
@@ -142,7 +144,7 @@ def test_which_attention_kernels_take_no_mask() -> None:
 
 
 def test_a_kernel_without_masks_gets_batches_of_one_length(tmp_path: Path, families: Path) -> None:
-    from tiny_models import build
+    from support.tiny_models import build
 
     build("qwenimage", families / "qwenimage")
     rows = [{"prompt": prompt} for prompt in ("a red cat", "two blue dogs on the moon", "a tiny fox")]
@@ -156,7 +158,7 @@ def test_a_kernel_without_masks_gets_batches_of_one_length(tmp_path: Path, famil
 
 
 def test_guidance_of_zimage_needs_a_mask(families: Path) -> None:
-    from tiny_models import build
+    from support.tiny_models import build
 
     build("zimage", families / "zimage")
     command = [
@@ -212,7 +214,8 @@ def test_the_estimate_counts_what_is_on_the_device() -> None:
 def tiny_flux(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Makes a new pipeline of the tiny random FLUX.1 at each call."""
     from diffusers import FluxPipeline
-    from tiny_models import build
+
+    from support.tiny_models import build
 
     folder = build("flux", tmp_path_factory.mktemp("models") / "flux")
 

@@ -3,24 +3,23 @@
 What this cannot show (kernels, memory, speed) is in tests/gpu, for a machine that has one.
 """
 
-import importlib
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Case, difference, images, launch, ledger, run_json, write_jsonl
-from edit_images import MULTI, SINGLE, save_table
-from pretend_gpu import PretendGpu, on_gpu
-from test_edit_models import MODELS, small_images
-from test_t2i_models import DIFFERENT_LENGTHS, GUIDED, SIZE
-from tiny_models import build
 
 from dglaunch.__main__ import main
 from dglaunch.backends import Arriving, ItemError, arrived, encode
 from dglaunch.backends.diffusers import DiffusersBackend
 from dglaunch.backends.pixels import NOT_A_NUMBER, to_images
+from support.edit_images import save_table
+from support.family_runs import DIFFERENT_LENGTHS, EDITORS, GUIDED, SETS, SIZE
+from support.pretend_gpu import PretendGpu, on_gpu
+from support.ranks import Case, launch
+from support.results import difference, images, ledger, run_json, write_jsonl
+from support.tiny_models import build
 
 FAMILIES = ("flux", "flux2", "flux2_klein", "qwenimage", "zimage", "sd3", "pixart_sigma")
 WAYS: dict[str, list[str]] = {
@@ -105,18 +104,11 @@ def test_text_to_image_split_by_xdit(
     assert difference(folder, tmp_path / "cpu") <= 2
 
 
-@pytest.mark.parametrize("family", MODELS)
-def test_edit(families: Path, tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = families / MODELS[family]
-    build(MODELS[family], model)
-    if family == "flux1_kontext":
-        (model / "dglaunch.json").write_text('{"edit": {"_auto_resize": false}}')
-    for name in ("qwenimage.pipeline_qwenimage_edit", "qwenimage.pipeline_qwenimage_edit_plus",
-                 "longcat_image.pipeline_longcat_image_edit"):  # fmt: skip
-        module = importlib.import_module(f"diffusers.pipelines.{name}")
-        monkeypatch.setattr(module, "calculate_dimensions", module.calculate_dimensions)  # to be taken back
-        small_images(module)
-    table = save_table(tmp_path / "t.csv", MULTI if family in ("qwen", "flux2", "flux2_klein") else SINGLE)
+@pytest.mark.parametrize("family", EDITORS)
+def test_edit(families: Path, tmp_path: Path, family: str) -> None:
+    model = families / EDITORS[family]
+    build(EDITORS[family], model)
+    table = save_table(tmp_path / "t.csv", SETS[family])
     command = ["edit", "--model_name", model, "--input", table, "--num_inference_steps", "2", "--filter_rows", "0:3"]
     run(*command, "--batch_size", "2", "--output_dir", tmp_path / "cpu", gpu=False)
     run(*command, "--batch_size", "2", "--output_dir", tmp_path / "gpu")

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Ended, clean_environment, dglaunch, end, ledger, run_json, start, write_jsonl
-from processes import Job, in_the_middle, prompts, slowness, torchrun, until, words
 
 from dglaunch.__main__ import main
+from support.commands import ROOT, Ended, clean_environment, dglaunch, end, start
+from support.processes import Job, in_the_middle, prompts, slowness, torchrun, until, words
+from support.results import ledger, run_json, write_jsonl
 
 NUM = 24
 RANKS = 3

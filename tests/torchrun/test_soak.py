@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from conftest import ROOT, clean_environment, kill_group, ledger
-from processes import at_work_in, kill, prompts, ranks_of, until, words
 
 from dglaunch.__main__ import main
 from dglaunch.config import WriterName
+from support.commands import ROOT, clean_environment, kill_group
+from support.processes import at_work_in, kill, prompts, ranks_of, until, words
+from support.results import ledger
 
 
 def _start(folder: Path, nproc: int, arguments: list[str]) -> "subprocess.Popen[bytes]":

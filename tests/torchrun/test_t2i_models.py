@@ -1,6 +1,6 @@
-"""Real models under real torchrun: the same image at the same index on any number of ranks, batch size and split.
+"""Real models on real ranks: the same image at the same index on any number of ranks, batch size and split.
 
-One torchrun per world size serves all cases of this file.
+One world of each size serves all cases of this file.
 """
 
 from collections.abc import Iterator
@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PROMPTS, Case, difference, images, launch, ledger, run_json, write_jsonl
-from tiny_models import build
+
+from support.family_runs import DIFFERENT_LENGTHS, GUIDED, SIZE
+from support.ranks import Case, launch
+from support.results import PROMPTS, difference, images, ledger, run_json, write_jsonl
+from support.tiny_models import build
 
 TOLERANCE = 2
 """Of 255."""
-SIZE = ["--height", "64", "--width", "64", "--num_inference_steps", "3"]
-DIFFERENT_LENGTHS = ["a red cat", "two blue dogs on the moon", "x", "a green house by the sea, at night, in the rain"]
 
 SPLITS: dict[str, tuple[int, dict[str, str]]] = {
     "ulysses2": (2, {"DG_XDIT_ULYSSES_DEGREE": "2"}),
@@ -34,12 +35,6 @@ FAMILY_SPLITS = [
     *[(family, "data2") for family in ("qwenimage", "sd3")],
     *[(family, "ulysses2-data2") for family in ("flux", "sd3")],
 ]
-GUIDED = {
-    "sd3": ["--guidance_scale", "4"],
-    "pixart_sigma": ["--guidance_scale", "4"],
-    "zimage": ["--guidance_scale", "4"],
-    "qwenimage": ["--guidance_scale", "4", "--negative_prompt", "ugly"],
-}
 WORLDS = [(1, 1), (1, 4), (1, 8), (2, 1), (2, 4), (2, 8), (4, 1), (4, 4), (4, 8)]
 
 

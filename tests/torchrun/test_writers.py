@@ -6,12 +6,13 @@ Two torchrun agents on this machine stand for two nodes.
 from pathlib import Path
 from typing import get_args
 
-from conftest import images, kill_group, launch, ledger, run_json
-from processes import Job, nodes, prompts, torchrun, until, words
-
 from dglaunch.__main__ import main
 from dglaunch.config import WriterName
 from dglaunch.ledger import read_lines
+from support.commands import kill_group
+from support.processes import Job, nodes, prompts, torchrun, until, words
+from support.ranks import launch
+from support.results import images, ledger, run_json
 
 WRITERS = get_args(WriterName)
 NUM = 18

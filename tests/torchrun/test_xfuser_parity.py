@@ -134,7 +134,7 @@ CASES = [
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
     """What the ranks of each case report, by the case's id. A case that a crash kept from running is missing."""
     sys.path.insert(0, str(HERE))
-    from tiny_models import build
+    from support.tiny_models import build
 
     selected = [item.callspec.params["case"] for item in request.session.items if item.path == Path(__file__)]
     folder = tmp_path_factory.mktemp("parity")

@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Ended, clean_environment, end
 
 from dglaunch import doctor
 from dglaunch.doctor import NOTE, OK, WARNING, WRONG, Probed
+from support.commands import ROOT, Ended, clean_environment, end
 
 FINE = {"version": "2.9.0+cu128", "cuda": "12.8", "hip": None, "available": True, "gloo": True, "nccl": "2.27.5"}
 GPU = ["NVIDIA H100 80GB HBM3", 80 * 2**30, 79 * 2**30, "9.0"]

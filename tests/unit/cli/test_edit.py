@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import dglaunch, difference, images, kill_group, ledger, run_json, start, write_jsonl
-from edit_images import MULTI, SINGLE, SIZES, bomb, picture, png, save_pictures, save_table
 from PIL import Image
 
 from dglaunch import EditingConfig, editing, plan
@@ -25,6 +23,9 @@ from dglaunch.flags import known_flags
 from dglaunch.inputs import BadImage, Cell, Loader, decode, probe
 from dglaunch.models import FAMILIES, OTHER, Checkpoint
 from dglaunch.tasks import Task
+from support.commands import dglaunch, kill_group, start
+from support.edit_images import MULTI, SINGLE, SIZES, bomb, picture, png, save_pictures, save_table
+from support.results import difference, images, ledger, run_json, write_jsonl
 
 FAKE = ["edit", "--backend", "fake"]
 

@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import clean_environment
 
 from dglaunch import BackendConfig, OptimizationConfig, T2IConfig
 from dglaunch.errors import UserError
 from dglaunch.flags import check_variables, known_flags, parallel_from_environment, parse, torchrun_words
+from support.commands import clean_environment
 
 
 def parsed(*words: str, **environ: str) -> tuple[T2IConfig, dict[str, str]]:

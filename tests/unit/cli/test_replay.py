@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import dglaunch, write_jsonl
-from edit_images import png, save_pictures
 from PIL import Image
 
 from dglaunch import images
 from dglaunch.__main__ import main
 from dglaunch.replay import read_description
+from support.commands import dglaunch
+from support.edit_images import png, save_pictures
+from support.results import write_jsonl
 
 ROWS = [{"prompt": f"prompt {n}", "seed": 100 + n} for n in range(3)] + [
     {

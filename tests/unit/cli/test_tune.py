@@ -10,13 +10,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from conftest import Ended, dglaunch, write_jsonl
 
 from dglaunch import tune
 from dglaunch.config import BackendConfig, OptimizationConfig, ParallelConfig, T2IConfig
 from dglaunch.errors import UserError
 from dglaunch.estimate import Machine
 from dglaunch.tune import Measured
+from support.commands import Ended, dglaunch
+from support.results import write_jsonl
 
 
 def measured(*speeds: float, parallel: str = "data parallel") -> list[Measured]:

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import dglaunch, end, kill_group, ledger, start, write_jsonl
 
 from dglaunch import folder as tools
 from dglaunch.__main__ import main
+from support.commands import dglaunch, end, kill_group, start
+from support.results import ledger, write_jsonl
 
 NUM = 12
 
@@ -210,7 +211,7 @@ def tools_process(code: str, *arguments: str) -> int:
     import subprocess
     import sys
 
-    from conftest import clean_environment
+    from support.commands import clean_environment
 
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], env=clean_environment(), capture_output=True, timeout=60

@@ -1,19 +1,18 @@
-"""Wrong uses: each ends with exit 2 and one paragraph, before a model is loaded. The README's table is what they print.
+"""Wrong uses: each ends with exit 2 and one paragraph, which says the remedy, before a model is loaded.
 
-python tests/test_wrong_uses.py        writes the table into README.md
+What each says stands in golden/wrong_uses.md, in full: a message that changes is read there by whoever changes it.
+GOLDEN=1 pytest tests/unit/cli/test_wrong_uses.py writes it anew.
 """
 
-import contextlib
-import io
+import fcntl
 import os
 import re
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import clean_environment, dglaunch, write_jsonl
-from test_readme import section
+
+from support.commands import dglaunch
+from support.results import write_jsonl
 
 T2I = "t2i --prompts_file p.jsonl"
 FLUX = f"{T2I} --model_name flux"
@@ -78,58 +77,32 @@ WRONG: dict[str, tuple[str, dict[str, str]]] = {
     "a parameter of another cache": (f"{T2I} --cache_type pab --cache_threshold 0.1", {}),
     "a flag that the pipeline does not take": (f"{T2I} --model_name sdxl --max_sequence_length 128", {}),
 }  # fmt: skip
-SEEN: dict[str, str] = {}
+GOLDEN = Path(__file__).parent / "golden" / "wrong_uses.md"
 
 
-def prepare(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, families: Path) -> Path:
     """The files that the wrong uses name."""
-    from tiny_models import build
+    from support.tiny_models import build
 
+    folder = tmp_path_factory.mktemp("wrong")
     for name, family in (("flux", "flux"), ("qwen", "qwenimage"), ("sdxl", "sdxl")):
-        build(family, folder / name)
+        (folder / name).symlink_to(build(family, families / family))
     (folder / "plain").mkdir()
     (folder / "empty.jsonl").write_text("")
     write_jsonl(folder / "p.jsonl", [{"prompt": "a cat"}])
     (folder / "bad.jsonl").write_text('{"prompt": ""}\n{"prompt": "a", "seed": 1.5}\n{"prompt": "a"\n')
     write_jsonl(folder / "escape.jsonl", [{"prompt": "a", "name": "../../etc/passwd"}])
-    write_jsonl(folder / "dogs.jsonl", [{"prompt": "a dog"}])
-    ended = dglaunch(
-        "t2i", "--backend", "fake", "--prompts_file", folder / "dogs.jsonl", "--output_dir", folder / "used"
-    )
+    dogs = write_jsonl(folder / "dogs.jsonl", [{"prompt": "a dog"}])
+    ended = dglaunch("t2i", "--backend", "fake", "--prompts_file", dogs, "--output_dir", folder / "used")
     assert ended.code == 0, ended.output
-
-
-@contextlib.contextmanager
-def inside(folder: Path, variables: dict[str, str]) -> Iterator[None]:
-    """The folder as the working directory and a clean environment with the variables."""
-    before, where = dict(os.environ), Path.cwd()
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(clean_environment(variables) | {"COLUMNS": "2000"})
-    try:
-        yield
-    finally:
-        os.chdir(where)
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def told(folder: Path, name: str) -> tuple[int, str]:
-    """Exit code and text of one wrong use."""
-    return run(folder, *WRONG[name])
+    return folder
 
 
 def run(folder: Path, words: str, variables: dict[str, str]) -> tuple[int, str]:
-    """Exit code and text of a command, run in this process (importing torch for each would take minutes)."""
-    from dglaunch.__main__ import main
-
-    text = io.StringIO()
-    with inside(folder, variables), contextlib.redirect_stderr(text), contextlib.redirect_stdout(text):
-        try:
-            code = main(words.split())
-        except SystemExit as left:
-            code = left.code if isinstance(left.code, int) else 1
-    return code, paragraph(text.getvalue().replace(str(folder) + "/", "").replace(str(folder), "."))
+    """Exit code and text of a command that is started in the folder."""
+    ended = dglaunch(*words.split(), cwd=folder, **variables, COLUMNS="2000")
+    return ended.code, paragraph(ended.output.replace(str(folder) + "/", "").replace(str(folder), "."))
 
 
 def paragraph(text: str) -> str:
@@ -140,21 +113,22 @@ def paragraph(text: str) -> str:
     return said[start:] if start >= 0 else said
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wrong")
-    prepare(folder)
-    return folder
-
-
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_use_is_told_in_one_paragraph(folder: Path, name: str) -> None:
+def test_a_wrong_use_is_told_in_one_paragraph_with_its_remedy(folder: Path, name: str) -> None:
     before = {path: path.stat().st_mtime_ns for path in (folder / "used").glob("[!.]*")}
-    code, said = told(folder, name)
+    code, said = run(folder, *WRONG[name])
     assert code == 2, said
     assert "Traceback" not in said and 40 < len(said) < 1200, said
     assert {path: path.stat().st_mtime_ns for path in (folder / "used").glob("[!.]*")} == before
-    SEEN[name] = said
+    if "GOLDEN" in os.environ:
+        write_golden(name, said)
+    assert read_golden().get(name) == section(name, said), "if that is meant: GOLDEN=1 writes it"
+
+
+def test_the_golden_file_has_no_other_sections() -> None:
+    if "GOLDEN" in os.environ:
+        pytest.skip("it is being written")
+    assert list(read_golden()) == list(WRONG)
 
 
 def test_a_guidance_scale_that_is_none_needs_nothing_to_guide_against(folder: Path) -> None:
@@ -164,22 +138,24 @@ def test_a_guidance_scale_that_is_none_needs_nothing_to_guide_against(folder: Pa
         assert code == expected, said
 
 
-def table(seen: dict[str, str]) -> str:
-    rows = ["| wrong use | command | what it says (exit 2) |", "|---|---|---|"]
-    for name, (words, variables) in WRONG.items():
-        command = " ".join([*(f"{key}={value}" for key, value in variables.items()), f"dglaunch {words}"])
-        rows.append(f"| {name} | `{command}` | {seen[name].replace('|', chr(92) + '|')} |")
-    return "\n".join(rows)
+# -- the golden file ----------------------------------------------------------------------------------------------
 
 
-def test_the_readme_has_what_they_say() -> None:
-    if len(SEEN) < len(WRONG):
-        pytest.skip("needs every wrong use of this file to have run")
-    assert section("wrong uses") == table(SEEN), "run make readme"
+def section(name: str, said: str) -> str:
+    words, variables = WRONG[name]
+    command = " ".join([*(f"{key}={value}" for key, value in variables.items()), f"dglaunch {words}"])
+    return f"    {command}\n\n{said}\n"
 
 
-def generated() -> str:
-    """The table, from running them all (for `make readme`)."""
-    with tempfile.TemporaryDirectory() as scratch:
-        prepare(Path(scratch))
-        return table({name: told(Path(scratch), name)[1] for name in WRONG})
+def read_golden() -> dict[str, str]:
+    found = re.findall(r"^## ([^\n]*)\n\n(.*?)(?=\n## |\Z)", GOLDEN.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return dict(found)
+
+
+def write_golden(name: str, said: str) -> None:
+    with open(GOLDEN, "a+", encoding="utf-8") as file:  # other processes of pytest-xdist write their own sections
+        fcntl.flock(file, fcntl.LOCK_EX)
+        sections = read_golden() | {name: section(name, said)}
+        kept = "\n".join(f"## {n}\n\n{sections[n]}" for n in WRONG if n in sections)
+        file.truncate(0)
+        file.write(f"# Wrong uses, and what is said of them (exit 2)\n\n{kept}")

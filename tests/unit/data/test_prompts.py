@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_jsonl
 
 from dglaunch import T2IConfig
 from dglaunch.errors import InputError, UserError
 from dglaunch.tasks import Task, read_prompts
+from support.results import write_jsonl
 
 
 def read(path: Path, multiple: int = 16, **flags: Any) -> list[Task]:

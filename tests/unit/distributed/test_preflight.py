@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import nodes, prompts, words
 
 from dglaunch import hosts
 from dglaunch.errors import UserError
 from dglaunch.topology import Topology
+from support.processes import nodes, prompts, words
 
 NODES = Topology(world_size=4, local_world_size=2, distributed=True)
 

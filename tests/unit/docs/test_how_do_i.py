@@ -6,10 +6,11 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, ledger, write_jsonl
-from edit_images import SINGLE, save_table
 
 from dglaunch.__main__ import main
+from support.commands import ROOT
+from support.edit_images import SINGLE, save_table
+from support.results import ledger, write_jsonl
 
 PAGE = ROOT / "docs" / "HOW_DO_I.md"
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import ROOT
 
 from dglaunch import config as configs
 from dglaunch import optimisations
 from dglaunch.editing import family_table
 from dglaunch.flags import known_flags
 from dglaunch.models import FAMILIES
+from support.commands import ROOT
 
 README = ROOT / "README.md"
 
@@ -97,11 +97,9 @@ def test_the_tree_names_what_is_there() -> None:
 
 
 def write() -> None:
-    """Write all generated sections, the wrong uses too, which are run for it."""
-    import test_wrong_uses
-
+    """Write all generated sections."""
     text = README.read_text(encoding="utf-8")
-    for name, generate in {**SECTIONS, "wrong uses": test_wrong_uses.generated}.items():
+    for name, generate in SECTIONS.items():
         before = section(name, text)
         text = text.replace(f"<!-- begin {name} -->\n{before}\n", f"<!-- begin {name} -->\n{generate()}\n")
     README.write_text(text, encoding="utf-8")

@@ -10,7 +10,8 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
-from tiny_models import build
+
+from support.tiny_models import build
 
 SIZE = {"height": 64, "width": 64}
 

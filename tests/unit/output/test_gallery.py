@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import browser
 import pytest
-from conftest import clean_environment, write_jsonl
 from PIL import Image
 
 from dglaunch import gallery
 from dglaunch.__main__ import main
 from dglaunch.errors import OutputError
 from dglaunch.errors import UserError as Wrong
+from support import browser
+from support.commands import clean_environment
+from support.results import write_jsonl
 
 EVIL = """</script><script>window.hacked=1</script><img src=x onerror="window.hacked=2">'"&amp;{{ 7*7 }}\u2028"""
 BIG_SEED = 2**62 + 1

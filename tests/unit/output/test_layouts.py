@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import dglaunch, end, kill_group, start, write_jsonl
-from conftest import ledger as unsorted_ledger
-from edit_images import png
 from PIL import Image
 
 from dglaunch import layouts
 from dglaunch.__main__ import main
 from dglaunch.errors import UserError
+from support.commands import dglaunch, end, kill_group, start
+from support.edit_images import png
+from support.results import ledger as unsorted_ledger
+from support.results import write_jsonl
 
 GENEVAL = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},

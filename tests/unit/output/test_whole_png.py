@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edit_images import picture
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dglaunch.images import WholePng, decode_description, encode, whole_png
+from support.edit_images import picture
 
 DESCRIPTION: dict[str, Any] = {"prompt": "ein Fuchs \u00fc", "seed": 7, "model": "m", "index": 3, "sample": 0}
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ledger
 
 from dglaunch.errors import OutputError, UserError
 from dglaunch.ledger import is_held
 from dglaunch.tasks import Task
 from dglaunch.writer import Result, Writer, file_name, out_of_memory_limits, remember_out_of_memory
+from support.results import ledger
 
 SETTINGS = {"model_name": "tiny"}
 

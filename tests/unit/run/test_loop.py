@@ -5,7 +5,6 @@ from collections.abc import Callable
 from threading import Event
 from typing import Any
 
-from conftest import PROMPTS
 from PIL import Image
 
 from dglaunch import T2IConfig
@@ -19,6 +18,7 @@ from dglaunch.tasks import Task
 from dglaunch.topology import Channel, Topology
 from dglaunch.watch import Watch
 from dglaunch.writer import Result
+from support.results import PROMPTS
 
 
 class Instant:

@@ -11,20 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import (
-    PROMPTS,
-    clean_environment,
-    dglaunch,
-    difference,
-    end,
-    images,
-    kill_group,
-    ledger,
-    run_json,
-    start,
-    write_jsonl,
-)
 from PIL import Image
+
+from support.commands import clean_environment, dglaunch, end, kill_group, start
+from support.results import PROMPTS, difference, images, ledger, run_json, write_jsonl
 
 FAKE = ["t2i", "--backend", "fake"]
 

@@ -16,10 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from api_servers import KEY, KEYS, RETRY_AFTER_S, ApiServer, colour_of
-from conftest import ROOT, clean_environment, end, kill_group, launch, ledger, run_json, start
 from PIL import Image
-from remote_runs import MODELS, assert_no_key, assert_right_images, edits_of, rows_of, wait_for, words
 
 from dglaunch import run
 from dglaunch.__main__ import main
@@ -28,6 +25,11 @@ from dglaunch.config import BackendConfig, RemoteConfig, T2IConfig
 from dglaunch.errors import Drained, UserError
 from dglaunch.images import decode_description
 from dglaunch.topology import Topology
+from support.api_servers import KEY, KEYS, RETRY_AFTER_S, ApiServer, colour_of
+from support.commands import ROOT, clean_environment, end, kill_group, start
+from support.ranks import launch
+from support.remote_runs import MODELS, assert_no_key, assert_right_images, edits_of, rows_of, wait_for, words
+from support.results import ledger, run_json
 
 # -- pace ---------------------------------------------------------------------------------------------------------
 

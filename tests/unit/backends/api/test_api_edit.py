@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from api_servers import ApiServer, colour_of
-from conftest import ledger, run_json, write_jsonl
-from edit_images import bomb, picture, png
 from PIL import Image
-from remote_runs import MODELS, assert_no_key, assert_right_images, edits_of, words
 
 from dglaunch.__main__ import main
 from dglaunch.inputs import BadImage, decode, probe, upload
+from support.api_servers import ApiServer, colour_of
+from support.edit_images import bomb, picture, png
+from support.remote_runs import MODELS, assert_no_key, assert_right_images, edits_of, words
+from support.results import ledger, run_json, write_jsonl
 
 ALL = frozenset({"PNG", "JPEG", "WEBP"})
 

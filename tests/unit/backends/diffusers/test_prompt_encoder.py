@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PROMPTS, dglaunch, difference, ledger, run_json, write_jsonl
 
 from dglaunch.__main__ import main
 from dglaunch.backends import embedding_cache, encode
+from support.commands import dglaunch
+from support.results import PROMPTS, difference, ledger, run_json, write_jsonl
 
 
 class Seen:
