@@ -1,7 +1,5 @@
 """What each editing family does with its input images, as data. A checkpoint's pipeline class chooses the row.
 
-    python -m dglaunch.editing      # the table of the README
-
 What a pipeline is called with otherwise, and how xfuser runs it, stands in models.FAMILIES under the same class.
 """
 
@@ -197,35 +195,6 @@ FAKE_FAMILY = "flux1_kontext"
 """What --backend fake is without --model_type."""
 
 
-def family_table() -> str:
-    """The README's table in Markdown."""
-    head = (
-        "`--model_type`",
-        "pipeline",
-        "images a row",
-        "rows in one call",
-        "why",
-        "input size",
-        "output size",
-        "xDiT",
-    )
-    rows = [
-        (
-            f"`{row.name}`",
-            name.removesuffix("Pipeline"),
-            "1 or more" if row.multi_image else "1",
-            row.batch_text,
-            row.reason + (f"; {row.known_trouble}" if row.known_trouble else ""),
-            row.input_text,
-            row.output_text,
-            "yes" if FAMILIES[name].xdit is not None else "no",
-        )
-        for name, row in STRATEGIES.items()
-    ]
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
 def xdit_families() -> list[str]:
     return [row.name for name, row in STRATEGIES.items() if FAMILIES[name].xdit is not None]
 
@@ -289,7 +258,3 @@ def bucket_of(checkpoint: Checkpoint) -> Callable[[Task], Bucket]:
         return (*default_bucket(task), row.input_sizes(task, checkpoint.defaults), same_set)
 
     return bucket
-
-
-if __name__ == "__main__":
-    print(family_table())

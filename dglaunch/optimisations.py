@@ -1,4 +1,4 @@
-"""Which optimisations there are, what each needs and which go together: one table, read by rules.py and the README.
+"""Which optimisations there are, what each needs and which go together: one table, read by rules.py and docs/generate.py.
 
     for row in asked(config.optimization): print(row.name, row.does)
 
@@ -365,29 +365,3 @@ def _check_cache_flags(config: OptimizationConfig) -> None:
             fitting = [name for name, flags in CACHE_FLAGS.items() if flag in flags]
             now = f"--cache_type {config.cache_type} does not take it" if config.cache_type else "there is no cache"
             raise UserError(f"--{flag} would do nothing: {now}; it belongs to {', '.join(fitting)}.")
-
-
-def table() -> str:
-    """The rows as Markdown, for the README."""
-    lines = [
-        "| flag | what it does | changes images | needs | families | with xDiT | not with |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in OPTIMISATIONS:
-        needs = [f"`{row.package[0]}`"] if row.package else []
-        needs += (
-            ["a GPU" + (f" of {row.capability[0]}.{row.capability[1]}" if row.capability > (0, 0) else "")]
-            if row.gpu
-            else []
-        )
-        needs += [f"{' or '.join(row.dtypes)}"] if row.dtypes else []
-        needs += ["on a GPU `enable_compile`"] if row.uncompiled else []
-        excluded = [f"`{other}`" for other in row.excludes] + [
-            f"`{other.name}`" for other in OPTIMISATIONS if row.name in other.excludes
-        ]
-        cells = [
-            f"`--{row.name}`", row.does, row.changes or "no", ", ".join(needs), ", ".join(row.families) or "all",
-            "no" if row.xdit else ", ".join(row.xdit_families) or "yes", ", ".join(dict.fromkeys(excluded)),
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)

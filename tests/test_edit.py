@@ -339,7 +339,6 @@ def test_the_families_are_those_of_the_table_and_of_the_help_text() -> None:
     assert set(STRATEGIES) <= set(FAMILIES) and "model_type" in known_flags()
     source = (Path(editing.__file__).parent / "config.py").read_text()
     assert all(name in source for name in rows)
-    assert editing.family_table().count("\n") == len(rows) + 1
 
 
 def plan_of(path: Path, family: str, batch_size: int, replicas: int = 1) -> plan.Plan:
