@@ -97,7 +97,7 @@ def models() -> str:
         [pipeline.removesuffix("Pipeline"), yes_or_no(not family.only_edits), edits(pipeline), splits(family)]
         for pipeline, family in FAMILIES.items()
     ]
-    rows.append(["any other text-to-image pipeline of diffusers", "yes", "no", "no"])
+    rows.append(["any other of diffusers, such as StableDiffusionXL", "yes", "no", "no"])
     return table(["pipeline of the checkpoint", "`t2i`", "`edit`", "`--backend xdit` splits an image by"], rows)
 
 
@@ -225,7 +225,7 @@ PACKAGES = {
     "backends/diffusers": "plain diffusers pipelines, each rank a replica",
     "backends/xdit": "xfuser: several ranks share one image",
     "backends/api": "images from a provider's API",
-    "planning": "what will happen, decided before anything is loaded or written",
+    "planning": "what will happen, decided before a model is loaded",
     "run": "the run itself",
     "cli": "one file a command",
     "cli/slurm_templates": "the batch scripts that dglaunch slurm fills in",

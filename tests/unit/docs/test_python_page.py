@@ -4,21 +4,22 @@ A block that begins with `# NAME.py` is written to that file instead. A block un
 still to be built and is only parsed.
 """
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from conftest import ROOT, clean_environment, write_jsonl
-from edit_images import SINGLE, save_table
-
+ROOT = Path(__file__).resolve().parents[3]
 PAGE = ROOT / "docs" / "python.md"
 BLOCK = re.compile(r"^(?P<mark><!-- not yet: .*? -->\n)?```python\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def test_the_blocks_of_the_page_run(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"a red circle, {n}"} for n in range(3)])
-    save_table(tmp_path / "edits.csv", SINGLE[:2])
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a red circle"}\n{"prompt": "a small green star"}\n')
+    (tmp_path / "edits.csv").write_text("input_images,instruction\ndemo.png,make the background red\n")
+    shutil.copy(ROOT / "docs" / "demo.png", tmp_path / "demo.png")
     script: list[str] = []
     for block in BLOCK.finditer(PAGE.read_text(encoding="utf-8")):
         code = block["code"]
@@ -31,8 +32,10 @@ def test_the_blocks_of_the_page_run(tmp_path: Path) -> None:
             script.append(code)
     assert script
     (tmp_path / "page.py").write_text("\n".join(script), encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DG_")}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     ended = subprocess.run(
-        [sys.executable, "page.py"], cwd=tmp_path, env=clean_environment(), text=True, capture_output=True, timeout=300
+        [sys.executable, "page.py"], cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=300
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "--height is 0; it must be 1 or more." in ended.stdout

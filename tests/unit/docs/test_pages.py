@@ -10,16 +10,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from dglaunch.editing import STRATEGIES
 from dglaunch.flags import known_flags
 from dglaunch.models import FAMILIES
 
-sys.path.insert(0, str(ROOT / "docs"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "docs"))
 import generate
 
+ROOT = generate.ROOT
 PAGES = [path.relative_to(ROOT).as_posix() for path in generate.PAGES]
+LINKED = [*PAGES, "slurm/README.md", "kernels_bench/README.md"]
 README_LINES = 150
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PATH = re.compile(r"(?<![\w./-])(?:dglaunch|tests|docs|slurm|kernels_bench|examples)/[\w./-]*\w")
@@ -36,7 +37,9 @@ COMING = {
     "tests/support/tiny_models.py",
     "tests/system",
     "tests/torchrun",
-    "tests/unit",
+    "tests/torchrun/test_signals.py",
+    "tests/unit/cli/golden/wrong_uses.md",
+    "tests/unit/docs/test_how_do_i.py",
 }
 """Paths that the pages name already and the reorganised tree will have. One that is there must leave this list."""
 
@@ -55,7 +58,7 @@ def anchors(page: Path) -> set[str]:
 # -- pages --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", LINKED)
 def test_every_relative_link_leads_somewhere(page: str) -> None:
     for link in LINK.findall(text_of(page)):
         if re.match(r"[a-z]+:", link):
@@ -69,7 +72,7 @@ def test_every_relative_link_leads_somewhere(page: str) -> None:
 
 
 def test_every_path_that_a_page_names_is_there() -> None:
-    named = {path for page in PAGES for path in PATH.findall(re.sub(r"https?://\S+", "", text_of(page)))}
+    named = {path for page in LINKED for path in PATH.findall(re.sub(r"https?://\S+", "", text_of(page)))}
     assert {path for path in named if not (ROOT / path).exists()} == COMING
 
 
