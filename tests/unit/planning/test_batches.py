@@ -26,7 +26,7 @@ def lengths(count: int, replicas: int, size: int) -> list[list[int]]:
     return [[len(batch) for batch in share] for share in plan.batches]
 
 
-def cost(bucket: tuple) -> float:
+def cost(bucket: Bucket) -> float:
     return float(bucket.height or 0)
 
 
