@@ -180,7 +180,7 @@ class Loop:
 
     def _shape(self, batch: Batch) -> Shape:
         checkpoint, first = self.context.checkpoint, batch.tasks[0]
-        return Shape(checkpoint.size("height", first.height), checkpoint.size("width", first.width))
+        return checkpoint.shape(first.height, first.width)
 
     def _after(self, batch: Batch, ending: Ending, before: dict[str, float]) -> None:
         """Free a GPU's memory and leave notes; no rank has heard of the others' endings yet."""

@@ -6,10 +6,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeAlias
 
 from dglaunch.backends.base import Context, Facts, ItemError
-from dglaunch.config import settings
+from dglaunch.config import FILE, IMAGE, settings_that
 from dglaunch.data.edits import saved_names
 from dglaunch.data.task import Record, Result, Task, file_name
-from dglaunch.models import optimizations
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,10 +17,6 @@ if TYPE_CHECKING:
 
 Picture: TypeAlias = "Image | WholePng"
 """A finished image: of a pipeline, or the file that an API sent."""
-DESCRIBED = (
-    "backend", "revision", "max_sequence_length", "attention_backend", "model_type", *optimizations.DESCRIBED,
-)  # fmt: skip
-"""Flags that an image file carries where they were given: another value may give another image."""
 GIVEN_BY_THE_WRITER = ("file_name", "bytes")
 """Of a ledger line: no column of a row may take these names."""
 
@@ -34,7 +29,7 @@ class Recorder:
         """Spent in encoding, by all threads together."""
         self._context = context
         self._facts = facts
-        self._settings = settings(context.config)
+        self._given = settings_that(FILE | IMAGE, context.config)
         self._lock = threading.Lock()
 
     def image(self, task: Task, image: Picture, batch_size: int, seconds: float) -> Result:
@@ -76,14 +71,13 @@ class Recorder:
     def _description(self, task: Task) -> Record:
         """What an image file says of itself besides the task's content: all that `dglaunch replay` needs. What would
         differ between batch sizes or world sizes is left out, so that the bytes of the file do not depend on them."""
-        given = {name: self._settings[name] for name in DESCRIBED if self._settings.get(name) not in (None, False)}
         chosen = {"width", "height"} | {name for name, value in self._facts.defaults.items() if value is not None}
         return {
             "index": task.index,
             "sample": task.sample,
-            "model": self._settings["model_name"],
+            "model": self._context.config.backend.model_name,
             "dtype": self._context.dtype,
-            **given,
+            **self._given,
             "defaults": [name for name, value in task.content().items() if value is None and name in chosen],
         }
 
