@@ -117,7 +117,9 @@ def repeat(payload: dict[str, Any], place: Any, channel: Any, turn: int, check: 
     with StallWatch(place, 0, threading.Event()) as watch:
         start, began = time.perf_counter(), time.process_time()
         peers = PeerWatch(watch, channel.attempt)
-        collector = Collector(place, channel, lambda result: None if result.written else writer.write(result), watch, peers)
+        collector = Collector(
+            place, channel, lambda result: None if result.written else writer.write(result), watch, peers
+        )
         assert collector.sender is not None
         for number, data in results:
             collector.sender.send(finished(number, data))

@@ -182,9 +182,7 @@ class Sender:
 class Receiver:
     """A Receiver takes what other leaders send, on rank 0 and writers, until each has said its last word."""
 
-    def __init__(
-        self, topology: Topology, channel: Channel, sink: Sink, watch: StallWatch, peers: PeerWatch
-    ) -> None:
+    def __init__(self, topology: Topology, channel: Channel, sink: Sink, watch: StallWatch, peers: PeerWatch) -> None:
         self._channel = channel
         self._sink = sink
         self._watch = watch

@@ -77,9 +77,7 @@ class Encoder:
                 # As many under way as one batch of images and the encoders: the model waits rather than memory grows.
                 while len(self._under_way) >= 2 * len(batch) + 4:
                     self._wait_for_first()
-                self._under_way.append(
-                    self._threads.submit(self._encode_and_send, task, slot, len(batch), seconds)
-                )
+                self._under_way.append(self._threads.submit(self._encode_and_send, task, slot, len(batch), seconds))
         return whole
 
     def _wait_for_first(self) -> None:

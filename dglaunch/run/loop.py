@@ -186,7 +186,9 @@ class Loop:
         """Free a GPU's memory and leave notes; no rank has heard of the others' endings yet."""
         context = self.context
         if context.config.debug:
-            stages = [f"{stage} {taken - before.get(stage, 0.0):.3f} s" for stage, taken in self.backend.seconds.items()]
+            stages = [
+                f"{stage} {taken - before.get(stage, 0.0):.3f} s" for stage, taken in self.backend.seconds.items()
+            ]
             print(f"batch of {len(batch)} from row {batch.tasks[0].index}: {', '.join(stages)}", file=sys.stderr)
         if ending.out_of_memory and context.topology.replica_size > 1:
             # A peer may still wait inside a collective and never hear of it: leave a note for the next start.

@@ -91,9 +91,7 @@ def _open_main_folder(job: Job, writer: Writer, journal: Journal, overwrite: boo
     return found, Known(out_of_memory_limits(folder), tuned, job.machine.memory)
 
 
-def _open_folder(
-    job: Job, writer: Writer, journal: Journal, overwrite: bool, known: Collection[int] = ()
-) -> Found:
+def _open_folder(job: Job, writer: Writer, journal: Journal, overwrite: bool, known: Collection[int] = ()) -> Found:
     """On a writer: what is done there beyond what is known already."""
     ledger = writer.open(job.settings, job.tasks, job.config.output_format, overwrite)
     journal.write({"outcome": "running", "num_total": len(job.tasks)})
