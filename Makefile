@@ -48,7 +48,7 @@ gpu:
 
 # The README's generated sections: flags, families, wrong uses.
 readme: $(BIN)/.installed
-	cd tests && ../$(BIN)/python -c "import test_readme; test_readme.write()"
+	cd tests/unit/docs && PYTHONPATH=../.. ../../../$(BIN)/python -c "import test_readme; test_readme.write()"
 
 clean:
 	rm -rf $(VENV) outputs
