@@ -20,9 +20,10 @@ def run_job(words: list[str], environ: Mapping[str, str]) -> int:
     config, origins = parse(COMMANDS[command], words[1:], environ, f"dglaunch {command}", quiet=quiet)
     if config.num_gpus is not None:
         start_torchrun(config, config.num_gpus, words, environ)
+    from dglaunch.planning.job import prepare
     from dglaunch.run import runner
 
-    return runner.execute(config, origins, environ)
+    return runner.run(prepare(config, origins, environ)).exit_code
 
 
 def start_torchrun(config: RunConfig, num_gpus: int, words: list[str], environ: Mapping[str, str]) -> None:

@@ -215,7 +215,7 @@ def make(values: Values, described: Values, target: Path, inputs: Sequence[bytes
             replace(image, name=str(name)) for image, name in zip(task.images, described.get("input_images", []))
         )
         prepared = replace(prepared, tasks=[replace(task, sample=sample, images=named)])
-        if runner.run_job(prepared, Console(quiet=True)) == EXIT_DRAINED:
+        if runner.run(prepared, Console(quiet=True)).exit_code == EXIT_DRAINED:
             raise KeyboardInterrupt
         made = [path for path in (folder / "out").iterdir() if path.suffix in FORMATS]
         if not made:

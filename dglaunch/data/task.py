@@ -138,7 +138,7 @@ class Result:
     written: bool = False
     """Another rank has written it, and the bytes are not here; rank 0 is only told."""
 
-    def told(self) -> "Result":
+    def as_written(self) -> "Result":
         """The same for rank 0, once it is written."""
         return replace(self, data=None if self.failed else b"", written=True)
 

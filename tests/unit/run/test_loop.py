@@ -15,9 +15,11 @@ from dglaunch.distributed.topology import Topology
 from dglaunch.errors import OutputError
 from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.models.families import OTHER
-from dglaunch.run.collect import Gather
+from dglaunch.run.collect import Collector, Sink
+from dglaunch.run.encoding import Encoder
 from dglaunch.run.loop import Loop
-from dglaunch.run.watchdog import Watch
+from dglaunch.run.record import Recorder
+from dglaunch.run.watchdog import PeerWatch, StallWatch
 from support.results import PROMPTS
 
 
@@ -38,17 +40,21 @@ class Picture(Instant):
         return [Image.new("RGB", (0, 0)) for _ in batch.tasks]
 
 
-def run(workers: int, deliver: Callable[[Result], None], backend: Any) -> Gather:
-    place = Topology()
-    channel = Channel(place, "cpu")
+def run(workers: int, deliver: Callable[[Result], None], backend: Any) -> Sink:
+    topology, facts = Topology(), Facts(workers=workers)
+    channel = Channel(topology, "cpu")
     checkpoint = Checkpoint("fake", "fake", OTHER, {"height": 64, "width": 64}, {}, False)
-    context = Context(config=T2IConfig(prompt="x"), checkpoint=checkpoint, topology=place, channel=channel, device="cpu", dtype="float32")  # fmt: skip
-    watch = Watch(place, 0, Event())
-    gather = Gather(place, channel, deliver, watch)
-    loop = Loop(context, backend, Facts(workers=workers), gather, watch)
+    context = Context(config=T2IConfig(prompt="x"), checkpoint=checkpoint, topology=topology, channel=channel, device="cpu", dtype="float32")  # fmt: skip
+    watch = StallWatch(topology, 0, Event())
+    collector = Collector(topology, channel, deliver, watch, PeerWatch(watch, ""))
     tasks = [Task(index=n, prompt=prompt, seed=n, stem=f"{n:06d}") for n, prompt in enumerate(PROMPTS)]
-    gather.close(loop.run([Batch((task,)) for task in tasks]))
-    return gather
+    batches = [Batch((task,)) for task in tasks]
+    assert collector.sender is not None
+    with Encoder(context, Recorder(context, facts), collector.sender, watch, workers == 1) as encoder:
+        loop = Loop(context, backend, facts, collector.sink, watch, encoder)
+        loop.run(iter(batches)) if workers == 1 else loop.run_in_threads(batches, workers)
+    collector.close(loop.report())
+    return collector.sink
 
 
 def delivered(workers: int) -> Counter[int]:
@@ -72,8 +78,8 @@ def test_a_writer_that_breaks_off_ends_the_run() -> None:
     def breaks(_: Result) -> None:
         raise UnicodeEncodeError("utf-8", "x", 0, 1, "surrogates not allowed")
 
-    gather = run(1, breaks, Instant())
-    assert isinstance(gather.error, OutputError) and "could not be written" in str(gather.error)
+    sink = run(1, breaks, Instant())
+    assert isinstance(sink.error, OutputError) and "could not be written" in str(sink.error)
 
 
 def test_an_image_that_cannot_be_encoded_is_a_failure_of_its_own() -> None:
