@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from dglaunch.environment import known_flags
-from dglaunch.models.editing import STRATEGIES
-from dglaunch.models.families import FAMILIES
+from dglaunch.models.families import FAMILIES, editors
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "docs"))
 import generate
@@ -99,7 +98,7 @@ def test_every_flag_has_a_help_text() -> None:
 def test_every_family_has_its_rows() -> None:
     assert generate.models().count("\n") == 2 + len(FAMILIES)
     assert generate.families().count("\n") == 1 + len(FAMILIES)
-    assert generate.editing_families().count("\n") == 1 + len(STRATEGIES)
+    assert generate.editing_families().count("\n") == 1 + len(editors())
 
 
 def generated(folder: Path, *words: str) -> tuple[int, str]:
