@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 import pytest
-from support.scripted import OutOfMemoryError, batches_of
 
 from dglaunch.data.task import Batch
 from dglaunch.models.shape import Shape
 from dglaunch.run.attempts import Attempts, Ending, Limits, Verdict, ending_of, worst
+from support.scripted import OutOfMemoryError, batches_of
 
 SHAPE, OTHER_SHAPE = Shape(64, 64), Shape(128, 64)
 FINE, FAILED, FATAL = Ending(), Ending("it broke"), Ending("CUDA error", fatal=True)
@@ -87,7 +87,10 @@ def test_limits_never_grow() -> None:
     [
         (ValueError("a  b\n c"), Ending("ValueError: a b c")),
         (OutOfMemoryError("9 GiB"), Ending("OutOfMemoryError: 9 GiB", out_of_memory=True)),
-        (RuntimeError("CUDA out of memory. Tried"), Ending("RuntimeError: CUDA out of memory. Tried", out_of_memory=True)),
+        (
+            RuntimeError("CUDA out of memory. Tried"),
+            Ending("RuntimeError: CUDA out of memory. Tried", out_of_memory=True),
+        ),
         (RuntimeError("CUDA error: illegal access"), Ending("RuntimeError: CUDA error: illegal access", fatal=True)),
         (RuntimeError("[gloo] Connection reset"), Ending("RuntimeError: [gloo] Connection reset", fatal=True)),
     ],

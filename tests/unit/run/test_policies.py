@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.scripted import OutOfMemoryError, Rank, World, batches_of, indices, item_error, shares_of
 
 from dglaunch.backends.base import Slot
 from dglaunch.data.task import Batch, Result
 from dglaunch.errors import Drained, OutputError, ReplicaError, UserError
 from dglaunch.run import loop as loops
+from support.scripted import OutOfMemoryError, Rank, World, batches_of, indices, item_error, shares_of
 
 MODES = ["main", "node", "rank"]
 
@@ -149,7 +149,9 @@ def test_images_that_are_too_few_are_no_result(tmp_path: Path) -> None:
     world = World(1)
     world.ranks[0].backend.gives_images = False
     world.run(shares_of(1, 2), tmp_path)
-    assert isinstance(world.ranks[0].error, ReplicaError) and "returned 0 images for 2 prompts" in str(world.ranks[0].error)
+    assert isinstance(world.ranks[0].error, ReplicaError) and "returned 0 images for 2 prompts" in str(
+        world.ranks[0].error
+    )
 
 
 def test_ranks_of_a_replica_with_different_batches_stop_before_the_first(tmp_path: Path) -> None:
@@ -158,7 +160,9 @@ def test_ranks_of_a_replica_with_different_batches_stop_before_the_first(tmp_pat
     world.ranks[1].batches = other
     world.run([mine, batches_of(2, first=20)], tmp_path)
     for rank in world.ranks[:2]:
-        assert isinstance(rank.error, ReplicaError) and "Ranks [0, 1] of one replica were about to run" in str(rank.error)
+        assert isinstance(rank.error, ReplicaError) and "Ranks [0, 1] of one replica were about to run" in str(
+            rank.error
+        )
         assert rank.backend.calls == []
     assert counted(world) == Counter([20, 21]), "the other replica is not concerned"
 
