@@ -29,9 +29,9 @@ or its input, 3 some items failed, 130 stopped by a signal. Starting the same co
 
 TOOLS = {
     "verify": "dglaunch.cli.verify:verify",
-    "status": "dglaunch.cli.verify:status",
-    "merge": "dglaunch.cli.verify:merge",
-    "gallery": "dglaunch.output.gallery:gallery",
+    "status": "dglaunch.cli.status:status",
+    "merge": "dglaunch.cli.merge:merge",
+    "gallery": "dglaunch.cli.gallery:gallery",
     "replay": "dglaunch.cli.replay:replay",
     "doctor": "dglaunch.cli.doctor:doctor",
 }
@@ -110,6 +110,7 @@ def _tool(command: str, rest: list[str]) -> int:
 def _under_torchrun(num_gpus: int, words: list[str], environ: Mapping[str, str], debug: bool) -> None:
     """--num_gpus: replace this process by torchrun with as many ranks."""
     from dglaunch.cli.flags import torchrun_words
+    from dglaunch.system import torchrun_command
 
     if "RANK" in environ:
         if environ.get("LOCAL_WORLD_SIZE") != str(num_gpus):
@@ -120,8 +121,7 @@ def _under_torchrun(num_gpus: int, words: list[str], environ: Mapping[str, str],
         return
     if debug:
         raise UserError("--debug runs in one process; drop --num_gpus.")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_gpus)]
-    os.execv(sys.executable, [sys.executable, *torchrun, "-m", "dglaunch", *torchrun_words(words)])
+    os.execv(sys.executable, torchrun_command(num_gpus, "-m", "dglaunch", *torchrun_words(words)))
 
 
 def console_script() -> None:

@@ -1,5 +1,6 @@
 """verify, status and merge: folders of the fake backend, damaged in every way a disk or a person damages them."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,7 +12,6 @@ import pytest
 from conftest import dglaunch, end, kill_group, ledger, start, write_jsonl
 
 from dglaunch.__main__ import main
-from dglaunch.cli import verify as tools
 
 NUM = 12
 
@@ -43,7 +43,7 @@ def _undecodable(out: Path) -> None:
     (out / "000002.png").write_bytes(data)
     for line in lines:
         if line["index"] == 2:
-            line |= {"bytes": len(data), "sha256": tools.hashlib.sha256(data).hexdigest()}
+            line |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     write_jsonl(out / "metadata.jsonl", lines)
 
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from dglaunch import errors
 from dglaunch.config import RunConfig
 from dglaunch.data.task import Bucket
-from dglaunch.output import writer
+from dglaunch.output.ledger import OutputFolder
 from dglaunch.planning import batches, estimate
 from dglaunch.planning.job import SHOWN_SIZES, Job, prepare
 from dglaunch.planning.tuned import recall
@@ -25,7 +25,7 @@ def show_plan(config: RunConfig, origins: dict[str, str], environ: Mapping[str, 
         return errors.EXIT_DONE
     bucket_of = job.bucket_of()
     mine = batches.share_of_node(job.makeable, job.topology, bucket_of, job.cost)
-    limits = writer.out_of_memory_limits(config.output_dir)
+    limits = OutputFolder(config.output_dir).out_of_memory_limits()
     made = job.make_plan(bucket_of, mine, limits, recall(config, job.machine, job.topology.parallel))
     console = Console(soft_wrap=True, highlight=False)
     console.print(

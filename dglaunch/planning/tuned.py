@@ -1,7 +1,6 @@
 """What `dglaunch tune` measured on this machine, and what `--batch_size auto` takes from it."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dglaunch import environment
-from dglaunch.atomic import replacing
+from dglaunch.atomic import atomic_write
 from dglaunch.config import XDIT_PREFIX, ParallelConfig, RunConfig, settings
 from dglaunch.planning.batches import BatchSize
 from dglaunch.system import Machine
@@ -60,8 +59,7 @@ def sweet_spot(rows: Sequence[Measured]) -> tuple[Measured, str]:
 def _write(path: Path, record: Mapping[str, Any]) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with replacing(path, temporary):
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 

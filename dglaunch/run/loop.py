@@ -29,7 +29,7 @@ from dglaunch.data.edits import saved_names
 from dglaunch.data.task import Batch, Result, Task, file_name
 from dglaunch.errors import DglaunchError, Drained, LostPeer, ReplicaError, UserError, is_out_of_memory
 from dglaunch.models import optimizations
-from dglaunch.output.writer import remember_out_of_memory
+from dglaunch.output.ledger import OutputFolder
 from dglaunch.planning.batches import balanced
 from dglaunch.run.collect import Gather
 from dglaunch.run.report import LeaderReport
@@ -272,7 +272,7 @@ class Loop:
         if is_out_of_memory(error):
             if self.context.topology.replica_size > 1:
                 # A peer may still wait inside a collective and never hear of it: leave a note for the next start.
-                remember_out_of_memory(self.context.config.output_dir, *self._shape(batch), len(batch))
+                OutputFolder(self.context.config.output_dir).note_out_of_memory(*self._shape(batch), len(batch))
             return Attempt(text, out_of_memory=True)
         return Attempt(text, fatal=any(word in text for word in FATAL_WORDS))
 

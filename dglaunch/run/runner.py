@@ -139,7 +139,6 @@ class _Run:
         return done, damaged, limits, tuned, memory
 
     def _start_anew(self) -> None:
-        self.writer.refuse_other_writers()
         self.writer.start_anew()
 
     def _open_main_folder(self, anew: bool) -> _Opened:
@@ -147,7 +146,7 @@ class _Run:
         job, folder = self.job, self.job.config.output_dir
         layouts.check(job.config.layout, folder, job.tasks, job.config.output_format)
         tuned = recall(job.config, job.machine, job.topology.parallel)
-        return *self._open_folder(anew), writer.out_of_memory_limits(folder), tuned, job.machine.memory
+        return *self._open_folder(anew), self.writer.folder.out_of_memory_limits(), tuned, job.machine.memory
 
     def _open_folder(self, anew: bool, known: Collection[int] = ()) -> tuple[list[int], int]:
         """On a writer: take the folder; what is done there beyond what is known, and damage."""
@@ -321,7 +320,7 @@ class _Run:
             UserError, OutputError: it cannot be written.
         """
         layout, folder = self.job.config.layout, self.job.config.output_dir
-        if layout == "indexed" or (self.writer.suffix and not (folder / "metadata.jsonl").exists()):
+        if layout == "indexed" or (self.writer.part.ledger_suffix and not (folder / "metadata.jsonl").exists()):
             return
         assert self.report is not None
         view, count = layouts.write(layout, folder, self.job.tasks)
