@@ -23,18 +23,21 @@ from rich.console import Console
 from tyro.conf import Positional, UseAppendAction, arg
 
 from dglaunch.atomic import atomic_write
+from dglaunch.backends.profiles import profile_of
+from dglaunch.backends.registry import BACKENDS
 from dglaunch.config import (
-    REMOTE_BACKENDS,
+    REPLAY,
+    TRUST,
     BackendConfig,
     EditingConfig,
     OptimizationConfig,
     RunConfig,
     T2IConfig,
+    flags_that,
 )
 from dglaunch.data.task import ROW_FIELDS, Record
 from dglaunch.environment import environment, parse_value, types_of
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, InputError, OutputError, UserError
-from dglaunch.models import optimizations
 from dglaunch.output.encode import decode_description
 from dglaunch.output.inputs import find_inputs, results_folder
 from dglaunch.output.ledger import FAILURES, IMAGE_SUFFIXES, OutputFolder, format_of, object_at
@@ -45,13 +48,10 @@ if TYPE_CHECKING:
 
 ROW = ("prompt", *ROW_FIELDS)
 """What becomes the row; the rest of what --set takes are flags."""
-FLAGS = (
-    "backend", "model_name", "revision", "torch_dtype", "device", "trust_remote_code", "allow_pickle", "cache_dir",
-    "max_sequence_length", "enable_vae_slicing", "attention_backend", "model_type", *optimizations.DESCRIBED,
-)  # fmt: skip
+FLAGS = flags_that(REPLAY)
 NAMES_IN_FILE = {"model": "model_name", "dtype": "torch_dtype"}
 TYPES = types_of(T2IConfig) | types_of(EditingConfig)
-NEVER_FROM_A_FILE = ("trust_remote_code", "allow_pickle", "cache_dir", "device")
+NEVER_FROM_A_FILE = flags_that(TRUST)
 Config = TypeVar("Config")
 
 
@@ -136,7 +136,7 @@ def with_changes(described: Record, changes: Iterable[str]) -> Record:
         UserError: it cannot be made again here, or a change names nothing that there is.
     """
     backend = described.get("backend", "diffusers")
-    if backend in REMOTE_BACKENDS:
+    if backend in BACKENDS and not profile_of(str(backend)).can_replay:
         raise UserError(
             f"The image was made by an API ({described.get('model_name')}), which does not promise the same image for "
             "the same seed; there is nothing to compare. Run t2i with its prompt for another."
@@ -205,7 +205,7 @@ def make(values: Record, described: Record, target: Path, inputs: Sequence[bytes
         folder = OutputFolder(Path(temporary, "out"))
         table = write_row(values, described, Path(temporary), inputs)
         job = prepare_row(config_of(values, table, folder.path, output_format, edits=bool(inputs)), described)
-        if runner.run_job(job, Console(quiet=True)) == EXIT_DRAINED:
+        if runner.run(job, Console(quiet=True)).exit_code == EXIT_DRAINED:
             raise KeyboardInterrupt
         image = next((path for path in folder.path.iterdir() if path.suffix in IMAGE_SUFFIXES), None)
         if image is None:
@@ -252,8 +252,7 @@ def prepare_row(config: RunConfig, described: Record) -> "Job":
         replace(image, name=str(name)) for image, name in zip(task.images, names if isinstance(names, list) else [])
     )
     # Several images of one row have seeds of their own, which the file carries; their number goes into the name.
-    job.tasks = [replace(task, sample=int_at(described, "sample"), images=images)]
-    return job
+    return replace(job, tasks=[replace(task, sample=int_at(described, "sample"), images=images)])
 
 
 def int_at(record: Record, name: str) -> int:

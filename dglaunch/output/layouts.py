@@ -25,9 +25,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from dglaunch.atomic import atomic_write
-from dglaunch.data.prompts import MAX_NAME_BYTES
 from dglaunch.data.tables import PROMPT_FILE
 from dglaunch.data.task import Record, Task, file_name
+from dglaunch.data.values import MAX_NAME_BYTES
 from dglaunch.errors import OutputError, UserError
 from dglaunch.output.ledger import IMAGE_SUFFIXES, OutputFolder, file_name_of
 from dglaunch.output.ownership import link_or_copy

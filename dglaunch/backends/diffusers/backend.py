@@ -23,8 +23,6 @@ from dglaunch.backends.input_prefetch import InputPrefetcher
 from dglaunch.config import EditingConfig
 from dglaunch.data.task import Batch
 from dglaunch.errors import Drained, UserError
-from dglaunch.models.editing import STRATEGIES
-from dglaunch.models.families import OTHER
 
 PASSED = ("height", "width", "num_inference_steps", "guidance_scale")
 """Settings of a task that go to the pipeline where they are given."""
@@ -42,8 +40,7 @@ class DiffusersBackend:
         """What this backend changed for the whole process."""
         self.loader = InputPrefetcher(() if context.config.debug else context.batches)
         self.texts: TextEncoding | None = None
-        edits = isinstance(context.config, EditingConfig)
-        self.editing = STRATEGIES[context.checkpoint.pipeline_class] if edits else None
+        self.editing = context.checkpoint.family.edit if context.config.edits else None
 
     # -- loading --------------------------------------------------------------------------------------------------
 
@@ -224,8 +221,8 @@ class DiffusersBackend:
         guidance = self.parameters.get(checkpoint.family.guidance)
         steps = self.parameters.get("num_inference_steps")
         own = {
-            "height": checkpoint.size("height", None),
-            "width": checkpoint.size("width", None),
+            "height": checkpoint.shape(None, None).height,
+            "width": checkpoint.shape(None, None).width,
             "num_inference_steps": steps.default if steps else None,
             "guidance_scale": guidance.default if guidance else None,
         }
@@ -286,7 +283,7 @@ class DiffusersBackend:
         if first.negative_prompt is not None:
             arguments["negative_prompt"] = [task.negative_prompt for task in batch.tasks]
         arguments["generator"] = [torch.Generator("cpu").manual_seed(task.seed) for task in batch.tasks]
-        if family is not OTHER:
+        if family.tensor_output:
             arguments["output_type"] = "pt"
         if "callback_on_step_end" in self.parameters:
             arguments["callback_on_step_end"] = self._between_steps
