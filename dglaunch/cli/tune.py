@@ -31,7 +31,7 @@ from dglaunch.distributed.topology import Topology
 from dglaunch.errors import EXIT_DONE, DglaunchError, UserError
 from dglaunch.planning.job import Job, prepare
 from dglaunch.planning.tuned import GAIN, Measured, describe, remember, sweet_spot, write_json
-from dglaunch.system import versions
+from dglaunch.system import torchrun_command, versions
 
 LARGEST = 64
 REPEATS = 3
@@ -131,8 +131,7 @@ def _measure(
     kept = {name: value for name, value in environ.items() if not name.startswith(XDIT_PREFIX)} | dict(parallel)
     with tempfile.TemporaryDirectory(prefix="dglaunch-tune-") as folder:
         measured = Path(folder, "rows.jsonl")
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-        command = [sys.executable, *torchrun, "-m", "dglaunch.cli.tune", str(measured), *words, "--output_dir", folder]
+        command = torchrun_command(ranks, "-m", "dglaunch.cli.tune", str(measured), *words, "--output_dir", folder)
         code, output = _run(command, kept)
         lines = [json.loads(line) for line in measured.read_text().splitlines()] if measured.exists() else []
     machine = lines[0] if lines else {}

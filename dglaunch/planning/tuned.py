@@ -1,14 +1,13 @@
 """What `dglaunch tune` measured on this machine, and what `--batch_size auto` takes from it."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from dglaunch import environment
-from dglaunch.atomic import replacing
+from dglaunch.atomic import atomic_write
 from dglaunch.config import TUNING, XDIT_PREFIX, ParallelConfig, RunConfig, settings, settings_that
 from dglaunch.data.task import BatchSize, Record
 from dglaunch.system import Machine
@@ -59,8 +58,7 @@ def sweet_spot(rows: Sequence[Measured]) -> tuple[Measured, str]:
 def write_json(path: Path, record: Mapping[str, object]) -> None:
     """Write a JSON file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with replacing(path, temporary):
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 

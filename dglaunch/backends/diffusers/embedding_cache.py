@@ -1,14 +1,13 @@
 """--embedding_cache: the embeddings of prompts, kept on disk between runs."""
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from dglaunch.atomic import replacing
+from dglaunch.atomic import atomic_write, temporary_path
 from dglaunch.errors import UserError
 
 Rows = tuple[torch.Tensor | None, ...]
@@ -26,7 +25,7 @@ class EmbeddingCache:
         self.folder = folder.expanduser() / encoders
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
-            (probe := self.folder / f".{os.getpid()}-{os.urandom(4).hex()}.tmp").touch()
+            (probe := temporary_path(self.folder)).touch()
             probe.unlink()
 
     @contextmanager
@@ -63,11 +62,10 @@ class EmbeddingCache:
 
         for key, values in rows.items():
             file = self._file(key)
-            temporary = file.with_suffix(f".{os.getpid()}-{os.urandom(4).hex()}.tmp")
             kept = {str(n): value.contiguous() for n, value in enumerate(values) if value is not None}
             with self._writing():
                 file.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(file, temporary):
+                with atomic_write(file) as temporary:
                     save_file(kept, temporary)
 
 
