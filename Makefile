@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint soak gpu readme system-packages clean
+.PHONY: demo test lint soak gpu docs system-packages clean
 
 # torch first and pinned: the newest would bring several GB of CUDA packages to a machine without a GPU.
 $(BIN)/.installed: pyproject.toml constraints.txt
@@ -23,6 +23,7 @@ demo: $(BIN)/.installed
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python docs/generate.py --check
 
 # The tests on a real Slurm and in a real browser need Debian's packages; without root, or elsewhere, they are skipped.
 INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends
@@ -46,9 +47,9 @@ soak: $(BIN)/.installed
 gpu:
 	$(PYTHON) -m pytest tests/gpu -s
 
-# The README's generated sections: flags, families, wrong uses.
-readme: $(BIN)/.installed
-	cd tests && ../$(BIN)/python -c "import test_readme; test_readme.write()"
+# The generated parts of README.md and docs/: flags, families, optimizations, the tree.
+docs: $(BIN)/.installed
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf $(VENV) outputs

@@ -1,4 +1,4 @@
-"""Command line and DG_* variables to a config: flags > DG_* > defaults. The only reader of dglaunch's variables."""
+"""The DG_* variables: the only place that reads them. A flag comes before its variable, and that before the default."""
 
 import difflib
 import io
@@ -10,7 +10,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal
 
-from dglaunch.config import XDIT_PREFIX, ParallelConfig
+from dglaunch.config import COMMANDS, XDIT_PREFIX, ParallelConfig, leaf_fields
 from dglaunch.errors import UserError
 
 # -- the environment ----------------------------------------------------------------------------------------------
@@ -69,9 +69,18 @@ def parallel_from_environment(environ: Mapping[str, str]) -> ParallelConfig:
     return ParallelConfig(**given)
 
 
-def check_variables(environ: Mapping[str, str], known: typing.Iterable[str]) -> None:
-    """A DG_* variable that nothing reads is a spelling mistake, not a default."""
-    flags = {f"DG_{name.upper()}" for name in known}
+def known_flags() -> set[str]:
+    """Return every flag of every command: a variable for another command is no mistake."""
+    return {item.name for config_type in COMMANDS.values() for item in leaf_fields(config_type)}
+
+
+def check_variables(environ: Mapping[str, str]) -> None:
+    """Refuse a DG_* variable that nothing reads: it is a spelling mistake, not a default.
+
+    Raises:
+        UserError: with the nearest name.
+    """
+    flags = {f"DG_{name.upper()}" for name in known_flags()}
     allowed = flags | {XDIT_PREFIX + item.name.upper() for item in fields(ParallelConfig)}
     for variable in sorted(environ):
         if variable.startswith("DG_") and variable not in allowed:

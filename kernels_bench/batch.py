@@ -107,7 +107,7 @@ def row(
 
 
 def load(payload: dict[str, Any], flags: dict[str, Any], cache_dir: str = "~/.cache/dglaunch") -> tuple[Any, Any]:
-    """The backend as a run of one rank with these optimisations has it, and what it says of itself."""
+    """The backend as a run of one rank with these optimizations has it, and what it says of itself."""
     from dglaunch.backends import base
     from dglaunch.backends.registry import create
     from dglaunch.config import BackendConfig, OptimizationConfig, T2IConfig

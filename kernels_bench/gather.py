@@ -99,9 +99,9 @@ def row(writer: str, ranks: int, size: int, count: int, taken: list[tuple[float,
 def repeat(payload: dict[str, Any], place: Any, channel: Any, turn: int, check: bool) -> tuple[float, float]:
     """All images once, into a new folder: seconds on the wall and of this process."""
     from dglaunch.output.writer import Writer
-    from dglaunch.run.collect import Gather
+    from dglaunch.run.collect import Collector
     from dglaunch.run.report import LeaderReport
-    from dglaunch.run.watchdog import Watch
+    from dglaunch.run.watchdog import PeerWatch, StallWatch
 
     folder = Path(payload["folder"], f"{place.mode}{turn}")
     count = 0 if place.is_main else payload["images"]
@@ -109,17 +109,21 @@ def repeat(payload: dict[str, Any], place: Any, channel: Any, turn: int, check: 
         (n, os.urandom(payload["size"]))
         for n in range(place.rank * payload["images"], place.rank * payload["images"] + count)
     ]
-    writer = Writer(folder, *place.parts)
+    writer = Writer(folder, *place.ledger_suffix)
     for first in (True, False):  # rank 0 takes the folder first
         if place.writes and place.is_main == first:
             writer.open({}, [], "png", overwrite=False)
         channel.all_of_world(None)
-    with Watch(place, 0, threading.Event()) as watch:
+    with StallWatch(place, 0, threading.Event()) as watch:
         start, began = time.perf_counter(), time.process_time()
-        gather = Gather(place, channel, lambda result: None if result.written else writer.write(result), watch)
+        peers = PeerWatch(watch, channel.attempt)
+        collector = Collector(
+            place, channel, lambda result: None if result.written else writer.write(result), watch, peers
+        )
+        assert collector.sender is not None
         for number, data in results:
-            gather.send(finished(number, data))
-        gather.close(LeaderReport(time.time(), 0.0))
+            collector.sender.send(finished(number, data))
+        collector.close(LeaderReport(time.time(), 0.0))
         taken = time.perf_counter() - start, time.process_time() - began
     if not place.is_main:
         writer.close()

@@ -4,7 +4,7 @@
     install(seed=0)                                          # --backend diffusers is SeededFlux in this process
     dglaunch.__main__.main(["t2i", "--model_name", str(folder), ...])
 
-All but where the weights come from is dglaunch's own: the plan, the text encoders ahead, the optimisations, the loop.
+All but where the weights come from is dglaunch's own: the plan, the text encoders ahead, the optimizations, the loop.
 """
 
 import json

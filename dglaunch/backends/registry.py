@@ -1,62 +1,63 @@
-"""The table of backends by name. A backend of your own is registered the same way, and found by `module:Class`:
+"""The backends by name. A module is imported only when its backend is chosen.
 
-registry.register("gray", "my_package.gray:Gray")
-backend = registry.create(context)      # context.config.backend.backend == "gray"
+register("echo", "my_package.echo:EchoBackend")         # then: T2IConfig(backend=BackendConfig(backend="echo"), ...)
 """
 
 import difflib
 import importlib
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 from dglaunch.backends.base import Backend, Context
-from dglaunch.config import RunConfig
 from dglaunch.errors import UserError
 
-BackendFactory = Callable[[Context], Backend]
-"""A class of backends, or a function that makes one."""
 
-BACKENDS = {
-    "diffusers": "dglaunch.backends.diffusers.backend:DiffusersBackend",
-    "xdit": "dglaunch.backends.xdit.backend:xdit_backend",
-    "openai": "dglaunch.backends.api.openai:OpenAIBackend",
-    "google_genai": "dglaunch.backends.api.google:GoogleBackend",
-    "fake": "dglaunch.backends.fake:FakeBackend",
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a backend's two parts are, each as `module:Class`."""
+
+    backend: str
+    """A class, or a function that makes a backend; it is called with a base.Context."""
+    profile: str
+    """What it says of itself without torch (profiles.py)."""
+
+
+BACKENDS: dict[str, Entry] = {
+    "diffusers": Entry(
+        "dglaunch.backends.diffusers.backend:DiffusersBackend", "dglaunch.backends.diffusers.profile:DiffusersProfile"
+    ),
+    "xdit": Entry("dglaunch.backends.xdit.backend:xdit_backend", "dglaunch.backends.xdit.profile:XDiTProfile"),
+    "openai": Entry("dglaunch.backends.api.openai:OpenAIBackend", "dglaunch.backends.api.profile:ApiProfile"),
+    "google_genai": Entry("dglaunch.backends.api.google:GoogleBackend", "dglaunch.backends.api.profile:ApiProfile"),
+    "fake": Entry("dglaunch.backends.fake:FakeBackend", "dglaunch.backends.profiles:Profile"),
 }
-"""Name -> `module:Class`, or `module:function`. A module is imported only when its backend is used."""
 
 
-def register(name: str, target: str) -> None:
-    """Register a backend, or replace the one of that name.
+def register(name: str, backend: str, profile: str = "dglaunch.backends.profiles:Profile") -> None:
+    """Make a backend of your own known by a name.
 
     Args:
-        target: `module:Class`; the class is called with a `base.Context`.
+        name: what `BackendConfig.backend` calls it.
+        backend: `module:Class` of the backend (base.Backend says what it must do).
+        profile: `module:Class` of its profile. Default: one that has no checkpoint and checks nothing.
     """
-    module, _, attribute = target.partition(":")
-    if not module or not attribute:
-        raise UserError(f"The backend {name} is registered as {target!r}; give it as module:Class.")
-    BACKENDS[name] = target
+    BACKENDS[name] = Entry(backend, profile)
 
 
-def find(name: str) -> BackendFactory:
-    """Find the class behind a name, and import its module.
+def backend_factory(name: str) -> Callable[[Context], Backend]:
+    """Return the class of a backend, or the function that makes one; its module is imported only now.
 
     Raises:
         UserError: no backend has this name.
     """
     if name not in BACKENDS:
-        nearest = difflib.get_close_matches(name, BACKENDS, n=1, cutoff=0.0)[0]
-        raise UserError(f"There is no backend {name}. The nearest: {nearest}; all: {', '.join(BACKENDS)}.")
-    module, _, attribute = BACKENDS[name].partition(":")
-    factory: BackendFactory = getattr(importlib.import_module(module), attribute)
-    return factory
+        near = difflib.get_close_matches(name, BACKENDS, n=1, cutoff=0.0)[0]
+        raise UserError(f"There is no backend {name!r}. The nearest: {near}; all: {', '.join(BACKENDS)}.")
+    module, _, attribute = BACKENDS[name].backend.partition(":")
+    found: Callable[[Context], Backend] = getattr(importlib.import_module(module), attribute)
+    return found
 
 
 def create(context: Context) -> Backend:
-    """Make the backend that `--backend` names."""
-    return find(context.config.backend.backend)(context)
-
-
-def engine(config: RunConfig) -> Any:
-    """The class that --backend names, for what it says of itself without a connection."""
-    return find(config.backend.backend)
+    """Return the backend that --backend names, not loaded yet."""
+    return backend_factory(context.config.backend.backend)(context)

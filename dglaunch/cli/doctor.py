@@ -26,7 +26,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dglaunch.cli.flags import known_flags
 from dglaunch.environment import check_variables, environment
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, UserError
 
@@ -362,7 +361,7 @@ def variables_line(environ: Mapping[str, str]) -> Line:
     """The DG_* variables: a misspelt one stops every run."""
     given = sorted(name for name in environ if name.startswith("DG_"))
     try:
-        check_variables(environ, known_flags())
+        check_variables(environ)
     except UserError as error:
         return Line("DG_* variables", ", ".join(given), WRONG, str(error))
     return Line("DG_* variables", ", ".join(given) or "none", OK if given else NOTE)

@@ -1,39 +1,26 @@
 """The command line to a configuration: flags come before DG_* variables, and these before defaults."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from dglaunch.config import EditingConfig, RunConfig, T2IConfig
+from dglaunch.config import RunConfig
 from dglaunch.environment import check_variables, parse_value, types_of
 from dglaunch.errors import UserError
 
 Config = TypeVar("Config", bound=RunConfig)
 
 
-def _with_values(config: Any, values: Mapping[str, Any]) -> Any:
-    """A copy of a config with these leaves replaced."""
-    changed: dict[str, Any] = {}
-    for item in fields(config):
-        value = getattr(config, item.name)
-        if is_dataclass(value):
-            changed[item.name] = _with_values(value, values)
-        elif item.name in values:
-            changed[item.name] = values[item.name]
-    return replace(config, **changed)
-
-
 def parse(
     config_type: type[Config], arguments: Sequence[str], environ: Mapping[str, str], prog: str, quiet: bool = False
 ) -> tuple[Config, dict[str, str]]:
-    """Command line and environment to a config, and for each flag where its value came from.
+    """Return a configuration from the command line and the environment, and for each flag where its value came from.
 
     A flag that tyro cannot parse ends the process with exit 2 and tyro's text, unless `quiet` (other ranks).
     """
     import tyro
 
     leaves = types_of(config_type)
-    check_variables(environ, known_flags())
+    check_variables(environ)
     from_environment = {
         name: parse_value(f"DG_{name.upper()}", environ[f"DG_{name.upper()}"], hint)
         for name, hint in leaves.items()
@@ -56,24 +43,16 @@ def parse(
         use_underscores=True,
         console_outputs=not quiet,
     )
-    origins = {
-        name: "flag" if name in given else f"DG_{name.upper()}" if name in missing else "default" for name in leaves
-    }
+    origins = dict.fromkeys(leaves, "default")
+    origins |= {name: f"DG_{name.upper()}" for name in missing}
+    origins |= {name: "flag" for name in leaves if name in given}
     return config, origins
 
 
-def _as_words(name: str, value: Any) -> list[str]:
+def _as_words(name: str, value: object) -> list[str]:
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no_{name}"]
     return [f"--{name}={value}"]
-
-
-COMMANDS: dict[str, type[RunConfig]] = {"t2i": T2IConfig, "edit": EditingConfig}
-
-
-def known_flags() -> set[str]:
-    """Every flag of every command: a variable for another command is no mistake."""
-    return {name for config_type in COMMANDS.values() for name in types_of(config_type)}
 
 
 def take_world_size(arguments: list[str]) -> int | None:
@@ -87,13 +66,8 @@ def take_world_size(arguments: list[str]) -> int | None:
     return int(value)
 
 
-def torchrun_words(arguments: Sequence[str]) -> list[str]:
-    """The same arguments without --num_gpus, for the ranks that torchrun starts."""
-    return _without(arguments, "num_gpus")[0]
-
-
 def without(arguments: Sequence[str], flag: str) -> list[str]:
-    """The arguments without one flag and its value."""
+    """Return the arguments without one flag and its value."""
     return _without(arguments, flag)[0]
 
 

@@ -22,31 +22,31 @@ from typing import Annotated, Any
 from rich.console import Console
 from tyro.conf import Positional, UseAppendAction, arg
 
+from dglaunch.backends.profiles import profile_of
+from dglaunch.backends.registry import BACKENDS
 from dglaunch.cli.replay_inputs import find_inputs, results_folder
 from dglaunch.config import (
-    REMOTE_BACKENDS,
+    REPLAY,
+    TRUST,
     BackendConfig,
     EditingConfig,
     OptimizationConfig,
     RunConfig,
     T2IConfig,
+    flags_that,
 )
 from dglaunch.data.task import ROW_FIELDS
 from dglaunch.environment import environment, parse_value, types_of
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, InputError, OutputError, UserError
-from dglaunch.models import optimizations
 from dglaunch.output.encode import decode_description
 
 FORMATS = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 ROW = ("prompt", *ROW_FIELDS)
 """What becomes the row; the rest of what --set takes are flags."""
-FLAGS = (
-    "backend", "model_name", "revision", "torch_dtype", "device", "trust_remote_code", "allow_pickle", "cache_dir",
-    "max_sequence_length", "enable_vae_slicing", "attention_backend", "model_type", *optimizations.DESCRIBED,
-)  # fmt: skip
+FLAGS = flags_that(REPLAY)
 NAMES_IN_FILE = {"model": "model_name", "dtype": "torch_dtype"}
 TYPES = types_of(T2IConfig) | types_of(EditingConfig)
-NEVER_FROM_A_FILE = ("trust_remote_code", "allow_pickle", "cache_dir", "device")
+NEVER_FROM_A_FILE = flags_that(TRUST)
 Values = dict[str, Any]
 
 
@@ -131,7 +131,7 @@ def changed(described: Values, changes: Iterable[str]) -> Values:
         UserError: it cannot be made again here, or a change names nothing that there is.
     """
     backend = described.get("backend", "diffusers")
-    if backend in REMOTE_BACKENDS:
+    if backend in BACKENDS and not profile_of(str(backend)).can_replay:
         raise UserError(
             f"The image was made by an API ({described.get('model_name')}), which does not promise the same image for "
             "the same seed; there is nothing to compare. Run t2i with its prompt for another."
@@ -214,8 +214,8 @@ def make(values: Values, described: Values, target: Path, inputs: Sequence[bytes
         named = tuple(
             replace(image, name=str(name)) for image, name in zip(task.images, described.get("input_images", []))
         )
-        prepared.tasks = [replace(task, sample=sample, images=named)]
-        if runner.run_job(prepared, Console(quiet=True)) == EXIT_DRAINED:
+        prepared = replace(prepared, tasks=[replace(task, sample=sample, images=named)])
+        if runner.run(prepared, Console(quiet=True)).exit_code == EXIT_DRAINED:
             raise KeyboardInterrupt
         made = [path for path in (folder / "out").iterdir() if path.suffix in FORMATS]
         if not made:

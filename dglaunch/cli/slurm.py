@@ -14,7 +14,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from dglaunch.cli.flags import COMMANDS, parse, without
+from dglaunch.cli.flags import parse, without
+from dglaunch.config import COMMANDS
 from dglaunch.errors import EXIT_DONE, UserError
 
 
@@ -77,10 +78,10 @@ EXAMPLE_ARGUMENTS = {
 }
 
 
-def main(words: Sequence[str], environ: Mapping[str, str]) -> int:
-    """The command `slurm`: print the script, or submit it."""
+def slurm(words: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Print the batch script of a job, or submit it (`dglaunch slurm t2i ... [--submit]`)."""
     place, rest = tyro.cli(
-        SlurmConfig, prog="dglaunch slurm t2i", args=list(words), return_unknown_args=True, use_underscores=True,
+        SlurmConfig, prog="dglaunch slurm t2i", args=list(words[1:]), return_unknown_args=True, use_underscores=True,
         description="Print a batch script for Slurm that runs a command of dglaunch, with the command's own flags.",
     )  # fmt: skip
     command = rest[0] if rest else ""

@@ -4,7 +4,7 @@
 
 Each parallel configuration is one start of torchrun on this machine, as a user would start the run (this module is its
 script). Within it batch sizes double until the throughput stops gaining or the memory ends. What was best is remembered
-in --cache_dir for (model, GPU, type of the weights, size, optimisations, degrees of a replica).
+in --cache_dir for (model, GPU, type of the weights, size, optimizations, degrees of a replica).
 """
 
 import json
@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dglaunch import environment
+from dglaunch.backends.profiles import profile_of
 from dglaunch.cli.flags import parse, without
 from dglaunch.config import XDIT_PREFIX, RunConfig, T2IConfig
 from dglaunch.data.task import Batch
@@ -43,18 +44,20 @@ DEGREES = (1, 2, 4, 8)
 # -- the command --------------------------------------------------------------------------------------------------
 
 
-def main(words: Sequence[str], environ: Mapping[str, str]) -> int:
-    """`dglaunch tune t2i [flags of t2i]`.
+def tune(words: list[str], environ: Mapping[str, str]) -> int:
+    """Measure batch sizes and parallel configurations (`dglaunch tune t2i [flags of t2i]`).
 
     Raises:
         UserError: it was started under torchrun, for another command, or the flags do not hold.
     """
+    words = words[1:]
     if words[:1] != ["t2i"]:
         raise UserError("tune measures t2i only: dglaunch tune t2i [flags of t2i].")
     if "RANK" in environ:
         raise UserError("tune starts torchrun itself, once for each configuration; start it without, with --num_gpus.")
     config, origins = parse(T2IConfig, words[1:], environ, "dglaunch tune t2i")
-    if config.backend.is_remote or config.debug or config.batch_size != "auto":
+    profile = profile_of(config.backend.backend)
+    if not profile.can_tune or config.debug or config.batch_size != "auto":
         raise UserError(
             "tune chooses the batch size on this machine's ranks; drop --batch_size, --debug and remote backends."
         )
@@ -195,7 +198,7 @@ def work(told: Path, words: Sequence[str], environ: Mapping[str, str]) -> int:
 
 def commonest(job: Job) -> list[Any]:
     """The tasks that may share a batch with the most others: their size is what is measured."""
-    bucket_of = job.bucket_of()
+    bucket_of = job.profile.buckets(job.config, job.target, job.tasks)
     buckets: dict[Any, list[Any]] = {}
     for task in job.makeable:
         buckets.setdefault(bucket_of(task), []).append(task)
@@ -203,7 +206,7 @@ def commonest(job: Job) -> list[Any]:
 
 
 def shape_of(job: Job, task: Any) -> str:
-    return f"{job.checkpoint.size('height', task.height)}x{job.checkpoint.size('width', task.width)}"
+    return str(job.checkpoint.shape(task.height, task.width))
 
 
 def _batch(tasks: Sequence[Any], size: int, place: Topology) -> Batch:

@@ -1,39 +1,38 @@
-"""A table of images and instructions to tasks: `tasks.RowReader` with a column of input images.
+"""Rows of images and instructions to tasks: `prompts.RowReader` with a column of input images.
 
 A bad *table* (no instruction, no column, broken JSON) stops the run before it begins, as for t2i. A bad *image* (missing,
 torn, a bomb, too many for the family) is its row's error: the task carries it, and the other rows are made.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 from dglaunch.config import EditingConfig
 from dglaunch.data.images import BadImage, Cell, InputImage, describe, probe, probe_files
-from dglaunch.data.prompts import RowReader, missing
-from dglaunch.data.tables import base_of, files_of, read_table
-from dglaunch.data.task import Task
+from dglaunch.data.prompts import RowReader
+from dglaunch.data.tables import Row, base_of, files_of, read_table
+from dglaunch.data.task import Record, Task
+from dglaunch.data.values import missing
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
-from dglaunch.models.editing import ModelConfig
 
 COLUMN = "input_images"
 MAX_PATH = 4096
 """Characters; what is longer is no path, and asking the system for it would be an error."""
 
 
-def read_edits(config: EditingConfig, checkpoint: Checkpoint, family: ModelConfig) -> list[Task]:
-    """All tasks of an editing run; those whose images cannot be used carry an error. `family` says which can.
+def read_edits(config: EditingConfig, checkpoint: Checkpoint) -> list[Task]:
+    """Return all tasks of an editing run; those whose images the checkpoint's family cannot use carry an error.
 
     Raises:
         InputError: rows are bad (all of them are named).
         UserError: the file or a flag is wrong.
     """
     assert config.input is not None
-    reader = EditReader(config, checkpoint, family)
+    reader = EditReader(config, checkpoint)
     return reader.with_images(reader.read(read_table(config.input)))
 
 
@@ -56,71 +55,80 @@ def parse_ranges(text: str) -> list[range]:
 class EditReader(RowReader):
     """Rows with images. The files are looked at after the table is read, each once, several at a time."""
 
-    def __init__(self, config: EditingConfig, checkpoint: Checkpoint, family: ModelConfig) -> None:
+    def __init__(self, config: EditingConfig, checkpoint: Checkpoint) -> None:
         super().__init__(config, str(config.input), checkpoint.family.size_multiple, config.instruction_key)
-        self.family = family
+        assert checkpoint.family.edit is not None
+        self.rules = checkpoint.family.edit
         self.checkpoint = checkpoint
+        self.filter_rows = config.filter_rows
         self.ranges = parse_ranges(config.filter_rows) if config.filter_rows is not None else None
         self.references: dict[int, list[tuple[str, Path | Cell]]] = {}
         """By index: the images of a row, by name and place."""
         self.files: dict[Path, str] = {}
         self.found: dict[Path | Cell, InputImage | BadImage] = {}
-        if not self.family.sets_size:
+        if not self.rules.sets_size:
             self.checks |= {"width": self._no_size, "height": self._no_size}
             self.defaults = self._flag_values()
 
-    def _no_size(self, _value: Any) -> int:
+    def _no_size(self, _value: object) -> object:
         raise ValueError(f"cannot be set: {self.checkpoint.pipeline_class} chooses the size itself; leave it out")
 
     def wants(self, index: int) -> bool:
         return self.ranges is None or any(index in part for part in self.ranges)
 
-    def read(self, rows: Any) -> list[Task]:
+    def read(self, rows: Iterable[Row]) -> list[Task]:
         try:
             return super().read(rows)
         except UserError:
             if self.ranges is None or self.problems or not self.lines:
                 raise
         raise UserError(
-            f"--filter_rows {self.config.filter_rows} leaves none of the {len(self.lines):,} rows of {self.source}, "  # type: ignore[attr-defined]
+            f"--filter_rows {self.filter_rows} leaves none of the {len(self.lines):,} rows of {self.source}, "
             f"whose indices are {min(self.lines)} to {max(self.lines)}."
         )
 
     # -- a row's cell -------------------------------------------------------------------------------------------------
 
-    def own_fields(self, label: str, row: dict[str, Any], number: int, index: int) -> dict[str, Any]:
+    def take_references(self, label: str, row: Record, number: int, index: int) -> str:
         cell = row.pop(COLUMN, None)
         if cell is None:
             self.problems.append(f"{label}: {missing(COLUMN, row)}")
-            return {}
+            return ""
         try:
             self.references[index] = self._references(cell, number)
         except ValueError as error:
             self.problems.append(f"{label}: {COLUMN} {error}")
-        return {"row": f"{self.source}, {label}"}
+        return f"{self.source}, {label}"
 
-    def _references(self, cell: Any, number: int) -> list[tuple[str, Path | Cell]]:
+    def _references(self, cell: object, number: int) -> list[tuple[str, Path | Cell]]:
         """The images that a cell names.
 
         Raises:
             ValueError: it is neither a path, a list of paths nor bytes.
         """
-        items = self._split(cell) if isinstance(cell, str) else cell if isinstance(cell, list) else [cell]
+        items: list[object] = [cell]
+        if isinstance(cell, str):
+            items = self._split(cell)
+        elif isinstance(cell, list):
+            items = cell
         return [self._reference(item, number, position) for position, item in enumerate(items)]
 
-    def _split(self, text: str) -> list[Any]:
+    def _split(self, text: str) -> list[object]:
         """One path, a JSON list or a comma list; a file of that very name wins."""
         if self._is_file(text):
             return [text]
         if text.lstrip().startswith("["):
             try:
-                return json.loads(text)
+                listed: list[object] = json.loads(text)
             except ValueError as error:
                 raise ValueError(f"is no valid JSON list: {error}") from None
+            return listed
         return [part.strip() for part in text.split(",")]
 
-    def _reference(self, item: Any, number: int, position: int) -> tuple[str, Path | Cell]:
-        path, data = (item.get("path"), item.get("bytes")) if isinstance(item, dict) else (item, item)
+    def _reference(self, item: object, number: int, position: int) -> tuple[str, Path | Cell]:
+        path, data = item, item
+        if isinstance(item, dict):
+            path, data = item.get("path"), item.get("bytes")
         if isinstance(data, bytes):
             place = self._cell(number, position)
             name = path if isinstance(path, str) and path else f"{COLUMN}[{position}]"
@@ -168,22 +176,22 @@ class EditReader(RowReader):
             if error is not None:
                 task.error = f"{task.row}: {error}"
                 continue
-            sizes = self.family.input_sizes(task, self.checkpoint.defaults)
-            task.input_tokens = sum(self.checkpoint.image_tokens(height, width) for width, height in sizes)
-            if self.family.output_size is not None:
-                width, height = self.family.output_size(task.images[0].size, self.checkpoint.defaults)
-                task.width = task.width if task.width is not None else width
-                task.height = task.height if task.height is not None else height
+            shapes = self.rules.input_shapes([image.shape for image in task.images], self.checkpoint.defaults)
+            task.input_tokens = sum(self.checkpoint.image_tokens(shape) for shape in shapes)
+            if self.rules.output_shape is not None:
+                output = self.rules.output_shape(task.images[0].shape, self.checkpoint.defaults)
+                task.width = output.width if task.width is None else task.width
+                task.height = output.height if task.height is None else task.height
         return tasks
 
     def _error(self, found: list[tuple[str, InputImage | BadImage]]) -> str | None:
         """Why these images cannot be edited by this family."""
         count = len(found)
-        most = self.family.max_images
-        if (count != 1 and not (count and self.family.multi_image)) or (most is not None and count > most):
+        most = self.rules.max_images
+        if (count != 1 and not (count and self.rules.multi_image)) or (most is not None and count > most):
             several = "one or more" if most is None else f"1 to {most}"
-            wanted = several if self.family.multi_image else "exactly one"
-            return f"{count} input images, but {self.family.name} ({self.checkpoint.pipeline_class}) takes {wanted}"
+            wanted = several if self.rules.multi_image else "exactly one"
+            return f"{count} input images, but {self.rules.name} ({self.checkpoint.pipeline_class}) takes {wanted}"
         bad = [(name, image) for name, image in found if isinstance(image, BadImage)]
         if bad:
             return describe(bad)
@@ -191,16 +199,15 @@ class EditReader(RowReader):
         return next((problem for problem in problems if problem), None)
 
     def _size_problem(self, image: InputImage) -> str | None:
-        width, height = image.size
-        least = self.family.min_side
-        rules = (self.family.input_size, self.family.output_size or self.family.input_size)
-        if min(width, height) < least or any(not min(rule(image.size, self.checkpoint.defaults)) for rule in rules):
-            return f"input image {image.name} is {width}x{height}, too small for {self.checkpoint.pipeline_class}"
-        if max(width / height, height / width) > self.family.max_aspect:
-            return (
-                f"input image {image.name} is {width}x{height}; {self.checkpoint.pipeline_class} takes at most "
-                f"{self.family.max_aspect:g}:1"
-            )
+        shape, pipeline = image.shape, self.checkpoint.pipeline_class
+        shown = f"input image {image.name} is {shape.width}x{shape.height}"
+        rules = (self.rules.input_shape, self.rules.output_shape or self.rules.input_shape)
+        results = [rule(shape, self.checkpoint.defaults) for rule in rules]
+        least = min(shape.height, shape.width)
+        if least < self.rules.min_side or any(not result.height or not result.width for result in results):
+            return f"{shown}, too small for {pipeline}"
+        if max(shape.ratio, 1 / shape.ratio) > self.rules.max_aspect:
+            return f"{shown}; {pipeline} takes at most {self.rules.max_aspect:g}:1"
         return None
 
 

@@ -1,8 +1,8 @@
 """Input images of an edit: where they are, what their headers say, and how they become RGB.
 
 Before the run `probe` reads each distinct file once: is it there, is it an image, how large, its sha256. Just before a
-batch `InputPrefetcher` decodes its images; for an API `upload` gives a file's own bytes where it can. PNG, JPEG, WebP and a few others; turned as their EXIF orientation says, alpha
-flattened on white, 16 bit scaled to 8. Whatever is wrong with a file is a `BadImage`, which concerns its row alone.
+batch its images are decoded: PNG, JPEG, WebP and a few others, turned as their EXIF orientation says, alpha flattened on
+white, 16 bit scaled to 8. Whatever is wrong with a file is a `BadImage`, which concerns its row alone.
 """
 
 import hashlib
@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dglaunch.models.shape import Shape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,8 +53,8 @@ class InputImage:
     """The path as the table writes it, or where in a Parquet table the bytes are: for the ledger and messages."""
     place: Path | Cell
     sha256: str
-    size: tuple[int, int]
-    """Width and height, turned as its EXIF orientation says."""
+    shape: Shape
+    """Height and width, turned as its EXIF orientation says."""
     suffix: str
 
     def read(self) -> bytes:
@@ -85,7 +87,7 @@ def probe(name: str, place: Path | Cell, data: bytes) -> InputImage:
             width, height = height, width
         if image.format == "PNG":
             image.verify()
-    return InputImage(name, place, hashlib.sha256(data).hexdigest(), (width, height), suffix)
+    return InputImage(name, place, hashlib.sha256(data).hexdigest(), Shape(height, width), suffix)
 
 
 def probe_files(paths: Mapping[Path, str]) -> dict[Path, InputImage | BadImage]:

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dglaunch.models.shape import Shape
 
 if TYPE_CHECKING:
     from dglaunch.data.images import InputImage
@@ -14,7 +15,7 @@ Record = dict[str, object]
 `object`, and who uses one looks first at what it is."""
 
 ROW_FIELDS = ("negative_prompt", "seed", "width", "height", "num_inference_steps", "guidance_scale")
-"""What a row may set for itself (PEERS' conventions); the rest of its columns are carried into the ledger."""
+"""What a row may set for itself; the rest of its columns are carried into the ledger. Their order is part of a task's key."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -32,7 +33,7 @@ class Task:
     height: int | None = None
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
-    extra: dict[str, Any] | None = None
+    extra: Record | None = None
     """Columns that dglaunch does not know; they go into the ledger as they are."""
     images: "tuple[InputImage, ...]" = ()
     """What an edit starts from, in the order of the row."""
@@ -48,12 +49,12 @@ class Task:
         """What a ledger line says that it is about: index and sample."""
         return self.index, self.sample
 
-    def content(self) -> dict[str, Any]:
+    def content(self) -> Record:
         """All that decides what the image shows, in JSON's types."""
         hashes = {"input_sha256": [image.sha256 for image in self.images]} if self.images else {}
         return {name: getattr(self, name) for name in ("prompt", *ROW_FIELDS)} | hashes
 
-    def origin(self) -> dict[str, Any]:
+    def origin(self) -> Record:
         """Of an edit: what the ledger says of it besides its content."""
         if not self.row:
             return {}
@@ -66,8 +67,46 @@ class Task:
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-Bucket = tuple[Hashable, ...]
-"""Everything that must be equal inside a batch, in the order of `default_bucket`, and what a family needs besides."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """All that must be equal inside a batch: what every pipeline needs, then what some families need besides."""
+
+    height: int | None = None
+    """As given; None: the pipeline's default."""
+    width: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    has_negative: bool = False
+    input_tokens: int = 0
+    """Tokens that input images add."""
+    input_shapes: tuple[Shape, ...] = ()
+    """The shapes at which the pipeline encodes the input images."""
+    input_sha256: tuple[str, ...] = ()
+    """The input images themselves, where a call has one set of them."""
+    text_lengths: tuple[int, ...] = ()
+    """Tokens of the prompt and its negative one in units of the family's text bucket, where a call has no mask."""
+    row: int | None = None
+    """The row's index, where a request makes samples of one row."""
+
+
+def plain_bucket(task: Task) -> Bucket:
+    """Return what every pipeline needs to be equal inside a batch."""
+    return Bucket(
+        height=task.height,
+        width=task.width,
+        num_inference_steps=task.num_inference_steps,
+        guidance_scale=task.guidance_scale,
+        has_negative=task.negative_prompt is not None,
+        input_tokens=task.input_tokens,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSize:
+    """Images per forward pass, and why so many."""
+
+    size: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +131,14 @@ class Result:
 
     task_id: tuple[int, int]
     file_name: str
-    record: dict[str, Any]
+    record: Record
     """The ledger line (or the line of failures.jsonl), without what the writer adds."""
     data: bytes | None = None
     """None: it failed."""
     written: bool = False
     """Another rank has written it, and the bytes are not here; rank 0 is only told."""
 
-    def told(self) -> "Result":
+    def as_written(self) -> "Result":
         """The same for rank 0, once it is written."""
         return replace(self, data=None if self.failed else b"", written=True)
 

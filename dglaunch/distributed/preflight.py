@@ -4,7 +4,6 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from dglaunch.distributed.channel import Channel
 from dglaunch.distributed.topology import Topology
@@ -16,7 +15,7 @@ CLOCKS_S = 5.0
 
 
 def check_address(topology: Topology) -> None:
-    """On several machines, this one's own name must lead to an address that the others can reach: gloo listens there.
+    """Check that, on several machines, this one's name leads to an address that the others can reach: gloo listens there.
 
     Raises:
         UserError: it leads to the loopback device or nowhere.
@@ -43,21 +42,20 @@ def _remedy() -> str:
 
 
 def compare(channel: Channel, versions: Mapping[str, str]) -> list[str]:
-    """Compare what the ranks run; things worth a note.
+    """Compare what is installed where the ranks run, and their clocks; returns things worth a note.
 
     Raises:
         UserError: two machines have different versions of a package.
     """
-    mine = {name: versions.get(name, "not installed") for name in COMPARED}
-    everyone: list[tuple[str, dict[str, Any], float]] = channel.all_of_world((versions["host"], mine, time.time()))
+    installed = {name: versions.get(name, "not installed") for name in COMPARED}
+    everyone = channel.all_of_world((versions["host"], installed, time.time()))
     first_host, first, _ = everyone[0]
-    for host, theirs, _ in everyone:
-        differing = [name for name in COMPARED if theirs[name] != first[name]]
+    for host, other, _ in everyone:
+        differing = [f"{name} {first[name]} and {other[name]}" for name in COMPARED if other[name] != first[name]]
         if differing:
-            told = ", ".join(f"{n} {first[n]} and {theirs[n]}" for n in differing)
             raise UserError(
-                f"The machines {first_host} and {host} have different versions: {told}. The images would differ; install "
-                "the same on both (pip install -c constraints.txt)."
+                f"The machines {first_host} and {host} have different versions: {', '.join(differing)}. The images would "
+                "differ; install the same on both (pip install -c constraints.txt)."
             )
     clocks = [clock for _, _, clock in everyone]
     if max(clocks) - min(clocks) > CLOCKS_S:

@@ -11,22 +11,22 @@ import uuid
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch.distributed import Store
+from dglaunch.distributed.topology import Topology
 
-    from dglaunch.distributed.topology import Topology
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 POLL_S = 0.02
 CONNECT_TIMEOUT = timedelta(seconds=20)
 
 
-def connect(topology: "Topology", timeout: timedelta) -> "Store":
-    """A new connection to torchrun's store."""
-    from torch.distributed import TCPStore
+def connect(topology: Topology, timeout: timedelta) -> "Store":
+    """Open a new connection to torchrun's store."""
+    from torch._C._distributed_c10d import TCPStore  # torch.distributed hands it on, but its types do not
 
     assert topology.rendezvous is not None
     host, port, held_by_agent = topology.rendezvous
-    # The agent's store is there before any rank: what does not answer now is dead.
+    # The agent's store is up before any rank: what does not answer now is dead.
     store = TCPStore(
         host, port, is_master=not held_by_agent and topology.is_main, wait_for_workers=False, multi_tenant=True,
         timeout=min(timeout, CONNECT_TIMEOUT) if held_by_agent else timeout,
@@ -35,7 +35,14 @@ def connect(topology: "Topology", timeout: timedelta) -> "Store":
     return store
 
 
-def agree_on_attempt(topology: "Topology", store: "Store", timeout: timedelta) -> str:
+def part(store: "Store", prefix: str) -> "Store":
+    """The names of the store that begin with the prefix, as a store of their own."""
+    from torch._C._distributed_c10d import PrefixStore
+
+    return PrefixStore(prefix, store)
+
+
+def agree_on_attempt(topology: Topology, store: "Store", timeout: timedelta) -> str:
     """A name that all ranks of this attempt have, and no earlier one had.
 
     Raises:

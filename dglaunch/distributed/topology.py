@@ -1,4 +1,4 @@
-"""Who am I: torchrun's variables and xDiT's degrees to replicas, and the groups in which ranks talk about the run.
+"""Who am I: torchrun's variables and xDiT's degrees make replicas.
 
 A replica is the set of ranks that compute one batch together. It is the unit of sharding: with Ulysses 2 on 8 ranks
 there are 4 replicas, and both ranks of a replica get the same batch. xfuser orders ranks with data parallelism
@@ -7,20 +7,18 @@ outermost, so that the ranks of a replica are neighbours.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from dglaunch.config import XDIT_PREFIX, ParallelConfig, RunConfig, WriterName
 from dglaunch.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """This rank's place. Pure: built from numbers, so that a plan can be made for any world."""
+    """A Topology says which rank this is and which ranks compute, write and report with it.
+
+    It is pure, built from numbers, so that a plan can be made for any world."""
 
     rank: int = 0
     local_rank: int = 0
@@ -74,7 +72,7 @@ class Topology:
 
     @property
     def is_main(self) -> bool:
-        """Rank 0: is told of every image, reports, and writes what no other rank writes."""
+        """Whether this is rank 0: it hears of every image, reports, and writes what no other rank writes."""
         return self.rank == 0
 
     @property
@@ -90,9 +88,13 @@ class Topology:
         return self.is_main or (self.is_leader and self.writer == self.rank)
 
     @property
-    def sources(self) -> list[int]:
+    def receives_from(self) -> list[int]:
         """The leaders whose results, or word of them, come to this rank."""
-        leaders = self.leaders if self.is_main else self._leaders_of_node if self.writes and self.mode == "node" else []
+        leaders: list[int] = []
+        if self.is_main:
+            leaders = self.leaders
+        elif self.writes and self.mode == "node":
+            leaders = self._leaders_of_node
         return [rank for rank in leaders if rank != self.rank]
 
     @property
@@ -101,8 +103,8 @@ class Topology:
         return [rank for rank in self.leaders if first <= rank < first + self.local_world_size]
 
     @property
-    def parts(self) -> tuple[str, str]:
-        """What the names of this rank's ledger say: the node of several without a rendezvous, the rank beside rank 0."""
+    def ledger_suffix(self) -> tuple[str, str]:
+        """What the name of this rank's ledger says: the node of several without a rendezvous, the rank beside rank 0."""
         node = f"-node{self.node}of{self.num_nodes}" if self.num_nodes > 1 else ""
         return node, "" if self.is_main else f"-rank{self.rank}of{self.world_size}"
 
@@ -119,7 +121,7 @@ class Topology:
 def from_environment(
     config: RunConfig, parallel: ParallelConfig, environ: Mapping[str, str], world_size: int | None = None
 ) -> Topology:
-    """Torchrun's variables, or one rank without them; `world_size` plans for another world.
+    """Read torchrun's variables, or take one rank without them; `world_size` plans for another world.
 
     Raises:
         UserError: the degrees do not multiply to the world size, or --num_nodes contradicts torchrun's nodes.
@@ -160,13 +162,13 @@ def _nodes(config: RunConfig, environ: Mapping[str, str]) -> tuple[int, int]:
     """--node_rank/--num_nodes under torchrun: two ways to share must not both be applied, or prompts are lost."""
     if config.num_nodes is None or config.node_rank is None:
         return 0, 1
-    theirs = int(environ.get("GROUP_WORLD_SIZE", "1")), int(environ.get("GROUP_RANK", "0"))
-    if theirs[0] == 1:
+    of_torchrun = int(environ.get("GROUP_WORLD_SIZE", "1")), int(environ.get("GROUP_RANK", "0"))
+    if of_torchrun[0] == 1:
         return config.node_rank, config.num_nodes
-    if theirs == (config.num_nodes, config.node_rank):
+    if of_torchrun == (config.num_nodes, config.node_rank):
         return 0, 1
     raise UserError(
-        f"torchrun already spans {theirs[0]} nodes and this is its node {theirs[1]}, but --num_nodes {config.num_nodes} "
+        f"torchrun already spans {of_torchrun[0]} nodes and this is its node {of_torchrun[1]}, but --num_nodes {config.num_nodes} "
         f"--node_rank {config.node_rank} says otherwise; both would be applied and prompts lost or made twice. Drop the "
         "two flags, or start torchrun on each node alone (--nnodes 1)."
     )

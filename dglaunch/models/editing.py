@@ -1,86 +1,81 @@
-"""What each editing family does with its input images, as data. A checkpoint's pipeline class chooses the row.
+"""What an editing family does with its input images: at what sizes it works, and which rows share a call.
 
-    python -m dglaunch.models.editing      # the table of the README
-
-What a pipeline is called with otherwise, and how xfuser runs it, stands in models.FAMILIES under the same class.
+The rules stand as `edit=` in the rows of families.py; here are their type and the arithmetic of sizes.
 """
 
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import TypeVar
 
-from dglaunch.data.task import Task
-from dglaunch.errors import UserError
-from dglaunch.models.checkpoint import Checkpoint
-from dglaunch.models.families import FAMILIES, Family
+from dglaunch.models.shape import Shape
 
-Size = tuple[int, int]
-"""Width and height."""
-Rule = Callable[[Size, Mapping[str, Any]], Size]
-"""A size from that of an input image and the checkpoint's own defaults."""
+Rule = Callable[[Shape, Mapping[str, object]], Shape]
+"""A shape from that of an input image and the checkpoint's own defaults."""
+Image = TypeVar("Image")
 
 MEGAPIXEL = 1024 * 1024
-KONTEXT_SIZES = (
-    (672, 1568), (688, 1504), (720, 1456), (752, 1392), (800, 1328), (832, 1248), (880, 1184), (944, 1104), (1024, 1024),
-    (1104, 944), (1184, 880), (1248, 832), (1328, 800), (1392, 752), (1456, 720), (1504, 688), (1568, 672),
+KONTEXT_SHAPES = tuple(
+    Shape(height, width)
+    for width, height in (
+        (672, 1568), (688, 1504), (720, 1456), (752, 1392), (800, 1328), (832, 1248), (880, 1184), (944, 1104),
+        (1024, 1024), (1104, 944), (1184, 880), (1248, 832), (1328, 800), (1392, 752), (1456, 720), (1504, 688),
+        (1568, 672),
+    )
 )  # fmt: skip
 """What FLUX.1 Kontext was trained on (diffusers' PREFERRED_KONTEXT_RESOLUTIONS)."""
 
 
-# -- sizes --------------------------------------------------------------------------------------------------------
+# -- shapes -------------------------------------------------------------------------------------------------------
 
 
-def _down_to(multiple: int, size: Size) -> Size:
-    return size[0] // multiple * multiple, size[1] // multiple * multiple
+def down_to(multiple: int) -> Rule:
+    """Return the rule that cuts both sides to a multiple of so many pixels."""
+    return lambda shape, _defaults: _cut(multiple, shape.height, shape.width)
 
 
-def _kontext_input(size: Size, defaults: Mapping[str, Any]) -> Size:
-    """The trained size nearest in shape; the image's own where the checkpoint says `_auto_resize: false`."""
+def _cut(multiple: int, height: int, width: int) -> Shape:
+    return Shape(height // multiple * multiple, width // multiple * multiple)
+
+
+def kontext_input(shape: Shape, defaults: Mapping[str, object]) -> Shape:
+    """Return the trained shape nearest in ratio; the image's own where the checkpoint says `_auto_resize: false`."""
     if not defaults.get("_auto_resize", True):
-        return _down_to(16, size)
-    return min(KONTEXT_SIZES, key=lambda trained: (abs(size[0] / size[1] - trained[0] / trained[1]), trained))
+        return _cut(16, shape.height, shape.width)
+    return min(KONTEXT_SHAPES, key=lambda trained: (abs(shape.ratio - trained.ratio), trained.width, trained.height))
 
 
-def _kontext_output(size: Size, defaults: Mapping[str, Any]) -> Size:
-    """As large as the input becomes, or of the checkpoint's `max_area` in its shape. (The pipeline's own default is a
-    square, whatever the input.)"""
-    width, height = _kontext_input(size, defaults)
-    area = defaults.get("max_area", width * height)
-    ratio = width / height
-    return _down_to(16, (round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)))
+def kontext_output(shape: Shape, defaults: Mapping[str, object]) -> Shape:
+    """Return the shape that the input becomes, or one of the checkpoint's `max_area` in its ratio. (The pipeline's own
+    default is a square, whatever the input.)"""
+    resized = kontext_input(shape, defaults)
+    area = defaults.get("max_area")
+    if not isinstance(area, int):
+        area = resized.height * resized.width
+    return _cut(16, round((area / resized.ratio) ** 0.5), round((area * resized.ratio) ** 0.5))
 
 
-def _flux2(size: Size, _defaults: Mapping[str, Any]) -> Size:
-    """Its own, at most 1 Mpx."""
-    width, height = size
+def at_most_a_megapixel(shape: Shape, _defaults: Mapping[str, object]) -> Shape:
+    """Return the image's own shape, scaled down where it has more than 1 Mpx."""
+    height, width = shape.height, shape.width
     if width * height > MEGAPIXEL:
         scale = math.sqrt(MEGAPIXEL / (width * height))
-        width, height = int(width * scale), int(height * scale)
-    return _down_to(16, (width, height))
+        height, width = int(height * scale), int(width * scale)
+    return _cut(16, height, width)
 
 
-def _megapixel(size: Size, _defaults: Mapping[str, Any]) -> Size:
-    """1 Mpx in the image's shape."""
-    width = math.sqrt(MEGAPIXEL * (size[0] / size[1]))
-    return round(width / 32) * 32, round(width / (size[0] / size[1]) / 32) * 32
+def a_megapixel(shape: Shape, _defaults: Mapping[str, object]) -> Shape:
+    """Return a shape of 1 Mpx in the image's ratio."""
+    width = math.sqrt(MEGAPIXEL * shape.ratio)
+    return Shape(round(width / shape.ratio / 32) * 32, round(width / 32) * 32)
 
 
-def _glm_input(size: Size, _defaults: Mapping[str, Any]) -> Size:
-    return _down_to(16, size)
-
-
-def _glm_output(size: Size, _defaults: Mapping[str, Any]) -> Size:
-    return _down_to(32, size)
-
-
-# -- the families -------------------------------------------------------------------------------------------------
+# -- the rules of a family ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelConfig:
-    """One editing family: which rows it computes right together, and what sizes it works at."""
+class EditRules:
+    """What one editing family computes right together, and what shapes it works at."""
 
     name: str
     """For --model_type."""
@@ -96,11 +91,11 @@ class ModelConfig:
     """Of several, the most."""
     reason: str
     """Why it is batched so."""
-    input_size: Rule
-    """The size at which the pipeline encodes an input image."""
+    input_shape: Rule
+    """The shape at which the pipeline encodes an input image."""
     input_text: str
-    output_size: Rule | None = None
-    """Output size from the first input image, where the row and the flags name none. None: the pipeline chooses."""
+    output_shape: Rule | None = None
+    """Output shape from the first input image, where the row and the flags name none. None: the pipeline chooses."""
     output_text: str
     sets_size: bool = True
     """Whether width and height can be asked for at all."""
@@ -112,171 +107,22 @@ class ModelConfig:
     known_trouble: str = ""
     """What fails in the library versions that this was written with; put before an item's error."""
 
-    def input_sizes(self, task: Task, defaults: Mapping[str, Any]) -> tuple[Size, ...]:
-        """The sizes at which the pipeline encodes a task's images."""
-        return tuple(self.input_size(image.size, defaults) for image in task.images)
+    def input_shapes(self, shapes: Sequence[Shape], defaults: Mapping[str, object]) -> tuple[Shape, ...]:
+        """Return the shapes at which the pipeline encodes images of these shapes."""
+        return tuple(self.input_shape(shape, defaults) for shape in shapes)
 
-    def images_argument(self, images: Sequence[Sequence[Any]]) -> Any:
-        """What `image=` must be for the images of each task of a batch. The pipelines differ in what a list means."""
+    def images_argument(self, images: Sequence[Sequence[Image]]) -> Image | list[Image]:
+        """Return what `image=` must be for the images of each task of a batch: the pipelines differ in what a list means."""
         if self.equal_size_batch:
-            return [own[0] for own in images]
+            return [images_of_task[0] for images_of_task in images]
         return list(images[0]) if self.multi_image else images[0][0]
 
     @property
     def batch_text(self) -> str:
-        shared = ["rows that share their images"] if self.shared_image_batch else []
-        return " and ".join([*shared, *(["images of one size"] if self.equal_size_batch else [])]) or "no"
-
-
-_FLUX2 = ModelConfig(
-    name="flux2",
-    shared_image_batch=True,
-    multi_image=True,
-    reason="every image is a reference for every prompt of the call",
-    input_size=_flux2,
-    input_text="its own, at most 1 Mpx",
-    output_size=_flux2,
-    output_text="as the first image",
-    min_side=64,
-    max_aspect=8,
-)
-STRATEGIES: dict[str, ModelConfig] = {
-    "QwenImageEditPlusPipeline": ModelConfig(
-        name="qwen",
-        batch_disabled=True,
-        multi_image=True,
-        reason="the pipeline takes several images for one prompt, and refuses a second prompt",
-        input_size=_megapixel,
-        input_text="1 Mpx",
-        output_text="1 Mpx, in the shape of the last image",
-    ),
-    "QwenImageEditPipeline": ModelConfig(
-        name="qwen_singleimg",
-        equal_size_batch=True,
-        reason="a list of images goes with the list of prompts (2e-6 from one by one); it is resized to the first's size",
-        input_size=_megapixel,
-        input_text="1 Mpx",
-        output_text="1 Mpx, in the shape of the image",
-    ),
-    "Flux2Pipeline": _FLUX2,
-    "Flux2KleinPipeline": replace(_FLUX2, name="flux2_klein"),
-    "FluxKontextPipeline": ModelConfig(
-        name="flux1_kontext",
-        shared_image_batch=True,
-        equal_size_batch=True,
-        reason="a list of images goes with the list of prompts (1e-6 from one by one); it is resized to the first's size",
-        input_size=_kontext_input,
-        input_text="the trained size nearest in shape",
-        output_size=_kontext_output,
-        output_text="as the image becomes",
-        loads_from="FluxPipeline",
-    ),
-    "LongCatImageEditPipeline": ModelConfig(
-        name="longcat",
-        batch_disabled=True,
-        reason="the pipeline refuses a second prompt",
-        input_size=_megapixel,
-        input_text="1 Mpx",
-        output_text="1 Mpx, in the shape of the image; cannot be set",
-        sets_size=False,
-    ),
-    "GlmImagePipeline": ModelConfig(
-        name="glm_image",
-        batch_disabled=True,
-        multi_image=True,
-        reason="several images a request, and its first half draws all prompts' tokens from one random state",
-        input_size=_glm_input,
-        input_text="its own",
-        output_size=_glm_output,
-        output_text="as the first image",
-        known_trouble="editing with GLM-Image fails inside transformers in these library versions",
-    ),
-}
-"""Pipeline class -> family."""
-FAKE_FAMILY = "flux1_kontext"
-"""What --backend fake is without --model_type."""
-
-
-def family_table() -> str:
-    """The README's table in Markdown."""
-    head = (
-        "`--model_type`",
-        "pipeline",
-        "images a row",
-        "rows in one call",
-        "why",
-        "input size",
-        "output size",
-        "xDiT",
-    )
-    rows = [
-        (
-            f"`{row.name}`",
-            name.removesuffix("Pipeline"),
-            "1 or more" if row.multi_image else "1",
-            row.batch_text,
-            row.reason + (f"; {row.known_trouble}" if row.known_trouble else ""),
-            row.input_text,
-            row.output_text,
-            "yes" if FAMILIES[name].xdit is not None else "no",
-        )
-        for name, row in STRATEGIES.items()
-    ]
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def xdit_families() -> list[str]:
-    return [row.name for name, row in STRATEGIES.items() if FAMILIES[name].xdit is not None]
-
-
-# -- a checkpoint as an editor ------------------------------------------------------------------------------------
-
-
-def as_editor(checkpoint: Checkpoint, model_type: str | None) -> Checkpoint:
-    """The checkpoint as `edit` uses it: with the editing pipeline's class, rules and defaults.
-
-    Raises:
-        UserError: there is no such family, or the checkpoint is of none.
-    """
-    by_name = {row.name: pipeline_class for pipeline_class, row in STRATEGIES.items()}
-    if model_type is not None and model_type not in by_name:
-        near = difflib.get_close_matches(model_type, by_name, n=1, cutoff=0.0)[0]
-        raise UserError(
-            f"--model_type {model_type} is no editing family. The nearest: {near}; all: {', '.join(by_name)}."
-        )
-    own = checkpoint.defaults.get("edit")
-    if model_type is not None:
-        chosen = by_name[model_type]
-    elif checkpoint.pipeline_class == "fake":
-        chosen = by_name[FAKE_FAMILY]
-    elif checkpoint.pipeline_class in STRATEGIES:
-        chosen = checkpoint.pipeline_class
-    else:
-        fitting = [name for name, row in STRATEGIES.items() if row.loads_from == checkpoint.pipeline_class]
-        if not fitting or own is None:
-            hint = f" ({STRATEGIES[fitting[0]].name} has the same parts)" if fitting else ""
-            raise UserError(
-                f"{checkpoint.source} is a {checkpoint.pipeline_class}, which does not edit images. Choose an editing "
-                f"checkpoint, or, if its weights were trained to edit, name its family with --model_type{hint}: "
-                f"{', '.join(by_name)}."
-            )
-        chosen = fitting[0]
-    row = STRATEGIES[chosen]
-    family = replace(FAMILIES[chosen], batch=not row.batch_disabled, batch_reason=row.reason)
-    defaults = {name: value for name, value in checkpoint.defaults.items() if name != "edit"} | (own or {})
-    return replace(checkpoint, pipeline_class=chosen, family=_fake(family, checkpoint), defaults=defaults)
-
-
-def _fake(family: Family, checkpoint: Checkpoint) -> Family:
-    """A fake has the family's batches, but not its demands on prompts and sizes."""
-    if checkpoint.pipeline_class != "fake":
-        return family
-    return replace(family, size_multiple=1, takes_negative=True, guidance_needs_negative=False)
-
-
-# -- planning -----------------------------------------------------------------------------------------------------
-
-
-if __name__ == "__main__":
-    print(family_table())
+        """Say in words which rows share a call."""
+        rows = []
+        if self.shared_image_batch:
+            rows.append("rows that share their images")
+        if self.equal_size_batch:
+            rows.append("images of one size")
+        return " and ".join(rows) or "no"

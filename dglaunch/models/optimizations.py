@@ -1,19 +1,18 @@
-"""Which optimisations there are, what each needs and which go together: one table, read by rules.py and the README.
+"""Which optimizations there are, what each needs and which go together: one table.
 
     for row in asked(config.optimization): print(row.name, row.does)
 
-What the table says of families, of xDiT and of a CPU was measured with tests/tiny_models.py (tests/test_optimize.py
-tries it again). torch is not imported here.
+With which families they work stands in the families' rows (`takes`). All of it was measured with tiny random models
+(the tests of the optimizations try it again). torch is not imported here.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
-from dglaunch.config import OptimizationConfig
+from dglaunch.config import IMAGE, OptimizationConfig, settings_that
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Optimisation:
+class Optimization:
     """One row. An empty string or tuple means: no such limit."""
 
     flag: str
@@ -30,15 +29,10 @@ class Optimisation:
     """Least CUDA compute capability."""
     dtypes: tuple[str, ...] = ()
     """Types of the weights for which it does something."""
-    families: tuple[str, ...] = ()
-    """The families of models.py in which it was measured to work. One that is not in that table is let through, and the
-    loaded modules decide."""
     uncompiled: str = ""
     """Why it needs --enable_compile on a GPU."""
     xdit: str = ""
     """Why it cannot go with --backend xdit."""
-    xdit_families: tuple[str, ...] = ()
-    """With --backend xdit only these, in which it reached xfuser's transformer and gave diffusers' images."""
     excludes: tuple[str, ...] = ()
     """Names of rows that cannot go with it."""
 
@@ -52,89 +46,78 @@ _DECIDES = (
 )
 _MOVED = "weights that are moved between host and GPU while they are used"
 _MOVING = ("enable_cpu_offload", "enable_group_offloading")
-FUSABLE = ("Flux", "FluxKontext", "Flux2", "Flux2Klein", "SD3", "PixArtSigma", "PixArtAlpha")
-DISPATCHED = ("Flux", "FluxKontext", "Flux2", "Flux2Klein", "QwenImage", "QwenImageEdit", "QwenImageEditPlus",
-              "LongCatImageEdit", "ZImage")  # fmt: skip
-"""Families whose attention asks diffusers' dispatcher; the others call torch's own function whatever was set."""
-BLOCKS = (*DISPATCHED, "GlmImage")
-"""Families that name their repeated blocks."""
 PINNED = 1.6
 """Bytes of page-locked host memory that group offloading takes for each of the transformer's: torch rounds each weight up to
 a power of two (on the real shapes FLUX.1 comes to 1.56, Qwen-Image to 1.58, FLUX.2 to 1.57)."""
 TORCHAO = ("torchao", "pip install 'dglaunch[quant]'")
 
-OPTIMISATIONS = (
-    Optimisation(flag="enable_vae_slicing", does="decodes the images of a batch one after the other: less memory"),
-    Optimisation(
+OPTIMIZATIONS = (
+    Optimization(flag="enable_vae_slicing", does="decodes the images of a batch one after the other: less memory"),
+    Optimization(
         flag="enable_vae_tiling", does="decodes each image in tiles: far less memory for large images",
         changes="where an image is larger than a tile",
     ),
-    Optimisation(
-        flag="attention_backend", does="another attention kernel", changes="sage and fp8 kernels: they quantise",
-        families=DISPATCHED,
+    Optimization(
+        flag="attention_backend", does="another attention kernel", changes="sage and fp8 kernels: they quantize",
     ),
-    Optimisation(
+    Optimization(
         flag="cache_type", value="first_block_cache", does="skips a step's other blocks when the first changed little",
-        changes="yes", families=("Flux", "QwenImage", "QwenImageEdit", "QwenImageEditPlus"), xdit=_DECIDES,
+        changes="yes", xdit=_DECIDES,
     ),
-    Optimisation(
+    Optimization(
         flag="cache_type", value="taylor_seer", does="predicts features between fully computed steps", changes="yes",
-        families=("Flux", "Flux2Klein", "QwenImage", "QwenImageEdit", "QwenImageEditPlus"), xdit_families=("Flux",),
     ),
-    Optimisation(
+    Optimization(
         flag="cache_type", value="faster_cache", does="reuses attention between steps", changes="yes",
-        families=("Flux", "FluxKontext", "Flux2", "Flux2Klein"), xdit_families=("Flux", "Flux2"),
     ),
-    Optimisation(
+    Optimization(
         flag="cache_type", value="pab", does="reuses attention between steps (pyramid attention broadcast)",
-        changes="yes", families=("Flux", "FluxKontext", "Flux2", "Flux2Klein"), xdit_families=("Flux", "Flux2"),
+        changes="yes",
     ),
-    Optimisation(
+    Optimization(
         flag="cache_type", value="mag_cache", does="skips steps by FLUX.1's published magnitudes; 28 steps",
-        changes="yes", families=("Flux",), xdit_families=("Flux",),
+        changes="yes",
     ),
-    Optimisation(
+    Optimization(
         flag="cache_type", value="cache_dit", does="DBCache of the package cache-dit: compares the first blocks",
         changes="yes", package=("cache_dit", "pip install 'dglaunch[cache]'"), xdit=_DECIDES,
-        families=("Flux", "FluxKontext", "Flux2", "Flux2Klein", "QwenImage", "QwenImageEdit", "QwenImageEditPlus",
-                  "ZImage", "SD3", "PixArtSigma"),
     ),
-    Optimisation(
+    Optimization(
         flag="enable_compile", does="torch.compile of the repeated blocks, or of the whole transformer", excludes=_MOVING,
     ),
-    Optimisation(
+    Optimization(
         flag="quantization", value="int8", does="torchao: transformer's weights and activations in 8-bit integers",
         changes="yes", package=TORCHAO, excludes=("enable_layerwise_casting", "enable_fuse_qkv", *_MOVING),
         uncompiled="torchao's eager int8 product prints each activation to tell what it is, which takes longer than bfloat16",
     ),
-    Optimisation(
+    Optimization(
         flag="quantization", value="fp8", does="torchao: transformer's weights and activations in 8-bit floats",
         changes="yes", package=TORCHAO, gpu="float8 matrix products exist there only", capability=(8, 9),
         dtypes=("bfloat16",),
         excludes=("enable_layerwise_casting", "enable_fuse_qkv", *_MOVING),
     ),
-    Optimisation(
+    Optimization(
         flag="quantization", value="nf4", does="bitsandbytes: transformer's weights in 4 bits, for memory",
-        changes="yes", package=("bitsandbytes", "pip install 'dglaunch[quant]'"), gpu="bitsandbytes quantises there only",
+        changes="yes", package=("bitsandbytes", "pip install 'dglaunch[quant]'"), gpu="bitsandbytes quantizes there only",
         excludes=("enable_layerwise_casting", "enable_fuse_qkv", *_MOVING),
     ),
-    Optimisation(
-        flag="enable_fuse_qkv", does="one matrix product for query, key and value", families=FUSABLE, xdit_families=("Flux", "Flux2"),
+    Optimization(
+        flag="enable_fuse_qkv", does="one matrix product for query, key and value",
     ),
-    Optimisation(
+    Optimization(
         flag="enable_layerwise_casting", does="keeps the transformer's weights in 8 bits and casts each as it is used",
         changes="yes", excludes=_MOVING,
     ),
-    Optimisation(
+    Optimization(
         flag="enable_cpu_offload", does="each network is on the GPU only while it runs", gpu="the weights are in host memory already",
         xdit=_MOVED, excludes=("enable_group_offloading",),
     ),
-    Optimisation(
+    Optimization(
         flag="enable_group_offloading", does="each layer of the transformer is on the GPU only while it runs",
         gpu="the weights are in host memory already", xdit=_MOVED,
     ),
-    Optimisation(flag="enable_channels_last", does="the convolutions of VAE and U-Net in NHWC order"),
-    Optimisation(
+    Optimization(flag="enable_channels_last", does="the convolutions of VAE and U-Net in NHWC order"),
+    Optimization(
         flag="enable_tf32", does="float32 matrix products on TensorFloat-32 units", changes="yes", dtypes=("float32",),
         gpu="TensorFloat-32 units are there only", capability=(8, 0),
     ),
@@ -209,51 +192,22 @@ XFUSER_ATTENTION = (
 WITHOUT_RING = ("SDPA", "SDPA_MATH", "FLASH_4", "FLASH_4_FP4", "AITER_BF16", "AITER_FP8", "AITER_SAGE")
 """Those that do not return the log-sum-exp by which ring attention merges its parts."""
 
-DESCRIBED = (
-    "enable_vae_tiling", "cache_type", "cache_threshold", "cache_interval", "cache_warmup", "quantization",
-    "enable_layerwise_casting", "enable_tf32",
-)  # fmt: skip
-"""Flags of OptimizationConfig that change the images: a run with others is another job, and the file names them.
---attention_backend joins them where its kernel quantises (`image_settings`)."""
+QUANTIZES = ("sage", "fp8", "fp4")
+"""In the name of an attention kernel that rounds its inputs to fewer bits, and so changes the image."""
 
 
-def image_settings(config: OptimizationConfig) -> dict[str, Any]:
-    """Those of DESCRIBED that were given. (What was not given is left out: older folders do not name it.)"""
-    given = {name: value for name in DESCRIBED if (value := getattr(config, name)) not in (None, False)}
-    backend = config.attention_backend or ""
-    quantises = any(word in backend.lower() for word in ("sage", "fp8", "fp4"))
-    return given | ({"attention_backend": backend} if quantises else {})
+def image_settings(config: OptimizationConfig) -> dict[str, object]:
+    """Return what was given that changes the images. (What was not given is left out: older folders do not name it.)"""
+    given = settings_that(IMAGE, config)
+    kernel = config.attention_backend or ""
+    if any(word in kernel.lower() for word in QUANTIZES):
+        given["attention_backend"] = kernel
+    return given
 
 
-def asked(config: OptimizationConfig) -> list[Optimisation]:
+def asked(config: OptimizationConfig) -> list[Optimization]:
     """The rows that a configuration asks for."""
     return [
-        row for row in OPTIMISATIONS
+        row for row in OPTIMIZATIONS
         if (value := getattr(config, row.flag)) not in (None, False) and row.value in (None, value)
     ]  # fmt: skip
-
-
-def table() -> str:
-    """The rows as Markdown, for the README."""
-    lines = [
-        "| flag | what it does | changes images | needs | families | with xDiT | not with |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in OPTIMISATIONS:
-        needs = [f"`{row.package[0]}`"] if row.package else []
-        needs += (
-            ["a GPU" + (f" of {row.capability[0]}.{row.capability[1]}" if row.capability > (0, 0) else "")]
-            if row.gpu
-            else []
-        )
-        needs += [f"{' or '.join(row.dtypes)}"] if row.dtypes else []
-        needs += ["on a GPU `enable_compile`"] if row.uncompiled else []
-        excluded = [f"`{other}`" for other in row.excludes] + [
-            f"`{other.name}`" for other in OPTIMISATIONS if row.name in other.excludes
-        ]
-        cells = [
-            f"`--{row.name}`", row.does, row.changes or "no", ", ".join(needs), ", ".join(row.families) or "all",
-            "no" if row.xdit else ", ".join(row.xdit_families) or "yes", ", ".join(dict.fromkeys(excluded)),
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)

@@ -27,9 +27,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from dglaunch.atomic import replacing
-from dglaunch.data.prompts import MAX_NAME_BYTES
 from dglaunch.data.tables import PROMPT_FILE
 from dglaunch.data.task import Task, file_name
+from dglaunch.data.values import MAX_NAME_BYTES
 from dglaunch.errors import OutputError, UserError
 from dglaunch.output.ledger import TEMPORARY, id_of, read_lines
 

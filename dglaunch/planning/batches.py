@@ -9,32 +9,24 @@ result depends on nothing but the arguments. `dglaunch plan` prints the object t
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from dglaunch.data.task import Batch, Bucket, Task
+from dglaunch.data.task import Batch, BatchSize, Bucket, Task, plain_bucket
 from dglaunch.distributed.topology import Topology
-from dglaunch.models.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
-class BatchSize:
-    """Images per forward pass, and why."""
-
-    size: int
-    reason: str
-
-
-@dataclass(slots=True)
 class Plan:
     """Which replica computes what, in which order."""
 
     batches: list[list[Batch]]
     """For each replica, its batches."""
     sizes: dict[Bucket, BatchSize]
-    num_tasks: int
-    lost: int = 0
-    """Forward passes beyond those that one bucket of all tasks would take."""
-    notes: list[str] = field(default_factory=list)
+    """The largest batch of each bucket, and why."""
+
+    @property
+    def num_tasks(self) -> int:
+        return sum(self.images_by_replica)
 
     @property
     def num_batches(self) -> int:
@@ -44,36 +36,20 @@ class Plan:
     def images_by_replica(self) -> list[int]:
         return [sum(map(len, share)) for share in self.batches]
 
-
-def default_bucket(task: Task) -> Bucket:
-    """What every pipeline needs to be equal: height and width as given (None: the default), steps, guidance, whether
-    there is a negative prompt, and the tokens of input images."""
-    return (
-        task.height,
-        task.width,
-        task.num_inference_steps,
-        task.guidance_scale,
-        task.negative_prompt is not None,
-        task.input_tokens,
-    )
-
-
-def cost_of(checkpoint: Checkpoint) -> Callable[[Bucket], float]:
-    """Relative cost of one image of a bucket: image tokens x denoising steps."""
-
-    def cost(bucket: Bucket) -> float:
-        height, width, steps = bucket[0], bucket[1], bucket[2]
-        tokens = checkpoint.image_tokens(checkpoint.size("height", height), checkpoint.size("width", width)) + bucket[5]
-        return float(tokens * (steps if steps is not None else checkpoint.defaults.get("num_inference_steps", 28)))
-
-    return cost
+    @property
+    def num_extra_batches(self) -> int:
+        """Forward passes beyond those that one bucket of all tasks would take."""
+        if not self.sizes:
+            return 0
+        largest = max(size.size for size in self.sizes.values())
+        return self.num_batches - sum(math.ceil(count / largest) for count in self.images_by_replica)
 
 
 def build(
     tasks: Iterable[Task],
     num_replicas: int,
     batch_size: Callable[[Bucket], BatchSize],
-    bucket_of: Callable[[Task], Bucket] = default_bucket,
+    bucket_of: Callable[[Task], Bucket] = plain_bucket,
     cost: Callable[[Bucket], float] = lambda _: 1.0,
 ) -> Plan:
     """Distribute tasks over replicas.
@@ -91,12 +67,7 @@ def build(
         [batch for bucket, part in stretch for batch in balanced(part, sizes[bucket].size)]
         for stretch in cut(buckets, num_replicas, cost)
     ]
-    num_tasks = sum(map(len, buckets.values()))
-    plan = Plan(batches, sizes, num_tasks)
-    if sizes:
-        largest = max(size.size for size in sizes.values())
-        plan.lost = plan.num_batches - sum(math.ceil(count / largest) for count in plan.images_by_replica)
-    return plan
+    return Plan(batches, sizes)
 
 
 def into_buckets(tasks: Iterable[Task], bucket_of: Callable[[Task], Bucket]) -> dict[Bucket, list[Task]]:

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from types import MappingProxyType
 
+from dglaunch.backends.profiles import Profile
 from dglaunch.config import OptimizationConfig, RunConfig
-from dglaunch.data.task import Bucket
+from dglaunch.data.task import BatchSize, Bucket
 from dglaunch.distributed.topology import Topology
 from dglaunch.models.checkpoint import DTYPE_BYTES, Checkpoint
-from dglaunch.planning.batches import BatchSize, Plan
+from dglaunch.models.shape import Shape
+from dglaunch.planning.batches import Plan
 from dglaunch.system import Machine
 
 FULL_TOKENS = 8192
@@ -41,9 +42,9 @@ class Memory:
 
 
 def memory_of(
-    checkpoint: Checkpoint, config: RunConfig, topology: Topology, dtype: str, height: int, width: int, inputs: int = 0
+    checkpoint: Checkpoint, config: RunConfig, topology: Topology, dtype: str, shape: Shape, inputs: int = 0
 ) -> Memory | None:
-    """Weights, and what each image of the batch adds at its worst moment; None if the weights are not on this machine.
+    """Return the weights, and what each image of the batch adds at its worst moment; None if the weights are not on this machine.
     `inputs` are the tokens of input images.
 
     Denoising holds about 12 tensors of tokens x width at once (hidden state, q, k, v, attention out, the MLP's 4x and
@@ -54,8 +55,9 @@ def memory_of(
         return None
     size = DTYPE_BYTES[dtype]
     weights = _weights(checkpoint, config.optimization, size)
-    tokens = checkpoint.image_tokens(height, width) + inputs + checkpoint.text_length(config.max_sequence_length)
+    tokens = checkpoint.image_tokens(shape) + inputs + checkpoint.text_length(config.max_sequence_length)
     denoise = 12 * tokens * (checkpoint.width_of_model or UNET_WIDTH) * size // topology.sequence_degree
+    height, width = shape.height, shape.width
     if config.optimization.enable_vae_tiling:
         height, width = min(height, 512), min(width, 512)
     decode = height * width * 1024 * size
@@ -67,9 +69,11 @@ def memory_of(
 def _weights(checkpoint: Checkpoint, config: OptimizationConfig, size: int) -> int:
     """Bytes of the weights that are on the device together: text encoders that encode ahead are gone before the others
     come, and what is offloaded comes part by part."""
-    stored = {"int8": 1.0, "fp8": 1.0, "nf4": 0.56}.get(
-        config.quantization or "", 1.0 if config.enable_layerwise_casting else size
-    )
+    stored = float(size)
+    if config.quantization is not None:
+        stored = {"int8": 1.0, "fp8": 1.0, "nf4": 0.56}[config.quantization]
+    elif config.enable_layerwise_casting:
+        stored = 1.0
     parts = {
         name: int(count * (min(stored, size) if name in ("transformer", "unet") else size))
         for name, count in checkpoint.parameters.items()
@@ -84,72 +88,69 @@ def _weights(checkpoint: Checkpoint, config: OptimizationConfig, size: int) -> i
 
 
 def chooser(
-    checkpoint: Checkpoint, config: RunConfig, topology: Topology, machine: Machine, limits: dict[str, int],
-    tuned: Mapping[str, BatchSize] = MappingProxyType({}),
+    profile: Profile, checkpoint: Checkpoint, config: RunConfig, topology: Topology, machine: Machine,
+    limits: Mapping[str, int], tuned: Mapping[str, BatchSize],
 ) -> Callable[[Bucket], BatchSize]:  # fmt: skip
-    """The batch size of each bucket: --batch_size, or `auto`, which is what tune measured or else arithmetic; below a
-    size that ran out of memory before (`limits`)."""
+    """Return the function that says the batch size of each bucket: what the backend wants, else --batch_size, else what
+    `tune` measured, else arithmetic; below a size that ran out of memory before (`limits`)."""
+    fixed = profile.batch_size(config)
 
     def choose(bucket: Bucket) -> BatchSize:
-        height = checkpoint.size("height", bucket[0])  # type: ignore[arg-type]
-        width = checkpoint.size("width", bucket[1])  # type: ignore[arg-type]
-        chosen = _given_or_auto(checkpoint, config, topology, machine, height, width, bucket[5])  # type: ignore[arg-type]
-        if config.batch_size == "auto" and not bucket[5] and checkpoint.family.batch:
-            chosen = tuned.get(f"{height}x{width}", chosen)
-        limit = limits.get(f"{height}x{width}")
+        if fixed is not None:
+            return fixed
+        shape = checkpoint.shape(bucket.height, bucket.width)
+        chosen = _given_or_auto(checkpoint, config, topology, machine, shape, bucket.input_tokens)
+        if config.batch_size == "auto" and not bucket.input_tokens and checkpoint.family.batch:
+            chosen = tuned.get(str(shape), chosen)
+        limit = limits.get(str(shape))
         if limit is not None and chosen.size > limit:
-            return BatchSize(limit, f"{limit + 1} or more ran out of memory at {height}x{width} in an earlier start")
+            return BatchSize(limit, f"{limit + 1} or more ran out of memory at {shape} in an earlier start")
         return chosen
 
     return choose
 
 
 def _given_or_auto(
-    checkpoint: Checkpoint,
-    config: RunConfig,
-    topology: Topology,
-    machine: Machine,
-    height: int,
-    width: int,
-    inputs: int,
+    checkpoint: Checkpoint, config: RunConfig, topology: Topology, machine: Machine, shape: Shape, inputs: int
 ) -> BatchSize:
     if not checkpoint.family.batch:
         asked = f"not the {config.batch_size} asked for; " if config.batch_size not in (1, "auto") else ""
         return BatchSize(1, f"{asked}{checkpoint.family.name}: {checkpoint.family.batch_reason}")
     if config.batch_size != "auto":
         return BatchSize(config.batch_size, "as given")
-    tokens = checkpoint.image_tokens(height, width) + inputs
+    wanted = _by_tokens(checkpoint, topology, shape, inputs)
+    memory = memory_of(checkpoint, config, topology, machine.dtype, shape, inputs)
+    if memory is None or machine.memory is None:
+        return BatchSize(wanted.size, wanted.reason + "; memory unknown before loading")
+    fits = max(int((machine.memory * SPARE - memory.weights) // memory.image), 1)
+    if fits < wanted.size:
+        images = f"{fits} image{'s' if fits > 1 else ''} of {shape}"
+        return BatchSize(fits, f"{machine.memory / 2**30:.0f} GiB hold the weights and {images}")
+    return wanted
+
+
+def _by_tokens(checkpoint: Checkpoint, topology: Topology, shape: Shape, inputs: int) -> BatchSize:
+    """So many images that their tokens keep a GPU full."""
+    tokens = checkpoint.image_tokens(shape) + inputs
     share = max(tokens // topology.sequence_degree, 1)
     wanted = min(max(FULL_TOKENS // share, 1), MAX_AUTO)
-    divided = f" on each of {topology.sequence_degree} ranks" if topology.sequence_degree > 1 else ""
     with_inputs = " with its input images" if inputs else ""
-    reason = (
-        f"{height}x{width} is {tokens} tokens{with_inputs}, {share}{divided}; {FULL_TOKENS} keep a GPU full"
-        if wanted < MAX_AUTO
-        else f"{height}x{width} is {tokens} tokens{with_inputs}: small, so the largest that auto takes"
+    if wanted == MAX_AUTO:
+        return BatchSize(wanted, f"{shape} is {tokens} tokens{with_inputs}: small, so the largest that auto takes")
+    divided = f" on each of {topology.sequence_degree} ranks" if topology.sequence_degree > 1 else ""
+    return BatchSize(
+        wanted, f"{shape} is {tokens} tokens{with_inputs}, {share}{divided}; {FULL_TOKENS} keep a GPU full"
     )
-    memory = memory_of(checkpoint, config, topology, machine.dtype, height, width, inputs)
-    if memory is None or machine.memory is None:
-        return BatchSize(wanted, reason + "; memory unknown before loading")
-    fits = max(int((machine.memory * SPARE - memory.weights) // memory.image), 1)
-    if fits < wanted:
-        return BatchSize(
-            fits,
-            f"{machine.memory / 2**30:.0f} GiB hold the weights and {fits} image{'s' if fits > 1 else ''} of {height}x{width}",
-        )
-    return BatchSize(wanted, reason)
 
 
 def seconds_of(checkpoint: Checkpoint, config: RunConfig, topology: Topology, plan: Plan) -> float | None:
     """Wall seconds of a plan's longest share on H100s, start-up left out; None if the weights are not here."""
     length = checkpoint.text_length(config.max_sequence_length)
-    default_steps = checkpoint.defaults.get("num_inference_steps", 28)
 
     @cache
     def image_tflop(height: int | None, width: int | None, steps: int | None, inputs: int) -> float | None:
-        size = checkpoint.size("height", height), checkpoint.size("width", width)
-        step = checkpoint.step_tflop(*size, length + inputs)
-        return None if step is None else step * (steps or default_steps)
+        step = checkpoint.step_tflop(checkpoint.shape(height, width), length + inputs)
+        return None if step is None else step * checkpoint.num_steps(steps)
 
     worst = 0.0
     for share in plan.batches:
@@ -167,7 +168,8 @@ def seconds_of(checkpoint: Checkpoint, config: RunConfig, topology: Topology, pl
 def bottleneck(checkpoint: Checkpoint, topology: Topology, plan: Plan, seconds: float) -> str | None:
     """With --writer main: a sentence if the replicas make more than rank 0 can take in."""
     tasks = (task for share in plan.batches for batch in share for task in batch.tasks)
-    pixels = sum(checkpoint.size("height", task.height) * checkpoint.size("width", task.width) for task in tasks)
+    shapes = (checkpoint.shape(task.height, task.width) for task in tasks)
+    pixels = sum(shape.height * shape.width for shape in shapes)
     rate = pixels / 1e6 / seconds
     if topology.mode != "main" or topology.world_size == 1 or rate <= TAKEN_IN_MPIXELS:
         return None

@@ -10,8 +10,8 @@ from typing import Any
 
 from dglaunch import environment
 from dglaunch.atomic import replacing
-from dglaunch.config import XDIT_PREFIX, ParallelConfig, RunConfig, settings
-from dglaunch.planning.batches import BatchSize
+from dglaunch.config import TUNING, XDIT_PREFIX, ParallelConfig, RunConfig, settings, settings_that
+from dglaunch.data.task import BatchSize
 from dglaunch.system import Machine
 
 GAIN = 1.02
@@ -66,10 +66,9 @@ def _write(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def key_of(config: RunConfig, device: str, dtype: str, shape: str, parallel: str) -> str:
-    """All that a measurement holds for."""
-    optimisations = {name: value for name, value in settings(config.optimization).items() if value not in (None, False)}
+    """Return all that a measurement holds for, as the key under which it is remembered."""
     part = [config.backend.model_name, config.backend.revision, config.backend.backend, device, dtype, shape, parallel]
-    return json.dumps([*part, optimisations, config.max_sequence_length])
+    return json.dumps([*part, settings_that(TUNING, config.optimization), config.max_sequence_length])
 
 
 def remember(config: RunConfig, machine: Mapping[str, Any], rows: Sequence[Measured]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from dglaunch.backends.api.answers import STOPS, Answer, Trouble, picture, redact
 from dglaunch.backends.api.limits import Brake, Gate, delay, share, sleep
-from dglaunch.backends.api.profile import Api, key_of, num_workers, place_of
+from dglaunch.backends.api.profile import Api, key_of, num_workers, rank_of_all
 from dglaunch.backends.api.uploads import Upload, uploads
 from dglaunch.backends.base import Context, Facts, ItemError, Slot
 from dglaunch.data.images import BadImage
@@ -58,7 +58,7 @@ class RemoteBackend:
         places = num_workers(context.config, context.topology)
         self.facts = Facts(workers=places + places // SPARE_THREADS + 1, ledger={"seed_sent": self.api.max_seed > 0})
         self.gate = Gate(places, self.facts.events.append)
-        part, parts = place_of(context.topology)
+        part, parts = rank_of_all(context.topology)
         max_requests, max_cost = self.settings.max_requests, self.settings.max_cost
         self.brake = Brake(
             None if max_requests is None else share(max_requests, part, parts),

@@ -43,7 +43,7 @@ class DiffusersBackend:
         """What this backend changed for the whole process."""
 
     def load(self) -> Facts:
-        config, editing = self.context.config, self.loader.editing
+        config, rules = self.context.config, self.loader.edit_rules
         if not config.debug:
             quiet_libraries()
         self.engine.start(self.undo)
@@ -58,7 +58,7 @@ class DiffusersBackend:
         self.stages.watch(self.pipeline)
         effects = {"encode": self._encode_ahead(cache)} if self.loader.encodes_ahead else {}
         optimizations.move(self.pipeline, self.context.torch_device, config.optimization)
-        if editing is not None and editing.equal_size_batch:
+        if rules is not None and rules.equal_size_batch:
             resize_each(self.pipeline.image_processor)
         effects |= self.engine.optimize(self.pipeline, self.undo)
         events: list[str] = []
@@ -71,7 +71,7 @@ class DiffusersBackend:
             defaults=call_defaults(self.context.checkpoint, parameters),
             effects=effects,
             events=events,
-            known_trouble=editing.known_trouble if editing is not None else "",
+            known_trouble=rules.known_trouble if rules is not None else "",
         )
 
     def generate(self, batch: Batch) -> Sequence[Slot] | None:
@@ -111,13 +111,15 @@ class DiffusersBackend:
             self.engine.prepare(self.pipeline, batch, self._arguments(batch))()
 
     def _arguments(self, batch: Batch) -> dict[str, object]:
-        length = self.context.config.max_sequence_length
-        return call_arguments(batch, self.context.checkpoint, self.takes, length, self._between_steps)
+        return call_arguments(
+            batch, self.context.config, self.context.checkpoint, self.takes, on_step_end=self._between_steps
+        )
 
     def _input_images(self, batch: Batch) -> dict[str, object]:
-        if self.loader.editing is None:
+        rules = self.loader.edit_rules
+        if rules is None:
             return {}
-        return {"image": self.loader.editing.images_argument([self.inputs.images(task) for task in batch.tasks])}
+        return {"image": rules.images_argument([self.inputs.images(task) for task in batch.tasks])}
 
     def _between_steps(
         self, _pipeline: object, _step: int, _timestep: object, values: dict[str, object]

@@ -1,44 +1,50 @@
-"""Optimizations that cannot take effect are refused here, before anything is loaded."""
+"""Options of a local model that cannot take effect, or would be wrong, are refused here before anything is loaded.
+
+Each of these was seen to go wrong later, slowly or in silence; each message names the numbers and what would work.
+"""
 
 import difflib
 import importlib.util
+from collections.abc import Iterable
 
 from dglaunch.config import OptimizationConfig, RunConfig
+from dglaunch.data.task import Task
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import MissingPackage, UserError
 from dglaunch.models.checkpoint import DTYPE_BYTES, Checkpoint
-from dglaunch.models.families import OTHER
+from dglaunch.models.families import families_taking, xdit_families_taking
 from dglaunch.models.optimizations import (
     ATTENTION,
-    BLOCKS,
     CACHE_FLAGS,
     PINNED,
+    WITHOUT_MASK,
     WITHOUT_RING,
     XFUSER_ATTENTION,
-    Optimisation,
+    Optimization,
     asked,
 )
 from dglaunch.system import host_memory
 
+MAG_CACHE_STEPS = 28
+"""Denoising steps for which MagCache's published ratios hold."""
 
-def check(checkpoint: Checkpoint, config: RunConfig, topology: Topology, device: str) -> None:
-    """Refuse what cannot take effect, before anything is loaded.
+
+# -- optimizations ------------------------------------------------------------------------------------------------
+
+
+def check_optimizations(checkpoint: Checkpoint, config: RunConfig, topology: Topology, device: str, xdit: bool) -> None:
+    """Refuse optimizations that cannot take effect here.
+
+    Args:
+        xdit: whether xfuser runs the model.
 
     Raises:
         UserError: with the row's reason and what to do instead.
     """
     wanted, rows = config.optimization, asked(config.optimization)
-    xdit = config.backend.backend == "xdit"
     for row in rows:
-        if xdit and row.xdit:
-            raise UserError(
-                f"--{row.name} does not go with --backend xdit: {row.xdit}. Drop it, or use --backend diffusers."
-            )
-        if xdit and row.xdit_families and checkpoint.family.name not in row.xdit_families:
-            raise UserError(
-                f"--{row.name} reaches xfuser's transformer for {', '.join(row.xdit_families)} only, not for "
-                f"{checkpoint.family.name}. Drop it, or use --backend diffusers."
-            )
+        if xdit:
+            _check_with_xdit(row, checkpoint)
         _check_family(row, checkpoint, xdit)
         for other in rows:
             if other.name in row.excludes:
@@ -56,27 +62,44 @@ def check(checkpoint: Checkpoint, config: RunConfig, topology: Topology, device:
     _check_cache_flags(wanted)
     if wanted.compile_scope == "whole" and not wanted.enable_compile:
         raise UserError("--compile_scope does nothing without --enable_compile; add it, or drop --compile_scope.")
-    if wanted.enable_compile and wanted.compile_scope == "regional" and not _names_blocks(checkpoint):
+    if wanted.enable_compile and wanted.compile_scope == "regional" and not _may_take("enable_compile", checkpoint):
         raise UserError(
             f"{checkpoint.family.name} does not name its repeated blocks, so --enable_compile cannot compile them alone; "
             "add --compile_scope whole."
         )
 
 
-def _names_blocks(checkpoint: Checkpoint) -> bool:
-    return checkpoint.family is OTHER or checkpoint.family.name in BLOCKS
+def _may_take(optimization: str, checkpoint: Checkpoint) -> bool:
+    """Whether the family was measured to work with it, or nobody measured: then the loaded modules decide."""
+    takes = checkpoint.family.takes
+    return takes is None or optimization in takes
 
 
-def _check_family(row: Optimisation, checkpoint: Checkpoint, xdit: bool) -> None:
-    name = checkpoint.family.name
-    by_engine = xdit and row.flag == "attention_backend"  # xfuser's processors always ask its own dispatcher
-    if row.families and checkpoint.family is not OTHER and name not in row.families and not by_engine:
+def _check_with_xdit(row: Optimization, checkpoint: Checkpoint) -> None:
+    family = checkpoint.family
+    if row.xdit:
         raise UserError(
-            f"--{row.name} does nothing or fails with {name}; it works with {', '.join(row.families)}. Drop it."
+            f"--{row.name} does not go with --backend xdit: {row.xdit}. Drop it, or use --backend diffusers."
+        )
+    fitting = xdit_families_taking(row.name)
+    if fitting and (family.xdit is None or row.name not in family.xdit.takes):
+        raise UserError(
+            f"--{row.name} reaches xfuser's transformer for {', '.join(fitting)} only, not for {family.name}. Drop it, or "
+            "use --backend diffusers."
         )
 
 
-def _check_machine(row: Optimisation, config: RunConfig, topology: Topology, device: str) -> None:
+def _check_family(row: Optimization, checkpoint: Checkpoint, xdit: bool) -> None:
+    fitting = families_taking(row.name)
+    by_engine = xdit and row.flag == "attention_backend"  # xfuser's processors always ask its own dispatcher
+    regional = row.flag == "enable_compile"  # has its own check: compiled as a whole it works with every family
+    if fitting and not by_engine and not regional and not _may_take(row.name, checkpoint):
+        raise UserError(
+            f"--{row.name} does nothing or fails with {checkpoint.family.name}; it works with {', '.join(fitting)}. Drop it."
+        )
+
+
+def _check_machine(row: Optimization, config: RunConfig, topology: Topology, device: str) -> None:
     """Packages, the GPU and its generation, the type of the weights."""
     if row.gpu and device == "cpu":
         raise UserError(f"--{row.name} runs on GPUs only ({row.gpu}); drop it on a CPU.")
@@ -147,3 +170,76 @@ def _check_cache_flags(config: OptimizationConfig) -> None:
             fitting = [name for name, flags in CACHE_FLAGS.items() if flag in flags]
             now = f"--cache_type {config.cache_type} does not take it" if config.cache_type else "there is no cache"
             raise UserError(f"--{flag} would do nothing: {now}; it belongs to {', '.join(fitting)}.")
+
+
+# -- rows ---------------------------------------------------------------------------------------------------------
+
+
+def check_guidance(checkpoint: Checkpoint, tasks: Iterable[Task]) -> None:
+    """Refuse negative prompts that would be ignored, and guidance that nothing is applied against."""
+    family = checkpoint.family
+    for task in tasks:
+        if task.negative_prompt is not None and not family.takes_negative:
+            raise UserError(
+                f"Row {task.index} has a negative prompt, but {checkpoint.pipeline_class} is guidance-distilled and would "
+                "ignore it. Remove negative_prompt (the column, or --negative_prompt)."
+            )
+        scale = task.guidance_scale or 0.0  # to 1 it is no guidance, and needs nothing
+        if family.guidance_needs_negative and scale > 1 and task.negative_prompt is None:
+            raise UserError(
+                f"Row {task.index} has a guidance scale but no negative prompt, and {checkpoint.pipeline_class} applies "
+                "guidance only against one. Add --negative_prompt ' ', or remove guidance_scale."
+            )
+
+
+def check_masks(checkpoint: Checkpoint, config: RunConfig, tasks: Iterable[Task]) -> None:
+    """Refuse an attention kernel without masks where a prompt goes with its negative one, of another length, through one
+    call (Z-Image)."""
+    own, name = checkpoint.family.masked_guidance, config.optimization.attention_backend
+    if own is None or name not in WITHOUT_MASK:
+        return
+    default = checkpoint.defaults.get("guidance_scale", own)
+    for task in tasks:
+        scale = task.guidance_scale if task.guidance_scale is not None else default
+        if isinstance(scale, int | float) and scale > 0:
+            raise UserError(
+                f"--attention_backend {name} takes no mask, which {checkpoint.family.name} needs for the guidance of row "
+                f"{task.index}: the prompt and the negative one share a call and differ in length. Choose another, such as "
+                "native, or give --guidance_scale 0 (a distilled checkpoint wants none)."
+            )
+
+
+def check_cache_steps(checkpoint: Checkpoint, config: RunConfig, tasks: Iterable[Task]) -> None:
+    """Refuse MagCache where its published ratios do not hold."""
+    if config.optimization.cache_type != "mag_cache":
+        return
+    for task in tasks:
+        steps = task.num_inference_steps
+        if steps is None:
+            steps = checkpoint.default("num_inference_steps", MAG_CACHE_STEPS)
+        if steps != MAG_CACHE_STEPS:
+            raise UserError(
+                f"Row {task.index} takes {steps} denoising steps, but --cache_type mag_cache holds for {MAG_CACHE_STEPS}. "
+                f"Give --num_inference_steps {MAG_CACHE_STEPS}, or another cache."
+            )
+
+
+def check_encode(checkpoint: Checkpoint, config: RunConfig) -> None:
+    """Refuse to encode prompts ahead where that cannot be done, and a cache for what is not."""
+    wanted = config.optimization
+    if checkpoint.family.text_outputs:
+        if wanted.encode == "inline" and wanted.embedding_cache is not None:
+            raise UserError(
+                "--embedding_cache keeps what --encode ahead makes; with --encode inline it would do nothing. Drop one."
+            )
+        return
+    flag = None
+    if wanted.encode == "ahead":
+        flag = "--encode ahead"
+    elif wanted.embedding_cache is not None:
+        flag = "--embedding_cache"
+    if flag is not None:
+        raise UserError(
+            f"{flag}: the prompts of {checkpoint.pipeline_class} cannot be encoded ahead (they are encoded together with an "
+            "image, or dglaunch does not know what its encode_prompt returns). Drop the flag."
+        )

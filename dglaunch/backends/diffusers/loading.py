@@ -16,7 +16,7 @@ from dglaunch.backends.diffusers.protocols import ImageProcessor, Pipeline, Pret
 from dglaunch.backends.diffusers.stages import trace_shapes
 from dglaunch.config import EditingConfig
 from dglaunch.errors import UserError
-from dglaunch.models.editing import STRATEGIES, ModelConfig
+from dglaunch.models.editing import EditRules
 
 
 class PipelineLoader:
@@ -26,7 +26,8 @@ class PipelineLoader:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.checkpoint = context.checkpoint
-        self.editing = editing_rules(context)
+        self.edit_rules: EditRules | None = context.checkpoint.family.edit if context.config.edits else None
+        """The family's, for input images; None where the run draws from text alone."""
 
     def check(self) -> None:
         """Refuse a pipeline that diffusers does not have, and flags that it would not look at.
@@ -110,7 +111,7 @@ class PipelineLoader:
         from diffusers import DiffusionPipeline
 
         default: type[Pipeline] = DiffusionPipeline
-        return default if self.editing is None else self.pipeline_class
+        return default if self.edit_rules is None else self.pipeline_class
 
     def _download(self) -> None:
         if self.context.topology.local_rank == 0:
@@ -143,11 +144,6 @@ class PipelineLoader:
     def _text_encoders(self) -> list[str]:
         parts = inspect.signature(self.pipeline_class).parameters
         return [name for name in parts if name.startswith("text_encoder") and not name.endswith("_out_layers")]
-
-
-def editing_rules(context: Context) -> ModelConfig | None:
-    """Return the family's rules for input images; None where the run draws from text alone."""
-    return STRATEGIES[context.checkpoint.pipeline_class] if isinstance(context.config, EditingConfig) else None
 
 
 def resize_each(processor: ImageProcessor) -> None:

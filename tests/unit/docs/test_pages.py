@@ -1,0 +1,127 @@
+"""The documentation stays true: its generated parts are the code's, its links and paths lead somewhere, the README is short.
+
+Layers, cheapest first: the pages as text, then `python docs/generate.py` as a command on a copy of the checkout.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dglaunch.environment import known_flags
+from dglaunch.models.families import FAMILIES, editors
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "docs"))
+import generate
+
+ROOT = generate.ROOT
+PAGES = [path.relative_to(ROOT).as_posix() for path in generate.PAGES]
+LINKED = [*PAGES, "slurm/README.md", "kernels_bench/README.md"]
+README_LINES = 150
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+PATH = re.compile(r"(?<![\w./-])(?:dglaunch|tests|docs|slurm|kernels_bench|examples)/[\w./-]*\w")
+COMING = {
+    "dglaunch/backends/api",
+    "dglaunch/backends/diffusers/optimizations.py",
+    "dglaunch/backends/registry.py",
+    "dglaunch/backends/xdit/exact.py",
+    "dglaunch/models/families.py",
+    "dglaunch/models/optimizations.py",
+    "dglaunch/output/layouts.py",
+    "dglaunch/planning/checks.py",
+    "tests/support",
+    "tests/support/tiny_models.py",
+    "tests/system",
+    "tests/torchrun",
+    "tests/torchrun/test_signals.py",
+    "tests/unit/cli/golden/wrong_uses.md",
+    "tests/unit/docs/test_how_do_i.py",
+}
+"""Paths that the pages name already and the reorganised tree will have. One that is there must leave this list."""
+
+
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.replace(" ", "-") for heading in plain}
+
+
+# -- pages --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", LINKED)
+def test_every_relative_link_leads_somewhere(page: str) -> None:
+    for link in LINK.findall(text_of(page)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / name if name else ROOT / page
+        assert target.exists(), f"{page} links to {link}"
+        assert not anchor or anchor in anchors(target), (
+            f"{page} links to {link}, and {name or page} has no such heading"
+        )
+
+
+def test_every_path_that_a_page_names_is_there() -> None:
+    named = {path for page in LINKED for path in PATH.findall(re.sub(r"https?://\S+", "", text_of(page)))}
+    assert {path for path in named if not (ROOT / path).exists()} == COMING
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_begins_with_a_sentence_about_itself(page: str) -> None:
+    title, sentence = text_of(page).split("\n\n")[:2]
+    assert re.match(r"# \S", title) and re.match(r"\w.*[.]", sentence, re.DOTALL), page
+
+
+def test_the_readme_is_short_and_leads_to_every_page() -> None:
+    readme = text_of("README.md")
+    assert len(readme.splitlines()) <= README_LINES
+    assert {page for page in PAGES if page != "README.md"} <= set(LINK.findall(readme))
+
+
+# -- generated parts ----------------------------------------------------------------------------------------------
+
+
+def test_every_flag_has_a_help_text() -> None:
+    documented = {field for fields in generate.documented_fields().values() for field, _, _ in fields}
+    assert known_flags() - documented == set()
+
+
+def test_every_family_has_its_rows() -> None:
+    assert generate.models().count("\n") == 2 + len(FAMILIES)
+    assert generate.families().count("\n") == 1 + len(FAMILIES)
+    assert generate.editing_families().count("\n") == 1 + len(editors())
+
+
+def generated(folder: Path, *words: str) -> tuple[int, str]:
+    """`python docs/generate.py` of a checkout: exit code and what it says."""
+    command = [sys.executable, folder / "docs" / "generate.py", *words]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=60)
+    return ended.returncode, ended.stdout + ended.stderr
+
+
+def test_the_generated_parts_are_up_to_date() -> None:
+    assert generated(ROOT, "--check") == (0, "")
+
+
+def test_a_stale_section_is_named_and_mended(tmp_path: Path) -> None:
+    for page in ("README.md", "CONTRIBUTING.md"):
+        shutil.copy(ROOT / page, tmp_path / page)
+    for folder in ("docs", "dglaunch"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    page = tmp_path / "docs" / "flags.md"
+    right = page.read_text(encoding="utf-8")
+    page.write_text(right.replace("--batch_size", "--batchsize"), encoding="utf-8")
+    code, said = generated(tmp_path, "--check")
+    assert code == 1 and said.splitlines() == ["docs/flags.md: the section 'flags' is stale; run make docs"]
+    assert "--batchsize" in page.read_text(encoding="utf-8")
+    assert generated(tmp_path) == (0, "docs/flags.md: the section 'flags' was rewritten\n")
+    assert generated(tmp_path, "--check") == (0, "")
