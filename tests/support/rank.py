@@ -42,13 +42,13 @@ def count_calls(calls: list[int]) -> None:
     """Note the number of prompts of each call of a pipeline."""
     from dglaunch.backends.diffusers.backend import DiffusersBackend
 
-    generate = DiffusersBackend._generate
+    generate = DiffusersBackend.generate
 
     def noted(self: DiffusersBackend, batch: Any) -> Any:
         calls.append(len(batch))
         return generate(self, batch)
 
-    DiffusersBackend._generate = noted  # type: ignore[method-assign]
+    DiffusersBackend.generate = noted  # type: ignore[method-assign]
 
 
 def pretended(arguments: list[str]) -> Any:
