@@ -17,9 +17,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # this checkout's package, whatever is installed
 
 from dglaunch import config as configs  # noqa: E402
-from dglaunch.editing import STRATEGIES  # noqa: E402
-from dglaunch.models import FAMILIES, Family  # noqa: E402
-from dglaunch.optimisations import ATTENTION, CACHE_FLAGS, OPTIMISATIONS, XFUSER_ATTENTION, Optimisation  # noqa: E402
+from dglaunch.models.families import FAMILIES, Family, families_taking, xdit_families_taking  # noqa: E402
+from dglaunch.models.optimizations import (  # noqa: E402
+    ATTENTION,
+    CACHE_FLAGS,
+    OPTIMIZATIONS,
+    XFUSER_ATTENTION,
+    Optimization,
+)
 
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 SECTION = re.compile(r"^<!-- begin (?P<name>.+?) -->\n(?P<text>.*?)^<!-- end (?P=name) -->$", re.DOTALL | re.MULTILINE)
@@ -67,6 +72,8 @@ def flags() -> str:
         rows.append([f"**{name}**", "", ""])
         defaults = {item.name: item.default for item in dataclasses.fields(getattr(configs, name))}
         for field, kind, text in documented:
+            if field not in defaults:  # a fact about the class, not a flag
+                continue
             choices = re.findall(r"'([^']+)'", kind)
             shown = f" `{{{','.join(choices)}}}`" if choices else ""
             default = "" if defaults[field] in (None, dataclasses.MISSING) else f"`{defaults[field]}`"
@@ -85,26 +92,24 @@ def splits(family: Family) -> str:
     return ", ".join(way for way, possible in ways.items() if possible)
 
 
-def edits(pipeline: str) -> str:
-    row = STRATEGIES.get(pipeline)
-    if row is None:
+def edits(family: Family) -> str:
+    if family.edit is None:
         return "no"
-    return "fails in these library versions" if row.known_trouble else "yes"
+    return "fails in these library versions" if family.edit.known_trouble else "yes"
 
 
 def models() -> str:
     rows = [
-        [pipeline.removesuffix("Pipeline"), yes_or_no(not family.only_edits), edits(pipeline), splits(family)]
+        [pipeline.removesuffix("Pipeline"), yes_or_no(not family.only_edits), edits(family), splits(family)]
         for pipeline, family in FAMILIES.items()
     ]
     rows.append(["any other of diffusers, such as StableDiffusionXL", "yes", "no", "no"])
     return table(["pipeline of the checkpoint", "`t2i`", "`edit`", "`--backend xdit` splits an image by"], rows)
 
 
-def batches(pipeline: str) -> bool:
+def batches(family: Family) -> bool:
     """Whether rows can share a call; of a family that only edits, its editing rules say so."""
-    family = FAMILIES[pipeline]
-    return family.batch and not (family.only_edits and STRATEGIES[pipeline].batch_disabled)
+    return family.batch and not (family.only_edits and family.edit is not None and family.edit.batch_disabled)
 
 
 def families() -> str:
@@ -116,7 +121,7 @@ def families() -> str:
             str(family.max_sequence_length),
             f"`{family.guidance}`" + (", only with a negative prompt" if family.guidance_needs_negative else ""),
             yes_or_no(family.takes_negative),
-            "yes" if batches(pipeline) else "one image a call",
+            "yes" if batches(family) else "one image a call",
             yes_or_no(bool(family.text_outputs)),
         ]
         for pipeline, family in FAMILIES.items()
@@ -149,9 +154,10 @@ def editing_families() -> str:
             row.reason + (f"; {row.known_trouble}" if row.known_trouble else ""),
             row.input_text,
             row.output_text,
-            yes_or_no(FAMILIES[pipeline].xdit is not None),
+            yes_or_no(family.xdit is not None),
         ]
-        for pipeline, row in STRATEGIES.items()
+        for pipeline, family in FAMILIES.items()
+        if (row := family.edit) is not None
     ]
     head = ["`--model_type`", "pipeline", "images a row", "rows in one call", "why", "input size", "output size",
             "xDiT"]  # fmt: skip
@@ -161,7 +167,7 @@ def editing_families() -> str:
 # -- optimizations ------------------------------------------------------------------------------------------------
 
 
-def needs(row: Optimisation) -> list[str]:
+def needs(row: Optimization) -> list[str]:
     listed = [f"`{row.package[0]}`"] if row.package else []
     if row.gpu:
         above = f" of {row.capability[0]}.{row.capability[1]}" if row.capability > (0, 0) else ""
@@ -173,18 +179,25 @@ def needs(row: Optimisation) -> list[str]:
     return listed
 
 
+def families_with(row: Optimization) -> str:
+    measured = ", ".join(families_taking(row.name))
+    if row.flag == "enable_compile":
+        return f"all; the blocks alone: {measured}"
+    return measured or "all"
+
+
 def optimizations() -> str:
     rows = []
-    for row in OPTIMISATIONS:
-        excluded_by = [other.name for other in OPTIMISATIONS if row.name in other.excludes]
-        with_xdit = "no" if row.xdit else ", ".join(row.xdit_families) or "yes"
+    for row in OPTIMIZATIONS:
+        excluded_by = [other.name for other in OPTIMIZATIONS if row.name in other.excludes]
+        with_xdit = "no" if row.xdit else ", ".join(xdit_families_taking(row.name)) or "yes"
         rows.append(
             [
                 f"`--{row.name}`",
                 row.does,
                 row.changes or "no",
                 ", ".join(needs(row)),
-                ", ".join(row.families) or "all",
+                families_with(row),
                 with_xdit,
                 code([*row.excludes, *excluded_by]),
             ]

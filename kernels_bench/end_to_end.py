@@ -2,7 +2,7 @@
 
     pip install --no-deps --target /tmp/diffgentor diffgentor==0.1.2
     python -m kernels_bench end_to_end --diffgentor /tmp/diffgentor
-    python tests/tiny_models.py qwenimage /tmp/qwen        # a pipeline whose text is as long as the prompt
+    python tests/support/tiny_models.py qwenimage /tmp/qwen        # a pipeline whose text is as long as the prompt
     python -m kernels_bench end_to_end --diffgentor /tmp/diffgentor --model_name /tmp/qwen --num_inference_steps 28
 
 The contenders take turns (each round begins with another one), every time in fresh processes on a new folder, with new
@@ -331,7 +331,7 @@ def work(payload: dict[str, Any]) -> tuple[str, str]:
     import diffusers
 
     from dglaunch.config import BackendConfig
-    from dglaunch.models import resolve
+    from dglaunch.models.checkpoint import resolve
 
     checkpoint = resolve(BackendConfig(model_name=payload["model_name"]))
     pipeline = getattr(diffusers, checkpoint.pipeline_class)

@@ -4,7 +4,7 @@
     install(seed=0)                                          # --backend diffusers is SeededFlux in this process
     dglaunch.__main__.main(["t2i", "--model_name", str(folder), ...])
 
-All but where the weights come from is dglaunch's own: the plan, the text encoders ahead, the optimisations, the loop.
+All but where the weights come from is dglaunch's own: the plan, the text encoders ahead, the optimizations, the loop.
 """
 
 import json
@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from dglaunch import backends
-from dglaunch.backends import Context
-from dglaunch.backends.diffusers import DiffusersBackend
-from dglaunch.plan import Batch
+from dglaunch.backends.base import Context
+from dglaunch.backends.diffusers.backend import DiffusersBackend
+from dglaunch.backends.registry import BACKENDS
+from dglaunch.data.task import Batch
 from kernels_bench.vae import FLUX_VAE
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -150,14 +150,15 @@ def _read_tokenizer(folder: Path) -> Any:
 def install(seed: int, fits: int | None = None) -> None:
     """Let --backend diffusers be SeededFlux in this process."""
     SeededFlux.seed, SeededFlux.fits = seed, fits
-    backends.BACKENDS["diffusers"] = "kernels_bench.seeded:SeededFlux"
+    BACKENDS["diffusers"] = "kernels_bench.seeded:SeededFlux"
 
 
 def backend(folder: Path, device: str, dtype: str, batches: list[Batch], **optimization: Any) -> SeededFlux:
     """A loaded backend on one rank, as a run has it, with the prompts of these batches encoded."""
     from dglaunch.config import BackendConfig, OptimizationConfig, T2IConfig
-    from dglaunch.models import resolve
-    from dglaunch.topology import Channel, Topology
+    from dglaunch.distributed.channel import Channel
+    from dglaunch.distributed.topology import Topology
+    from dglaunch.models.checkpoint import resolve
 
     config = T2IConfig(
         backend=BackendConfig(model_name=str(folder), device=device, torch_dtype=dtype),  # type: ignore[arg-type]

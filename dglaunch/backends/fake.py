@@ -21,11 +21,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dglaunch.backends import Context, Facts, ItemError, generate_sound
+from dglaunch.backends.base import Context, Facts, ItemError, generate_sound
+from dglaunch.backends.input_prefetch import InputPrefetcher
+from dglaunch.data.task import Batch, Task
 from dglaunch.errors import Drained
-from dglaunch.inputs import Loader
-from dglaunch.plan import Batch
-from dglaunch.tasks import Task
 
 SIDE = 64
 _MARKER = re.compile(r"\[(sleep|deaf|raise|item error|oom|interrupt|kill) ?([\d.]*)\]")
@@ -41,7 +40,7 @@ class FakeBackend:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.seconds: dict[str, float] = {}
-        self.loader = Loader(() if context.config.debug else context.batches)
+        self.loader = InputPrefetcher(() if context.config.debug else context.batches)
 
     def load(self) -> Facts:
         return Facts(defaults={"height": SIDE, "width": SIDE, "num_inference_steps": 1, "guidance_scale": 1.0})

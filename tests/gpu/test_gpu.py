@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PROMPTS, ROOT, Case, clean_environment, difference, end, launch, run_json, write_jsonl
+
+from support.commands import ROOT, clean_environment, end
+from support.ranks import Case, launch
+from support.results import PROMPTS, difference, run_json, write_jsonl
 
 FLAGS: dict[str, tuple[list[str], str, str]] = {
     "cpu_offload": (["--enable_cpu_offload"], "on the GPU only while they run", ""),

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dglaunch.editing import STRATEGIES
-from dglaunch.flags import known_flags
-from dglaunch.models import FAMILIES
+from dglaunch.environment import known_flags
+from dglaunch.models.families import FAMILIES, editors
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "docs"))
 import generate
@@ -114,7 +113,7 @@ def test_every_flag_has_a_help_text() -> None:
 def test_every_family_has_its_rows() -> None:
     assert generate.models().count("\n") == 2 + len(FAMILIES)
     assert generate.families().count("\n") == 1 + len(FAMILIES)
-    assert generate.editing_families().count("\n") == 1 + len(STRATEGIES)
+    assert generate.editing_families().count("\n") == 1 + len(editors())
 
 
 def generated(folder: Path, *words: str) -> tuple[int, str]:

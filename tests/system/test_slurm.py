@@ -1,0 +1,305 @@
+"""Batch scripts: their text against golden files, and what they do on a real Slurm of two nodes (tests/with_slurm).
+
+make test GOLDEN=1      writes slurm/*.sbatch and tests/golden/*.sbatch anew
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from dglaunch.__main__ import main
+from dglaunch.cli import slurm
+from support.commands import ROOT, TESTS, clean_environment
+from support.processes import slowness, until
+from support.results import ledger, run_json, write_jsonl
+
+GENERATED: dict[str, list[str]] = {
+    "one_node": ["t2i", "--prompts_file", "my prompts.jsonl", "--seed", "7", "--gpus_per_node", "4"],
+    "multi_node": [
+        "t2i", "--backend", "xdit", "--model_name", "it's/here", "--prompts_file", "p.csv", "--output_dir", "/data/a b",
+        "--nodes", "4", "--gpus_per_node", "8", "--partition", "long", "--venv", "/opt/my venv", "--sbatch=--account=me",
+    ],
+    "array": ["t2i", "--prompts_file", "p.txt", "--array", "--nodes", "6", "--time", "02:00:00"],
+}  # fmt: skip
+
+
+# -- the text -----------------------------------------------------------------------------------------------------
+
+
+def _agrees(path: Path, text: str) -> None:
+    if "GOLDEN" in os.environ:
+        path.write_text(text)
+    assert path.read_text() == text, f"{path} is not what the templates give; if that is meant: make test GOLDEN=1"
+
+
+@pytest.mark.parametrize("name", slurm.EXAMPLES)
+def test_the_folder_slurm_is_what_the_templates_give(name: str) -> None:
+    _agrees(ROOT / "slurm" / f"{name}.sbatch", slurm.example(name))
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_generated_scripts(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{sys.prefix}/bin:{os.environ['PATH']}")
+    if name == "multi_node":
+        monkeypatch.setenv("DG_XDIT_ULYSSES_DEGREE", "2")
+    assert main(["slurm", *GENERATED[name]]) == 0
+    _agrees(TESTS / "golden" / f"{name}.sbatch", capsys.readouterr().out)
+
+
+def test_an_environment_that_is_not_active_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """.venv/bin/dglaunch slurm ...: the script's `python` would be the system's."""
+    monkeypatch.setattr(sys, "prefix", "/opt/its own")
+    assert main(["slurm", "t2i", "--prompt", "x"]) == 0
+    assert "\nVENV='/opt/its own' " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ([], "Name the command"),
+        (["t2i"], "--prompts_file"),
+        (["t2i", "--prompt", "x", "--nodes", "0"], "--nodes is 0"),
+        (["t2i", "--prompt", "x", "--num_gpus", "2"], "--gpus_per_node instead"),
+        (["t2i", "--prompt", "x", "--num_nodes", "2", "--node_rank", "0"], "--nodes"),
+    ],
+)
+def test_mistakes(words: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["slurm", *words]) == 2
+    assert text in capsys.readouterr().err
+
+
+def _scripts() -> list[Path]:
+    return sorted([*(ROOT / "slurm").glob("*.sbatch"), *(TESTS / "golden").glob("*.sbatch")])
+
+
+@pytest.mark.parametrize("script", _scripts(), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_shellcheck(script: Path) -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed (apt-get install shellcheck)")
+    done = subprocess.run(["shellcheck", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+# -- a real Slurm -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Cluster:
+    """Two nodes that run until the tests end; commands enter their namespaces."""
+
+    pid: int
+    conf: str
+
+    def run(self, *words: str | Path, cwd: Path = ROOT, environment: Mapping[str, str] | None = None) -> str:
+        done = subprocess.run(
+            ["nsenter", "-t", str(self.pid), "-m", "-n", "-u", "-i", "-p", f"--wdns={cwd}", *map(str, words)],
+            env=clean_environment({"SLURM_CONF": self.conf, **(environment or {})}), capture_output=True, text=True,
+            timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def submit(self, folder: Path, words: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> str:
+        """`dglaunch slurm WORDS --submit`, with the images in folder/out; the job's number."""
+        place = ["--gpus_per_node", "2", "--cpus_per_gpu", "1", "--time", "10", "--output_dir", folder / "out"]
+        arguments = [sys.executable, "-m", "dglaunch", "slurm", *words, *place, "--submit"]
+        return self.run(*arguments, cwd=folder, environment=environment).split()[-1]
+
+    def job(self, number: str) -> dict[str, str]:
+        return dict(re.findall(r"(\w+)=(\S*)", self.run("scontrol", "show", "job", number)))
+
+    def state(self, number: str) -> str:
+        return self.job(number)["JobState"]
+
+    def until_made(self, number: str, out: Path, count: int, name: str = "metadata.jsonl") -> None:
+        """Until the job is in the middle of its work."""
+        until(lambda: len(ledger(out, name)) >= count or self.state(number) in ("FAILED", "COMPLETED"), 240)
+        assert self.state(number) == "RUNNING", _log(out.parent)
+
+    def wait(self, number: str, seconds: float = 300) -> dict[str, str]:
+        """Until it has ended for good."""
+        until(lambda: self.state(number) not in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED"), seconds, 0.3)
+        return self.job(number)
+
+
+def _start_cluster(folder: Path, *options: str) -> tuple["subprocess.Popen[bytes]", Cluster]:
+    if os.geteuid() != 0 or shutil.which("slurmctld", path=os.environ["PATH"] + ":/usr/sbin") is None:
+        pytest.skip("Slurm is not installed, or this is not root (apt-get install slurmctld slurmd slurm-client munge)")
+    said = folder / "conf"
+    process = subprocess.Popen(
+        [TESTS / "with_slurm", *options, "sh", "-c", f"echo $SLURM_CONF > {said}; exec sleep infinity"],
+        env=clean_environment({"WITH_SLURM_LOGS": str(folder / "logs")}), start_new_session=True,
+    )  # fmt: skip
+    until(lambda: (said.exists() and said.read_text().endswith("\n")) or process.poll() is not None, 60)
+    if process.poll() is not None:
+        pytest.skip("the cluster does not start here (namespaces are not allowed?)")
+    outer = _child(process.pid)  # with_slurm -> unshare -> with_slurm inside
+    return process, Cluster(_child(outer), said.read_text().strip())
+
+
+def _child(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    process, made = _start_cluster(tmp_path_factory.mktemp("cluster"), "--gpus", "4")
+    yield made
+    process.terminate()
+    process.wait(20)
+
+
+def _log(folder: Path) -> str:
+    return "\n".join(path.read_text(errors="replace") for path in sorted(folder.glob("slurm-*.out")))
+
+
+def _made(log: str) -> list[int]:
+    """Images that each start made, from its table."""
+    return [int(number.replace(",", "")) for number in re.findall(r"images\s+│\s*([\d,]+) made", log)]
+
+
+def _fake(folder: Path, num: int, marker: str) -> list[str | Path]:
+    table = write_jsonl(folder / "prompts.jsonl", [{"prompt": f"prompt {n} {marker}"} for n in range(num)])
+    return ["t2i", "--backend", "fake", "--batch_size", "1", "--prompts_file", table]
+
+
+def _is_whole(folder: Path, num: int) -> None:
+    assert [line["index"] for line in sorted(ledger(folder / "out"), key=lambda line: line["index"])] == list(
+        range(num)
+    )
+    assert main(["verify", str(folder / "out")]) == 0
+
+
+Beside = tuple[tuple[Path, str], tuple[Path, str]]
+
+
+@pytest.fixture(scope="module")
+def beside(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Beside:
+    """Folder and number of two jobs that end while the others run: one with a mistake, one that never gets on."""
+    mistaken, stubborn = tmp_path_factory.mktemp("mistaken"), tmp_path_factory.mktemp("stubborn")
+    (mistaken / "prompts.jsonl").write_text("no json\n")
+    words = ["t2i", "--backend", "fake", "--prompts_file", mistaken / "prompts.jsonl"]
+    wrong = cluster.submit(mistaken, words)
+    again = cluster.submit(stubborn, [*_fake(stubborn, 4, "[interrupt] [sleep 1]"), "--max_requeues", "1"])
+    return (mistaken, wrong), (stubborn, again)
+
+
+@pytest.mark.parametrize("script", _scripts(), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_slurm_takes_the_script(cluster: Cluster, script: Path) -> None:
+    here = ["--nodes=2", "--gpus-per-node=2", "--cpus-per-task=2", "--time=10", "--partition=gpu"]
+    cluster.run("sbatch", "--test-only", *here, script)
+
+
+def test_multi_node_is_drained_requeued_and_finished(cluster: Cluster, beside: Beside, tmp_path: Path) -> None:
+    """tiny with Ulysses 2 on two nodes: each node is a replica; the signal comes in the middle."""
+    num = 64
+    table = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"a red circle {n}"} for n in range(num)])
+    model = ["t2i", "--model_name", "tiny", "--backend", "xdit", "--batch_size", "2", "--num_inference_steps", "6"]
+    words = [*model, "--prompts_file", table, "--nodes", "2"]
+    number = cluster.submit(tmp_path, words, {"DG_XDIT_ULYSSES_DEGREE": "2"})
+    cluster.until_made(number, tmp_path / "out", 8)
+    cluster.run("scancel", "--signal=USR2", "--batch", number)
+    at = time.monotonic()
+    until(lambda: run_json(tmp_path / "out")["outcome"] != "running")
+    assert time.monotonic() - at < 20 * slowness(), _log(tmp_path)
+    ended = cluster.wait(number)
+    log = _log(tmp_path)
+    assert ended["JobState"] == "COMPLETED", log
+    assert ended["Restarts"] == "1", log
+    assert "drained: " in log and "goes back to the queue" in log
+    _is_whole(tmp_path, num)
+    made = _made(log)
+    assert len(made) == 2 and sum(made) == num and made[0] >= 8, log
+    assert {line["rank"] for line in ledger(tmp_path / "out")} == {1, 3}
+    assert len(list((tmp_path / "logs").glob("*/**/stdout.log"))) == 8, "one log for each rank and start"
+
+
+def test_array_shares_the_work_without_overlap(cluster: Cluster, tmp_path: Path) -> None:
+    """Four independent nodes; one of them is stopped, and only that one comes back."""
+    num = 64
+    words = [*_fake(tmp_path, num, "[sleep 0.5]"), "--array", "--nodes", "4"]
+    number = cluster.submit(tmp_path, [*words, "--gpus_per_node", "1"])
+    cluster.until_made(f"{number}_1", tmp_path / "out", 2, "metadata-node1of4.jsonl")
+    cluster.run("scancel", "--signal=USR2", "--batch", f"{number}_1")
+    for element in range(4):
+        ended = cluster.wait(f"{number}_{element}")
+        assert ended["JobState"] == "COMPLETED", _log(tmp_path)
+        assert ended["Restarts"] == ("1" if element == 1 else "0")
+    _is_whole(tmp_path, num)
+    shares = [ledger(tmp_path / "out", f"metadata-node{n}of4.jsonl") for n in range(4)]
+    assert [len(share) for share in shares] == [16] * 4
+    assert sum(_made(_log(tmp_path))) == num
+
+
+@pytest.mark.slow  # the same on one node: test_max_restarts_resumes_after_a_killed_worker
+def test_a_killed_rank_of_another_node_is_restarted(cluster: Cluster, tmp_path: Path) -> None:
+    num = 60
+    number = cluster.submit(tmp_path, [*_fake(tmp_path, num, "[sleep 0.4]"), "--nodes", "2"])
+    cluster.until_made(number, tmp_path / "out", 8)
+    os.kill(_rank(tmp_path, 3), signal.SIGKILL)
+    ended = cluster.wait(number)
+    assert ended["JobState"] == "COMPLETED", _log(tmp_path)
+    assert ended["Restarts"] == "0"
+    _is_whole(tmp_path, num)
+
+
+def _rank(folder: Path, rank: int) -> int:
+    """The process of a rank that works on this folder, on whichever node."""
+    for entry in Path("/proc").iterdir():
+        try:
+            if (
+                entry.name.isdigit()
+                and f"{folder}/out".encode() in (entry / "cmdline").read_bytes()
+                and f"\0RANK={rank}\0".encode() in (entry / "environ").read_bytes()
+            ):
+                return int(entry.name)
+        except OSError:
+            continue
+    raise AssertionError(f"rank {rank} does not run")
+
+
+def test_a_signal_to_the_step_requeues_too(cluster: Cluster, tmp_path: Path) -> None:
+    """Preemption sends SIGTERM to the ranks, and the batch shell sees nothing. Both nodes write to one folder, and
+    --overwrite concerns the first start only."""
+    num = 40
+    words = [*_fake(tmp_path, num, "[sleep 0.3]"), "--nodes", "2", "--writer", "node", "--overwrite"]
+    number = cluster.submit(tmp_path, words)
+    cluster.until_made(number, tmp_path / "out", 3)
+    cluster.run("scancel", "--signal=TERM", number)
+    ended = cluster.wait(number)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), _log(tmp_path)
+    _is_whole(tmp_path, num)
+    made = _made(_log(tmp_path))
+    assert len(made) == 2 and sum(made) == num, _log(tmp_path)
+
+
+def test_requeued_only_while_work_is_left_and_the_cap_holds(cluster: Cluster, beside: Beside) -> None:
+    (mistaken, wrong), (stubborn, again) = beside
+    ended = cluster.wait(wrong)
+    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0"), _log(mistaken)
+    assert "not valid JSON" in _log(mistaken)
+    ended = cluster.wait(again)
+    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "1"), _log(stubborn)
+
+
+def test_a_name_that_leads_to_the_loopback_is_told_at_once(tmp_path: Path) -> None:
+    process, cluster = _start_cluster(tmp_path, "--wrong_address")
+    try:
+        number = cluster.submit(tmp_path, [*_fake(tmp_path, 4, ""), "--nodes", "2"])
+        ended = cluster.wait(number)
+        assert ended["JobState"] == "FAILED"
+        assert "on node2 the name node2 leads to 127.0.1.1" in _log(tmp_path)
+    finally:
+        process.terminate()
+        process.wait(20)

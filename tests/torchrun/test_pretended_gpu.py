@@ -1,0 +1,204 @@
+"""Every family's way over a GPU that is only pretended: no tensor is left on the host, and the images are the CPU's.
+
+What this cannot show (kernels, memory, speed) is in tests/gpu, for a machine that has one.
+"""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dglaunch.__main__ import main
+from dglaunch.backends.base import Arriving, ItemError, arrived
+from dglaunch.backends.diffusers import prompt_encoder
+from dglaunch.backends.diffusers.backend import DiffusersBackend
+from dglaunch.backends.diffusers.pixels import NOT_A_NUMBER, to_images
+from support.edit_images import save_table
+from support.family_runs import DIFFERENT_LENGTHS, EDITORS, GUIDED, SETS, SIZE
+from support.pretend_gpu import PretendGpu, on_gpu
+from support.ranks import Case, launch
+from support.results import difference, images, ledger, run_json, write_jsonl
+from support.tiny_models import build
+
+FAMILIES = ("flux", "flux2", "flux2_klein", "qwenimage", "zimage", "sd3", "pixart_sigma")
+WAYS: dict[str, list[str]] = {
+    "ahead": ["--encode", "ahead"],
+    "inline": ["--encode", "inline"],
+    "offload": ["--enable_cpu_offload"],
+}
+
+
+def run(*words: Any, gpu: bool = True, code: int = 0) -> None:
+    with PretendGpu() if gpu else nullcontext():
+        assert main([*map(str, words), "--torch_dtype", "float32", "--device", "cuda" if gpu else "cpu"]) == code
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = [{"prompt": prompt} for prompt in DIFFERENT_LENGTHS]
+    return write_jsonl(tmp_path_factory.mktemp("gpu") / "prompts.jsonl", rows)
+
+
+def test_a_tensor_left_on_the_host_is_caught() -> None:
+    """Else the rest of this file could not fail."""
+    with PretendGpu():
+        here, there = torch.ones(3), torch.ones(3, device="cuda:0")
+        assert (there.device.type, here.device.type) == ("cuda", "cpu")
+        assert (there * 2 + torch.tensor(1.0)).device.type == "cuda"
+        for wrong in (lambda: here + there, lambda: torch.cat([here, there]), there.numpy):
+            with pytest.raises((RuntimeError, TypeError), match="device"):
+                wrong()
+        with pytest.raises(RuntimeError, match="generator"):
+            torch.randn(3, device="cuda:0", generator=torch.Generator())
+
+
+def test_images_are_read_once_their_copies_are_there() -> None:
+    pixels = torch.rand(3, 3, 8, 8)
+    pixels[1, 0, 0, 0] = torch.nan
+    with PretendGpu():
+        slots = to_images(pixels.to("cuda:0"))
+        slots_of_another = to_images(torch.rand(3, 3, 8, 8, device="cuda:0"))
+    assert all(isinstance(slot, Arriving) for slot in [*slots, *slots_of_another])
+    here, there = to_images(pixels), list(map(arrived, slots))
+    assert here[1] == there[1] == ItemError(NOT_A_NUMBER)
+    assert [here[n].tobytes() for n in (0, 2)] == [there[n].tobytes() for n in (0, 2)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_to_image(families: Path, prompts: Path, tmp_path: Path, family: str) -> None:
+    build(family, families / family)
+    command = ["t2i", "--model_name", families / family, "--prompts_file", prompts, *SIZE, *GUIDED.get(family, [])]
+    run(*command, "--batch_size", "3", "--encode", "inline", "--output_dir", tmp_path / "cpu", gpu=False)
+    for way, flags in WAYS.items():
+        run(*command, "--batch_size", "3", *flags, "--output_dir", tmp_path / way)
+        assert run_json(tmp_path / way)["device"] == "Pretended GPU"
+        assert difference(tmp_path / way, tmp_path / "cpu") <= 2
+
+
+@pytest.fixture(scope="module")
+def splits(families: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Case]]:
+    """Two ranks of one replica, each with a pretended GPU: every family's folder, and how it ended."""
+    folder = tmp_path_factory.mktemp("splits")
+    commands: list[tuple[list[Any], dict[str, str]]] = []
+    for family in FAMILIES:
+        build(family, families / family)
+        command = ["t2i", "--model_name", families / family, "--prompts_file", prompts, *SIZE, *GUIDED.get(family, [])]
+        command += ["--batch_size", "3", "--torch_dtype", "float32", "--backend", "xdit"]
+        command += ["--attention_backend", "SDPA"]  # that xfuser would take in float32 is for GPUs
+        command += ["--device", "cuda", "--output_dir", folder / family]
+        commands.append((command, {"DG_XDIT_ULYSSES_DEGREE": "2"}))
+    return {family: (folder / family, case) for family, case in zip(FAMILIES, launch(folder, 2, commands))}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_to_image_split_by_xdit(
+    splits: dict[str, tuple[Path, Case]], families: Path, prompts: Path, tmp_path: Path, family: str
+) -> None:
+    folder, case = splits[family]
+    assert case.codes == [0, 0], case.output
+    assert all(sum(rank.values()) > 0 for rank in case.collectives), "the ranks of a replica did not talk"
+    assert run_json(folder)["device"] == "Pretended GPU"
+    command = ["t2i", "--model_name", families / family, "--prompts_file", prompts, *SIZE, *GUIDED.get(family, [])]
+    run(*command, "--batch_size", "3", "--output_dir", tmp_path / "cpu", gpu=False)
+    assert difference(folder, tmp_path / "cpu") <= 2
+
+
+@pytest.mark.parametrize("family", EDITORS)
+def test_edit(families: Path, tmp_path: Path, family: str) -> None:
+    model = families / EDITORS[family]
+    build(EDITORS[family], model)
+    table = save_table(tmp_path / "t.csv", SETS[family])
+    command = ["edit", "--model_name", model, "--input", table, "--num_inference_steps", "2", "--filter_rows", "0:3"]
+    run(*command, "--batch_size", "2", "--output_dir", tmp_path / "cpu", gpu=False)
+    run(*command, "--batch_size", "2", "--output_dir", tmp_path / "gpu")
+    assert len(images(tmp_path / "gpu")) == 3
+    assert difference(tmp_path / "gpu", tmp_path / "cpu") <= 2
+
+
+def place(module: torch.nn.Module | None) -> str:
+    return "-" if module is None else "gpu" if all(map(on_gpu, module.parameters())) else "host"
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Where the networks of `tiny` were whenever one computed. There is host memory for one round of two prompts."""
+    from diffusers import FluxTransformer2DModel
+    from transformers import T5EncoderModel
+
+    seen: list[str] = []
+    backends: list[DiffusersBackend] = []
+    load = DiffusersBackend.load
+
+    def loading(self: DiffusersBackend) -> Any:
+        backends.append(self)
+        return load(self)
+
+    def watched(name: str, forward: Any) -> Any:
+        def call(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+            pipeline = backends[-1].pipeline
+            told = f"{name}: text {place(pipeline.text_encoder_2)}, transformer {place(pipeline.transformer)}"
+            seen.extend([told] if told not in seen[-1:] else [])
+            return forward(self, *args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(DiffusersBackend, "load", loading)
+    for name, cls in (("encodes", T5EncoderModel), ("denoises", FluxTransformer2DModel)):
+        monkeypatch.setattr(cls, "forward", watched(name, cls.forward))
+    monkeypatch.setattr(prompt_encoder, "ROUND", 2)
+    monkeypatch.setattr(prompt_encoder, "HOST_SHARE", 0.0)
+    return seen
+
+
+TINY = ["t2i", "--num_inference_steps", "1", "--batch_size", "2"]
+
+
+def test_the_text_encoders_are_on_the_gpu_only_while_they_encode(
+    prompts: Path, tmp_path: Path, seen: list[str]
+) -> None:
+    run(*TINY, "--prompts_file", prompts, "--output_dir", tmp_path / "o")
+    assert seen == [
+        "encodes: text gpu, transformer host",
+        "denoises: text -, transformer gpu",
+        "encodes: text gpu, transformer gpu",
+        "denoises: text -, transformer gpu",
+    ]
+
+
+def test_where_both_do_not_fit_the_transformer_leaves_for_a_round(
+    prompts: Path, tmp_path: Path, seen: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import T5EncoderModel
+
+    forward = T5EncoderModel.forward
+
+    def short(self: T5EncoderModel, *args: Any, **kwargs: Any) -> Any:
+        output = forward(self, *args, **kwargs)
+        if seen[-1] == "encodes: text gpu, transformer gpu":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return output
+
+    monkeypatch.setattr(T5EncoderModel, "forward", short)
+    run(*TINY, "--prompts_file", prompts, "--output_dir", tmp_path / "o")
+    assert seen[2:] == [
+        "encodes: text gpu, transformer gpu",
+        "encodes: text gpu, transformer host",
+        "denoises: text -, transformer gpu",
+    ]
+    assert len(ledger(tmp_path / "o")) == len(DIFFERENT_LENGTHS)
+
+
+def test_text_encoders_that_do_not_fit_alone_end_the_run(
+    prompts: Path, tmp_path: Path, seen: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import T5EncoderModel
+
+    def short(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(T5EncoderModel, "forward", short)
+    run(*TINY, "--prompts_file", prompts, "--output_dir", tmp_path / "o", code=2)
+    assert "The text encoders run out of memory on cuda:0" in " ".join(capfd.readouterr().err.split())
+    assert not (tmp_path / "o" / "failures.jsonl").exists()

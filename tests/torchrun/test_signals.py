@@ -1,0 +1,276 @@
+"""Every way a run is stopped, killed, hung or robbed of its disk, under real torchrun with the fake backend.
+
+After each: no line without its file, no rank left running, and the same command finishes the job.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from dglaunch.__main__ import main
+from support.commands import ROOT, Ended, clean_environment, dglaunch, end, start
+from support.processes import Job, in_the_middle, prompts, slowness, torchrun, until, words
+from support.results import ledger, run_json, write_jsonl
+
+NUM = 24
+RANKS = 3
+HANDLED = ("--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2")
+
+
+@dataclass(frozen=True)
+class Death:
+    """Something that happens to a run, and what is to be seen."""
+
+    number: int
+    rank: int | None
+    outcomes: tuple[str, ...]
+    seconds: float
+    text: str
+    options: tuple[str, ...] = ()
+    model: bool = False
+    """tiny with Ulysses 2, for ranks that compute together; else the fake backend, where each rank is a leader."""
+
+    @property
+    def ranks(self) -> int:
+        return 4 if self.model else RANKS
+
+    def words(self, folder: Path, *extra: str) -> list[str]:
+        if not self.model:
+            return words(folder, *extra)
+        xdit = ["--backend", "xdit", "--model_name", "tiny", "--num_inference_steps", "12"]
+        return ["t2i", *xdit, *words(folder, *extra)[3:]]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"DG_XDIT_ULYSSES_DEGREE": "2"} if self.model else {}
+
+
+DEATHS = {
+    "SIGTERM to the agent": Death(signal.SIGTERM, None, ("drained",), 20, "drained: "),
+    "SIGINT to the agent": Death(signal.SIGINT, None, ("drained",), 20, "drained: "),
+    "SIGUSR2 to the agent": Death(signal.SIGUSR2, None, ("drained",), 20, "drained: ", HANDLED),
+    "SIGTERM to one rank": Death(signal.SIGTERM, 1, ("drained",), 20, "drained: "),
+    "SIGKILL to rank 0": Death(signal.SIGKILL, 0, ("running",), 35, "one of them has died"),
+    "SIGKILL to another leader": Death(signal.SIGKILL, 1, ("lost", "drained"), 35, "exitcode  : -9"),
+    "SIGKILL to a follower": Death(signal.SIGKILL, 2, ("lost", "drained", "running"), 60, "exitcode  : -9", (), True),
+    "SIGKILL to the agent": Death(signal.SIGKILL, None, ("drained",), 20, "torchrun's agent has died"),
+    "SIGSTOP to rank 0": Death(signal.SIGSTOP, 0, ("running",), 60, "no sign of life from rank 0"),
+    "SIGSTOP to another leader": Death(signal.SIGSTOP, 1, ("lost",), 60, "no sign of life from rank 1"),
+}
+
+
+RARE = ("SIGINT to the agent", "SIGUSR2 to the agent", "SIGTERM to one rank", "SIGSTOP to rank 0")
+"""Those that take the same way as another one here; make soak has them."""
+SEEN: dict[str, str] = {}
+"""By death: the line that tells it."""
+
+
+def finishes(job: Job, arguments: list[str], total: int = NUM) -> None:
+    """What was written is valid, and the same command makes the rest."""
+    assert main(["verify", str(job.out), "--repair"]) in (0, 1)
+    kept = {line["file_name"]: line["sha256"] for line in ledger(job.out)}
+    assert dglaunch(*arguments).code == 0
+    lines = {line["file_name"]: line["sha256"] for line in ledger(job.out)}
+    assert len(lines) == len(ledger(job.out)) == total
+    assert kept.items() <= lines.items()
+    assert main(["verify", str(job.out)]) == 0
+
+
+@pytest.mark.parametrize("death", [pytest.param(d, marks=[pytest.mark.slow] if d in RARE else []) for d in DEATHS])
+def test_death(tmp_path: Path, death: str) -> None:
+    case = DEATHS[death]
+    prompts(tmp_path, NUM, "" if case.model else "[sleep 0.3]")
+    arguments = case.words(tmp_path, "--stall_timeout", "6")
+    job = torchrun(tmp_path, case.ranks, arguments, case.options, case.environment)
+    in_the_middle(job, case.ranks, 6)
+    at = job.signal(case.number, case.rank)
+    if case.number == signal.SIGSTOP:  # torchrun kills it 30 s later; here as soon as all others have left
+        until(lambda: job.alive() == [case.rank])
+        os.kill(job.ranks[case.rank or 0], signal.SIGKILL)
+    until(lambda: not job.alive())
+    took = time.monotonic() - at
+    ended = job.end()
+    assert ended.code != 0
+    assert case.text in ended.output, ended.output
+    SEEN[death] = next(line for line in ended.output.splitlines() if case.text in line)
+    assert took < case.seconds * slowness(), f"{took:.0f} s\n{ended.output}"
+    assert run_json(job.out)["outcome"] in case.outcomes, ended.output
+    assert main(["status", str(job.out)]) == 130
+    assert len(ledger(job.out)) < NUM
+    finishes(job, [word.replace("xdit", "diffusers") for word in case.words(tmp_path)])
+
+
+def test_the_table_in_the_readme() -> None:
+    """What the deaths above looked like; make soak has all of them. GOLDEN=1 writes the table."""
+    rows = {death: _row(death, DEATHS[death]) for death in DEATHS if death in SEEN}
+    readme = ROOT / "slurm" / "README.md"
+    before, _, rest = readme.read_text().partition("<!-- deaths -->\n")
+    table, _, after = rest.partition("<!-- end -->")
+    if "GOLDEN" in os.environ and SEEN.keys() == DEATHS.keys():
+        head = ["| what was done | what is told | run.json says | all are gone within |", "|---|---|---|---|"]
+        table = "".join(f"{row}\n" for row in [*head, *rows.values()])
+        readme.write_text(f"{before}<!-- deaths -->\n{table}<!-- end -->{after}")
+    told = table.splitlines()[2:]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in told] == list(DEATHS)
+    assert set(rows.values()) <= set(told)
+
+
+def _row(death: str, case: Death) -> str:
+    told = SEEN[death][: SEEN[death].index(case.text) + len(case.text)]
+    told = re.sub(r"^\[default\d\]:", "", told).strip().rstrip(":")
+    told = re.sub(r"rank \d+", "rank N", told)  # whichever rank noticed first
+    return f"| {death} | {told} | {' or '.join(case.outcomes)} | {case.seconds:.0f} s |"
+
+
+def test_drain_leaves_a_long_batch(tmp_path: Path) -> None:
+    """All ranks are in the middle of a batch of many steps when the signal comes."""
+    write_jsonl(
+        tmp_path / "prompts.jsonl", [{"prompt": f"{n}" if n % 2 == 0 else f"{n} [sleep 600]"} for n in range(6)]
+    )
+    job = in_the_middle(torchrun(tmp_path, 3, words(tmp_path)), 3, 3)
+    at = job.signal(signal.SIGTERM)
+    ended = job.end()
+    assert time.monotonic() - at < 20 * slowness()
+    assert run_json(job.out)["outcome"] == "drained", ended.output
+    assert len(ledger(job.out)) == 3
+
+
+def test_drain_leaves_a_batch_that_does_not_listen(tmp_path: Path) -> None:
+    """Inside one long step nobody asks; after the deadline the rank leaves all the same, with its outcome told."""
+    write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "0"}, {"prompt": "1"}, {"prompt": "2 [deaf 600]"}])
+    job = in_the_middle(torchrun(tmp_path, 1, words(tmp_path)), 1, 2)
+    at = job.signal(signal.SIGTERM)
+    ended = job.end()
+    assert time.monotonic() - at < 22 * slowness()
+    assert "left in the middle of image 000002" in ended.output
+    assert run_json(job.out)["outcome"] == "drained"
+    assert len(ledger(job.out)) == 2
+
+
+def test_a_hung_batch_is_told_with_its_stack(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "0"}, {"prompt": "1 [deaf 600]"}])
+    process = start([*words(tmp_path, "--stall_timeout", "2")])
+    ended = end(process)
+    assert ended.code == 1
+    assert "rank 0 makes no progress (--stall_timeout 2): image 000001" in ended.output
+    assert "in generate" in ended.output
+    assert run_json(tmp_path / "out")["outcome"] == "lost"
+    assert len(ledger(tmp_path / "out")) == 1
+
+
+def test_stall_timeout_zero_waits(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "1 [deaf 2]"}])
+    assert dglaunch(*words(tmp_path, "--stall_timeout", "0")).code == 0
+    assert dglaunch(*words(tmp_path, "--stall_timeout", "-1")).code == 2
+
+
+def test_max_restarts_resumes_after_a_killed_worker(tmp_path: Path) -> None:
+    prompts(tmp_path, NUM, "[sleep 0.3]")
+    """--overwrite does not remove what the first try has made."""
+    options = ("--max-restarts", "1")
+    job = in_the_middle(torchrun(tmp_path, RANKS, words(tmp_path, "--overwrite"), options), RANKS, 9)
+    job.signal(signal.SIGKILL, 1)
+    ended = job.end()
+    assert ended.code == 0, ended.output
+    told = run_json(job.out)
+    assert told["outcome"] == "done" and told["num_skipped"] >= 9
+    assert len(ledger(job.out)) == NUM
+    assert main(["verify", str(job.out)]) == 0
+
+
+# -- the disk -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 300 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", folder], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def _ended(job: Job) -> Ended:
+    ended = job.end()
+    assert ended.code != 0
+    assert not job.alive()
+    return ended
+
+
+@pytest.mark.parametrize("writer", ["main", "rank"])
+def test_full_disk_stops_all_and_keeps_what_is_there(small_disk: Path, tmp_path: Path, writer: str) -> None:
+    prompts(tmp_path, 200)
+    (tmp_path / "out").symlink_to(small_disk)
+    ended = torchrun(tmp_path, RANKS, words(tmp_path, "--writer", writer)).end()
+    assert ended.code != 0
+    assert "No space left on device" in ended.output and "Everything written before is valid" in ended.output
+    made = _lines(small_disk)
+    assert 0 < made < 200
+    assert main(["verify", str(small_disk), "--repair"]) == 1
+    assert _lines(small_disk) == made, "verify dropped a line of a run that stopped in order"
+    assert main(["status", str(small_disk)]) == 1
+    subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
+    assert dglaunch(*words(tmp_path)).code == 0
+    assert len(ledger(small_disk)) == 200
+    assert main(["verify", str(small_disk)]) == 0
+
+
+def _lines(folder: Path) -> int:
+    return sum(len(ledger(folder, path.name)) for path in folder.glob("metadata*.jsonl"))
+
+
+def test_read_only_folder_is_told_before_a_model_is_loaded(small_disk: Path, tmp_path: Path) -> None:
+    prompts(tmp_path, 3)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    (tmp_path / "out").symlink_to(small_disk)
+    ended = torchrun(tmp_path, 2, words(tmp_path)).end()
+    assert ended.code != 0
+    assert ended.output.count("cannot be written: Read-only file system") == 1, ended.output
+
+
+def test_folder_removed_in_the_middle(tmp_path: Path) -> None:
+    prompts(tmp_path, NUM, "[sleep 0.2]")
+    job = in_the_middle(torchrun(tmp_path, RANKS, words(tmp_path)), RANKS, 6)
+    shutil.move(job.out, tmp_path / "moved")
+    ended = _ended(job)
+    assert "No such file or directory" in ended.output and "restore the folder" in ended.output
+    shutil.rmtree(job.out, ignore_errors=True)
+    shutil.move(tmp_path / "moved", job.out)
+    finishes(job, words(tmp_path))
+
+
+# -- nothing is left over -----------------------------------------------------------------------------------------
+
+SOAK = """
+import os, sys, threading
+from dglaunch.__main__ import main
+def facts():
+    return len(os.listdir("/proc/self/fd")), threading.active_count()
+before = facts()
+for n in range(2):
+    assert main([*sys.argv[2:], "--output_dir", f"{sys.argv[1]}/out{n}"]) == 0
+    after = facts()
+    before = before if n else after   # the first run opens what stays open: imports, the process group
+assert after == before, (before, after)
+"""
+
+
+def test_no_thread_or_file_descriptor_is_left_over(tmp_path: Path) -> None:
+    prompts(tmp_path, 20)
+    arguments = words(tmp_path)[:-2]
+    done = subprocess.run(
+        [sys.executable, "-c", SOAK, str(tmp_path), *arguments], env=clean_environment(), capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,141 @@
+"""doctor: this machine as it is, and with packages on PYTHONPATH that are broken in each way a package can be."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from dglaunch.cli import doctor
+from dglaunch.cli.doctor import NOTE, OK, WARNING, WRONG, Probed
+from support.commands import ROOT, Ended, clean_environment, end
+
+FINE = {"version": "2.9.0+cu128", "cuda": "12.8", "hip": None, "available": True, "gloo": True, "nccl": "2.27.5"}
+GPU = ["NVIDIA H100 80GB HBM3", 80 * 2**30, 79 * 2**30, "9.0"]
+
+
+def run(path: Path | None = None, **variables: str) -> Ended:
+    """`dglaunch doctor` with a folder before everything else on PYTHONPATH."""
+    import subprocess
+
+    environment = clean_environment(variables)
+    if path is not None:
+        environment["PYTHONPATH"] = os.pathsep.join([str(path), str(ROOT)])
+    words = [sys.executable, "-m", "dglaunch", "doctor"]
+    process = subprocess.Popen(
+        words,
+        env=environment,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    return end(process)
+
+
+def package(folder: Path, name: str, code: str) -> None:
+    (folder / name).mkdir(parents=True)
+    (folder / name / "__init__.py").write_text(code)
+
+
+def test_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = run(DG_CACHE_DIR="/nowhere/at/all")
+    assert ended.code == 0 and "t2i can run here." in ended.output, ended.output
+    for name in (
+        "torch",
+        "CUDA",
+        "diffusers",
+        "xfuser",
+        "flash-attn",
+        "sageattention",
+        "xformers",
+        "torchvision",
+        "pyarrow",
+    ):
+        assert name in ended.output
+    for name in ("openai", "google-genai", "disk, hub cache", "Slurm", "host name", "/nowhere/at/all"):
+        assert name in ended.output
+
+
+def test_a_torch_that_does_not_import(tmp_path: Path) -> None:
+    package(tmp_path, "torch", "raise ImportError('libcudart.so.12: cannot open [shared] object file')")
+    ended = run(tmp_path)
+    assert ended.code == 1 and "cannot open [shared] object file" in ended.output, ended.output
+    assert "mend torch first" in ended.output and "t2i cannot run here: torch" in ended.output
+    assert "Traceback" not in ended.output
+
+
+def test_a_torch_that_kills_the_process(tmp_path: Path) -> None:
+    package(tmp_path, "torch", "import os; os.kill(os.getpid(), 11)")
+    ended = run(tmp_path)
+    assert ended.code == 1 and "importing it ends the process with signal 11" in ended.output, ended.output
+
+
+def test_a_misspelt_variable() -> None:
+    line = doctor.variables_line({"DG_BATCHSIZE": "3"})
+    assert line.state == WRONG and "DG_BATCH_SIZE" in line.remedy
+    assert doctor.variables_line({"DG_BATCH_SIZE": "3"}).state == OK
+
+
+def test_one_that_ends_the_process_does_not_take_the_others_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = {
+        "fine": "print('noise'); found = 3",
+        "crash": "import os; os._exit(7)",
+        "late": "pass",
+        "error": "import sys; sys.exit('no way')",
+        "last": "pass",
+    }
+    assert doctor.probe(codes) == {
+        "fine": Probed(3),
+        "crash": Probed(error="importing it ends the process with exit code 7"),
+        "late": Probed(),
+        "error": Probed(error="SystemExit: no way"),
+        "last": Probed(),
+    }
+    monkeypatch.setattr(doctor, "IMPORT_S", 1)
+    slow = doctor.probe({"first": "pass", "hangs": "import time; time.sleep(60)", "last": "pass"})
+    assert [result.error for result in slow.values()] == ["", "not imported within 1 s", ""]
+
+
+def states(found: dict[str, object] | None, driver: list[str] | None, error: str = "") -> dict[str, str]:
+    return {line.name: line.state for line in doctor.torch_lines(Probed(found, error), driver)}
+
+
+def test_gpus() -> None:
+    two = FINE | {"gpus": [GPU, [*GPU[:2], 3 * 2**30, GPU[3]]]}
+    assert states(two, ["H100"] * 2) == {"torch": OK, "CUDA": OK, "NCCL": OK, "GPU 0": OK, "GPU 1": WARNING}
+    assert states(two | {"nccl": None}, ["H100"])["NCCL"] == WARNING
+    unseen = FINE | {"gpus": [], "available": False}
+    assert states(unseen, None) == {"torch": OK, "CUDA": NOTE}
+    (_, cuda) = doctor.torch_lines(Probed(unseen | {"cuda": None}), ["H100"])
+    assert cuda.state == WARNING and "built for CPUs" in cuda.remedy
+    (_, cuda) = doctor.torch_lines(Probed(unseen), ["H100"])
+    assert "too old for CUDA 12.8" in cuda.remedy
+    assert states(FINE | {"gpus": [], "version": "2.1.0"}, None)["torch"] == WRONG
+    assert states(None, ["H100"], error="broken")["torch"] == WRONG
+    assert doctor.torch_lines(None, None)[0].state == WRONG
+
+
+def test_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed, wanted = doctor.PACKAGES[0], next(p for p in doctor.PACKAGES if p.name == "torchvision")
+    assert (needed.name, doctor.package_line(needed, None).state) == ("diffusers", WRONG)
+    assert doctor.package_line(wanted, None).state == NOTE
+    assert doctor.package_line(wanted, Probed(error="undefined symbol")).state == WARNING
+    monkeypatch.setattr(doctor, "_least", lambda _: "99.0")
+    assert "diffusers>=99.0" in doctor.package_line(needed, Probed()).remedy
+
+
+def test_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def nowhere(*_: object) -> None:
+        raise OSError(-2, "Name or service not known")
+
+    monkeypatch.setattr(doctor.socket, "getaddrinfo", nowhere)
+    assert doctor.host_line().state == WARNING
+    script = tmp_path / "sbatch"
+    script.write_text("#!/bin/sh\necho slurm 23.11.4\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert doctor.slurm_line({"SLURM_JOB_ID": "7"}).value == "slurm 23.11.4, inside job 7"
+    monkeypatch.setattr(doctor, "LITTLE_DISK", 2**60)
+    assert {line.state for line in doctor.disk_lines({})} == {WARNING}

@@ -1,0 +1,94 @@
+"""Flags, DG_* variables and defaults: which wins, and that a mistake in one is never a default. Pure."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dglaunch import BackendConfig, OptimizationConfig, T2IConfig
+from dglaunch.cli.flags import parse, without
+from dglaunch.environment import check_variables, known_flags, parallel_from_environment
+from dglaunch.errors import UserError
+from support.commands import clean_environment
+
+
+def parsed(*words: str, **environ: str) -> tuple[T2IConfig, dict[str, str]]:
+    return parse(T2IConfig, words, environ, "dglaunch t2i", quiet=True)
+
+
+def test_a_flag_wins_over_a_variable_and_both_are_remembered() -> None:
+    config, origins = parsed(
+        "--prompt", "x", "--batch-size", "3", DG_BATCH_SIZE="8", DG_HEIGHT="512", DG_GUIDANCE_SCALE="0"
+    )
+    assert (config.batch_size, config.height, config.guidance_scale) == (3, 512, 0.0)
+    assert (origins["batch_size"], origins["height"], origins["width"]) == ("flag", "DG_HEIGHT", "default")
+
+
+def test_nested_configs_have_flat_flags() -> None:
+    config, _ = parsed("--prompt", "x", "--backend", "xdit", "--enable_vae_tiling", "--cache_type", "first_block_cache")
+    assert config.backend == BackendConfig(backend="xdit")
+    assert config.optimization == OptimizationConfig(enable_vae_tiling=True, cache_type="first_block_cache")
+
+
+def test_a_switch_from_the_environment_can_be_taken_back() -> None:
+    assert parsed("--prompt", "x", DG_ENABLE_VAE_SLICING="1")[0].optimization.enable_vae_slicing
+    taken_back, _ = parsed("--prompt", "x", "--no-enable-vae-slicing", DG_ENABLE_VAE_SLICING="1")
+    assert not taken_back.optimization.enable_vae_slicing
+
+
+def test_the_prompt_may_come_from_the_environment_and_look_like_a_flag() -> None:
+    assert parsed(DG_PROMPT="--a = b")[0].prompt == "--a = b"
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"DG_BATCH_SIZE": "3O"}, "DG_BATCH_SIZE='3O' is not a whole number or one of auto"),
+        ({"DG_ENABLE_VAE_SLICING": "maybe"}, "no truth value"),
+        ({"DG_BACKEND": "xdti"}, "one of diffusers, xdit"),
+        ({"DG_BATCHSIZE": "4"}, "The nearest is DG_BATCH_SIZE"),
+        ({"DG_XDIT_ULYSES_DEGREE": "2"}, "The nearest is DG_XDIT_ULYSSES_DEGREE"),
+    ],
+)
+def test_a_wrong_variable_is_an_error(environ: dict[str, str], said: str) -> None:
+    with pytest.raises(UserError, match=said.replace("(", r"\(")):
+        parsed("--prompt", "x", **environ)
+
+
+def test_xdit_degrees() -> None:
+    parallel = parallel_from_environment({"DG_XDIT_ULYSSES_DEGREE": "2", "DG_XDIT_USE_CFG_PARALLEL": "true"})
+    assert (parallel.ulysses_degree, parallel.use_cfg_parallel, parallel.data_parallel_degree) == (2, True, None)
+    for text in ("0", "-1", "two", "2.5", ""):
+        with pytest.raises(UserError, match="DG_XDIT_RING_DEGREE"):
+            parallel_from_environment({"DG_XDIT_RING_DEGREE": text})
+
+
+def test_every_flag_has_a_variable() -> None:
+    check_variables({f"DG_{name.upper()}": "" for name in known_flags()})
+
+
+def test_num_gpus_does_not_reach_the_ranks() -> None:
+    words = ["t2i", "--num_gpus", "8", "--prompt", "a", "--num-gpus=4", "--batch_size", "2"]
+    assert without(words, "num_gpus") == ["t2i", "--prompt", "a", "--batch_size", "2"]
+
+
+def test_configs_are_usable_from_python() -> None:
+    config = T2IConfig(prompts_file=Path("a.jsonl"), backend=BackendConfig(model_name="x/y"), batch_size=2)
+    assert config.backend.model_name == "x/y"
+    with pytest.raises(UserError, match="--batch_size is 0"):
+        T2IConfig(prompt="x", batch_size=0)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["t2i", "--help"]])
+def test_help_imports_no_torch(words: list[str]) -> None:
+    """Half a second is only possible without it."""
+    code = (
+        "import sys; from dglaunch.__main__ import main\n"
+        f"try: main({words!r})\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'numpy', 'PIL'} & sys.modules.keys()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], env=clean_environment(), capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "dglaunch" in ended.stdout

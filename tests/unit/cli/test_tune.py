@@ -1,0 +1,140 @@
+"""`dglaunch tune`: the sweep ends where throughput or memory does, and what it found is used for that case and no other.
+
+Layers: the choice and the memory of it (pure); a sweep of the fake backend under torchrun, then `--batch_size auto`; a
+sweep of xDiT's configurations (slow).
+"""
+
+import json
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from dglaunch.cli import tune
+from dglaunch.config import BackendConfig, OptimizationConfig, ParallelConfig, T2IConfig
+from dglaunch.errors import UserError
+from dglaunch.planning.tuned import REMEMBERED, Measured, describe, recall, remember, sweet_spot
+from dglaunch.system import Machine
+from support.commands import Ended, dglaunch
+from support.results import write_jsonl
+
+
+def measured(*speeds: float, parallel: str = "data parallel") -> list[Measured]:
+    return [
+        Measured(parallel=parallel, batch_size=2**n, images_per_s=speed, seconds_per_image=1 / speed)
+        for n, speed in enumerate(speeds)
+    ]
+
+
+def test_the_smallest_batch_near_the_most_is_taken() -> None:
+    best, reason = sweet_spot(measured(1, 1.9, 3.0, 3.03))
+    assert best.batch_size == 4 and "batch 8 gives 1.0% more" in reason
+    best, reason = sweet_spot([*measured(1, 2, 4), Measured(parallel="data parallel", batch_size=8, ended="oom")])
+    assert best.batch_size == 4 and "did not fit" in reason
+    best, _ = sweet_spot(measured(1, 2, 4) + measured(1, 4.05, parallel="ulysses 2"))
+    assert (best.parallel, best.batch_size) == ("ulysses 2", 2)
+
+
+def config(cache: Path, **optimization: object) -> T2IConfig:
+    return T2IConfig(
+        prompt="x", backend=BackendConfig(cache_dir=cache), optimization=OptimizationConfig(**optimization)
+    )  # type: ignore[arg-type]
+
+
+def test_a_result_is_used_for_its_own_case_only(tmp_path: Path) -> None:
+    here = {"device": "NVIDIA H100", "dtype": "bfloat16", "shape": "1024x1024"}
+    remember(config(tmp_path), here, measured(1, 2, 2.1) + measured(1, 1.5, parallel="ulysses 2"))
+    machine = Machine(name="NVIDIA H100", memory=None, dtype="bfloat16")
+    (found,) = recall(config(tmp_path), machine, ParallelConfig()).items()
+    assert found[0] == "1024x1024" and found[1].size == 4
+    assert "measured by tune on" in found[1].reason and "NVIDIA H100" in found[1].reason
+    (split,) = recall(config(tmp_path), machine, ParallelConfig(ulysses_degree=2)).values()
+    assert split.size == 2
+    for other in (replace(machine, dtype="float16"), replace(machine, name="NVIDIA A100")):
+        assert recall(config(tmp_path), other, ParallelConfig()) == {}
+    assert recall(config(tmp_path, quantization="fp8"), machine, ParallelConfig()) == {}
+    assert recall(config(tmp_path), machine, ParallelConfig(ring_degree=2)) == {}
+    (tmp_path / REMEMBERED).write_text("{")
+    assert recall(config(tmp_path), machine, ParallelConfig()) == {}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
+    """Each batch takes 0.2 s whatever its size, and 5 images are too many."""
+    folder = tmp_path_factory.mktemp("tune")
+    write_jsonl(folder / "p.jsonl", [{"prompt": "[sleep 0.2] [oom 4] one"}] + [{"prompt": "more"}] * 7)
+    return folder, dglaunch("tune", *words(folder), "--num_gpus", "2", "--output_dir", folder / "tuned")
+
+
+def words(folder: Path) -> list[str | Path]:
+    return ["t2i", "--backend", "fake", "--prompts_file", folder / "p.jsonl", "--cache_dir", folder / "cache"]
+
+
+def test_out_of_memory_ends_the_row_and_not_the_sweep(swept: tuple[Path, Ended]) -> None:
+    folder, ended = swept
+    assert ended.code == 0, ended.output
+    assert "sweet spot" in ended.output and "fake out of memory: 8 images" in ended.output
+    record = json.loads((folder / "tuned" / "tune.json").read_text())
+    assert [row["batch_size"] for row in record["rows"]] == [1, 2, 4, 8]
+    assert record["rows"][-1]["ended"] and record["sweet_spot"]["batch_size"] == 4
+    assert record["device"] == "fake" and record["shape"] == "64x64" and record["ranks"] == 2
+    assert not list((folder / "tuned").glob("*.tmp"))
+
+
+def test_the_plot_is_a_picture(swept: tuple[Path, Ended]) -> None:
+    pytest.importorskip("matplotlib")
+    assert (swept[0] / "tuned" / "tune.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_auto_uses_what_was_measured(swept: tuple[Path, Ended]) -> None:
+    folder, _ = swept
+    run = dglaunch(*words(folder), "--output_dir", folder / "run")
+    assert run.code == 0, run.output
+    assert "batch_size 64x64 4: measured by tune on" in run.output
+    plan = dglaunch("plan", *words(folder), "--height", "128")
+    assert "measured by tune" not in plan.output and "batch_size 128x64" in plan.output
+    given = dglaunch("plan", *words(folder), "--batch_size", "1")
+    assert "batch_size 64x64 1: as given" in given.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["edit"], "tune measures t2i only"),
+        (["t2i", "--prompt", "x", "--batch_size", "4"], "drop --batch_size"),
+    ],
+)
+def test_what_tune_cannot_do_is_told(arguments: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        tune.main(arguments, {})
+
+
+@pytest.mark.skipif(find_spec("xfuser") is None, reason="xfuser is not installed")
+def test_the_configurations_of_xdit_are_those_that_hold(tmp_path: Path) -> None:
+    """`tiny` has 4 heads and no CFG branch: Ulysses 8 and CFG parallel are left out, not refused."""
+    wanted = T2IConfig(prompt="x", backend=BackendConfig(backend="xdit", cache_dir=tmp_path))
+    found = tune.configurations(wanted, {}, {}, 8)
+    assert [describe(variables) for variables in found] == ["data parallel", "ulysses 2", "ulysses 4"]
+    with pytest.raises(UserError, match="attention heads"):
+        tune.configurations(wanted, {}, {"DG_XDIT_ULYSSES_DEGREE": "8"}, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("xfuser") is None, reason="xfuser is not installed")
+def test_a_sweep_of_xdit(tmp_path: Path) -> None:
+    prompts = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a red circle"}])
+    flags = ["--backend", "xdit", "--num_inference_steps", "2", "--num_gpus", "2", "--cache_dir", tmp_path / "cache"]
+    ended = dglaunch("tune", "t2i", "--prompts_file", prompts, *flags, "--output_dir", tmp_path)
+    assert ended.code == 0, ended.output
+    rows = json.loads((tmp_path / "tune.json").read_text())["rows"]
+    assert {row["parallel"] for row in rows if row["images_per_s"]} == {"data parallel", "ulysses 2"}
+
+
+def test_what_ended_a_rank_is_told_and_not_that_torchrun_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    output = (
+        "Traceback ...\nOSError: [Errno 5] Input/output error\ntorch.distributed...errors.ChildFailedError:\n=====\n"
+    )
+    monkeypatch.setattr(tune, "_run", lambda *_: (1, output))
+    (row,), _ = tune._measure([], {}, {}, 2)
+    assert row.ended == "torchrun left with 1: OSError: [Errno 5] Input/output error"

@@ -1,0 +1,163 @@
+"""Wrong uses: each ends with exit 2 and one paragraph, which says the remedy, before a model is loaded.
+
+What each says stands in golden/wrong_uses.md, in full: a message that changes is read there by whoever changes it.
+GOLDEN=1 pytest tests/unit/cli/test_wrong_uses.py writes it anew.
+"""
+
+import fcntl
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from support.commands import dglaunch
+from support.results import write_jsonl
+
+T2I = "t2i --prompts_file p.jsonl"
+FLUX = f"{T2I} --model_name flux"
+WRONG: dict[str, tuple[str, dict[str, str]]] = {
+    "an unknown command": ("t2v --prompt x", {}),
+    "a misspelt flag": ("t2i --promt x", {}),
+    "neither a prompt nor a file": ("t2i", {}),
+    "a file that is not there": ("t2i --prompts_file nowhere.jsonl", {}),
+    "a kind of file that is not read": ("t2i --prompts_file p.xlsx", {}),
+    "an empty file": ("t2i --prompts_file empty.jsonl", {}),
+    "bad rows": ("t2i --prompts_file bad.jsonl", {}),
+    "a name that leaves the folder": ("t2i --prompts_file escape.jsonl --output_name_column name", {}),
+    "a size that the model does not take": (f"{T2I} --width 1000", {}),
+    "a batch of none": (f"{T2I} --batch_size 0", {}),
+    "a word for a number": (f"{T2I} --seed abc", {}),
+    "a revision of a folder": (f"{FLUX} --revision main", {}),
+    "a model that is nowhere": (f"{T2I} --model_name ./FLUX.1-dev", {}),
+    "a folder that is no checkpoint": (f"{T2I} --model_name plain", {}),
+    "an output folder that cannot be": (f"{T2I} --backend fake --output_dir p.jsonl/out", {}),
+    "another job's folder": (f"{T2I} --backend fake --output_dir used", {}),
+    "a negative prompt for a model that ignores it": (f"{FLUX} --negative_prompt ugly", {}),
+    "guidance without what it guides against": (f"{T2I} --model_name qwen --guidance_scale 4", {}),
+    "a GPU that is not there": (f"{T2I} --device cuda", {}),
+    "a misspelt variable": (T2I, {"DG_XDIT_ULYSSES_DEGRE": "2"}),
+    "a variable that does not parse": (T2I, {"DG_BATCH_SIZE": "3O"}),
+    "degrees without xDiT": (T2I, {"DG_XDIT_ULYSSES_DEGREE": "2"}),
+    "degrees that are not the world": (f"plan {FLUX} --backend xdit --world_size 8", {"DG_XDIT_ULYSSES_DEGREE": "3"}),
+    "a product that is not the world": (
+        f"plan {FLUX} --backend xdit --world_size 8",
+        {"DG_XDIT_ULYSSES_DEGREE": "2", "DG_XDIT_DATA_PARALLEL_DEGREE": "2"},
+    ),
+    "heads that cannot be divided": (f"plan {FLUX} --backend xdit --world_size 8", {"DG_XDIT_ULYSSES_DEGREE": "8"}),
+    "a text that cannot be split": (
+        f"plan {FLUX} --backend xdit --world_size 2 --max_sequence_length 77",
+        {"DG_XDIT_ULYSSES_DEGREE": "2"},
+    ),
+    "an image that cannot be split": (
+        f"plan {FLUX} --backend xdit --world_size 4 --height 48 --width 48",
+        {"DG_XDIT_ULYSSES_DEGREE": "4"},
+    ),
+    "a model that xDiT does not have": (f"{T2I} --backend xdit --model_name sdxl", {}),
+    "PipeFusion on a CPU": (f"plan {FLUX} --backend xdit --world_size 2", {"DG_XDIT_PIPEFUSION_DEGREE": "2"}),
+    "CFG parallel for a distilled model": (f"plan {FLUX} --backend xdit --world_size 2", {"DG_XDIT_USE_CFG_PARALLEL": "1"}),
+    "ring for Qwen": (f"plan {T2I} --backend xdit --model_name qwen --world_size 2", {"DG_XDIT_RING_DEGREE": "2"}),
+    "prompts ahead for an unknown pipeline": (f"{T2I} --model_name sdxl --encode ahead", {}),
+    "a cache that nothing fills": (f"{FLUX} --encode inline --embedding_cache texts", {}),
+    "a cache that xDiT would not use": (f"{FLUX} --backend xdit --cache_type first_block_cache", {}),
+    "a benchmark's layout for another table": (f"{T2I} --layout geneval", {}),
+    "half of the node's place": (f"{T2I} --node_rank 1", {}),
+    "a node beyond the last": (f"{T2I} --node_rank 4 --num_nodes 4", {}),
+    "an optimisation whose package is missing": (f"{T2I} --attention_backend sage", {}),
+    "a family for an API": ("edit --input t.csv --backend openai --model_name gpt-image-2 --model_type qwen", {}),
+    "an API that does not edit": (
+        "edit --input t.csv --backend google_genai --model_name imagen-4.0-generate-001", {},
+    ),
+    "a size that an API does not have": (
+        f"{T2I} --backend openai --model_name gpt-image-1.5 --width 512 --height 512", {},
+    ),
+    "optimisations that exclude each other": (f"{T2I} --enable_layerwise_casting --quantization int8", {}),
+    "an optimisation that this family does not have": (f"{T2I} --model_name qwen --enable_fuse_qkv", {}),
+    "a GPU's optimisation on a CPU": (f"{T2I} --enable_group_offloading", {}),
+    "a parameter of another cache": (f"{T2I} --cache_type pab --cache_threshold 0.1", {}),
+    "a flag that the pipeline does not take": (f"{T2I} --model_name sdxl --max_sequence_length 128", {}),
+}  # fmt: skip
+GOLDEN = Path(__file__).parent / "golden" / "wrong_uses.md"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, families: Path) -> Path:
+    """The files that the wrong uses name."""
+    from support.tiny_models import build
+
+    folder = tmp_path_factory.mktemp("wrong")
+    for name, family in (("flux", "flux"), ("qwen", "qwenimage"), ("sdxl", "sdxl")):
+        (folder / name).symlink_to(build(family, families / family))
+    (folder / "plain").mkdir()
+    (folder / "empty.jsonl").write_text("")
+    write_jsonl(folder / "p.jsonl", [{"prompt": "a cat"}])
+    (folder / "bad.jsonl").write_text('{"prompt": ""}\n{"prompt": "a", "seed": 1.5}\n{"prompt": "a"\n')
+    write_jsonl(folder / "escape.jsonl", [{"prompt": "a", "name": "../../etc/passwd"}])
+    dogs = write_jsonl(folder / "dogs.jsonl", [{"prompt": "a dog"}])
+    ended = dglaunch("t2i", "--backend", "fake", "--prompts_file", dogs, "--output_dir", folder / "used")
+    assert ended.code == 0, ended.output
+    return folder
+
+
+def run(folder: Path, words: str, variables: dict[str, str]) -> tuple[int, str]:
+    """Exit code and text of a command that is started in the folder."""
+    ended = dglaunch(*words.split(), cwd=folder, **variables, COLUMNS="2000")
+    return ended.code, paragraph(ended.output.replace(str(folder) + "/", "").replace(str(folder), "."))
+
+
+def paragraph(text: str) -> str:
+    """What was said, as one line: tyro's boxes lose their frame."""
+    lines = [re.sub(r"^[│╭╰]\s?|\s*[│╮╯]$", "", line).strip() for line in text.splitlines()]
+    said = re.sub(r"[─-]{5,}\s*", "", " ".join(line for line in lines if line))
+    start = said.find("dglaunch: ")
+    return said[start:] if start >= 0 else said
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_use_is_told_in_one_paragraph_with_its_remedy(folder: Path, name: str) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (folder / "used").glob("[!.]*")}
+    code, said = run(folder, *WRONG[name])
+    assert code == 2, said
+    assert "Traceback" not in said and 40 < len(said) < 1200, said
+    assert {path: path.stat().st_mtime_ns for path in (folder / "used").glob("[!.]*")} == before
+    if "GOLDEN" in os.environ:
+        write_golden(name, said)
+    assert read_golden().get(name) == section(name, said), "if that is meant: GOLDEN=1 writes it"
+
+
+def test_the_golden_file_has_no_other_sections() -> None:
+    if "GOLDEN" in os.environ:
+        pytest.skip("it is being written")
+    assert list(read_golden()) == list(WRONG)
+
+
+def test_a_guidance_scale_that_is_none_needs_nothing_to_guide_against(folder: Path) -> None:
+    command = f"plan {T2I} --model_name qwen --world_size 1 --guidance_scale"
+    for scale, expected in (("0", 0), ("1", 0), ("1.01", 2)):
+        code, said = run(folder, f"{command} {scale}", {})
+        assert code == expected, said
+
+
+# -- the golden file ----------------------------------------------------------------------------------------------
+
+
+def section(name: str, said: str) -> str:
+    words, variables = WRONG[name]
+    command = " ".join([*(f"{key}={value}" for key, value in variables.items()), f"dglaunch {words}"])
+    return f"    {command}\n\n{said}\n"
+
+
+def read_golden() -> dict[str, str]:
+    found = re.findall(
+        r"^## ([^\n]*)\n\n(.*?)(?=\n## |\Z)", GOLDEN.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    return dict(found)
+
+
+def write_golden(name: str, said: str) -> None:
+    with open(GOLDEN, "a+", encoding="utf-8") as file:  # other processes of pytest-xdist write their own sections
+        fcntl.flock(file, fcntl.LOCK_EX)
+        sections = read_golden() | {name: section(name, said)}
+        kept = "\n".join(f"## {n}\n\n{sections[n]}" for n in WRONG if n in sections)
+        file.truncate(0)
+        file.write(f"# Wrong uses, and what is said of them (exit 2)\n\n{kept}")

@@ -1,0 +1,157 @@
+"""Tables to tasks: every format, every oddity, and all bad rows told at once. Pure but for small files."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dglaunch import T2IConfig
+from dglaunch.data.prompts import read_prompts
+from dglaunch.data.task import Task
+from dglaunch.errors import InputError, UserError
+from support.results import write_jsonl
+
+
+def read(path: Path, multiple: int = 16, **flags: Any) -> list[Task]:
+    return read_prompts(T2IConfig(prompts_file=path, **flags), multiple)
+
+
+def problems(path: Path, **flags: Any) -> list[str]:
+    with pytest.raises(InputError) as caught:
+        read(path, **flags)
+    return caught.value.problems
+
+
+def test_jsonl_fields_win_over_flags_and_unknown_ones_are_carried(tmp_path: Path) -> None:
+    path = write_jsonl(
+        tmp_path / "p.jsonl",
+        [
+            {
+                "prompt": "a",
+                "seed": 7,
+                "width": 512,
+                "steps": 4,
+                "guidance_scale": 0,
+                "negative_prompt": "",
+                "tag": [1],
+            },
+            {"prompt": "b"},
+        ],
+    )
+    first, second = read(path, width=256, height=128, num_inference_steps=20, negative_prompt="ugly", seed=100)
+    assert (first.seed, first.width, first.height, first.num_inference_steps) == (7, 512, 128, 4)
+    assert (first.guidance_scale, first.negative_prompt, first.extra) == (0.0, "", {"tag": [1]})
+    assert (second.seed, second.width, second.num_inference_steps, second.negative_prompt) == (101, 256, 20, "ugly")
+    assert (second.guidance_scale, second.extra, second.stem) == (None, None, "000001")
+
+
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+def test_csv_with_quotes_commas_and_newlines(tmp_path: Path, bom: str) -> None:
+    path = tmp_path / "odd name, 'x' ü.csv"
+    path.write_text(
+        bom + 'prompt,seed,note\r\n"a ""red"" cat,\nsitting",3,x\r\nplain,,\r\n', encoding="utf-8", newline=""
+    )
+    first, second = read(path)
+    assert (first.prompt, first.seed, first.extra) == ('a "red" cat,\nsitting', 3, {"note": "x"})
+    assert (second.prompt, second.seed, second.extra) == ("plain", 1, None)
+
+
+def test_a_csv_may_have_an_index_column(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text("index,prompt\n30,a\n5,b\n")
+    assert [(task.index, task.stem, task.seed) for task in read(path)] == [(30, "000030", 30), (5, "000005", 5)]
+
+
+def test_txt_takes_a_prompt_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text("\ufeffein Haus\n\n  zwei Bäume, 三只猫  \n", encoding="utf-8")
+    assert [(task.index, task.prompt) for task in read(path)] == [(0, "ein Haus"), (1, "zwei Bäume, 三只猫")]
+
+
+def test_parquet_with_gaps_as_pandas_writes_them(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table({"prompt": ["a", "b"], "seed": [7.0, float("nan")], "width": [None, 64]})
+    parquet.write_table(table, tmp_path / "p.parquet")
+    assert [(task.seed, task.width) for task in read(tmp_path / "p.parquet")] == [(7, None), (1, 64)]
+
+
+def test_samples_have_seeds_and_names_of_their_own(tmp_path: Path) -> None:
+    path = write_jsonl(
+        tmp_path / "p.jsonl", [{"prompt": "a"}, {"prompt": "b", "seed": 9}, {"prompt": "c", "num_images_per_prompt": 1}]
+    )
+    tasks = read(path, num_images_per_prompt=2, seed=10)
+    assert [task.seed for task in tasks] == [10, 11, 9, 10, 14]
+    assert [task.stem for task in tasks] == ["000000_00", "000000_01", "000001_00", "000001_01", "000002"]
+    assert len({task.key for task in tasks}) == 5
+
+
+def test_integer_ids_are_the_index_and_other_ids_are_carried(tmp_path: Path) -> None:
+    assert [
+        t.index for t in read(write_jsonl(tmp_path / "a.jsonl", [{"id": "8", "prompt": "a"}, {"id": 2, "prompt": "b"}]))
+    ] == [8, 2]
+    (task,) = read(write_jsonl(tmp_path / "b.jsonl", [{"id": "q-1", "prompt": "a"}]))
+    assert (task.index, task.extra) == (0, {"id": "q-1"})
+
+
+def test_all_bad_rows_are_told_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(
+        '{"prompt": "good"}\n{"seed": 1}\n{"prompt": "a", "width": 100}\n{"prompt": "a", "seed": "x1"}\n'
+        '{"prompt": "b", "index": 0}\n{"prompt": "a"\n[1]\n{"prompt": "   "}\n{"prompt": "a", "steps": 0}\n'
+        '{"prompt": "a", "guidance_scale": -1}\n{"prompt": "a", "steps": 3, "num_inference_steps": 4}\n'
+        '{"prompt": 5}\n{"prompt": "a", "seed": true}\n{"prompt": "a", "seed": -1}\n'
+    )
+    told = problems(path)
+    lines = [int(text.split(":")[0].removeprefix("line ")) for text in told]
+    assert lines == [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
+    assert "nearest: 96 or 112" in told[1] and "used already in line 1" in told[3]
+
+
+def test_a_ragged_csv_row_and_an_open_quote(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text('prompt,seed\na, b,3\n"never closed,1\n')
+    told = problems(path)
+    assert told[0].startswith("line 2: 3 fields where the header has 2") and told[1].startswith("line 3: not valid CSV")
+
+
+@pytest.mark.parametrize("name", ["../escape", "/abs", "a/b", "..", ".hidden", "a\x00b", "a\nb", "", "x" * 300, "a\\b"])
+def test_output_names_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
+    path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a", "name": name}])
+    assert len(problems(path, output_name_column="name")) == 1
+
+
+def test_output_names_must_differ_also_by_case_and_sample(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "name": "Cat.png"}, {"prompt": "b", "name": "cat"}, {"prompt": "c", "name": "dog", "num_images_per_prompt": 2},
+            {"prompt": "d", "name": "dog_01"}]  # fmt: skip
+    told = problems(write_jsonl(tmp_path / "p.jsonl", rows), output_name_column="name")
+    assert [text.split(":")[0] for text in told] == ["line 2", "line 4"]
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "said"),
+    [(b"", "e.jsonl", "no rows"), (b"\xff\xfe", "l.txt", "not UTF-8"), (b"x", "p.parquet", "no readable Parquet"), (b"", "p.xlsx", "none of the tables")],
+)  # fmt: skip
+def test_files_that_are_no_tables(tmp_path: Path, content: bytes, name: str, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        read(tmp_path / name)
+
+
+def test_the_key_covers_all_that_the_image_shows(tmp_path: Path) -> None:
+    base: dict[str, Any] = {"prompt": "a"}
+    changes = [
+        {},
+        {"prompt": "b"},
+        {"seed": 9},
+        {"width": 64},
+        {"height": 64},
+        {"steps": 9},
+        {"guidance_scale": 1.5},
+        {"negative_prompt": "x"},
+        {"index": 4},
+    ]
+    keys = [read(write_jsonl(tmp_path / "p.jsonl", [base | change]))[0].key for change in changes]
+    assert len(set(keys)) == len(changes)
+    assert read(write_jsonl(tmp_path / "p.jsonl", [base | {"tag": 1}]))[0].key == keys[0]
