@@ -148,7 +148,9 @@ def section(name: str, said: str) -> str:
 
 
 def read_golden() -> dict[str, str]:
-    found = re.findall(r"^## ([^\n]*)\n\n(.*?)(?=\n## |\Z)", GOLDEN.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    found = re.findall(
+        r"^## ([^\n]*)\n\n(.*?)(?=\n## |\Z)", GOLDEN.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
     return dict(found)
 
 
