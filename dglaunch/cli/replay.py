@@ -269,7 +269,9 @@ def config_of(values: Record, table: Path, folder: Path, output_format: str, edi
 
     config_with: Callable[..., RunConfig] = partial(T2IConfig, prompts_file=table)
     if edits:
-        config_with = partial(EditingConfig, input=table, model_type=flags.get("model_type"))
+        model_type = flags.get("model_type")
+        assert model_type is None or isinstance(model_type, str), "parse_value() made it"
+        config_with = partial(EditingConfig, input=table, model_type=model_type)
     return config_with(
         backend=part(BackendConfig),
         optimization=part(OptimizationConfig),

@@ -11,8 +11,7 @@ from pathlib import Path
 def main(folder: Path, rank: int) -> None:
     import torch.distributed as dist
 
-    from dglaunch import BackendConfig, T2IConfig, t2i
-    from dglaunch.output import encode
+    from dglaunch import BackendConfig, T2IConfig, images, t2i
 
     dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
     backend = BackendConfig(backend="fake")
@@ -21,7 +20,7 @@ def main(folder: Path, rank: int) -> None:
     second = T2IConfig(
         backend=backend, prompts_file=folder / "prompts.jsonl", output_dir=folder / "second", batch_size=2
     )
-    seen = [finished.row["index"] for finished in encode(second)]
+    seen = [finished.row["index"] for finished in images(second)]
     dist.barrier()  # the process's own group is as it was
     dist.destroy_process_group()
     found = {"outcome": result.outcome, "num_ok": result.counts.num_ok, "rows": len(list(result.rows())), "seen": seen}

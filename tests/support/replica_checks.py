@@ -3,7 +3,8 @@
 import os
 import threading
 
-from dglaunch.backends.base import Context
+from dglaunch.backends.base import Context, Facts
+from dglaunch.backends.fake import FakeBackend
 from dglaunch.config import ParallelConfig, T2IConfig
 from dglaunch.data.task import Batch, Task
 from dglaunch.distributed.channel import Channel
@@ -11,9 +12,9 @@ from dglaunch.distributed.topology import Topology
 from dglaunch.errors import DglaunchError, UserError
 from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.models.families import OTHER
-from dglaunch.run.collect import Gather
+from dglaunch.run.collect import Sink
 from dglaunch.run.loop import Loop
-from dglaunch.run.watchdog import Watch
+from dglaunch.run.watchdog import StallWatch
 
 
 def topology(ulysses_degree: int = 1) -> Topology:
@@ -28,8 +29,8 @@ def different_batches() -> int:
     channel = Channel(place, "cpu")
     checkpoint = Checkpoint("fake", "fake", OTHER, {}, {}, False)
     context = Context(config=T2IConfig(prompt="x"), checkpoint=checkpoint, topology=place, channel=channel, device="cpu", dtype="float32")  # fmt: skip
-    watch = Watch(place, 0, threading.Event())
-    loop = Loop(context, None, None, Gather(place, channel, print, watch), watch)  # type: ignore[arg-type]
+    watch = StallWatch(place, 0, threading.Event())
+    loop = Loop(context, FakeBackend(context), Facts(), Sink(print, watch), watch)
     try:
         loop._should_leave(Batch((Task(index=0, prompt="a", seed=place.rank, stem="0"),)))
     except DglaunchError as error:

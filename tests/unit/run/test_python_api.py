@@ -11,13 +11,12 @@ import pytest
 import torch.distributed as dist
 from PIL import Image
 
-from dglaunch import BackendConfig, EditingConfig, T2IConfig, t2i
+from dglaunch import BackendConfig, EditingConfig, T2IConfig, images, t2i
 from dglaunch.backends import registry
 from dglaunch.backends.base import Context, Facts
 from dglaunch.backends.fake import draw
 from dglaunch.data.task import Batch, Task
 from dglaunch.errors import OutputError, UserError
-from dglaunch.output import encode
 from dglaunch.run import runner
 from support.results import ledger, run_json, write_jsonl
 
@@ -86,7 +85,7 @@ def test_a_backend_of_the_callers_own_is_known_by_its_name(tmp_path: Path, monke
     registry.register("grey", f"{__name__}:Grey")
     wanted = config(tmp_path, "a", "four")
     wanted.backend.backend = "grey"  # type: ignore[assignment]
-    shades = {finished.row["prompt"]: finished.image.getpixel((0, 0)) for finished in encode(wanted)}
+    shades = {finished.row["prompt"]: finished.image.getpixel((0, 0)) for finished in images(wanted)}
     assert shades == {"a": (1, 1, 1), "four": (4, 4, 4)}
 
 
@@ -94,7 +93,7 @@ def test_a_backend_of_the_callers_own_is_known_by_its_name(tmp_path: Path, monke
 
 
 def test_images_come_with_their_rows_while_they_are_written(tmp_path: Path) -> None:
-    stream = encode(config(tmp_path, *[f"p{n}" for n in range(20)], "bad [item error]"))
+    stream = images(config(tmp_path, *[f"p{n}" for n in range(20)], "bad [item error]"))
     seen = {}
     for finished in stream:
         assert (tmp_path / "out").exists() and stream.result is None
@@ -109,7 +108,7 @@ def test_images_come_with_their_rows_while_they_are_written(tmp_path: Path) -> N
 
 
 def test_a_slow_caller_makes_the_run_wait_and_is_no_stall(tmp_path: Path) -> None:
-    stream = encode(config(tmp_path, *[f"p{n}" for n in range(60)], stall_timeout=1.0))
+    stream = images(config(tmp_path, *[f"p{n}" for n in range(60)], stall_timeout=1.0))
     for n, _ in enumerate(stream):
         if n == 0:
             time.sleep(4)
@@ -119,7 +118,7 @@ def test_a_slow_caller_makes_the_run_wait_and_is_no_stall(tmp_path: Path) -> Non
 
 def test_a_caller_that_leaves_stops_the_run_in_order(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    for _ in encode(config(tmp_path, *[f"p{n} [sleep 0.05]" for n in range(100)])):
+    for _ in images(config(tmp_path, *[f"p{n} [sleep 0.05]" for n in range(100)])):
         break
     assert run_json(tmp_path / "out")["outcome"] == "drained"
     assert 0 < len(ledger(tmp_path / "out")) < 100
@@ -128,7 +127,7 @@ def test_a_caller_that_leaves_stops_the_run_in_order(tmp_path: Path) -> None:
 
 
 def test_a_signal_ends_the_iteration(tmp_path: Path) -> None:
-    stream = encode(config(tmp_path, *[f"p{n} [sleep 0.05]" for n in range(100)]))
+    stream = images(config(tmp_path, *[f"p{n} [sleep 0.05]" for n in range(100)]))
     for n, _ in enumerate(stream):
         if n == 2:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -141,7 +140,7 @@ def test_the_iteration_raises_what_ends_the_run(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(runner.Writer, "write", no_space)
     with pytest.raises(OutputError, match="No space left"):
-        list(encode(config(tmp_path, "a", "b")))
+        list(images(config(tmp_path, "a", "b")))
 
 
 # -- a world of the caller's --------------------------------------------------------------------------------------
