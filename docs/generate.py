@@ -261,7 +261,7 @@ def tree() -> str:
     lines = ["```text", "dglaunch/"]
 
     def add(depth: int, name: str, text: str) -> None:
-        lines.append(f"{'  ' * depth}{name:<{26 - 2 * depth}} {text}".rstrip())
+        lines.append(f"{'  ' * depth}{name:<{32 - 2 * depth}} {text}".rstrip())
 
     def modules(folder: Path) -> list[Path]:
         return sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
