@@ -86,9 +86,7 @@ def test_with_all_prompts_in_the_embedding_cache_no_encoder_is_loaded(
     loads: list[object] = []
     interception = prompt_interception.PromptInterception
     load = interception._encode_missing
-    monkeypatch.setattr(
-        interception, "_encode_missing", lambda self, *given: loads.append(given) or load(self, *given)
-    )
+    monkeypatch.setattr(interception, "_encode_missing", lambda self, *given: loads.append(given) or load(self, *given))
     second = make(tmp_path, "second", PROMPTS[:5], *cache)
     assert not loads and difference(first, second) == 0
     assert "5 of this rank's from the embedding cache" in run_json(second)["effects"]["encode"]
