@@ -1,12 +1,11 @@
 """--embedding_cache: the embeddings of prompts, kept on disk between runs."""
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from dglaunch.atomic import replacing
+from dglaunch.atomic import atomic_write, temporary_path
 from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers.prompt_tensors import Embedding
 from dglaunch.errors import UserError
@@ -24,7 +23,7 @@ class EmbeddingCache:
         self.folder = folder.expanduser() / encoders
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
-            (probe := self.folder / f".{os.getpid()}-{os.urandom(4).hex()}.tmp").touch()
+            (probe := temporary_path(self.folder)).touch()
             probe.unlink()
 
     @contextmanager
@@ -62,11 +61,10 @@ class EmbeddingCache:
 
         for key, values in embeddings.items():
             file = self._file(key)
-            temporary = file.with_suffix(f".{os.getpid()}-{os.urandom(4).hex()}.tmp")
             kept = {str(n): value.contiguous() for n, value in enumerate(values) if value is not None}
             with self._writing():
                 file.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(file, temporary):
+                with atomic_write(file) as temporary:
                     save_file(kept, temporary)
 
 

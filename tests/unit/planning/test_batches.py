@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from dglaunch import ParallelConfig, T2IConfig
 from dglaunch.config import BackendConfig, WriterName
-from dglaunch.data.task import BatchSize, Task, plain_bucket
+from dglaunch.data.task import BatchSize, Bucket, Task, plain_bucket
 from dglaunch.distributed.topology import Topology, from_environment
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint

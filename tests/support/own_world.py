@@ -1,0 +1,31 @@
+"""One of two ranks of a process group that a script has made by itself, without torchrun:
+
+python -m support.own_world FOLDER RANK
+"""
+
+import json
+import sys
+from pathlib import Path
+
+
+def main(folder: Path, rank: int) -> None:
+    import torch.distributed as dist
+
+    from dglaunch import BackendConfig, T2IConfig, images, t2i
+
+    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
+    backend = BackendConfig(backend="fake")
+    first = T2IConfig(backend=backend, prompts_file=folder / "prompts.jsonl", output_dir=folder / "first", batch_size=2)
+    result = t2i(first)
+    second = T2IConfig(
+        backend=backend, prompts_file=folder / "prompts.jsonl", output_dir=folder / "second", batch_size=2
+    )
+    seen = [finished.row["index"] for finished in images(second)]
+    dist.barrier()  # the process's own group is as it was
+    dist.destroy_process_group()
+    found = {"outcome": result.outcome, "num_ok": result.counts.num_ok, "rows": len(list(result.rows())), "seen": seen}
+    (folder / f"rank{rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
