@@ -13,7 +13,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from dglaunch.backends.base import ItemError, Slot
-from dglaunch.data.images import BadImage, InputImage, _decoded, describe
+from dglaunch.data import images
+from dglaunch.data.images import BadImage, InputImage, describe
 from dglaunch.data.task import Batch, Task
 from dglaunch.distributed.channel import Channel
 
@@ -65,10 +66,10 @@ class InputPrefetcher:
     def load(self, tasks: Sequence[Task]) -> dict[int, str]:
         """Decode what these tasks need, and return the errors by the tasks' positions."""
         wanted = _distinct(tasks)
-        self._images = {sha256: self._decoded(image) for sha256, image in wanted.items()}
+        self._images = {sha256: self._find(image) for sha256, image in wanted.items()}
         coming = _distinct(self._next.get(tasks[-1].id, ()))
         for sha256 in coming.keys() - self._images.keys() - self._ahead.keys():
-            self._ahead[sha256] = self._decoder.submit(_decoded, coming[sha256])
+            self._ahead[sha256] = self._decoder.submit(_decode, coming[sha256])
         errors: dict[int, str] = {}
         for position, task in enumerate(tasks):
             bad = [(image.name, e) for image in task.images if isinstance(e := self._images[image.sha256], BadImage)]
@@ -81,10 +82,19 @@ class InputPrefetcher:
         decoded = [self._images[image.sha256] for image in task.images]
         return [image for image in decoded if not isinstance(image, BadImage)]
 
-    def _decoded(self, image: InputImage) -> "Image | BadImage":
+    def _find(self, image: InputImage) -> "Image | BadImage":
+        """Return an image that was decoded before or in the background; else decode it now."""
         ahead = self._ahead.pop(image.sha256, None)
-        known = self._images.get(image.sha256)
-        return known or (ahead.result() if ahead is not None else _decoded(image))
+        if (known := self._images.get(image.sha256)) is not None:
+            return known
+        return ahead.result() if ahead is not None else _decode(image)
+
+
+def _decode(image: InputImage) -> "Image | BadImage":
+    try:
+        return images.decode(image.read())
+    except BadImage as error:
+        return error
 
 
 def _distinct(tasks: Iterable[Task]) -> dict[str, InputImage]:

@@ -162,13 +162,6 @@ def describe(bad: Iterable[tuple[str, BadImage]]) -> str:
     return "; ".join(f"input image {name} {error}" for name, error in bad)
 
 
-def _decoded(image: InputImage) -> "Image | BadImage":
-    try:
-        return decode(image.read())
-    except BadImage as error:
-        return error
-
-
 def decode(data: bytes) -> "Image":
     """An upright RGB image.
 

@@ -16,7 +16,7 @@ Call = Callable[[], PipelineOutput | None]
 
 
 class Engine(Protocol):
-    """An engine runs pipelines for the backend, which does the rest: inputs, prompts, errors, time.
+    """An engine loads and calls the pipeline for DiffusersBackend, which does the rest: inputs, prompts, errors, time.
 
     class Plain:
         def start(self, undo): pass
@@ -43,7 +43,7 @@ class Engine(Protocol):
 
 
 class DiffusersEngine:
-    """Diffusers alone: one rank computes whole images."""
+    """The engine of diffusers alone: each rank computes whole images."""
 
     def __init__(self, context: Context) -> None:
         self.context = context

@@ -176,7 +176,7 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def explained(context: Context) -> Iterator[None]:
-    """What goes wrong while loading is mostly the user's to correct; say which checkpoint and what to do."""
+    """Turn what goes wrong while loading, which is mostly the user's to correct, into which checkpoint and what to do."""
     try:
         yield
     except (ValueError, TypeError, AttributeError) as error:

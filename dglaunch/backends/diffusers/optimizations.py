@@ -44,6 +44,7 @@ class Target:
 
     @property
     def model(self) -> Denoiser:
+        """The network that denoises."""
         found = denoiser(self.pipeline)
         if found is None:
             raise AttributeError(f"{type(self.pipeline).__name__} has neither a transformer nor a U-Net")
@@ -120,6 +121,13 @@ def apply(pipeline: Pipeline, config: OptimizationConfig, device: str, undo: Exi
             with _explained(f"--{flag}" if value is True else f"--{flag} {value}"):
                 effects[flag] = action(target)
     return effects
+
+
+def forget_steps(pipeline: Pipeline) -> None:
+    """Clear a cache after a call that broke off: it still holds features of its steps, of another batch than the next."""
+    reset = getattr(denoiser(pipeline), "_reset_stateful_cache", None)
+    if reset is not None:
+        reset()
 
 
 @contextmanager
@@ -248,7 +256,7 @@ def _diffusers_cache(target: Target, kind: str, given: dict[str, object]) -> str
 
 
 def _cache_dit(target: Target, given: dict[str, object]) -> str:
-    """DBCache. It replaces the call of the pipeline's class, which `undo` takes back."""
+    """DBCache. It replaces the call of the pipeline's class, which is taken back at the end."""
     os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "error")
     import cache_dit
 
@@ -317,10 +325,3 @@ ACTIONS: dict[str, Callable[[Target], str]] = {
     "enable_compile": _compile,
 }
 """In the order in which they are done: what changes modules before what hooks into them, compiling last."""
-
-
-def forget_steps(pipeline: Pipeline) -> None:
-    """After a call that broke off: a cache still holds features of its steps, of another batch than the next."""
-    reset = getattr(denoiser(pipeline), "_reset_stateful_cache", None)
-    if reset is not None:
-        reset()

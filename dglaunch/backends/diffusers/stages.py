@@ -35,7 +35,7 @@ class Stages:
 
     @contextmanager
     def denoising(self) -> Iterator[None]:
-        """What a call takes beyond the stages that are counted apart is denoising."""
+        """Count as denoising what a call takes beyond the stages that are counted apart."""
         start, others = time.perf_counter(), sum(self.seconds.values())
         try:
             yield

@@ -1,6 +1,6 @@
 """xfuser (xDiT): the ranks of a replica split one batch by sequence (Ulysses, ring), guidance branch or layers.
 
-Three kinds of family (models.XDiT): xfuser's transformer, or the checkpoint's own turned into xfuser's in place, inside
+Three kinds of family (models.families.XDiT): xfuser's transformer, or the checkpoint's own turned into xfuser's in place, inside
 a plain diffusers pipeline, where every rank of the replica ends with the images; and an xfuser pipeline, where only the
 last rank does. Either way the last rank of a replica has them; it is the leader.
 """
@@ -31,7 +31,7 @@ def xdit_backend(context: Context) -> DiffusersBackend:
 
 
 class XDiTEngine:
-    """xfuser's process groups, its transformers and pipelines, and what it wants to know before a call."""
+    """The engine of xfuser: its process groups, its transformers and pipelines, and what it must be given before a call."""
 
     def __init__(self, context: Context) -> None:
         family = context.checkpoint.family.xdit

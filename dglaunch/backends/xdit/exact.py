@@ -8,8 +8,8 @@ pipeline into one that is right, in place and on any device:
     pipeline = DiffusionPipeline.from_pretrained(folder)   # a plain one: these transformers go into plain pipelines
     wrap_qwen(pipeline.transformer)                        # or wrap_zimage
 
-Differences in the docstrings are of pixels in [0, 1], measured on the models of tests/tiny_models.py by
-tests/test_xfuser_parity.py, fp32, 3 steps; all are below 5e-5 now.
+Differences in the docstrings are of pixels in [0, 1], measured on the models of tests/support/tiny_models.py by
+tests/torchrun/test_xfuser_parity.py, fp32, 3 steps; all are below 5e-5 now.
 """
 
 from collections.abc import Hashable, Iterable, Sequence

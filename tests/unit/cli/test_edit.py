@@ -19,7 +19,7 @@ from dglaunch import EditingConfig, config
 from dglaunch.backends.input_prefetch import InputPrefetcher
 from dglaunch.backends.profiles import edit_bucket
 from dglaunch.data.edits import parse_ranges, read_edits
-from dglaunch.data.images import BadImage, Cell, decode, probe
+from dglaunch.data.images import BadImage, Cell, InputImage, decode, probe
 from dglaunch.data.task import BatchSize, Task
 from dglaunch.environment import known_flags
 from dglaunch.errors import InputError, UserError
@@ -304,18 +304,18 @@ def test_each_image_is_decoded_once_a_batch(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_images_of_the_next_batch_are_decoded_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dglaunch.data import images as inputs
+    from dglaunch.backends import input_prefetch as inputs
     from dglaunch.data.task import Batch
 
     decoded: dict[str, str] = {}
-    whole = inputs._decoded
+    whole = inputs._decode
 
-    def noted(image: inputs.InputImage) -> Any:
+    def noted(image: InputImage) -> Any:
         assert image.name not in decoded, "twice"
         decoded[image.name] = threading.current_thread().name
         return whole(image)
 
-    monkeypatch.setattr(inputs, "_decoded", noted)
+    monkeypatch.setattr(inputs, "_decode", noted)
     for n in range(4):
         (tmp_path / f"{n}.png").write_bytes(png(n))
     rows = [{"input_images": f"{n}.png", "instruction": "x"} for n in range(4)]

@@ -1,0 +1,30 @@
+"""A backend is found by its name; one of your own is registered the same way."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dglaunch.backends import registry
+from dglaunch.backends.fake import FakeBackend
+from dglaunch.errors import UserError
+
+
+def test_every_name_finds_a_module() -> None:
+    for name in ("fake", "openai", "google_genai"):
+        assert callable(registry.backend_factory(name))
+
+
+def test_a_backend_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "BACKENDS", dict(registry.BACKENDS))
+    registry.register("mine", "dglaunch.backends.fake:FakeBackend")
+    config = SimpleNamespace(backend=SimpleNamespace(backend="mine"), debug=True)
+    context: Any = SimpleNamespace(config=config, batches=())
+    assert isinstance(registry.create(context), FakeBackend)
+
+
+def test_an_unknown_name_gets_the_nearest() -> None:
+    with pytest.raises(
+        UserError, match=r"There is no backend 'difusers'\. The nearest: diffusers; all: diffusers, xdit, "
+    ):
+        registry.backend_factory("difusers")
