@@ -1,13 +1,8 @@
-"""What is installed here, whether it is fine, and what to do where it is not.
+"""`dglaunch doctor`: what is installed here, whether it is fine, and what to do where it is not.
 
-    dglaunch doctor
-
-Packages are imported in other processes: one that crashes, hangs or floods the terminal as it is imported becomes a line
-of the table, and `doctor` itself needs none of them. Exit code 0: `t2i` can run here.
+A package that crashes or hangs as it is imported becomes a line of the table; `doctor` itself needs none of them.
 """
 
-import importlib.util
-import json
 import os
 import platform
 import re
@@ -15,22 +10,21 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dglaunch.cli.probes import PACKAGES, TORCH, Package, Probed, TorchFound, is_installed, probe
 from dglaunch.environment import check_variables, environment
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, UserError
+from dglaunch.system import addresses_of_host, are_loopback
 
-IMPORT_S = 180
-"""A cold import of torch from a network file system takes a minute."""
 LITTLE_DISK = 20 * 2**30
 LITTLE_SHARED_MEMORY = 2**30
 OK, NOTE, WARNING, WRONG = "ok", "-", "look", "WRONG"
@@ -45,65 +39,6 @@ class Line:
     value: str
     state: str = OK
     remedy: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Package:
-    """Something to import."""
-
-    name: str
-    module: str
-    imports: str
-    torch: bool = False
-    """It imports torch: such packages share a process, so that torch is loaded once."""
-    needed: bool = False
-    install: str
-    purpose: str = ""
-
-
-PACKAGES = (
-    Package(name="diffusers", module="diffusers", imports="from diffusers import DiffusionPipeline", torch=True, needed=True, install="pip install diffusers"),
-    Package(name="transformers", module="transformers", imports="from transformers import T5EncoderModel", torch=True, needed=True, install="pip install transformers"),
-    Package(name="accelerate", module="accelerate", imports="import accelerate", torch=True, needed=True, install="pip install accelerate"),
-    Package(name="safetensors", module="safetensors", imports="import safetensors", needed=True, install="pip install safetensors"),
-    Package(name="sentencepiece", module="sentencepiece", imports="import sentencepiece", install="pip install sentencepiece", purpose="T5 tokenizers without a tokenizer.json"),
-    Package(name="pillow", module="PIL", imports="import PIL.Image", needed=True, install="pip install pillow"),
-    Package(name="numpy", module="numpy", imports="import numpy", needed=True, install="pip install numpy"),
-    Package(name="jinja2", module="jinja2", imports="import jinja2", install="pip install jinja2", purpose="dglaunch gallery"),
-    Package(name="xfuser", module="xfuser", imports="from dglaunch.backends.xdit.cpu import import_xfuser; import_xfuser()", torch=True, install="pip install 'dglaunch[xdit]'", purpose="--backend xdit"),
-    Package(name="flash-attn", module="flash_attn", imports="import flash_attn", torch=True, install="pip install flash-attn --no-build-isolation", purpose="--attention_backend flash, xfuser's FLASH"),
-    Package(name="sageattention", module="sageattention", imports="import sageattention", torch=True, install="pip install sageattention", purpose="--attention_backend sage"),
-    Package(name="xformers", module="xformers", imports="import xformers.ops", torch=True, install="pip install xformers", purpose="--attention_backend xformers"),
-    Package(name="torchao", module="torchao", imports="import torchao", torch=True, install="pip install 'dglaunch[quant]'", purpose="--quantization int8 and fp8"),
-    Package(name="bitsandbytes", module="bitsandbytes", imports="import bitsandbytes", torch=True, install="pip install 'dglaunch[quant]'", purpose="--quantization nf4"),
-    Package(name="cache-dit", module="cache_dit", imports="import cache_dit", torch=True, install="pip install 'dglaunch[cache]'", purpose="--cache_type cache_dit"),
-    Package(name="torchvision", module="torchvision", imports="import torchvision", torch=True, install="pip install torchvision (from the same index as torch)", purpose="Qwen-Image-Edit checkpoints"),
-    Package(name="pyarrow", module="pyarrow", imports="import pyarrow.parquet", install="pip install 'dglaunch[parquet]'", purpose="Parquet tables"),
-    Package(name="openai", module="openai", imports="import openai", install="pip install 'dglaunch[api]'", purpose="--backend openai"),
-    Package(name="google-genai", module="google.genai", imports="import google.genai", install="pip install 'dglaunch[api]'", purpose="--backend google_genai"),
-)  # fmt: skip
-TORCH = """
-import torch, torch.distributed as dist
-found = {"version": torch.__version__, "cuda": torch.version.cuda, "hip": torch.version.hip, "available": torch.cuda.is_available()}
-found["gloo"] = dist.is_available() and dist.is_gloo_available()
-found["nccl"] = ".".join(map(str, torch.cuda.nccl.version())) if dist.is_available() and dist.is_nccl_available() else None
-found["gpus"] = []
-for number in range(torch.cuda.device_count()):
-    it = torch.cuda.get_device_properties(number)
-    free = torch.cuda.mem_get_info(number)[0] if found["available"] else 0
-    found["gpus"].append([it.name, it.total_memory, free, f"{it.major}.{it.minor}"])
-"""
-PROBE = """
-import json, sys
-for name, code in json.loads(sys.argv[1]).items():
-    inside, error = {}, ""
-    try:
-        exec(code, inside)
-    except BaseException as wrong:
-        error = f"{type(wrong).__name__}: {wrong}"
-    print("DOCTOR" + json.dumps([name, inside.get("found"), error]), flush=True)
-"""
-"""Runs pieces of code one after the other and tells of each as it ends."""
 
 
 def doctor() -> int:
@@ -124,13 +59,8 @@ def doctor() -> int:
 
 
 def lines(environ: Mapping[str, str]) -> list[Line]:
-    """Everything, in the order of the table."""
-    codes = {"torch": TORCH, **{package.name: package.imports for package in PACKAGES}}
-    there = {"torch": installed("torch"), **{package.name: installed(package.module) for package in PACKAGES}}
-    with_torch = {"torch", *(package.name for package in PACKAGES if package.torch)}
-    groups = [{n: code for n, code in codes.items() if there[n] and (n in with_torch) == own} for own in (True, False)]
-    with ThreadPoolExecutor(len(groups)) as pool:
-        probed = {name: result for results in pool.map(probe, groups) for name, result in results.items()}
+    """Return everything, in the order of the table."""
+    probed = _probe_all()
     torch_is_fine = "torch" in probed and not probed["torch"].error
     return [
         python_line(),
@@ -144,6 +74,19 @@ def lines(environ: Mapping[str, str]) -> list[Line]:
     ]
 
 
+def _probe_all() -> dict[str, Probed]:
+    """The installed packages by name; those that import torch share one process, the others another."""
+    with_torch = {"torch": TORCH} if is_installed("torch") else {}
+    without_torch: dict[str, str] = {}
+    for package in PACKAGES:
+        if is_installed(package.module):
+            group = with_torch if package.torch else without_torch
+            group[package.name] = package.imports
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(probe, (with_torch, without_torch))
+    return first | second
+
+
 # -- Python and packages ------------------------------------------------------------------------------------------
 
 
@@ -151,48 +94,8 @@ def python_line() -> Line:
     return Line("Python", f"{platform.python_version()} ({sys.executable})")
 
 
-@dataclass(frozen=True, slots=True)
-class Probed:
-    """How a piece of code ended in another process."""
-
-    found: Any = None
-    error: str = ""
-
-
-def probe(codes: Mapping[str, str]) -> dict[str, Probed]:
-    """Run pieces of code in one process after the other; where one ends the process, the rest get another."""
-    results: dict[str, Probed] = {}
-    while left := {name: code for name, code in codes.items() if name not in results}:
-        output, reason = _run(left)
-        for told in re.findall(r"^DOCTOR(.*)$", output, re.MULTILINE):
-            name, found, error = json.loads(told)
-            results[name] = Probed(found, " ".join(error.split())[:300])
-        stuck = next((name for name in left if name not in results), None)
-        if stuck is not None:
-            results[stuck] = Probed(error=reason)
-    return results
-
-
-def _run(codes: Mapping[str, str]) -> tuple[str, str]:
-    """What the process printed, and why it may have ended before its time."""
-    words = [sys.executable, "-c", PROBE, json.dumps(codes)]
-    try:
-        ended = subprocess.run(words, capture_output=True, timeout=IMPORT_S, stdin=subprocess.DEVNULL)
-    except subprocess.TimeoutExpired as late:
-        return (late.stdout or b"").decode(errors="replace"), f"not imported within {IMPORT_S} s"
-    how = f"signal {-ended.returncode}" if ended.returncode < 0 else f"exit code {ended.returncode}"
-    return ended.stdout.decode(errors="replace"), f"importing it ends the process with {how}"
-
-
-def installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):  # a broken parent package
-        return False
-
-
 def package_line(package: Package, probed: Probed | None, torch_is_fine: bool = True) -> Line:
-    """One package: its version if it can be imported."""
+    """Return the line of one package: its version if it can be imported."""
     bad = WRONG if package.needed else WARNING
     if probed is None:
         remedy = package.install + (f" (for {package.purpose})" if package.purpose else "")
@@ -218,12 +121,12 @@ def _version(name: str) -> str:
 
 
 def _least(name: str) -> str | None:
-    """The oldest version that dglaunch's own metadata ask for."""
+    """The oldest version that dglaunch's metadata ask for."""
     try:
-        asked: Iterable[str] = requires("dglaunch") or ()
+        requirements = requires("dglaunch") or []
     except PackageNotFoundError:
         return None
-    found = (re.match(rf"{re.escape(name)}\s*\(?[^;]*>=\s*([\d.]+)", text) for text in asked)
+    found = (re.match(rf"{re.escape(name)}\s*\(?[^;]*>=\s*([\d.]+)", text) for text in requirements)
     return next((match[1] for match in found if match), None)
 
 
@@ -235,25 +138,32 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def torch_lines(probed: Probed | None, driver: Sequence[str] | None) -> list[Line]:
-    """torch, CUDA, NCCL and each GPU; `driver` are the GPUs that nvidia-smi sees."""
+    """Return the lines of torch, CUDA, NCCL and each GPU; `driver` are the GPUs that nvidia-smi sees."""
     if probed is None:
         return [Line("torch", "not installed", WRONG, "pip install torch"), _driver_line(driver)]
-    if probed.error:
+    found = probed.found
+    if probed.error or found is None:
         remedy = "reinstall it: pip install --force-reinstall torch (the build for this machine: pytorch.org)"
         return [Line("torch", f"does not import: {probed.error}", WRONG, remedy), _driver_line(driver)]
-    found = probed.found
-    found_lines = [_torch_line(found), _cuda_line(found, driver)]
-    if found["gpus"]:
-        told = (found["nccl"],) if found["nccl"] else ("none", WARNING, "several GPUs need a torch built with NCCL")
-        found_lines.append(Line("NCCL", *told))
-    for number, (name, total, free, capability) in enumerate(found["gpus"]):
-        value = f"{name}, {total / 2**30:.0f} GiB, {free / 2**30:.0f} free, capability {capability}"
-        used = (WARNING, "another process holds memory of it (nvidia-smi)") if free < 0.9 * total else ()
-        found_lines.append(Line(f"GPU {number}", value, *used))
-    return found_lines
+    lines_of_gpus = [_gpu_line(number, *gpu) for number, gpu in enumerate(found["gpus"])]
+    nccl = [_nccl_line(found)] if found["gpus"] else []
+    return [_torch_line(found), _cuda_line(found, driver), *nccl, *lines_of_gpus]
 
 
-def _torch_line(found: Mapping[str, Any]) -> Line:
+def _nccl_line(found: TorchFound) -> Line:
+    if found["nccl"]:
+        return Line("NCCL", found["nccl"])
+    return Line("NCCL", "none", WARNING, "several GPUs need a torch built with NCCL")
+
+
+def _gpu_line(number: int, name: str, total: int, free: int, capability: str) -> Line:
+    value = f"{name}, {total / 2**30:.0f} GiB, {free / 2**30:.0f} free, capability {capability}"
+    if free < 0.9 * total:
+        return Line(f"GPU {number}", value, WARNING, "another process holds memory of it (nvidia-smi)")
+    return Line(f"GPU {number}", value)
+
+
+def _torch_line(found: TorchFound) -> Line:
     least = _least("torch") or "2.8"
     if _numbers(found["version"]) < _numbers(least):
         return Line("torch", found["version"], WRONG, f"pip install 'torch>={least}'")
@@ -262,7 +172,7 @@ def _torch_line(found: Mapping[str, Any]) -> Line:
     return Line("torch", found["version"])
 
 
-def _cuda_line(found: Mapping[str, Any], driver: Sequence[str] | None) -> Line:
+def _cuda_line(found: TorchFound, driver: Sequence[str] | None) -> Line:
     built = found["cuda"] or found["hip"]
     if found["available"]:
         return Line("CUDA", f"{built}, {len(found['gpus'])} GPUs")
@@ -281,12 +191,12 @@ def _driver_line(driver: Sequence[str] | None) -> Line:
 
 
 def nvidia_smi() -> list[str] | None:
-    """The GPUs' names as the driver has them, without torch."""
+    """Return the GPUs' names as the driver has them, without torch."""
     return _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
 
 
 def _output(*words: str) -> list[str] | None:
-    """The lines that a command prints, None if it is not there or fails."""
+    """The lines that a command prints, or None if it is missing or fails."""
     if shutil.which(words[0]) is None:
         return None
     try:
@@ -300,29 +210,29 @@ def _output(*words: str) -> list[str] | None:
 
 
 def disk_lines(environ: Mapping[str, str]) -> list[Line]:
-    """Room where results, downloads and dglaunch's own checkpoint go."""
+    """Return how much room there is where results, downloads and dglaunch's embedded checkpoint go."""
     home = Path(environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    places = {
+    folders = {
         "disk, this folder": Path.cwd(),
         "disk, hub cache": Path(environ.get("HF_HUB_CACHE", home / "hub")).expanduser(),
         "disk, --cache_dir": Path(environ.get("DG_CACHE_DIR", "~/.cache/dglaunch")).expanduser(),
     }
-    return [_disk_line(name, path) for name, path in places.items()]
+    return [_disk_line(name, path) for name, path in folders.items()]
 
 
 def _disk_line(name: str, path: Path) -> Line:
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(there).free
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
     value = f"{free / 2**30:.0f} GiB free at {path}"
-    if not os.access(there, os.W_OK):
-        return Line(name, f"{path} cannot be written", WARNING, "correct its permissions, or name another place")
+    if not os.access(existing, os.W_OK):
+        return Line(name, f"{path} cannot be written", WARNING, "correct its permissions, or name another folder")
     if free < LITTLE_DISK:
-        return Line(name, value, WARNING, "FLUX.1-dev alone takes 34 GB; make room or name another place")
+        return Line(name, value, WARNING, "FLUX.1-dev alone takes 34 GB; make room or name another folder")
     return Line(name, value)
 
 
 def shared_memory_line() -> Line:
-    """NCCL's transport between the GPUs of one machine; Docker gives 64 MiB unasked."""
+    """Return the size of /dev/shm, through which NCCL talks inside of a machine; Docker gives it 64 MiB."""
     path = Path("/dev/shm")
     if not path.is_dir():
         return Line("shared memory", "no /dev/shm", WARNING, "NCCL between GPUs of a machine needs it")
@@ -342,15 +252,15 @@ def slurm_line(environ: Mapping[str, str]) -> Line:
 
 
 def host_line() -> Line:
-    """gloo and torchrun's rendezvous look up this machine's own name."""
+    """Return what this machine's name leads to: gloo and torchrun's rendezvous look it up."""
     name = socket.gethostname()
     try:
-        addresses = sorted({str(entry[4][0]) for entry in socket.getaddrinfo(name, None)})
+        addresses = addresses_of_host()
     except OSError as error:
         remedy = f"add '127.0.0.1 {name}' to /etc/hosts (one machine), or set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
         return Line("host name", f"{name} does not resolve: {error.strerror or error}", WARNING, remedy)
     value = f"{name} is {', '.join(addresses)}"
-    if all(address.startswith(("127.", "::1")) for address in addresses):
+    if are_loopback(addresses):
         return Line(
             "host name", value, NOTE, "fine on one machine; for several set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
         )
@@ -358,7 +268,7 @@ def host_line() -> Line:
 
 
 def variables_line(environ: Mapping[str, str]) -> Line:
-    """The DG_* variables: a misspelt one stops every run."""
+    """Return the DG_* variables that are set: a misspelt one stops every run."""
     given = sorted(name for name in environ if name.startswith("DG_"))
     try:
         check_variables(environ)

@@ -1,6 +1,6 @@
 """`dglaunch slurm t2i ... --nodes 4 --gpus_per_node 8 [--submit]`: the batch script for Slurm, filled in.
 
-The same templates, with examples in the place of arguments, make the files of the folder slurm/.
+The same templates, with examples instead of arguments, make the files of the folder slurm/.
 """
 
 import shlex
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -28,9 +28,9 @@ class SlurmConfig:
     gpus_per_node: int = 8
     """GPUs, and ranks, on each."""
     array: bool = False
-    """Independent nodes as a job array, with no rendezvous: each starts when Slurm has a place for it."""
+    """Independent nodes as a job array, with no rendezvous: each starts when Slurm has room for it."""
     partition: str | None = None
-    """Slurm's partition. Default: the cluster's own."""
+    """Slurm's partition. Default: the cluster's."""
     time: str = "24:00:00"
     """Time limit of each start; what is left then goes back to the queue."""
     cpus_per_gpu: int = 4
@@ -52,7 +52,7 @@ class SlurmConfig:
                 raise UserError(f"--{name} is {getattr(self, name)}; it must be 1 or more.")
 
 
-KINDS: dict[str, dict[str, Any]] = {
+KINDS: dict[str, dict[str, str]] = {
     "one_node": {"what": "dglaunch on one node.", "template": "base.sbatch.j2"},
     "multi_node": {
         "what": "dglaunch on several nodes that form one world: rank 0 writes all images.",
@@ -80,7 +80,7 @@ EXAMPLE_ARGUMENTS = {
 
 def slurm(words: Sequence[str], environ: Mapping[str, str]) -> int:
     """Print the batch script of a job, or submit it (`dglaunch slurm t2i ... [--submit]`)."""
-    place, rest = tyro.cli(
+    cluster, rest = tyro.cli(
         SlurmConfig, prog="dglaunch slurm t2i", args=list(words[1:]), return_unknown_args=True, use_underscores=True,
         description="Print a batch script for Slurm that runs a command of dglaunch, with the command's own flags.",
     )  # fmt: skip
@@ -93,21 +93,28 @@ def slurm(words: Sequence[str], environ: Mapping[str, str]) -> int:
             "--num_gpus, --num_nodes and --node_rank are the script's to set; give --nodes and --gpus_per_node instead "
             "(--array: independent nodes)."
         )
-    place.venv = place.venv or _own_environment(environ)
-    kind = "array" if place.array else "multi_node" if place.nodes > 1 else "one_node"
+    cluster.venv = cluster.venv or _virtual_environment(environ)
     variables = {name: value for name, value in sorted(environ.items()) if name.startswith("DG_")}
-    script = render(kind, place, rest, config.output_dir, variables)
-    if not place.submit:
+    script = render(_kind_of(cluster), cluster, rest, config.output_dir, variables)
+    if not cluster.submit:
         print(script, end="")
         return EXIT_DONE
     return _submit(script)
 
 
-def _own_environment(environ: Mapping[str, str]) -> str:
-    """The virtual environment that runs this, where it was not activated: the script's `python` would be another one."""
+def _kind_of(cluster: SlurmConfig) -> str:
+    if cluster.array:
+        return "array"
+    return "multi_node" if cluster.nodes > 1 else "one_node"
+
+
+def _virtual_environment(environ: Mapping[str, str]) -> str:
+    """The virtual environment that runs this, if it is not activated: the script's `python` would be another one."""
+    if sys.prefix == sys.base_prefix:
+        return ""
     python = shutil.which("python", path=environ.get("PATH", ""))
-    own = Path(sys.prefix)
-    return "" if sys.prefix == sys.base_prefix or (python and Path(python).parent == own / "bin") else str(own)
+    is_activated = python is not None and Path(python).parent == Path(sys.prefix) / "bin"
+    return "" if is_activated else sys.prefix
 
 
 def _submit(script: str) -> int:
@@ -119,17 +126,17 @@ def _submit(script: str) -> int:
 
 def render(
     kind: str,
-    place: SlurmConfig,
+    cluster: SlurmConfig,
     arguments: Sequence[str],
     output_dir: Path,
     variables: Mapping[str, str] | None = None,
     file_name: str | None = None,
 ) -> str:
-    """One script.
+    """Return one batch script.
 
     Args:
         kind: a key of KINDS.
-        place: partition, nodes, time, ...
+        cluster: partition, nodes, time, ...
         arguments: the command and its flags; --output_dir is taken out, as the script needs it too.
         output_dir: where the images go.
         variables: DG_* variables that the job needs.
@@ -142,12 +149,12 @@ def render(
         loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
     )
     jinja.filters["quote"] = shlex.quote
-    settings = {name: getattr(place, name) for name in SlurmConfig.__dataclass_fields__}
+    settings = {name: getattr(cluster, name) for name in SlurmConfig.__dataclass_fields__}
     about = {"node_flags": "", "status_flags": "", **KINDS[kind]}
     return jinja.get_template(KINDS[kind]["template"]).render(
         **settings,
         **about,
-        job_nodes=1 if place.array else place.nodes,
+        job_nodes=1 if cluster.array else cluster.nodes,
         file_name=file_name or "THIS_FILE",
         remark="(stopped by its time limit or preempted, it goes back to the queue and resumes)",
         output_dir=str(output_dir),
@@ -168,6 +175,6 @@ def _lines(arguments: Sequence[str]) -> list[str]:
 
 
 def example(name: str) -> str:
-    """The file slurm/NAME.sbatch."""
-    kind, place, (command,) = EXAMPLES[name]
-    return render(kind, place, EXAMPLE_ARGUMENTS[command], Path("outputs"), file_name=f"{name}.sbatch")
+    """Return the file slurm/NAME.sbatch."""
+    kind, cluster, (command,) = EXAMPLES[name]
+    return render(kind, cluster, EXAMPLE_ARGUMENTS[command], Path("outputs"), file_name=f"{name}.sbatch")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dglaunch.cli import doctor
-from dglaunch.cli.doctor import NOTE, OK, WARNING, WRONG, Probed
+from dglaunch.cli import doctor, probes
+from dglaunch.cli.doctor import NOTE, OK, WARNING, WRONG
+from dglaunch.cli.probes import Probed
 from support.commands import ROOT, Ended, clean_environment, end
 
 FINE = {"version": "2.9.0+cu128", "cuda": "12.8", "hip": None, "available": True, "gloo": True, "nccl": "2.27.5"}
@@ -86,15 +87,15 @@ def test_one_that_ends_the_process_does_not_take_the_others_along(monkeypatch: p
         "error": "import sys; sys.exit('no way')",
         "last": "pass",
     }
-    assert doctor.probe(codes) == {
+    assert probes.probe(codes) == {
         "fine": Probed(3),
         "crash": Probed(error="importing it ends the process with exit code 7"),
         "late": Probed(),
         "error": Probed(error="SystemExit: no way"),
         "last": Probed(),
     }
-    monkeypatch.setattr(doctor, "IMPORT_S", 1)
-    slow = doctor.probe({"first": "pass", "hangs": "import time; time.sleep(60)", "last": "pass"})
+    monkeypatch.setattr(probes, "IMPORT_S", 1)
+    slow = probes.probe({"first": "pass", "hangs": "import time; time.sleep(60)", "last": "pass"})
     assert [result.error for result in slow.values()] == ["", "not imported within 1 s", ""]
 
 
@@ -118,7 +119,7 @@ def test_gpus() -> None:
 
 
 def test_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    needed, wanted = doctor.PACKAGES[0], next(p for p in doctor.PACKAGES if p.name == "torchvision")
+    needed, wanted = probes.PACKAGES[0], next(p for p in probes.PACKAGES if p.name == "torchvision")
     assert (needed.name, doctor.package_line(needed, None).state) == ("diffusers", WRONG)
     assert doctor.package_line(wanted, None).state == NOTE
     assert doctor.package_line(wanted, Probed(error="undefined symbol")).state == WARNING
