@@ -62,9 +62,10 @@ class RunResult:
 
 
 def _lines(folder: Path, kind: str) -> Iterator[Record]:
-    """Of all ledgers of a folder (several where nodes or ranks write for themselves), each item once."""
+    """Of all ledgers of a folder (several where nodes or ranks write for themselves), each item once; the one that the
+    last node has joined is in the order of the tasks, and comes first."""
     seen: set[tuple[int, int]] = set()
-    for path in sorted(folder.glob(f"{kind}*.jsonl")):
+    for path in [folder / f"{kind}.jsonl", *sorted(folder.glob(f"{kind}-*.jsonl"))]:
         for _, line in read_lines(path):
             if id_of(line) not in seen:
                 seen.add(id_of(line))
