@@ -20,9 +20,12 @@ demo: $(BIN)/.installed
 	    --model_name tiny --prompts_file examples/prompts.jsonl --batch_size 4 --output_dir outputs/demo --gallery
 	@echo "The images are in outputs/demo; open outputs/demo/gallery.html to look through them."
 
+# Style, the order of the packages, types, and that the generated parts of the documentation are up to date.
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
 	$(BIN)/python docs/generate.py --check
 
 # The tests on a real Slurm and in a real browser need Debian's packages; without root, or elsewhere, they are skipped.

@@ -57,8 +57,9 @@ def documented_fields() -> dict[str, list[tuple[str, str, str]]]:
         if not isinstance(node, ast.ClassDef):
             continue
         for item, after in zip(node.body, node.body[1:]):
-            has_help = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-            if has_help and isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            if not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)):
+                continue
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
                 entry = (item.target.id, ast.unparse(item.annotation), str(after.value.value))
                 found.setdefault(node.name, []).append(entry)
     return found

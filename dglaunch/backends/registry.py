@@ -5,6 +5,7 @@ register("echo", "my_package.echo:EchoBackend")         # then: T2IConfig(backen
 
 import difflib
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from dglaunch.backends.base import Backend, Context
@@ -16,6 +17,7 @@ class Entry:
     """Where a backend's two parts are, each as `module:Class`."""
 
     backend: str
+    """A class, or a function that makes a backend; it is called with a base.Context."""
     profile: str
     """What it says of itself without torch (profiles.py)."""
 
@@ -24,7 +26,7 @@ BACKENDS: dict[str, Entry] = {
     "diffusers": Entry(
         "dglaunch.backends.diffusers.backend:DiffusersBackend", "dglaunch.backends.diffusers.profile:DiffusersProfile"
     ),
-    "xdit": Entry("dglaunch.backends.xdit.backend:XDiTBackend", "dglaunch.backends.xdit.profile:XDiTProfile"),
+    "xdit": Entry("dglaunch.backends.xdit.backend:xdit_backend", "dglaunch.backends.xdit.profile:XDiTProfile"),
     "openai": Entry("dglaunch.backends.api.openai:OpenAIBackend", "dglaunch.backends.api.profile:ApiProfile"),
     "google_genai": Entry("dglaunch.backends.api.google:GoogleBackend", "dglaunch.backends.api.profile:ApiProfile"),
     "fake": Entry("dglaunch.backends.fake:FakeBackend", "dglaunch.backends.profiles:Profile"),
@@ -42,8 +44,8 @@ def register(name: str, backend: str, profile: str = "dglaunch.backends.profiles
     BACKENDS[name] = Entry(backend, profile)
 
 
-def backend_class(name: str) -> "type[Backend]":
-    """Return the class of a backend; its module is imported only now.
+def backend_factory(name: str) -> Callable[[Context], Backend]:
+    """Return the class of a backend, or the function that makes one; its module is imported only now.
 
     Raises:
         UserError: no backend has this name.
@@ -52,10 +54,10 @@ def backend_class(name: str) -> "type[Backend]":
         near = difflib.get_close_matches(name, BACKENDS, n=1, cutoff=0.0)[0]
         raise UserError(f"There is no backend {name!r}. The nearest: {near}; all: {', '.join(BACKENDS)}.")
     module, _, attribute = BACKENDS[name].backend.partition(":")
-    found: type[Backend] = getattr(importlib.import_module(module), attribute)
+    found: Callable[[Context], Backend] = getattr(importlib.import_module(module), attribute)
     return found
 
 
 def create(context: Context) -> Backend:
     """Return the backend that --backend names, not loaded yet."""
-    return backend_class(context.config.backend.backend)(context)
+    return backend_factory(context.config.backend.backend)(context)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dglaunch.cli.flags import parse, without
 from dglaunch.config import COMMANDS, RunConfig
 from dglaunch.errors import UserError
+from dglaunch.system import torchrun_command
 
 
 def run_job(words: list[str], environ: Mapping[str, str]) -> int:
@@ -41,5 +42,4 @@ def start_torchrun(config: RunConfig, num_gpus: int, words: list[str], environ: 
         return
     if config.debug:
         raise UserError("--debug runs in one process; drop --num_gpus.")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_gpus)]
-    os.execv(sys.executable, [sys.executable, *torchrun, "-m", "dglaunch", *without(words, "num_gpus")])
+    os.execv(sys.executable, torchrun_command(num_gpus, "-m", "dglaunch", *without(words, "num_gpus")))

@@ -36,9 +36,9 @@ COMMANDS = {
 """Commands with a job's flags: functions of the command line's words and the environment."""
 TOOLS = {
     "verify": "dglaunch.cli.verify:verify",
-    "status": "dglaunch.cli.verify:status",
-    "merge": "dglaunch.cli.verify:merge",
-    "gallery": "dglaunch.output.gallery:gallery",
+    "status": "dglaunch.cli.status:status",
+    "merge": "dglaunch.cli.merge:merge",
+    "gallery": "dglaunch.cli.gallery:gallery",
     "replay": "dglaunch.cli.replay:replay",
     "doctor": "dglaunch.cli.doctor:doctor",
 }

@@ -9,7 +9,7 @@ from dglaunch.cli.flags import parse, take_world_size
 from dglaunch.config import COMMANDS
 from dglaunch.data.task import BatchSize, Bucket
 from dglaunch.errors import EXIT_DONE, UserError
-from dglaunch.output.writer import out_of_memory_limits
+from dglaunch.output.ledger import OutputFolder
 from dglaunch.planning import estimate
 from dglaunch.planning.batches import Plan
 from dglaunch.planning.job import SHOWN_SIZES, Job, Schedule, prepare
@@ -35,7 +35,7 @@ def plan(words: list[str], environ: Mapping[str, str]) -> int:
     job = prepare(config, origins, environ, world_size)
     if job.topology.is_main:
         tuned = recall(config, job.machine, job.topology.parallel)
-        limits = out_of_memory_limits(config.output_dir)
+        limits = OutputFolder(config.output_dir).out_of_memory_limits()
         _show(Console(soft_wrap=True, highlight=False), job, job.schedule((), limits, tuned, job.machine.memory))
     return EXIT_DONE
 

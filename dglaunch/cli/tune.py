@@ -16,22 +16,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from dglaunch import environment
+from dglaunch.backends.base import Backend
 from dglaunch.backends.profiles import profile_of
 from dglaunch.cli.flags import parse, without
 from dglaunch.config import XDIT_PREFIX, RunConfig, T2IConfig
-from dglaunch.data.task import Batch
+from dglaunch.data.task import Batch, Bucket, Record, Task
 from dglaunch.distributed.channel import Channel
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import EXIT_DONE, DglaunchError, UserError
 from dglaunch.planning.job import Job, prepare
-from dglaunch.planning.tuned import GAIN, Measured, _write, describe, remember, sweet_spot
-from dglaunch.system import versions
+from dglaunch.planning.tuned import GAIN, Measured, describe, remember, sweet_spot, write_json
+from dglaunch.system import torchrun_command, versions
 
 LARGEST = 64
 REPEATS = 3
@@ -65,7 +65,7 @@ def tune(words: list[str], environ: Mapping[str, str]) -> int:
     rest = without(without(words[1:], "num_gpus"), "output_dir")
     console = Console(soft_wrap=True, highlight=False)
     rows: list[Measured] = []
-    machine: dict[str, Any] = {}
+    machine: Record = {}
     for parallel in configurations(config, origins, environ, ranks):
         console.print(f"{describe(parallel)} on {ranks} rank{'s' if ranks > 1 else ''} ...")
         found, machine_here = _measure(rest, environ, parallel, ranks)
@@ -79,7 +79,7 @@ def tune(words: list[str], environ: Mapping[str, str]) -> int:
         "sweet_spot": asdict(best), "reason": reason, "command": ["dglaunch", "tune", *words],
         "versions": versions(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
-    _write(config.output_dir / "tune.json", record)
+    write_json(config.output_dir / "tune.json", record)
     show(console, rows, best, reason)
     console.print(f"{config.output_dir / 'tune.json'}{_plot(config.output_dir / 'tune.png', rows, record)}")
     remember(config, machine, rows)
@@ -126,21 +126,20 @@ def configurations(
 
 def _measure(
     words: Sequence[str], environ: Mapping[str, str], parallel: Mapping[str, str], ranks: int
-) -> tuple[list[Measured], dict[str, Any]]:
+) -> tuple[list[Measured], Record]:
     """One start of torchrun; whatever it wrote before it ended counts."""
     kept = {name: value for name, value in environ.items() if not name.startswith(XDIT_PREFIX)} | dict(parallel)
     with tempfile.TemporaryDirectory(prefix="dglaunch-tune-") as folder:
         measured = Path(folder, "rows.jsonl")
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-        command = [sys.executable, *torchrun, "-m", "dglaunch.cli.tune", str(measured), *words, "--output_dir", folder]
+        command = torchrun_command(ranks, "-m", "dglaunch.cli.tune", str(measured), *words, "--output_dir", folder)
         code, output = _run(command, kept)
         lines = [json.loads(line) for line in measured.read_text().splitlines()] if measured.exists() else []
     machine = lines[0] if lines else {}
     name = describe(parallel)
     rows = [Measured(parallel=name, **line) for line in lines[1:]]
     if code and not (rows and rows[-1].ended):
-        told = [line for line in output.splitlines() if "Error" in line or "dglaunch: " in line]
-        causes = [line for line in told if "ChildFailedError" not in line]  # torchrun's own, at the end
+        errors = [line for line in output.splitlines() if "Error" in line or "dglaunch: " in line]
+        causes = [line for line in errors if "ChildFailedError" not in line]  # torchrun's own, at the end
         said = causes[-1] if causes else ""
         size = 2 * rows[-1].batch_size if rows else 1
         rows.append(Measured(parallel=name, batch_size=size, ended=f"torchrun left with {code}: {said.strip()[:300]}"))
@@ -164,58 +163,58 @@ def _run(command: Sequence[str], environ: Mapping[str, str]) -> tuple[int, str]:
 # -- inside torchrun ----------------------------------------------------------------------------------------------
 
 
-def work(told: Path, words: Sequence[str], environ: Mapping[str, str]) -> int:
-    """One rank: load the model once, then one batch size after the other. Rank 0 writes a line for each."""
+def work(measured: Path, words: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Measure on one rank: load the model once, then run one batch size after the other. Rank 0 writes a line for each."""
     from dglaunch.backends import base
     from dglaunch.backends.registry import create
 
     config, origins = parse(T2IConfig, words, environ, "dglaunch tune", quiet=environ.get("RANK") != "0")
     job = prepare(config, origins, environ)
-    place, channel = job.topology, Channel(job.topology, job.device)
+    topology, channel = job.topology, Channel(job.topology, job.device)
     tasks = commonest(job)
     shape = shape_of(job, tasks[0])
-    if place.is_main:
-        _append(told, {"device": job.machine.name, "dtype": job.machine.dtype, "shape": shape})
+    if topology.is_main:
+        _append(measured, {"device": job.machine.name, "dtype": job.machine.dtype, "shape": shape})
     context = base.Context(
-        config=config, checkpoint=job.checkpoint, topology=place, channel=channel, device=job.device,
-        dtype=job.machine.dtype, batches=[_batch(tasks, LARGEST, place)],
+        config=config, checkpoint=job.checkpoint, topology=topology, channel=channel, device=job.device,
+        dtype=job.machine.dtype, batches=[_batch(tasks, LARGEST, topology)],
     )  # fmt: skip
     backend = create(context)
     backend.load()
     best, size = 0.0, 1
     try:
         while size <= LARGEST:
-            line = _one_size(backend, channel, job, _batch(tasks, size, place))
-            if place.is_main:
-                _append(told, line)
-            if "ended" in line or line["images_per_s"] < GAIN * best or not job.checkpoint.family.batch:
+            row = _one_size(backend, channel, job, _batch(tasks, size, topology))
+            if topology.is_main:
+                _append(measured, {name: value for name, value in asdict(row).items() if name != "parallel"})
+            if row.ended or row.images_per_s < GAIN * best or not job.checkpoint.family.batch:
                 break
-            best, size = max(best, line["images_per_s"]), 2 * size
+            best, size = max(best, row.images_per_s), 2 * size
     finally:
         backend.close()
     return EXIT_DONE
 
 
-def commonest(job: Job) -> list[Any]:
-    """The tasks that may share a batch with the most others: their size is what is measured."""
+def commonest(job: Job) -> list[Task]:
+    """Return the tasks that may share a batch with the most others: their size is what is measured."""
     bucket_of = job.profile.buckets(job.config, job.target, job.tasks)
-    buckets: dict[Any, list[Any]] = {}
+    buckets: dict[Bucket, list[Task]] = {}
     for task in job.makeable:
         buckets.setdefault(bucket_of(task), []).append(task)
     return max(buckets.values(), key=len)
 
 
-def shape_of(job: Job, task: Any) -> str:
+def shape_of(job: Job, task: Task) -> str:
     return str(job.checkpoint.shape(task.height, task.width))
 
 
-def _batch(tasks: Sequence[Any], size: int, place: Topology) -> Batch:
+def _batch(tasks: Sequence[Task], size: int, topology: Topology) -> Batch:
     """As many of the prompts as wanted, from the front again where there are too few; each replica has its own seeds."""
-    first = place.replica * size
+    first = topology.replica * size
     return Batch(tuple(replace(tasks[n % len(tasks)], index=first + n, sample=0, seed=first + n) for n in range(size)))
 
 
-def _one_size(backend: Any, channel: Channel, job: Job, batch: Batch) -> dict[str, Any]:
+def _one_size(backend: Backend, channel: Channel, job: Job, batch: Batch) -> Measured:
     """A batch to warm up and REPEATS that count, on all replicas at once; the slowest counts. An error on any rank ends
     the row: all ranks come back from it, or torchrun ends them."""
     from dglaunch.run.loop import peak_memory
@@ -238,15 +237,18 @@ def _one_size(backend: Any, channel: Channel, job: Job, batch: Batch) -> dict[st
     everyone = channel.all_of_world((failure, seconds / REPEATS, peak_memory(job.device)))
     failures = [text for text, _, _ in everyone if text]
     if failures:
-        return {"batch_size": len(batch), "ended": failures[0]}
+        return Measured(parallel="", batch_size=len(batch), ended=failures[0])
     slowest = max(taken for _, taken, _ in everyone)
-    return {
-        "batch_size": len(batch), "images_per_s": len(batch) * job.topology.num_replicas / slowest,
-        "seconds_per_image": slowest / len(batch), "peak_memory": max(peak for _, _, peak in everyone),
-    }  # fmt: skip
+    return Measured(
+        parallel="",
+        batch_size=len(batch),
+        images_per_s=len(batch) * job.topology.num_replicas / slowest,
+        seconds_per_image=slowest / len(batch),
+        peak_memory=max(peak for _, _, peak in everyone),
+    )
 
 
-def _append(path: Path, line: dict[str, Any]) -> None:
+def _append(path: Path, line: Record) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
@@ -267,7 +269,7 @@ def show(console: Console, rows: Sequence[Measured], best: Measured, reason: str
     console.print(f"Sweet spot: {best.parallel}, batch {best.batch_size}: {best.images_per_s:.4g} images/s; {reason}.")
 
 
-def _plot(path: Path, rows: Sequence[Measured], record: Mapping[str, Any]) -> str:
+def _plot(path: Path, rows: Sequence[Measured], record: Mapping[str, object]) -> str:
     """Images a second over the batch, a line for each configuration; says what was written."""
     try:
         import matplotlib

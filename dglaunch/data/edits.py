@@ -167,7 +167,8 @@ class EditReader(RowReader):
 
     def with_images(self, tasks: list[Task]) -> list[Task]:
         """The tasks with what is known of their images: sha256, size, the output size that follows, or an error."""
-        self.found |= probe_files(self.files)
+        for path, image in probe_files(self.files).items():
+            self.found[path] = image
         for task in tasks:
             references = self.references[task.index]
             found = [(name, self.found[place]) for name, place in references]

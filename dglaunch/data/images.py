@@ -78,12 +78,12 @@ def probe(name: str, place: Path | Cell, data: bytes) -> InputImage:
     Raises:
         BadImage: it is empty, no image, torn or too large.
     """
-    _bombs_are_errors()
-    with _told():
-        image = _open(data)
+    refuse_bombs()
+    with damage_is_a_bad_image():
+        image = open_image(data)
         suffix = FORMATS[image.format or ""]
         width, height = image.size
-        if _orientation(image, data) in SIDEWAYS:
+        if orientation_of(image, data) in SIDEWAYS:
             width, height = height, width
         if image.format == "PNG":
             image.verify()
@@ -113,8 +113,8 @@ def _read_file(path: Path) -> bytes:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Pillow raises nearly anything over a broken file; all of it is this one image's fault."""
+def damage_is_a_bad_image() -> Iterator[None]:
+    """Turn what Pillow raises over a broken file, which is nearly anything, into a BadImage: it is this one image's fault."""
     from PIL import Image
 
     try:
@@ -123,19 +123,19 @@ def _told() -> Iterator[None]:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadImage(f"has more than {Image.MAX_IMAGE_PIXELS:,} pixels, as a decompression bomb has") from None
-    except Exception as error:
+    except Exception as error:  # around the decoding of one image
         raise BadImage(f"is torn or damaged ({' '.join(str(error).split()) or type(error).__name__})") from None
 
 
-def _bombs_are_errors() -> None:
+def refuse_bombs() -> None:
     """Pillow only warns of an image that is up to twice as large as its limit."""
     from PIL import Image
 
     warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
-def _open(data: bytes) -> "Image":
-    """Read the header; no pixel is decoded yet."""
+def open_image(data: bytes) -> "Image":
+    """Read an image's header; no pixel is decoded yet. The one place that opens bytes that strangers wrote."""
     from PIL import Image, UnidentifiedImageError
 
     if not data:
@@ -146,13 +146,13 @@ def _open(data: bytes) -> "Image":
         raise BadImage("is no image that can be read (PNG, JPEG, WebP, BMP, TIFF or GIF)") from None
 
 
-def _orientation(image: "Image", data: bytes) -> int:
+def orientation_of(image: "Image", data: bytes) -> int:
     from PIL import ExifTags
 
     # Asked for its EXIF, a PNG is decoded whole; few have any.
     if image.format == "PNG" and not any(mark in data for mark in (b"eXIf", b"exif", b"adobe.xmp")):
         return 1
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
+    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 # -- before a batch -----------------------------------------------------------------------------------------------
@@ -177,9 +177,9 @@ def decode(data: bytes) -> "Image":
     """
     from PIL import ImageOps
 
-    _bombs_are_errors()
-    with _told():
-        image = _open(data)
+    refuse_bombs()
+    with damage_is_a_bad_image():
+        image = open_image(data)
         image.load()
         return to_rgb(ImageOps.exif_transpose(image))
 
@@ -202,10 +202,12 @@ def _scaled(image: "Image") -> "Image":
     import numpy as np
     from PIL import Image
 
-    values: Any = np.asarray(image).astype(np.float64)
-    ranges = (
-        (65535,) if image.mode.startswith("I;16") else (255, 65535, 2**31) if image.mode == "I" else (1, 255, 65535)
-    )
+    values = np.asarray(image).astype(np.float64)
+    ranges: tuple[int, ...] = (1, 255, 65535)
+    if image.mode.startswith("I;16"):
+        ranges = (65535,)
+    elif image.mode == "I":
+        ranges = (255, 65535, 2**31)
     full = next((end for end in ranges if values.max() <= end), ranges[-1])
     return Image.fromarray(np.clip(values * 255 / full + 0.5, 0, 255).astype(np.uint8))
 
@@ -232,7 +234,7 @@ class _Column:
                 self._go_to(cell.row)
             value = self._rows[cell.row - self._first]
         item = value[cell.position] if isinstance(value, list) else value
-        return item["bytes"] if isinstance(item, dict) else item
+        return bytes(item["bytes"] if isinstance(item, dict) else item)
 
     def _go_to(self, row: int) -> None:
         ahead = self._first + len(self._rows)

@@ -1,6 +1,6 @@
 """Rows of prompts to tasks: one image is one `Task`, with one seed and one file.
 
-The list is the same on every rank, whatever the world size. Bad rows are collected and told all at once, with file and
+The list is the same on every rank, whatever the world size. Bad rows are collected and shown all at once, with file and
 line, before any model is loaded.
 """
 

@@ -1,6 +1,6 @@
 """Tables of rows as JSONL, CSV, TXT or Parquet, or a folder of them.
 
-Bad rows are handed on with what is wrong with them, so that all are told at once.
+Bad rows are handed on with what is wrong with them, so that all can be shown at once.
 """
 
 import csv

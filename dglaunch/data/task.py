@@ -136,7 +136,7 @@ class Result:
     data: bytes | None = None
     """None: it failed."""
     written: bool = False
-    """Another rank has written it, and the bytes are not here; rank 0 is only told."""
+    """Another rank has written it, and the bytes are not here: rank 0 only counts it."""
 
     def as_written(self) -> "Result":
         """The same for rank 0, once it is written."""

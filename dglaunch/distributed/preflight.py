@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dglaunch.distributed.channel import Channel
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
+from dglaunch.system import addresses_of_host, are_loopback
 
 COMPARED = ("dglaunch", "torch", "diffusers", "transformers", "xfuser")
 """Packages that shape the images or the messages between ranks."""
@@ -24,10 +25,10 @@ def check_address(topology: Topology) -> None:
         return
     name = socket.gethostname()
     try:
-        addresses = sorted({str(info[4][0]) for info in socket.getaddrinfo(name, None)})
+        addresses = addresses_of_host()
     except OSError as error:
         raise UserError(f"This machine's own name {name} does not resolve ({error}). {_remedy()}") from None
-    if all(address.startswith("127.") or address == "::1" for address in addresses):
+    if are_loopback(addresses):
         raise UserError(
             f"This machine's own name {name} leads to {', '.join(addresses)}, where the other machines cannot reach it. "
             f"{_remedy()}"

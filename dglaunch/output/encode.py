@@ -1,4 +1,4 @@
-"""An image to bytes, with what made it written inside: PNG text chunks, EXIF in JPEG and WebP."""
+"""Images become bytes that say what made them: in PNG text chunks, or in the EXIF of JPEG and WebP."""
 
 import hashlib
 import io
@@ -7,11 +7,14 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from dglaunch.data.task import Record
+
+PILLOW_FORMATS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
+"""Pillow's names of --output_format."""
 PNG_LEVEL = 1
 """1024x1024: 0.12 s and 2.05 MB; level 6 takes 0.22 s for 1.81 MB."""
 QUALITY = 95
@@ -20,16 +23,15 @@ JPEG_DESCRIPTION = 60_000
 """Bytes of EXIF that a JPEG holds, less than 64 KiB. Of a longer description the texts stay behind in the ledger."""
 LONG_TEXTS = ("prompt", "negative_prompt")
 TEXT_KEYS = ("prompt", "negative_prompt", "seed", "model")
-
-
+"""What has a text chunk of its own in a PNG; the rest is JSON in the chunk `settings`."""
 PNG_START = b"\x89PNG\r\n\x1a\n"
 TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 
 
 @dataclass(frozen=True, slots=True)
 class WholePng:
-    """A PNG file as an API sent it, found whole: written as it is, with our text in place of its own. Nothing is decoded
-    or compressed again (1024x1024: 0.4 ms instead of 110)."""
+    """A PNG file as an API sent it and whose checksums are right. It is written as it is, with dglaunch's text instead of its
+    own: nothing is decoded or compressed again (1024x1024: 0.4 ms instead of 110)."""
 
     data: bytes
     width: int
@@ -37,7 +39,7 @@ class WholePng:
 
 
 def whole_png(data: bytes) -> WholePng | None:
-    """The file, if it is a PNG; None for another format.
+    """Return the file if it is a PNG, None for another format.
 
     Raises:
         ValueError: it is torn, or a checksum is wrong.
@@ -51,7 +53,7 @@ def whole_png(data: bytes) -> WholePng | None:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Name and bytes of each chunk of a PNG, up to IEND.
+    """Yield name and bytes of each chunk of a PNG, up to IEND.
 
     Raises:
         ValueError: the file ends inside of a chunk, or a checksum is wrong.
@@ -68,8 +70,8 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
         at = end
 
 
-def _with_text(png: WholePng, description: dict[str, Any]) -> bytes:
-    """The same file with our text chunks, right after its header."""
+def _with_text(png: WholePng, description: Record) -> bytes:
+    """The same file with the description in text chunks right after its header."""
     texts = []
     for kind, text, *_ in _text_chunks(description).chunks:
         texts += [struct.pack(">I", len(text)), kind, text, zlib.crc32(kind + text).to_bytes(4)]
@@ -77,7 +79,7 @@ def _with_text(png: WholePng, description: dict[str, Any]) -> bytes:
     return b"".join([PNG_START, header, *texts, *rest])
 
 
-def encode(image: Image.Image | WholePng, output_format: str, description: dict[str, Any]) -> bytes:
+def encode(image: Image.Image | WholePng, output_format: str, description: Record) -> bytes:
     """Encode an image of any mode; a PNG that is whole stays what it is.
 
     Args:
@@ -90,20 +92,20 @@ def encode(image: Image.Image | WholePng, output_format: str, description: dict[
         return _with_text(image, description)
     buffer = io.BytesIO()
     if output_format == "png":
-        image.save(buffer, "PNG", compress_level=PNG_LEVEL, pnginfo=_text_chunks(description))
+        image.save(buffer, PILLOW_FORMATS["png"], compress_level=PNG_LEVEL, pnginfo=_text_chunks(description))
         return buffer.getvalue()
     exif = Image.Exif()
     exif[_EXIF_DESCRIPTION] = json.dumps(description)
     if output_format == "jpg" and len(exif[_EXIF_DESCRIPTION]) > JPEG_DESCRIPTION:
         exif[_EXIF_DESCRIPTION] = json.dumps({k: v for k, v in description.items() if k not in LONG_TEXTS})
     if output_format == "jpg":
-        image.convert("RGB").save(buffer, "JPEG", quality=QUALITY, exif=exif)
+        image.convert("RGB").save(buffer, PILLOW_FORMATS["jpg"], quality=QUALITY, exif=exif)
     else:
-        image.save(buffer, "WEBP", quality=QUALITY, exif=exif)
+        image.save(buffer, PILLOW_FORMATS["webp"], quality=QUALITY, exif=exif)
     return buffer.getvalue()
 
 
-def _text_chunks(description: dict[str, Any]) -> PngInfo:
+def _text_chunks(description: Record) -> PngInfo:
     info = PngInfo()
     for key in TEXT_KEYS:
         if description.get(key) is not None:
@@ -113,23 +115,25 @@ def _text_chunks(description: dict[str, Any]) -> PngInfo:
     return info
 
 
-def decode_description(image: Image.Image) -> dict[str, Any] | None:
-    """What `encode` wrote into a file, whatever its format; None if there is nothing of the kind.
+def decode_description(image: Image.Image) -> Record | None:
+    """Return what `encode` wrote into a file of any format, or None if there is nothing of the kind.
 
     The values are as the file has them: anyone may have written it.
     """
-    text = getattr(image, "text", {})
-    source = text.get("settings") if "settings" in text else image.getexif().get(_EXIF_DESCRIPTION)
+    texts = getattr(image, "text", {})
+    source = texts.get("settings") if "settings" in texts else image.getexif().get(_EXIF_DESCRIPTION)
     try:
-        described = json.loads(source)
-    except (TypeError, ValueError):
+        described = json.loads(source) if isinstance(source, str | bytes) else None
+    except ValueError:
         return None
     if not isinstance(described, dict):
         return None
-    own = {key: str(text[key]) for key in TEXT_KEYS if key in text}
-    if own.get("seed", "").isdecimal():
-        own["seed"] = int(own["seed"])
-    return described | own
+    for key in TEXT_KEYS:
+        if key in texts:
+            described[key] = str(texts[key])
+    if "seed" in texts and str(texts["seed"]).isdecimal():
+        described["seed"] = int(texts["seed"])
+    return described
 
 
 def sha256(data: bytes) -> str:

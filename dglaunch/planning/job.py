@@ -1,6 +1,6 @@
 """From a configuration to a Job: all that can be read and checked before anything is written or loaded.
 
-job = prepare(config, origins, environ)         # every mistake of the user's is told here
+job = prepare(config, origins, environ)         # every mistake of the user's is raised here
 schedule = job.schedule(done=(), limits={}, tuned={}, memory=job.machine.memory)
 schedule.plan.batches[topology.replica]         # what this replica computes, in this order
 """
@@ -37,7 +37,7 @@ class Schedule:
     total: int
     """Tasks that are this node's."""
     unmakeable: list[Task]
-    """Those of them that carry an error and are not recorded yet: told and recorded, never run."""
+    """Those of them that carry an error and are not recorded yet: reported and recorded, never run."""
     plan: Plan
     num_extra_batches: int
     """Forward passes beyond those that one kind of rows would take."""

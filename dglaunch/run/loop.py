@@ -23,7 +23,7 @@ from dglaunch.backends.base import Backend, Context, Facts, ItemError, Slot
 from dglaunch.data.task import Batch
 from dglaunch.errors import DglaunchError, Drained, ReplicaError, UserError
 from dglaunch.models.shape import Shape
-from dglaunch.output.writer import remember_out_of_memory
+from dglaunch.output.ledger import OutputFolder
 from dglaunch.run.attempts import Attempts, Ending, Limits, Verdict, ending_of, worst
 from dglaunch.run.collect import Sink
 from dglaunch.run.encoding import Encoder
@@ -193,7 +193,7 @@ class Loop:
         if ending.out_of_memory and context.topology.replica_size > 1:
             # A peer may still wait inside a collective and never hear of it: leave a note for the next start.
             shape = self._shape(batch)
-            remember_out_of_memory(context.config.output_dir, shape.height, shape.width, len(batch))
+            OutputFolder(context.config.output_dir).note_out_of_memory(shape.height, shape.width, len(batch))
         if ending.error is not None and context.device == "cuda":
             import torch
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from dglaunch.data.task import BatchSize
 from dglaunch.distributed.channel import Channel
 from dglaunch.output import layouts
-from dglaunch.output.writer import Writer, out_of_memory_limits
+from dglaunch.output.writer import Writer
 from dglaunch.planning.job import Job
 from dglaunch.planning.tuned import recall
 from dglaunch.run.journal import Journal
@@ -57,7 +57,7 @@ def open_folders(job: Job, channel: Channel, writer: Writer, journal: Journal) -
     beside = topology.writes and not topology.is_main
     overwrite = job.config.overwrite and not any(channel.all_of_world(topology.restarted))
     if overwrite and topology.mode != "main":
-        channel.together(lambda: _start_anew(writer) if beside else None)
+        channel.together(lambda: writer.start_anew() if beside else None)
 
     def open_first() -> tuple[Found, Known] | None:
         return _open_main_folder(job, writer, journal, overwrite) if topology.is_main else None
@@ -78,17 +78,12 @@ def open_folders(job: Job, channel: Channel, writer: Writer, journal: Journal) -
     return Opened(frozenset(job.tasks[number].id for number in done), damaged, known)
 
 
-def _start_anew(writer: Writer) -> None:
-    writer.refuse_other_writers()
-    writer.start_anew()
-
-
 def _open_main_folder(job: Job, writer: Writer, journal: Journal, overwrite: bool) -> tuple[Found, Known]:
     folder = job.config.output_dir
     layouts.check(job.config.layout, folder, job.tasks, job.config.output_format)
     tuned = recall(job.config, job.machine, job.topology.parallel)
     found = _open_folder(job, writer, journal, overwrite)
-    return found, Known(out_of_memory_limits(folder), tuned, job.machine.memory)
+    return found, Known(writer.folder.out_of_memory_limits(), tuned, job.machine.memory)
 
 
 def _open_folder(job: Job, writer: Writer, journal: Journal, overwrite: bool, known: Collection[int] = ()) -> Found:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from dglaunch.data.task import Record
 from dglaunch.errors import EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED, DglaunchError, LostPeer
-from dglaunch.output.ledger import id_of, read_lines
+from dglaunch.output.ledger import FAILURES, METADATA, FileKind, OutputFolder, TaskId, id_of, read_lines
 
 Outcome = Literal["done", "failed", "drained", "lost", "broken"]
 """As run.json says it: after `drained` and `lost` the same command goes on, `broken` needs someone. The last two raise."""
@@ -54,19 +54,21 @@ class RunResult:
 
     def rows(self) -> Iterator[Record]:
         """The ledger: a row for each finished image of the folder, also those of earlier starts."""
-        return _lines(self.output_dir, "metadata")
+        return _records(self.output_dir, METADATA)
 
     def failures(self) -> Iterator[Record]:
         """The lines of failures.jsonl: what failed in this start or before and was not made since."""
-        return _lines(self.output_dir, "failures")
+        return _records(self.output_dir, FAILURES)
 
 
-def _lines(folder: Path, kind: str) -> Iterator[Record]:
+def _records(path: Path, kind: FileKind) -> Iterator[Record]:
     """Of all ledgers of a folder (several where nodes or ranks write for themselves), each item once; the one that the
     last node has joined is in the order of the tasks, and comes first."""
-    seen: set[tuple[int, int]] = set()
-    for path in [folder / f"{kind}.jsonl", *sorted(folder.glob(f"{kind}-*.jsonl"))]:
-        for _, line in read_lines(path):
-            if id_of(line) not in seen:
-                seen.add(id_of(line))
-                yield line
+    folder = OutputFolder(path)
+    joined = folder.file(kind)
+    seen: set[TaskId] = set()
+    for ledger in [joined, *(file for file in folder.files(kind) if file != joined)]:
+        for _, record in read_lines(ledger):
+            if id_of(record) not in seen:
+                seen.add(id_of(record))
+                yield record

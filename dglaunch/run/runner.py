@@ -22,6 +22,7 @@ from dglaunch.distributed import preflight
 from dglaunch.distributed.channel import Channel
 from dglaunch.errors import DglaunchError, OutputError
 from dglaunch.output import layouts
+from dglaunch.output.ledger import METADATA
 from dglaunch.output.writer import Writer
 from dglaunch.planning.batches import Plan
 from dglaunch.planning.job import Job, Schedule
@@ -288,7 +289,7 @@ class _Run:
             UserError, OutputError: it cannot be written.
         """
         layout, folder = self.job.config.layout, self.job.config.output_dir
-        if layout == "indexed" or (self.writer.suffix and not (folder / "metadata.jsonl").exists()):
+        if layout == "indexed" or (self.writer.part.ledger_suffix and not self.writer.folder.file(METADATA).exists()):
             return
         assert self.report is not None
         view, count = layouts.write(layout, folder, self.job.tasks)

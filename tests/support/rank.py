@@ -4,6 +4,7 @@ Also counts the collectives that the model calls, so that a test can tell that t
 the calls of the pipeline.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -42,13 +43,13 @@ def count_calls(calls: list[int]) -> None:
     """Note the number of prompts of each call of a pipeline."""
     from dglaunch.backends.diffusers.backend import DiffusersBackend
 
-    generate = DiffusersBackend._generate
+    generate = DiffusersBackend.generate
 
     def noted(self: DiffusersBackend, batch: Any) -> Any:
         calls.append(len(batch))
         return generate(self, batch)
 
-    DiffusersBackend._generate = noted  # type: ignore[method-assign]
+    DiffusersBackend.generate = noted  # type: ignore[method-assign]
 
 
 def pretended(arguments: list[str]) -> Any:
@@ -75,6 +76,7 @@ def main(folder: Path, number: int) -> int:
             collectives.clear()
             calls.clear()
             os.environ.update(environment)
+            arguments = [word.replace("%node%", os.environ.get("GROUP_RANK", "0")) for word in arguments]
             sys.argv = ["dglaunch", *arguments]
             with pretended(arguments):
                 code = _code(dglaunch, arguments)
@@ -88,7 +90,11 @@ def main(folder: Path, number: int) -> int:
 
 
 def _code(function: Any, arguments: list[str]) -> int:
+    """What `main` made of the command; `module:function` stands for a function of the tests instead."""
+    module, _, name = arguments[0].partition(":")
     try:
+        if name:
+            return int(getattr(importlib.import_module(module), name)(*arguments[1:]))
         return int(function(arguments))
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else 1

@@ -47,7 +47,11 @@ def prepare() -> None:
         for name in names:
             with contextlib.suppress(ImportError, AttributeError, RuntimeError):
                 getattr(module, name)
+    from dglaunch.backends.xdit.cpu import import_xfuser
     from dglaunch.distributed import topology  # noqa: F401
+
+    with contextlib.suppress(ImportError):
+        import_xfuser()
 
 
 def serve() -> None:
@@ -60,7 +64,7 @@ def serve() -> None:
             if not line:
                 break
             wanted = json.loads(line)
-            pids = [_fork(wanted, number) for number in range(wanted["nproc"])]
+            pids = [_fork(wanted, number) for number in range(len(wanted["environments"]))]
             worlds |= {pid: (Path(wanted["folder"]), number) for number, pid in enumerate(pids)}
             print(json.dumps(pids), flush=True)
         while worlds:
@@ -91,7 +95,7 @@ def _fork(wanted: dict[str, Any], number: int) -> int:
         warnings.resetwarnings()
         os.chdir(wanted["cwd"])
         os.environ.clear()
-        os.environ.update(wanted["environment"] | {"RANK": str(number), "LOCAL_RANK": str(number)})
+        os.environ.update(wanted["environments"][number])
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         from support import rank
 

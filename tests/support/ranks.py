@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 
-from support.commands import ROOT, clean_environment
+from support.commands import ROOT, Ended, clean_environment
 
 Command = tuple[Sequence[str | Path], Mapping[str, str]]
 """Arguments and variables."""
@@ -90,34 +90,44 @@ def _server() -> Server:
 
 
 class World:
-    """Ranks that run one or several commands together."""
+    """Ranks that run one or several commands together, on one machine or on `nodes` that are only said to be several.
+
+    In an argument, %node% stands for the number of the rank's node. Not `distributed`, it is one process by itself.
+    """
 
     def __init__(
         self, folder: Path, nproc: int, arguments: Sequence[str | Path], environment: Mapping[str, str] | None = None,
-        more: Sequence[Command] = (),
+        *, more: Sequence[Command] = (), nodes: int = 1, distributed: bool = True,
     ) -> None:  # fmt: skip
-        from torch.distributed import TCPStore
-
         self.nproc = nproc
         self.folder = Path(tempfile.mkdtemp(prefix=f"world{nproc}-", dir=folder))
         self.cases = [
             Case([str(word) for word in words], dict(own)) for words, own in [(arguments, environment or {}), *more]
         ]
         (self.folder / "cases.json").write_text(json.dumps([[case.arguments, case.environment] for case in self.cases]))
-        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        variables = clean_environment() | self._torchrun_variables()
-        self.pids: list[int] = _server().fork(
-            {"folder": str(self.folder), "nproc": nproc, "environment": variables, "cwd": str(ROOT)}
-        )
+        places = self._torchrun_variables(nodes) if distributed else [{}] * nproc
+        wanted = {
+            "folder": str(self.folder), "environments": [clean_environment() | place for place in places],
+            "cwd": str(ROOT),
+        }  # fmt: skip
+        self.pids: list[int] = _server().fork(wanted)
 
-    def _torchrun_variables(self) -> dict[str, str]:
-        """What torchrun tells its workers, but for their ranks."""
-        size = str(self.nproc)
-        return {
-            "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "GROUP_RANK": "0", "GROUP_WORLD_SIZE": "1",
+    def _torchrun_variables(self, nodes: int) -> list[dict[str, str]]:
+        """What torchrun would tell each of its workers."""
+        from torch.distributed import TCPStore
+
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun's agent holds it
+        local = self.nproc // nodes
+        common = {
+            "WORLD_SIZE": str(self.nproc), "LOCAL_WORLD_SIZE": str(local), "GROUP_WORLD_SIZE": str(nodes),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self._store.port), "TORCHELASTIC_RUN_ID": "none",
             "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_MAX_RESTARTS": "0",
+            "GLOO_SOCKET_IFNAME": "lo",
         }  # fmt: skip
+        return [
+            common | {"RANK": str(n), "LOCAL_RANK": str(n % local), "GROUP_RANK": str(n // local)}
+            for n in range(self.nproc)
+        ]
 
     def codes(self) -> list[int | None]:
         """By rank: how it ended, or None while it runs."""
@@ -138,6 +148,10 @@ class World:
         while self.poll() is None:
             assert time.monotonic() < limit, "a killed rank does not end"
             time.sleep(0.01)
+
+    def alive(self) -> list[int]:
+        """The ranks that have not ended."""
+        return [rank for rank, code in enumerate(self.codes()) if code is None]
 
     def wait(self, timeout: float = 500) -> int:
         """Until all have ended. As torchrun does, the others are stopped once one has failed without them."""
@@ -181,7 +195,7 @@ def launch(folder: Path, nproc: int, commands: Sequence[Command]) -> list[Case]:
     if not commands:
         return []
     (arguments, environment), *more = commands
-    world = World(folder, nproc, arguments, environment, more)
+    world = World(folder, nproc, arguments, environment, more=more)
     world.wait()
     return world.results()
 
@@ -190,3 +204,10 @@ def on_ranks(folder: Path, nproc: int, *arguments: str | Path, **environment: st
     """Run one command in a world of its own."""
     (case,) = launch(folder, nproc, [(arguments, environment)])
     return case
+
+
+def run_forked(folder: Path, *arguments: str | Path, **environment: str) -> Ended:
+    """One process by itself; its first argument may be a function of the tests or of a tool, as `module:function`."""
+    world = World(folder, 1, arguments, environment, distributed=False)
+    code = world.wait()
+    return Ended(code and (world.codes()[0] or 0), world.output())

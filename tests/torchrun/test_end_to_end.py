@@ -1,5 +1,5 @@
 """Image 17 is prompt 17, seen in the pixels: the shipped checkpoint draws, and a checker without any model looks for
-what each prompt asked for in the picture that has its index. Real torchrun, gloo and xDiT groups, a real SIGKILL."""
+what each prompt asked for in the picture that has its index. Real ranks, gloo and xDiT groups, a real SIGKILL."""
 
 import json
 import shutil
@@ -19,8 +19,8 @@ from dglaunch.tiny import folder as tiny
 from dglaunch.tiny.training import checker, draw
 from dglaunch.tiny.training.spec import PLACE_NAMES, Edit, Object, Objects
 from dglaunch.tiny.words import COLOURS, SHAPES
-from support.commands import dglaunch, end, kill_group, start
-from support.ranks import launch
+from support.commands import dglaunch
+from support.ranks import World, launch
 from support.results import ledger, write_jsonl
 
 pytestmark = pytest.mark.skipif(not tiny.is_complete(tiny.WEIGHTS), reason="no trained weights in the package")
@@ -129,12 +129,11 @@ def killed(folder: Path, prompts: Path) -> None:
     """Two ranks, SIGKILL to all of them once some images are there; again if it came too late."""
     words = ["t2i", "--prompts_file", prompts, "--batch_size", "1", "--output_dir", folder]
     for _ in range(5):
-        process = start(words, nproc=2)
+        world = World(folder.parent, 2, words)
         limit = time.monotonic() + 120
-        while len(ledger(folder)) < 2 and process.poll() is None and time.monotonic() < limit:
-            time.sleep(0.01)
-        kill_group(process)
-        end(process)
+        while len(ledger(folder)) < 2 and world.poll() is None and time.monotonic() < limit:
+            time.sleep(0.005)
+        world.kill()
         if 2 <= len(ledger(folder)) < NUM_PROMPTS:
             return
         shutil.rmtree(folder)

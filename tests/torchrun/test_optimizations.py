@@ -259,7 +259,8 @@ def test_an_attention_backend_does_not_leak_into_the_process(tiny_flux: Any) -> 
 def test_group_offloading_moves_layers_and_not_the_image(tiny_flux: Any) -> None:
     """On a GPU alone it saves memory; that its hooks are there and right shows on a CPU too."""
     config = OptimizationConfig(enable_group_offloading=True)
-    pipeline = optimize.place(tiny_flux(), "cpu", config)
+    pipeline = tiny_flux()
+    optimize.move(pipeline, "cpu", config)
     effects = optimize.apply(pipeline, config, "cpu", ExitStack())
     assert int(effects["enable_group_offloading"].split()[0]) > 50
     assert abs(draw(pipeline) - draw(tiny_flux())).max() < 2e-6

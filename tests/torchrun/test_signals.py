@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,9 +16,12 @@ from pathlib import Path
 import pytest
 
 from dglaunch.__main__ import main
-from support.commands import ROOT, Ended, clean_environment, dglaunch, end, start
-from support.processes import Job, in_the_middle, prompts, slowness, torchrun, until, words
+from dglaunch.run import watchdog
+from support.commands import ROOT, dglaunch, end, run_module, start
+from support.processes import in_the_middle, prompts, slowness, torchrun, until, words
+from support.ranks import World, on_ranks
 from support.results import ledger, run_json, write_jsonl
+from support.shortened import DEADLINE_S
 
 NUM = 24
 RANKS = 3
@@ -70,19 +72,18 @@ DEATHS = {
 
 RARE = ("SIGINT to the agent", "SIGUSR2 to the agent", "SIGTERM to one rank", "SIGSTOP to rank 0")
 """Those that take the same way as another one here; make soak has them."""
-SEEN: dict[str, str] = {}
-"""By death: the line that tells it."""
 
 
-def finishes(job: Job, arguments: list[str], total: int = NUM) -> None:
+def finishes(out: Path, arguments: list[str], total: int = NUM) -> None:
     """What was written is valid, and the same command makes the rest."""
-    assert main(["verify", str(job.out), "--repair"]) in (0, 1)
-    kept = {line["file_name"]: line["sha256"] for line in ledger(job.out)}
-    assert dglaunch(*arguments).code == 0
-    lines = {line["file_name"]: line["sha256"] for line in ledger(job.out)}
-    assert len(lines) == len(ledger(job.out)) == total
+    assert main(["verify", str(out), "--repair"]) in (0, 1)
+    kept = {line["file_name"]: line["sha256"] for line in ledger(out)}
+    case = on_ranks(out.parent, RANKS, *arguments)
+    assert case.codes == [0] * RANKS, case.output
+    lines = {line["file_name"]: line["sha256"] for line in ledger(out)}
+    assert len(lines) == len(ledger(out)) == total
     assert kept.items() <= lines.items()
-    assert main(["verify", str(job.out)]) == 0
+    assert main(["verify", str(out)]) == 0
 
 
 @pytest.mark.parametrize("death", [pytest.param(d, marks=[pytest.mark.slow] if d in RARE else []) for d in DEATHS])
@@ -101,34 +102,43 @@ def test_death(tmp_path: Path, death: str) -> None:
     ended = job.end()
     assert ended.code != 0
     assert case.text in ended.output, ended.output
-    SEEN[death] = next(line for line in ended.output.splitlines() if case.text in line)
     assert took < case.seconds * slowness(), f"{took:.0f} s\n{ended.output}"
     assert run_json(job.out)["outcome"] in case.outcomes, ended.output
     assert main(["status", str(job.out)]) == 130
     assert len(ledger(job.out)) < NUM
-    finishes(job, [word.replace("xdit", "diffusers") for word in case.words(tmp_path)])
+    finishes(job.out, [word.replace("xdit", "diffusers") for word in case.words(tmp_path)])
+    is_in_the_table(death, _row(death, case, next(line for line in ended.output.splitlines() if case.text in line)))
 
 
-def test_the_table_in_the_readme() -> None:
-    """What the deaths above looked like; make soak has all of them. GOLDEN=1 writes the table."""
-    rows = {death: _row(death, DEATHS[death]) for death in DEATHS if death in SEEN}
-    readme = ROOT / "slurm" / "README.md"
-    before, _, rest = readme.read_text().partition("<!-- deaths -->\n")
-    table, _, after = rest.partition("<!-- end -->")
-    if "GOLDEN" in os.environ and SEEN.keys() == DEATHS.keys():
-        head = ["| what was done | what is told | run.json says | all are gone within |", "|---|---|---|---|"]
-        table = "".join(f"{row}\n" for row in [*head, *rows.values()])
-        readme.write_text(f"{before}<!-- deaths -->\n{table}<!-- end -->{after}")
-    told = table.splitlines()[2:]
-    assert [row.split(" | ")[0].removeprefix("| ") for row in told] == list(DEATHS)
-    assert set(rows.values()) <= set(told)
+# -- the table of slurm/README.md ---------------------------------------------------------------------------------
+
+README = ROOT / "slurm" / "README.md"
 
 
-def _row(death: str, case: Death) -> str:
-    told = SEEN[death][: SEEN[death].index(case.text) + len(case.text)]
+def test_the_table_has_every_death() -> None:
+    assert [row.split(" | ")[0].removeprefix("| ") for row in _table()[2:]] == list(DEATHS)
+
+
+def is_in_the_table(death: str, row: str) -> None:
+    """What was seen of a death is what a reader of slurm/README.md is told. GOLDEN=1 writes its row."""
+    if "GOLDEN" in os.environ:
+        old = next(line for line in _table() if line.startswith(f"| {death} | "))
+        README.write_text(README.read_text().replace(old, row))
+    assert row in _table(), "if that is meant: GOLDEN=1 writes it"
+
+
+def _table() -> list[str]:
+    return README.read_text().partition("<!-- deaths -->\n")[2].partition("<!-- end -->")[0].splitlines()
+
+
+def _row(death: str, case: Death, line: str) -> str:
+    told = line[: line.index(case.text) + len(case.text)]
     told = re.sub(r"^\[default\d\]:", "", told).strip().rstrip(":")
     told = re.sub(r"rank \d+", "rank N", told)  # whichever rank noticed first
     return f"| {death} | {told} | {' or '.join(case.outcomes)} | {case.seconds:.0f} s |"
+
+
+# -- in the middle of a batch -------------------------------------------------------------------------------------
 
 
 def test_drain_leaves_a_long_batch(tmp_path: Path) -> None:
@@ -147,13 +157,22 @@ def test_drain_leaves_a_long_batch(tmp_path: Path) -> None:
 def test_drain_leaves_a_batch_that_does_not_listen(tmp_path: Path) -> None:
     """Inside one long step nobody asks; after the deadline the rank leaves all the same, with its outcome told."""
     write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "0"}, {"prompt": "1"}, {"prompt": "2 [deaf 600]"}])
-    job = in_the_middle(torchrun(tmp_path, 1, words(tmp_path)), 1, 2)
-    at = job.signal(signal.SIGTERM)
-    ended = job.end()
-    assert time.monotonic() - at < 22 * slowness()
-    assert "left in the middle of image 000002" in ended.output
-    assert run_json(job.out)["outcome"] == "drained"
-    assert len(ledger(job.out)) == 2
+    world = World(tmp_path, 1, ["support.shortened:dglaunch", *words(tmp_path)])
+    out = tmp_path / "out"
+    until(lambda: len(ledger(out)) >= 2 or world.poll() is not None)
+    at = time.monotonic()
+    os.kill(world.pids[0], signal.SIGTERM)
+    world.wait(60)
+    assert DEADLINE_S <= time.monotonic() - at < (DEADLINE_S + 5) * slowness()
+    assert world.codes() == [130]
+    assert "3 s after the signal, left in the middle of image 000002" in world.output()
+    assert run_json(out)["outcome"] == "drained"
+    assert len(ledger(out)) == 2
+
+
+def test_the_deadline_lies_before_torchruns_own() -> None:
+    """It kills 30 s after its signal; rank 0 waits for the others before that, and they for their requests."""
+    assert watchdog.DRAIN_S < watchdog.DEADLINE_S[True] < 20
 
 
 def test_a_hung_batch_is_told_with_its_stack(tmp_path: Path) -> None:
@@ -174,8 +193,8 @@ def test_stall_timeout_zero_waits(tmp_path: Path) -> None:
 
 
 def test_max_restarts_resumes_after_a_killed_worker(tmp_path: Path) -> None:
-    prompts(tmp_path, NUM, "[sleep 0.3]")
     """--overwrite does not remove what the first try has made."""
+    prompts(tmp_path, NUM, "[sleep 0.3]")
     options = ("--max-restarts", "1")
     job = in_the_middle(torchrun(tmp_path, RANKS, words(tmp_path, "--overwrite"), options), RANKS, 9)
     job.signal(signal.SIGKILL, 1)
@@ -201,20 +220,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def _ended(job: Job) -> Ended:
-    ended = job.end()
-    assert ended.code != 0
-    assert not job.alive()
-    return ended
-
-
 @pytest.mark.parametrize("writer", ["main", "rank"])
 def test_full_disk_stops_all_and_keeps_what_is_there(small_disk: Path, tmp_path: Path, writer: str) -> None:
     prompts(tmp_path, 200)
     (tmp_path / "out").symlink_to(small_disk)
-    ended = torchrun(tmp_path, RANKS, words(tmp_path, "--writer", writer)).end()
-    assert ended.code != 0
-    assert "No space left on device" in ended.output and "Everything written before is valid" in ended.output
+    world = World(tmp_path, RANKS, words(tmp_path, "--writer", writer))
+    assert world.wait() != 0 and 0 not in world.codes()
+    assert "No space left on device" in world.output() and "Everything written before is valid" in world.output()
     made = _lines(small_disk)
     assert 0 < made < 200
     assert main(["verify", str(small_disk), "--repair"]) == 1
@@ -234,43 +246,27 @@ def test_read_only_folder_is_told_before_a_model_is_loaded(small_disk: Path, tmp
     prompts(tmp_path, 3)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     (tmp_path / "out").symlink_to(small_disk)
-    ended = torchrun(tmp_path, 2, words(tmp_path)).end()
-    assert ended.code != 0
-    assert ended.output.count("cannot be written: Read-only file system") == 1, ended.output
+    case = on_ranks(tmp_path, 2, *words(tmp_path))
+    assert 0 not in case.codes
+    assert case.output.count("cannot be written: Read-only file system") == 1, case.output
 
 
 def test_folder_removed_in_the_middle(tmp_path: Path) -> None:
     prompts(tmp_path, NUM, "[sleep 0.2]")
-    job = in_the_middle(torchrun(tmp_path, RANKS, words(tmp_path)), RANKS, 6)
-    shutil.move(job.out, tmp_path / "moved")
-    ended = _ended(job)
-    assert "No such file or directory" in ended.output and "restore the folder" in ended.output
-    shutil.rmtree(job.out, ignore_errors=True)
-    shutil.move(tmp_path / "moved", job.out)
-    finishes(job, words(tmp_path))
+    out, world = tmp_path / "out", World(tmp_path, RANKS, words(tmp_path))
+    until(lambda: len(ledger(out)) >= 6 or world.poll() is not None)
+    shutil.move(out, tmp_path / "moved")
+    assert world.wait() != 0 and 0 not in world.codes()
+    assert "No such file or directory" in world.output() and "restore the folder" in world.output()
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.move(tmp_path / "moved", out)
+    finishes(out, words(tmp_path))
 
 
 # -- nothing is left over -----------------------------------------------------------------------------------------
 
-SOAK = """
-import os, sys, threading
-from dglaunch.__main__ import main
-def facts():
-    return len(os.listdir("/proc/self/fd")), threading.active_count()
-before = facts()
-for n in range(2):
-    assert main([*sys.argv[2:], "--output_dir", f"{sys.argv[1]}/out{n}"]) == 0
-    after = facts()
-    before = before if n else after   # the first run opens what stays open: imports, the process group
-assert after == before, (before, after)
-"""
-
 
 def test_no_thread_or_file_descriptor_is_left_over(tmp_path: Path) -> None:
     prompts(tmp_path, 20)
-    arguments = words(tmp_path)[:-2]
-    done = subprocess.run(
-        [sys.executable, "-c", SOAK, str(tmp_path), *arguments], env=clean_environment(), capture_output=True, text=True,
-        timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    ended = run_module("support.twice", tmp_path, *words(tmp_path)[:-2])
+    assert ended.code == 0 and "FILES AND THREADS" in ended.output, ended.output

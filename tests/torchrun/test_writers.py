@@ -1,6 +1,6 @@
-"""--writer main, node and rank under real torchrun: who writes where, and that each goes on where another stopped.
+"""--writer main, node and rank on real ranks: who writes where, and that each goes on where another stopped.
 
-Two torchrun agents on this machine stand for two nodes.
+Two torchrun agents on this machine stand for two nodes, or ranks that are told so.
 """
 
 from pathlib import Path
@@ -9,9 +9,8 @@ from typing import get_args
 from dglaunch.__main__ import main
 from dglaunch.config import WriterName
 from dglaunch.output.ledger import read_lines
-from support.commands import kill_group
-from support.processes import Job, nodes, prompts, torchrun, until, words
-from support.ranks import launch
+from support.processes import nodes, prompts, until, words
+from support.ranks import World, launch
 from support.results import images, ledger, run_json
 
 WRITERS = get_args(WriterName)
@@ -66,16 +65,16 @@ def test_all_writers_leave_the_same_folder(tmp_path: Path) -> None:
 def test_killed_and_gone_on_by_other_writers_and_worlds(tmp_path: Path) -> None:
     """Twice everything dies at once, with a torn line in each ledger; what was whole is not made again."""
     prompts(tmp_path, NUM, "[sleep 0.3]")
+    out = tmp_path / "out"
     kept: dict[str, int] = {}
     for nproc, writer, count in ((3, "rank", 5), (2, "node", 10)):
-        job = torchrun(tmp_path, nproc, words(tmp_path, "--writer", writer))
-        until(lambda n=count, job=job: len(_times(job.out)) >= n or job.process.poll() is not None)
-        kill_group(job.process)
-        job.process.communicate()
-        assert _times(job.out).items() >= kept.items()
-        kept = _times(job.out)
-        assert count <= len(kept) < NUM and main(["status", str(job.out)]) == 130
-        for path in job.out.glob("metadata*.jsonl"):
+        world = World(tmp_path, nproc, words(tmp_path, "--writer", writer))
+        until(lambda n=count, world=world: len(_times(out)) >= n or world.poll() is not None)
+        world.kill()
+        assert _times(out).items() >= kept.items()
+        kept = _times(out)
+        assert count <= len(kept) < NUM and main(["status", str(out)]) == 130
+        for path in out.glob("metadata*.jsonl"):
             with path.open("a") as lines:
                 lines.write('{"index": 3, "sam')
     assert main(words(tmp_path)) == 0
@@ -92,27 +91,23 @@ def _times(out: Path) -> dict[str, int]:
 # -- several nodes ------------------------------------------------------------------------------------------------
 
 
-def ended(jobs: list[Job]) -> list[int]:
-    return [job.end().code for job in jobs]
-
-
 def test_nodes_without_a_common_folder(tmp_path: Path) -> None:
     """Each node writes to its own disk; merge joins them; what is lost on one disk is made again, and nothing else."""
-    folders = [tmp_path / "here", tmp_path / "there"]
+    folders = [tmp_path / "node0", tmp_path / "node1"]
     for folder in folders:
         folder.mkdir()
-    arguments = [*words(tmp_path)[:-2], "--writer", "node"]
+    arguments = [*words(tmp_path)[:-2], "--writer", "node", "--output_dir", tmp_path / "node%node%" / "out"]
     prompts(tmp_path, NUM)
-    jobs = nodes(folders, arguments)
-    outputs = [job.end() for job in jobs]
-    assert [one.code for one in outputs] == [0, 0], "\n".join(one.output for one in outputs)
+    first = World(tmp_path, 4, arguments, nodes=2)
+    assert first.wait() == 0, first.output()
     made = [images(folder / "out").keys() for folder in folders]
     assert len(made[0]) + len(made[1]) == NUM and not made[0] & made[1] and made[0] and made[1]
     for folder in folders:
         assert main(["verify", str(folder / "out")]) == 1  # the other's images are missing, and nothing else is wrong
     one = sorted(made[1])[0]
     (folders[1] / "out" / one).unlink()
-    assert ended(nodes(folders, arguments)) == [0, 0]
+    again = World(tmp_path, 4, arguments, nodes=2)
+    assert again.wait() == 0, again.output()
     told = max(
         (run_json(folder / "out") for folder in folders if (folder / "out" / "run.json").exists()),
         key=lambda run: run["num_ok"],

@@ -1,4 +1,4 @@
-"""What comes back from an API: answers, troubles, and how their parts are read. Nothing here knows of a run."""
+"""What comes back from an API: answers, errors, and how their parts are read. Nothing here knows of a run."""
 
 import base64
 import binascii
@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 from PIL import Image
@@ -29,7 +29,7 @@ STOPS = {
 """Answers that every further request would get as well."""
 
 
-class Trouble(Exception):
+class RequestError(Exception):
     """Why a request has no (whole) answer.
 
     `again`: worth another try. `slow_down`: the same, and with fewer at a time. `refused`: this item gets no image.
@@ -53,7 +53,7 @@ class Trouble(Exception):
 class Answer:
     """One answer: for each task asked for its image's bytes or what happened to it; perhaps fewer than were asked for."""
 
-    parts: list[bytes | Trouble]
+    parts: list[bytes | RequestError]
     usage: dict[str, float] = field(default_factory=dict)
     """Numbers that the server reports; `cost` is in US dollars."""
 
@@ -63,44 +63,46 @@ def decode(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise Trouble("again", f"the image in the answer is damaged: {error}") from None
+        raise RequestError("again", f"the image in the answer is damaged: {error}") from None
 
 
 def picture(data: bytes, output_format: str) -> Image.Image | WholePng:
-    """The image in full; one that is cut off is trouble now, not a file that cannot be read later."""
+    """The image in full; one that is cut off is problem now, not a file that cannot be read later."""
     try:
         if output_format == "png" and (png := whole_png(data)) is not None:
             return png
         image = Image.open(io.BytesIO(data))
         image.load()
     except (OSError, SyntaxError, ValueError) as error:
-        raise Trouble("again", f"the image in the answer is damaged: {error}") from None
+        raise RequestError("again", f"the image in the answer is damaged: {error}") from None
     return image
 
 
 def download(address: str, timeout: float) -> bytes:
     """An image that the answer only points to. It is paid for already, so the download has tries of its own."""
     if urlsplit(address).scheme not in ("http", "https"):
-        raise Trouble("again", "the answer points to something that is no http address")
+        raise RequestError("again", "the answer points to something that is no http address")
     for last in (False, False, True):
         try:
             with urllib.request.urlopen(address, timeout=timeout) as answer:
-                return answer.read(MAX_DOWNLOAD)
+                return bytes(answer.read(MAX_DOWNLOAD))
         except (OSError, ValueError, urllib.error.URLError) as error:
             if last:
-                raise Trouble("again", f"the image cannot be fetched from the address in the answer: {error}") from None
+                raise RequestError(
+                    "again", f"the image cannot be fetched from the address in the answer: {error}"
+                ) from None
         time.sleep(1.0)
     raise AssertionError("the last try returns or raises")
 
 
-def by_status(status: int, reason: str, headers: Mapping[str, str]) -> Trouble:
+def by_status(status: int, reason: str, headers: Mapping[str, str]) -> RequestError:
     """What an HTTP status means, whichever API sent it."""
     wait = retry_after(headers)
     if status in SLOW_DOWN:
-        return Trouble("slow_down", f"HTTP {status}: {reason}", wait, status)
+        return RequestError("slow_down", f"HTTP {status}: {reason}", wait, status)
     if status in AGAIN or status >= 500:
-        return Trouble("again", f"HTTP {status}: {reason}", wait, status)
-    return Trouble("stop" if status in STOPS else "refused", reason, None, status)
+        return RequestError("again", f"HTTP {status}: {reason}", wait, status)
+    return RequestError("stop" if status in STOPS else "refused", reason, None, status)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -121,7 +123,7 @@ def redact(text: str, key: str) -> str:
     return re.sub(re.escape(key[:8]) + r"[\w*.-]*", "[key]", text)[:2000] if key else text[:2000]
 
 
-def flat_numbers(report: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+def flat_numbers(report: Mapping[str, object], prefix: str = "") -> dict[str, float]:
     """The numbers of a usage report; nested ones get dotted names."""
     numbers: dict[str, float] = {}
     for name, value in report.items():

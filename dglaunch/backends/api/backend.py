@@ -8,17 +8,17 @@ just before the first byte goes out, and give it back when the last one has come
 counted, when it has been understood). What the SDK does before and after
 (building, base64, JSON) is done by threads beyond that number, while others' requests are with the server.
 
-An adapter (remote_openai, remote_google) says in a `remote.Api` what its API can do, makes the request with the official
-SDK, and translates the SDK's errors into a `Trouble`.
+An adapter (openai.py, google.py) says in a `profile.Api` what its API can do, makes the request with the official SDK, and
+translates the SDK's errors into a `RequestError`.
 """
 
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
-from dglaunch.backends.api.answers import STOPS, Answer, Trouble, picture, redact
-from dglaunch.backends.api.limits import Brake, Gate, delay, share, sleep
+from dglaunch.backends.api.answers import STOPS, Answer, RequestError, picture, redact
+from dglaunch.backends.api.limits import ConcurrencyLimiter, SpendLimit, delay, share, sleep
 from dglaunch.backends.api.profile import Api, key_of, num_workers, rank_of_all
 from dglaunch.backends.api.uploads import Upload, uploads
 from dglaunch.backends.base import Context, Facts, ItemError, Slot
@@ -34,6 +34,25 @@ SPARE_THREADS = 4
 """One thread more than requests at a time, and one more for each 4: while some work on answers, others ask."""
 
 
+class Client(Protocol):
+    """What is called on the client of any SDK."""
+
+    def close(self) -> None: ...
+
+
+class HttpRequest(Protocol):
+    """What is called on the request of an SDK's HTTP client."""
+
+    def read(self) -> bytes: ...
+
+
+class HttpResponse(HttpRequest, Protocol):
+    """What is called on its response."""
+
+    @property
+    def is_success(self) -> bool: ...
+
+
 class _Turn(threading.local):
     """What a thread is doing."""
 
@@ -45,8 +64,8 @@ class _Turn(threading.local):
     """When the one before did."""
 
 
-class RemoteBackend:
-    """An engine that asks. An adapter gives `describe`, `connect`, `probe`, `request` and `explain`."""
+class ApiBackend:
+    """A backend that asks an API for images. An adapter gives `describe`, `connect`, `probe`, `request` and `explain`."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -57,16 +76,16 @@ class RemoteBackend:
         self.seconds = {"requests": 0.0}
         places = num_workers(context.config, context.topology)
         self.facts = Facts(workers=places + places // SPARE_THREADS + 1, ledger={"seed_sent": self.api.max_seed > 0})
-        self.gate = Gate(places, self.facts.events.append)
+        self.limiter = ConcurrencyLimiter(places, self.facts.events.append)
         part, parts = rank_of_all(context.topology)
         max_requests, max_cost = self.settings.max_requests, self.settings.max_cost
-        self.brake = Brake(
+        self.spending = SpendLimit(
             None if max_requests is None else share(max_requests, part, parts),
             None if max_cost is None else max_cost / parts,
             self.facts.events.append,
         )
-        self.client: Any = None
-        self.hooks = {"request": [self._before], "response": [self._after]}
+        self.client: Client | None = None
+        self.hooks: dict[str, list[Callable[..., None]]] = {"request": [self._before], "response": [self._after]}
         """For the SDK's HTTP client (httpx)."""
         self._turn = _Turn()
         self._key = ""
@@ -76,6 +95,7 @@ class RemoteBackend:
 
     @staticmethod
     def describe(model: str) -> Api:
+        """Return what the API can do with a model."""
         raise NotImplementedError
 
     def connect(self, key: str) -> None:
@@ -87,14 +107,14 @@ class RemoteBackend:
         raise NotImplementedError
 
     def request(self, tasks: Sequence[Task], images: Sequence[Upload]) -> Answer:
-        """One request for all samples of one row; `images` are what an edit starts from."""
+        """Make one request for all samples of one row; `images` are what an edit starts from."""
         raise NotImplementedError
 
-    def explain(self, error: Exception) -> Trouble:
-        """What an exception of the SDK means."""
+    def explain(self, error: Exception) -> RequestError:
+        """Return what an exception of the SDK means."""
         raise NotImplementedError
 
-    # The contract of an engine.
+    # The contract of a backend.
 
     def load(self) -> Facts:
         """Connect, and see that the key is accepted before any image is asked for."""
@@ -115,18 +135,18 @@ class RemoteBackend:
         for attempt in range(PROBES):
             try:
                 return self.probe()
-            except Exception as error:
-                trouble = self._explained(error)
-            if trouble.status == 401:
-                raise self._problem(trouble)
-            if trouble.status is not None:
+            except Exception as error:  # whatever an SDK raises; `explain` says what it means
+                problem = self._explained(error)
+            if problem.status == 401:
+                raise self._final_error(problem)
+            if problem.status is not None:
                 return
             sleep(delay(attempt, self.settings.retry_delay, None), self.context.should_stop)
         where = f" at {self.settings.api_base}" if self.settings.api_base else ""
-        raise UserError(f"{self.api.name} cannot be reached{where}: {trouble}. Check the network and --api_base.")
+        raise UserError(f"{self.api.name} cannot be reached{where}: {problem}. Check the network and --api_base.")
 
     def generate(self, batch: Batch) -> Sequence[Slot]:
-        """The images of one row. A slot is None where the run was stopped in between: that image stays pending."""
+        """Return the images of one row. A slot is None where the run was stopped in between: that image stays pending."""
         slots: list[Slot] = [None] * len(batch)
         try:
             images = uploads(batch.tasks[0], self.api.image_formats, self.api.max_image_bytes)
@@ -147,31 +167,31 @@ class RemoteBackend:
         """Ask until each slot has its image or its error; an image that came is not asked for again."""
         attempt = 0
         while left := [n for n, slot in enumerate(slots) if slot is None]:
-            made, trouble = self._ask([tasks[n] for n in left], images)
+            made, problem = self._ask([tasks[n] for n in left], images)
             for n, part in zip(left, made):
                 slots[n] = part
-            if trouble is None:
+            if problem is None:
                 continue
-            if trouble.kind == "refused" or attempt >= self.settings.api_max_retries:
-                tries = f" (tried {attempt + 1} times)" if attempt and trouble.kind != "refused" else ""
-                slots[:] = [ItemError(f"{trouble}{tries}") if slot is None else slot for slot in slots]
+            if problem.kind == "refused" or attempt >= self.settings.api_max_retries:
+                tries = f" (tried {attempt + 1} times)" if attempt and problem.kind != "refused" else ""
+                slots[:] = [ItemError(f"{problem}{tries}") if slot is None else slot for slot in slots]
                 return
             self._count(retries=1)
-            sleep(delay(attempt, self.settings.retry_delay, trouble.retry_after), self.context.should_stop)
+            sleep(delay(attempt, self.settings.retry_delay, problem.retry_after), self.context.should_stop)
             attempt += 1
 
-    def _ask(self, tasks: Sequence[Task], images: Sequence[Upload]) -> tuple[list[Slot], Trouble | None]:
+    def _ask(self, tasks: Sequence[Task], images: Sequence[Upload]) -> tuple[list[Slot], RequestError | None]:
         """One request: what came of each task, and why some have nothing yet."""
         self._turn.asks, self._turn.last = True, 0.0
         try:
             answer = self._send(tasks, images)
-        except Trouble as trouble:
-            self._react(trouble, self._turn.last)
-            return [None] * len(tasks), trouble
+        except RequestError as problem:
+            self._react(problem, self._turn.last)
+            return [None] * len(tasks), problem
         finally:
             self._turn.asks = False
             self._leave()
-        self.gate.went_well()
+        self.limiter.went_well()
         self._count(**answer.usage)
         return self._unpack(answer, len(tasks))
 
@@ -179,81 +199,81 @@ class RemoteBackend:
         """One answer, its cost counted.
 
         Raises:
-            Trouble: whatever the SDK raised.
+            RequestError: whatever the SDK raised.
             Drained, UserError: nothing was sent, and nothing will be.
         """
         try:
             answer = self.request(tasks, images)
         except Drained as stop:
             raise (stop.__cause__ if isinstance(stop.__cause__, UserError) else stop) from None
-        except Exception as error:
+        except Exception as error:  # as above: around one request, which ends as its items' errors or is sent again
             raise self._explained(error) from None
         assert self._turn.last, "the SDK's HTTP client calls no hooks: nothing would limit the requests at a time"
-        self.brake.paid(answer.usage.get("cost"))
+        self.spending.paid(answer.usage.get("cost"))
         return answer
 
-    def _before(self, request: Any) -> None:
+    def _before(self, request: HttpRequest) -> None:
         """The request is built and about to be sent, in the thread that asks."""
         if not self._turn.asks:
             return
         request.read()  # a form is in many small parts, which would be sent one by one
-        self._turn.since = self._turn.last = self.gate.enter(self.context.should_stop)
+        self._turn.since = self._turn.last = self.limiter.enter(self.context.should_stop)
         try:
-            self.brake.take()
+            self.spending.take()
         except UserError as problem:  # the SDK would make an error of its own out of it
             raise Drained from problem
         self._count(requests=1)
 
-    def _after(self, response: Any) -> None:
+    def _after(self, response: HttpResponse) -> None:
         """The head of the answer is here. Who waits may send, unless what this answer says may be against it."""
         response.read()
-        if response.is_success and self.brake.max_cost is None:
+        if response.is_success and self.spending.max_cost is None:
             self._leave()
             time.sleep(0)  # lets go of Python's lock: who got the place sends before this answer is taken apart
 
     def _leave(self) -> None:
         since, self._turn.since = self._turn.since, None
         if since is not None:
-            self.gate.leave()
+            self.limiter.leave()
             with self._counting:
                 self.seconds["requests"] += time.monotonic() - since
 
-    def _unpack(self, answer: Answer, wanted: int) -> tuple[list[Slot], Trouble | None]:
+    def _unpack(self, answer: Answer, wanted: int) -> tuple[list[Slot], RequestError | None]:
         made: list[Slot] = []
-        trouble = (
-            None if len(answer.parts) >= wanted else Trouble("again", f"{len(answer.parts)} of {wanted} images came")
-        )
+        problem = None
+        if len(answer.parts) < wanted:
+            problem = RequestError("again", f"{len(answer.parts)} of {wanted} images came")
         for part in answer.parts[:wanted]:
             try:
                 made.append(picture(part, self.output_format) if isinstance(part, bytes) else _refusal(part))
-            except Trouble as damaged:
+            except RequestError as damaged:
                 made.append(None)
-                trouble = damaged
-        return made, trouble
+                problem = damaged
+        return made, problem
 
-    def _react(self, trouble: Trouble, started: float) -> None:
+    def _react(self, problem: RequestError, started: float) -> None:
         """What an answer means for the requests to come."""
-        if trouble.kind == "stop":
-            raise self.brake.fail(self._problem(trouble))
-        if trouble.retry_after is not None and trouble.retry_after > LONGEST_RETRY_AFTER_S:
-            wait = f"The server asks to wait {trouble.retry_after:,.0f} s ({trouble})"
-            raise self.brake.fail(
+        if problem.kind == "stop":
+            raise self.spending.fail(self._final_error(problem))
+        if problem.retry_after is not None and problem.retry_after > LONGEST_RETRY_AFTER_S:
+            wait = f"The server asks to wait {problem.retry_after:,.0f} s ({problem})"
+            raise self.spending.fail(
                 UserError(f"{wait}; what came is written. Start the same command again after that time.")
             )
-        if trouble.kind == "slow_down":
+        if problem.kind == "slow_down":
             self._count(slow_downs=1)
-            self.gate.slow_down(started, trouble.retry_after)
+            self.limiter.slow_down(started, problem.retry_after)
 
-    def _explained(self, error: Exception) -> Trouble:
-        trouble = error if isinstance(error, Trouble) else self.explain(error)
-        trouble.args = (redact(" ".join(str(trouble).split()), self._key),)
-        return trouble
+    def _explained(self, error: Exception) -> RequestError:
+        problem = error if isinstance(error, RequestError) else self.explain(error)
+        problem.args = (redact(" ".join(str(problem).split()), self._key),)
+        return problem
 
-    def _problem(self, trouble: Trouble) -> UserError:
+    def _final_error(self, problem: RequestError) -> UserError:
         """The end of the run, in one paragraph. What a server says of a key repeats parts of it, so it is left out."""
-        said = "" if trouble.status == 401 else f" It says: {trouble}"
+        said = "" if problem.status == 401 else f" It says: {problem}"
         what = STOPS.get(
-            trouble.status or 0, "cannot go on. See what it says, and start the same command again"
+            problem.status or 0, "cannot go on. See what it says, and start the same command again"
         ).format(keys=" or ".join(self.api.keys), model=self.model)
         return UserError(f"{self.api.name} {what}.{said}")
 
@@ -262,7 +282,7 @@ class RemoteBackend:
             self.facts.usage.update(numbers)
 
 
-def _refusal(part: Trouble) -> ItemError:
+def _refusal(part: RequestError) -> ItemError:
     """The server's word on one of several images; one that may be tried again is raised."""
     if part.kind == "refused":
         return ItemError(str(part))

@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dglaunch.backends.api.answers import Answer, Trouble, by_status, flat_numbers
-from dglaunch.backends.api.backend import RemoteBackend
+from dglaunch.backends.api.answers import Answer, RequestError, by_status, flat_numbers
+from dglaunch.backends.api.backend import ApiBackend
 from dglaunch.backends.api.profile import Api
 from dglaunch.backends.api.uploads import Upload
 from dglaunch.data.task import Task
@@ -53,7 +53,7 @@ NETWORK = ("TimeoutException", "TransportError", "OSError")
 is installed."""
 
 
-class GoogleBackend(RemoteBackend):
+class GoogleBackend(ApiBackend):
     """See the module's docstring."""
 
     @staticmethod
@@ -87,21 +87,25 @@ class GoogleBackend(RemoteBackend):
             retry_options=types.HttpRetryOptions(attempts=1),
             client_args={"event_hooks": self.hooks, "limits": _no_limits()},
         )
-        self.client = genai.Client(api_key=key, vertexai=self.imagen, http_options=options)
+        self._genai = self.client = genai.Client(api_key=key, vertexai=self.imagen, http_options=options)
 
     def probe(self) -> None:
-        self.client.models.get(model=self.model)
+        self._genai.models.get(model=self.model)
 
     def request(self, tasks: Sequence[Task], images: Sequence[Upload]) -> Answer:
         return self._imagen(tasks) if self.imagen else self._gemini(tasks[0], images)
 
     def _size(self, task: Task) -> dict[str, str]:
-        return self.api.size(task.width, task.height) if task.width is not None and task.height is not None else {}
+        if task.width is None or task.height is None:
+            return {}
+        size = self.api.size(task.width, task.height)
+        assert isinstance(size, dict), "describe() gave the sizes as settings"
+        return size
 
     def _gemini(self, task: Task, images: Sequence[Upload]) -> Answer:
         types = self._types
         size = self._size(task)
-        answer = self.client.models.generate_content(
+        answer = self._genai.models.generate_content(
             model=self.model,
             contents=[
                 *(types.Part.from_bytes(data=data, mime_type=kind) for data, kind in images),
@@ -118,33 +122,30 @@ class GoogleBackend(RemoteBackend):
             [self._part(answer)], flat_numbers(usage.model_dump(exclude_none=True)) if usage is not None else {}
         )
 
-    def _part(self, answer: Any) -> bytes | Trouble:
+    def _part(self, answer: Any) -> bytes | RequestError:
         """The first image of the answer, or why there is none."""
         feedback = answer.prompt_feedback
         if feedback is not None and feedback.block_reason is not None:
-            return Trouble(
+            return RequestError(
                 "refused", f"prompt blocked, {feedback.block_reason.value}: {feedback.block_reason_message or ''}"
             )
         candidate = answer.candidates[0] if answer.candidates else None
         parts = (candidate.content.parts or []) if candidate is not None and candidate.content is not None else []
         for part in parts:
             if part.inline_data is not None and part.inline_data.data:
-                return part.inline_data.data
-        reason = (
-            candidate.finish_reason.value
-            if candidate is not None and candidate.finish_reason is not None
-            else "none given"
-        )
-        said = (candidate.finish_message if candidate is not None else None) or " ".join(
-            p.text for p in parts if p.text
-        )
-        return Trouble(
+                return bytes(part.inline_data.data)
+        reason, said = "none given", ""
+        if candidate is not None:
+            reason = candidate.finish_reason.value if candidate.finish_reason is not None else reason
+            said = candidate.finish_message or ""
+        said = said or " ".join(part.text for part in parts if part.text)
+        return RequestError(
             "refused" if reason in REFUSALS else "again", f"no image came, finish reason {reason}: {said[:500]}"
         )
 
     def _imagen(self, tasks: Sequence[Task]) -> Answer:
         first = tasks[0]
-        answer = self.client.models.generate_images(
+        answer = self._genai.models.generate_images(
             model=self.model,
             prompt=first.prompt,
             config=self._types.GenerateImagesConfig(
@@ -157,22 +158,22 @@ class GoogleBackend(RemoteBackend):
         )
         return Answer([_imagen_part(image) for image in answer.generated_images or []])
 
-    def explain(self, error: Exception) -> Trouble:
+    def explain(self, error: Exception) -> RequestError:
         if isinstance(error, self._errors.APIError):
             # Gemini calls a wrong key a bad request.
             status = 401 if "API_KEY_INVALID" in str(error.details) else error.code
             headers = getattr(error.response, "headers", None) or {}
-            trouble = by_status(status, f"{error.status}: {error.message}", headers)
-            trouble.retry_after = trouble.retry_after if trouble.retry_after is not None else _retry_info(error.details)
-            return trouble
+            problem = by_status(status, f"{error.status}: {error.message}", headers)
+            problem.retry_after = problem.retry_after if problem.retry_after is not None else _retry_info(error.details)
+            return problem
         if any(base.__name__ in NETWORK for base in type(error).__mro__):
-            return Trouble("again", f"no answer ({type(error).__name__}): {error}")
+            return RequestError("again", f"no answer ({type(error).__name__}): {error}")
         if isinstance(error, ValueError):  # pydantic's too: a damaged answer
-            return Trouble("again", f"the answer cannot be read: {error}")
-        return Trouble("refused", f"{type(error).__name__}: {error}")
+            return RequestError("again", f"the answer cannot be read: {error}")
+        return RequestError("refused", f"{type(error).__name__}: {error}")
 
 
-def _no_limits() -> Any:
+def _no_limits() -> object:
     """Of connections: the gate has the limit. (The SDK's HTTP client keeps 20 open and makes 100 at most.)"""
     try:
         import httpx2 as httpx
@@ -181,13 +182,13 @@ def _no_limits() -> Any:
     return httpx.Limits(max_connections=None, max_keepalive_connections=None)
 
 
-def _imagen_part(generated: Any) -> bytes | Trouble:
+def _imagen_part(generated: Any) -> bytes | RequestError:
     if generated.image is not None and generated.image.image_bytes:
-        return generated.image.image_bytes
-    return Trouble("refused", f"filtered: {generated.rai_filtered_reason or 'no reason given'}")
+        return bytes(generated.image.image_bytes)
+    return RequestError("refused", f"filtered: {generated.rai_filtered_reason or 'no reason given'}")
 
 
-def _retry_info(details: Any) -> float | None:
+def _retry_info(details: object) -> float | None:
     """Google's own way to say Retry-After: a RetryInfo among the details, with a delay such as "32s"."""
     listed = details.get("error", {}).get("details", []) if isinstance(details, dict) else []
     for entry in listed:

@@ -1,10 +1,10 @@
-"""How fast and how much a remote backend asks: giving way, backing off, and stopping in time. No HTTP in here.
+"""How fast and how much an API backend asks: giving way, backing off, and stopping in time. No HTTP in here.
 
-    started = gate.enter(should_stop)   waits for its turn
-    brake.take()                        or Drained: --max_requests or --max_cost is used up
+    started = limiter.enter(should_stop)   waits for its turn
+    spending.take()                        or Drained: --max_requests or --max_cost is used up
     ... the request is sent, its answer read ...
-    gate.leave()
-    gate.went_well() | gate.slow_down(started, retry_after)
+    limiter.leave()
+    limiter.went_well() | limiter.slow_down(started, retry_after)
 
 The number of requests at a time falls by half when a server says that there are too many, and rises again by one for
 each round of answers (additive increase, multiplicative decrease), up to what the user allows.
@@ -32,7 +32,7 @@ def delay(attempt: int, base: float, retry_after: float | None) -> float:
     """Seconds before the next try. Jitter keeps those who failed together from coming back together."""
     if retry_after is not None:
         return retry_after + random.uniform(0, base)
-    return min(base * 2**attempt, LONGEST_DELAY_S) * random.uniform(0.5, 1.0)
+    return float(min(base * 2**attempt, LONGEST_DELAY_S) * random.uniform(0.5, 1.0))
 
 
 def sleep(seconds: float, should_stop: Callable[[], bool]) -> None:
@@ -51,7 +51,7 @@ def sleep(seconds: float, should_stop: Callable[[], bool]) -> None:
         time.sleep(min(left, LOOK_EVERY_S))
 
 
-class Gate:
+class ConcurrencyLimiter:
     """Lets as many requests through at a time as this rank may have, and fewer when the server asks for it."""
 
     def __init__(self, workers: int, note: Callable[[str], None]) -> None:
@@ -113,7 +113,7 @@ class Gate:
             self._note(f"after {time.monotonic() - self._begun:.0f} s {text}{last}")
 
 
-class Brake:
+class SpendLimit:
     """Says no to every further request once the run must not go on; what is under way still comes in."""
 
     def __init__(self, max_requests: int | None, max_cost: float | None, note: Callable[[str], None]) -> None:
@@ -123,7 +123,7 @@ class Brake:
         self.cost = 0.0
         self._note = note
         self._problem: UserError | None = None
-        self._told = False
+        self._noted = False
         self._lock = threading.Lock()
 
     def take(self) -> None:
@@ -131,7 +131,7 @@ class Brake:
 
         Raises:
             Drained: a limit of the user's is reached.
-            UserError: the server told something that no further request can change.
+            UserError: the server said something that no further request can change.
         """
         with self._lock:
             if self._problem is not None:
@@ -143,8 +143,8 @@ class Brake:
             self.requests += 1
 
     def _stop(self, why: str) -> None:
-        if not self._told:
-            self._told = True
+        if not self._noted:
+            self._noted = True
             self._note(f"stopped asking, {why}; the same command goes on from here")
         raise Drained
 

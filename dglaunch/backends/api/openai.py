@@ -6,8 +6,8 @@ Any compatible server works through --api_base or OPENAI_BASE_URL. The API takes
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dglaunch.backends.api.answers import Answer, Trouble, by_status, decode, download, flat_numbers
-from dglaunch.backends.api.backend import RemoteBackend
+from dglaunch.backends.api.answers import Answer, RequestError, by_status, decode, download, flat_numbers
+from dglaunch.backends.api.backend import ApiBackend
 from dglaunch.backends.api.profile import Api
 from dglaunch.backends.api.uploads import Upload
 from dglaunch.data.task import Task
@@ -32,7 +32,7 @@ NO_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_act
 """Codes of a 429 or 400 that no waiting mends."""
 
 
-class OpenAIBackend(RemoteBackend):
+class OpenAIBackend(ApiBackend):
     """See the module's docstring."""
 
     @staticmethod
@@ -51,13 +51,13 @@ class OpenAIBackend(RemoteBackend):
         import openai
 
         self._sdk = openai
-        self.client = openai.OpenAI(
+        self._openai = self.client = openai.OpenAI(
             api_key=key, base_url=self.settings.api_base, timeout=self.settings.timeout, max_retries=0,
             http_client=openai.DefaultHttpxClient(event_hooks=self.hooks),
         )  # fmt: skip
 
     def probe(self) -> None:
-        self.client.models.retrieve(self.model)
+        self._openai.models.retrieve(self.model)
 
     def request(self, tasks: Sequence[Task], images: Sequence[Upload]) -> Answer:
         first = tasks[0]
@@ -66,37 +66,41 @@ class OpenAIBackend(RemoteBackend):
             arguments["size"] = self.api.size(first.width, first.height)
         if images:
             files = [(f"{n}.{kind.split('/')[1]}", data, kind) for n, (data, kind) in enumerate(images)]
-            return self._answer(self.client.images.edit(image=files, **arguments))
-        return self._answer(self.client.images.generate(**arguments))
+            return self._answer(self._openai.images.edit(image=files, **arguments))
+        return self._answer(self._openai.images.generate(**arguments))
 
     def _answer(self, answer: Any) -> Answer:
         if not isinstance(answer, self._sdk.types.ImagesResponse):  # the SDK hands out what is no JSON as a text
-            raise Trouble("again", f"the answer is no JSON: {str(answer)[:200]!r}")
+            raise RequestError("again", f"the answer is no JSON: {str(answer)[:200]!r}")
         usage = flat_numbers(answer.usage.to_dict()) if answer.usage is not None else {}
         return Answer([self._part(image) for image in answer.data or []], usage)
 
-    def _part(self, image: Any) -> bytes | Trouble:
+    def _part(self, image: Any) -> bytes | RequestError:
         try:
             if image.b64_json:
                 return decode(image.b64_json)
-            return download(image.url, self.settings.timeout) if image.url else Trouble("again", "an empty image came")
-        except Trouble as damaged:  # the other images of the answer are paid for, and may be whole
+            return (
+                download(image.url, self.settings.timeout)
+                if image.url
+                else RequestError("again", "an empty image came")
+            )
+        except RequestError as damaged:  # the other images of the answer are paid for, and may be whole
             return damaged
 
-    def explain(self, error: Exception) -> Trouble:
+    def explain(self, error: Exception) -> RequestError:
         if isinstance(error, self._sdk.APITimeoutError):
-            return Trouble("again", f"no answer within {self.settings.timeout:g} s")
+            return RequestError("again", f"no answer within {self.settings.timeout:g} s")
         if isinstance(error, self._sdk.APIStatusError):
             body = error.body if isinstance(error.body, Mapping) else {}
             reason = str(body.get("message") or error.message)
             if error.code in NO_QUOTA or error.type in NO_QUOTA:
-                return Trouble("stop", reason, status=402)
+                return RequestError("stop", reason, status=402)
             return by_status(error.status_code, reason, error.response.headers)
         if isinstance(error, self._sdk.APIConnectionError):
-            return Trouble("again", f"the connection failed: {error.__cause__ or error}")
+            return RequestError("again", f"the connection failed: {error.__cause__ or error}")
         if isinstance(error, ValueError | self._sdk.OpenAIError):
-            return Trouble("again", f"the answer cannot be read: {error}")
-        return Trouble("refused", f"{type(error).__name__}: {error}")
+            return RequestError("again", f"the answer cannot be read: {error}")
+        return RequestError("refused", f"{type(error).__name__}: {error}")
 
 
 def _size_of(model: str) -> Callable[[int, int], str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from dglaunch.backends.api.limits import share
 from dglaunch.backends.profiles import Profile, Target
-from dglaunch.backends.registry import backend_class
+from dglaunch.backends.registry import backend_factory
 from dglaunch.config import LOCAL, RunConfig
 from dglaunch.data.task import ROW_FIELDS, BatchSize, Bucket, Task, plain_bucket
 from dglaunch.distributed.topology import Topology
@@ -46,7 +46,7 @@ class Api:
 
 def api_of(config: RunConfig) -> Api:
     """Return what the API of --backend can do with --model_name."""
-    adapter = backend_class(config.backend.backend)
+    adapter = backend_factory(config.backend.backend)
     api: Api = adapter.describe(config.backend.model_name)  # type: ignore[attr-defined]  # adapters have it, Backend not
     return api
 

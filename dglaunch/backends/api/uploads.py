@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from dglaunch.data.task import Task
-from dglaunch.data.images import BadImage, InputImage, _bombs_are_errors, _open, _orientation, _told, decode, describe
+from dglaunch.data.images import (
+    BadImage,
+    InputImage,
+    damage_is_a_bad_image,
+    decode,
+    describe,
+    open_image,
+    orientation_of,
+    refuse_bombs,
+)
 
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 
@@ -27,13 +36,13 @@ def upload(image: InputImage, formats: frozenset[str]) -> Upload:
         BadImage: it cannot be decoded, or is another than when the run began.
     """
     data = image.read()
-    _bombs_are_errors()
-    with _told():
-        opened = _open(data)
+    refuse_bombs()
+    with damage_is_a_bad_image():
+        opened = open_image(data)
         kind = "JPEG" if opened.format == "MPO" else str(opened.format)
         moves = kind != "JPEG" and getattr(opened, "is_animated", False)
-        own = kind in formats and not moves and _orientation(opened, data) == 1
-        opened.load()  # a torn file is told here, not paid for
+        own = kind in formats and not moves and orientation_of(opened, data) == 1
+        opened.load()  # a torn file is found here, not paid for
     if own:
         return Upload(data, MEDIA_TYPES[kind])
     kind = "JPEG" if kind == "JPEG" and kind in formats else "PNG"

@@ -1,22 +1,19 @@
 """--embedding_cache: the embeddings of prompts, kept on disk between runs."""
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
-from dglaunch.atomic import replacing
+from dglaunch.atomic import atomic_write, temporary_path
+from dglaunch.backends.base import Context
+from dglaunch.backends.diffusers.prompt_tensors import Embedding
 from dglaunch.errors import UserError
-
-Rows = tuple[torch.Tensor | None, ...]
-"""What encode_prompt returns, cut to one prompt, on the host."""
 
 
 class EmbeddingCache:
-    """A safetensors file for each prompt, in a folder for each set of text encoders. Ranks and runs may share it.
+    """An embedding cache is a folder with a safetensors file for each prompt, in a folder for each set of text encoders.
+    Ranks and runs may share it.
 
     Raises:
         UserError: it cannot be written, at the start or later.
@@ -26,7 +23,7 @@ class EmbeddingCache:
         self.folder = folder.expanduser() / encoders
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
-            (probe := self.folder / f".{os.getpid()}-{os.urandom(4).hex()}.tmp").touch()
+            (probe := temporary_path(self.folder)).touch()
             probe.unlink()
 
     @contextmanager
@@ -44,12 +41,12 @@ class EmbeddingCache:
     def _file(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
 
-    def read(self, keys: Iterable[str], num_values: int) -> dict[str, Rows]:
-        """What is there of these; a damaged file counts as missing and is written again."""
+    def read(self, keys: Iterable[str], num_values: int) -> dict[str, Embedding]:
+        """Read those of these prompts that are in the cache; a damaged file counts as missing and is written again."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        found: dict[str, Rows] = {}
+        found: dict[str, Embedding] = {}
         for key in keys:
             try:
                 values = load_file(self._file(key))
@@ -58,21 +55,40 @@ class EmbeddingCache:
             found[key] = tuple(values.get(str(n)) for n in range(num_values))
         return found
 
-    def write(self, rows: Mapping[str, Rows]) -> None:
+    def write(self, embeddings: Mapping[str, Embedding]) -> None:
+        """Write a file for each prompt; another rank may write the same one."""
         from safetensors.torch import save_file
 
-        for key, values in rows.items():
+        for key, values in embeddings.items():
             file = self._file(key)
-            temporary = file.with_suffix(f".{os.getpid()}-{os.urandom(4).hex()}.tmp")
             kept = {str(n): value.contiguous() for n, value in enumerate(values) if value is not None}
             with self._writing():
                 file.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(file, temporary):
+                with atomic_write(file) as temporary:
                     save_file(kept, temporary)
 
 
+def open_cache(context: Context) -> EmbeddingCache | None:
+    """Open the folder that --embedding_cache names, for the text encoders of this checkpoint; None without the flag."""
+    folder = context.config.optimization.embedding_cache
+    if folder is None:
+        return None
+    import diffusers
+    import transformers
+
+    checkpoint = context.checkpoint
+    source = Path(checkpoint.source)
+    if not checkpoint.local:
+        from huggingface_hub import hf_hub_download
+
+        revision = context.config.backend.revision
+        source = Path(hf_hub_download(checkpoint.source, "model_index.json", revision=revision)).parent
+    versions = (checkpoint.pipeline_class, context.dtype, diffusers.__version__, transformers.__version__)
+    return EmbeddingCache(folder, encoders_key(source, *versions))
+
+
 def encoders_key(folder: Path, *versions: str) -> str:
-    """A name for the text encoders and tokenizers of a checkpoint's folder: other files, another name.
+    """Name the text encoders and tokenizers of a checkpoint's folder: other files, another name.
 
     Files in a hub's cache are links to blobs that are named by their content; of others size and time count.
     """

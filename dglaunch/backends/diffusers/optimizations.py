@@ -1,24 +1,25 @@
-"""What OptimizationConfig does to a pipeline. Each option takes effect, and says how, or raises a UserError.
+"""What the optimization flags do to a pipeline. Each option takes effect, and says how, or raises a UserError.
 
     undo = ExitStack()
-    effects = optimize.apply(pipeline, config, "cuda:0", undo)     # flag -> what was found on the modules afterwards
-    undo.close()                                                  # what it changed for the whole process
+    effects = optimizations.apply(pipeline, config, "cuda:0", undo)   # flag -> what was found on the modules afterwards
+    undo.close()                                                     # what it changed for the whole process
 
-Which options there are and which go together stands in optimisations.py; rules.py has refused the rest by now.
+Which options there are and which go together stands in dglaunch.models.optimizations; checks.py has refused the rest.
 """
 
 import os
-import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
+import torch
+
+from dglaunch.backends.diffusers.protocols import Denoiser, Pipeline, denoiser
 from dglaunch.config import OptimizationConfig
 from dglaunch.errors import UserError
 from dglaunch.models.optimizations import CACHE_FLAGS
 
-CACHES: dict[str, tuple[str, dict[str, Any]]] = {
+CACHES: dict[str, tuple[str, dict[str, object]]] = {
     "first_block_cache": ("FirstBlockCacheConfig", {"threshold": 0.08}),
     "taylor_seer": ("TaylorSeerCacheConfig", {}),
     "faster_cache": ("FasterCacheConfig", {"attention_weight_callback": lambda _: 0.5, "is_guidance_distilled": True}),
@@ -27,67 +28,82 @@ CACHES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """--cache_type -> diffusers' config class and what it needs to be given besides its defaults. (FasterCache's other branch
 takes one call with both halves of the guidance for granted, which none of the pipelines makes.)"""
-INSIDE_BLOCKS = ("taylor_seer", "faster_cache", "pab")
-"""Caches whose hooks sit inside of the repeated blocks and break a compiled block into several graphs."""
 RECOMPILE_LIMIT = 64
 """Shapes for which a block may be compiled; beyond it torch would go on uncompiled without a word."""
 
 
-def network(pipeline: Any) -> Any:
-    """What denoises."""
-    return getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A target is a loaded pipeline, with what was asked for."""
+
+    pipeline: Pipeline
+    config: OptimizationConfig
+    device: str
+    undo: ExitStack
+    """Takes back at the end what was changed for the whole process."""
+
+    @property
+    def model(self) -> Denoiser:
+        found = denoiser(self.pipeline)
+        if found is None:
+            raise AttributeError(f"{type(self.pipeline).__name__} has neither a transformer nor a U-Net")
+        return found
 
 
 # -- while loading ------------------------------------------------------------------------------------------------
 
 
-def quantized(config: OptimizationConfig, dtype: str) -> Any | None:
-    """diffusers' quantisation config for the transformer, given to from_pretrained; None if nothing is done then."""
+def quantization_config(config: OptimizationConfig, dtype: str) -> object | None:
+    """Return diffusers' quantization config for the transformer, for from_pretrained; None if nothing is done then."""
     if config.quantization != "nf4":
         return None
     import diffusers
-    import torch
 
-    return diffusers.BitsAndBytesConfig(
+    wanted: object = diffusers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=getattr(torch, dtype)
     )
+    return wanted
 
 
-def place(pipeline: Any, device: str, config: OptimizationConfig) -> Any:
+def move(pipeline: Pipeline, device: str, config: OptimizationConfig) -> None:
     """Move a loaded pipeline to its device, but for what is to stay in host memory."""
-    if config.quantization in ("int8", "fp8"):
-        _quantize(network(pipeline), config.quantization, device)
+    model: object = denoiser(pipeline)
+    if config.quantization in ("int8", "fp8") and isinstance(model, torch.nn.Module):
+        _quantize(model, config.quantization, device)
     if config.enable_cpu_offload:
         pipeline.enable_model_cpu_offload(device=device)
-        return pipeline
-    if not config.enable_group_offloading:
-        return pipeline.to(device)
-    for part in pipeline.components.values():
-        if hasattr(part, "parameters") and part is not network(pipeline):
-            part.to(device)
-    return pipeline
+    elif config.enable_group_offloading:
+        for part in pipeline.components.values():
+            if isinstance(part, torch.nn.Module) and part is not model:
+                part.to(device)
+    else:
+        pipeline.to(device)
 
 
-def _quantize(model: Any, kind: str, device: str) -> None:
+def _quantize(model: torch.nn.Module, kind: str, device: str) -> None:
     """The linear layers of the repeated blocks, one after the other on the device: a CPU takes minutes for 12B weights, and
     the whole transformer need not fit before. Both kinds scale each row of the activations by itself, so that an image
     does not depend on the others of its batch; the few layers outside of the blocks gain nothing."""
-    import torch
     from torchao import quantization as torchao
 
-    kinds = {
-        "int8": torchao.Int8DynamicActivationInt8WeightConfig,
-        "fp8": lambda: torchao.Float8DynamicActivationFloat8WeightConfig(granularity=torchao.PerRow()),
-    }
-    blocks = [child for child in model.children() if isinstance(child, torch.nn.ModuleList)] or [model]
+    if kind == "int8":
+        config = torchao.Int8DynamicActivationInt8WeightConfig()
+    else:
+        config = torchao.Float8DynamicActivationFloat8WeightConfig(granularity=torchao.PerRow())
+    lists = [child for child in model.children() if isinstance(child, torch.nn.ModuleList)]
+    blocks: Sequence[torch.nn.Module] = lists if lists else [model]
     inside = {id(module) for block in blocks for module in block.modules() if isinstance(module, torch.nn.Linear)}
-    torchao.quantize_(model, kinds[kind](), lambda module, _name: id(module) in inside, device=device)
+
+    def is_inside(module: torch.nn.Module, _name: str) -> bool:
+        return id(module) in inside
+
+    torchao.quantize_(model, config, is_inside, device=device)
 
 
 # -- once it is loaded --------------------------------------------------------------------------------------------
 
 
-def apply(pipeline: Any, config: OptimizationConfig, device: str, undo: ExitStack) -> dict[str, str]:
+def apply(pipeline: Pipeline, config: OptimizationConfig, device: str, undo: ExitStack) -> dict[str, str]:
     """Do what was asked for to a loaded pipeline of diffusers.
 
     Returns:
@@ -96,78 +112,79 @@ def apply(pipeline: Any, config: OptimizationConfig, device: str, undo: ExitStac
     Raises:
         UserError: it cannot take effect here.
     """
+    target = Target(pipeline, config, device, undo)
     effects: dict[str, str] = {}
     for flag, action in ACTIONS.items():
         value = getattr(config, flag)
         if value not in (None, False):
-            effects[flag] = _guarded(flag, value, lambda act=action: act(pipeline, config, device, undo))
+            with _explained(f"--{flag}" if value is True else f"--{flag} {value}"):
+                effects[flag] = action(target)
     return effects
 
 
-def _guarded(flag: str, value: Any, action: Callable[[], str]) -> str:
+@contextmanager
+def _explained(option: str) -> Iterator[None]:
     """The libraries say in their exceptions which package or value is wrong; hand that on as the user's error."""
     try:
-        return action()
+        yield
     except (ValueError, ImportError, RuntimeError, AttributeError, TypeError, AssertionError) as error:
         reason = (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
-        shown = f"--{flag}" if value is True else f"--{flag} {value}"
-        raise UserError(f"{shown} cannot take effect: {reason}. Install what it names, or drop the flag.") from None
+        raise UserError(f"{option} cannot take effect: {reason}. Install what it names, or drop the flag.") from None
 
 
-def _vae(method: str) -> Callable[..., str]:
-    def act(pipeline: Any, *_: Any) -> str:
-        vae = getattr(pipeline, "vae", None)
-        if not hasattr(vae, method):
-            raise ValueError(f"the VAE of {type(pipeline).__name__} cannot do it")
-        getattr(vae, method)()
-        return f"{type(vae).__name__}.{method}()"
-
-    return act
+def _vae_slicing(target: Target) -> str:
+    return _enable_of_vae(target, "enable_slicing")
 
 
-def _channels_last(pipeline: Any, *_: Any) -> str:
-    import torch
+def _vae_tiling(target: Target) -> str:
+    return _enable_of_vae(target, "enable_tiling")
 
+
+def _enable_of_vae(target: Target, method: str) -> str:
+    vae = getattr(target.pipeline, "vae", None)
+    if not hasattr(vae, method):
+        raise ValueError(f"the VAE of {type(target.pipeline).__name__} cannot do it")
+    getattr(vae, method)()
+    return f"{type(vae).__name__}.{method}()"
+
+
+def _channels_last(target: Target) -> str:
     moved = 0
     for name in ("vae", "unet"):
-        part = getattr(pipeline, name, None)
+        part = getattr(target.pipeline, name, None)
         for module in part.modules() if part is not None else ():
             if isinstance(module, torch.nn.Conv2d):
-                module.to(memory_format=torch.channels_last)
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's types omit it
                 moved += module.weight.is_contiguous(memory_format=torch.channels_last)
     if not moved:
-        raise ValueError(f"{type(pipeline).__name__} has no two-dimensional convolutions")
+        raise ValueError(f"{type(target.pipeline).__name__} has no two-dimensional convolutions")
     return f"{moved} convolutions in NHWC"
 
 
-def _tf32(_pipeline: Any, _config: Any, _device: str, undo: ExitStack) -> str:
-    import torch
-
-    undo.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-    undo.callback(setattr, torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
+def _tf32(target: Target) -> str:
+    target.undo.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+    target.undo.callback(setattr, torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
     return f"float32 matrix products: {torch.get_float32_matmul_precision()}"
 
 
-def _quantization(pipeline: Any, *_: Any) -> str:
-    """Done while loading or by `place`; here the weights are looked at."""
-    import torch
-
+def _quantization(target: Target) -> str:
+    """Done while loading or by `move`; here the weights are looked at."""
     kinds: dict[str, int] = {}
-    linear = [module for module in network(pipeline).modules() if isinstance(module, torch.nn.Linear)]
+    linear = [module for module in target.model.modules() if isinstance(module, torch.nn.Linear)]
     for module in linear:
         kind = type(module.weight)
         if kind.__module__.startswith(("torchao", "bitsandbytes")):
             kinds[kind.__name__] = kinds.get(kind.__name__, 0) + 1
     if not kinds:
-        raise ValueError(f"no linear layer of {type(network(pipeline)).__name__} was quantised")
+        raise ValueError(f"no linear layer of {type(target.model).__name__} was quantized")
     counted = ", ".join(f"{count} of {len(linear)} linear layers {name}" for name, count in kinds.items())
-    return f"{type(network(pipeline)).__name__}: {counted}"
+    return f"{type(target.model).__name__}: {counted}"
 
 
-def _fuse_qkv(pipeline: Any, *_: Any) -> str:
-    model = network(pipeline)
+def _fuse_qkv(target: Target) -> str:
+    model = target.model
     model.fuse_qkv_projections()
     fused = sum(name.rpartition(".")[2] in ("to_qkv", "to_added_qkv", "to_kv") for name, _ in model.named_modules())
     if not fused:
@@ -175,10 +192,8 @@ def _fuse_qkv(pipeline: Any, *_: Any) -> str:
     return f"{fused} fused projections"
 
 
-def _layerwise_casting(pipeline: Any, *_: Any) -> str:
-    import torch
-
-    model = network(pipeline)
+def _layerwise_casting(target: Target) -> str:
+    model = target.model
     model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=model.dtype)
     stored = [parameter.dtype == torch.float8_e4m3fn for parameter in model.parameters()]
     if not any(stored):
@@ -186,11 +201,11 @@ def _layerwise_casting(pipeline: Any, *_: Any) -> str:
     return f"{sum(stored)} of {len(stored)} weights kept as float8_e4m3fn"
 
 
-def _attention_backend(pipeline: Any, config: OptimizationConfig, *_: Any) -> str:
+def _attention_backend(target: Target) -> str:
     """The kernel of this transformer. diffusers makes it the whole process's default as well: that is taken back."""
     from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Registry
 
-    model, name = network(pipeline), config.attention_backend
+    model, name = target.model, target.config.attention_backend
     default = Registry.get_active_backend()[0]
     try:
         model.set_attention_backend(name)
@@ -206,22 +221,21 @@ def _attention_backend(pipeline: Any, config: OptimizationConfig, *_: Any) -> st
     return f"{reached} attention processors: {name}"
 
 
-def _cache(pipeline: Any, config: OptimizationConfig, _device: str, undo: ExitStack) -> str:
-    kind = config.cache_type
+def _cache(target: Target) -> str:
+    kind = target.config.cache_type
     assert kind is not None
-    given = {
-        argument: value for flag, argument in CACHE_FLAGS[kind].items() if (value := getattr(config, flag)) is not None
-    }
-    return _cache_dit(pipeline, given, undo) if kind == "cache_dit" else _diffusers_cache(pipeline, kind, given)
+    values = {argument: getattr(target.config, flag) for flag, argument in CACHE_FLAGS[kind].items()}
+    given = {argument: value for argument, value in values.items() if value is not None}
+    return _cache_dit(target, given) if kind == "cache_dit" else _diffusers_cache(target, kind, given)
 
 
-def _diffusers_cache(pipeline: Any, kind: str, given: dict[str, Any]) -> str:
+def _diffusers_cache(target: Target, kind: str, given: dict[str, object]) -> str:
     import diffusers
 
-    model, (name, fixed) = network(pipeline), CACHES[kind]
+    model, (name, fixed) = target.model, CACHES[kind]
     arguments = fixed | given
     if kind in ("faster_cache", "pab"):
-        arguments["current_timestep_callback"] = lambda: pipeline.current_timestep
+        arguments["current_timestep_callback"] = lambda: target.pipeline.current_timestep
     if kind == "mag_cache":
         from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
 
@@ -233,29 +247,26 @@ def _diffusers_cache(pipeline: Any, kind: str, given: dict[str, Any]) -> str:
     return f"{name}({shown}) on {hooked} modules"
 
 
-def _cache_dit(pipeline: Any, given: dict[str, Any], undo: ExitStack) -> str:
+def _cache_dit(target: Target, given: dict[str, object]) -> str:
     """DBCache. It replaces the call of the pipeline's class, which `undo` takes back."""
     os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "error")
     import cache_dit
-    import torch
 
-    model = network(pipeline)
+    model = target.model
     depth = max(len(child) for child in model.children() if isinstance(child, torch.nn.ModuleList))
     arguments = {"Fn_compute_blocks": 8 if depth > 16 else 1} | given
-    undo.callback(cache_dit.disable_cache, pipeline)
-    cache_dit.enable_cache(pipeline, cache_config=cache_dit.DBCacheConfig(**arguments))
+    target.undo.callback(cache_dit.disable_cache, target.pipeline)
+    cache_dit.enable_cache(target.pipeline, cache_config=cache_dit.DBCacheConfig(**arguments))
     if not getattr(model, "_is_cached", False):
         raise ValueError(f"it did not take hold of {type(model).__name__}")
     return f"DBCache({', '.join(f'{key}={value}' for key, value in arguments.items())})"
 
 
-def _group_offloading(pipeline: Any, _config: Any, device: str, _undo: ExitStack) -> str:
-    import torch
-
-    model = network(pipeline)
+def _group_offloading(target: Target) -> str:
+    model = target.model
     model.enable_group_offload(
-        onload_device=torch.device(device), offload_device=torch.device("cpu"), offload_type="leaf_level",
-        use_stream=device.startswith("cuda"), record_stream=device.startswith("cuda"),
+        onload_device=torch.device(target.device), offload_device=torch.device("cpu"), offload_type="leaf_level",
+        use_stream=target.device.startswith("cuda"), record_stream=target.device.startswith("cuda"),
     )  # fmt: skip
     hooked = sum(
         "group_offloading" in getattr(m._diffusers_hook, "hooks", {})
@@ -267,36 +278,34 @@ def _group_offloading(pipeline: Any, _config: Any, device: str, _undo: ExitStack
     return f"{hooked} modules onloaded one by one"
 
 
-def _cpu_offload(pipeline: Any, *_: Any) -> str:
-    """Done by `place`; here the hooks are looked at."""
-    parts = [name for name, part in pipeline.components.items() if hasattr(part, "_hf_hook")]
+def _cpu_offload(target: Target) -> str:
+    """Done by `move`; here the hooks are looked at."""
+    parts = [name for name, part in target.pipeline.components.items() if hasattr(part, "_hf_hook")]
     if not parts:
         raise ValueError("no network can be moved")
     return f"{', '.join(parts)} on the GPU only while they run"
 
 
-def _compile(pipeline: Any, config: OptimizationConfig, _device: str, undo: ExitStack) -> str:
+def _compile(target: Target) -> str:
     """One graph a block where nothing is hooked into it. The first shape is compiled as it is; at the second, torch
     makes the sizes that changed dynamic, so that later shapes and the last, smaller batch share what was compiled."""
-    import torch
-
-    model = network(pipeline)
-    undo.callback(setattr, torch._dynamo.config, "recompile_limit", torch._dynamo.config.recompile_limit)
+    model = target.model
+    target.undo.callback(setattr, torch._dynamo.config, "recompile_limit", torch._dynamo.config.recompile_limit)
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-    if config.compile_scope == "whole":
+    if target.config.compile_scope == "whole":
         model.compile()
         return f"{type(model).__name__} as a whole"
-    hooked = config.cache_type is not None or config.enable_layerwise_casting
+    hooked = target.config.cache_type is not None or target.config.enable_layerwise_casting
     model.compile_repeated_blocks(fullgraph=not hooked)
     blocks = [m for m in model.modules() if m._compiled_call_impl is not None]
     kinds = ", ".join(dict.fromkeys(type(block).__name__ for block in blocks))
     return f"{len(blocks)} blocks ({kinds}), fullgraph={not hooked}"
 
 
-ACTIONS: dict[str, Callable[..., str]] = {
+ACTIONS: dict[str, Callable[[Target], str]] = {
     "quantization": _quantization,
-    "enable_vae_slicing": _vae("enable_slicing"),
-    "enable_vae_tiling": _vae("enable_tiling"),
+    "enable_vae_slicing": _vae_slicing,
+    "enable_vae_tiling": _vae_tiling,
     "enable_channels_last": _channels_last,
     "enable_tf32": _tf32,
     "enable_fuse_qkv": _fuse_qkv,
@@ -310,55 +319,8 @@ ACTIONS: dict[str, Callable[..., str]] = {
 """In the order in which they are done: what changes modules before what hooks into them, compiling last."""
 
 
-def forget_steps(pipeline: Any) -> None:
+def forget_steps(pipeline: Pipeline) -> None:
     """After a call that broke off: a cache still holds features of its steps, of another batch than the next."""
-    reset = getattr(network(pipeline), "_reset_stateful_cache", None)
+    reset = getattr(denoiser(pipeline), "_reset_stateful_cache", None)
     if reset is not None:
         reset()
-
-
-# -- the time that compiling takes ---------------------------------------------------------------------------------
-
-
-def time_compilation(folder: Path, seconds: dict[str, float], events: list[str], undo: ExitStack) -> None:
-    """Count what torch.compile takes as a stage of its own, and keep what it makes in `folder` for later runs.
-
-    Args:
-        folder: for torch's cache, unless TORCHINDUCTOR_CACHE_DIR names one.
-        seconds: gets `compile`.
-        events: gets one line, kept up to date.
-    """
-    from torch._dynamo.callback import callback_handler
-    from torch._dynamo.utils import counters
-    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
-
-    torchs = default_cache_dir()  # to which torch itself sets the variable when it is imported
-    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", torchs) == torchs:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
-        undo.callback(os.environ.pop, "TORCHINDUCTOR_CACHE_DIR", None)
-    began, times, place = 0.0, 0, len(events)
-    before = counters["inductor"]["fxgraph_cache_hit"]
-    events.append("--enable_compile: nothing was compiled")
-
-    def start(_: Any) -> None:
-        nonlocal began
-        began = time.perf_counter()
-
-    def end(_: Any) -> None:
-        nonlocal times
-        times += 1
-        seconds["compile"] = seconds.get("compile", 0.0) + time.perf_counter() - began
-        found = counters["inductor"]["fxgraph_cache_hit"] - before
-        events[place] = (
-            f"torch.compile worked {times} times, {seconds['compile']:.1f} s in all (a new size of batch or image "
-            f"may need it again); {found} graphs were in {os.environ['TORCHINDUCTOR_CACHE_DIR']}"
-        )
-
-    undo.callback(_remove, callback_handler.start_callbacks, callback_handler.register_start_callback(start))
-    undo.callback(_remove, callback_handler.end_callbacks, callback_handler.register_end_callback(end))
-
-
-def _remove(callbacks: list[Any], callback: Any) -> None:
-    """torch._dynamo.reset() may have cleared the list."""
-    if callback in callbacks:
-        callbacks.remove(callback)

@@ -13,7 +13,6 @@ import importlib
 import sys
 import threading
 from types import ModuleType
-from typing import Any
 
 import torch
 
@@ -54,7 +53,7 @@ def _use_gloo() -> None:
     envs.PACKAGES_CHECKER.packages_info["has_long_ctx_attn"] = True
     for name, module in list(sys.modules.items()):
         if name.startswith("xfuser.") and hasattr(module, "HAS_LONG_CTX_ATTN"):
-            module.HAS_LONG_CTX_ATTN = True
+            vars(module)["HAS_LONG_CTX_ATTN"] = True
     # Imported there only where a GPU is found; it holds the groups that Ulysses and ring exchange over.
     usp.PROCESS_GROUP = PROCESS_GROUP
     # What is registered calls a kernel that exists for CUDA only.
@@ -67,7 +66,10 @@ def _flash_attention(
     value: torch.Tensor,
     dropout_p: float,
     is_causal: bool,
-    attention_kwargs: dict[str, Any] | None = None,
+    attention_kwargs: dict[str, object] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """torch's flash attention on a CPU, with its log-sum-exp."""
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, dropout_p, is_causal)
+    output, log_sum_exp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, dropout_p, is_causal
+    )
+    return output, log_sum_exp

@@ -4,7 +4,7 @@ xfuser 0.7.0 computes a whole batch without any attention mask, and pads what th
 zeros that every token then attends to. Nothing tells: the images are just wrong. Turn the transformer of a loaded
 pipeline into one that is right, in place and on any device:
 
-    import_xfuser()                                        # of xfuser_cpu, before this module is imported
+    import_xfuser()                                        # of cpu.py, before this module is imported
     pipeline = DiffusionPipeline.from_pretrained(folder)   # a plain one: these transformers go into plain pipelines
     wrap_qwen(pipeline.transformer)                        # or wrap_zimage
 
@@ -12,9 +12,8 @@ Differences in the docstrings are of pixels in [0, 1], measured on the models of
 tests/test_xfuser_parity.py, fp32, 3 steps; all are below 5e-5 now.
 """
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from functools import lru_cache
-from typing import Any
 
 import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -27,6 +26,9 @@ from xfuser.core.distributed import (
 from xfuser.model_executor.layers import usp
 from xfuser.model_executor.models.transformers import transformer_qwen, transformer_z_image
 from xfuser.model_executor.models.transformers.transformers_utils import chunk_and_pad_sequence
+
+Argument = torch.Tensor | Sequence[object] | dict[str, object] | None
+"""What the transformer of QwenImage is called with besides its two streams of tokens."""
 
 
 def group_equal(keys: Iterable[Hashable]) -> list[list[int]]:
@@ -45,14 +47,14 @@ def wrap_qwen(transformer: torch.nn.Module) -> torch.nn.Module:
     if isinstance(transformer, QwenImageTransformer):
         return transformer
     transformer.__class__ = QwenImageTransformer
-    for block in transformer.transformer_blocks:
-        block.attn.processor = transformer_qwen.xFuserQwenDoubleStreamAttnProcessor()
+    for block in transformer.get_submodule("transformer_blocks").children():
+        block.get_submodule("attn").processor = transformer_qwen.xFuserQwenDoubleStreamAttnProcessor()
         block.register_forward_pre_hook(_split_modulate_index, with_kwargs=True)
     transformer_qwen.USP = _attend  # the name under which the processor calls it
     return transformer
 
 
-class QwenImageTransformer(transformer_qwen.xFuserQwenImageTransformerWrapper):
+class QwenImageTransformer(transformer_qwen.xFuserQwenImageTransformerWrapper):  # type: ignore[misc]  # it has no types
     """xfuser's, for any mixture of text lengths and any number of tokens.
 
     xfuser's own ignores the text's mask: the shorter prompts of a batch attend to their padding (wrong by 1.0, even
@@ -65,8 +67,8 @@ class QwenImageTransformer(transformer_qwen.xFuserQwenImageTransformerWrapper):
         encoder_hidden_states: torch.Tensor,
         encoder_hidden_states_mask: torch.Tensor | None = None,
         return_dict: bool = True,
-        **kwargs: Any,
-    ) -> Any:
+        **kwargs: Argument,
+    ) -> "Transformer2DModelOutput | tuple[torch.Tensor]":
         lengths = _text_lengths(encoder_hidden_states, encoder_hidden_states_mask)
         groups = group_equal(lengths)
         if len(groups) == 1:
@@ -87,7 +89,7 @@ class QwenImageTransformer(transformer_qwen.xFuserQwenImageTransformerWrapper):
             output = torch.stack([samples[row] for row in range(len(lengths))])
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
 
-    def _forward_equal(self, image: torch.Tensor, text: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
+    def _forward_equal(self, image: torch.Tensor, text: torch.Tensor, kwargs: dict[str, Argument]) -> torch.Tensor:
         num_text, num_image, world_size = text.shape[1], image.shape[1], get_sequence_parallel_world_size()
         tokens = real_tokens(num_text, num_image, world_size, image.device)
         if tokens is not None and get_ring_parallel_world_size() > 1:
@@ -98,7 +100,8 @@ class QwenImageTransformer(transformer_qwen.xFuserQwenImageTransformerWrapper):
             )
         for block in self.transformer_blocks:
             block.attn.real_tokens = tokens  # for _attend
-        return super().forward(image, text, return_dict=False, **kwargs)[0]
+        output: torch.Tensor = super().forward(image, text, return_dict=False, **kwargs)[0]
+        return output
 
 
 def _text_lengths(text: torch.Tensor, mask: torch.Tensor | None) -> list[int]:
@@ -112,13 +115,13 @@ def _text_lengths(text: torch.Tensor, mask: torch.Tensor | None) -> list[int]:
     return lengths.tolist()
 
 
-def _pick(name: str, value: Any, rows: list[int]) -> Any:
+def _pick(name: str, value: Argument, rows: list[int]) -> Argument:
     """The rows of one of forward's arguments, if it has something for each sample."""
     if name == "controlnet_block_samples" and value is not None:
         raise ValueError("a controlnet needs prompts of equal length under xfuser: use batch size 1")
-    if value is None or name == "attention_kwargs":
-        return value
-    return value[rows] if isinstance(value, torch.Tensor) else [value[row] for row in rows]
+    if isinstance(value, torch.Tensor):
+        return value[rows]
+    return [value[row] for row in rows] if isinstance(value, Sequence) else value
 
 
 @lru_cache(maxsize=64)
@@ -131,7 +134,8 @@ def real_tokens(num_text: int, num_image: int, world_size: int, device: torch.de
     """
     if num_text % world_size == 0 and num_image % world_size == 0:
         return None
-    positions, start = [], 0
+    positions: list[int] = []
+    start = 0
     for rank in range(world_size):
         for num_tokens in (num_text, num_image):
             chunk = -(-num_tokens // world_size)
@@ -142,7 +146,7 @@ def real_tokens(num_text: int, num_image: int, world_size: int, device: torch.de
 
 
 def _attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, attn_layer: torch.nn.Module, **kwargs: Any
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, attn_layer: torch.nn.Module, **kwargs: object
 ) -> torch.Tensor:
     """xfuser's USP, except that nothing attends to the padding (wrong by 0.7 to 0.9 for odd texts or images).
 
@@ -150,14 +154,18 @@ def _attend(
     """
     tokens = getattr(attn_layer, "real_tokens", None)
     if tokens is None:
-        return usp.USP(query, key, value, attn_layer=attn_layer, **kwargs)
+        output: torch.Tensor = usp.USP(query, key, value, attn_layer=attn_layer, **kwargs)
+        return output
     query, key, value = (usp._ft_c_input_all_to_all(part) for part in (query, key, value))
     key, value = key.index_select(2, tokens), value.index_select(2, tokens)
-    output, _ = usp._get_attention_function()(query, key, value, **kwargs)
-    return usp._ft_c_output_all_to_all(output)
+    partial, _ = usp._get_attention_function()(query, key, value, **kwargs)
+    output = usp._ft_c_output_all_to_all(partial)
+    return output
 
 
-def _split_modulate_index(block: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
+def _split_modulate_index(
+    block: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+) -> tuple[tuple[object, ...], dict[str, object]] | None:
     """Give a block the part of the index that is about its tokens: xfuser gives it all, and their sizes do not match.
 
     The index tells the noise's tokens from those of the references, in checkpoints with `zero_cond_t` (Qwen Image Edit
@@ -165,7 +173,7 @@ def _split_modulate_index(block: torch.nn.Module, args: tuple, kwargs: dict[str,
     """
     index = kwargs.get("modulate_index")
     world_size = get_sequence_parallel_world_size()
-    if index is None or world_size == 1:
+    if not isinstance(index, torch.Tensor) or world_size == 1:
         return None
     padding = -index.shape[1] % world_size
     part = chunk_and_pad_sequence(index, get_sequence_parallel_rank(), world_size, padding, dim=1)
@@ -187,7 +195,7 @@ def wrap_zimage(transformer: torch.nn.Module) -> torch.nn.Module:
     return transformer
 
 
-class ZImageTransformer(transformer_z_image.xFuserZImageTransformer2DWrapper):
+class ZImageTransformer(transformer_z_image.xFuserZImageTransformer2DWrapper):  # type: ignore[misc]  # it has no types
     """xfuser's, for any mixture of prompt lengths.
 
     A prompt is padded to a multiple of 32 tokens, by design; but xfuser pads those of a batch to the longest, and
@@ -203,11 +211,11 @@ class ZImageTransformer(transformer_z_image.xFuserZImageTransformer2DWrapper):
         x: list[torch.Tensor],
         t: torch.Tensor,
         cap_feats: list[torch.Tensor],
-        *args: Any,
-        joint_attention_kwargs: dict[str, Any] | None = None,
+        *args: object,
+        joint_attention_kwargs: dict[str, object] | None = None,
         return_dict: bool = True,
-        **kwargs: Any,
-    ) -> Any:
+        **kwargs: object,
+    ) -> "Transformer2DModelOutput | tuple[list[torch.Tensor]]":
         if joint_attention_kwargs:
             raise TypeError("xfuser's ZImage transformer does not take joint_attention_kwargs")
         multiple, world_size = transformer_z_image.SEQ_MULTI_OF, get_sequence_parallel_world_size()
@@ -224,7 +232,7 @@ class ZImageTransformer(transformer_z_image.xFuserZImageTransformer2DWrapper):
         branches = [range(start, len(x), num_samples) for start in range(num_samples)]
         sizes = [(features.shape, -(-len(text) // multiple)) for features, text in zip(x, cap_feats, strict=True)]
         groups = group_equal(tuple(sizes[row] for row in rows) for rows in branches)
-        outputs: list[torch.Tensor] = [None] * len(x)
+        outputs = list(x)
         for group in groups:
             rows = [branches[sample][branch] for branch in range(num_branches) for sample in group]
             pick = ([x[row] for row in rows], t[rows], [cap_feats[row] for row in rows])

@@ -1,5 +1,6 @@
 """verify, status and merge: folders of the fake backend, damaged in every way a disk or a person damages them."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from dglaunch.__main__ import main
-from dglaunch.cli import verify as tools
 from support.commands import dglaunch, end, kill_group, start
 from support.results import ledger, write_jsonl
 
@@ -44,7 +44,7 @@ def _undecodable(out: Path) -> None:
     (out / "000002.png").write_bytes(data)
     for line in lines:
         if line["index"] == 2:
-            line |= {"bytes": len(data), "sha256": tools.hashlib.sha256(data).hexdigest()}
+            line |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     write_jsonl(out / "metadata.jsonl", lines)
 
 

@@ -23,24 +23,6 @@ LINKED = [*PAGES, "slurm/README.md", "kernels_bench/README.md"]
 README_LINES = 150
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PATH = re.compile(r"(?<![\w./-])(?:dglaunch|tests|docs|slurm|kernels_bench|examples)/[\w./-]*\w")
-COMING = {
-    "dglaunch/backends/api",
-    "dglaunch/backends/diffusers/optimizations.py",
-    "dglaunch/backends/registry.py",
-    "dglaunch/backends/xdit/exact.py",
-    "dglaunch/models/families.py",
-    "dglaunch/models/optimizations.py",
-    "dglaunch/output/layouts.py",
-    "dglaunch/planning/checks.py",
-    "tests/support",
-    "tests/support/tiny_models.py",
-    "tests/system",
-    "tests/torchrun",
-    "tests/torchrun/test_signals.py",
-    "tests/unit/cli/golden/wrong_uses.md",
-    "tests/unit/docs/test_how_do_i.py",
-}
-"""Paths that the pages name already and the reorganised tree will have. One that is there must leave this list."""
 
 
 def text_of(page: str) -> str:
@@ -72,7 +54,7 @@ def test_every_relative_link_leads_somewhere(page: str) -> None:
 
 def test_every_path_that_a_page_names_is_there() -> None:
     named = {path for page in LINKED for path in PATH.findall(re.sub(r"https?://\S+", "", text_of(page)))}
-    assert {path for path in named if not (ROOT / path).exists()} == COMING
+    assert {path for path in named if not (ROOT / path).exists()} == set()
 
 
 @pytest.mark.parametrize("page", PAGES)

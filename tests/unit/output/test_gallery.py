@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from dglaunch.__main__ import main
+from dglaunch.cli import gallery as command
 from dglaunch.errors import OutputError
 from dglaunch.errors import UserError as Wrong
 from dglaunch.output import gallery
@@ -145,7 +146,7 @@ def test_wrong_uses(out: Path, tmp_path: Path, words: list[str], says: str, monk
 def gallery_of(words: list[str]) -> None:
     import tyro
 
-    tyro.cli(gallery.gallery, args=words, use_underscores=True)
+    tyro.cli(command.gallery, args=words, use_underscores=True)
 
 
 def test_t2i_writes_it_and_a_failing_one_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dglaunch.__main__ import main
-from dglaunch.backends.diffusers import embedding_cache, prompt_encoder
+from dglaunch.backends.diffusers import embedding_cache, prompt_encoder, prompt_interception
 from support.commands import dglaunch
 from support.results import PROMPTS, difference, ledger, run_json, write_jsonl
 
@@ -84,10 +84,9 @@ def test_with_all_prompts_in_the_embedding_cache_no_encoder_is_loaded(
     first = make(tmp_path, "first", PROMPTS[:5], *cache)
     assert (seen.calls, len(seen.texts)) == (1, 5)
     loads: list[object] = []
-    load = prompt_encoder.TextEncoding._encode
-    monkeypatch.setattr(
-        prompt_encoder.TextEncoding, "_encode", lambda self, *given: loads.append(given) or load(self, *given)
-    )
+    interception = prompt_interception.PromptInterception
+    load = interception._encode_missing
+    monkeypatch.setattr(interception, "_encode_missing", lambda self, *given: loads.append(given) or load(self, *given))
     second = make(tmp_path, "second", PROMPTS[:5], *cache)
     assert not loads and difference(first, second) == 0
     assert "5 of this rank's from the embedding cache" in run_json(second)["effects"]["encode"]
@@ -104,7 +103,7 @@ def test_an_embedding_cache_that_cannot_be_written_is_told(
     """It would silently do nothing. At the start the model is not loaded for it; later what is made stays."""
     (tmp_path / "file").touch()
     with monkeypatch.context() as patch:
-        patch.setattr("dglaunch.backends.diffusers.DiffusersBackend.load_pipeline", None)
+        patch.setattr("dglaunch.backends.diffusers.loading.PipelineLoader.load", None)
         make(tmp_path, "out", PROMPTS[:2], "--embedding_cache", str(tmp_path / "file"), code=2)
     assert f"--embedding_cache {tmp_path / 'file'} cannot be written" in capsys.readouterr().err
     disk = OSError(28, "No space left on device")

@@ -1,0 +1,46 @@
+"""docs/python.md is run as it stands: its Python blocks, in their order, in one process and one folder.
+
+A block that begins with `# NAME.py` is written to that file instead; `groups.py` is a script of its own, which is run on two
+ranks that torchrun starts.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "python.md"
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def run(folder: Path, *words: str) -> str:
+    """What a Python process says that must end well."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DG_")}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, *words]
+    ended = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, timeout=300)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+def test_the_blocks_of_the_page_run(tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a red circle"}\n{"prompt": "a small green star"}\n')
+    (tmp_path / "edits.csv").write_text("input_images,instruction\ndemo.png,make the background red\n")
+    shutil.copy(ROOT / "docs" / "demo.png", tmp_path / "demo.png")
+    script: list[str] = []
+    for code in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
+        if name := re.match(r"# (\w+\.py)\n", code):
+            (tmp_path / name[1]).write_text(code, encoding="utf-8")
+        else:
+            script.append(code)
+    (tmp_path / "page.py").write_text("\n".join(script), encoding="utf-8")
+    said = run(tmp_path, "page.py").splitlines()
+    assert said[:1] == ["done 2 of 2"] and said[-1:] == ["done"]
+    assert "--height is 0; it must be 1 or more." in said
+    assert {"0 a red circle (64, 64)", "1 a small green star (64, 64)"} <= set(said)
+    assert len(list((tmp_path / "edited").glob("*.png"))) == 1 and len(list((tmp_path / "echoed").glob("*.png"))) == 2
+    run(tmp_path, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "groups.py")
+    assert len(list((tmp_path / "shared").glob("*.png"))) == 2

@@ -1,0 +1,127 @@
+"""`t2i` on several ranks with the fake backend: shares, kills, memory, and that all ranks leave together."""
+
+import random
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from support.commands import dglaunch, run_process
+from support.ranks import World, on_ranks
+from support.results import PROMPTS, difference, images, ledger, run_json, write_jsonl
+
+FAKE = ["t2i", "--backend", "fake"]
+
+
+def rows(tmp_path: Path, *prompts: str) -> Path:
+    return write_jsonl(tmp_path / "rows.jsonl", [{"prompt": prompt} for prompt in prompts])
+
+
+def test_under_torchrun_all_ranks_leave_together(tmp_path: Path) -> None:
+    prompts = [*PROMPTS[:11], "poison [raise]", *PROMPTS[12:]]
+    ended = run_process(
+        *FAKE,
+        "--prompts_file",
+        rows(tmp_path, *prompts),
+        "--batch_size",
+        "4",
+        "--output_dir",
+        tmp_path / "out",
+        nproc=4,
+    )
+    assert ended.code == 1, ended.output  # torchrun's, whatever the ranks' own code was
+    assert set(re.findall(r"exitcode\s*: (\d+)", ended.output)) == {"3"}
+    times = [
+        int(h) * 3600 + int(m) * 60 + int(s) for h, m, s in re.findall(r"time\s*: \S+_(\d+):(\d+):(\d+)", ended.output)
+    ]
+    assert max(times) - min(times) <= 10
+    assert len(images(tmp_path / "out")) == 22 and len(ledger(tmp_path / "out", "failures.jsonl")) == 1
+
+
+def test_world_size_and_batch_size_change_nothing(tmp_path: Path, prompts: Path) -> None:
+    command = [*FAKE, "--prompts_file", prompts, "--output_dir"]
+    assert dglaunch(*command, tmp_path / "one", "--batch_size", "1").code == 0
+    case = on_ranks(tmp_path, 4, *command, tmp_path / "four", "--batch_size", "3")
+    assert case.codes == [0] * 4, case.output
+    assert difference(tmp_path / "one", tmp_path / "four") == 0
+    assert len(ledger(tmp_path / "four")) == 23
+    assert {line["rank"] for line in ledger(tmp_path / "four")} == {0, 1, 2, 3}
+
+
+def killed_and_resumed(tmp_path: Path, prompts: Path, reference: Path, number: int) -> None:
+    """One run whose ranks are all SIGKILLed at a random moment, then finished on another world size."""
+    chance = random.Random(number)
+    out = tmp_path / f"kill{number}"
+    arguments = [*FAKE, "--prompts_file", prompts, "--output_dir", out]
+    world = World(tmp_path, chance.choice([1, 2, 4]), [*arguments, "--batch_size", str(chance.randint(1, 4))])
+    limit = time.monotonic() + 60
+    while not (out / "run.json").exists() and world.poll() is None and time.monotonic() < limit:
+        time.sleep(0.005)
+    time.sleep(chance.uniform(0, 2))
+    world.kill()
+    batch_size, nproc = str(chance.randint(1, 8)), chance.choice([0, 3])
+    if nproc:
+        codes = on_ranks(tmp_path, nproc, *arguments, "--batch_size", batch_size).codes
+        assert codes == [0] * nproc
+    else:
+        assert dglaunch(*arguments, "--batch_size", batch_size).code == 0
+    assert difference(out, reference) == 0
+    assert sorted(line["index"] for line in ledger(out)) == list(range(23))
+    assert not [path for path in out.iterdir() if path.name.startswith(".dglaunch-")]
+
+
+@pytest.fixture
+def slow_prompts(tmp_path: Path) -> Path:
+    return write_jsonl(tmp_path / "slow.jsonl", [{"prompt": f"{prompt} [sleep 0.15]"} for prompt in PROMPTS])
+
+
+@pytest.fixture
+def reference(tmp_path: Path, slow_prompts: Path) -> Path:
+    assert dglaunch(*FAKE, "--prompts_file", slow_prompts, "--output_dir", tmp_path / "reference").code == 0
+    return tmp_path / "reference"
+
+
+def test_sigkill_at_any_moment_and_another_world_size(tmp_path: Path, slow_prompts: Path, reference: Path) -> None:
+    for number in range(3):
+        killed_and_resumed(tmp_path, slow_prompts, reference, number)
+
+
+@pytest.mark.slow
+def test_twenty_sigkills(tmp_path: Path, slow_prompts: Path, reference: Path) -> None:
+    for number in range(20):
+        killed_and_resumed(tmp_path, slow_prompts, reference, 100 + number)
+
+
+def test_num_gpus_starts_torchrun(tmp_path: Path, prompts: Path) -> None:
+    ended = run_process(*FAKE, "--num_gpus", "2", "--prompts_file", prompts, "--output_dir", tmp_path / "out")
+    assert ended.code == 0, ended.output
+    assert run_json(tmp_path / "out")["topology"]["world_size"] == 2
+
+
+def test_ranks_that_read_different_prompts_are_caught(tmp_path: Path) -> None:
+    """Two ranks of one replica with different batches: xDiT would draw garbage without a word."""
+    case = on_ranks(tmp_path, 2, "support.replica_checks:different_batches")
+    assert case.output.count("CAUGHT ReplicaError Ranks [0, 1] of one replica") == 2, case.output
+
+
+@pytest.mark.parametrize(("error", "code"), [("user_error", 2), ("key_error", 1)])
+def test_what_fails_on_one_rank_ends_all_at_once(tmp_path: Path, error: str, code: int) -> None:
+    """The others would wait for it until a time limit, and rank 0 alone tells a user's mistake."""
+    case = on_ranks(tmp_path, 2, f"support.replica_checks:{error}_on_rank_1")
+    assert case.codes == [code] * 2, case.output
+    assert sorted(re.findall(r"BOTH (\d+)", case.output)) == ["0", "10"]
+
+
+def rank_0_memory(tmp_path: Path, count: int) -> int:
+    path = write_jsonl(tmp_path / f"m{count}.jsonl", [{"prompt": "x", "width": 256, "height": 256}] * count)
+    out = tmp_path / f"memory{count}"
+    case = on_ranks(tmp_path, 2, *FAKE, "--prompts_file", path, "--batch_size", "4", "--output_dir", out)
+    assert case.codes == [0, 0], case.output
+    return int(run_json(out)["peak_memory_bytes"])
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
+    """200 KB an image: gathered at the end, 800 more would be 160 MB."""
+    few, many = rank_0_memory(tmp_path, 200), rank_0_memory(tmp_path, 1000)
+    assert many - few < 40 * 2**20, f"{few / 2**20:.0f} MiB for 200 images, {many / 2**20:.0f} MiB for 1,000"

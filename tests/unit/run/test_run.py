@@ -1,0 +1,225 @@
+"""`t2i` as a user runs it, on one rank with the fake backend: failures, resume, signals, nodes. What needs ranks is in tests/torchrun."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from support.commands import dglaunch, end, kill_group, run_process, start
+from support.results import PROMPTS, images, ledger, run_json, write_jsonl
+
+FAKE = ["t2i", "--backend", "fake"]
+
+
+def rows(tmp_path: Path, *prompts: str) -> Path:
+    return write_jsonl(tmp_path / "rows.jsonl", [{"prompt": prompt} for prompt in prompts])
+
+
+def test_one_poisoned_prompt_spares_the_rest(tmp_path: Path) -> None:
+    prompts = [*PROMPTS[:11], "poison [raise]", *PROMPTS[12:]]
+    ended = dglaunch(
+        *FAKE, "--prompts_file", rows(tmp_path, *prompts), "--batch_size", "8", "--output_dir", tmp_path / "out"
+    )
+    assert ended.code == 3, ended.output
+    assert len(images(tmp_path / "out")) == 22
+    (failure,) = ledger(tmp_path / "out", "failures.jsonl")
+    assert (failure["index"], failure["rank"], failure["prompt"]) == (11, 0, "poison [raise]")
+    assert failure["error"] == "RuntimeError: a poisoned prompt, as asked"
+    told = run_json(tmp_path / "out")
+    assert (told["num_ok"], told["num_failed"], told["num_skipped"], told["outcome"]) == (22, 1, 0, "failed")
+    assert "run one by one" in told["events"][0]
+
+
+def test_an_item_error_concerns_one_item_and_is_not_tried_again(tmp_path: Path) -> None:
+    ended = dglaunch(
+        *FAKE,
+        "--prompts_file",
+        rows(tmp_path, "a", "b [item error]", "c"),
+        "--batch_size",
+        "3",
+        "--output_dir",
+        tmp_path / "out",
+    )
+    assert ended.code == 3, ended.output
+    assert sorted(images(tmp_path / "out")) == ["000000.png", "000002.png"]
+    assert run_json(tmp_path / "out")["events"] == []
+    assert all(line["batch_size"] == 3 for line in ledger(tmp_path / "out"))
+
+
+def test_out_of_memory_halves_the_batch_and_remembers(tmp_path: Path) -> None:
+    prompts = [f"{n} [oom 3]" for n in range(16)]
+    ended = dglaunch(
+        *FAKE, "--prompts_file", rows(tmp_path, *prompts), "--batch_size", "8", "--output_dir", tmp_path / "out"
+    )
+    assert ended.code == 0, ended.output
+    told = run_json(tmp_path / "out")
+    assert len(told["events"]) == 2, "8 -> 4 -> 2, once for the run, not once for each batch"
+    assert {line["batch_size"] for line in ledger(tmp_path / "out")} == {2}
+
+
+def test_an_image_that_does_not_fit_alone_is_a_failure(tmp_path: Path) -> None:
+    ended = dglaunch(
+        *FAKE, "--prompts_file", rows(tmp_path, "a [oom 0]", "b"), "--batch_size", "2", "--output_dir", tmp_path / "out"
+    )
+    assert ended.code == 3, ended.output
+    assert sorted(images(tmp_path / "out")) == ["000001.png"]
+
+
+def test_a_failure_at_the_end_counts_as_time_of_the_run(tmp_path: Path) -> None:
+    """Else it would be inside of the pipeline for longer than the run took."""
+    rows = [{"prompt": "a cat"}, {"prompt": "[sleep 0.5] [item error]"}]
+    command = [*FAKE, "--prompts_file", write_jsonl(tmp_path / "p.jsonl", rows), "--output_dir", tmp_path / "out"]
+    assert dglaunch(*command, "--batch_size", "1").code == 3
+    run = run_json(tmp_path / "out")
+    assert run["wall_s"] >= 0.5 and run["pipeline_share"] <= 1
+
+
+def test_half_a_character_is_a_bad_row(tmp_path: Path) -> None:
+    """A cut emoji is valid JSON, and no file can hold it."""
+    table = tmp_path / "p.jsonl"
+    table.write_text('{"prompt": "ok"}\n{"prompt": "a \\ud83d cat"}\n{"prompt": "\\ud83d\\ude00", "note": "\\uDC00"}\n')
+    ended = dglaunch(*FAKE, "--prompts_file", table, "--output_dir", tmp_path / "out")
+    assert ended.code == 2 and "2 bad rows" in ended.output and "lone surrogate" in ended.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_prompt_too_long_for_a_jpegs_text_is_made(tmp_path: Path) -> None:
+    table = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "\u957f" * 12_000}, {"prompt": "short"}])
+    command = [*FAKE, "--prompts_file", table, "--output_dir", tmp_path / "out", "--output_format", "jpg"]
+    assert dglaunch(*command).code == 0
+    assert {line["index"]: len(line["prompt"]) for line in ledger(tmp_path / "out")} == {0: 12_000, 1: 5}
+
+
+def test_a_node_does_not_write_beside_a_run_as_one_world(tmp_path: Path) -> None:
+    table = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "[sleep 1]"}] * 20)
+    command = [*FAKE, "--prompts_file", table, "--output_dir", tmp_path / "out", "--batch_size", "1"]
+    process = start(command)
+    try:
+        while not (tmp_path / "out" / "metadata.jsonl").exists():
+            time.sleep(0.05)
+        ended = dglaunch(*command, "--node_rank", "1", "--num_nodes", "2")
+        assert ended.code == 2 and "Another dglaunch is writing" in ended.output
+    finally:
+        kill_group(process)
+
+
+def test_a_seed_that_no_generator_takes_is_refused(tmp_path: Path) -> None:
+    ended = dglaunch(*FAKE, "--prompt", "x", "--seed", str(2**63), "--output_dir", tmp_path / "out")
+    assert ended.code == 2 and "--seed is 9223372036854775808" in ended.output
+
+
+def test_a_drained_run_is_not_inside_for_longer_than_it_took(tmp_path: Path) -> None:
+    rows = [{"prompt": "one"}, {"prompt": "[interrupt] [sleep 1] two"}]
+    command = [*FAKE, "--prompts_file", write_jsonl(tmp_path / "p.jsonl", rows), "--output_dir", tmp_path / "out"]
+    assert dglaunch(*command, "--batch_size", "1").code == 130
+    assert run_json(tmp_path / "out")["pipeline_share"] <= 1
+
+
+def test_a_killed_image_is_never_torn(tmp_path: Path) -> None:
+    """SIGKILL from within, while images are on their way: whatever lies there decodes."""
+    prompts = [f"{n}" for n in range(10)] + ["x [kill]"]
+    ended = run_process(
+        *FAKE, "--prompts_file", rows(tmp_path, *prompts), "--batch_size", "1", "--output_dir", tmp_path / "out"
+    )
+    assert ended.code == -signal.SIGKILL
+    for path in (tmp_path / "out").glob("*.png"):
+        Image.open(path).load()
+    assert len(ledger(tmp_path / "out")) <= len(images(tmp_path / "out")) <= 10
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_the_next_start_resumes(tmp_path: Path, number: signal.Signals) -> None:
+    path = rows(tmp_path, *[f"{n} [sleep 0.3]" for n in range(12)])
+    arguments = [*FAKE, "--prompts_file", path, "--batch_size", "1", "--output_dir", tmp_path / "out"]
+    process = start(arguments)
+    while not ledger(tmp_path / "out"):
+        time.sleep(0.05)
+    process.send_signal(number)
+    ended = end(process, 30)
+    assert ended.code == 130, ended.output
+    told = run_json(tmp_path / "out")
+    assert told["outcome"] == "drained" and 0 < told["num_ok"] < 12
+    assert len(images(tmp_path / "out")) == told["num_ok"]
+    again = dglaunch(*arguments)
+    assert again.code == 0 and run_json(tmp_path / "out")["num_skipped"] == told["num_ok"], again.output
+    assert len(ledger(tmp_path / "out")) == 12
+
+
+def test_nothing_left_to_do_needs_no_model(tmp_path: Path, prompts: Path) -> None:
+    arguments = [*FAKE, "--prompts_file", prompts, "--output_dir", tmp_path / "out"]
+    assert dglaunch(*arguments).code == 0
+    again = dglaunch(*arguments)
+    told = run_json(tmp_path / "out")
+    assert (again.code, told["num_ok"], told["num_skipped"], told["outcome"]) == (0, 0, 23, "done"), again.output
+
+
+def test_independent_nodes_share_the_work(tmp_path: Path, prompts: Path) -> None:
+    arguments = [*FAKE, "--prompts_file", prompts, "--output_dir", tmp_path / "out", "--num_nodes", "3"]
+    for node in (2, 0, 1):
+        ended = dglaunch(*arguments, "--node_rank", str(node))
+        assert ended.code == 0, ended.output
+    assert [line["index"] for line in ledger(tmp_path / "out")] == list(range(23))
+    parts = [ledger(tmp_path / "out", f"metadata-node{node}of3.jsonl") for node in range(3)]
+    assert sum(map(len, parts)) == 23 and all(len(part) in (7, 8) for part in parts)
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpg", "webp"])
+def test_the_file_says_what_made_it(tmp_path: Path, output_format: str) -> None:
+    path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "ein Bär 🐻", "seed": 7, "note": "kept", "key": "clash"}])
+    ended = dglaunch(*FAKE, "--prompts_file", path, "--output_dir", tmp_path / "out", "--output_format", output_format)
+    assert ended.code == 0, ended.output
+    image = Image.open(tmp_path / "out" / f"000000.{output_format}")
+    if output_format == "png":
+        assert (image.text["prompt"], image.text["seed"], image.text["model"]) == ("ein Bär 🐻", "7", "tiny")
+        assert json.loads(image.text["settings"])["num_inference_steps"] == 1
+    else:
+        assert json.loads(image.getexif()[0x010E])["prompt"] == "ein Bär 🐻"
+    (line,) = ledger(tmp_path / "out")
+    assert (line["note"], line["row_key"], line["prompt"]) == ("kept", "clash", "ein Bär 🐻")
+
+
+def test_debug_is_one_process_with_a_traceback(tmp_path: Path) -> None:
+    ended = dglaunch(
+        *FAKE,
+        "--debug",
+        "--prompts_file",
+        rows(tmp_path, "a", "b [raise]"),
+        "--batch_size",
+        "1",
+        "--output_dir",
+        tmp_path / "out",
+    )
+    assert "Traceback" in ended.output and "a poisoned prompt" in ended.output and ended.code != 0
+    assert list(images(tmp_path / "out")) == ["000000.png"]
+
+
+def test_plan_prints_what_the_run_does(tmp_path: Path, prompts: Path) -> None:
+    ended = dglaunch(
+        "plan",
+        *FAKE,
+        "--prompts_file",
+        prompts,
+        "--batch_size",
+        "4",
+        "--world_size",
+        "4",
+        "--output_dir",
+        tmp_path / "out",
+    )
+    assert ended.code == 0, ended.output
+    assert "4 replicas of one rank" in ended.output and "23 images in 8 batches" in ended.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_seed_one_noise() -> None:
+    """The fake's pictures differ by seed and by prompt, or the comparisons above could not fail."""
+    from dglaunch.backends.fake import draw
+    from dglaunch.data.task import Task
+
+    one, two, three = (Task(index=0, prompt=p, seed=s, stem="0") for p, s in (("a", 1), ("a", 2), ("b", 1)))
+    assert np.abs(np.asarray(draw(one)).astype(int) - np.asarray(draw(two))).max() > 10
+    assert np.abs(np.asarray(draw(one)).astype(int) - np.asarray(draw(three))).max() > 0
