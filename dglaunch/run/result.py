@@ -7,7 +7,7 @@ from typing import Literal
 
 from dglaunch.data.task import Record
 from dglaunch.errors import EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED, DglaunchError, LostPeer
-from dglaunch.output.ledger import FAILURES, METADATA, FileKind, OutputFolder, TaskId, id_of
+from dglaunch.output.ledger import FAILURES, METADATA, FileKind, OutputFolder, TaskId, id_of, read_lines
 
 Outcome = Literal["done", "failed", "drained", "lost", "broken"]
 """As run.json says it: after `drained` and `lost` the same command goes on, `broken` needs someone. The last two raise."""
@@ -61,10 +61,14 @@ class RunResult:
         return _records(self.output_dir, FAILURES)
 
 
-def _records(folder: Path, kind: FileKind) -> Iterator[Record]:
-    """Of all ledgers of a folder (several where nodes or ranks write for themselves), each item once."""
+def _records(path: Path, kind: FileKind) -> Iterator[Record]:
+    """Of all ledgers of a folder (several where nodes or ranks write for themselves), each item once; the one that the
+    last node has joined is in the order of the tasks, and comes first."""
+    folder = OutputFolder(path)
+    joined = folder.file(kind)
     seen: set[TaskId] = set()
-    for record in OutputFolder(folder).records(kind):
-        if id_of(record) not in seen:
-            seen.add(id_of(record))
-            yield record
+    for ledger in [joined, *(file for file in folder.files(kind) if file != joined)]:
+        for _, record in read_lines(ledger):
+            if id_of(record) not in seen:
+                seen.add(id_of(record))
+                yield record

@@ -95,14 +95,14 @@ def test_every_leader_has_one_writer_that_waits_for_it(ulysses: int, mode: Write
     variables = [environ(rank, world) | {"LOCAL_RANK": str(rank % 4), "LOCAL_WORLD_SIZE": "4"} for rank in range(world)]
     ranks = [from_environment(config, ParallelConfig(ulysses_degree=ulysses), each) for each in variables]
     leaders = [place for place in ranks if place.is_leader]
-    assert ranks[0].sources == [place.rank for place in leaders if place.rank]
+    assert ranks[0].receives_from == [place.rank for place in leaders if place.rank]
     for place in leaders:
         writer = ranks[place.writer]
-        assert writer.writes and (writer is place or place.rank in writer.sources)
+        assert writer.writes and (writer is place or place.rank in writer.receives_from)
         assert mode == "main" or writer.rank // 4 == place.rank // 4
     writers = {place.writer for place in leaders}
     assert {place.rank for place in ranks if place.writes} == writers | {0}
-    assert len({place.parts for place in ranks if place.writes}) == len(writers | {0})
+    assert len({place.ledger_suffix for place in ranks if place.writes}) == len(writers | {0})
     per_node = {place.rank // 4 for place in leaders}
     assert len(writers) == {"main": 1, "node": len(per_node), "rank": len(leaders)}[mode]
 

@@ -1,0 +1,37 @@
+"""What rank 0 shows: texts of others as they are, and a bar where one can be seen."""
+
+import importlib.util
+import io
+
+import pytest
+from rich.console import Console
+
+from dglaunch.data.task import Result
+from dglaunch.run.report import LeaderReport, Report
+
+
+def failed(error: str) -> Result:
+    return Result(task_id=(0, 0), file_name="000000.png", record={"rank": 0, "error": error})
+
+
+def test_brackets_in_errors_and_folders_are_shown_as_they_are() -> None:
+    """They were read as rich's markup: a tag that closes nothing ended the run."""
+    said = io.StringIO()
+    report = Report(total=1, skipped=0, console=Console(file=said, width=200))
+    report.begin()
+    report.update(failed("unexpected [/INST] in [b]prompt"))
+    report.note("[red] a model's name [/x]")
+    leader = LeaderReport(0.0, 1.0, events=["[/x] happened"])
+    report.end(report.summary({0: leader}, 0.0, "failed", 1), "out[/1]")
+    for text in ("unexpected [/INST] in [b]prompt", "[red] a model's name [/x]", "[/x] happened", "failed: out[/1]"):
+        assert text in said.getvalue()
+
+
+@pytest.mark.parametrize("widgets", [False, True])
+def test_a_notebook_gets_a_bar_where_it_can_draw_one(monkeypatch: pytest.MonkeyPatch, widgets: bool) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if widgets else None)
+    bars: list[str] = []
+    monkeypatch.setattr("rich.progress.Progress.start", lambda self: bars.append("started"))
+    report = Report(total=1, skipped=0, console=Console(file=io.StringIO(), force_jupyter=True))
+    report.begin()
+    assert bars == (["started"] if widgets else [])
