@@ -1,0 +1,39 @@
+"""Batches of edits: what may share a call of each pipeline."""
+
+from pathlib import Path
+from typing import Any
+
+from dglaunch import EditingConfig, editing, plan
+from dglaunch.edit_tasks import read_edits
+from dglaunch.editing import STRATEGIES, as_editor
+from dglaunch.models import OTHER, Checkpoint
+from support.edit_images import MULTI, SINGLE, save_table
+
+
+def editor(family: str = "flux1_kontext", **defaults: Any) -> Checkpoint:
+    return as_editor(Checkpoint("fake", "fake", OTHER, defaults, {}, False), family)
+
+
+def plan_of(path: Path, family: str, batch_size: int, replicas: int = 1) -> plan.Plan:
+    checkpoint = editor(family, _auto_resize=False)
+    row = STRATEGIES[checkpoint.pipeline_class]
+    tasks = read_edits(EditingConfig(input=path), checkpoint, row)
+    size = 1 if row.batch_disabled else batch_size
+    return plan.build(tasks, replicas, lambda _: plan.BatchSize(size, ""), editing.bucket_of(checkpoint))
+
+
+def test_batches_share_their_images_or_their_size(tmp_path: Path) -> None:
+    single = save_table(tmp_path / "s.csv", SINGLE)
+    multi = save_table(tmp_path / "m.csv", MULTI)
+    # 64x64: 4 a and 3 b make 2 batches of 4; 3 c and 2 d make 1 each.
+    made = plan_of(single, "flux1_kontext", 4)
+    assert (made.num_batches, made.lost) == (4, 1)
+    assert plan_of(single, "qwen_singleimg", 4).num_batches == 4
+    # Sets: a x3, ac x3, b x2, acd x2, d, ca.
+    made = plan_of(multi, "flux2", 4)
+    assert (made.num_batches, made.lost) == (6, 3)
+    for batch in made.batches[0]:
+        assert len({tuple(image.sha256 for image in task.images) for task in batch.tasks}) == 1
+    assert [len(batch) for batch in plan_of(multi, "qwen", 4).batches[0]] == [1] * 12
+    # Of 12 rows of one image each, seven rows at 3 take three calls: balanced.
+    assert [len(b) for b in plan_of(single, "flux1_kontext", 3).batches[0]] == [3, 2, 2, 3, 2]
