@@ -14,18 +14,18 @@ import os
 import signal
 import subprocess
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
+from support.exit_codes import Main, exit_code
+
 SUPPORT = Path(__file__).resolve().parent
 TESTS = SUPPORT.parent
 ROOT = TESTS.parent
-Main = Callable[[Sequence[str]], int]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 
 
@@ -87,17 +87,6 @@ def _replace_environment(wanted: Mapping[str, str]) -> None:
     for name in os.environ.keys() - wanted.keys():
         del os.environ[name]
     os.environ.update(wanted)
-
-
-def exit_code(main: Main, words: list[str]) -> int:
-    """What the interpreter would make of how `main` ends."""
-    try:
-        return main(words)
-    except SystemExit as left:
-        return left.code if isinstance(left.code, int) else 0 if left.code is None else 1
-    except Exception:
-        traceback.print_exc()
-        return 1
 
 
 # -- as a process of its own --------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from support.commands import exit_code
+from support.exit_codes import exit_code
 
 collectives: Counter[str] = Counter()
 """By name: how often this rank called it."""
