@@ -3,36 +3,54 @@
     from pathlib import Path
     from dglaunch import BackendConfig, T2IConfig, t2i
 
-    t2i(T2IConfig(backend=BackendConfig(model_name="tiny"), prompts_file=Path("prompts.jsonl"), output_dir=Path("out")))
+    config = T2IConfig(backend=BackendConfig(model_name="tiny"), prompts_file=Path("prompts.jsonl"), output_dir=Path("out"))
+    result = t2i(config)
 
-`edit(EditingConfig(...))` edits the images of a table. The same script runs on one rank or under torchrun.
+`edit(EditingConfig(...))` edits the images of a table, `images(config)` iterates over the images of either as they are
+finished. The same script runs on one rank or under torchrun.
 """
 
-from dglaunch.config import BackendConfig, EditingConfig, OptimizationConfig, ParallelConfig, RunConfig, T2IConfig
+import importlib
+from typing import TYPE_CHECKING
 
-__all__ = ["BackendConfig", "EditingConfig", "OptimizationConfig", "ParallelConfig", "T2IConfig", "edit", "t2i"]
+if TYPE_CHECKING:
+    from dglaunch.config import (
+        BackendConfig,
+        EditingConfig,
+        OptimizationConfig,
+        ParallelConfig,
+        RemoteConfig,
+        RunConfig,
+        T2IConfig,
+    )
+    from dglaunch.run.python_api import edit, images, t2i
+    from dglaunch.run.result import RunResult
+
+__all__ = [
+    "BackendConfig",
+    "EditingConfig",
+    "OptimizationConfig",
+    "ParallelConfig",
+    "RemoteConfig",
+    "RunConfig",
+    "RunResult",
+    "T2IConfig",
+    "edit",
+    "images",
+    "t2i",
+]
+
+_HOMES = {"t2i": "run.python_api", "edit": "run.python_api", "images": "run.python_api", "RunResult": "run.result"}
+"""Where a name comes from, if not from config. Nothing is imported before it is asked for: `dglaunch --help` stays quick."""
 
 
-def t2i(config: T2IConfig) -> int:
-    """Make the images of a text-to-image job; returns the exit code of `python -m dglaunch t2i`.
-
-    Raises:
-        DglaunchError: see dglaunch.errors; a UserError carries its remedy.
-    """
-    return _execute(config)
-
-
-def edit(config: EditingConfig) -> int:
-    """Edit the images of a table; returns the exit code of `python -m dglaunch edit`.
-
-    Raises:
-        DglaunchError: as for t2i.
-    """
-    return _execute(config)
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'dglaunch' has no attribute {name!r}")
+    module = importlib.import_module(f"dglaunch.{_HOMES.get(name, 'config')}")
+    globals()[name] = value = getattr(module, name)
+    return value
 
 
-def _execute(config: RunConfig) -> int:
-    from dglaunch import job
-    from dglaunch.flags import environment
-
-    return job.execute(config, {}, environment())
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -14,7 +14,7 @@ BENCHES = {
     "encode": "PNG levels, JPEG and WebP, with threads",
     "gather": "how many finished images rank 0 takes in and writes, alone and with --writer rank",
     "batch": "images/s over batch size and resolution, through dglaunch's backend",
-    "optimisations": "each optimisation on and off: time, memory, difference in the image",
+    "optimizations": "each optimization on and off: time, memory, difference in the image",
     "true_size": "FLUX.1-dev's true size on a GPU: speed, MFU, batch sizes, halving, idle share",
     "end_to_end": "dglaunch against a plain loop, accelerate and diffgentor",
 }

@@ -72,7 +72,7 @@ def work(payload: dict[str, Any]) -> list[measure.Row]:
 
     import torch
 
-    from dglaunch.plan import Batch
+    from dglaunch.data.task import Batch
 
     backend, rng = load(payload, {"enable_vae_slicing": payload["slicing"]})[0], random.Random(payload["seed"])
     grid = [(side, batch) for side in payload["sizes"] for batch in payload["batches"]]
@@ -107,27 +107,29 @@ def row(
 
 
 def load(payload: dict[str, Any], flags: dict[str, Any], cache_dir: str = "~/.cache/dglaunch") -> tuple[Any, Any]:
-    """The backend as a run of one rank with these optimisations has it, and what it says of itself."""
-    from dglaunch import backends
+    """The backend as a run of one rank with these optimizations has it, and what it says of itself."""
+    from dglaunch.backends import base
+    from dglaunch.backends.registry import create
     from dglaunch.config import BackendConfig, OptimizationConfig, T2IConfig
-    from dglaunch.models import resolve
-    from dglaunch.topology import Channel, Topology
+    from dglaunch.distributed.channel import Channel
+    from dglaunch.distributed.topology import Topology
+    from dglaunch.models.checkpoint import resolve
 
     model = BackendConfig(model_name=payload["model_name"], device=payload["device"], cache_dir=Path(cache_dir))
     optimization = OptimizationConfig(**flags)
     config = T2IConfig(backend=model, optimization=optimization, prompt="unused", output_dir=Path("unused"))
     place = Topology()
-    context = backends.Context(
+    context = base.Context(
         config=config, checkpoint=resolve(config.backend), topology=place, channel=Channel(place, payload["device"]),
         device=payload["device"], dtype=payload["dtype"],
     )  # fmt: skip
-    backend = backends.create(context)
+    backend = create(context)
     return backend, backend.load()
 
 
 def tasks(rng: Any, side: int, batch: int, steps: int) -> tuple[Any, ...]:
     """New prompts and seeds."""
-    from dglaunch.tasks import Task
+    from dglaunch.data.task import Task
 
     return tuple(
         Task(
@@ -146,8 +148,8 @@ def check(backend: Any, todo: tuple[Any, ...], payload: dict[str, Any]) -> float
     """
     import numpy
 
-    from dglaunch.backends import arrived
-    from dglaunch.plan import Batch
+    from dglaunch.backends.base import arrived
+    from dglaunch.data.task import Batch
 
     together = [numpy.asarray(arrived(slot)) for slot in backend.generate(Batch(todo))]
     difference = 0.0

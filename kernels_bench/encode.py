@@ -103,7 +103,7 @@ def encode_all(pool: ThreadPoolExecutor, encode: Callable[[Any], bytes], picture
 def encoder(name: str) -> Callable[[Any], bytes]:
     """Pillow with the format's own parameters, or dglaunch's encoder."""
     if name in OURS:
-        from dglaunch import images
+        from dglaunch.output import encode as images
 
         description = {"prompt": "a red fox in the snow", "seed": 17, "model": "tiny", "width": 1024, "height": 1024}
         return lambda picture: images.encode(picture, OURS[name], description)

@@ -331,7 +331,7 @@ def work(payload: dict[str, Any]) -> tuple[str, str]:
     import diffusers
 
     from dglaunch.config import BackendConfig
-    from dglaunch.models import resolve
+    from dglaunch.models.checkpoint import resolve
 
     checkpoint = resolve(BackendConfig(model_name=payload["model_name"]))
     pipeline = getattr(diffusers, checkpoint.pipeline_class)

@@ -66,7 +66,8 @@ def work(payload: dict[str, Any]) -> list[measure.Row]:
     """On each rank: check what arrives in one repeat, then time both writers in turns."""
     import torch.distributed as dist
 
-    from dglaunch.topology import Channel, Topology
+    from dglaunch.distributed.channel import Channel
+    from dglaunch.distributed.topology import Topology
 
     dist.init_process_group("gloo")
     rank, ranks = dist.get_rank(), dist.get_world_size()
@@ -97,10 +98,10 @@ def row(writer: str, ranks: int, size: int, count: int, taken: list[tuple[float,
 
 def repeat(payload: dict[str, Any], place: Any, channel: Any, turn: int, check: bool) -> tuple[float, float]:
     """All images once, into a new folder: seconds on the wall and of this process."""
-    from dglaunch.gather import Gather
-    from dglaunch.report import LeaderReport
-    from dglaunch.watch import Watch
-    from dglaunch.writer import Writer
+    from dglaunch.output.writer import Writer
+    from dglaunch.run.collect import Collector
+    from dglaunch.run.report import LeaderReport
+    from dglaunch.run.watchdog import PeerWatch, StallWatch
 
     folder = Path(payload["folder"], f"{place.mode}{turn}")
     count = 0 if place.is_main else payload["images"]
@@ -108,17 +109,21 @@ def repeat(payload: dict[str, Any], place: Any, channel: Any, turn: int, check: 
         (n, os.urandom(payload["size"]))
         for n in range(place.rank * payload["images"], place.rank * payload["images"] + count)
     ]
-    writer = Writer(folder, *place.parts)
+    writer = Writer(folder, *place.ledger_suffix)
     for first in (True, False):  # rank 0 takes the folder first
         if place.writes and place.is_main == first:
             writer.open({}, [], "png", overwrite=False)
         channel.all_of_world(None)
-    with Watch(place, 0, threading.Event()) as watch:
+    with StallWatch(place, 0, threading.Event()) as watch:
         start, began = time.perf_counter(), time.process_time()
-        gather = Gather(place, channel, lambda result: None if result.written else writer.write(result), watch)
+        peers = PeerWatch(watch, channel.attempt)
+        collector = Collector(
+            place, channel, lambda result: None if result.written else writer.write(result), watch, peers
+        )
+        assert collector.sender is not None
         for number, data in results:
-            gather.send(finished(number, data))
-        gather.close(LeaderReport(time.time(), 0.0))
+            collector.sender.send(finished(number, data))
+        collector.close(LeaderReport(time.time(), 0.0))
         taken = time.perf_counter() - start, time.process_time() - began
     if not place.is_main:
         writer.close()
@@ -135,8 +140,8 @@ def repeat(payload: dict[str, Any], place: Any, channel: Any, turn: int, check: 
 
 def finished(number: int, data: bytes) -> Any:
     """A result as dglaunch's loop makes it."""
-    from dglaunch import images
-    from dglaunch.writer import Result
+    from dglaunch.data.task import Result
+    from dglaunch.output import encode as images
 
     record = {
         "index": number, "sample": 0, "prompt": "a red fox in the snow, photographed at dawn with a long lens" * 4,
@@ -148,8 +153,8 @@ def finished(number: int, data: bytes) -> Any:
 
 def share_wrong(folder: Path, count: int, damage: bool) -> float:
     """Of the images that should be there, those without a line or whose file has not the sha256 of its line."""
-    from dglaunch import images
-    from dglaunch.ledger import read_lines
+    from dglaunch.output import encode as images
+    from dglaunch.output.ledger import read_lines
 
     lines = [line for _, line in read_lines(folder / "metadata.jsonl")]
     if damage:

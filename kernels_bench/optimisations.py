@@ -83,14 +83,14 @@ def run(options: Options) -> tuple[list[measure.Row], list[str]]:
 
 def variants(options: Options) -> tuple[list[measure.Row], dict[str, tuple[dict[str, Any], bool]]]:
     """What cannot run here, as rows with the reason; and name -> flags, and whether the image must stay."""
-    from dglaunch import optimisations
     from dglaunch.config import BackendConfig, OptimizationConfig, T2IConfig
+    from dglaunch.distributed.topology import Topology
     from dglaunch.errors import UserError
-    from dglaunch.models import resolve
-    from dglaunch.topology import Topology
+    from dglaunch.models import optimizations
+    from dglaunch.models.checkpoint import resolve
 
     every: dict[str, tuple[dict[str, Any], bool]] = {"plain": ({}, True)}
-    for row in optimisations.OPTIMISATIONS:
+    for row in optimizations.OPTIMISATIONS:
         for value in KERNELS[options.device] if row.flag == "attention_backend" else (row.value or True,):
             name = row.name if row.value or value is True else f"{row.name} {value}"
             every[name] = ({row.flag: value}, not row.changes or "kernels" in row.changes)
@@ -104,7 +104,7 @@ def variants(options: Options) -> tuple[list[measure.Row], dict[str, tuple[dict[
     for name, (flags, _) in list(every.items()):
         config = T2IConfig(prompt="unused", backend=backend, optimization=OptimizationConfig(**flags))
         try:
-            optimisations.check(checkpoint, config, Topology(), options.device)
+            optimizations.check(checkpoint, config, Topology(), options.device)
         except UserError as refused:
             rows.append({"name": name, "not_run": str(refused)})
             del every[name]
@@ -121,9 +121,9 @@ def work(payload: dict[str, Any]) -> measure.Row:
     import numpy
     import torch
 
-    from dglaunch.backends import arrived
-    from dglaunch.plan import Batch
-    from dglaunch.run import peak_memory
+    from dglaunch.backends.base import arrived
+    from dglaunch.data.task import Batch
+    from dglaunch.run.loop import peak_memory
     from kernels_bench.batch import load, tasks
 
     rng = random.Random(payload["seed"])

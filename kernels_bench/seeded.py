@@ -4,7 +4,7 @@
     install(seed=0)                                          # --backend diffusers is SeededFlux in this process
     dglaunch.__main__.main(["t2i", "--model_name", str(folder), ...])
 
-All but where the weights come from is dglaunch's own: the plan, the text encoders ahead, the optimisations, the loop.
+All but where the weights come from is dglaunch's own: the plan, the text encoders ahead, the optimizations, the loop.
 """
 
 import json
@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
-from dglaunch import backends
-from dglaunch.backends import Context
-from dglaunch.backends.diffusers import DiffusersBackend
-from dglaunch.plan import Batch
+from dglaunch.backends.base import Context
+from dglaunch.backends.diffusers.backend import DiffusersBackend
+from dglaunch.backends.diffusers.loading import PipelineLoader
+from dglaunch.backends.registry import register
+from dglaunch.data.task import Batch
 from kernels_bench.vae import FLUX_VAE
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -107,38 +108,48 @@ def _tokenizer() -> Any:
     return model.tokenizer()
 
 
-class SeededFlux(DiffusersBackend):
-    """DiffusersBackend, but for where the weights come from."""
+class SeededLoader(PipelineLoader):
+    """Makes the networks of SIZES instead of reading a checkpoint's."""
 
     seed = 0
-    fits: int | None = None
-    """On a machine without a GPU: larger batches raise as torch does when the memory is used up."""
 
     @property
     def size(self) -> str:
-        heads = self.context.checkpoint.heads
+        heads = self.checkpoint.heads
         return next(name for name, parts in SIZES.items() if parts["transformer"]["num_attention_heads"] == heads)
 
     def _make(self, part: str) -> torch.nn.Module:
-        return network(part, self.size, self.device, getattr(torch, self.context.dtype), self.seed)
+        dtype = getattr(torch, self.context.dtype)
+        return network(part, self.size, self.context.torch_device, dtype, self.seed)
 
-    def load_pipeline(self) -> Any:
+    def load(self, *_: Any, **__: Any) -> Any:
         from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
-        source = Path(self.context.checkpoint.source)
+        source = Path(self.checkpoint.source)
         return FluxPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(source / "scheduler"), vae=self._make("vae"),
             text_encoder=None, text_encoder_2=None, tokenizer=_read_tokenizer(source / "tokenizer"),
             tokenizer_2=_read_tokenizer(source / "tokenizer_2"), transformer=self._make("transformer"),
         )  # fmt: skip
 
-    def _load_text_encoders(self) -> dict[str, torch.nn.Module]:
+    def load_text_encoders(self, pipeline: Any) -> dict[str, torch.nn.Module]:
         return {part: self._make(part) for part in ("text_encoder", "text_encoder_2")}
 
-    def _generate(self, batch: Batch) -> Any:
+
+class SeededFlux(DiffusersBackend):
+    """DiffusersBackend, but for where the weights come from."""
+
+    fits: int | None = None
+    """On a machine without a GPU: larger batches raise as torch does when the memory is used up."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.loader = SeededLoader(context)
+
+    def generate(self, batch: Batch) -> Any:
         if self.fits is not None and len(batch) > self.fits:
             raise torch.OutOfMemoryError(f"out of memory, as asked: {len(batch)} images, {self.fits} fit")
-        return super()._generate(batch)
+        return super().generate(batch)
 
 
 def _read_tokenizer(folder: Path) -> Any:
@@ -149,15 +160,16 @@ def _read_tokenizer(folder: Path) -> Any:
 
 def install(seed: int, fits: int | None = None) -> None:
     """Let --backend diffusers be SeededFlux in this process."""
-    SeededFlux.seed, SeededFlux.fits = seed, fits
-    backends.BACKENDS["diffusers"] = "kernels_bench.seeded:SeededFlux"
+    SeededLoader.seed, SeededFlux.fits = seed, fits
+    register("diffusers", "kernels_bench.seeded:SeededFlux")
 
 
 def backend(folder: Path, device: str, dtype: str, batches: list[Batch], **optimization: Any) -> SeededFlux:
     """A loaded backend on one rank, as a run has it, with the prompts of these batches encoded."""
     from dglaunch.config import BackendConfig, OptimizationConfig, T2IConfig
-    from dglaunch.models import resolve
-    from dglaunch.topology import Channel, Topology
+    from dglaunch.distributed.channel import Channel
+    from dglaunch.distributed.topology import Topology
+    from dglaunch.models.checkpoint import resolve
 
     config = T2IConfig(
         backend=BackendConfig(model_name=str(folder), device=device, torch_dtype=dtype),  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""FLUX.1-dev's true size on one GPU: what each optimisation brings, and whether batch sizes, halving and overlap hold.
+"""FLUX.1-dev's true size on one GPU: what each optimization brings, and whether batch sizes, halving and overlap hold.
 
     make gpu                                             # python -m kernels_bench true_size --device cuda, and tests/gpu
     python -m kernels_bench true_size --quick            # the same lines at toy size on a CPU, int8 in the place of fp8
@@ -6,7 +6,7 @@
 **This has not been run on a GPU yet**: every line but the GPU's own kernels and memory has run at toy size on a CPU.
 
 The weights are seeded random numbers made on the device (12B transformer, T5-XXL's size), 1024x1024, 28 steps. Speed and
-memory are those of the real model; PSNR says how far an optimisation leads from eager *on random weights*, which a
+memory are those of the real model; PSNR says how far an optimization leads from eager *on random weights*, which a
 cache's threshold and an image's look depend on, so pictures of the real checkpoint must be looked at besides.
 
 Parts: `speed` (eager, compiled, fp8, fp8 and cache, each in a process of its own: s an image, MFU of a measured matrix
@@ -106,7 +106,7 @@ def prepare(payload: dict[str, Any]) -> None:
 
 def tasks(payload: dict[str, Any], count: int, **given: int) -> tuple[Any, ...]:
     """The same prompts and seeds for every variant."""
-    from dglaunch.tasks import Task
+    from dglaunch.data.task import Task
 
     return tuple(
         Task(
@@ -133,8 +133,8 @@ def variant(payload: dict[str, Any]) -> measure.Row:
 
     import numpy
 
-    from dglaunch.backends import arrived
-    from dglaunch.plan import Batch
+    from dglaunch.backends.base import arrived
+    from dglaunch.data.task import Batch
     from kernels_bench import seeded
 
     batches = [Batch((task,)) for task in tasks(payload, payload["repeats"] + 1)]
@@ -185,7 +185,7 @@ def _psnr(images: Any, reference: Any) -> float:
 
 
 def _peak_bytes(cuda: bool) -> int:
-    from dglaunch.run import peak_memory
+    from dglaunch.run.loop import peak_memory
 
     return peak_memory("cuda" if cuda else "cpu")
 
@@ -196,10 +196,15 @@ def batch_sizes(payload: dict[str, Any]) -> list[measure.Row]:
 
     import torch
 
-    from dglaunch import estimate
+    from dglaunch.backends.profiles import Profile
     from dglaunch.config import BackendConfig, T2IConfig
-    from dglaunch.plan import Batch, default_bucket
-    from dglaunch.topology import Topology
+    from dglaunch.data.task import Batch, plain_bucket
+    from dglaunch.distributed.topology import Topology
+    from dglaunch.models.shape import Shape
+    from dglaunch.backends.profiles import Profile
+    from dglaunch.models.shape import Shape
+    from dglaunch.planning import estimate
+    from dglaunch.system import Machine
     from kernels_bench import seeded
 
     cuda, scratch = payload["device"] == "cuda", Path(payload["scratch"])
@@ -209,12 +214,13 @@ def batch_sizes(payload: dict[str, Any]) -> list[measure.Row]:
     backend = seeded.backend(scratch / "flux", payload["device"], payload["dtype"], [Batch(everything)])
     checkpoint = backend.context.checkpoint
     memory = torch.cuda.get_device_properties(0).total_memory if cuda else None
-    machine = estimate.Machine(name="here", memory=memory, dtype=payload["dtype"])
+    machine = Machine(name="here", memory=memory, dtype=payload["dtype"])
     config = T2IConfig(backend=BackendConfig(model_name=checkpoint.source), prompt="unused", output_dir=Path("unused"))
-    choose = estimate.chooser(checkpoint, config, Topology(), machine, {})
-    auto = choose(default_bucket(everything[0]))
+    choose = estimate.chooser(Profile(), checkpoint, config, Topology(), machine, {}, {})
+    auto = choose(plain_bucket(everything[0]))
     size = _size(payload)
-    planned = estimate.memory_of(checkpoint, config, Topology(), payload["dtype"], size["height"], size["width"])
+    shape = Shape(size["height"], size["width"])
+    planned = estimate.memory_of(checkpoint, config, Topology(), payload["dtype"], shape)
     rows, fits, count = [], 0, 1
     for count in sorted({auto.size, *(2**n for n in range(7) if 2**n <= largest)}):
         if cuda:

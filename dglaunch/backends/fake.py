@@ -16,56 +16,53 @@ import re
 import signal
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from dglaunch.backends import Context, Facts, ItemError, generate_sound
+from dglaunch.backends.base import Context, Facts, ItemError, Slot
+from dglaunch.backends.input_prefetch import InputPrefetcher
+from dglaunch.data.task import Batch, Task
 from dglaunch.errors import Drained
-from dglaunch.inputs import Loader
-from dglaunch.plan import Batch
-from dglaunch.tasks import Task
 
 SIDE = 64
 _MARKER = re.compile(r"\[(sleep|deaf|raise|item error|oom|interrupt|kill) ?([\d.]*)\]")
 
 
 class OutOfMemoryError(RuntimeError):
-    """Named as torch's, which the run recognises."""
+    """This error has the name of torch's, by which the run recognizes it."""
 
 
 class FakeBackend:
-    """See the module's docstring."""
+    """A fake backend draws noise from the seed over a color from the prompt, and does what a prompt's markers ask."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
         self.seconds: dict[str, float] = {}
-        self.loader = Loader(() if context.config.debug else context.batches)
+        self.inputs = InputPrefetcher(() if context.config.debug else context.batches)
 
     def load(self) -> Facts:
         return Facts(defaults={"height": SIDE, "width": SIDE, "num_inference_steps": 1, "guidance_scale": 1.0})
 
-    def generate(self, batch: Batch) -> Sequence[Image.Image | ItemError] | None:
-        return generate_sound(self.context, batch, self.loader, self._generate)
-
-    def _generate(self, batch: Batch) -> Sequence[Image.Image | ItemError]:
+    def generate(self, batch: Batch) -> Sequence[Slot] | None:
+        items = self.inputs.readable(batch, self.context.channel)
         start = time.perf_counter()
-        markers = [marker for task in batch.tasks for marker in _MARKER.findall(task.prompt)]
+        self._obey([marker for task in items.batch.tasks for marker in _MARKER.findall(task.prompt)], len(items.batch))
+        slots = [_slot(task) for task in items.batch.tasks]
+        self.seconds["denoise"] = self.seconds.get("denoise", 0.0) + time.perf_counter() - start
+        return items.with_errors(slots)
+
+    def _obey(self, markers: Sequence[tuple[str, str]], batch_size: int) -> None:
+        """Do what the prompts of a batch ask for: each marker's kind, and its number in words."""
         for kind, value in markers:
-            if kind == "oom" and len(batch) > int(value):
-                raise OutOfMemoryError(f"fake out of memory: {len(batch)} images, {value} fit")
+            if kind == "oom" and batch_size > int(value):
+                raise OutOfMemoryError(f"fake out of memory: {batch_size} images, {value} fit")
             if kind == "raise":
                 raise RuntimeError("a poisoned prompt, as asked")
             if kind in ("interrupt", "kill"):
                 os.kill(os.getpid(), signal.SIGTERM if kind == "interrupt" else signal.SIGKILL)
         time.sleep(sum(float(value) for kind, value in markers if kind == "deaf"))
         self._sleep(sum(float(value) for kind, value in markers if kind == "sleep"))
-        images = [
-            ItemError("refused, as asked") if "[item error]" in task.prompt else draw(task) for task in batch.tasks
-        ]
-        self.seconds["denoise"] = self.seconds.get("denoise", 0.0) + time.perf_counter() - start
-        return images
 
     def _sleep(self, seconds: float) -> None:
         """In steps, so that a signal is noticed as between denoising steps."""
@@ -79,9 +76,13 @@ class FakeBackend:
         pass
 
 
+def _slot(task: Task) -> Slot:
+    return ItemError("refused, as asked") if "[item error]" in task.prompt else draw(task)
+
+
 def draw(task: Task) -> Image.Image:
-    """Noise from the seed over a colour from the prompt: any mix-up of index, prompt or seed shows."""
+    """Draw noise from the seed over a color from the prompt: any mix-up of index, prompt or seed shows."""
     height, width = task.height or SIDE, task.width or SIDE
-    noise: Any = np.random.default_rng(task.seed).integers(0, 64, (height, width, 3), dtype=np.uint8)
-    colour = np.frombuffer(bytes.fromhex(task.key)[:3], dtype=np.uint8) // 2
-    return Image.fromarray(noise + colour)
+    noise = np.random.default_rng(task.seed).integers(0, 64, (height, width, 3), dtype=np.uint8)
+    color = np.frombuffer(bytes.fromhex(task.key)[:3], dtype=np.uint8) // 2
+    return Image.fromarray(noise + color)

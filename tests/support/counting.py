@@ -6,7 +6,7 @@ from typing import Any
 
 from dglaunch.__main__ import console_script
 from dglaunch.backends.fake import FakeBackend
-from dglaunch.plan import Batch
+from dglaunch.data.task import Batch
 
 _generate = FakeBackend.generate
 

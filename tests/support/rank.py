@@ -42,7 +42,7 @@ def count_collectives() -> None:
 
 def count_calls(calls: list[int]) -> None:
     """Note the number of prompts of each call of a pipeline."""
-    from dglaunch.backends.diffusers import DiffusersBackend
+    from dglaunch.backends.diffusers.backend import DiffusersBackend
 
     generate = DiffusersBackend._generate
 
@@ -82,7 +82,7 @@ def main(folder: Path, number: int) -> int:
             for name in environment:
                 del os.environ[name]
             report.write(json.dumps({"code": code, "collectives": collectives, "calls": calls}) + "\n")
-    from dglaunch.topology import leave
+    from dglaunch.distributed.channel import leave
 
     leave()
     return code

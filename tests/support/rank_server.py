@@ -47,8 +47,8 @@ def prepare() -> None:
         for name in names:
             with contextlib.suppress(ImportError, AttributeError, RuntimeError):
                 getattr(module, name)
-    from dglaunch import gather, job, run, topology, watch  # noqa: F401
-    from dglaunch.backends.xfuser_cpu import import_xfuser
+    from dglaunch.backends.xdit.cpu import import_xfuser
+    from dglaunch.distributed import topology  # noqa: F401
 
     with contextlib.suppress(ImportError):
         import_xfuser()

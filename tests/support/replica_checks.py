@@ -3,16 +3,17 @@
 import os
 import threading
 
-from dglaunch.backends import Context
+from dglaunch.backends.base import Context
 from dglaunch.config import ParallelConfig, T2IConfig
+from dglaunch.data.task import Batch, Task
+from dglaunch.distributed.channel import Channel
+from dglaunch.distributed.topology import Topology
 from dglaunch.errors import DglaunchError, UserError
-from dglaunch.gather import Gather
-from dglaunch.models import OTHER, Checkpoint
-from dglaunch.plan import Batch
-from dglaunch.run import Loop
-from dglaunch.tasks import Task
-from dglaunch.topology import Channel, Topology
-from dglaunch.watch import Watch
+from dglaunch.models.checkpoint import Checkpoint
+from dglaunch.models.families import OTHER
+from dglaunch.run.collect import Gather
+from dglaunch.run.loop import Loop
+from dglaunch.run.watchdog import Watch
 
 
 def topology(ulysses_degree: int = 1) -> Topology:

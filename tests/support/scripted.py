@@ -17,16 +17,15 @@ from typing import Any
 from PIL import Image
 
 from dglaunch import T2IConfig
-from dglaunch.backends import Context, Facts
+from dglaunch.backends.base import Context, Facts
 from dglaunch.config import ParallelConfig
-from dglaunch.models import OTHER, Checkpoint
-from dglaunch.plan import Batch
-from dglaunch.report import LeaderReport
-from dglaunch.run import Loop
-from dglaunch.tasks import Task
-from dglaunch.topology import Topology
-from dglaunch.watch import Watch
-from dglaunch.writer import Result
+from dglaunch.data.task import Batch, Result, Task
+from dglaunch.distributed.topology import Topology
+from dglaunch.models.checkpoint import Checkpoint
+from dglaunch.models.families import OTHER
+from dglaunch.run.loop import Loop
+from dglaunch.run.report import LeaderReport
+from dglaunch.run.watchdog import Watch
 
 PATIENCE_S = 20.0
 """A rank that waits for longer waits for one that has left without it."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dglaunch import gallery
+from dglaunch.output import gallery
 from support import browser
 from support.gallery_folder import BIG_SEED, EVIL, fill, line, paint
 from support.results import write_jsonl

@@ -37,8 +37,8 @@ def plan_of(tmp_path: Path, count: int) -> tuple[float, float]:
 
 
 def test_resume_of_many_ledger_lines_takes_seconds(tmp_path: Path) -> None:
-    from dglaunch.tasks import Task
-    from dglaunch.writer import Writer
+    from dglaunch.data.task import Task
+    from dglaunch.output.writer import Writer
 
     todo = [Task(index=n, prompt=f"p{n}", seed=n, stem=f"{n:06d}") for n in range(100_000)]
     with (tmp_path / "metadata.jsonl").open("w") as lines:

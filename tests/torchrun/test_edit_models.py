@@ -207,18 +207,20 @@ def test_the_sizes_are_diffusers_own() -> None:
     from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
     from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
 
-    from dglaunch.editing import KONTEXT_SIZES, STRATEGIES
+    from dglaunch.models.editing import KONTEXT_SHAPES, a_megapixel, at_most_a_megapixel
+    from dglaunch.models.shape import Shape
 
-    assert list(KONTEXT_SIZES) == kontext.PREFERRED_KONTEXT_RESOLUTIONS
+    ours = [(shape.width, shape.height) for shape in KONTEXT_SHAPES]
+    assert ours == kontext.PREFERRED_KONTEXT_RESOLUTIONS
     for width, height in [(640, 480), (3000, 2000), (999, 1777), (64, 400)]:
         large = Flux2ImageProcessor._resize_if_exceeds_area(Image.new("RGB", (width, height)))
-        rule = STRATEGIES["Flux2Pipeline"].input_size
-        assert rule((width, height), {}) == tuple(side // 16 * 16 for side in large.size)
+        shape = at_most_a_megapixel(Shape(height, width), {})
+        assert (shape.width, shape.height) == tuple(side // 16 * 16 for side in large.size)
     source = Path(kontext.__file__).parent.parent / "qwenimage" / "pipeline_qwenimage_edit.py"
     text = source.read_text()
     scope: dict[str, Any] = {}
     start = text.index("def calculate_dimensions")
     exec("import math\n" + text[start : text.index("\nclass ", start)], scope)
     for width, height in [(640, 480), (3000, 2000), (999, 1777), (64, 400)]:
-        ours = STRATEGIES["QwenImageEditPipeline"].input_size((width, height), {})
-        assert ours == scope["calculate_dimensions"](1024 * 1024, width / height)[:2]
+        shape = a_megapixel(Shape(height, width), {})
+        assert (shape.width, shape.height) == scope["calculate_dimensions"](1024 * 1024, width / height)[:2]

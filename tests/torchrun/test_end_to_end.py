@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dglaunch import images, tiny
-from dglaunch.tiny import checker, draw
-from dglaunch.tiny.spec import PLACE_NAMES, Edit, Object, Objects
+from dglaunch import images
+from dglaunch.tiny import folder as tiny
+from dglaunch.tiny.training import checker, draw
+from dglaunch.tiny.training.spec import PLACE_NAMES, Edit, Object, Objects
 from dglaunch.tiny.words import COLOURS, SHAPES
 from support.commands import dglaunch
 from support.ranks import World, launch

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dglaunch import optimize
+from dglaunch.backends.diffusers import optimizations
 from dglaunch.config import OptimizationConfig
 
 
@@ -43,7 +43,7 @@ def test_an_attention_backend_does_not_leak_into_the_process(tiny_flux: Any) -> 
     from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
     pipeline = tiny_flux()
-    effects = optimize.apply(pipeline, OptimizationConfig(attention_backend="_native_math"), "cpu", ExitStack())
+    effects = optimizations.apply(pipeline, OptimizationConfig(attention_backend="_native_math"), "cpu", ExitStack())
     assert effects == {"attention_backend": "4 attention processors: _native_math"}
     assert _AttentionBackendRegistry.get_active_backend()[0] == AttentionBackendName.NATIVE
     assert {block.attn.processor._attention_backend for block in pipeline.transformer.transformer_blocks} == {
@@ -56,8 +56,8 @@ def test_an_attention_backend_does_not_leak_into_the_process(tiny_flux: Any) -> 
 def test_group_offloading_moves_layers_and_not_the_image(tiny_flux: Any) -> None:
     """On a GPU alone it saves memory; that its hooks are there and right shows on a CPU too."""
     config = OptimizationConfig(enable_group_offloading=True)
-    pipeline = optimize.place(tiny_flux(), "cpu", config)
-    effects = optimize.apply(pipeline, config, "cpu", ExitStack())
+    pipeline = optimizations.place(tiny_flux(), "cpu", config)
+    effects = optimizations.apply(pipeline, config, "cpu", ExitStack())
     assert int(effects["enable_group_offloading"].split()[0]) > 50
     assert abs(draw(pipeline) - draw(tiny_flux())).max() < 2e-6
 
@@ -68,7 +68,7 @@ def test_cache_dit_takes_hold_and_lets_go(tiny_flux: Any) -> None:
     pipeline = tiny_flux()
     config = OptimizationConfig(cache_type="cache_dit", cache_threshold=50.0, cache_warmup=1)
     with ExitStack() as undo:
-        effects = optimize.apply(pipeline, config, "cpu", undo)
+        effects = optimizations.apply(pipeline, config, "cpu", undo)
         assert effects["cache_type"] == "DBCache(Fn_compute_blocks=1, residual_diff_threshold=50.0, max_warmup_steps=1)"
         assert abs(draw(pipeline) - plain).max() > 0.01
     assert abs(draw(tiny_flux()) - plain).max() == 0
@@ -77,7 +77,7 @@ def test_cache_dit_takes_hold_and_lets_go(tiny_flux: Any) -> None:
 def test_a_cache_forgets_a_call_that_broke_off(tiny_flux: Any) -> None:
     pipeline = tiny_flux()
     config = OptimizationConfig(cache_type="first_block_cache", cache_threshold=100.0)
-    optimize.apply(pipeline, config, "cpu", ExitStack())
+    optimizations.apply(pipeline, config, "cpu", ExitStack())
     expected = draw(pipeline)
     call, calls = pipeline.transformer.forward, []
 
@@ -91,5 +91,5 @@ def test_a_cache_forgets_a_call_that_broke_off(tiny_flux: Any) -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
         draw(pipeline)
     pipeline.transformer.forward = call
-    optimize.forget_steps(pipeline)
+    optimizations.forget_steps(pipeline)
     assert abs(draw(pipeline) - expected).max() == 0

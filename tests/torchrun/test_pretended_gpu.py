@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from dglaunch.__main__ import main
-from dglaunch.backends import Arriving, ItemError, arrived, encode
-from dglaunch.backends.diffusers import DiffusersBackend
-from dglaunch.backends.pixels import NOT_A_NUMBER, to_images
+from dglaunch.backends.base import Arriving, ItemError, arrived
+from dglaunch.backends.diffusers import prompt_encoder
+from dglaunch.backends.diffusers.backend import DiffusersBackend
+from dglaunch.backends.diffusers.pixels import NOT_A_NUMBER, to_images
 from support.edit_images import save_table
 from support.family_runs import DIFFERENT_LENGTHS, EDITORS, GUIDED, SETS, SIZE
 from support.pretend_gpu import PretendGpu, on_gpu
@@ -146,8 +147,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(DiffusersBackend, "load", loading)
     for name, cls in (("encodes", T5EncoderModel), ("denoises", FluxTransformer2DModel)):
         monkeypatch.setattr(cls, "forward", watched(name, cls.forward))
-    monkeypatch.setattr(encode, "ROUND", 2)
-    monkeypatch.setattr(encode, "HOST_SHARE", 0.0)
+    monkeypatch.setattr(prompt_encoder, "ROUND", 2)
+    monkeypatch.setattr(prompt_encoder, "HOST_SHARE", 0.0)
     return seen
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dglaunch.__main__ import main
-from dglaunch.backends import embedding_cache, encode
+from dglaunch.backends.diffusers import embedding_cache, prompt_encoder
 from support.commands import run_process
 from support.results import PROMPTS, difference, ledger, run_json, write_jsonl
 
@@ -84,8 +84,10 @@ def test_with_all_prompts_in_the_embedding_cache_no_encoder_is_loaded(
     first = make(tmp_path, "first", PROMPTS[:5], *cache)
     assert (seen.calls, len(seen.texts)) == (1, 5)
     loads: list[object] = []
-    load = encode.TextEncoding._encode
-    monkeypatch.setattr(encode.TextEncoding, "_encode", lambda self, *given: loads.append(given) or load(self, *given))
+    load = prompt_encoder.TextEncoding._encode
+    monkeypatch.setattr(
+        prompt_encoder.TextEncoding, "_encode", lambda self, *given: loads.append(given) or load(self, *given)
+    )
     second = make(tmp_path, "second", PROMPTS[:5], *cache)
     assert not loads and difference(first, second) == 0
     assert "5 of this rank's from the embedding cache" in run_json(second)["effects"]["encode"]
@@ -152,14 +154,14 @@ def test_more_prompts_than_memory_are_encoded_in_turns(
 ) -> None:
     """With memory each distinct prompt is encoded once; on a GPU all of them before the first batch."""
     if device == "like a GPU":
-        monkeypatch.setattr(encode, "GRADUAL_ON", ())
-        monkeypatch.setattr(encode, "ROUND", 8)
+        monkeypatch.setattr(prompt_encoder, "GRADUAL_ON", ())
+        monkeypatch.setattr(prompt_encoder, "ROUND", 8)
     prompts = [*PROMPTS[:20], *PROMPTS[:4]]
     whole = make(tmp_path, "whole", prompts, "--batch_size", "4")
     assert (seen.calls, len(seen.texts)) == (3, 20)
     first = "20 distinct prompts ahead (" if device == "like a GPU" else "8 distinct prompts ahead ("
     assert run_json(whole)["effects"]["encode"].startswith(first)
-    monkeypatch.setattr(encode, "HOST_SHARE", 0.0)
+    monkeypatch.setattr(prompt_encoder, "HOST_SHARE", 0.0)
     turns = make(tmp_path, "turns", prompts, "--batch_size", "4")
     assert (seen.calls, len(seen.texts)) == (3 + 3, 20 + 24), "those that come again at the end are encoded again"
     assert "those of 4 more batches in their turn" in run_json(turns)["effects"]["encode"]

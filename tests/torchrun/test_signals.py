@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from dglaunch import watch
 from dglaunch.__main__ import main
+from dglaunch.run import watchdog
 from support.commands import ROOT, dglaunch, end, run_module, start
 from support.processes import in_the_middle, prompts, slowness, torchrun, until, words
 from support.ranks import World, on_ranks
@@ -172,7 +172,7 @@ def test_drain_leaves_a_batch_that_does_not_listen(tmp_path: Path) -> None:
 
 def test_the_deadline_lies_before_torchruns_own() -> None:
     """It kills 30 s after its signal; rank 0 waits for the others before that, and they for their requests."""
-    assert watch.DRAIN_S < watch.DEADLINE_S[True] < 20
+    assert watchdog.DRAIN_S < watchdog.DEADLINE_S[True] < 20
 
 
 def test_a_hung_batch_is_told_with_its_stack(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dglaunch import tiny
+from dglaunch.tiny import folder as tiny
 
 QUICK = 24
 
@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 def test_both_pipelines_draw_at_multiples_of_16(folder, size):
     import torch
 
-    from dglaunch.tiny.evaluate import Evaluation
+    from dglaunch.tiny.training.evaluate import Evaluation
 
     evaluation = Evaluation(folder, steps=2)
     width, height = size
@@ -41,7 +41,7 @@ def test_both_pipelines_draw_at_multiples_of_16(folder, size):
 
 @needs_weights
 def test_quick_evaluation_reaches_a_floor(folder):
-    from dglaunch.tiny.evaluate import Evaluation
+    from dglaunch.tiny.training.evaluate import Evaluation
 
     scores, _ = Evaluation(folder).run(QUICK)
     assert {kind: score.share() for kind, score in scores.items() if score.share() < FLOORS[kind]} == {}
@@ -49,8 +49,8 @@ def test_quick_evaluation_reaches_a_floor(folder):
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")  # bfloat16 beside float32 norms, on a CPU only
 def test_training_runs_stops_and_goes_on(tmp_path):
-    from dglaunch.tiny import train
-    from dglaunch.tiny.team import Team
+    from dglaunch.tiny.training import train
+    from dglaunch.tiny.training.team import Team
 
     settings = train.Settings(folder=tmp_path)
     settings.vae.steps, settings.vae.batch = 2, 2

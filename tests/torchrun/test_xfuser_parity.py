@@ -216,7 +216,7 @@ def load(case: Case, folder: Path, engine_config: Any) -> Any:
     from xfuser.model_executor.models.transformers.transformer_flux import xFuserFlux1Transformer2DWrapper
     from xfuser.model_executor.models.transformers.transformer_flux2 import xFuserFlux2Transformer2DWrapper
 
-    from dglaunch.backends.xfuser_exact import wrap_qwen, wrap_zimage
+    from dglaunch.backends.xdit.exact import wrap_qwen, wrap_zimage
 
     pipelines = {
         "sd3": xfuser.xFuserStableDiffusion3Pipeline,
@@ -267,7 +267,7 @@ def run(case: Case, folder: Path, counter: Counter) -> dict[str, Any]:
     from xfuser.core import distributed as groups
     from xfuser.core.distributed import parallel_state
 
-    from dglaunch.backends.xfuser_cpu import ATTENTION_BACKEND
+    from dglaunch.backends.xdit.cpu import ATTENTION_BACKEND
 
     arguments = xfuser.xFuserArgs(
         ulysses_degree=case.ulysses,
@@ -325,7 +325,7 @@ def main(folder: Path) -> None:
 
     import torch.distributed as dist
 
-    from dglaunch.backends.xfuser_cpu import import_xfuser
+    from dglaunch.backends.xdit.cpu import import_xfuser
 
     import_xfuser()
     from xfuser.core.distributed import init_distributed_environment

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from dglaunch import EditingConfig
-from dglaunch.edit_tasks import read_edits
-from dglaunch.editing import STRATEGIES, as_editor
-from dglaunch.inputs import Loader
-from dglaunch.models import OTHER, Checkpoint
-from dglaunch.tasks import Task
+from dglaunch.backends.input_prefetch import InputPrefetcher
+from dglaunch.data.edits import read_edits
+from dglaunch.data.task import Task
+from dglaunch.models.checkpoint import Checkpoint, as_editor
+from dglaunch.models.editing import STRATEGIES
+from dglaunch.models.families import OTHER
 from support.edit_images import SINGLE, SIZES, picture, png, save_table
 from support.results import write_jsonl
 
@@ -28,20 +29,20 @@ def read(path: Path, family: str = "flux1_kontext", **flags: Any) -> list[Task]:
 def test_an_image_that_changes_during_the_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(1))
     (task,) = read(write_jsonl(tmp_path / "t.jsonl", [{"input_images": "a.png", "instruction": "x"}]))
-    loader = Loader()
+    loader = InputPrefetcher()
     assert loader.load([task]) == {} and loader.images(task)[0].size == (64, 64)
     (tmp_path / "a.png").write_bytes(png(2))
     assert loader.load([task]) == {}, "it is kept for the next batch"
-    assert "was changed since the run began" in Loader().load([task])[0]
+    assert "was changed since the run began" in InputPrefetcher().load([task])[0]
 
 
 def test_each_image_is_decoded_once_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dglaunch import inputs
+    from dglaunch.data import images
 
     decoded: list[int] = []
-    monkeypatch.setattr(inputs, "decode", lambda data: decoded.append(len(data)) or picture(0))
+    monkeypatch.setattr(images, "decode", lambda data: decoded.append(len(data)) or picture(0))
     tasks = read(save_table(tmp_path / "t.csv", SINGLE))
-    loader = Loader()
+    loader = InputPrefetcher()
     loader.load(tasks)
     assert len(decoded) == len(SIZES)
     loader.load(tasks[:2])
@@ -49,24 +50,23 @@ def test_each_image_is_decoded_once_a_batch(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_images_of_the_next_batch_are_decoded_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dglaunch import inputs
-    from dglaunch.plan import Batch
+    from dglaunch.data.task import Batch
 
     decoded: dict[str, str] = {}
-    whole = inputs._decoded
+    whole = images._decoded
 
-    def noted(image: inputs.InputImage) -> Any:
+    def noted(image: images.InputImage) -> Any:
         assert image.name not in decoded, "twice"
         decoded[image.name] = threading.current_thread().name
         return whole(image)
 
-    monkeypatch.setattr(inputs, "_decoded", noted)
+    monkeypatch.setattr(images, "_decoded", noted)
     for n in range(4):
         (tmp_path / f"{n}.png").write_bytes(png(n))
     rows = [{"input_images": f"{n}.png", "instruction": "x"} for n in range(4)]
     tasks = read(write_jsonl(tmp_path / "t.jsonl", rows))
     batches = [Batch(tuple(tasks[:2])), Batch(tuple(tasks[2:]))]
-    loader = Loader(batches)
+    loader = InputPrefetcher(batches)
     loader.load(tasks[:2])
     assert loader.load(tasks[2:3]) == loader.load(tasks[3:]) == {}, "a batch may come in parts"
     threads = {name: thread == threading.main_thread().name for name, thread in decoded.items()}

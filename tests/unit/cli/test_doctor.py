@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dglaunch import doctor
-from dglaunch.doctor import NOTE, OK, WARNING, WRONG, Probed
+from dglaunch.cli import doctor
+from dglaunch.cli.doctor import NOTE, OK, WARNING, WRONG, Probed
 from support.commands import ROOT, Ended, run_process
 
 FINE = {"version": "2.9.0+cu128", "cuda": "12.8", "hip": None, "available": True, "gloo": True, "nccl": "2.27.5"}

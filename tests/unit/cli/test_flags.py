@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from dglaunch import BackendConfig, OptimizationConfig, T2IConfig
+from dglaunch.cli.flags import parse, without
+from dglaunch.environment import check_variables, known_flags, parallel_from_environment
 from dglaunch.errors import UserError
-from dglaunch.flags import check_variables, known_flags, parallel_from_environment, parse, torchrun_words
 from support.commands import run_module
 
 
@@ -62,12 +63,12 @@ def test_xdit_degrees() -> None:
 
 
 def test_every_flag_has_a_variable() -> None:
-    check_variables({f"DG_{name.upper()}": "" for name in known_flags()}, known_flags())
+    check_variables({f"DG_{name.upper()}": "" for name in known_flags()})
 
 
 def test_num_gpus_does_not_reach_the_ranks() -> None:
     words = ["t2i", "--num_gpus", "8", "--prompt", "a", "--num-gpus=4", "--batch_size", "2"]
-    assert torchrun_words(words) == ["t2i", "--prompt", "a", "--batch_size", "2"]
+    assert without(words, "num_gpus") == ["t2i", "--prompt", "a", "--batch_size", "2"]
 
 
 def test_configs_are_usable_from_python() -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dglaunch import images
 from dglaunch.__main__ import main
-from dglaunch.replay import read_description
+from dglaunch.cli.replay import read_description
 from support.edit_images import png, save_pictures
 from support.results import write_jsonl
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dglaunch import slurm
 from dglaunch.__main__ import main
+from dglaunch.cli import slurm
 from support.commands import ROOT, TESTS
 
 

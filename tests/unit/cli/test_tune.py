@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from dglaunch import tune
+from dglaunch.cli import tune
 from dglaunch.config import BackendConfig, OptimizationConfig, ParallelConfig, T2IConfig
 from dglaunch.errors import UserError
-from dglaunch.estimate import Machine
-from dglaunch.tune import Measured
+from dglaunch.planning.tuned import REMEMBERED, Measured, describe, recall, remember, sweet_spot
+from dglaunch.system import Machine
 
 
 def measured(*speeds: float, parallel: str = "data parallel") -> list[Measured]:
@@ -21,11 +21,11 @@ def measured(*speeds: float, parallel: str = "data parallel") -> list[Measured]:
 
 
 def test_the_smallest_batch_near_the_most_is_taken() -> None:
-    best, reason = tune.sweet_spot(measured(1, 1.9, 3.0, 3.03))
+    best, reason = sweet_spot(measured(1, 1.9, 3.0, 3.03))
     assert best.batch_size == 4 and "batch 8 gives 1.0% more" in reason
-    best, reason = tune.sweet_spot([*measured(1, 2, 4), Measured(parallel="data parallel", batch_size=8, ended="oom")])
+    best, reason = sweet_spot([*measured(1, 2, 4), Measured(parallel="data parallel", batch_size=8, ended="oom")])
     assert best.batch_size == 4 and "did not fit" in reason
-    best, _ = tune.sweet_spot(measured(1, 2, 4) + measured(1, 4.05, parallel="ulysses 2"))
+    best, _ = sweet_spot(measured(1, 2, 4) + measured(1, 4.05, parallel="ulysses 2"))
     assert (best.parallel, best.batch_size) == ("ulysses 2", 2)
 
 
@@ -37,19 +37,19 @@ def config(cache: Path, **optimization: object) -> T2IConfig:
 
 def test_a_result_is_used_for_its_own_case_only(tmp_path: Path) -> None:
     here = {"device": "NVIDIA H100", "dtype": "bfloat16", "shape": "1024x1024"}
-    tune.remember(config(tmp_path), here, measured(1, 2, 2.1) + measured(1, 1.5, parallel="ulysses 2"))
+    remember(config(tmp_path), here, measured(1, 2, 2.1) + measured(1, 1.5, parallel="ulysses 2"))
     machine = Machine(name="NVIDIA H100", memory=None, dtype="bfloat16")
-    (found,) = tune.recall(config(tmp_path), machine, ParallelConfig()).items()
+    (found,) = recall(config(tmp_path), machine, ParallelConfig()).items()
     assert found[0] == "1024x1024" and found[1].size == 4
     assert "measured by tune on" in found[1].reason and "NVIDIA H100" in found[1].reason
-    (split,) = tune.recall(config(tmp_path), machine, ParallelConfig(ulysses_degree=2)).values()
+    (split,) = recall(config(tmp_path), machine, ParallelConfig(ulysses_degree=2)).values()
     assert split.size == 2
     for other in (replace(machine, dtype="float16"), replace(machine, name="NVIDIA A100")):
-        assert tune.recall(config(tmp_path), other, ParallelConfig()) == {}
-    assert tune.recall(config(tmp_path, quantization="fp8"), machine, ParallelConfig()) == {}
-    assert tune.recall(config(tmp_path), machine, ParallelConfig(ring_degree=2)) == {}
-    (tmp_path / tune.REMEMBERED).write_text("{")
-    assert tune.recall(config(tmp_path), machine, ParallelConfig()) == {}
+        assert recall(config(tmp_path), other, ParallelConfig()) == {}
+    assert recall(config(tmp_path, quantization="fp8"), machine, ParallelConfig()) == {}
+    assert recall(config(tmp_path), machine, ParallelConfig(ring_degree=2)) == {}
+    (tmp_path / REMEMBERED).write_text("{")
+    assert recall(config(tmp_path), machine, ParallelConfig()) == {}
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_the_configurations_of_xdit_are_those_that_hold(tmp_path: Path) -> None:
     """`tiny` has 4 heads and no CFG branch: Ulysses 8 and CFG parallel are left out, not refused."""
     wanted = T2IConfig(prompt="x", backend=BackendConfig(backend="xdit", cache_dir=tmp_path))
     found = tune.configurations(wanted, {}, {}, 8)
-    assert [tune.describe(variables) for variables in found] == ["data parallel", "ulysses 2", "ulysses 4"]
+    assert [describe(variables) for variables in found] == ["data parallel", "ulysses 2", "ulysses 4"]
     with pytest.raises(UserError, match="attention heads"):
         tune.configurations(wanted, {}, {"DG_XDIT_ULYSSES_DEGREE": "8"}, 8)
 

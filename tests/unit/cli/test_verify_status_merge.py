@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dglaunch import folder as tools
 from dglaunch.__main__ import main
+from dglaunch.cli import verify as tools
 from support.commands import dglaunch, end, kill_group, run_module, start
 from support.results import ledger, write_jsonl
 

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from dglaunch import EditingConfig
-from dglaunch.edit_tasks import parse_ranges, read_edits
-from dglaunch.editing import STRATEGIES, as_editor
+from dglaunch.data.edits import parse_ranges, read_edits
+from dglaunch.data.task import Task
 from dglaunch.errors import InputError, UserError
-from dglaunch.models import OTHER, Checkpoint
-from dglaunch.tasks import Task
+from dglaunch.models.checkpoint import Checkpoint, as_editor
+from dglaunch.models.editing import STRATEGIES
+from dglaunch.models.families import OTHER
 from support.edit_images import SIZES, picture, png, save_pictures
 from support.results import write_jsonl
 

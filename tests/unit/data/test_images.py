@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dglaunch.inputs import BadImage, Cell, decode, probe
+from dglaunch.data.images import BadImage, Cell, decode, probe
 from support.edit_images import picture
 
 

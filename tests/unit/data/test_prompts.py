@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from dglaunch import T2IConfig
+from dglaunch.data.prompts import read_prompts
+from dglaunch.data.task import Task
 from dglaunch.errors import InputError, UserError
-from dglaunch.tasks import Task, read_prompts
 from support.results import write_jsonl
 
 

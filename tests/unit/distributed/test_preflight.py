@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from dglaunch import hosts
+from dglaunch.distributed import preflight
+from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
-from dglaunch.topology import Topology
 
 NODES = Topology(world_size=4, local_world_size=2, distributed=True)
 
@@ -30,10 +30,12 @@ def test_an_own_name_that_others_cannot_use(monkeypatch: pytest.MonkeyPatch, add
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     with pytest.raises(UserError, match=f"own name node7 {text}"):
-        hosts.check_address(NODES)
-    hosts.check_address(Topology(world_size=2, local_world_size=2, distributed=True))  # one machine: it does not matter
+        preflight.check_address(NODES)
+    preflight.check_address(
+        Topology(world_size=2, local_world_size=2, distributed=True)
+    )  # one machine: it does not matter
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
-    hosts.check_address(NODES)
+    preflight.check_address(NODES)
 
 
 class OtherClock:
@@ -45,5 +47,5 @@ class OtherClock:
 
 def test_clocks_that_differ_are_told() -> None:
     channel: Any = OtherClock()
-    (note,) = hosts.compare(channel, {"host": "node7"})
+    (note,) = preflight.compare(channel, {"host": "node7"})
     assert note.startswith("The clocks differ by 3600 s (node8 is ahead)")

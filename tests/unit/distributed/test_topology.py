@@ -4,8 +4,8 @@ import pytest
 
 from dglaunch import ParallelConfig, T2IConfig
 from dglaunch.config import BackendConfig, WriterName
+from dglaunch.distributed.topology import from_environment
 from dglaunch.errors import UserError
-from dglaunch.topology import from_environment
 
 
 def environ(rank: int, world: int, nodes: int = 1, node: int = 0) -> dict[str, str]:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from dglaunch import config as configs
-from dglaunch import optimisations
-from dglaunch.editing import family_table
-from dglaunch.flags import known_flags
-from dglaunch.models import FAMILIES
+from dglaunch.environment import known_flags
+from dglaunch.models import optimizations
+from dglaunch.models.editing import family_table
+from dglaunch.models.families import FAMILIES
 from support.commands import ROOT
 
 README = ROOT / "README.md"
@@ -75,7 +75,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "flags": flags,
     "families": families,
     "editing families": family_table,
-    "optimisations": optimisations.table,
+    "optimisations": optimizations.table,
 }
 
 

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from dglaunch import editing
-from dglaunch.editing import STRATEGIES, as_editor
+from dglaunch.environment import known_flags
 from dglaunch.errors import UserError
-from dglaunch.flags import known_flags
-from dglaunch.models import FAMILIES, OTHER, Checkpoint
+from dglaunch.models import editing
+from dglaunch.models.checkpoint import Checkpoint, as_editor
+from dglaunch.models.editing import STRATEGIES
+from dglaunch.models.families import FAMILIES, OTHER
 
 
 def editor(family: str = "flux1_kontext", **defaults: Any) -> Checkpoint:

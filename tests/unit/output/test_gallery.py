@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dglaunch import gallery
 from dglaunch.__main__ import main
 from dglaunch.errors import OutputError
 from dglaunch.errors import UserError as Wrong
+from dglaunch.output import gallery
 from support.commands import run_module
 from support.gallery_folder import BIG_SEED, EVIL, fill, line, paint
 from support.results import write_jsonl

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dglaunch import layouts
 from dglaunch.__main__ import main
 from dglaunch.errors import UserError
+from dglaunch.output import layouts
 from support.commands import dglaunch
 from support.edit_images import png
 from support.results import ledger as unsorted_ledger

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from dglaunch.images import WholePng, decode_description, encode, whole_png
+from dglaunch.output.encode import WholePng, decode_description, encode, whole_png
 from support.edit_images import picture
 
 DESCRIPTION: dict[str, Any] = {"prompt": "ein Fuchs \u00fc", "seed": 7, "model": "m", "index": 3, "sample": 0}

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from dglaunch.data.task import Result, Task, file_name
 from dglaunch.errors import OutputError, UserError
-from dglaunch.ledger import is_held
-from dglaunch.tasks import Task
-from dglaunch.writer import Result, Writer, file_name, out_of_memory_limits, remember_out_of_memory
+from dglaunch.output.ledger import is_held
+from dglaunch.output.writer import Writer, out_of_memory_limits, remember_out_of_memory
 from support.results import ledger
 
 SETTINGS = {"model_name": "tiny"}

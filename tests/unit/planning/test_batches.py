@@ -3,9 +3,9 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dglaunch.plan import BatchSize, build, default_bucket, share_of_node
-from dglaunch.tasks import Task
-from dglaunch.topology import Topology
+from dglaunch.data.task import BatchSize, Task, plain_bucket
+from dglaunch.distributed.topology import Topology
+from dglaunch.planning.batches import build, share_of_node
 
 
 def tasks(shapes: list[int]) -> list[Task]:
@@ -30,7 +30,7 @@ def test_every_task_once_equal_shapes_and_equal_work(shapes: list[int], replicas
     batches = [batch for share in plan.batches for batch in share]
     assert sorted(task.index for batch in batches for task in batch.tasks) == list(range(len(shapes)))
     assert all(1 <= len(batch) <= size for batch in batches)
-    assert all(len({default_bucket(task) for task in batch.tasks}) == 1 for batch in batches)
+    assert all(len({plain_bucket(task) for task in batch.tasks}) == 1 for batch in batches)
     work = [sum(task.height or 0 for batch in share for task in batch.tasks) for share in plan.batches]
     assert max(work) - min(work) <= 2 * max((64 * s for s in shapes), default=0)
 
@@ -44,7 +44,7 @@ def test_shares_are_cut_into_balanced_batches() -> None:
 def test_a_shape_stays_on_one_replica_where_it_can() -> None:
     plan = build(tasks([1, 2, 3, 4] * 4), 4, lambda _: BatchSize(4, ""))
     assert [[len(batch) for batch in share] for share in plan.batches] == [[4]] * 4
-    assert plan.lost == 0
+    assert plan.num_extra_batches == 0
 
 
 @settings(max_examples=100, deadline=None)
@@ -52,5 +52,5 @@ def test_a_shape_stays_on_one_replica_where_it_can() -> None:
 def test_nodes_that_start_later_agree_on_who_makes_what(shapes: list[int], nodes: int, done: set[int]) -> None:
     """A node's share is cut from all tasks, so it does not depend on what is done when it starts."""
     everything = tasks(shapes)
-    shares = [share_of_node(everything, Topology(node=n, num_nodes=nodes), default_bucket, cost) for n in range(nodes)]
+    shares = [share_of_node(everything, Topology(node=n, num_nodes=nodes), plain_bucket, cost) for n in range(nodes)]
     assert sorted(task.index for share in shares for task in share) == list(range(len(shapes)))

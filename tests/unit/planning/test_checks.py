@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from dglaunch import optimisations
 from dglaunch.config import BackendConfig, OptimizationConfig, ParallelConfig, T2IConfig
+from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
-from dglaunch.models import FAMILIES, OTHER, Checkpoint
-from dglaunch.topology import Topology
+from dglaunch.models import optimizations
+from dglaunch.models.checkpoint import Checkpoint
+from dglaunch.models.families import FAMILIES, OTHER
 from support.commands import dglaunch
 
 
@@ -20,7 +21,7 @@ def refuse(pipeline: str = "FluxPipeline", device: str = "cpu", backend: str = "
         prompt="x", backend=BackendConfig(backend=backend, torch_dtype=dtype), optimization=OptimizationConfig(**flags)
     )
     checkpoint = Checkpoint("x", pipeline, FAMILIES.get(pipeline, OTHER), {}, {}, True)
-    optimisations.check(checkpoint, config, Topology(parallel=ParallelConfig(ring_degree=ring)), device)
+    optimizations.check(checkpoint, config, Topology(parallel=ParallelConfig(ring_degree=ring)), device)
 
 
 REFUSALS: list[tuple[dict[str, Any], str]] = [
@@ -73,10 +74,10 @@ def test_group_offloading_does_not_lock_more_memory_than_there_is(monkeypatch: p
     checkpoint = Checkpoint("x", "FluxPipeline", FAMILIES["FluxPipeline"], {}, {}, True)
     checkpoint.__dict__["parameters"] = {"transformer": 12 * 10**9, "text_encoder_2": 5 * 10**9}
     config = T2IConfig(prompt="x", optimization=OptimizationConfig(enable_group_offloading=True))
-    monkeypatch.setattr(optimisations, "host_memory", lambda: 256 * 2**30)
-    optimisations.check(checkpoint, config, Topology(world_size=4, local_world_size=4), "cuda")
+    monkeypatch.setattr(optimizations, "host_memory", lambda: 256 * 2**30)
+    optimizations.check(checkpoint, config, Topology(world_size=4, local_world_size=4), "cuda")
     with pytest.raises(UserError, match="would lock 286 GiB of host memory for 8 ranks"):
-        optimisations.check(checkpoint, config, Topology(world_size=8, local_world_size=8), "cuda")
+        optimizations.check(checkpoint, config, Topology(world_size=8, local_world_size=8), "cuda")
 
 
 def test_guidance_of_zimage_needs_a_mask(families: Path) -> None:

@@ -3,10 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from dglaunch import EditingConfig, editing, plan
-from dglaunch.edit_tasks import read_edits
-from dglaunch.editing import STRATEGIES, as_editor
-from dglaunch.models import OTHER, Checkpoint
+from dglaunch import EditingConfig
+from dglaunch.data.edits import read_edits
+from dglaunch.data.task import BatchSize
+from dglaunch.models import editing
+from dglaunch.models.checkpoint import Checkpoint, as_editor
+from dglaunch.models.editing import STRATEGIES
+from dglaunch.models.families import OTHER
+from dglaunch.planning import batches
 from support.edit_images import MULTI, SINGLE, save_table
 
 
@@ -14,12 +18,12 @@ def editor(family: str = "flux1_kontext", **defaults: Any) -> Checkpoint:
     return as_editor(Checkpoint("fake", "fake", OTHER, defaults, {}, False), family)
 
 
-def plan_of(path: Path, family: str, batch_size: int, replicas: int = 1) -> plan.Plan:
+def plan_of(path: Path, family: str, batch_size: int, replicas: int = 1) -> batches.Plan:
     checkpoint = editor(family, _auto_resize=False)
     row = STRATEGIES[checkpoint.pipeline_class]
     tasks = read_edits(EditingConfig(input=path), checkpoint, row)
     size = 1 if row.batch_disabled else batch_size
-    return plan.build(tasks, replicas, lambda _: plan.BatchSize(size, ""), editing.bucket_of(checkpoint))
+    return batches.build(tasks, replicas, lambda _: BatchSize(size, ""), editing.bucket_of(checkpoint))
 
 
 def test_batches_share_their_images_or_their_size(tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ import pytest
 
 from dglaunch import T2IConfig
 from dglaunch.config import OptimizationConfig
-from dglaunch.estimate import TAKEN_IN_MPIXELS, bottleneck
-from dglaunch.models import FAMILIES, OTHER, Checkpoint
-from dglaunch.plan import BatchSize, build
-from dglaunch.tasks import Task
-from dglaunch.topology import Topology
+from dglaunch.data.task import BatchSize, Task
+from dglaunch.distributed.topology import Topology
+from dglaunch.models.checkpoint import Checkpoint
+from dglaunch.models.families import FAMILIES, OTHER
+from dglaunch.planning.batches import build
+from dglaunch.planning.estimate import TAKEN_IN_MPIXELS, bottleneck
 
 
 def tasks(count: int) -> list[Task]:
@@ -30,7 +31,7 @@ def test_plan_says_when_rank_0_cannot_take_in_what_is_made() -> None:
 
 def test_the_estimate_counts_what_is_on_the_device() -> None:
     """FLUX.1-dev's sizes in bfloat16: 24 GB transformer, 10 GB text encoders that leave before it comes."""
-    from dglaunch.estimate import memory_of
+    from dglaunch.planning.estimate import memory_of
 
     checkpoint = Checkpoint("x", "FluxPipeline", FAMILIES["FluxPipeline"], {}, {}, True)
     checkpoint.__dict__["parameters"] = {"transformer": 12 * 10**9, "text_encoder_2": 5 * 10**9, "vae": 10**8}

@@ -8,16 +8,16 @@ from typing import Any
 from PIL import Image
 
 from dglaunch import T2IConfig
-from dglaunch.backends import Context, Facts, ItemError
+from dglaunch.backends.base import Context, Facts, ItemError
+from dglaunch.data.task import Batch, Result, Task
+from dglaunch.distributed.channel import Channel
+from dglaunch.distributed.topology import Topology
 from dglaunch.errors import OutputError
-from dglaunch.gather import Gather
-from dglaunch.models import OTHER, Checkpoint
-from dglaunch.plan import Batch
-from dglaunch.run import Loop
-from dglaunch.tasks import Task
-from dglaunch.topology import Channel, Topology
-from dglaunch.watch import Watch
-from dglaunch.writer import Result
+from dglaunch.models.checkpoint import Checkpoint
+from dglaunch.models.families import OTHER
+from dglaunch.run.collect import Gather
+from dglaunch.run.loop import Loop
+from dglaunch.run.watchdog import Watch
 from support.results import PROMPTS
 
 

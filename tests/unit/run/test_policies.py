@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from dglaunch.backends import ItemError
+from dglaunch.backends.base import ItemError
+from dglaunch.distributed.topology import Topology
 from dglaunch.errors import ReplicaError, UserError
-from dglaunch.report import LeaderReport
-from dglaunch.topology import Topology
+from dglaunch.run.report import LeaderReport
 from support.scripted import Ran, batch, on_ranks_of_one_process
 
 WORLD = 8

@@ -218,7 +218,7 @@ def test_plan_prints_what_the_run_does(tmp_path: Path, prompts: Path) -> None:
 def test_one_seed_one_noise() -> None:
     """The fake's pictures differ by seed and by prompt, or the comparisons above could not fail."""
     from dglaunch.backends.fake import draw
-    from dglaunch.tasks import Task
+    from dglaunch.data.task import Task
 
     one, two, three = (Task(index=0, prompt=p, seed=s, stem="0") for p, s in (("a", 1), ("a", 2), ("b", 1)))
     assert np.abs(np.asarray(draw(one)).astype(int) - np.asarray(draw(two))).max() > 10

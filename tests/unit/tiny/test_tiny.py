@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dglaunch import tiny
-from dglaunch.tiny import checker, draw, spec
+from dglaunch.tiny import folder as tiny
+from dglaunch.tiny.training import checker, draw, spec
 from support.commands import run_module
 
 MAX_BYTES = 8_000_000

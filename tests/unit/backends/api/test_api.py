@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dglaunch import run
 from dglaunch.__main__ import main
-from dglaunch.backends import remote
+from dglaunch.backends.api import profile
 from dglaunch.config import BackendConfig, RemoteConfig, T2IConfig
+from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
-from dglaunch.images import decode_description
-from dglaunch.topology import Topology
+from dglaunch.output.encode import decode_description
+from dglaunch.run import loop
 from support.api_servers import KEY, RETRY_AFTER_S, ApiServer, colour_of
 from support.remote_runs import MODELS, assert_no_key, assert_right_images, rows_of, wait_for, words
 from support.results import ledger, run_json
@@ -75,7 +75,7 @@ def test_more_ranks_than_requests_at_a_time_are_refused() -> None:
         backend=BackendConfig(backend="openai", model_name="m"), remote=RemoteConfig(max_global_workers=3), prompt="a"
     )
     with pytest.raises(UserError, match="3 with 4 ranks"):
-        remote.check(config, Topology(world_size=4), [])
+        profile.check(config, Topology(world_size=4), [])
 
 
 def test_a_plan_needs_no_key_and_sends_nothing(
@@ -277,7 +277,7 @@ def test_sizes_and_seeds_reach_the_api_where_it_has_them_and_the_ledger_says_whe
 def test_a_stopped_run_waits_for_its_requests_but_not_for_ever(
     server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "LAST_BATCHES_S", {False: 1.0})
+    monkeypatch.setattr(loop, "LAST_BATCHES_S", {False: 1.0})
     out, prompts = tmp_path / "out", ["a", "b", "c [always timeout]"]
     threading.Thread(
         target=lambda: (wait_for(lambda: len(ledger(out)) == 2), os.kill(os.getpid(), signal.SIGTERM))

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from dglaunch.__main__ import main
-from dglaunch.inputs import BadImage, decode, probe, upload
+from dglaunch.backends.api.uploads import upload
+from dglaunch.data.images import BadImage, decode, probe
 from support.api_servers import ApiServer, colour_of
 from support.edit_images import bomb, picture, png
 from support.remote_runs import MODELS, assert_no_key, assert_right_images, edits_of, words

@@ -1,35 +1,35 @@
-"""How many requests at a time, how long a pause, and the brake on requests and cost. Free of HTTP."""
+"""How many requests at a time, how long a pause, and the spending on requests and cost. Free of HTTP."""
 
 import time
 
 import pytest
 
-from dglaunch.backends import pace
+from dglaunch.backends.api import limits
 from dglaunch.errors import Drained, UserError
 
 
 def test_shares_add_up_to_the_total() -> None:
-    assert all(sum(pace.share(t, n, parts) for n in range(parts)) == t for t in range(20) for parts in range(1, 7))
+    assert all(sum(limits.share(t, n, parts) for n in range(parts)) == t for t in range(20) for parts in range(1, 7))
 
 
 def test_delays_double_up_to_a_limit_and_a_server_that_names_a_time_gets_it() -> None:
-    assert all(0.5 * 2**n <= pace.delay(n, 1.0, None) <= 2**n for n in range(6))
-    assert pace.delay(30, 1.0, None) <= pace.LONGEST_DELAY_S
-    assert all(7.0 <= pace.delay(n, 1.0, 7.0) <= 8.0 for n in range(6))
+    assert all(0.5 * 2**n <= limits.delay(n, 1.0, None) <= 2**n for n in range(6))
+    assert limits.delay(30, 1.0, None) <= limits.LONGEST_DELAY_S
+    assert all(7.0 <= limits.delay(n, 1.0, 7.0) <= 8.0 for n in range(6))
 
 
 def test_the_gate_halves_once_for_requests_that_were_under_way_together_and_comes_back() -> None:
     events: list[str] = []
-    gate = pace.Gate(8, events.append)
+    limiter = limits.ConcurrencyLimiter(8, events.append)
     started = time.monotonic()
     for _ in range(8):
-        gate.slow_down(started, None)
-    assert gate.limit == 4
-    gate.slow_down(time.monotonic(), None)
-    assert gate.limit == 2
+        limiter.slow_down(started, None)
+    assert limiter.limit == 4
+    limiter.slow_down(time.monotonic(), None)
+    assert limiter.limit == 2
     answers = 0
-    while gate.limit < 8:
-        gate.went_well()
+    while limiter.limit < 8:
+        limiter.went_well()
         answers += 1
     assert 25 < answers < 45  # about 2 + 3 + ... + 7
     assert [event.split(" s ")[1] for event in events] == [
@@ -40,35 +40,35 @@ def test_the_gate_halves_once_for_requests_that_were_under_way_together_and_come
 
 
 def test_the_gate_never_closes_for_good_and_lets_go_of_who_must_stop() -> None:
-    gate = pace.Gate(2, lambda _: None)
+    limiter = limits.ConcurrencyLimiter(2, lambda _: None)
     for _ in range(5):
-        gate.slow_down(time.monotonic(), None)
-    assert gate.limit == 1
-    gate.enter(lambda: False)
+        limiter.slow_down(time.monotonic(), None)
+    assert limiter.limit == 1
+    limiter.enter(lambda: False)
     with pytest.raises(Drained):
-        gate.enter(lambda: True)
-    gate.leave()
-    assert gate.enter(lambda: False) > 0
+        limiter.enter(lambda: True)
+    limiter.leave()
+    assert limiter.enter(lambda: False) > 0
 
 
 def test_a_pause_holds_for_all_requests_of_the_rank() -> None:
-    gate, start = pace.Gate(4, lambda _: None), time.monotonic()
-    gate.slow_down(start, 0.2)
-    assert gate.enter(lambda: False) - start >= 0.2
+    limiter, start = limits.ConcurrencyLimiter(4, lambda _: None), time.monotonic()
+    limiter.slow_down(start, 0.2)
+    assert limiter.enter(lambda: False) - start >= 0.2
 
 
 def test_the_brake_stops_at_its_limits() -> None:
     events: list[str] = []
-    brake = pace.Brake(2, None, events.append)
-    brake.take(), brake.take()
+    spending = limits.SpendLimit(2, None, events.append)
+    spending.take(), spending.take()
     for _ in range(2):
         with pytest.raises(Drained):
-            brake.take()
+            spending.take()
     assert len(events) == 1 and "--max_requests (2)" in events[0]
-    brake = pace.Brake(None, 1.0, events.append)
-    brake.take(), brake.paid(0.6), brake.take(), brake.paid(0.6)
+    spending = limits.SpendLimit(None, 1.0, events.append)
+    spending.take(), spending.paid(0.6), spending.take(), spending.paid(0.6)
     with pytest.raises(Drained):
-        brake.take()
-    brake.paid(None)
+        spending.take()
+    spending.paid(None)
     with pytest.raises(UserError, match="do not report a cost"):
-        brake.take()
+        spending.take()

@@ -5,8 +5,8 @@ import pytest
 import torch
 from diffusers.image_processor import VaeImageProcessor
 
-from dglaunch.backends import ItemError
-from dglaunch.backends.pixels import to_images
+from dglaunch.backends.base import ItemError
+from dglaunch.backends.diffusers.pixels import to_images
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

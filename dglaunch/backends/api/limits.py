@@ -1,0 +1,165 @@
+"""How fast and how much an API backend asks: giving way, backing off, and stopping in time. No HTTP in here.
+
+    started = limiter.enter(should_stop)   waits for its turn
+    spending.take()                        or Drained: --max_requests or --max_cost is used up
+    ... the request is sent, its answer read ...
+    limiter.leave()
+    limiter.went_well() | limiter.slow_down(started, retry_after)
+
+The number of requests at a time falls by half when a server says that there are too many, and rises again by one for
+each round of answers (additive increase, multiplicative decrease), up to what the user allows.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable
+
+from dglaunch.errors import Drained, UserError
+
+LONGEST_DELAY_S = 60.0
+LOOK_EVERY_S = 0.1
+"""How often someone who waits looks whether the run is being stopped."""
+SHOWN_CHANGES = 20
+
+
+def share(total: int, part: int, parts: int) -> int:
+    """What falls to one of several ranks; the first ones take what does not divide."""
+    return total // parts + (part < total % parts)
+
+
+def delay(attempt: int, base: float, retry_after: float | None) -> float:
+    """Seconds before the next try. Jitter keeps those who failed together from coming back together."""
+    if retry_after is not None:
+        return retry_after + random.uniform(0, base)
+    return float(min(base * 2**attempt, LONGEST_DELAY_S) * random.uniform(0.5, 1.0))
+
+
+def sleep(seconds: float, should_stop: Callable[[], bool]) -> None:
+    """Wait, unless the run is being stopped.
+
+    Raises:
+        Drained: it is.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        if should_stop():
+            raise Drained
+        left = end - time.monotonic()
+        if left <= 0:
+            return
+        time.sleep(min(left, LOOK_EVERY_S))
+
+
+class ConcurrencyLimiter:
+    """Lets as many requests through at a time as this rank may have, and fewer when the server asks for it."""
+
+    def __init__(self, workers: int, note: Callable[[str], None]) -> None:
+        self.workers = workers
+        self.limit = float(workers)
+        self._note = note
+        self._changes = 0
+        self._active = 0
+        self._not_before = 0.0
+        self._last_cut = 0.0
+        self._begun = time.monotonic()
+        self._changed = threading.Condition()
+
+    def enter(self, should_stop: Callable[[], bool]) -> float:
+        """Take one request's place; returns the time at which it got it.
+
+        Raises:
+            Drained: the run is being stopped, and the request was not begun.
+        """
+        with self._changed:
+            while self._active >= int(self.limit) or time.monotonic() < self._not_before or should_stop():
+                if should_stop():
+                    raise Drained
+                self._changed.wait(LOOK_EVERY_S)
+            self._active += 1
+        return time.monotonic()
+
+    def leave(self) -> None:
+        """Give the place back."""
+        with self._changed:
+            self._active -= 1
+            self._changed.notify()
+
+    def went_well(self) -> None:
+        """An answer came: one more at a time for each round of answers."""
+        with self._changed:
+            if self.limit < self.workers:
+                self.limit = min(self.limit + 1 / self.limit, self.workers)
+                if self.limit == self.workers:
+                    self._tell(f"back to {self.workers} requests at a time")
+                self._changed.notify()
+
+    def slow_down(self, started: float, retry_after: float | None) -> None:
+        """The server has too many requests. Those that were under way together count as one such answer."""
+        with self._changed:
+            now = time.monotonic()
+            self._not_before = max(self._not_before, now + (retry_after or 0.0))
+            if started <= self._last_cut:
+                return
+            self._last_cut = now
+            before, self.limit = int(self.limit), max(self.limit / 2, 1.0)
+            if int(self.limit) < before:
+                self._tell(f"the server asked to slow down: {before} -> {int(self.limit)} requests at a time")
+
+    def _tell(self, text: str) -> None:
+        self._changes += 1
+        if self._changes <= SHOWN_CHANGES:
+            last = " (later changes are not listed)" if self._changes == SHOWN_CHANGES else ""
+            self._note(f"after {time.monotonic() - self._begun:.0f} s {text}{last}")
+
+
+class SpendLimit:
+    """Says no to every further request once the run must not go on; what is under way still comes in."""
+
+    def __init__(self, max_requests: int | None, max_cost: float | None, note: Callable[[str], None]) -> None:
+        self.max_requests = max_requests
+        self.max_cost = max_cost
+        self.requests = 0
+        self.cost = 0.0
+        self._note = note
+        self._problem: UserError | None = None
+        self._noted = False
+        self._lock = threading.Lock()
+
+    def take(self) -> None:
+        """Count one request that is about to be sent.
+
+        Raises:
+            Drained: a limit of the user's is reached.
+            UserError: the server said something that no further request can change.
+        """
+        with self._lock:
+            if self._problem is not None:
+                raise self._problem
+            if self.max_requests is not None and self.requests >= self.max_requests:
+                self._stop(f"this rank's part of --max_requests ({self.max_requests}) is used up")
+            if self.max_cost is not None and self.cost >= self.max_cost:
+                self._stop(f"this rank's part of --max_cost ({self.max_cost:g}) is reached: {self.cost:g} reported")
+            self.requests += 1
+
+    def _stop(self, why: str) -> None:
+        if not self._noted:
+            self._noted = True
+            self._note(f"stopped asking, {why}; the same command goes on from here")
+        raise Drained
+
+    def paid(self, cost: float | None) -> None:
+        """Count what an answer says that it cost."""
+        with self._lock:
+            self.cost += cost or 0.0
+            if cost is None and self.max_cost is not None:
+                self._problem = self._problem or UserError(
+                    "The server's answers do not report a cost, so --max_cost cannot be kept; the run was stopped after the "
+                    "first answers, which are written. Use --max_requests instead; the same command then goes on."
+                )
+
+    def fail(self, problem: UserError) -> UserError:
+        """From now on every request is refused with this; gives back the first problem."""
+        with self._lock:
+            self._problem = self._problem or problem
+            return self._problem

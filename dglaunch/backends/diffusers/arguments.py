@@ -1,0 +1,81 @@
+"""What a pipeline is called with for a batch. No model is needed here: what the pipeline takes is an argument."""
+
+from collections.abc import Callable, Collection, Mapping
+from inspect import Parameter
+
+import torch
+
+from dglaunch.config import CALL, RunConfig, flags_that
+from dglaunch.data.task import Batch, Record, Task
+from dglaunch.errors import UserError
+from dglaunch.models.checkpoint import Checkpoint
+from dglaunch.models.families import Family
+
+StepCallback = Callable[[object, int, object, dict[str, object]], dict[str, object]]
+"""What a pipeline calls after each denoising step: with itself, the step, its time and tensors that may be changed."""
+
+
+def call_arguments(
+    batch: Batch,
+    config: RunConfig,
+    checkpoint: Checkpoint,
+    takes: Collection[str],
+    on_step_end: StepCallback,
+) -> dict[str, object]:
+    """Return the call's keyword arguments for a batch whose tasks agree in all but prompt, seed and negative prompt.
+
+    One CPU generator for each image: its noise depends on its seed alone, not on batch, rank or device.
+
+    Args:
+        takes: the names of the pipeline's arguments.
+    """
+    family, first = checkpoint.family, batch.tasks[0]
+    settings = _settings(first, config, checkpoint)
+    arguments = {name: value for name, value in settings.items() if name in takes} | dict(family.arguments)
+    if "max_area" in takes and first.height is not None and first.width is not None:
+        # Kontext would rescale the output to 1 Mpx, whatever height and width say.
+        arguments["max_area"] = first.height * first.width
+    arguments["prompt"] = [task.prompt for task in batch.tasks]  # a new list: some pipelines write into it
+    if first.negative_prompt is not None:
+        arguments["negative_prompt"] = [task.negative_prompt for task in batch.tasks]
+    arguments["generator"] = [torch.Generator("cpu").manual_seed(task.seed) for task in batch.tasks]
+    if family.tensor_output:
+        arguments["output_type"] = "pt"
+    if "callback_on_step_end" in takes:
+        arguments["callback_on_step_end"] = on_step_end
+    return arguments
+
+
+def call_defaults(checkpoint: Checkpoint, parameters: Mapping[str, Parameter]) -> Record:
+    """Return what a call without these arguments uses, for the ledger: the checkpoint's, else the signature's."""
+    shape = checkpoint.shape(None, None)
+    guidance = parameters.get(checkpoint.family.guidance)
+    steps = parameters.get("num_inference_steps")
+    return {
+        "height": shape.height,
+        "width": shape.width,
+        "num_inference_steps": steps.default if steps else None,
+        "guidance_scale": guidance.default if guidance else None,
+    } | checkpoint.defaults
+
+
+def check_flags(config: RunConfig, family: Family, pipeline_name: str, takes: Collection[str]) -> None:
+    """Refuse a flag that the pipeline does not take and that would silently do nothing.
+
+    Raises:
+        UserError: with the flag.
+    """
+    for flag in flags_that(CALL, type(config)):
+        argument = family.guidance if flag == "guidance_scale" else flag
+        if getattr(config, flag) is not None and argument not in takes:
+            raise UserError(f"{pipeline_name} does not take {argument}, so --{flag} would do nothing; drop it.")
+
+
+def _settings(task: Task, config: RunConfig, checkpoint: Checkpoint) -> dict[str, object]:
+    """The checkpoint's settings, then what was given for the task or for all; the guidance scale under the pipeline's name
+    for it."""
+    given = {name: getattr(task if hasattr(task, name) else config, name) for name in flags_that(CALL, type(config))}
+    settings = checkpoint.defaults | {name: value for name, value in given.items() if value is not None}
+    if "guidance_scale" in settings:
+        settings[checkpoint.family.guidance] = settings.pop("guidance_scale")
+    return settings

@@ -1,0 +1,129 @@
+"""Plain diffusers: whatever it loads for text to image, and the editing families. Each rank is a replica."""
+
+import inspect
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+
+import torch
+
+from dglaunch.backends.base import Context, Facts, Slot
+from dglaunch.backends.diffusers import optimizations
+from dglaunch.backends.diffusers.arguments import call_arguments, call_defaults
+from dglaunch.backends.diffusers.embedding_cache import EmbeddingCache, open_cache
+from dglaunch.backends.diffusers.engine import DiffusersEngine, Engine
+from dglaunch.backends.diffusers.loading import PipelineLoader, quiet_libraries, resize_each
+from dglaunch.backends.diffusers.pixels import to_slots
+from dglaunch.backends.diffusers.prompt_encoder import PromptEncoder
+from dglaunch.backends.diffusers.prompt_interception import PromptInterception
+from dglaunch.backends.diffusers.protocols import Pipeline, plain_pipeline
+from dglaunch.backends.diffusers.stages import Stages, time_compilation, trace_shapes
+from dglaunch.backends.diffusers.text_encoders import TextEncoders
+from dglaunch.backends.input_prefetch import InputPrefetcher
+from dglaunch.data.task import Batch
+from dglaunch.errors import Drained
+
+
+class DiffusersBackend:
+    """A diffusers backend runs one pipeline on one rank; its engine says how the pipeline is loaded and called."""
+
+    pipeline: Pipeline
+
+    def __init__(self, context: Context, engine: Engine | None = None) -> None:
+        self.context = context
+        self.engine = engine if engine is not None else DiffusersEngine(context)
+        self.loader = PipelineLoader(context)
+        self.inputs = InputPrefetcher(() if context.config.debug else context.batches)
+        self.stages = Stages(on_gpu=context.device == "cuda")
+        self.seconds = self.stages.seconds
+        self.prompts: PromptEncoder | None = None
+        self.takes: frozenset[str] = frozenset()
+        """Names of the pipeline's arguments."""
+        self.undo = ExitStack()
+        """What this backend changed for the whole process."""
+
+    def load(self) -> Facts:
+        config, rules = self.context.config, self.loader.edit_rules
+        if not config.debug:
+            quiet_libraries()
+        self.engine.start(self.undo)
+        if self.context.device == "cuda":
+            torch.cuda.set_device(self.context.topology.local_rank)
+        self.loader.check()
+        self.loader.download()
+        cache, self.pipeline = self.context.channel.together(self._load_pipeline)
+        self.pipeline.set_progress_bar_config(disable=True)
+        parameters = inspect.signature(self.pipeline.__call__).parameters
+        self.takes = frozenset(parameters)
+        self.stages.watch(self.pipeline)
+        effects = {"encode": self._encode_ahead(cache)} if self.loader.encodes_ahead else {}
+        optimizations.move(self.pipeline, self.context.torch_device, config.optimization)
+        if rules is not None and rules.equal_size_batch:
+            resize_each(self.pipeline.image_processor)
+        effects |= self.engine.optimize(self.pipeline, self.undo)
+        events: list[str] = []
+        if config.optimization.enable_compile:
+            folder = config.backend.cache_dir.expanduser() / "compile"
+            time_compilation(folder, self.seconds, events, self.undo)
+        if config.debug:
+            trace_shapes(self.pipeline)
+        return Facts(
+            defaults=call_defaults(self.context.checkpoint, parameters),
+            effects=effects,
+            events=events,
+            known_trouble=rules.known_trouble if rules is not None else "",
+        )
+
+    def generate(self, batch: Batch) -> Sequence[Slot] | None:
+        if self.prompts is not None:
+            self.prompts.ensure(batch)
+        items = self.inputs.readable(batch, self.context.channel)
+        if not items.batch.tasks:
+            return items.with_errors(())
+        with torch.inference_mode(), self.stages.denoising(), ExitStack() as if_it_breaks_off:
+            if_it_breaks_off.callback(optimizations.forget_steps, self.pipeline)
+            arguments = self._arguments(items.batch) | self._input_images(items.batch)
+            call = self.engine.prepare(self.pipeline, items.batch, arguments)
+            output = call()
+            if_it_breaks_off.pop_all()
+        return items.with_errors(to_slots(output) if output is not None else None)
+
+    def close(self) -> None:
+        self.undo.close()
+        del self.pipeline
+
+    def _load_pipeline(self) -> tuple[EmbeddingCache | None, Pipeline]:
+        """The pipeline takes minutes to load; whether the cache can be written shows at once."""
+        cache = open_cache(self.context)
+        return cache, self.engine.load_pipeline(self.loader)
+
+    def _encode_ahead(self, cache: EmbeddingCache | None) -> str:
+        plain, family = plain_pipeline(self.pipeline), self.context.checkpoint.family
+        load_encoders = partial(self.loader.load_text_encoders, self.pipeline)
+        encoders = TextEncoders(plain, self.context.torch_device, load_encoders)
+        interception = PromptInterception(plain, family.text_outputs, encoders, cache)
+        self.prompts = PromptEncoder(interception, self._run_without_images, self.context.channel)
+        return self.prompts.encode(self.context.batches, self.context.should_stop)
+
+    def _run_without_images(self, batch: Batch) -> None:
+        """For the prompts' sake alone: families whose prompts depend on an image are not encoded ahead."""
+        with torch.inference_mode():
+            self.engine.prepare(self.pipeline, batch, self._arguments(batch))()
+
+    def _arguments(self, batch: Batch) -> dict[str, object]:
+        return call_arguments(
+            batch, self.context.config, self.context.checkpoint, self.takes, on_step_end=self._between_steps
+        )
+
+    def _input_images(self, batch: Batch) -> dict[str, object]:
+        rules = self.loader.edit_rules
+        if rules is None:
+            return {}
+        return {"image": rules.images_argument([self.inputs.images(task) for task in batch.tasks])}
+
+    def _between_steps(
+        self, _pipeline: object, _step: int, _timestep: object, values: dict[str, object]
+    ) -> dict[str, object]:
+        if self.context.should_stop():
+            raise Drained
+        return values

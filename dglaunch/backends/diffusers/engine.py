@@ -1,0 +1,61 @@
+"""The engine of a pipeline: how it is loaded, changed and called, by diffusers alone or by xfuser over a replica's ranks."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Protocol
+
+from dglaunch.backends.base import Context
+from dglaunch.backends.diffusers import optimizations
+from dglaunch.backends.diffusers.loading import PipelineLoader
+from dglaunch.backends.diffusers.protocols import Pipeline, PipelineOutput
+from dglaunch.data.task import Batch
+
+Call = Callable[[], PipelineOutput | None]
+"""A call of a pipeline that is ready; it gives None on a rank that does not get the images."""
+
+
+class Engine(Protocol):
+    """An engine loads and calls the pipeline for DiffusersBackend, which does the rest: inputs, prompts, errors, time.
+
+    class Plain:
+        def start(self, undo): pass
+        def load_pipeline(self, loader): return loader.load()
+        def optimize(self, pipeline, undo): return {}
+        def prepare(self, pipeline, batch, arguments): return partial(pipeline, **arguments)
+    """
+
+    def start(self, undo: ExitStack) -> None:
+        """Set up what must be there before a pipeline is loaded; `undo` takes it back at the end."""
+        ...
+
+    def load_pipeline(self, loader: PipelineLoader) -> Pipeline:
+        """Load the checkpoint's pipeline into the host's memory."""
+        ...
+
+    def optimize(self, pipeline: Pipeline, undo: ExitStack) -> dict[str, str]:
+        """Do what the optimization flags ask for, and say for each of them what was found on the loaded modules."""
+        ...
+
+    def prepare(self, pipeline: Pipeline, batch: Batch, arguments: dict[str, object]) -> Call:
+        """Prepare the call for a batch, with these keyword arguments."""
+        ...
+
+
+class DiffusersEngine:
+    """The engine of diffusers alone: each rank computes whole images."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    def start(self, undo: ExitStack) -> None:
+        pass
+
+    def load_pipeline(self, loader: PipelineLoader) -> Pipeline:
+        return loader.load()
+
+    def optimize(self, pipeline: Pipeline, undo: ExitStack) -> dict[str, str]:
+        return optimizations.apply(pipeline, self.context.config.optimization, self.context.torch_device, undo)
+
+    def prepare(self, pipeline: Pipeline, batch: Batch, arguments: dict[str, object]) -> Call:
+        return partial(pipeline, **arguments)

@@ -1,0 +1,195 @@
+"""A checkpoint to a pipeline in the host's memory: only safetensors and no remote code, unless a flag asks."""
+
+import inspect
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+import torch
+
+from dglaunch.backends.base import Context
+from dglaunch.backends.diffusers import arguments, optimizations
+from dglaunch.backends.diffusers.protocols import ImageProcessor, Pipeline, PretrainedPart
+from dglaunch.backends.diffusers.stages import trace_shapes
+from dglaunch.config import EditingConfig
+from dglaunch.errors import UserError
+from dglaunch.models.editing import EditRules
+
+
+class PipelineLoader:
+    """A loader reads a checkpoint's pipeline, and its text encoders apart from it where they come and go before the
+    pipeline moves to its device."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.checkpoint = context.checkpoint
+        self.edit_rules: EditRules | None = context.checkpoint.family.edit if context.config.edits else None
+        """The family's, for input images; None where the run draws from text alone."""
+
+    def check(self) -> None:
+        """Refuse a pipeline that diffusers does not have, and flags that it would not look at.
+
+        Raises:
+            UserError: with what to do instead.
+        """
+        from diffusers import DiffusionPipeline
+
+        if self.pipeline_class is not DiffusionPipeline:
+            takes = inspect.signature(self.pipeline_class.__call__).parameters
+            arguments.check_flags(self.context.config, self.checkpoint.family, self.pipeline_class.__name__, takes)
+
+    def download(self) -> None:
+        """Fetch a checkpoint from the hub with the first rank of each node; the others then find it in the cache."""
+        if not self.checkpoint.local:
+            self.context.channel.together(self._download)
+
+    def load(self, pipeline_class: type[Pipeline] | None = None, **parts: object) -> Pipeline:
+        """Load the pipeline into the host's memory, without the text encoders if prompts are encoded ahead.
+
+        Args:
+            pipeline_class: instead of the checkpoint's own.
+            parts: what from_pretrained need not load.
+        """
+        given = self._from_pretrained_arguments() | self._left_out() | parts
+        if "transformer" not in parts:
+            given |= self._quantization_arguments()
+        with explained(self.context):
+            return (pipeline_class or self._loading_class).from_pretrained(self.checkpoint.source, **given)
+
+    def load_transformer(self, part_class: PretrainedPart) -> object:
+        """Load the transformer alone, as another class than the checkpoint's own."""
+        given = self._from_pretrained_arguments()
+        del given["trust_remote_code"]
+        quantization = optimizations.quantization_config(self.context.config.optimization, self.context.dtype)
+        with explained(self.context):
+            return part_class.from_pretrained(
+                self.checkpoint.source, subfolder="transformer", quantization_config=quantization, **given
+            )
+
+    def load_text_encoders(self, pipeline: Pipeline) -> dict[str, torch.nn.Module]:
+        """Load the text encoders alone, by name, for a pipeline that was loaded without them."""
+        others = dict.fromkeys(name for name in ("transformer", "unet", "vae") if hasattr(pipeline, name))
+        with explained(self.context):
+            holder = self.pipeline_class.from_pretrained(
+                self.checkpoint.source, **self._from_pretrained_arguments(), **others
+            )
+        if self.context.config.debug:
+            trace_shapes(holder)
+        found = {name: getattr(holder, name) for name in self._text_encoders()}
+        return {name: encoder for name, encoder in found.items() if encoder is not None}
+
+    @property
+    def encodes_ahead(self) -> bool:
+        """Whether the prompts are encoded before the first batch."""
+        return self.checkpoint.encodes_ahead(self.context.config.optimization.encode)
+
+    @cached_property
+    def pipeline_class(self) -> type[Pipeline]:
+        """diffusers' class of the pipeline; DiffusionPipeline where the class comes with the checkpoint.
+
+        Raises:
+            UserError: diffusers does not have it.
+        """
+        import diffusers
+
+        name = self.checkpoint.pipeline_class
+        found: type[Pipeline] | None = getattr(diffusers, name, None)
+        if found is None and not self.context.config.backend.trust_remote_code:
+            raise UserError(
+                f"The checkpoint names the pipeline {name}, which diffusers {diffusers.__version__} does not have. Update "
+                "diffusers, or, if you trust the code that comes with the checkpoint, add --trust_remote_code."
+            )
+        default: type[Pipeline] = diffusers.DiffusionPipeline
+        return found if found is not None else default
+
+    @property
+    def _loading_class(self) -> type[Pipeline]:
+        """An editing pipeline by its own name: --model_type may load it from a checkpoint that names another."""
+        from diffusers import DiffusionPipeline
+
+        default: type[Pipeline] = DiffusionPipeline
+        return default if self.edit_rules is None else self.pipeline_class
+
+    def _download(self) -> None:
+        if self.context.topology.local_rank == 0:
+            with explained(self.context):
+                self._loading_class.download(self.checkpoint.source, **self._from_pretrained_arguments())
+
+    def _from_pretrained_arguments(self) -> dict[str, object]:
+        backend = self.context.config.backend
+        return {
+            "torch_dtype": getattr(torch, self.context.dtype),
+            "use_safetensors": None if backend.allow_pickle else True,
+            "trust_remote_code": backend.trust_remote_code,
+            "revision": backend.revision,
+        }
+
+    def _quantization_arguments(self) -> dict[str, object]:
+        """For a pipeline's from_pretrained: its transformer (or U-Net) is quantized as it is read."""
+        wanted = optimizations.quantization_config(self.context.config.optimization, self.context.dtype)
+        if wanted is None:
+            return {}
+        from diffusers import PipelineQuantizationConfig
+
+        names = ("transformer", "unet")
+        return {"quantization_config": PipelineQuantizationConfig(quant_mapping=dict.fromkeys(names, wanted))}
+
+    def _left_out(self) -> dict[str, None]:
+        """Arguments of from_pretrained for the parts that are loaded apart if they are needed."""
+        return dict.fromkeys(self._text_encoders()) if self.encodes_ahead else {}
+
+    def _text_encoders(self) -> list[str]:
+        parts = inspect.signature(self.pipeline_class).parameters
+        return [name for name in parts if name.startswith("text_encoder") and not name.endswith("_out_layers")]
+
+
+def resize_each(processor: ImageProcessor) -> None:
+    """Let a list of images be resized image by image, as one image alone is: diffusers leaves a list as it is, so that
+    QwenImageEdit's text encoder would see each image at its own size (3e-2 from what it sees without a list)."""
+    resize = processor.resize
+
+    def resize_list(image: object, *args: object, **kwargs: object) -> object:
+        if isinstance(image, list):
+            return [resize(each, *args, **kwargs) for each in image]
+        return resize(image, *args, **kwargs)
+
+    processor.resize = resize_list
+
+
+def quiet_libraries() -> None:
+    """Let libraries tell of errors only: eight ranks would print each notice and bar eight times. --debug leaves them
+    as they are."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for name in ("torchao", "torch.utils._pytree"):  # diffusers imports torchao where it is installed
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
+@contextmanager
+def explained(context: Context) -> Iterator[None]:
+    """Turn what goes wrong while loading, which is mostly the user's to correct, into which checkpoint and what to do."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError) as error:
+        if not isinstance(context.config, EditingConfig) or context.config.model_type is None:
+            raise
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{context.checkpoint.source} cannot be loaded as {context.checkpoint.pipeline_class} (--model_type "
+            f"{context.config.model_type}): {reason} Drop --model_type, or give the family of this checkpoint."
+        ) from None
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{context.checkpoint.source} cannot be loaded: {reason} If its weights are pickles (.bin) and you trust "
+            "them, add --allow_pickle; if files are missing, download it again."
+        ) from None

@@ -1,0 +1,125 @@
+"""What planning asks a backend before anything is loaded. torch is not imported here, unless a device is to be found.
+
+profile = profile_of(config.backend.backend)
+target = profile.resolve(config, topology)          # the checkpoint, the device, why they were chosen
+profile.check(config, target, topology, tasks)      # refuse what cannot work, with the remedy
+profile.buckets(config, target, tasks)              # which tasks may share a forward pass
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from dglaunch.backends.registry import BACKENDS
+from dglaunch.config import API, Concern, RunConfig
+from dglaunch.data.task import BatchSize, Bucket, Task, plain_bucket
+from dglaunch.distributed.topology import Topology
+from dglaunch.models.checkpoint import Checkpoint, as_editor
+from dglaunch.models.families import OTHER
+from dglaunch.system import Machine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What a job runs on: the checkpoint (or what stands in for one) and the device of this rank."""
+
+    checkpoint: Checkpoint
+    device: str
+    """cuda or cpu."""
+    machine: Machine
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Every automatic choice, and why."""
+
+
+class Profile:
+    """What a backend says about a job. This base is right for one that has no checkpoint and no device of its own."""
+
+    idle: Concern = API
+    """The flags that it would not look at: giving one is a mistake."""
+    is_identity = True
+    """Whether the backend is part of what makes a job another job. (diffusers and xdit make the same images.)"""
+    needs_model_name = False
+    """Whether --model_name must be given."""
+    has_estimates = False
+    """Whether memory and time can be estimated."""
+    mixes_rows = True
+    """Whether tasks of different rows may share a batch."""
+    can_replay = True
+    """Whether the same seed makes the same image again."""
+    can_tune = True
+    """Whether it is this machine that sets how many images are best made together."""
+    why_idle = "the model runs on this machine"
+
+    def resolve(self, config: RunConfig, topology: Topology) -> Target:
+        """Find the checkpoint and the device.
+
+        Raises:
+            UserError: there is no such checkpoint, or no such device.
+        """
+        defaults: dict[str, object] = {"height": 64, "width": 64, "edit": {"_auto_resize": False}}
+        checkpoint = Checkpoint(
+            source=config.backend.backend,
+            pipeline_class=config.backend.backend,
+            family=replace(OTHER, size_multiple=1),
+            defaults=defaults,
+            transformer={},
+            local=False,
+        )
+        machine = Machine(name=config.backend.backend, memory=None, dtype="float32")
+        return Target(checkpoint=checkpoint, device="cpu", machine=machine)
+
+    def as_editor(self, config: RunConfig, checkpoint: Checkpoint, model_type: str | None) -> Checkpoint:
+        """Return the checkpoint as `edit` uses it. Here: with the batches of an editing family (FLUX.1 Kontext's where
+        none is named), but without its demands on prompts and sizes.
+
+        Raises:
+            UserError: it edits no images.
+        """
+        editor = as_editor(checkpoint, model_type or "flux1_kontext")
+        free = replace(editor.family, size_multiple=1, takes_negative=True, guidance_needs_negative=False)
+        return replace(editor, family=free)
+
+    def check(self, config: RunConfig, target: Target, topology: Topology, tasks: Sequence[Task]) -> None:
+        """Refuse what cannot work or would silently do nothing.
+
+        Raises:
+            UserError: with the remedy.
+        """
+
+    def buckets(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Callable[[Task], Bucket]:
+        """Return the function that says what must be equal in a batch."""
+        return edit_bucket(target.checkpoint) if config.edits else plain_bucket
+
+    def batch_size(self, config: RunConfig) -> BatchSize | None:
+        """Return the batch size that the backend wants; None: as the user, the memory and `tune` say."""
+        return None
+
+    def cost(self, checkpoint: Checkpoint, bucket: Bucket) -> float:
+        """Return the relative cost of one image of a bucket: image tokens x denoising steps."""
+        tokens = checkpoint.image_tokens(checkpoint.shape(bucket.height, bucket.width)) + bucket.input_tokens
+        return float(tokens * checkpoint.num_steps(bucket.num_inference_steps))
+
+
+def edit_bucket(checkpoint: Checkpoint) -> Callable[[Task], Bucket]:
+    """Return what must be equal for a batch that an editing family computes right: the shapes of the input images, and
+    where a call has one set of images, that set."""
+    rules = checkpoint.family.edit
+    assert rules is not None
+    one_set = rules.shared_image_batch and not rules.equal_size_batch
+
+    def bucket(task: Task) -> Bucket:
+        return replace(
+            plain_bucket(task),
+            input_shapes=rules.input_shapes([image.shape for image in task.images], checkpoint.defaults),
+            input_sha256=tuple(image.sha256 for image in task.images) if one_set else (),
+        )
+
+    return bucket
+
+
+def profile_of(backend: str) -> Profile:
+    """Return the profile of a backend by its name; its module is imported only now."""
+    module, _, name = BACKENDS[backend].profile.partition(":")
+    profile = getattr(importlib.import_module(module), name)()
+    assert isinstance(profile, Profile), f"{BACKENDS[backend].profile} is no Profile"
+    return profile

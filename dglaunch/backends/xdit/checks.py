@@ -1,0 +1,98 @@
+"""What xfuser would do wrong, slowly or in silence, is refused here before anything is loaded."""
+
+from collections.abc import Iterable
+
+from dglaunch.config import RunConfig
+from dglaunch.data.task import Task
+from dglaunch.distributed.topology import Topology
+from dglaunch.errors import UserError
+from dglaunch.models.checkpoint import Checkpoint
+from dglaunch.models.families import xdit_editors, xdit_families
+from dglaunch.system import need
+
+
+def check_degrees(checkpoint: Checkpoint, config: RunConfig, topology: Topology, device: str) -> None:
+    """Refuse a family that xfuser does not have, and degrees that it cannot split this model by."""
+    family, parallel = checkpoint.family, topology.parallel
+    if family.xdit is None:
+        available = xdit_editors() if config.edits else xdit_families()
+        raise UserError(
+            f"--backend xdit has no {checkpoint.pipeline_class}{' for edit' if config.edits else ''}; it runs {', '.join(available)}. "
+            "Use --backend diffusers, where each rank is a replica."
+        )
+    need("xfuser", "--backend xdit", "pip install 'dglaunch[xdit]'")
+    if parallel.pipefusion_degree > 1:
+        if device == "cpu":
+            raise UserError("PipeFusion (DG_XDIT_PIPEFUSION_DEGREE) runs on GPUs only; unset it on a CPU.")
+        if not family.xdit.pipefusion:
+            raise UserError(
+                f"xfuser has no PipeFusion for {family.name}; unset DG_XDIT_PIPEFUSION_DEGREE and use "
+                "DG_XDIT_ULYSSES_DEGREE instead."
+            )
+    if parallel.use_cfg_parallel and not family.xdit.cfg:
+        raise UserError(
+            f"{family.name} has no second guidance branch that xfuser could put on other ranks; unset "
+            "DG_XDIT_USE_CFG_PARALLEL."
+        )
+    if parallel.ring_degree > 1 and not family.xdit.ring:
+        raise UserError(
+            f"Ring attention is not right for {family.name} when a prompt's length is not a multiple of the degree; use "
+            "DG_XDIT_ULYSSES_DEGREE instead of DG_XDIT_RING_DEGREE."
+        )
+    heads, ulysses = checkpoint.heads, parallel.ulysses_degree
+    if heads is not None and heads % ulysses and not family.xdit.pads_heads:
+        fitting = [n for n in range(1, heads + 1) if heads % n == 0]
+        raise UserError(
+            f"{family.name} here has {heads} attention heads, which DG_XDIT_ULYSSES_DEGREE={ulysses} does not divide. "
+            f"Degrees that do: {', '.join(map(str, fitting))}."
+        )
+
+
+def check_branches(tasks: Iterable[Task]) -> None:
+    """Refuse rows without guidance, where a second group of ranks would have nothing to do."""
+    for task in tasks:
+        if task.guidance_scale is not None and task.guidance_scale <= 1:
+            raise UserError(
+                f"Row {task.index} has the guidance scale {task.guidance_scale:g}: without guidance there is no second "
+                "branch for DG_XDIT_USE_CFG_PARALLEL to put on other ranks. Raise it above 1, or unset the variable."
+            )
+
+
+def check_split(checkpoint: Checkpoint, config: RunConfig, topology: Topology, tasks: Iterable[Task]) -> None:
+    """Refuse texts and images that the sequence-parallel degree does not divide: xfuser draws them wrong."""
+    family, degree = checkpoint.family, topology.sequence_degree
+    assert family.xdit is not None
+    length = checkpoint.text_length(config.max_sequence_length)
+    if family.xdit.fixed_text_length and length != family.max_sequence_length:
+        raise UserError(
+            f"xfuser's {family.name} pipeline drops --max_sequence_length and always uses {family.max_sequence_length}; drop the flag."
+        )
+    if family.xdit.splits_text and length % degree:
+        low = length // degree * degree
+        near = f"{low} or {low + degree}" if low else str(degree)
+        raise UserError(
+            f"The text of {length} tokens cannot be split over {degree} ranks (Ulysses x ring): the images would be wrong. "
+            f"The nearest --max_sequence_length: {near}."
+        )
+    unit = family.xdit.image_unit
+    distinct = {(task.height, task.width, task.input_tokens): task for task in tasks if unit != "any"}
+    for task in distinct.values():
+        shape = checkpoint.shape(task.height, task.width)
+        count = shape.height // 16 if unit == "rows" else checkpoint.image_tokens(shape) + task.input_tokens
+        if count % degree and task.images:
+            raise UserError(
+                f"{task.row}: {shape.width}x{shape.height} with its input images is {count} tokens, which cannot be split evenly over "
+                f"{degree} ranks (Ulysses x ring): the image would be wrong. Set another --height, choose another degree, "
+                "or use --backend diffusers, where each rank is a replica."
+            )
+        if count % degree:
+            raise UserError(
+                f"{shape.width}x{shape.height} is {count} {unit}, which cannot be split evenly over {degree} ranks (Ulysses x ring): "
+                f"the images would be wrong. The nearest heights: {_near_heights(shape.height, degree)}."
+            )
+
+
+def _near_heights(height: int, degree: int) -> str:
+    step = 16 * degree
+    low = height // step * step
+    return f"{low} or {low + step}" if low else str(step)

@@ -1,0 +1,24 @@
+"""What xDiT says about a job before a model is loaded."""
+
+from collections.abc import Sequence
+
+from dglaunch.backends.diffusers.profile import DiffusersProfile
+from dglaunch.backends.profiles import Target
+from dglaunch.backends.xdit import checks
+from dglaunch.config import RunConfig
+from dglaunch.data.task import Task
+from dglaunch.distributed.topology import Topology
+
+
+class XDiTProfile(DiffusersProfile):
+    """The same checkpoint and device; what xfuser would do wrong is refused too."""
+
+    xdit = True
+
+    def check(self, config: RunConfig, target: Target, topology: Topology, tasks: Sequence[Task]) -> None:
+        super().check(config, target, topology, tasks)
+        checks.check_degrees(target.checkpoint, config, topology, target.device)
+        if topology.parallel.use_cfg_parallel:
+            checks.check_branches(tasks)
+        if topology.sequence_degree > 1:
+            checks.check_split(target.checkpoint, config, topology, tasks)

@@ -1,0 +1,85 @@
+"""The command line to a configuration: flags come before DG_* variables, and these before defaults."""
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from dglaunch.config import RunConfig
+from dglaunch.environment import check_variables, parse_value, types_of
+from dglaunch.errors import UserError
+
+Config = TypeVar("Config", bound=RunConfig)
+
+
+def parse(
+    config_type: type[Config], arguments: Sequence[str], environ: Mapping[str, str], prog: str, quiet: bool = False
+) -> tuple[Config, dict[str, str]]:
+    """Return a configuration from the command line and the environment, and for each flag where its value came from.
+
+    A flag that tyro cannot parse ends the process with exit 2 and tyro's text, unless `quiet` (other ranks).
+    """
+    import tyro
+
+    leaves = types_of(config_type)
+    check_variables(environ)
+    from_environment = {
+        name: parse_value(f"DG_{name.upper()}", environ[f"DG_{name.upper()}"], hint)
+        for name, hint in leaves.items()
+        if f"DG_{name.upper()}" in environ
+    }
+    # The flags come first into a plain namespace, so that a value from the environment can satisfy a check
+    # (--prompts_file or --prompt) that the flags alone would not.
+    given = {
+        word.split("=")[0].lstrip("-").replace("-", "_").removeprefix("no_")
+        for word in arguments
+        if word.startswith("--")
+    }
+    missing = {name: value for name, value in from_environment.items() if name not in given}
+    words = [word for name, value in missing.items() for word in _as_words(name, value)]
+    config = tyro.cli(
+        config_type,
+        prog=prog,
+        args=[*words, *arguments],
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        use_underscores=True,
+        console_outputs=not quiet,
+    )
+    origins = dict.fromkeys(leaves, "default")
+    origins |= {name: f"DG_{name.upper()}" for name in missing}
+    origins |= {name: "flag" for name in leaves if name in given}
+    return config, origins
+
+
+def _as_words(name: str, value: object) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no_{name}"]
+    return [f"--{name}={value}"]
+
+
+def take_world_size(arguments: list[str]) -> int | None:
+    """Take `plan`'s own flag out of the arguments: the world to plan for, instead of the one that is there."""
+    rest, value = _without(arguments, "world_size")
+    arguments[:] = rest
+    if value is None:
+        return None
+    if not value.isdigit() or int(value) < 1:
+        raise UserError(f"--world_size {value}: a number of ranks of 1 or more is needed.")
+    return int(value)
+
+
+def without(arguments: Sequence[str], flag: str) -> list[str]:
+    """Return the arguments without one flag and its value."""
+    return _without(arguments, flag)[0]
+
+
+def _without(arguments: Sequence[str], flag: str) -> tuple[list[str], str | None]:
+    """The arguments without one flag and its value, and that value (the last one given)."""
+    rest: list[str] = []
+    value: str | None = None
+    words = iter(arguments)
+    for word in words:
+        name, equals, text = word.partition("=")
+        if name.startswith("--") and name[2:].replace("-", "_") == flag:
+            value = text if equals else next(words, "")
+        else:
+            rest.append(word)
+    return rest, value

@@ -1,0 +1,110 @@
+"""From the words of the command line to the one function behind a command, and from its errors to an exit code."""
+
+import importlib
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+
+from dglaunch.environment import environment
+from dglaunch.errors import EXIT_DONE, EXIT_DRAINED, EXIT_USER, DglaunchError, UserError
+
+USAGE = """\
+usage: dglaunch COMMAND [flags]      (several GPUs: torchrun --nproc_per_node 8 -m dglaunch COMMAND [flags])
+
+  t2i            text to image: a file of prompts to a folder of images
+  edit           a table of images and instructions to a folder of edited images
+  plan COMMAND   print what that command would do (topology, shards, batches, memory, time) and stop
+  tune t2i       measure batch sizes and parallel configurations on the real model; --batch_size auto then uses it
+  slurm COMMAND  print (or --submit) the batch script that runs that command on a Slurm cluster
+  verify OUT     check a folder of results, file by file; --repair queues what is wrong to be made again
+  status OUT     how far a job is, while it runs or after it
+  merge OUT0 OUT1 ... --output_dir OUT    join the folders of nodes that share no file system
+  gallery OUT    an HTML page to look through the results; --contact_sheet for one image of them
+  replay FILE    make one image again from its own PNG text and compare; --set guidance_scale=5 for a variation
+  doctor         what is installed here, whether it is fine, and the remedy
+
+dglaunch COMMAND --help lists the flags. Exit codes: 0 everything done, 1 the run broke off, 2 a mistake in the command
+or its input, 3 some items failed, 130 stopped by a signal. Starting the same command again resumes."""
+
+COMMANDS = {
+    "t2i": "dglaunch.cli.jobs:run_job",
+    "edit": "dglaunch.cli.jobs:run_job",
+    "plan": "dglaunch.cli.plan:plan",
+    "tune": "dglaunch.cli.tune:tune",
+    "slurm": "dglaunch.cli.slurm:slurm",
+}
+"""Commands with a job's flags: functions of the command line's words and the environment."""
+TOOLS = {
+    "verify": "dglaunch.cli.verify:verify",
+    "status": "dglaunch.cli.status:status",
+    "merge": "dglaunch.cli.merge:merge",
+    "gallery": "dglaunch.cli.gallery:gallery",
+    "replay": "dglaunch.cli.replay:replay",
+    "doctor": "dglaunch.cli.doctor:doctor",
+}
+"""Commands that run no job: functions whose arguments are the flags. All functions of both tables return the exit code."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; a user's error is shown once, by rank 0, without a traceback."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    environ = environment()
+    is_main = environ.get("RANK", "0") == "0"
+    try:
+        command = command_of(words)
+        return command(words, environ)
+    except DglaunchError as error:
+        if "--debug" in words and not isinstance(error, UserError):
+            traceback.print_exc()
+        if is_main or not isinstance(error, UserError):
+            print(f"dglaunch: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_DRAINED
+
+
+def command_of(words: Sequence[str]) -> Callable[[list[str], Mapping[str, str]], int]:
+    """Return the function behind a command; its module is imported only now.
+
+    Raises:
+        UserError: there is no such command.
+    """
+    name = words[0] if words else ""
+    if name in ("", "-h", "--help", "help"):
+        return _help
+    if name in ("-V", "--version"):
+        return _version
+    if name in TOOLS:
+        return _tool
+    if name not in COMMANDS:
+        raise UserError(
+            f"There is no command {name!r}. Commands: t2i, edit, plan COMMAND, tune t2i, slurm COMMAND, "
+            f"{', '.join(TOOLS)}; dglaunch --help."
+        )
+    command: Callable[[list[str], Mapping[str, str]], int] = _imported(COMMANDS[name])
+    return command
+
+
+def _imported(name: str) -> Callable[..., int]:
+    module, _, attribute = name.partition(":")
+    function: Callable[..., int] = getattr(importlib.import_module(module), attribute)
+    return function
+
+
+def _help(words: list[str], environ: Mapping[str, str]) -> int:
+    print(USAGE)
+    return EXIT_DONE if words else EXIT_USER
+
+
+def _version(words: list[str], environ: Mapping[str, str]) -> int:
+    from importlib.metadata import version
+
+    print(version("dglaunch"))
+    return EXIT_DONE
+
+
+def _tool(words: list[str], environ: Mapping[str, str]) -> int:
+    import tyro
+
+    function = _imported(TOOLS[words[0]])
+    return tyro.cli(function, prog=f"dglaunch {words[0]}", args=words[1:], use_underscores=True)

@@ -1,0 +1,28 @@
+"""`dglaunch merge OUT0 OUT1 ... --output_dir OUT`: join the folders of nodes that share no file system. Needs no torch."""
+
+from pathlib import Path
+
+from rich.console import Console
+from tyro.conf import Positional
+
+from dglaunch.errors import EXIT_BROKEN, EXIT_DONE
+from dglaunch.output.ledger import OutputFolder
+from dglaunch.output.merging import merge_folders
+
+
+def merge(folders: Positional[tuple[Path, ...]], /, output_dir: Path) -> int:
+    """Join the folders of nodes that share no file system into one, checking each image on the way.
+
+    The images are linked where the folders are on one file system, else copied. Exit code 0: every image of the job is
+    there; 1: some are missing.
+
+    Args:
+        folders: the --output_dir of each node.
+        output_dir: a folder that does not exist yet, or an empty one.
+    """
+    console = Console(soft_wrap=True, highlight=False)
+    merged = merge_folders([OutputFolder(folder) for folder in dict.fromkeys(folders)], OutputFolder(output_dir))
+    console.print(f"{len(merged.records):,} images of {len(folders)} folders are in {output_dir}")
+    if merged.missing:
+        console.print(merged.missing)
+    return EXIT_BROKEN if merged.missing else EXIT_DONE

@@ -1,0 +1,349 @@
+"""Make one image again from what its own file says, and tell whether it is the same.
+
+    dglaunch replay out/000017.png
+    dglaunch replay out/000017.png --set guidance_scale=5 --set seed=8
+
+The file's text becomes a table of one row and a few flags, and these go the way of every job: the same reader, checks,
+backend and writer as `t2i` or `edit`, in one process. The text may come from anyone: its values are checked as a row's
+and a flag's are, and nothing in it can allow remote code or pickled weights (only --set can). The input images of an edit
+are looked for where the text, the ledger and the table say (output/inputs.py).
+"""
+
+import difflib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+from rich.console import Console
+from tyro.conf import Positional, UseAppendAction, arg
+
+from dglaunch.atomic import atomic_write
+from dglaunch.backends.profiles import profile_of
+from dglaunch.backends.registry import BACKENDS
+from dglaunch.config import (
+    REPLAY,
+    TRUST,
+    BackendConfig,
+    EditingConfig,
+    OptimizationConfig,
+    RunConfig,
+    T2IConfig,
+    flags_that,
+)
+from dglaunch.data.task import ROW_FIELDS, Record
+from dglaunch.environment import environment, parse_value, types_of
+from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, InputError, OutputError, UserError
+from dglaunch.output.encode import decode_description
+from dglaunch.output.inputs import find_inputs, results_folder
+from dglaunch.output.ledger import FAILURES, IMAGE_SUFFIXES, OutputFolder, format_of, object_at
+from dglaunch.system import versions
+
+if TYPE_CHECKING:
+    from dglaunch.planning.job import Job
+
+ROW = ("prompt", *ROW_FIELDS)
+"""What becomes the row; the rest of what --set takes are flags."""
+FLAGS = flags_that(REPLAY)
+NAMES_IN_FILE = {"model": "model_name", "dtype": "torch_dtype"}
+TYPES = types_of(T2IConfig) | types_of(EditingConfig)
+NEVER_FROM_A_FILE = flags_that(TRUST)
+Config = TypeVar("Config")
+
+
+def replay(
+    file: Positional[Path],
+    /,
+    changes: Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE")] = (),
+    output: Path | None = None,
+    tolerance: int = 2,
+) -> int:
+    """Make one image again from its own PNG text (or EXIF) and compare the two.
+
+    Exit code 0: it is the same, or --set asked for another; 1: it differs by more than --tolerance.
+
+    Args:
+        file: an image that dglaunch made (.png, .jpg, .webp).
+        changes: for a variation: a row's value or a flag (guidance_scale=5, seed=8, prompt=..., torch_dtype=float32).
+        output: where to write it; default is NAME-replay.png in this directory.
+        tolerance: largest difference of a pixel, of 255, that still counts as the same (batch sizes differ by rounding).
+    """
+    if "RANK" in environment():
+        raise UserError("replay makes one image in one process; start it without torchrun: dglaunch replay FILE.")
+    console = Console(soft_wrap=True, highlight=False)
+    described = read_description(file)
+    wanted = with_changes(described, changes)
+    target = output if output is not None else Path(f"{file.stem}-replay{file.suffix}")
+    if format_of(target) is None:
+        raise UserError(f"--output {target}: name a .png, .jpg or .webp file.")
+    if target.exists() and target.samefile(file):
+        raise UserError(f"--output {target} is the image itself; name another file.")
+    inputs = find_inputs(file, described) if is_edit(described) else []
+    if "model_type" in wanted and not inputs:
+        raise UserError("--set model_type: the image was made from text alone, so there is nothing that edits.")
+    for note in notes(described, wanted):
+        console.print(note)
+    make(wanted, described, target, inputs)
+    for text in differences(described, read_description(target), wanted):
+        console.print(text)
+    return compare(console, file, target, tolerance, varied=bool(changes))
+
+
+# -- what the file says -------------------------------------------------------------------------------------------
+
+
+def read_description(file: Path) -> Record:
+    """Return the values that an image carries, by the names that a table and the flags have.
+
+    Raises:
+        UserError: there is no such file, it is no image, or dglaunch did not write its text.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not file.is_file():
+        raise UserError(f"There is no file {file} (looked in {Path.cwd()}).")
+    try:
+        with Image.open(file) as image:
+            image.load()
+            described = decode_description(image)
+    except UnidentifiedImageError:
+        raise UserError(
+            f"{file} is no image that can be read; give a .png, .jpg or .webp that dglaunch made."
+        ) from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{file} cannot be read: {error}. Give a file that dglaunch made.") from None
+    if described is None or not isinstance(described.get("prompt"), str) or "seed" not in described:
+        raise UserError(
+            f"{file} does not carry what made it (no prompt and seed in its PNG text or EXIF). Either dglaunch did not "
+            "make it, or another program rewrote it and dropped the text; take the file as dglaunch wrote it."
+        )
+    values = {NAMES_IN_FILE.get(name, name): value for name, value in described.items()}
+    return {name: value for name, value in values.items() if value is not None and name not in NEVER_FROM_A_FILE}
+
+
+def is_edit(described: Record) -> bool:
+    return bool(described.get("input_images"))
+
+
+def with_changes(described: Record, changes: Iterable[str]) -> Record:
+    """Return the values to make it with: what was given then (not the pipeline's own defaults), and what --set changes.
+
+    Raises:
+        UserError: it cannot be made again here, or a change names nothing that there is.
+    """
+    backend = described.get("backend", "diffusers")
+    if backend in BACKENDS and not profile_of(str(backend)).can_replay:
+        raise UserError(
+            f"The image was made by an API ({described.get('model_name')}), which does not promise the same image for "
+            "the same seed; there is nothing to compare. Run t2i with its prompt for another."
+        )
+    defaults = described.get("defaults")
+    left_open = defaults if isinstance(defaults, list) else []
+    values = {name: described[name] for name in (*ROW, *FLAGS) if name in described and name not in left_open}
+    if values.get("backend") == "xdit":
+        # One process has no replica to share the image; xfuser's attention names are not diffusers'.
+        values["backend"] = "diffusers"
+        values.pop("attention_backend", None)
+    for change in changes:
+        name, value = parse_change(change)
+        values.pop(name, None)
+        if value is not None:
+            values[name] = value
+    return values
+
+
+def parse_change(change: str) -> tuple[str, object]:
+    """Split `guidance_scale=5` into a name and a value; nothing after the sign takes the value away."""
+    name, sign, text = change.partition("=")
+    name = name.strip().lstrip("-").replace("-", "_")
+    name = "prompt" if name == "instruction" else name
+    if name not in (*ROW, *FLAGS):
+        near = difflib.get_close_matches(name, (*ROW, *FLAGS), n=1, cutoff=0.0)[0]
+        raise UserError(f"--set {change}: there is nothing called {name!r} to set. The nearest is {near}.")
+    if not sign:
+        raise UserError(f"--set {change}: a name and a value are needed, such as --set guidance_scale=5.")
+    return name, parse_value(f"--set {name}", text, TYPES[name]) if text else None
+
+
+def notes(described: Record, values: Record) -> list[str]:
+    """Return what is known beforehand to make a difference."""
+    found = []
+    if described.get("backend") == "xdit" and values.get("backend") == "diffusers":
+        found.append("It was made by xdit; here diffusers makes it in one process, so expect differences of rounding.")
+    if "backend" not in described:
+        found.append("The file is of an older dglaunch and names no backend; diffusers makes it.")
+    if described.get("cache_type") is not None:
+        found.append("It was made with a cache, so it depends on the images of its batch; here it is made alone.")
+    return found
+
+
+# -- making it ----------------------------------------------------------------------------------------------------
+
+
+def make(values: Record, described: Record, target: Path, inputs: Sequence[bytes] = ()) -> None:
+    """Run a job of one row in a temporary folder and move its image to the target.
+
+    Args:
+        values: the row's values and flags.
+        described: what the original says of itself.
+        target: where the image goes.
+        inputs: the input images of an edit.
+
+    Raises:
+        UserError: the values do not hold, as for t2i.
+        OutputError: the image failed, or the target cannot be written.
+    """
+    from dglaunch.run import runner
+
+    output_format = format_of(target)
+    assert output_format is not None, "replay() has looked at the target"
+    with tempfile.TemporaryDirectory(prefix="dglaunch-replay-") as temporary:
+        folder = OutputFolder(Path(temporary, "out"))
+        table = write_row(values, described, Path(temporary), inputs)
+        job = prepare_row(config_of(values, table, folder.path, output_format, edits=bool(inputs)), described)
+        if runner.run(job, Console(quiet=True)).exit_code == EXIT_DRAINED:
+            raise KeyboardInterrupt
+        image = next((path for path in folder.path.iterdir() if path.suffix in IMAGE_SUFFIXES), None)
+        if image is None:
+            failure = next(folder.records(FAILURES))
+            raise OutputError(f"The image could not be made: {failure['error']}")
+        try:
+            with atomic_write(target) as copy:
+                shutil.copyfile(image, copy)
+        except OSError as error:
+            raise OutputError(f"{target} cannot be written: {error.strerror or error}.") from None
+
+
+def write_row(values: Record, described: Record, folder: Path, inputs: Sequence[bytes]) -> Path:
+    """Write a table of one row, and the input images of an edit beside it."""
+    row = {"index": int_at(described, "index"), **{name: values[name] for name in ROW if name in values}}
+    for n, data in enumerate(inputs):
+        (folder / f"input{n}").write_bytes(data)
+    if inputs:
+        row["instruction"] = row.pop("prompt")
+        row["input_images"] = [f"input{n}" for n in range(len(inputs))]
+    table = folder / "row.jsonl"
+    table.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    return table
+
+
+def prepare_row(config: RunConfig, described: Record) -> "Job":
+    """Prepare the job of one row, as the sample of its row that the original was.
+
+    Raises:
+        UserError: the values do not hold.
+    """
+    from dglaunch.planning.job import prepare
+
+    try:
+        job = prepare(config, {}, {})
+    except InputError as error:
+        problems = "; ".join(text.removeprefix("line 1: ") for text in error.problems)
+        raise UserError(
+            f"The image cannot be made: {problems}. Correct --set, or the file is not as written."
+        ) from None
+    # The text names the images as the first table did, not by what they are called here.
+    task, names = job.tasks[0], described.get("input_images", [])
+    images = tuple(
+        replace(image, name=str(name)) for image, name in zip(task.images, names if isinstance(names, list) else [])
+    )
+    # Several images of one row have seeds of their own, which the file carries; their number goes into the name.
+    return replace(job, tasks=[replace(task, sample=int_at(described, "sample"), images=images)])
+
+
+def int_at(record: Record, name: str) -> int:
+    value = record.get(name)
+    return value if isinstance(value, int) else 0
+
+
+def config_of(values: Record, table: Path, folder: Path, output_format: str, edits: bool) -> RunConfig:
+    """Return the flags among the values, checked as if they had been typed."""
+    flags = {name: parse_value(name, str(values[name]), TYPES[name]) for name in FLAGS if name in values}
+
+    def part(config_type: type[Config]) -> Config:
+        return config_type(**{name: flags[name] for name in types_of(config_type) if name in flags})
+
+    config_with: Callable[..., RunConfig] = partial(T2IConfig, prompts_file=table)
+    if edits:
+        model_type = flags.get("model_type")
+        assert model_type is None or isinstance(model_type, str), "parse_value() made it"
+        config_with = partial(EditingConfig, input=table, model_type=model_type)
+    return config_with(
+        backend=part(BackendConfig),
+        optimization=part(OptimizationConfig),
+        max_sequence_length=flags.get("max_sequence_length"),
+        output_format=output_format,
+        output_dir=folder,
+        batch_size=1,
+    )
+
+
+# -- the same? ----------------------------------------------------------------------------------------------------
+
+
+def differences(before: Record, after: Record, values: Record) -> list[str]:
+    """Return what the two files say differently although nobody asked for it: a default or the type of the weights."""
+    kept = [name for name in (*ROW, *FLAGS) if name not in values or values[name] == before.get(name)]
+    return [
+        f"{name} was {before.get(name)}, here it is {after.get(name)}"
+        for name in kept
+        if before.get(name) != after.get(name) and name != "backend" and name in before
+    ]
+
+
+def compare(console: Console, file: Path, target: Path, tolerance: int, varied: bool) -> int:
+    """Print how far the two are apart, and return the exit code."""
+    sizes = size_of(file), size_of(target)
+    if sizes[0] != sizes[1]:
+        console.print(f"{target}: {sizes[1]}, the original is {sizes[0]}")
+        return EXIT_DONE if varied else EXIT_BROKEN
+    most, share = distance(file, target)
+    text = f"largest difference of a pixel {most} of 255, {share:.2%} of the pixels differ"
+    if varied:
+        console.print(f"{target}: a variation ({text})")
+        return EXIT_DONE
+    if most == 0:
+        console.print(f"{target}: the same, pixel for pixel")
+        return EXIT_DONE
+    if most <= tolerance:
+        console.print(f"{target}: the same but for rounding ({text})")
+        return EXIT_DONE
+    console.print(f"{target}: NOT the same ({text})")
+    for line in differing_environment(file):
+        console.print(line)
+    return EXIT_BROKEN
+
+
+def size_of(file: Path) -> str:
+    from PIL import Image
+
+    with Image.open(file) as image:
+        return f"{image.width}x{image.height}"
+
+
+def distance(one: Path, other: Path) -> tuple[int, float]:
+    """Return the largest difference of a value between two images of one size, and the part of the pixels that differ."""
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(one) as first, Image.open(other) as second:
+        apart = np.abs(np.asarray(first.convert("RGB")).astype(int) - np.asarray(second.convert("RGB")).astype(int))
+    return int(apart.max()), float((apart.max(axis=2) > 0).mean())
+
+
+def differing_environment(file: Path) -> list[str]:
+    """Return where the run.json beside the image names other versions or another device than there are here."""
+    run = results_folder(file).all_runs("").get("run.json", {})
+    before, now = object_at(run, "versions"), versions()
+    if not before:
+        return []
+    lines = [
+        f"{name} was {before[name]}, here it is {now[name]}"
+        for name in now
+        if name in before and before[name] != now[name]
+    ]
+    return [*lines, f"the device was {run.get('device')}"]

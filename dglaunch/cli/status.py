@@ -1,0 +1,56 @@
+"""`dglaunch status OUT`: how far a job is. Needs no torch."""
+
+from pathlib import Path
+
+from rich.console import Console
+from tyro.conf import Positional
+
+from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED
+from dglaunch.output.ledger import OutputFolder
+from dglaunch.output.status import JobStatus, RunStatus, read_status
+
+STARTS_AGAIN = {"drained", "lost"}
+"""Outcomes after which the same command goes on without anybody's help."""
+ENDED = {"done", "failed"}
+
+
+def status(folder: Positional[Path], /, node_rank: int | None = None) -> int:
+    """Tell how far a job is, from another shell while it runs or after it.
+
+    Exit code 0: nothing is left to do; 3: only images that failed; 130: work is left and the same command goes on (a
+    signal drained it, or a rank was lost); 1: it is running, or broke off in a way that needs someone.
+
+    Args:
+        folder: what --output_dir is.
+        node_rank: with --num_nodes: answer for this node's share alone.
+    """
+    console = Console(soft_wrap=True, highlight=False)
+    output_folder = OutputFolder(folder)
+    output_folder.require_results()
+    job = read_status(output_folder, node_rank)
+    for run in job.runs:
+        console.print(_describe(run))
+    console.print(
+        f"{job.num_done:,} of {job.total:,} images done, {job.num_failed:,} failed, "
+        f"{job.num_left - job.num_failed:,} to make"
+    )
+    if job.images_per_s is not None:
+        console.print(f"{job.images_per_s:.3g} images/s over the last {job.num_recent} images")
+    return _exit_code(job, one_node=node_rank is not None)
+
+
+def _describe(run: RunStatus) -> str:
+    outcome = "killed (it says running, but nothing holds the folder)" if run.was_killed else run.outcome
+    return f"{run.name}: {outcome}, started {run.started}" + (", running now" if run.is_running else "")
+
+
+def _exit_code(job: JobStatus, one_node: bool) -> int:
+    """The code that a batch script acts on. What is left of the whole job is not asked of one node."""
+    outcomes = {"lost" if run.was_killed else run.outcome for run in job.runs}
+    if not job.num_left or (one_node and outcomes == {"done"}):
+        return EXIT_DONE
+    if outcomes & STARTS_AGAIN and outcomes <= STARTS_AGAIN | ENDED:
+        return EXIT_DRAINED
+    if not outcomes or not outcomes <= ENDED:
+        return EXIT_BROKEN
+    return EXIT_DRAINED if job.num_left > job.num_failed and not one_node else EXIT_ITEMS_FAILED

@@ -1,0 +1,302 @@
+"""`dglaunch tune t2i ...`: batch size x parallel configuration on the real model, measured; `--batch_size auto` uses it.
+
+    dglaunch tune t2i --model_name black-forest-labs/FLUX.1-dev --prompts_file prompts.jsonl --num_gpus 8 --output_dir tuned
+
+Each parallel configuration is one start of torchrun on this machine, as a user would start the run (this module is its
+script). Within it batch sizes double until the throughput stops gaining or the memory ends. What was best is remembered
+in --cache_dir for (model, GPU, type of the weights, size, optimizations, degrees of a replica).
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from dglaunch import environment
+from dglaunch.backends.base import Backend
+from dglaunch.backends.profiles import profile_of
+from dglaunch.cli.flags import parse, without
+from dglaunch.config import XDIT_PREFIX, RunConfig, T2IConfig
+from dglaunch.data.task import Batch, Bucket, Record, Task
+from dglaunch.distributed.channel import Channel
+from dglaunch.distributed.topology import Topology
+from dglaunch.errors import EXIT_DONE, DglaunchError, UserError
+from dglaunch.planning.job import Job, prepare
+from dglaunch.planning.tuned import GAIN, Measured, describe, remember, sweet_spot, write_json
+from dglaunch.system import torchrun_command, versions
+
+LARGEST = 64
+REPEATS = 3
+"""Timed batches of each size, after one that is not counted."""
+TERMINATION_S = 40
+"""torchrun kills its workers 30 s after it was asked to stop."""
+DEGREES = (1, 2, 4, 8)
+
+
+# -- the command --------------------------------------------------------------------------------------------------
+
+
+def tune(words: list[str], environ: Mapping[str, str]) -> int:
+    """Measure batch sizes and parallel configurations (`dglaunch tune t2i [flags of t2i]`).
+
+    Raises:
+        UserError: it was started under torchrun, for another command, or the flags do not hold.
+    """
+    words = words[1:]
+    if words[:1] != ["t2i"]:
+        raise UserError("tune measures t2i only: dglaunch tune t2i [flags of t2i].")
+    if "RANK" in environ:
+        raise UserError("tune starts torchrun itself, once for each configuration; start it without, with --num_gpus.")
+    config, origins = parse(T2IConfig, words[1:], environ, "dglaunch tune t2i")
+    profile = profile_of(config.backend.backend)
+    if not profile.can_tune or config.debug or config.batch_size != "auto":
+        raise UserError(
+            "tune chooses the batch size on this machine's ranks; drop --batch_size, --debug and remote backends."
+        )
+    ranks = config.num_gpus or _gpus()
+    rest = without(without(words[1:], "num_gpus"), "output_dir")
+    console = Console(soft_wrap=True, highlight=False)
+    rows: list[Measured] = []
+    machine: Record = {}
+    for parallel in configurations(config, origins, environ, ranks):
+        console.print(f"{describe(parallel)} on {ranks} rank{'s' if ranks > 1 else ''} ...")
+        found, machine_here = _measure(rest, environ, parallel, ranks)
+        machine |= machine_here
+        rows += found
+    if not any(row.images_per_s for row in rows):
+        raise DglaunchError(f"Nothing could be measured: {rows[-1].ended if rows else 'no configuration fits'}.")
+    best, reason = sweet_spot(rows)
+    record = {
+        "model": config.backend.model_name, "ranks": ranks, **machine, "rows": [asdict(row) for row in rows],
+        "sweet_spot": asdict(best), "reason": reason, "command": ["dglaunch", "tune", *words],
+        "versions": versions(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+    write_json(config.output_dir / "tune.json", record)
+    show(console, rows, best, reason)
+    console.print(f"{config.output_dir / 'tune.json'}{_plot(config.output_dir / 'tune.png', rows, record)}")
+    remember(config, machine, rows)
+    console.print(
+        f"--batch_size auto uses it from now on for {machine['device']}, {machine['dtype']}, {machine['shape']}."
+    )
+    return EXIT_DONE
+
+
+def _gpus() -> int:
+    import torch
+
+    return max(torch.cuda.device_count(), 1)
+
+
+def configurations(
+    config: RunConfig, origins: dict[str, str], environ: Mapping[str, str], ranks: int
+) -> list[dict[str, str]]:
+    """The DG_XDIT_* variables of each start: what is set, or with xdit all Ulysses degrees (and CFG) that the rules allow.
+
+    Raises:
+        UserError: none holds; it says why the first does not.
+    """
+    given = {name: value for name, value in environ.items() if name.startswith(XDIT_PREFIX)}
+    wanted = [given]
+    if config.backend.backend == "xdit" and not given:
+        wanted = [
+            {f"{XDIT_PREFIX}ULYSSES_DEGREE": str(degree)} | ({f"{XDIT_PREFIX}USE_CFG_PARALLEL": "1"} if cfg else {})
+            for cfg in (False, True)
+            for degree in DEGREES
+            if ranks % (degree * (1 + cfg)) == 0
+        ]
+    fitting, refusals = [], []
+    for variables in wanted:
+        try:
+            prepare(config, origins, variables, ranks)
+            fitting.append(variables)
+        except UserError as error:
+            refusals.append(error)
+    if not fitting:
+        raise refusals[0]
+    return fitting
+
+
+def _measure(
+    words: Sequence[str], environ: Mapping[str, str], parallel: Mapping[str, str], ranks: int
+) -> tuple[list[Measured], Record]:
+    """One start of torchrun; whatever it wrote before it ended counts."""
+    kept = {name: value for name, value in environ.items() if not name.startswith(XDIT_PREFIX)} | dict(parallel)
+    with tempfile.TemporaryDirectory(prefix="dglaunch-tune-") as folder:
+        measured = Path(folder, "rows.jsonl")
+        command = torchrun_command(ranks, "-m", "dglaunch.cli.tune", str(measured), *words, "--output_dir", folder)
+        code, output = _run(command, kept)
+        lines = [json.loads(line) for line in measured.read_text().splitlines()] if measured.exists() else []
+    machine = lines[0] if lines else {}
+    name = describe(parallel)
+    rows = [Measured(parallel=name, **line) for line in lines[1:]]
+    if code and not (rows and rows[-1].ended):
+        errors = [line for line in output.splitlines() if "Error" in line or "dglaunch: " in line]
+        causes = [line for line in errors if "ChildFailedError" not in line]  # torchrun's own, at the end
+        said = causes[-1] if causes else ""
+        size = 2 * rows[-1].batch_size if rows else 1
+        rows.append(Measured(parallel=name, batch_size=size, ended=f"torchrun left with {code}: {said.strip()[:300]}"))
+    return rows, machine
+
+
+def _run(command: Sequence[str], environ: Mapping[str, str]) -> tuple[int, str]:
+    """Its exit code and output. Torchrun's workers are in sessions of their own: it alone can end them, so it is asked."""
+    with subprocess.Popen(
+        command, env=dict(environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            output, _ = process.communicate()
+        except BaseException:
+            process.terminate()
+            process.wait(TERMINATION_S)
+            raise
+    return process.returncode, output
+
+
+# -- inside torchrun ----------------------------------------------------------------------------------------------
+
+
+def work(measured: Path, words: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Measure on one rank: load the model once, then run one batch size after the other. Rank 0 writes a line for each."""
+    from dglaunch.backends import base
+    from dglaunch.backends.registry import create
+
+    config, origins = parse(T2IConfig, words, environ, "dglaunch tune", quiet=environ.get("RANK") != "0")
+    job = prepare(config, origins, environ)
+    topology, channel = job.topology, Channel(job.topology, job.device)
+    tasks = commonest(job)
+    shape = shape_of(job, tasks[0])
+    if topology.is_main:
+        _append(measured, {"device": job.machine.name, "dtype": job.machine.dtype, "shape": shape})
+    context = base.Context(
+        config=config, checkpoint=job.checkpoint, topology=topology, channel=channel, device=job.device,
+        dtype=job.machine.dtype, batches=[_batch(tasks, LARGEST, topology)],
+    )  # fmt: skip
+    backend = create(context)
+    backend.load()
+    best, size = 0.0, 1
+    try:
+        while size <= LARGEST:
+            row = _one_size(backend, channel, job, _batch(tasks, size, topology))
+            if topology.is_main:
+                _append(measured, {name: value for name, value in asdict(row).items() if name != "parallel"})
+            if row.ended or row.images_per_s < GAIN * best or not job.checkpoint.family.batch:
+                break
+            best, size = max(best, row.images_per_s), 2 * size
+    finally:
+        backend.close()
+    return EXIT_DONE
+
+
+def commonest(job: Job) -> list[Task]:
+    """Return the tasks that may share a batch with the most others: their size is what is measured."""
+    bucket_of = job.profile.buckets(job.config, job.target, job.tasks)
+    buckets: dict[Bucket, list[Task]] = {}
+    for task in job.makeable:
+        buckets.setdefault(bucket_of(task), []).append(task)
+    return max(buckets.values(), key=len)
+
+
+def shape_of(job: Job, task: Task) -> str:
+    return str(job.checkpoint.shape(task.height, task.width))
+
+
+def _batch(tasks: Sequence[Task], size: int, topology: Topology) -> Batch:
+    """As many of the prompts as wanted, from the front again where there are too few; each replica has its own seeds."""
+    first = topology.replica * size
+    return Batch(tuple(replace(tasks[n % len(tasks)], index=first + n, sample=0, seed=first + n) for n in range(size)))
+
+
+def _one_size(backend: Backend, channel: Channel, job: Job, batch: Batch) -> Measured:
+    """A batch to warm up and REPEATS that count, on all replicas at once; the slowest counts. An error on any rank ends
+    the row: all ranks come back from it, or torchrun ends them."""
+    from dglaunch.run.loop import peak_memory
+
+    failure, seconds = "", 0.0
+    if job.device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+    for repeat in range(1 + REPEATS):
+        channel.all_of_world(None)
+        start = time.perf_counter()
+        try:
+            backend.generate(batch)
+        except Exception as error:
+            failure = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+        if any(channel.all_of_world(failure)):
+            break
+        seconds += (time.perf_counter() - start) if repeat else 0.0
+    everyone = channel.all_of_world((failure, seconds / REPEATS, peak_memory(job.device)))
+    failures = [text for text, _, _ in everyone if text]
+    if failures:
+        return Measured(parallel="", batch_size=len(batch), ended=failures[0])
+    slowest = max(taken for _, taken, _ in everyone)
+    return Measured(
+        parallel="",
+        batch_size=len(batch),
+        images_per_s=len(batch) * job.topology.num_replicas / slowest,
+        seconds_per_image=slowest / len(batch),
+        peak_memory=max(peak for _, _, peak in everyone),
+    )
+
+
+def _append(path: Path, line: Record) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+# -- what it comes to ---------------------------------------------------------------------------------------------
+
+
+def show(console: Console, rows: Sequence[Measured], best: Measured, reason: str) -> None:
+    table = Table("parallel", "batch", "images/s", "s an image", "peak memory", "")
+    for row in rows:
+        numbers = (
+            (f"{row.images_per_s:.4g}", f"{row.seconds_per_image:.4g}", f"{row.peak_memory / 2**30:.2f} GiB")
+            if row.images_per_s
+            else ("-", "-", "-")
+        )
+        table.add_row(row.parallel, str(row.batch_size), *numbers, "<- sweet spot" if row is best else row.ended)
+    console.print(table)
+    console.print(f"Sweet spot: {best.parallel}, batch {best.batch_size}: {best.images_per_s:.4g} images/s; {reason}.")
+
+
+def _plot(path: Path, rows: Sequence[Measured], record: Mapping[str, object]) -> str:
+    """Images a second over the batch, a line for each configuration; says what was written."""
+    try:
+        import matplotlib
+    except ImportError:
+        return "; no tune.png without matplotlib: pip install 'dglaunch[bench]'"
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for name in dict.fromkeys(row.parallel for row in rows):
+        line = [row for row in rows if row.parallel == name and row.images_per_s]
+        axes.plot([row.batch_size for row in line], [row.images_per_s for row in line], marker="o", label=name)
+    axes.set(xlabel="batch size", ylabel=f"images/s on {record['ranks']} ranks", ylim=(0, None))
+    axes.set_xscale("log", base=2)
+    axes.legend()
+    figure.suptitle(f"{record['model']}, {record['shape']}, {record['dtype']}: {record['device']}", fontsize=10)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return f" and {path}"
+
+
+# -- remembered ---------------------------------------------------------------------------------------------------
+
+
+if __name__ == "__main__":
+    from dglaunch.distributed.channel import leave
+
+    code = work(Path(sys.argv[1]), sys.argv[2:], environment.environment())
+    leave()
+    sys.exit(code)

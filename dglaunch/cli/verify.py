@@ -1,0 +1,51 @@
+"""`dglaunch verify OUT [--repair]`: check a folder of results, file by file. Needs no torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from tyro.conf import Positional
+
+from dglaunch.errors import EXIT_BROKEN, EXIT_DONE
+from dglaunch.output.inspection import describe_missing, inspect
+from dglaunch.output.inspection import repair as repair_folder
+from dglaunch.output.ledger import OutputFolder
+
+SHOWN = 20
+"""Problems that are printed."""
+
+
+def verify(folder: Positional[Path], /, repair: bool = False) -> int:
+    """Check a finished or stopped folder: ledger lines, files, sizes, sha256, pixels, and that none is missing.
+
+    Exit code 0: all is right; 1: something is wrong or missing.
+
+    Args:
+        folder: what --output_dir was.
+        repair: remove wrong lines and files, so that the next start of the job makes those images again.
+    """
+    console = Console(soft_wrap=True, highlight=False)
+    output_folder = OutputFolder(folder)
+    output_folder.require_results()
+    with output_folder.keep_runs_out():
+        found = inspect(output_folder)
+        if repair and found.problems:
+            repair_folder(output_folder, found)
+    missing = describe_missing(output_folder, found.records)
+    _print_some(console, found.problems)
+    if missing:
+        console.print(missing)
+    if repair and found.problems:
+        console.print("Wrong lines and files are removed; start the job's command again to make those images.")
+    elif found.problems:
+        console.print("dglaunch verify --repair removes what is wrong; the job's next start makes it again.")
+    right = f"{len(found.records):,} images are right"
+    console.print(f"{right}; {len(found.problems):,} problems" if found.problems else right)
+    return EXIT_BROKEN if found.problems or missing else EXIT_DONE
+
+
+def _print_some(console: Console, texts: Sequence[str]) -> None:
+    for text in texts[:SHOWN]:
+        console.print(text)
+    if len(texts) > SHOWN:
+        console.print(f"... and {len(texts) - SHOWN:,} more")

@@ -1,0 +1,176 @@
+"""Rows of prompts to tasks: one image is one `Task`, with one seed and one file.
+
+The list is the same on every rank, whatever the world size. Bad rows are collected and shown all at once, with file and
+line, before any model is loaded.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+from dglaunch.config import RunConfig, T2IConfig
+from dglaunch.data import evaluations, values
+from dglaunch.data.tables import Row, read_table
+from dglaunch.data.task import ROW_FIELDS, Record, Task
+from dglaunch.errors import InputError, UserError
+
+Value = TypeVar("Value")
+
+
+def read_prompts(config: T2IConfig, size_multiple: int = 1) -> list[Task]:
+    """Return all tasks of a text-to-image run; width and height must be multiples of `size_multiple` pixels.
+
+    Raises:
+        InputError: rows are bad (all of them are named).
+        UserError: the file or a flag is wrong.
+    """
+    if config.prompts_file is None:
+        rows: Iterable[Row] = [("--prompt", {"prompt": config.prompt})]
+        source = "the command line"
+    else:
+        table = read_table(config.prompts_file)
+        rows = ((label, evaluations.read_row(config.layout, row)) for label, row in table)
+        source = str(config.prompts_file)
+    return RowReader(config, source, size_multiple).read(rows)
+
+
+class RowReader:
+    """Turns rows into tasks; collects what is wrong instead of stopping at the first."""
+
+    def __init__(self, config: RunConfig, source: str, size_multiple: int, text_column: str = "prompt") -> None:
+        self.config = config
+        self.source = source
+        self.text_column = text_column
+        self.checks: dict[str, Callable[[object], object]] = {
+            "negative_prompt": values.negative_prompt_text,
+            "seed": values.whole_number,
+            "width": lambda value: values.side(value, size_multiple),
+            "height": lambda value: values.side(value, size_multiple),
+            "num_inference_steps": lambda value: values.whole_number(value, 1, 100_000),
+            "guidance_scale": values.number,
+        }
+        self.defaults = self._flag_values()
+        self.problems: list[str] = []
+        self.lines: dict[int, str] = {}
+        self.names: dict[str, str] = {}
+        self.id_is_index: bool | None = None
+        self.samples = evaluations.num_images_per_prompt(config)
+
+    def _flag_values(self) -> Record:
+        """What a row has that does not say otherwise; its seed follows from its index."""
+        given: Record = {name: getattr(self.config, name) for name in ROW_FIELDS if name != "seed"}
+        for name in ("width", "height"):
+            if given[name] is not None:
+                try:
+                    self.checks[name](given[name])
+                except ValueError as error:
+                    raise UserError(f"--{name} {error}.") from None
+        return given
+
+    def read(self, rows: Iterable[Row]) -> list[Task]:
+        """All tasks, in the table's order, or every problem at once."""
+        tasks: list[Task] = []
+        for number, (label, row) in enumerate(rows):
+            if isinstance(row, str):
+                self.problems.append(f"{label}: {row}")
+            else:
+                tasks += self._row(label, row, number)
+        if self.problems:
+            raise InputError(self.source, self.problems)
+        if not tasks:
+            raise UserError(f"{self.source} has no rows; there is nothing to make.")
+        return tasks
+
+    def _value(self, label: str, row: Record, column: str, check: Callable[[object], Value], default: Value) -> Value:
+        """Take one column out of a row; a bad value is noted and replaced by the default."""
+        value = row.pop(column, None)
+        if not values.is_given(value):
+            return default
+        try:
+            return check(value)
+        except ValueError as error:
+            self.problems.append(f"{label}: {column} {error}")
+            return default
+
+    def _row(self, label: str, row: Record, number: int) -> list[Task]:
+        """The tasks of a row: one for each of its images; none if it is not wanted or bad."""
+        row = dict(row)
+        before = len(self.problems)
+        index = self._index(label, row, number)
+        if not self.wants(index):
+            return []
+        if not values.is_given(row.get(self.text_column)):
+            self.problems.append(f"{label}: {values.missing(self.text_column, row)}")
+        prompt = self._value(label, row, self.text_column, values.text, "")
+        content = self._content(label, row)
+        count = self._value(label, row, "num_images_per_prompt", values.num_samples, self.samples)
+        name = self._output_name(label, row, index)
+        references = self.take_references(label, row, number, index)
+        if len(self.problems) > before:
+            return []
+        stems = [name if count == 1 else f"{name}_{sample:02d}" for sample in range(count)]
+        if self.config.output_name_column is not None and not self._claim(label, stems):
+            return []
+        seed = content.pop("seed", None)
+        first = seed if isinstance(seed, int) else self.config.seed + index * self.samples
+        kept = {
+            column: value for column, value in row.items() if values.is_given(value) and not values.has_bytes(value)
+        }
+        task = Task(index=index, prompt=prompt, seed=first, stem=name, extra=kept or None, row=references, **content)  # type: ignore[arg-type]  # checked by self.checks
+        return [replace(task, sample=n, seed=first + n, stem=stem) for n, stem in enumerate(stems)]
+
+    def _content(self, label: str, row: Record) -> Record:
+        """What the row sets for itself, taken out of it, over what the flags set."""
+        if "steps" in row:
+            steps = row.pop("steps")
+            if values.is_given(row.setdefault("num_inference_steps", steps)) and row["num_inference_steps"] != steps:
+                self.problems.append(f"{label}: steps and num_inference_steps differ; keep one of them")
+        content = self.defaults.copy()
+        for name, check in self.checks.items():
+            if name in row:
+                content[name] = self._value(label, row, name, check, content.get(name))
+        return content
+
+    def wants(self, index: int) -> bool:
+        """Whether the row of this index is to be made; a row that is not is not looked at any further."""
+        return True
+
+    def take_references(self, label: str, row: Record, number: int, index: int) -> str:
+        """Take the input images out of a row of edits; problems go to `self.problems`.
+
+        Returns:
+            Table and line of such a row; "" for a row of prompts.
+        """
+        return ""
+
+    def _index(self, label: str, row: Record, number: int) -> int:
+        """`index`, else an integer `id`, else the row's number. The first row decides whether ids are integers."""
+        if self.id_is_index is None:
+            self.id_is_index = "index" not in row and values.is_whole_number(row.get("id"))
+        column = "id" if self.id_is_index else "index"
+        if self.id_is_index and not values.is_given(row.get("id")):
+            self.problems.append(f"{label}: no id, where other rows have one")
+        index = self._value(label, row, column, values.whole_number, number)
+        if index in self.lines:
+            self.problems.append(f"{label}: index {index} was used already in {self.lines[index]}")
+        self.lines.setdefault(index, label)
+        return index
+
+    def _output_name(self, label: str, row: Mapping[str, object], index: int) -> str:
+        column = self.config.output_name_column
+        if column is None:
+            return f"{index:06d}"
+        try:
+            name = values.output_name(row.get(column, ""))
+        except ValueError as error:
+            self.problems.append(f"{label}: {column} {error}")
+            return ""
+        return name
+
+    def _claim(self, label: str, stems: list[str]) -> bool:
+        """Note the file names of a row; two rows must not share one, also where case does not count."""
+        taken = [stem for stem in stems if stem.lower() in self.names]
+        for stem in taken:
+            self.problems.append(f"{label}: the output name {stem!r} was used already in {self.names[stem.lower()]}")
+        self.names |= {stem.lower(): label for stem in stems}
+        return not taken

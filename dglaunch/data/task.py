@@ -1,0 +1,151 @@
+"""The unit of work: one image to make is one `Task`, with one seed and one file; a `Batch` is what one forward pass makes."""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from dglaunch.models.shape import Shape
+
+if TYPE_CHECKING:
+    from dglaunch.data.images import InputImage
+
+Record = dict[str, object]
+"""A JSON object: a ledger line, a row of a table, the text of an image. Others may have written it, so its values are
+`object`, and who uses one looks first at what it is."""
+
+ROW_FIELDS = ("negative_prompt", "seed", "width", "height", "num_inference_steps", "guidance_scale")
+"""What a row may set for itself; the rest of its columns are carried into the ledger. Their order is part of a task's key."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Task:
+    """One image to make. `None` means that the pipeline's own default is used."""
+
+    index: int
+    sample: int = 0
+    prompt: str
+    seed: int
+    stem: str
+    """File name without its suffix: the index (000017), with the sample where a row has several (000017_01)."""
+    negative_prompt: str | None = None
+    width: int | None = None
+    height: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    extra: Record | None = None
+    """Columns that dglaunch does not know; they go into the ledger as they are."""
+    images: "tuple[InputImage, ...]" = ()
+    """What an edit starts from, in the order of the row."""
+    input_tokens: int = 0
+    """Image tokens that they add to the output's."""
+    row: str = ""
+    """Of an edit: table and line, for what is found out about its images later."""
+    error: str | None = None
+    """Of an edit: why it cannot be made, known before the run."""
+
+    @property
+    def id(self) -> tuple[int, int]:
+        """What a ledger line says that it is about: index and sample."""
+        return self.index, self.sample
+
+    def content(self) -> Record:
+        """All that decides what the image shows, in JSON's types."""
+        hashes = {"input_sha256": [image.sha256 for image in self.images]} if self.images else {}
+        return {name: getattr(self, name) for name in ("prompt", *ROW_FIELDS)} | hashes
+
+    def origin(self) -> Record:
+        """Of an edit: what the ledger says of it besides its content."""
+        if not self.row:
+            return {}
+        return {"instruction": self.prompt, "input_images": [image.name for image in self.images]}
+
+    @property
+    def key(self) -> str:
+        """Hash of the content; a ledger line with another key belongs to another image."""
+        text = json.dumps([self.index, self.sample, *self.content().values()], ensure_ascii=False)
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """All that must be equal inside a batch: what every pipeline needs, then what some families need besides."""
+
+    height: int | None = None
+    """As given; None: the pipeline's default."""
+    width: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    has_negative: bool = False
+    input_tokens: int = 0
+    """Tokens that input images add."""
+    input_shapes: tuple[Shape, ...] = ()
+    """The shapes at which the pipeline encodes the input images."""
+    input_sha256: tuple[str, ...] = ()
+    """The input images themselves, where a call has one set of them."""
+    text_lengths: tuple[int, ...] = ()
+    """Tokens of the prompt and its negative one in units of the family's text bucket, where a call has no mask."""
+    row: int | None = None
+    """The row's index, where a request makes samples of one row."""
+
+
+def plain_bucket(task: Task) -> Bucket:
+    """Return what every pipeline needs to be equal inside a batch."""
+    return Bucket(
+        height=task.height,
+        width=task.width,
+        num_inference_steps=task.num_inference_steps,
+        guidance_scale=task.guidance_scale,
+        has_negative=task.negative_prompt is not None,
+        input_tokens=task.input_tokens,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSize:
+    """Images per forward pass, and why so many."""
+
+    size: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The tasks of one forward pass of one replica."""
+
+    tasks: tuple[Task, ...]
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    @property
+    def digest(self) -> str:
+        """What the ranks of a replica compare: another prompt, seed or order gives another digest."""
+        text = "\n".join(f"{task.index}/{task.sample}/{task.seed}/{task.key}" for task in self.tasks)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(kw_only=True, slots=True)
+class Result:
+    """What a replica's leader sends for one task: encoded bytes, or an error; never a PIL object."""
+
+    task_id: tuple[int, int]
+    file_name: str
+    record: Record
+    """The ledger line (or the line of failures.jsonl), without what the writer adds."""
+    data: bytes | None = None
+    """None: it failed."""
+    written: bool = False
+    """Another rank has written it, and the bytes are not here: rank 0 only counts it."""
+
+    def as_written(self) -> "Result":
+        """The same for rank 0, once it is written."""
+        return replace(self, data=None if self.failed else b"", written=True)
+
+    @property
+    def failed(self) -> bool:
+        return self.data is None
+
+
+def file_name(task: Task, output_format: str) -> str:
+    return f"{task.stem}.{output_format}"

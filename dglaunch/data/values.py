@@ -1,0 +1,115 @@
+"""The values of a row: what a cell must be, whether it came from JSON, CSV or Parquet.
+
+Each function returns the value or raises a ValueError whose text ends a sentence that names the row and the column.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+
+from dglaunch.config import MAX_SEED
+
+MAX_NAME_BYTES = 200
+MAX_SIDE = 16384
+
+
+def whole_number(value: object, least: int = 0, most: int = MAX_SEED) -> int:
+    """Return a whole number from JSON, CSV or Parquet (pandas writes 7 as 7.0 where a column has gaps)."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value.strip()):
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"is {value!r}, not a whole number")
+    if not least <= value <= most:
+        raise ValueError(f"is {value}, not between {least} and {most}")
+    return value
+
+
+def num_samples(value: object) -> int:
+    """Return how many images a row wants."""
+    return whole_number(value, 1, 10_000)
+
+
+def number(value: object) -> float:
+    """Return a number of 0 or more."""
+    found = math.nan
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        with suppress(ValueError):
+            found = float(value)
+    if not (math.isfinite(found) and found >= 0):
+        raise ValueError(f"is {value!r}, not a number of 0 or more")
+    return found
+
+
+def text(value: object) -> str:
+    """Return a text that is not blank."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"is {value!r}, not a text")
+    return _whole(value)
+
+
+def _whole(words: str) -> str:
+    """Return the text, if a file can hold it: a terminal or a JSON escape may have left half a character in it."""
+    try:
+        words.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"has a character that is not UTF-8 at {error.start} ({words[error.start]!r})") from None
+    return words
+
+
+def negative_prompt_text(value: object) -> str:
+    """Return a negative prompt, which may be empty or blank: for some models that turns guidance on."""
+    if not isinstance(value, str):
+        raise ValueError(f"is {value!r}, not a text")
+    return _whole(value)
+
+
+def side(value: object, multiple: int) -> int:
+    """Return a height or width in pixels that the model can make."""
+    pixels = whole_number(value, 1, MAX_SIDE)
+    if pixels % multiple:
+        low = pixels // multiple * multiple
+        near = f"{low} or {low + multiple}" if low else str(multiple)
+        raise ValueError(f"is {pixels}, not a multiple of {multiple} as this model needs; the nearest: {near}")
+    return pixels
+
+
+def output_name(value: object) -> str:
+    """Return an output name that cannot leave the folder.
+
+    Raises:
+        ValueError: it has a path in it, is hidden, too long or has control characters.
+    """
+    name = re.sub(r"\.(png|jpe?g|webp)$", "", str(value).strip(), flags=re.IGNORECASE)
+    if not name or name.startswith(".") or re.search(r'[/\\\x00-\x1f:*?"<>|]', name):
+        raise ValueError(f"is {value!r}; a file name without folders, leading dot or control characters is needed")
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise ValueError(f"is longer than {MAX_NAME_BYTES} bytes")
+    return name
+
+
+def is_given(value: object) -> bool:
+    """Whether a cell holds something (pandas writes NaN where it does not)."""
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
+
+
+def has_bytes(value: object) -> bool:
+    """Whether there are bytes in it, as in a Parquet column of images: no ledger line could carry them."""
+    if isinstance(value, dict):
+        return any(map(has_bytes, value.values()))
+    return isinstance(value, bytes) or (isinstance(value, list) and any(map(has_bytes, value)))
+
+
+def missing(column: str, row: Mapping[str, object]) -> str:
+    """Say that a row lacks a column that it needs; the others show how it may be called here."""
+    return f"no {column} (there are: {', '.join(row)})" if row else f"no {column}"
+
+
+def is_whole_number(value: object) -> bool:
+    """Whether `whole_number` would take it."""
+    try:
+        return whole_number(value) >= 0
+    except ValueError:
+        return False

@@ -1,0 +1,205 @@
+"""How the ranks of a run talk about the run itself, over gloo."""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from dglaunch.distributed import store as stores
+from dglaunch.distributed.topology import Topology
+from dglaunch.errors import DglaunchError, LostPeer, UserError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Value = TypeVar("Value")
+
+CONTROL_TIMEOUT = timedelta(days=7)
+"""Of the groups that carry results and the end of the run: replicas may finish hours apart; a dead rank breaks the
+connection at once, and torchrun then stops the others."""
+MODEL_TIMEOUT = timedelta(minutes=10)
+"""Of the groups inside the model: a rank that fails alone must not leave its peers waiting for ever."""
+_HEADER, _BODY, _ANSWER = 1, 2, 3
+
+
+class Channel:
+    """A Channel is how the ranks of a run talk about the run itself; on one rank without torchrun it is trivial.
+
+    It joins torchrun's world or, in a process that has initialized torch.distributed, takes that one's. Its groups are
+    new either way.
+    """
+
+    attempt = ""
+    """What this process's ranks call their joining of torchrun's store: the same for all runs in one process."""
+
+    def __init__(self, topology: Topology, device: str) -> None:
+        self.topology = topology
+        self._world: ProcessGroup | None = None
+        self._replica: ProcessGroup | None = None
+        self._results: ProcessGroup | None = None
+        """For the background threads that carry results: a group is used by one thread only."""
+        if not topology.distributed:
+            return
+        import torch.distributed as dist
+
+        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        with _connected():
+            if not dist.is_initialized():
+                self._join(backend)
+        self._world = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
+        self._results = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
+        size = topology.replica_size
+        for first in range(0, topology.world_size, size):
+            group = dist.new_group(list(range(first, first + size)), backend="gloo", timeout=MODEL_TIMEOUT)
+            if topology.rank in range(first, first + size):
+                self._replica = group
+
+    def _join(self, backend: str) -> None:
+        import torch.distributed as dist
+
+        topology = self.topology
+        if topology.rendezvous is None:
+            dist.init_process_group(backend, timeout=MODEL_TIMEOUT)
+            return
+        store = stores.connect(topology, MODEL_TIMEOUT)
+        Channel.attempt = stores.agree_on_attempt(topology, store, MODEL_TIMEOUT)
+        dist.init_process_group(
+            backend, store=stores.part(store, Channel.attempt), rank=topology.rank, world_size=topology.world_size,
+            timeout=MODEL_TIMEOUT,
+        )  # fmt: skip
+
+    # -- all together ---------------------------------------------------------------------------------------------
+
+    def broadcast(self, value: Value) -> Value:
+        """Rank 0's value, on every rank."""
+        if self._world is None:
+            return value
+        import torch.distributed as dist
+
+        box = [value]
+        with _connected():
+            dist.broadcast_object_list(box, src=0, group=self._world)
+        return box[0]
+
+    def all_of_world(self, value: Value) -> list[Value]:
+        """The values of all ranks, in the order of ranks, on every rank."""
+        return self._all(value, self._world, self.topology.world_size)
+
+    def together(self, action: Callable[[], Value]) -> Value:
+        """What the action gives on this rank, once all ranks have done it; if it fails on one, all of them raise.
+
+        Raises:
+            UserError: that of the first rank that has one, so that rank 0 reports it.
+            DglaunchError: on the other ranks, for another failure.
+        """
+        try:
+            result = action()
+        except Exception as error:  # whatever it is: the others wait for this rank's word
+            self.all_of_world(_as_message(error))
+            raise
+        no_failure: UserError | str | None = None
+        for rank, failure in enumerate(self.all_of_world(no_failure)):
+            if isinstance(failure, UserError):
+                raise failure
+            if failure is not None:
+                raise DglaunchError(f"Rank {rank} failed: {failure}")
+        return result
+
+    def all_of_replica(self, value: Value) -> list[Value]:
+        """The values of the ranks that compute with this one; costs nothing where a replica is one rank."""
+        return self._all(value, self._replica, self.topology.replica_size)
+
+    def any_of_replica(self, flag: bool) -> bool:
+        """Whether any rank that computes with this one says yes; cheap enough to ask between denoising steps."""
+        if self._replica is None or self.topology.replica_size == 1:
+            return flag
+        import torch
+        import torch.distributed as dist
+
+        box = torch.tensor([int(flag)])
+        with _connected():
+            dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self._replica)
+        return bool(box)
+
+    def _all(self, value: Value, group: "ProcessGroup | None", size: int) -> list[Value]:
+        if group is None or size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Value | None] = [None] * size
+        with _connected():
+            dist.all_gather_object(values, value, group=group)
+        return cast(list[Value], values)
+
+    # -- from one to another, in threads of their own -------------------------------------------------------------
+    # A dead rank shows as gloo's RuntimeError here: whose thread it is says what that means.
+
+    def send(self, body: bytes, rank: int) -> int:
+        """Send to another rank that is in `receive`, and wait for its answer."""
+        import torch
+        import torch.distributed as dist
+
+        tensor = torch.frombuffer(bytearray(body), dtype=torch.uint8)
+        dist.send(torch.tensor([tensor.numel()]), dst=rank, group=self._results, tag=_HEADER)
+        dist.send(tensor, dst=rank, group=self._results, tag=_BODY)
+        answer = torch.zeros(1, dtype=torch.int64)
+        dist.recv(answer, src=rank, group=self._results, tag=_ANSWER)
+        return int(answer)
+
+    def receive(self) -> tuple[int, bytes]:
+        """The rank and the bytes of whoever sends next; `answer` must follow."""
+        import torch
+        import torch.distributed as dist
+
+        header = torch.zeros(1, dtype=torch.int64)
+        source = dist.recv(header, group=self._results, tag=_HEADER)
+        body = torch.empty(int(header), dtype=torch.uint8)
+        dist.recv(body, src=source, group=self._results, tag=_BODY)
+        return source, body.numpy().tobytes()
+
+    def answer(self, rank: int, word: int) -> None:
+        """Let the sender of what was received go on."""
+        import torch
+        import torch.distributed as dist
+
+        dist.send(torch.tensor([word]), dst=rank, group=self._results, tag=_ANSWER)
+
+
+def _as_message(error: Exception) -> UserError | str:
+    return error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    """What gloo raises when the process at the other end is gone, as what it means."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostPeer(f"The connection to the other ranks broke, as one of them has died: {error}") from None
+
+
+def variables_of_world() -> dict[str, str]:
+    """The world of a process that has initialized torch.distributed by itself, as torchrun's variables; else nothing.
+
+    All ranks must call it: those of one machine find each other by its name, in the order of their ranks.
+    """
+    dist = sys.modules.get("torch.distributed")
+    if dist is None or not dist.is_available() or not dist.is_initialized():
+        return {}
+    import platform
+
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    hosts: list[str] = [""] * world_size
+    with _connected():
+        dist.all_gather_object(hosts, platform.node(), group=dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT))
+    numbers = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": hosts[:rank].count(hosts[rank])}
+    numbers["LOCAL_WORLD_SIZE"] = Counter(hosts)[hosts[rank]]
+    return {name: str(number) for name, number in numbers.items()}
+
+
+def leave() -> None:
+    """Leave the world at the end of the process. Not at the end of a run: torchrun's store lets no process join twice."""
+    if (dist := sys.modules.get("torch.distributed")) is not None and dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,74 @@
+"""A part of torchrun's store that belongs to this attempt alone.
+
+torchrun keeps one store over all restarts, and torch 2.13 joins a process group in it under the same names each time:
+after --max-restarts brought the ranks back, they read the addresses of dead processes and fail with "Connection
+refused". The restart count is no way out, as the agents of several nodes count their own. So rank 0 makes up a name for
+each attempt, and hands it out against numbers that each process draws for itself.
+"""
+
+import time
+import uuid
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from dglaunch.distributed.topology import Topology
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+POLL_S = 0.02
+CONNECT_TIMEOUT = timedelta(seconds=20)
+
+
+def connect(topology: Topology, timeout: timedelta) -> "Store":
+    """Open a new connection to torchrun's store."""
+    from torch._C._distributed_c10d import TCPStore  # torch.distributed hands it on, but its types do not
+
+    assert topology.rendezvous is not None
+    host, port, held_by_agent = topology.rendezvous
+    # The agent's store is up before any rank: what does not answer now is dead.
+    store = TCPStore(
+        host, port, is_master=not held_by_agent and topology.is_main, wait_for_workers=False, multi_tenant=True,
+        timeout=min(timeout, CONNECT_TIMEOUT) if held_by_agent else timeout,
+    )  # fmt: skip
+    store.set_timeout(timeout)
+    return store
+
+
+def part(store: "Store", prefix: str) -> "Store":
+    """The names of the store that begin with the prefix, as a store of their own."""
+    from torch._C._distributed_c10d import PrefixStore
+
+    return PrefixStore(prefix, store)
+
+
+def agree_on_attempt(topology: Topology, store: "Store", timeout: timedelta) -> str:
+    """A name that all ranks of this attempt have, and no earlier one had.
+
+    Raises:
+        RuntimeError: not all ranks came within the time.
+    """
+    if topology.is_main:
+        return _hand_out(store, topology.world_size, timeout)
+    drawn = uuid.uuid4().hex
+    store.set(f"dglaunch/hello/{topology.rank}", drawn)
+    attempt = store.get(f"dglaunch/welcome/{drawn}").decode()
+    store.add(f"dglaunch/thanks/{attempt}", 1)
+    return attempt
+
+
+def _hand_out(store: "Store", world_size: int, timeout: timedelta) -> str:
+    """Answer each number until as many have thanked: some may be those of dead processes."""
+    attempt = uuid.uuid4().hex
+    deadline = time.monotonic() + timeout.total_seconds()
+    names = [f"dglaunch/hello/{rank}" for rank in range(1, world_size)]
+    answered: set[bytes] = set()
+    while store.add(f"dglaunch/thanks/{attempt}", 0) < len(names):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"not all {world_size} ranks came within {timeout.total_seconds():.0f} s")
+        if store.check(names):
+            for drawn in set(store.multi_get(names)) - answered:
+                store.set(f"dglaunch/welcome/{drawn.decode()}", attempt)
+                answered.add(drawn)
+        time.sleep(POLL_S)
+    return attempt

@@ -1,0 +1,196 @@
+"""Who am I: torchrun's variables and xDiT's degrees make replicas.
+
+A replica is the set of ranks that compute one batch together. It is the unit of sharding: with Ulysses 2 on 8 ranks
+there are 4 replicas, and both ranks of a replica get the same batch. xfuser orders ranks with data parallelism
+outermost, so that the ranks of a replica are neighbours.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from dglaunch.config import XDIT_PREFIX, ParallelConfig, RunConfig, WriterName
+from dglaunch.errors import UserError
+
+RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topology:
+    """A Topology says which rank this is and which ranks compute, write and report with it.
+
+    It is pure, built from numbers, so that a plan can be made for any world."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    node: int = 0
+    """With --num_nodes: this machine among nodes that share the work without a rendezvous."""
+    num_nodes: int = 1
+    mode: WriterName = "main"
+    """--writer."""
+    restarted: bool = False
+    """torchrun or Slurm has started the same command before."""
+    distributed: bool = False
+    """Started by torchrun: there are process groups, even in a world of one."""
+    rendezvous: tuple[str, int, bool] | None = None
+    """Under torchrun: host and port of its store, and whether the agent holds it (else rank 0 does)."""
+
+    @property
+    def replica_size(self) -> int:
+        """Ranks that share one image."""
+        parallel = self.parallel
+        cfg = 2 if parallel.use_cfg_parallel else 1
+        return parallel.ulysses_degree * parallel.ring_degree * parallel.pipefusion_degree * cfg
+
+    @property
+    def sequence_degree(self) -> int:
+        return self.parallel.ulysses_degree * self.parallel.ring_degree
+
+    @property
+    def num_replicas(self) -> int:
+        return self.world_size // self.replica_size
+
+    @property
+    def replica(self) -> int:
+        return self.rank // self.replica_size
+
+    @property
+    def replica_ranks(self) -> range:
+        first = self.replica * self.replica_size
+        return range(first, first + self.replica_size)
+
+    @property
+    def leaders(self) -> list[int]:
+        """The rank of each replica that has its images: the last one, as xfuser's pipelines give them to no other."""
+        return list(range(self.replica_size - 1, self.world_size, self.replica_size))
+
+    @property
+    def is_leader(self) -> bool:
+        return self.rank == self.replica_ranks[-1]
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0: it hears of every image, reports, and writes what no other rank writes."""
+        return self.rank == 0
+
+    @property
+    def writer(self) -> int:
+        """The rank that writes what this leader makes."""
+        if self.mode == "main":
+            return 0
+        return self.rank if self.mode == "rank" else self._leaders_of_node[0]
+
+    @property
+    def writes(self) -> bool:
+        """Whether this rank has a ledger."""
+        return self.is_main or (self.is_leader and self.writer == self.rank)
+
+    @property
+    def receives_from(self) -> list[int]:
+        """The leaders whose results, or word of them, come to this rank."""
+        leaders: list[int] = []
+        if self.is_main:
+            leaders = self.leaders
+        elif self.writes and self.mode == "node":
+            leaders = self._leaders_of_node
+        return [rank for rank in leaders if rank != self.rank]
+
+    @property
+    def _leaders_of_node(self) -> list[int]:
+        first = self.rank - self.local_rank
+        return [rank for rank in self.leaders if first <= rank < first + self.local_world_size]
+
+    @property
+    def ledger_suffix(self) -> tuple[str, str]:
+        """What the name of this rank's ledger says: the node of several without a rendezvous, the rank beside rank 0."""
+        node = f"-node{self.node}of{self.num_nodes}" if self.num_nodes > 1 else ""
+        return node, "" if self.is_main else f"-rank{self.rank}of{self.world_size}"
+
+    def describe(self) -> str:
+        names = ("ulysses_degree", "ring_degree", "pipefusion_degree")
+        degrees = [f"{name.split('_')[0]} {n}" for name in names if (n := getattr(self.parallel, name)) > 1]
+        degrees += ["cfg 2"] if self.parallel.use_cfg_parallel else []
+        inside = f" of {self.replica_size} ranks ({', '.join(degrees)})" if degrees else " of one rank"
+        node = f", node {self.node} of {self.num_nodes}" if self.num_nodes > 1 else ""
+        writers = {"main": "", "node": ", each node writes its images", "rank": ", each replica writes its images"}
+        return f"{self.num_replicas} replica{'s' if self.num_replicas > 1 else ''}{inside}{node}{writers[self.mode]}"
+
+
+def from_environment(
+    config: RunConfig, parallel: ParallelConfig, environ: Mapping[str, str], world_size: int | None = None
+) -> Topology:
+    """Read torchrun's variables, or take one rank without them; `world_size` plans for another world.
+
+    Raises:
+        UserError: the degrees do not multiply to the world size, or --num_nodes contradicts torchrun's nodes.
+    """
+    under_torchrun = "RANK" in environ and world_size is None
+    world = world_size or (int(environ.get("WORLD_SIZE", "1")) if under_torchrun else 1)
+    if config.backend.backend != "xdit" and parallel != ParallelConfig():
+        raise UserError(
+            f"{XDIT_PREFIX}* degrees are set, but --backend {config.backend.backend} has none: each rank is a replica. "
+            f"Unset them or use --backend xdit."
+        )
+    node, num_nodes = _nodes(config, environ) if under_torchrun else (config.node_rank or 0, config.num_nodes or 1)
+    topology = Topology(
+        rank=int(environ["RANK"]) if under_torchrun else 0,
+        local_rank=int(environ.get("LOCAL_RANK", "0")) if under_torchrun else 0,
+        world_size=world,
+        local_world_size=int(environ.get("LOCAL_WORLD_SIZE", "1")) if under_torchrun else world,
+        parallel=parallel,
+        node=node,
+        num_nodes=num_nodes,
+        mode=config.writer,
+        restarted=any(environ.get(name, "0") != "0" for name in RESTARTS),
+        distributed=under_torchrun,
+        rendezvous=_rendezvous(environ) if under_torchrun else None,
+    )
+    _check_degrees(topology)
+    return topology
+
+
+def _rendezvous(environ: Mapping[str, str]) -> tuple[str, int, bool] | None:
+    if "MASTER_PORT" not in environ:
+        return None
+    held_by_agent = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return environ["MASTER_ADDR"], int(environ["MASTER_PORT"]), held_by_agent
+
+
+def _nodes(config: RunConfig, environ: Mapping[str, str]) -> tuple[int, int]:
+    """--node_rank/--num_nodes under torchrun: two ways to share must not both be applied, or prompts are lost."""
+    if config.num_nodes is None or config.node_rank is None:
+        return 0, 1
+    of_torchrun = int(environ.get("GROUP_WORLD_SIZE", "1")), int(environ.get("GROUP_RANK", "0"))
+    if of_torchrun[0] == 1:
+        return config.node_rank, config.num_nodes
+    if of_torchrun == (config.num_nodes, config.node_rank):
+        return 0, 1
+    raise UserError(
+        f"torchrun already spans {of_torchrun[0]} nodes and this is its node {of_torchrun[1]}, but --num_nodes {config.num_nodes} "
+        f"--node_rank {config.node_rank} says otherwise; both would be applied and prompts lost or made twice. Drop the "
+        "two flags, or start torchrun on each node alone (--nnodes 1)."
+    )
+
+
+def _check_degrees(topology: Topology) -> None:
+    parallel, world = topology.parallel, topology.world_size
+    cfg = 2 if parallel.use_cfg_parallel else 1
+    data = parallel.data_parallel_degree
+    product = topology.replica_size * (data or 1)
+    if (data is None and world % product == 0 and world >= product) or (data is not None and product == world):
+        return
+    arithmetic = (
+        f"ulysses {parallel.ulysses_degree} x ring {parallel.ring_degree} x pipefusion {parallel.pipefusion_degree} "
+        f"x cfg {cfg}" + (f" x data {data}" if data is not None else "") + f" = {product}"
+    )
+    relation = "is not" if data is not None else "does not divide"
+    fitting = [n for n in range(1, world + 1) if world % n == 0]
+    hint = f"Ranks a replica may have in a world of {world}: {', '.join(map(str, fitting))}"
+    if data is not None and world % topology.replica_size == 0:
+        hint = f"Unset {XDIT_PREFIX}DATA_PARALLEL_DEGREE or set it to {world // topology.replica_size}"
+    near = product if data is not None else max(world // product, 1) * product
+    raise UserError(
+        f"The DG_XDIT_* degrees {arithmetic}, which {relation} the world size {world}. {hint}; or start {near} ranks."
+    )

@@ -1,0 +1,262 @@
+"""What a checkpoint is, read from its JSON files: its family, default size, heads and weight. torch is not imported.
+
+A family is a row in `FAMILIES`, chosen by the pipeline class that the checkpoint's model_index.json names, never by
+the model's name. The rules of xDiT in these rows were measured (see tests/test_xfuser_parity.py, which checks them).
+"""
+
+import difflib
+import json
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from dglaunch.config import BackendConfig
+from dglaunch.errors import UserError
+from dglaunch.models.families import FAMILIES, OTHER, Family, editors
+from dglaunch.models.shape import Shape
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+USUAL_STEPS = 28
+"""Denoising steps where neither the user nor the checkpoint says how many."""
+SIZED_BY_TRANSFORMER = (
+    "PixArtSigmaPipeline", "StableDiffusion3Pipeline", "StableDiffusionXLPipeline", "StableDiffusionPipeline",
+)  # fmt: skip
+"""Pipelines whose default size is the transformer's (or U-Net's) sample_size, in latents of 8 pixels."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A resolved --model_name."""
+
+    source: str
+    """Local folder, or hub id."""
+    pipeline_class: str
+    family: Family
+    defaults: dict[str, object]
+    """The checkpoint's own dglaunch.json: height, width, num_inference_steps, guidance_scale, max_sequence_length."""
+    transformer: dict[str, object]
+    """The config of the transformer (or U-Net), {} if unknown."""
+    local: bool
+
+    @property
+    def heads(self) -> int | None:
+        """Attention heads of the transformer, which the Ulysses degree must divide."""
+        return self._number("num_attention_heads") or self._number("n_heads")
+
+    def encodes_ahead(self, mode: str) -> bool:
+        """Whether a run with this --encode encodes its prompts before its first batch."""
+        return mode != "inline" and bool(self.family.text_outputs)
+
+    @property
+    def width_of_model(self) -> int | None:
+        """Channels of the transformer's hidden state."""
+        heads, dim = self.heads, self._number("attention_head_dim")
+        return heads * dim if heads and dim else None
+
+    def _number(self, name: str) -> int | None:
+        """A whole number of the transformer's config; U-Nets have lists there, one entry a level."""
+        value = self.transformer.get(name)
+        return value if isinstance(value, int) else None
+
+    def default(self, name: str, otherwise: int) -> int:
+        """Return one of the checkpoint's own defaults that is a whole number."""
+        value = self.defaults.get(name)
+        return value if isinstance(value, int) else otherwise
+
+    def shape(self, height: int | None, width: int | None) -> Shape:
+        """Return the shape that the pipeline will use where these sides were given."""
+        return Shape(
+            self.default("height", self.family.default_size) if height is None else height,
+            self.default("width", self.family.default_size) if width is None else width,
+        )
+
+    def text_length(self, given: int | None) -> int:
+        """Return the number of tokens that the prompt is padded to."""
+        return self.default("max_sequence_length", self.family.max_sequence_length) if given is None else given
+
+    def num_steps(self, given: int | None) -> int:
+        """Return the number of denoising steps."""
+        return self.default("num_inference_steps", USUAL_STEPS) if given is None else given
+
+    def image_tokens(self, shape: Shape) -> int:
+        """Return how many tokens the transformer makes of an image."""
+        return math.ceil(shape.height / 16) * math.ceil(shape.width / 16)
+
+    @cached_property
+    def parameters(self) -> dict[str, int]:
+        """Number of weights of each component, from the headers of the safetensors files; {} if not on this machine."""
+        return {
+            folder.name: sum(_parameters_in(file) for file in files)
+            for folder in sorted(Path(self.source).glob("*/"))
+            if self.local and (files := sorted(folder.glob("*.safetensors")))
+        }
+
+    def step_tflop(self, shape: Shape, text_tokens: int) -> float | None:
+        """Work of one denoising step of one image in TFLOP; None if the transformer is not on this machine.
+
+        Linear layers: 2 operations a weight and token, where in a double-stream transformer about 54 % of the weights
+        meet each token (the rest is the other stream's, and modulation). Attention: 4 x tokens^2 x width a layer. For
+        FLUX.1-dev at 1024x1024 that is 60 + 14.9, as counted layer by layer.
+        """
+        weights = self.parameters.get("transformer") or self.parameters.get("unet")
+        if not weights or self.width_of_model is None:
+            return None
+        tokens = self.image_tokens(shape) + text_tokens
+        layers = sum(self._number(name) or 0 for name in ("num_layers", "num_single_layers"))
+        return (2 * 0.54 * weights * tokens + 4 * layers * tokens**2 * self.width_of_model) / 1e12
+
+
+def _parameters_in(file: Path) -> int:
+    """Weights in one safetensors file: 8 bytes of header length, then the header as JSON."""
+    with file.open("rb") as data:
+        (length,) = struct.unpack("<Q", data.read(8))
+        header = json.loads(data.read(length))
+    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+
+
+def resolve(config: BackendConfig) -> Checkpoint:
+    """Find a checkpoint and read its JSON files; from the hub only those are fetched.
+
+    Raises:
+        UserError: there is no such folder, or it is no diffusers checkpoint, or the hub does not have it.
+    """
+    if config.model_name == "tiny":
+        from dglaunch.tiny.folder import checkpoint as tiny_checkpoint
+
+        return _from_folder(tiny_checkpoint(config.cache_dir))
+    folder = Path(config.model_name).expanduser()
+    if folder.is_dir():
+        return _from_folder(folder)
+    if folder.is_absolute() or config.model_name.startswith(".") or config.model_name.count("/") != 1:
+        raise UserError(
+            f"--model_name {config.model_name} is no folder here and no hub id (owner/name). Correct the path, or use "
+            "`tiny`, which ships with dglaunch."
+        )
+    return _from_hub(config)
+
+
+def _from_folder(folder: Path) -> Checkpoint:
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise UserError(
+            f"{folder} has no model_index.json, so it is no diffusers checkpoint. Give the folder that holds it (single "
+            "files must be converted first: DiffusionPipeline.from_single_file(...).save_pretrained(...))."
+        )
+    configs = [folder / name / "config.json" for name in ("transformer", "unet")]
+    transformer = next((_json(file) for file in configs if file.is_file()), {})
+    own = folder / "dglaunch.json"
+    return _checkpoint(str(folder), _json(index), transformer, _json(own) if own.is_file() else {}, local=True)
+
+
+def _from_hub(config: BackendConfig) -> Checkpoint:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    def fetch(name: str) -> dict[str, object]:
+        return _json(Path(hf_hub_download(config.model_name, name, revision=config.revision)))
+
+    try:
+        index = fetch("model_index.json")
+    except LocalEntryNotFoundError:
+        raise UserError(
+            f"{config.model_name} is not in this machine's hub cache and the hub cannot be reached. Download it where "
+            f"there is a network (hf download {config.model_name}), or give a local folder."
+        ) from None
+    except (HfHubHTTPError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"The hub does not give {config.model_name}: {reason} Check the name; for a gated model accept its terms "
+            "and log in (hf auth login)."
+        ) from None
+    transformer: dict[str, object] = {}
+    for name in ("transformer", "unet"):
+        try:
+            transformer = fetch(f"{name}/config.json")
+            break
+        except EntryNotFoundError:
+            continue
+    return _checkpoint(config.model_name, index, transformer, {}, local=False)
+
+
+def _checkpoint(
+    source: str, index: dict[str, object], transformer: dict[str, object], defaults: dict[str, object], local: bool
+) -> Checkpoint:
+    name = index.get("_class_name")
+    if not isinstance(name, str):
+        raise UserError(f"The model_index.json of {source} names no pipeline class (_class_name); it cannot be loaded.")
+    family = FAMILIES.get(name, OTHER)
+    if name in SIZED_BY_TRANSFORMER:
+        latents = transformer.get("sample_size")
+        side = 8 * (latents if isinstance(latents, int) and latents else 128)
+        defaults = {"height": side, "width": side} | defaults
+    return Checkpoint(source, name, family, defaults, transformer, local)
+
+
+def _json(file: Path) -> dict[str, object]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON ({error}); fetch the checkpoint again.") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{file} holds no JSON object; fetch the checkpoint again.")
+    return found
+
+
+def as_editor(checkpoint: Checkpoint, model_type: str | None) -> Checkpoint:
+    """Return the checkpoint as `edit` uses it: with the editing pipeline's class, rules and defaults.
+
+    Raises:
+        UserError: there is no such family, or the checkpoint is of none.
+    """
+    by_name = editors()
+    if model_type is not None and model_type not in by_name:
+        near = difflib.get_close_matches(model_type, by_name, n=1, cutoff=0.0)[0]
+        raise UserError(
+            f"--model_type {model_type} is no editing family. The nearest: {near}; all: {', '.join(by_name)}."
+        )
+    chosen = by_name[model_type] if model_type is not None else _editing_pipeline(checkpoint)
+    row = FAMILIES[chosen]
+    assert row.edit is not None
+    family = replace(row, batch=not row.edit.batch_disabled, batch_reason=row.edit.reason)
+    own = checkpoint.defaults.get("edit")
+    defaults = {name: value for name, value in checkpoint.defaults.items() if name != "edit"}
+    return replace(
+        checkpoint, pipeline_class=chosen, family=family, defaults=defaults | (own if isinstance(own, dict) else {})
+    )
+
+
+def _editing_pipeline(checkpoint: Checkpoint) -> str:
+    """The class of the pipeline that edits with this checkpoint, without --model_type."""
+    if FAMILIES.get(checkpoint.pipeline_class, OTHER).edit is not None:
+        return checkpoint.pipeline_class
+    fitting = {
+        name: row.edit.name
+        for name, row in FAMILIES.items()
+        if row.edit is not None and row.edit.loads_from == checkpoint.pipeline_class
+    }
+    if fitting and "edit" in checkpoint.defaults:
+        return next(iter(fitting))
+    hint = f" ({next(iter(fitting.values()))} has the same parts)" if fitting else ""
+    raise UserError(
+        f"{checkpoint.source} is a {checkpoint.pipeline_class}, which does not edit images. Choose an editing "
+        f"checkpoint, or, if its weights were trained to edit, name its family with --model_type{hint}: "
+        f"{', '.join(editors())}."
+    )
+
+
+def token_lengths(checkpoint: Checkpoint, prompts: Sequence[str]) -> list[int]:
+    """Tokens of each prompt as the family's pipeline counts them (up to a constant for its template)."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.source, subfolder="tokenizer")
+    if checkpoint.family.chat_template:
+        prompts = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=True
+            )
+            for prompt in prompts
+        ]
+    return [len(ids) for ids in tokenizer(list(prompts))["input_ids"]]

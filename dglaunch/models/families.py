@@ -1,0 +1,320 @@
+"""Model families as data: ONE row a family, chosen by the pipeline class that a checkpoint's model_index.json names.
+
+A row says what the pipeline needs to be given, how xfuser runs it, what `edit` does with its input images, and which of
+the optimizations were measured to work with it. The rules of xDiT were measured (tests of the parity with xfuser check
+them). torch is not imported here.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from dglaunch.models.editing import EditRules, a_megapixel, at_most_a_megapixel, down_to, kontext_input, kontext_output
+
+TextOutput = Literal["row", "same", "list", "padded", "mask"]
+"""One of the values that a pipeline's encode_prompt returns: a tensor with a row for each prompt, one that is the same
+for all, a list with a tensor for each, a tensor padded to the longest prompt, and the mask of that padding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XDiT:
+    """How xfuser 0.7 runs a family, and where it would be wrong in silence."""
+
+    wrapper: str | None = None
+    """`module:Class` of the transformer inside a plain diffusers pipeline; every rank returns images."""
+    in_place: str | None = None
+    """`module:function` that turns the transformer of a loaded plain pipeline into xfuser's; every rank returns images."""
+    pipeline: str | None = None
+    """`module:Class` of an xfuser pipeline; only the last rank of a replica returns images."""
+    ring: bool = True
+    """Whether ring attention is right whatever the prompts' lengths."""
+    cfg: bool = False
+    """Whether the two branches of classifier-free guidance can go to two halves of the replica."""
+    pipefusion: bool = False
+    """Whether the layers can be split over ranks."""
+    splits_text: bool = False
+    """Whether the text (padded to max_sequence_length) is split, so that the degree must divide it."""
+    fixed_text_length: bool = False
+    """Whether xfuser's pipeline drops max_sequence_length and always uses the family's own."""
+    pads_heads: bool = False
+    """Whether the attention heads are padded, so that the Ulysses degree need not divide them."""
+    image_unit: Literal["tokens", "rows", "any"] = "tokens"
+    """What of the image the sequence-parallel degree must divide: its tokens, its rows of tokens, or nothing (padded)."""
+    takes: frozenset[str] = frozenset()
+    """Optimizations that reach xfuser's transformer and give diffusers' images, of those that depend on the family."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One model family: what its pipeline needs to be given, and what it can do."""
+
+    name: str
+    size_multiple: int = 16
+    """Width and height must be multiples of it: VAE scale x patch size."""
+    default_size: int = 1024
+    max_sequence_length: int = 512
+    guidance: str = "guidance_scale"
+    """What the pipeline calls the scale that --guidance_scale sets."""
+    takes_negative: bool = True
+    """Whether a negative prompt changes the image."""
+    guidance_needs_negative: bool = False
+    """Whether guidance is applied against a given negative prompt only."""
+    masked_guidance: float | None = None
+    """The pipeline's own guidance scale, where a prompt and its negative one share a call that needs an attention mask."""
+    batch: bool = True
+    """Whether a batch of prompts equals the same prompts one by one."""
+    batch_reason: str = "its pipeline is not right with several prompts at once"
+    """Why not, where it does not."""
+    arguments: tuple[tuple[str, object], ...] = ()
+    """Passed on every call, to switch off what would change what the user asked for."""
+    text_bucket: int = 0
+    """Under xDiT, prompts share a forward pass only if their token lengths, rounded up to this, are equal (0: always)."""
+    chat_template: bool = False
+    """Whether the pipeline puts a prompt into the tokenizer's chat template before it counts its tokens."""
+    text_outputs: tuple[TextOutput, ...] = ()
+    """What encode_prompt returns; () where prompts are not encoded ahead (they depend on an image, or it is unknown)."""
+    tensor_output: bool = True
+    """Whether images are asked for as tensors (`output_type="pt"`); only the pipelines of this table are known to."""
+    only_edits: bool = False
+    """Whether the pipeline needs an input image: `edit` runs it, `t2i` cannot."""
+    edit: EditRules | None = None
+    """What `edit` does with input images; None where the pipeline takes none."""
+    xdit: XDiT | None = None
+    """How xfuser runs it; None where it does not."""
+    takes: frozenset[str] | None = None
+    """Of the optimizations that depend on the family, those that were measured to work (tests/unit/backends try them
+    again). None: nobody measured, so each is let through and the loaded modules decide."""
+
+
+def _names(text: str) -> frozenset[str]:
+    """Names of optimizations, where `cache:pab` stands for `cache_type pab`."""
+    return frozenset(word.replace("cache:", "cache_type ") for word in text.split())
+
+
+_TRANSFORMERS = "xfuser.model_executor.models.transformers"
+_FLUX_TEXT: tuple[TextOutput, ...] = ("row", "row", "same")
+_GUIDED_TEXT: tuple[TextOutput, ...] = ("row",) * 4
+"""Positive and negative, each with its pooled embedding or its mask."""
+_FLUX = XDiT(
+    wrapper=f"{_TRANSFORMERS}.transformer_flux:xFuserFlux1Transformer2DWrapper",
+    splits_text=True,
+    takes=_names("cache:taylor_seer cache:faster_cache cache:pab cache:mag_cache enable_fuse_qkv"),
+)
+_FLUX2 = XDiT(
+    wrapper=f"{_TRANSFORMERS}.transformer_flux2:xFuserFlux2Transformer2DWrapper",
+    splits_text=True,
+    takes=_names("cache:faster_cache cache:pab enable_fuse_qkv"),
+)
+_QWEN = XDiT(in_place="dglaunch.backends.xdit.exact:wrap_qwen", ring=False, image_unit="any")
+_FLUX2_EDIT = EditRules(
+    name="flux2",
+    shared_image_batch=True,
+    multi_image=True,
+    reason="every image is a reference for every prompt of the call",
+    input_shape=at_most_a_megapixel,
+    input_text="its own, at most 1 Mpx",
+    output_shape=at_most_a_megapixel,
+    output_text="as the first image",
+    min_side=64,
+    max_aspect=8,
+)
+_QWEN_TAKES = _names("attention_backend enable_compile cache:first_block_cache cache:taylor_seer cache:cache_dit")
+_GUIDED_TAKES = _names("enable_fuse_qkv cache:cache_dit")
+
+FAMILIES: dict[str, Family] = {
+    "FluxPipeline": Family(
+        name="Flux",
+        takes_negative=False,
+        text_outputs=_FLUX_TEXT,
+        xdit=_FLUX,
+        takes=_names(
+            "attention_backend enable_compile enable_fuse_qkv cache:first_block_cache cache:taylor_seer "
+            "cache:faster_cache cache:pab cache:mag_cache cache:cache_dit"
+        ),
+    ),
+    "FluxKontextPipeline": Family(
+        name="FluxKontext",
+        takes_negative=False,
+        text_outputs=_FLUX_TEXT,
+        only_edits=True,
+        edit=EditRules(
+            name="flux1_kontext",
+            shared_image_batch=True,
+            equal_size_batch=True,
+            reason="a list of images goes with the list of prompts (1e-6 from one by one); it is resized to the first's size",
+            input_shape=kontext_input,
+            input_text="the trained size nearest in shape",
+            output_shape=kontext_output,
+            output_text="as the image becomes",
+            loads_from="FluxPipeline",
+        ),
+        xdit=replace(_FLUX, takes=frozenset()),
+        takes=_names("attention_backend enable_compile enable_fuse_qkv cache:faster_cache cache:pab cache:cache_dit"),
+    ),
+    "Flux2Pipeline": Family(
+        name="Flux2",
+        takes_negative=False,
+        text_outputs=("row", "row"),
+        edit=_FLUX2_EDIT,
+        xdit=_FLUX2,
+        takes=_names("attention_backend enable_compile enable_fuse_qkv cache:faster_cache cache:pab cache:cache_dit"),
+    ),
+    "Flux2KleinPipeline": Family(
+        name="Flux2Klein",
+        takes_negative=False,
+        text_outputs=("row", "row"),
+        edit=replace(_FLUX2_EDIT, name="flux2_klein"),
+        xdit=replace(_FLUX2, takes=frozenset()),
+        takes=_names(
+            "attention_backend enable_compile enable_fuse_qkv cache:taylor_seer cache:faster_cache cache:pab cache:cache_dit"
+        ),
+    ),
+    "QwenImagePipeline": Family(
+        name="QwenImage",
+        guidance="true_cfg_scale",
+        guidance_needs_negative=True,
+        text_bucket=1,
+        text_outputs=("padded", "mask"),
+        xdit=_QWEN,
+        takes=_QWEN_TAKES,
+    ),
+    "QwenImageEditPipeline": Family(
+        name="QwenImageEdit",
+        guidance="true_cfg_scale",
+        guidance_needs_negative=True,
+        text_bucket=1,
+        only_edits=True,
+        edit=EditRules(
+            name="qwen_singleimg",
+            equal_size_batch=True,
+            reason="a list of images goes with the list of prompts (2e-6 from one by one); it is resized to the first's size",
+            input_shape=a_megapixel,
+            input_text="1 Mpx",
+            output_text="1 Mpx, in the shape of the image",
+        ),
+        xdit=_QWEN,
+        takes=_QWEN_TAKES,
+    ),
+    "QwenImageEditPlusPipeline": Family(
+        name="QwenImageEditPlus",
+        guidance="true_cfg_scale",
+        guidance_needs_negative=True,
+        only_edits=True,
+        edit=EditRules(
+            name="qwen",
+            batch_disabled=True,
+            multi_image=True,
+            reason="the pipeline takes several images for one prompt, and refuses a second prompt",
+            input_shape=a_megapixel,
+            input_text="1 Mpx",
+            output_text="1 Mpx, in the shape of the last image",
+        ),
+        takes=_QWEN_TAKES,
+    ),
+    "LongCatImageEditPipeline": Family(
+        name="LongCatImageEdit",
+        only_edits=True,
+        edit=EditRules(
+            name="longcat",
+            batch_disabled=True,
+            reason="the pipeline refuses a second prompt",
+            input_shape=a_megapixel,
+            input_text="1 Mpx",
+            output_text="1 Mpx, in the shape of the image; cannot be set",
+            sets_size=False,
+        ),
+        takes=_names("attention_backend enable_compile"),
+    ),
+    "ZImagePipeline": Family(
+        name="ZImage",
+        masked_guidance=5.0,
+        text_bucket=32,
+        chat_template=True,
+        text_outputs=("list", "list"),
+        xdit=XDiT(in_place="dglaunch.backends.xdit.exact:wrap_zimage", cfg=True, pads_heads=True, image_unit="any"),
+        takes=_names("attention_backend enable_compile cache:cache_dit"),
+    ),
+    "StableDiffusion3Pipeline": Family(
+        name="SD3",
+        max_sequence_length=256,
+        text_outputs=_GUIDED_TEXT,
+        xdit=XDiT(
+            pipeline="xfuser:xFuserStableDiffusion3Pipeline",
+            cfg=True,
+            pipefusion=True,
+            fixed_text_length=True,
+            image_unit="rows",
+        ),
+        takes=_GUIDED_TAKES,
+    ),
+    "PixArtSigmaPipeline": Family(
+        name="PixArtSigma",
+        max_sequence_length=300,
+        arguments=(("use_resolution_binning", False),),
+        text_outputs=_GUIDED_TEXT,
+        xdit=XDiT(pipeline="xfuser:xFuserPixArtSigmaPipeline", cfg=True, pipefusion=True, image_unit="rows"),
+        takes=_GUIDED_TAKES,
+    ),
+    "PixArtAlphaPipeline": Family(
+        name="PixArtAlpha",
+        arguments=(("use_resolution_binning", False),),
+        text_outputs=_GUIDED_TEXT,
+        takes=_names("enable_fuse_qkv"),
+    ),
+    "SanaPipeline": Family(
+        name="Sana",
+        size_multiple=32,
+        arguments=(("use_resolution_binning", False),),
+        text_outputs=_GUIDED_TEXT,
+        takes=frozenset(),
+    ),
+    "CogView4Pipeline": Family(name="CogView4", batch=False, takes=frozenset()),
+    "GlmImagePipeline": Family(
+        name="GlmImage",
+        size_multiple=32,
+        batch=False,
+        edit=EditRules(
+            name="glm_image",
+            batch_disabled=True,
+            multi_image=True,
+            reason="several images a request, and its first half draws all prompts' tokens from one random state",
+            input_shape=down_to(16),
+            input_text="its own",
+            output_shape=down_to(32),
+            output_text="as the first image",
+            known_trouble="editing with GLM-Image fails inside transformers in these library versions",
+        ),
+        takes=_names("enable_compile"),
+    ),
+}
+"""Pipeline class -> family. A class that is not here runs with the backend diffusers under `OTHER`'s rules."""
+OTHER = Family(name="other", size_multiple=8, tensor_output=False)
+
+
+def xdit_families() -> list[str]:
+    """Return the names of those that xfuser runs and that draw from text alone."""
+    return [family.name for family in FAMILIES.values() if family.xdit is not None and not family.only_edits]
+
+
+def xdit_editors() -> list[str]:
+    """Return the --model_type of those that xfuser runs and that edit."""
+    return [f.edit.name for f in FAMILIES.values() if f.xdit is not None and f.edit is not None]
+
+
+def editors() -> dict[str, str]:
+    """Return the pipeline class of each --model_type."""
+    return {family.edit.name: name for name, family in FAMILIES.items() if family.edit is not None}
+
+
+def families_taking(optimization: str) -> list[str]:
+    """Return the families for which an optimization was measured to work; [] if it does not depend on the family."""
+    return _measured(optimization, ((family.name, family.takes or ()) for family in FAMILIES.values()))
+
+
+def xdit_families_taking(optimization: str) -> list[str]:
+    """Return those for which it reaches xfuser's transformer; [] if that does not depend on the family."""
+    return _measured(optimization, ((f.name, f.xdit.takes) for f in FAMILIES.values() if f.xdit is not None))
+
+
+def _measured(optimization: str, rows: Iterable[tuple[str, Iterable[str]]]) -> list[str]:
+    return [name for name, takes in rows if optimization in takes]

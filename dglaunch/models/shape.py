@@ -1,0 +1,19 @@
+"""The one form of a size: height and width of an image in pixels."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Shape:
+    """Height and width of an image in pixels; as text `1024x768`, the height first."""
+
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
+    @property
+    def ratio(self) -> float:
+        """Width by height."""
+        return self.width / self.height

@@ -1,0 +1,187 @@
+"""A folder of results as one HTML page, from the ledger alone.
+
+The page holds its own style, script and data and asks no network for anything. Its pictures are the folder's own files,
+fetched when they are scrolled to; only the rows in sight are in the document, so that tens of thousands stay usable.
+With --thumbnails small copies are in the page itself: it can then be sent around without its folder.
+
+Nothing in a ledger is trusted: the data are JSON in which no tag can end, the script writes text, never HTML, and the
+page's Content-Security-Policy names the script by its hash, so that no other would run.
+"""
+
+import base64
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from urllib.parse import quote
+
+from dglaunch.atomic import atomic_write
+from dglaunch.data.tables import base_of
+from dglaunch.data.task import Record
+from dglaunch.errors import MissingPackage, OutputError
+from dglaunch.output.inputs import inputs_of_row
+from dglaunch.output.ledger import FAILURES, OutputFolder, object_at
+from dglaunch.output.ownership import path_inside
+from dglaunch.output.thumbnails import make_thumbnails
+
+PAGE = "gallery.html"
+LEFT_OUT = ("key", "sha256", "input_sha256", "input_file_names", "file_name")
+"""Of a ledger line: long and of no use to a reader, or held elsewhere in the page's data."""
+MOST_EXACT = 2**53
+"""JavaScript's numbers are exact up to here."""
+
+
+# -- the rows -----------------------------------------------------------------------------------------------------
+
+
+def read_rows(folder: Path) -> list[Record]:
+    """Return the ledger's lines in the order of their index, with the failures that no later start made good."""
+    output_folder = OutputFolder(folder)
+    rows = {**output_folder.records_by_id(FAILURES), **output_folder.records_by_id()}
+    return [rows[task_id] for task_id in sorted(rows)]
+
+
+def is_failed(row: Record) -> bool:
+    """Return whether it is a line of failures.jsonl: it names no file (a column of the table may be called "error")."""
+    return "file_name" not in row
+
+
+# -- the page -----------------------------------------------------------------------------------------------------
+
+
+def write_page(
+    folder: Path, output: Path | None = None, thumbnails: int = 0, rows: Sequence[Record] | None = None
+) -> Path:
+    """Write the page in one step and return its path: `output`, or gallery.html in the folder.
+
+    Raises:
+        MissingPackage: jinja2 is not there.
+        OutputError: it cannot be written.
+    """
+    output = output if output is not None else folder / PAGE
+    text = render(folder, output.parent, thumbnails, read_rows(folder) if rows is None else rows)
+    try:
+        with atomic_write(output) as temporary:
+            temporary.write_text(text, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise OutputError(f"The gallery {output} cannot be written: {error.strerror or error}.") from None
+    return output
+
+
+def render(folder: Path, page_folder: Path, thumbnails: int, rows: Sequence[Record]) -> str:
+    """Return the page as text.
+
+    Args:
+        folder: the results.
+        page_folder: where the page will lie; its links are relative to it.
+        thumbnails: pixels of the pictures in the page; 0 for links to the files.
+        rows: ledger lines and failures.
+    """
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError:
+        raise MissingPackage("jinja2", "The gallery", "pip install jinja2") from None
+
+    loader = PackageLoader("dglaunch.output", "page")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    files = resources.files("dglaunch.output") / "page"
+    style, script = ((files / name).read_text(encoding="utf-8") for name in ("gallery.css", "gallery.js"))
+    run = next(iter(OutputFolder(folder).runs().values()), {})
+    return environment.get_template("gallery.html").render(
+        title=folder.resolve().name,
+        data=script_json(page_data(folder, page_folder, thumbnails, rows)),
+        summary=summary(run),
+        settings=run_settings(run),
+        style=style,
+        script=script,
+        policy=policy(style, script),
+    )
+
+
+def script_json(value: object) -> str:
+    """Return JSON for inside a <script> element: no tag, comment or entity can begin in it, whatever a prompt says."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def policy(style: str, script: str) -> str:
+    """Return the Content-Security-Policy: this script and style, pictures from the page's own place, and nothing else."""
+    digests = [
+        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in (script, style)
+    ]
+    pictures = "img-src 'self' file: data:"
+    return f"default-src 'none'; script-src {digests[0]}; style-src {digests[1]}; {pictures}; base-uri 'none'; form-action 'none'"
+
+
+def page_data(folder: Path, page_folder: Path, thumbnails: int, rows: Sequence[Record]) -> Record:
+    """Return all that the script needs: the rows as columns, in which one value stands for a column of equal ones."""
+    names = list(dict.fromkeys(name for row in rows for name in row if name not in LEFT_OUT))
+    table = OutputFolder(folder).input_table()
+    table_folder = base_of(table) if table is not None else None
+    base = _relative(folder, page_folder)
+    files = [path_inside(row.get("file_name")) for row in rows]
+    inputs = [inputs_of_row(folder, table_folder, row) if "input_images" in row else [] for row in rows]
+    return {
+        "count": len(rows),
+        "folder": str(folder),
+        "columns": {name: _folded([_for_script(row.get(name)) for row in rows]) for name in names},
+        "files": files,
+        "base": "" if base == Path() else _url(base) + "/",
+        "inputs": _folded([[_url(_relative(path, page_folder)) for path in paths] for paths in inputs]),
+        "thumbnails": make_thumbnails(folder, files, thumbnails) if thumbnails else None,
+    }
+
+
+def _folded(values: Sequence[object]) -> object:
+    """A column, or {"all": value} where every row has the same."""
+    same = len(values) > 1 and all(value == values[0] and type(value) is type(values[0]) for value in values)
+    return {"all": values[0]} if same else values
+
+
+def _for_script(value: object) -> object:
+    """A value as JavaScript can read it: whole numbers that a double would round, and NaN, become text."""
+    if isinstance(value, dict):
+        return {str(name): _for_script(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_for_script(item) for item in value]
+    if isinstance(value, int) and abs(value) > MOST_EXACT:
+        return str(value)
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _url(path: Path) -> str:
+    return quote(path.as_posix())
+
+
+def _relative(path: Path, page_folder: Path) -> Path:
+    return Path(os.path.relpath(path.resolve(), page_folder.resolve()))
+
+
+def summary(run: Record) -> list[tuple[str, str]]:
+    """Return the page's head: what made these, on what, how fast."""
+    settings, speed = object_at(run, "settings"), run.get("images_per_s")
+    shown = {
+        "model": settings.get("model_name"),
+        "dtype": settings.get("torch_dtype"),
+        "device": run.get("device"),
+        "outcome": run.get("outcome"),
+        "speed": f"{speed:.3g} images/s" if isinstance(speed, int | float) and speed else None,
+        "started": run.get("started"),
+    }
+    return [(name, str(value)) for name, value in shown.items() if value is not None]
+
+
+def run_settings(run: Record) -> list[tuple[str, str]]:
+    """Return what was set for the whole run, its times and its versions."""
+    shown: dict[str, object] = {}
+    for name, entry in object_at(run, "config").items():
+        if isinstance(entry, Mapping) and entry.get("from") != "default" and entry.get("value") is not None:
+            shown[name] = entry["value"]
+    shown |= {f"seconds, {stage}": value for stage, value in object_at(run, "seconds").items()}
+    shown |= {f"version, {name}": value for name, value in object_at(run, "versions").items()}
+    return [(name, str(value)) for name, value in shown.items()]

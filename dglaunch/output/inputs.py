@@ -1,0 +1,128 @@
+"""The input images of an edit, found again from what its file, its ledger and its table say.
+
+Looked at, in this order: the copies of --save_inputs, the path that the row names, relative to the table, to the output
+folder and to the working directory, and the bytes in a Parquet table. For a replay an image is taken only where its
+sha256 is the one that the file carries: a replay from another picture would compare nothing.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from dglaunch.data.tables import base_of, read_table
+from dglaunch.data.task import Record
+from dglaunch.errors import UserError
+from dglaunch.output.ledger import RUN, OutputFolder, id_of
+from dglaunch.output.ownership import path_inside
+
+LEVELS_UP = 3
+"""An image of a layout's view lies up to so many folders below the ledger."""
+
+
+def inputs_of_row(folder: Path, table_folder: Path | None, row: Record) -> list[Path]:
+    """Return the input images of an edit that still exist: the copies of --save_inputs, else the files of its table."""
+    names = [name for copy in _list_at(row, "input_file_names") if (name := path_inside(copy))]
+    copies = [folder / name for name in names if (folder / name).is_file()]
+    if copies or table_folder is None:
+        return copies
+    originals = [table_folder / name for name in _list_at(row, "input_images") if isinstance(name, str)]
+    return [path for path in originals if _is_file(path)]
+
+
+def _list_at(record: Record, name: str) -> list[object]:
+    value = record.get(name)
+    return value if isinstance(value, list) else []
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long for a path, or with a NUL: what a Parquet table calls its images
+        return False
+
+
+# -- by their sha256 ----------------------------------------------------------------------------------------------
+
+
+def results_folder(file: Path) -> OutputFolder:
+    """Return the output folder that an image belongs to: its own, or the one that its layout's view lies in."""
+    above = [OutputFolder(folder) for folder in file.resolve().parents[:LEVELS_UP]]
+    return next((folder for folder in above if folder.files(RUN)), above[0])
+
+
+def find_inputs(file: Path, described: Record) -> list[bytes]:
+    """Return the bytes of each input image, in the order of the row.
+
+    Args:
+        file: an image that an edit made.
+        described: what the file says of itself.
+
+    Raises:
+        UserError: some are gone or were changed; each is named.
+    """
+    names, hashes = described.get("input_images"), described.get("input_sha256")
+    if not isinstance(names, list) or not isinstance(hashes, list) or len(names) != len(hashes):
+        raise UserError(f"{file} does not say which input images it was made from (input_images, input_sha256).")
+    folder = results_folder(file)
+    table = folder.input_table()
+    found: list[bytes] = []
+    problems: list[str] = []
+    for n, (name, digest) in enumerate(zip(map(str, names), map(str, hashes))):
+        result = _find_input(folder, table, described, name, n, digest)
+        if isinstance(result, bytes):
+            found.append(result)
+        else:
+            problems.append(f"{name} {result}")
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        raise UserError(
+            f"{file} was made from input images that are not there any more. Put them back, or start replay in the folder "
+            f"that their paths are relative to:\n{listed}"
+        )
+    return found
+
+
+def _find_input(
+    folder: OutputFolder, table: Path | None, described: Record, name: str, position: int, digest: str
+) -> bytes | str:
+    """One input image's bytes, or what is wrong."""
+    another: Path | None = None
+    for path, data in _candidates(folder, table, described, name, position):
+        if hashlib.sha256(data).hexdigest() == digest:
+            return data
+        another = another or path
+    if another is not None:
+        return f"is not the one it was (another sha256 at {another})"
+    return f"was not found ({folder.path}, {table})"
+
+
+def _candidates(
+    folder: OutputFolder, table: Path | None, described: Record, name: str, position: int
+) -> Iterator[tuple[Path, bytes]]:
+    """Files that may be this input image, and their bytes."""
+    bases = [folder.path, Path()] if table is None else [base_of(table), folder.path, Path()]
+    paths = [*_copies(folder, described, position), *(base / name for base in bases)]
+    for path in dict.fromkeys(paths):
+        try:
+            yield path, path.read_bytes()
+        except (OSError, ValueError):  # missing, a folder, or no path at all: how Parquet calls its images
+            continue
+    if table is not None and table.exists() and (table.suffix == ".parquet" or table.is_dir()):
+        yield from ((table, data) for _, row in read_table(table) for data in _bytes_in(row))
+
+
+def _copies(folder: OutputFolder, described: Record, position: int) -> list[Path]:
+    """What --save_inputs wrote beside the image, as its ledger line names it."""
+    wanted = described.get("index"), described.get("sample")
+    record = next((record for record in folder.records() if id_of(record) == wanted), None)
+    names = _list_at(record, "input_file_names") if record is not None else []
+    return [folder.path / str(names[position])] if position < len(names) else []
+
+
+def _bytes_in(value: object) -> Iterator[bytes]:
+    """All bytes in a row, however deep: a column of images is a list, a struct or bytes."""
+    if isinstance(value, bytes):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _bytes_in(item)

@@ -1,0 +1,303 @@
+"""A finished folder as an evaluation or a data loader wants it: `t2i --layout NAME` writes OUT/NAME at the end of a run.
+
+    geneval         00017/metadata.jsonl, 00017/samples/00000.png ... 00003.png
+    dpg             PROMPT_FILE.png: the 2x2 grid of a prompt's four images (or its only one)
+    t2i_compbench   samples/PROMPT_000170.png
+    genarena        000017.png
+    webdataset      00000.tar: 000017.png, .txt (the prompt) and .json (the ledger line)
+    parquet         00000.parquet: a column `image` that datasets and the Hugging Face viewer decode
+
+A layout is a view, made from the ledger alone: the folder itself stays what it is, so that resume, verify, the gallery
+and replay know one form. Its images are hard links (copies where there are none), so it costs no space. Each of its files
+is replaced in one step and the whole can be made again at any time: after a kill the same command completes it.
+"""
+
+import io
+import json
+import os
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from dglaunch.atomic import atomic_write
+from dglaunch.data.tables import PROMPT_FILE
+from dglaunch.data.task import Record, Task, file_name
+from dglaunch.data.values import MAX_NAME_BYTES
+from dglaunch.errors import OutputError, UserError
+from dglaunch.output.ledger import IMAGE_SUFFIXES, OutputFolder, file_name_of
+from dglaunch.output.ownership import link_or_copy
+
+WriteFile = Callable[[Path], None]
+"""Writes one file of a view to the path that it is given."""
+Files = dict[str, WriteFile]
+"""The files of a view, by their names in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One finished image of a job."""
+
+    number: int
+    """Its position among all images of the job, those that failed counted too."""
+    index: int
+    sample: int
+    samples: int
+    """How many images its row was to have."""
+    file: Path
+    size: int
+    """Bytes."""
+    record: Record
+    """Its ledger line."""
+
+    @property
+    def prompt(self) -> str:
+        return str(self.record["prompt"])
+
+
+SHARD_IMAGES = 10_000
+SHARD_BYTES = 1_000_000_000
+ROW_GROUP = 100
+"""Images; a reader of Parquet holds at least as many."""
+GENEVAL_FIELDS = ("tag", "include", "exclude", "prompt")
+VIEW_SUFFIXES = (*IMAGE_SUFFIXES, ".tar", ".parquet")
+"""Of the files that dglaunch puts into a view."""
+
+
+def write(layout: str, folder: Path, tasks: Sequence[Task]) -> tuple[Path, int]:
+    """Write or complete the view OUT/NAME of a job's images.
+
+    Returns:
+        The view's folder, and how many images are in it.
+
+    Raises:
+        UserError: it holds other images than those of this job.
+        OutputError: it cannot be written.
+    """
+    pictures = finished(folder, tasks)
+    files = LAYOUTS[layout](pictures)
+    view = folder / layout
+    _refuse_other_files(view, files)
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        try:
+            list(pool.map(lambda name: _write_file(folder, view, name, files[name]), files))
+        except OSError as error:
+            raise OutputError(
+                f"The layout {view} cannot be written: {error}. The images are safe in {folder}; start "
+                "the same command again to write the layout."
+            ) from None
+    return view, len(pictures)
+
+
+def check(layout: str, folder: Path, tasks: Sequence[Task], output_format: str) -> None:
+    """Check before the run that its view would not stand among another job's files.
+
+    Raises:
+        UserError: it would.
+    """
+    if layout == "indexed" or not (folder / layout).exists():
+        return
+    samples = Counter(task.index for task in tasks)
+    # How many shards there will be is not known yet, so each image gets its own.
+    expected = [
+        Picture(number, task.index, task.sample, samples[task.index], folder / file_name(task, output_format),
+                SHARD_BYTES, {**(task.extra or {}), "prompt": task.prompt})
+        for number, task in enumerate(tasks)
+    ]  # fmt: skip
+    _refuse_other_files(folder / layout, LAYOUTS[layout](expected))
+
+
+def finished(folder: Path, tasks: Sequence[Task]) -> list[Picture]:
+    """Return the images that are done, in the order of the job."""
+    records = OutputFolder(folder).records_by_id()
+    samples = Counter(task.index for task in tasks)
+    pictures = []
+    for number, task in enumerate(tasks):
+        record = records.get(task.id)
+        if record is not None:
+            file, size = folder / file_name_of(record), record["bytes"]
+            assert isinstance(size, int), f"the ledger line of {file.name} was written by dglaunch"
+            pictures.append(Picture(number, task.index, task.sample, samples[task.index], file, size, record))
+    return pictures
+
+
+def _refuse_other_files(view: Path, files: Files) -> None:
+    """An evaluation takes all that it finds, so no image of an earlier job may be among them. (What an evaluation wrote
+    there itself is nobody's business.)"""
+    found = (path.relative_to(view).as_posix() for path in sorted(view.rglob("*")) if path.suffix in VIEW_SUFFIXES)
+    others = [name for name in found if name not in files]
+    if others:
+        raise UserError(
+            f"{view} holds files of another job ({', '.join(others[:5])}), which would be evaluated with this one's. Remove "
+            "that folder and start the same command again; images that are done lie beside it."
+        )
+
+
+def _write_file(folder: Path, view: Path, name: str, write_file: WriteFile) -> None:
+    """The temporary file is beside the images: on the same file system, and never in an evaluation's sight."""
+    path = PurePosixPath(name)
+    assert not path.is_absolute() and ".." not in path.parts, name
+    target = view / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(target, folder) as temporary:
+        write_file(temporary)
+
+
+def _write_text(text: str, target: Path) -> None:
+    target.write_text(text, encoding="utf-8")
+
+
+def _json(record: Record) -> str:
+    return json.dumps(record, ensure_ascii=False)
+
+
+def _by_row(pictures: Iterable[Picture]) -> list[list[Picture]]:
+    rows: dict[int, list[Picture]] = {}
+    for picture in pictures:
+        rows.setdefault(picture.index, []).append(picture)
+    return list(rows.values())
+
+
+# -- evaluations --------------------------------------------------------------------------------------------------
+
+
+def _geneval(pictures: list[Picture]) -> Files:
+    files: Files = {}
+    for row in _by_row(pictures):
+        folder, record = f"{row[0].index:05d}", row[0].record
+        files[f"{folder}/metadata.jsonl"] = partial(
+            _write_text, _json({name: record[name] for name in GENEVAL_FIELDS if name in record})
+        )
+        for picture in row:
+            files[f"{folder}/samples/{picture.sample:05d}.png"] = partial(link_or_copy, picture.file)
+    return files
+
+
+def _dpg(pictures: list[Picture]) -> Files:
+    """A prompt of which an image is missing is left out: its grid would have a hole that counts as a wrong answer."""
+    files: Files = {}
+    for row in _by_row(pictures):
+        first = row[0]
+        if len(row) == first.samples:
+            write_file = partial(link_or_copy, first.file) if first.samples == 1 else partial(_write_grid, row)
+            files[f"{first.record[PROMPT_FILE]}{first.file.suffix}"] = write_file
+    return files
+
+
+def _write_grid(row: list[Picture], target: Path) -> None:
+    """Four images of one size as one, two in a row."""
+    from PIL import Image
+
+    from dglaunch.output.encode import encode
+
+    images = []
+    for picture in row:
+        with Image.open(picture.file) as image:
+            images.append(image.convert("RGB"))
+    width, height = images[0].size
+    grid = Image.new("RGB", (2 * width, 2 * height))
+    for n, image_in_rgb in enumerate(images):
+        grid.paste(image_in_rgb, (n % 2 * width, n // 2 * height))
+    description: Record = {"prompt": row[0].prompt, "grid_of": [picture.file.name for picture in row]}
+    target.write_bytes(encode(grid, row[0].file.suffix[1:], description))
+
+
+def _t2i_compbench(pictures: list[Picture]) -> Files:
+    """Its scripts read the prompt up to the first `_` and the number after the last one."""
+    return {
+        f"samples/{name_of(picture.prompt)}_{picture.number:06d}{picture.file.suffix}": partial(
+            link_or_copy, picture.file
+        )
+        for picture in pictures
+    }
+
+
+def name_of(prompt: str) -> str:
+    """Return a prompt as the beginning of a file name: it stays in the folder and within what file systems take."""
+    name = " ".join(re.sub(r"[/\\_\x00-\x1f\x7f]", " ", prompt).split())
+    return name.encode("utf-8", "replace")[:MAX_NAME_BYTES].decode("utf-8", "ignore").strip()
+
+
+def _genarena(pictures: list[Picture]) -> Files:
+    return {f"{picture.index:06d}{picture.file.suffix}": partial(link_or_copy, picture.file) for picture in pictures}
+
+
+# -- shards -------------------------------------------------------------------------------------------------------
+
+
+def _shards(pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
+    """The images in parts that are neither too many nor too large."""
+    shard: list[Picture] = []
+    size = 0
+    for picture in pictures:
+        if shard and (len(shard) == SHARD_IMAGES or size + picture.size > SHARD_BYTES):
+            yield shard
+            shard, size = [], 0
+        shard.append(picture)
+        size += picture.size
+    if shard:
+        yield shard
+
+
+def _webdataset(pictures: list[Picture]) -> Files:
+    return {f"{n:05d}.tar": partial(_write_tar, shard) for n, shard in enumerate(_shards(pictures))}
+
+
+def _write_tar(pictures: list[Picture], target: Path) -> None:
+    """Files with the same key stand together. The key has no dot: what follows the first one is the kind of a file."""
+    with tarfile.open(target, "w") as tar:
+        for picture in pictures:
+            key = f"{picture.index:06d}"
+            if picture.samples > 1:
+                key += f"_{picture.sample:02d}"
+            members = {
+                picture.file.suffix: picture.file.read_bytes(),
+                ".txt": picture.prompt.encode(),
+                ".json": _json(picture.record).encode(),
+            }
+            for suffix, data in members.items():
+                member = tarfile.TarInfo(key + suffix)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+def _parquet(pictures: list[Picture]) -> Files:
+    return {f"{n:05d}.parquet": partial(_write_parquet, shard) for n, shard in enumerate(_shards(pictures))}
+
+
+def _write_parquet(pictures: list[Picture], target: Path) -> None:
+    """Typed columns for what every line has, and the whole line as JSON: rows may carry columns of any type."""
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
+    kinds = {"index": pa.int64(), "sample": pa.int64(), "prompt": pa.string(), "seed": pa.int64()}
+    kinds |= {"width": pa.int64(), "height": pa.int64(), "file_name": pa.string()}
+    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    features = {"info": {"features": {"image": {"_type": "Image"}}}}
+    schema = pa.schema({"image": image, **kinds, "ledger": pa.string()}, metadata={"huggingface": json.dumps(features)})
+    with ParquetWriter(target, schema, compression="none") as out:  # images are compressed already
+        for start in range(0, len(pictures), ROW_GROUP):
+            rows = [
+                {
+                    "image": {"bytes": picture.file.read_bytes(), "path": picture.file.name},
+                    **{name: picture.record.get(name) for name in kinds},
+                    "ledger": _json(picture.record),
+                }
+                for picture in pictures[start : start + ROW_GROUP]
+            ]
+            out.write_table(pa.Table.from_pylist(rows, schema=schema))
+
+
+LAYOUTS: dict[str, Callable[[list[Picture]], Files]] = {
+    "geneval": _geneval,
+    "dpg": _dpg,
+    "t2i_compbench": _t2i_compbench,
+    "genarena": _genarena,
+    "webdataset": _webdataset,
+    "parquet": _parquet,
+}
+"""By --layout: the files of the view of a job's finished images."""

@@ -1,0 +1,130 @@
+"""Several output folders of one job become one: of nodes that share no file system."""
+
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dglaunch.atomic import atomic_write
+from dglaunch.data.task import Record
+from dglaunch.errors import OutputError, UserError
+from dglaunch.output.inspection import SHOWN, Inspection, describe_missing, inspect
+from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, TaskId, file_name_of, id_of, read_lines
+from dglaunch.output.ownership import link_or_copy
+from dglaunch.output.resume import rewrite
+
+
+@dataclass(slots=True)
+class Merged:
+    """What the folders hold together."""
+
+    files: list[Path] = field(default_factory=list)
+    records: dict[TaskId, Record] = field(default_factory=dict)
+    failures: dict[TaskId, str] = field(default_factory=dict)
+    missing: str | None = None
+    """A sentence about the images that none of them has."""
+
+
+def merge_folders(folders: Sequence[OutputFolder], target: OutputFolder) -> Merged:
+    """Check each image and link it into the target, or copy it, and write one ledger of all.
+
+    Raises:
+        UserError: the target is not empty, a folder is not right, or two of them belong to different jobs.
+        OutputError: the target cannot be written.
+    """
+    if target.path.exists() and any(target.path.iterdir()):
+        raise UserError(f"--output_dir {target.path} is not empty; choose another folder.")
+    if not folders:
+        raise UserError("Name the folders to join: dglaunch merge OUT0 OUT1 --output_dir OUT.")
+    _refuse_different_jobs(folders)
+    merged = Merged()
+    with contextlib.ExitStack() as locks:
+        for folder in folders:  # all are looked at before the first file is linked
+            locks.enter_context(folder.keep_runs_out())
+            _add(folder, _inspect_closely(folder), merged)
+        target.path.mkdir(parents=True, exist_ok=True)
+        for file in merged.files:
+            _link(file, target)
+    merged.failures = {task_id: text for task_id, text in merged.failures.items() if task_id not in merged.records}
+    try:
+        _write_ledgers(merged, target)
+        _write_run(folders, merged, target)
+    except OSError as error:
+        raise OutputError(f"Writing to {target.path} failed: {error.strerror or error}.") from None
+    merged.missing = describe_missing(target, merged.records)
+    return merged
+
+
+def _refuse_different_jobs(folders: Sequence[OutputFolder]) -> None:
+    settings: object = None
+    for folder in folders:
+        folder.require_results()
+        for run in folder.runs().values():
+            if settings is None:
+                settings = run.get("settings")
+            if run.get("settings") != settings:
+                raise UserError(
+                    f"{folder.path} holds another job than {folders[0].path}: {run.get('settings')} and {settings}."
+                )
+
+
+def _inspect_closely(folder: OutputFolder) -> Inspection:
+    found = inspect(folder)
+    if found.problems:
+        listed = "\n".join(f"  {problem}" for problem in found.problems[:SHOWN])
+        raise UserError(f"{folder.path} is not right; dglaunch verify --repair {folder.path} first.\n{listed}")
+    return found
+
+
+def _add(folder: OutputFolder, found: Inspection, merged: Merged) -> None:
+    for task_id, record in found.records.items():
+        known = merged.records.get(task_id)
+        if known is None:
+            merged.files.append(folder.path / file_name_of(record))
+        elif known["sha256"] != record["sha256"]:
+            raise UserError(f"{file_name_of(record)} is in two of the folders and differs; which is right?")
+        merged.records[task_id] = record
+    for path in folder.files(FAILURES):
+        merged.failures |= {id_of(record): text for text, record in read_lines(path)}
+
+
+def _link(file: Path, target: OutputFolder) -> None:
+    try:
+        link_or_copy(file, target.path / file.name)
+    except FileExistsError:
+        raise UserError(f"{file.name} stands for different images in two of the folders.") from None
+    except OSError as error:
+        raise OutputError(f"Copying {file} to {target.path} failed: {error.strerror or error}.") from None
+
+
+def _write_ledgers(merged: Merged, target: OutputFolder) -> None:
+    texts = [json.dumps(merged.records[task_id], ensure_ascii=False) + "\n" for task_id in sorted(merged.records)]
+    rewrite(target.file(METADATA), texts)
+    if merged.failures:
+        rewrite(target.file(FAILURES), [merged.failures[task_id] for task_id in sorted(merged.failures)])
+
+
+def _write_run(folders: Sequence[OutputFolder], merged: Merged, target: OutputFolder) -> None:
+    """The first folder's run.json, with the counts of all."""
+    num_ok, num_failed = len(merged.records), len(merged.failures)
+    total = max(folder.num_tasks(default=num_ok) for folder in folders)
+    runs = [run for folder in folders for run in folder.runs().values()]
+    run = {
+        **(runs[0] if runs else {}),
+        "outcome": _outcome(num_ok, num_failed, total),
+        "num_ok": num_ok,
+        "num_failed": num_failed,
+        "num_skipped": 0,
+        "num_total": total,
+        "num_tasks": total,
+        "merged_from": [str(folder.path) for folder in folders],
+    }
+    with atomic_write(target.file(RUN)) as temporary:
+        temporary.write_text(json.dumps(run, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _outcome(num_ok: int, num_failed: int, total: int) -> str:
+    if num_ok >= total:
+        return "done"
+    return "failed" if num_ok + num_failed >= total else "drained"

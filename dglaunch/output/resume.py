@@ -1,0 +1,228 @@
+"""What a start finds in its output folder: what is done, what was damaged, and whether it is the same job at all.
+
+A ledger line means a whole file, whenever the process died; an image without a line is made again. A line's `bytes` is
+the file's size, which finds empty and truncated files. Every start reads all ledgers of its folder. Rank 0 joins those
+of ranks to one at the start, whichever ranks wrote before, and at the end; of several nodes without a rendezvous, the one
+that finds everything done joins theirs.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dglaunch.atomic import atomic_write
+from dglaunch.data.task import Record, Task, file_name
+from dglaunch.errors import UserError
+from dglaunch.output import ownership
+from dglaunch.output.ledger import (
+    FAILURES,
+    METADATA,
+    RUN,
+    OutputFolder,
+    Part,
+    TaskId,
+    count_lines,
+    ends_with_newline,
+    file_name_of,
+    id_of,
+    read_lines,
+)
+
+SHOWN = 5
+"""Differences that an error shows."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """What of a job its output folder already has."""
+
+    done: dict[TaskId, tuple[str, str]] = field(default_factory=dict)
+    """Key and file name of each image whose file is there in full."""
+    damaged: int = 0
+    """Lines that could not be read or whose file is missing or of another size: those images are made again."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Bytes of each file of the folder."""
+
+    def has_file(self, record: Record) -> bool:
+        """Return whether the file of a ledger line is there in full."""
+        size = record.get("bytes", 0)
+        return bool(size) and self.sizes.get(file_name_of(record)) == size
+
+
+def read_progress(folder: OutputFolder, part: Part) -> Progress:
+    """Compare all ledgers of the folder with its files. Damage counts only in ledgers that this part may repair."""
+    progress = Progress(sizes={entry.name: entry.stat().st_size for entry in _scan(folder) if entry.is_file()})
+    repairable = {folder.file(METADATA, part.ledger_suffix), *folder.files_beside(METADATA, part)}
+    for path in folder.files(METADATA):
+        damaged = _read_ledger(path, progress)
+        if path in repairable:
+            progress.damaged += damaged
+    return progress
+
+
+def _read_ledger(path: Path, progress: Progress) -> int:
+    """Add the images of one ledger to what is done; the number of damaged lines."""
+    seen: set[TaskId] = set()
+    num_lines = damaged = 0
+    for _, record in read_lines(path):
+        num_lines += 1
+        task_id = id_of(record)
+        if task_id in seen or not progress.has_file(record):
+            damaged += 1
+            continue
+        seen.add(task_id)
+        progress.done[task_id] = str(record.get("key", "")), file_name_of(record)
+    if count_lines(path) != num_lines or not ends_with_newline(path):
+        damaged += 1
+    return damaged
+
+
+def _scan(folder: OutputFolder) -> list[os.DirEntry[str]]:
+    with os.scandir(folder.path) as entries:
+        return list(entries)
+
+
+# -- the same job? ------------------------------------------------------------------------------------------------
+
+
+def refuse_other_job(
+    folder: OutputFolder, progress: Progress, settings: Record, tasks: Sequence[Task], output_format: str
+) -> None:
+    """Check that an unfinished job goes on as the job that it was, and that no file of the user's would be overwritten.
+
+    Raises:
+        UserError: it is another job; the message says what changed.
+    """
+    if not progress.done:
+        _refuse_foreign_files(folder, tasks, output_format)
+        return
+    changes = [
+        *_changed_settings(folder, settings),
+        *_changed_rows(folder, progress, tasks, output_format),
+        *_rows_that_are_gone(progress, tasks),
+    ]
+    if changes:
+        shown = "\n".join(f"  {change}" for change in changes[:SHOWN])
+        more = f"\n  ... and {len(changes) - SHOWN:,} more" if len(changes) > SHOWN else ""
+        raise UserError(
+            f"{folder.path} holds the results of another job. Choose another --output_dir, or --overwrite to remove "
+            f"them and start anew. What changed:\n{shown}{more}"
+        )
+
+
+def _refuse_foreign_files(folder: OutputFolder, tasks: Sequence[Task], output_format: str) -> None:
+    """Where no run has been before, a file with an image's name is the user's."""
+    if folder.files(RUN):
+        return
+    present = {entry.name for entry in _scan(folder)}
+    foreign = [name for task in tasks if (name := file_name(task, output_format)) in present]
+    if foreign:
+        raise UserError(
+            f"{folder.path} has files that dglaunch did not make and would overwrite ({', '.join(foreign[:SHOWN])}). "
+            "Choose another --output_dir, or move them away."
+        )
+
+
+def _changed_settings(folder: OutputFolder, settings: Record) -> list[str]:
+    """The differences to the first run.json that has any."""
+    for run in folder.all_runs().values():
+        before = run.get("settings")
+        if not isinstance(before, dict):
+            continue
+        names = sorted(before.keys() | settings.keys())
+        changes = [f"{n}: {before.get(n)!r} -> {settings.get(n)!r}" for n in names if before.get(n) != settings.get(n)]
+        if changes:
+            return changes
+    return []
+
+
+def _changed_rows(folder: OutputFolder, progress: Progress, tasks: Sequence[Task], output_format: str) -> Iterator[str]:
+    """What the rows of images that are done say differently now."""
+    changed: dict[TaskId, Task] = {}
+    for task in tasks:
+        if task.id not in progress.done or task.error is not None:
+            continue  # an input image that is gone by now does not undo its result
+        if progress.done[task.id] != (task.key, file_name(task, output_format)):
+            changed[task.id] = task
+    if not changed:
+        return
+    records = {task_id: record for record in folder.records() if (task_id := id_of(record)) in changed}
+    for task_id in progress.done:
+        if task_id in changed:
+            yield from _changed_fields(records[task_id], changed[task_id], output_format)
+
+
+def _changed_fields(record: Record, task: Task, output_format: str) -> list[str]:
+    changes = [
+        f"row {task.index}, {name}: {record.get(name)!r} -> {value!r}"
+        for name, value in task.content().items()
+        if value is not None and record.get(name) != value
+    ]
+    before, now = file_name_of(record), file_name(task, output_format)
+    if before != now:
+        changes.append(f"row {task.index}, file name: {before} -> {now}")
+    return changes or [f"row {task.index}: a value that was given before is now left to its default"]
+
+
+def _rows_that_are_gone(progress: Progress, tasks: Sequence[Task]) -> list[str]:
+    wanted = {task.id for task in tasks}
+    names = [name for task_id, (_, name) in progress.done.items() if task_id not in wanted]
+    if not names:
+        return []
+    return [f"{len(names):,} images made there have no row any more ({', '.join(names[:SHOWN])})"]
+
+
+# -- one ledger of all --------------------------------------------------------------------------------------------
+
+
+def settle(folder: OutputFolder, part: Part, progress: Progress, tasks: Sequence[Task]) -> None:
+    """Leave one ledger of good lines, and one of the failures that are still open, instead of all that this part takes over.
+
+    The other files go last: a start that is killed here finds each line once or twice, never not at all."""
+    ledger, ledgers_beside = folder.file(METADATA, part.ledger_suffix), folder.files_beside(METADATA, part)
+    failures, failures_beside = folder.file(FAILURES, part.ledger_suffix), folder.files_beside(FAILURES, part)
+    if progress.damaged or ledgers_beside:
+        rewrite(ledger, _good_lines([ledger, *ledgers_beside], progress), part.ledger_suffix)
+    if failures_beside or failures.exists():
+        open_tasks = {task.id for task in tasks} - progress.done.keys()
+        rewrite(failures, _lines_about([failures, *failures_beside], open_tasks), part.ledger_suffix)
+    ownership.remove([*ledgers_beside, *failures_beside, *folder.files_beside(RUN, part)])
+
+
+def join(folder: OutputFolder, part: Part, tasks: Sequence[Task]) -> None:
+    """Make one ledger of several at the end of a run, when nobody writes any more: of what ranks wrote beside this rank 0.
+
+    Of nodes without a rendezvous, the one that finds everything done writes metadata.jsonl in the order of the tasks.
+    Any of them may: the result is the same, and it replaces the file in one step."""
+    if folder.files_beside(METADATA, part):
+        settle(folder, part, read_progress(folder, part), tasks)
+    if not part.node:
+        return
+    progress = read_progress(folder, part)
+    if all(task.id in progress.done for task in tasks):
+        lines = (pair for path in folder.files(METADATA) for pair in read_lines(path))
+        texts = {id_of(record): text for text, record in lines if progress.has_file(record)}
+        rewrite(folder.file(METADATA), (texts[task.id] for task in tasks), part.ledger_suffix)
+
+
+def rewrite(path: Path, lines: Iterable[str], ledger_suffix: str = "") -> None:
+    """Replace a ledger in one step; `lines` may read from it."""
+    with atomic_write(path, ledger_suffix=ledger_suffix) as temporary, temporary.open("w", encoding="utf-8") as out:
+        out.writelines(lines)
+
+
+def _good_lines(paths: Sequence[Path], progress: Progress) -> Iterator[str]:
+    """One line for each image that is done."""
+    left = set(progress.done)
+    for path in paths:
+        for text, record in read_lines(path):
+            if id_of(record) in left and progress.has_file(record):
+                left.remove(id_of(record))
+                yield text
+
+
+def _lines_about(paths: Sequence[Path], task_ids: set[TaskId]) -> Iterable[str]:
+    """The last line about each of these tasks."""
+    lines = (pair for path in paths for pair in read_lines(path))
+    return {id_of(record): text for text, record in lines if id_of(record) in task_ids}.values()

@@ -1,0 +1,82 @@
+"""How far a job is, from its output folder alone: while it runs, or after it."""
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from dglaunch.data.task import Record
+from dglaunch.output.ledger import FAILURES, OutputFolder, file_name_of
+
+RECENT = 100
+"""Images whose times give the present speed."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """What one run.json says, and whether its process is alive."""
+
+    name: str
+    outcome: str
+    """As in run.json."""
+    started: str
+    is_running: bool
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether run.json says that it runs, but nothing holds the folder."""
+        return self.outcome == "running" and not self.is_running
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobStatus:
+    """Counts of a job's images, and the runs that make them."""
+
+    runs: list[RunStatus] = field(default_factory=list)
+    total: int
+    num_done: int
+    num_failed: int
+    images_per_s: float | None
+    """Over the last RECENT images; None if there are too few to say."""
+
+    @property
+    def num_left(self) -> int:
+        """Images that are not done, those that failed too."""
+        return max(self.total - self.num_done, 0)
+
+    @property
+    def num_recent(self) -> int:
+        return min(self.num_done, RECENT)
+
+
+def read_status(folder: OutputFolder, node_rank: int | None = None) -> JobStatus:
+    """Read how far a job is.
+
+    Args:
+        folder: an output folder.
+        node_rank: of several nodes without a rendezvous, the one whose runs are looked at; the counts are of them all.
+    """
+    done = folder.records_by_id()
+    return JobStatus(
+        runs=[_run_status(folder, name, run) for name, run in folder.runs(node_rank).items()],
+        total=folder.num_tasks(default=len(done), node_rank=node_rank),
+        num_done=len(done),
+        num_failed=len(folder.records_by_id(FAILURES).keys() - done.keys()),
+        images_per_s=_images_per_s(folder, map(file_name_of, done.values())),
+    )
+
+
+def _run_status(folder: OutputFolder, name: str, run: Record) -> RunStatus:
+    is_running = folder.is_held(f"{name.removeprefix('run').removesuffix('.json')}*")
+    return RunStatus(name, str(run.get("outcome", "unknown")), str(run.get("started")), is_running)
+
+
+def _images_per_s(folder: OutputFolder, names: Iterable[str]) -> float | None:
+    """From the times of the latest files."""
+    times: list[float] = []
+    for name in names:
+        with contextlib.suppress(OSError):
+            times.append((folder.path / name).stat().st_mtime)
+    latest = sorted(times)[-RECENT:]
+    if len(latest) < 2 or latest[-1] == latest[0]:
+        return None
+    return (len(latest) - 1) / (latest[-1] - latest[0])

@@ -1,0 +1,189 @@
+"""Writing results: an image under a temporary name, then under its own, and only then its ledger line.
+
+So a line means a whole file, whenever the process dies. One process writes to one ledger, and its writer is used by one
+thread at a time.
+"""
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from dglaunch.atomic import atomic_write
+from dglaunch.data.task import Record, Result, Task
+from dglaunch.errors import OutputError, UserError
+from dglaunch.output import ownership, resume
+from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part
+
+if TYPE_CHECKING:
+    from dglaunch.data.images import InputImage
+
+RESERVED = 1 << 16
+"""Bytes of the disk kept for the last run.json."""
+
+
+class Writer:
+    """The writer puts the results of one process into an output folder.
+
+    Args:
+        path: --output_dir.
+        node: the part of a machine among nodes without a rendezvous ("-node0of4").
+        rank: the part of a rank that writes beside rank 0 ("-rank3of8").
+    """
+
+    def __init__(self, path: Path, node: str = "", rank: str = "") -> None:
+        self.folder = OutputFolder(path)
+        self.part = Part(node, rank)
+        suffix = self.part.ledger_suffix
+        self.ledger_path = self.folder.file(METADATA, suffix)
+        self.failures_path = self.folder.file(FAILURES, suffix)
+        self.run_path = self.folder.file(RUN, suffix)
+        self._reserve = self.folder.reserve_file(suffix)
+        self._ledger: io.FileIO | None = None
+        self._failures: io.FileIO | None = None
+        self._lock: IO[str] | None = None
+
+    # -- before the run -------------------------------------------------------------------------------------------
+
+    def open(self, settings: Record, tasks: Sequence[Task], output_format: str, overwrite: bool) -> resume.Progress:
+        """Lock the folder, repair what a killed run left, and return what is done.
+
+        Raises:
+            UserError: the folder cannot be written, is in use, or holds another job's results.
+        """
+        self._lock_folder()
+        if overwrite:
+            ownership.remove_results(self.folder)
+        progress = resume.read_progress(self.folder, self.part)
+        resume.refuse_other_job(self.folder, progress, settings, tasks, output_format)
+        ownership.remove_temporary_files(self.folder, self.part)
+        resume.settle(self.folder, self.part, progress, tasks)
+        self._ledger = self.ledger_path.open("ab", buffering=0)
+        self._failures = self.failures_path.open("ab", buffering=0)
+        return progress
+
+    def _lock_folder(self) -> None:
+        try:
+            self._lock = self.folder.lock(self.part)
+            if not self.part.is_beside:
+                ownership.remove_old_locks(self.folder, self.part)
+                self._reserve.write_bytes(bytes(RESERVED))
+        except OSError as error:
+            raise UserError(
+                f"--output_dir {self.folder.path} cannot be written: {error.strerror or error}. Choose another folder or "
+                "correct its permissions."
+            ) from None
+
+    def start_anew(self) -> None:
+        """Remove the results of an earlier job before any rank has opened the folder, on a rank beside rank 0.
+
+        Raises:
+            UserError: a process of another run holds the folder.
+        """
+        self.folder.refuse_other_writers()
+        ownership.remove_results(self.folder)
+
+    # -- during the run -------------------------------------------------------------------------------------------
+
+    def write(self, result: Result) -> None:
+        """Write one image and its ledger line, or one line of failures.jsonl.
+
+        Raises:
+            OutputError: the disk is full, the folder is gone, ...
+        """
+        assert self._ledger is not None and self._failures is not None, "open() comes first"
+        try:
+            if result.data is None:
+                _append(self._failures, result.record)
+                return
+            with self._replacing(self.folder.path / result.file_name) as temporary:
+                temporary.write_bytes(result.data)
+            _append(self._ledger, {"file_name": result.file_name, **result.record, "bytes": len(result.data)})
+        except OSError as error:
+            raise OutputError(
+                f"Writing {result.file_name} to {self.folder.path} failed: {error.strerror or error}. Everything written "
+                "before is valid; make room or restore the folder and start the same command again."
+            ) from None
+
+    def copy_inputs(self, images: "Mapping[str, InputImage]") -> None:
+        """Copy input images to these names, before the ledger line that names them.
+
+        Raises:
+            OutputError: the disk is full, the folder is gone, ...
+        """
+        for name, image in images.items():
+            target = self.folder.path / name
+            if target.exists() and target.stat().st_size:
+                continue
+            try:
+                target.parent.mkdir(exist_ok=True)
+                with self._replacing(target) as temporary:
+                    temporary.write_bytes(image.read())
+            except (OSError, ValueError) as error:
+                raise OutputError(f"Copying the input image {image.name} to {target} failed: {error}.") from None
+
+    def write_run(self, run: Record) -> None:
+        """Replace run.json. On a full disk there is room kept for it: it says why the run ended.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        text = json.dumps(run, indent=2, ensure_ascii=False) + "\n"
+        try:
+            try:
+                self._replace_run(text)
+            except OSError:
+                ownership.remove([self._reserve])
+                self._replace_run(text)
+        except OSError as error:
+            raise OutputError(f"Writing {self.run_path} failed: {error.strerror or error}.") from None
+
+    def _replace_run(self, text: str) -> None:
+        with self._replacing(self.run_path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    def _replacing(self, target: Path) -> contextlib.AbstractContextManager[Path]:
+        """The temporary file is in the folder itself, where the next start finds what a killed run left."""
+        return atomic_write(target, self.folder.path, self.part.ledger_suffix)
+
+    # -- at the end -----------------------------------------------------------------------------------------------
+
+    def join(self, tasks: Sequence[Task]) -> None:
+        """Make one ledger of what ranks or nodes wrote, when none of them writes any more (see `resume.join`)."""
+        resume.join(self.folder, self.part, tasks)
+
+    def is_joined(self) -> bool:
+        """Return whether rank 0 has taken over this ledger: not where the ranks have a folder each."""
+        return not self.ledger_path.exists()
+
+    def close(self) -> None:
+        """Unlock the folder. Closing twice does nothing."""
+        if self._lock is None:
+            return
+        if self.part.is_beside:  # a thousand ranks would leave as many; rank 0's lock guards the folder
+            ownership.remove([self.folder.lock_file(self.part.ledger_suffix)])
+        for stream in (self._ledger, self._failures, self._lock):
+            if stream is not None:
+                with contextlib.suppress(OSError):  # a full disk was reported when the line was written
+                    stream.close()
+        self._ledger = self._failures = self._lock = None
+        ownership.remove([self._reserve])
+        if self.failures_path.exists() and not self.failures_path.stat().st_size:
+            ownership.remove([self.failures_path])
+
+
+def _append(stream: io.FileIO, record: Record) -> None:
+    """Add one whole line; a half-written one is taken back, so that the file stays valid on a full disk.
+
+    The stream has no buffer: one would keep the rest of the line and write it later, behind the cut."""
+    end = stream.seek(0, os.SEEK_END)
+    left = memoryview((json.dumps(record, ensure_ascii=False, default=str) + "\n").encode())
+    try:
+        while left:
+            left = left[stream.write(left) :]
+    except OSError:
+        os.ftruncate(stream.fileno(), end)
+        raise

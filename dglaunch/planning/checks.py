@@ -1,0 +1,59 @@
+"""What must hold for a job whatever its backend, checked before anything is read or loaded."""
+
+from collections.abc import Mapping
+
+from dglaunch.backends.profiles import Profile
+from dglaunch.config import BackendConfig, RunConfig, defaults, flags_that, settings
+from dglaunch.distributed.topology import Topology
+from dglaunch.errors import UserError
+from dglaunch.system import need
+
+
+def check_flags_of_backend(config: RunConfig, profile: Profile, origins: Mapping[str, str]) -> None:
+    """Refuse flags that the chosen backend would not look at.
+
+    Args:
+        origins: for each flag where its value came from; a flag that was typed counts even with its default.
+
+    Raises:
+        UserError: with the flags.
+    """
+    name = config.backend.backend
+    given, unset = settings(config), defaults(type(config))
+    idle = [
+        flag
+        for flag in flags_that(profile.idle, type(config))
+        if given[flag] != unset[flag] or origins.get(flag, "default") != "default"
+    ]
+    if idle:
+        flags = ", ".join(f"--{flag}" for flag in idle)
+        raise UserError(
+            f"With --backend {name} {profile.why_idle}, so {flags} would do nothing. "
+            f"Drop {'it' if len(idle) == 1 else 'them'}."
+        )
+    if profile.needs_model_name and config.backend.model_name == BackendConfig().model_name:
+        raise UserError(
+            f"--backend {name} needs --model_name: the name of one of the API's models, such as gpt-image-1.5."
+        )
+
+
+def check_debug(config: RunConfig, topology: Topology, planned: bool) -> None:
+    """Refuse --debug on several ranks.
+
+    Raises:
+        UserError: with how to start it.
+    """
+    if config.debug and topology.world_size > 1 and not planned:
+        raise UserError(
+            "--debug runs in one process; start it without torchrun: python -m dglaunch COMMAND --debug ..."
+        )
+
+
+def check_layout(config: RunConfig) -> None:
+    """Refuse a layout whose package is not installed.
+
+    Raises:
+        MissingPackage: with the line that installs it.
+    """
+    if config.layout == "parquet":
+        need("pyarrow", "--layout parquet", "pip install 'dglaunch[parquet]'")

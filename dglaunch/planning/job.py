@@ -1,0 +1,192 @@
+"""From a configuration to a Job: all that can be read and checked before anything is written or loaded.
+
+job = prepare(config, origins, environ)         # every mistake of the user's is raised here
+schedule = job.schedule(done=(), limits={}, tuned={}, memory=job.machine.memory)
+schedule.plan.batches[topology.replica]         # what this replica computes, in this order
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import singledispatch
+
+from dglaunch.backends.profiles import Profile, Target, profile_of
+from dglaunch.config import IDENTITY, EditingConfig, RunConfig, T2IConfig, flags_that, settings
+from dglaunch.data import evaluations
+from dglaunch.data.edits import read_edits
+from dglaunch.data.prompts import read_prompts
+from dglaunch.data.task import BatchSize, Bucket, Task
+from dglaunch.distributed import topology as topologies
+from dglaunch.distributed.topology import Topology
+from dglaunch.environment import parallel_from_environment
+from dglaunch.errors import UserError
+from dglaunch.models.checkpoint import Checkpoint
+from dglaunch.models.optimizations import image_settings
+from dglaunch.planning import checks
+from dglaunch.planning.batches import Plan, build, share_of_node
+from dglaunch.planning.estimate import chooser
+from dglaunch.system import Machine
+
+SHOWN_SIZES = 8
+"""Of a table with hundreds of image sizes, those whose batch size is explained."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """What one start of a job has to do, and how it is shared out; `dglaunch plan` prints it, the run executes it."""
+
+    total: int
+    """Tasks that are this node's."""
+    unmakeable: list[Task]
+    """Those of them that carry an error and are not recorded yet: reported and recorded, never run."""
+    plan: Plan
+    num_extra_batches: int
+    """Forward passes beyond those that one kind of rows would take."""
+    reasons: dict[str, str]
+    """Every automatic choice, and why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """All that is known before anything is written or loaded. It does not change afterwards."""
+
+    config: RunConfig
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """For each flag where its value came from: flag, default, or the name of a variable."""
+    topology: Topology
+    profile: Profile
+    """What the backend says without torch."""
+    target: Target
+    """The checkpoint and the device."""
+    tasks: list[Task]
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.target.checkpoint
+
+    @property
+    def device(self) -> str:
+        """cuda or cpu."""
+        return self.target.device
+
+    @property
+    def machine(self) -> Machine:
+        return self.target.machine
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What must not change between two starts on one folder."""
+        flat = settings(self.config)
+        identity = {name: flat[name] for name in flags_that(IDENTITY, type(self.config))}
+        identity |= image_settings(self.config.optimization)
+        identity["torch_dtype"] = self.machine.dtype
+        if self.profile.is_identity:
+            identity["backend"] = self.config.backend.backend
+        if self.config.edits:
+            identity["editing_pipeline"] = self.checkpoint.pipeline_class
+        return identity
+
+    @property
+    def makeable(self) -> list[Task]:
+        """The tasks with no error that was found while reading them."""
+        return [task for task in self.tasks if task.error is None]
+
+    @property
+    def unmakeable(self) -> list[Task]:
+        """The others. Of several nodes without a rendezvous the first one has them."""
+        return [task for task in self.tasks if task.error is not None and self.topology.node == 0]
+
+    def schedule(
+        self,
+        done: Collection[tuple[int, int]],
+        limits: Mapping[str, int],
+        tuned: Mapping[str, BatchSize],
+        memory: int | None,
+    ) -> Schedule:
+        """Share out what is left to do. A pure function of the job and these, so that every rank gets the same.
+
+        Args:
+            done: ids of the tasks whose image is there.
+            limits: largest batch that did not run out of memory, by shape ("1024x1024").
+            tuned: what `dglaunch tune` measured, by shape.
+            memory: bytes of a rank's device (rank 0's, so that all ranks plan alike); None if unknown.
+        """
+        bucket_of = self.profile.buckets(self.config, self.target, self.tasks)
+        machine = replace(self.machine, memory=memory)
+        choose = chooser(self.profile, self.checkpoint, self.config, self.topology, machine, limits, tuned)
+
+        def cost(bucket: Bucket) -> float:
+            return self.profile.cost(self.checkpoint, bucket)
+
+        mine = share_of_node(self.makeable, self.topology, bucket_of, cost) + self.unmakeable
+        left = [task for task in mine if task.id not in done]
+        pending = [task for task in left if task.error is None]
+        plan = build(pending, self.topology.num_replicas, choose, bucket_of, cost)
+        return Schedule(
+            total=len(mine),
+            unmakeable=[task for task in left if task.error is not None],
+            plan=plan,
+            num_extra_batches=plan.num_extra_batches if self.profile.mixes_rows else 0,
+            reasons=self.target.reasons | _size_reasons(self.checkpoint, plan),
+        )
+
+
+def _size_reasons(checkpoint: Checkpoint, plan: Plan) -> dict[str, str]:
+    """Why the images of each size come in such batches; a table of photographs may have hundreds of sizes."""
+    reasons = {
+        f"batch_size {checkpoint.shape(bucket.height, bucket.width)}": f"{size.size}: {size.reason}"
+        for bucket, size in plan.sizes.items()
+    }
+    if not checkpoint.family.batch:
+        return {"batch_size": next(iter(reasons.values()))} if reasons else {}
+    shown = dict(list(reasons.items())[:SHOWN_SIZES])
+    if len(reasons) > SHOWN_SIZES:
+        shown["batch_size"] = f"for {len(reasons) - SHOWN_SIZES:,} more sizes"
+    return shown
+
+
+def prepare(
+    config: RunConfig, origins: Mapping[str, str], environ: Mapping[str, str], world_size: int | None = None
+) -> Job:
+    """Read and check everything that can be checked without loading a model.
+
+    Args:
+        origins: for each flag where its value came from.
+        world_size: ranks to plan for, in place of those that there are.
+
+    Raises:
+        UserError: with the remedy.
+    """
+    config = replace(config, num_images_per_prompt=evaluations.num_images_per_prompt(config))
+    profile = profile_of(config.backend.backend)
+    checks.check_flags_of_backend(config, profile, origins)
+    topology = topologies.from_environment(config, parallel_from_environment(environ), environ, world_size)
+    checks.check_debug(config, topology, planned=world_size is not None)
+    checks.check_layout(config)
+    target = profile.resolve(config, topology)
+    checkpoint, tasks = _read(config, profile, target.checkpoint)
+    evaluations.check(config, tasks)
+    target = replace(target, checkpoint=checkpoint)
+    job = Job(config=config, origins=origins, topology=topology, profile=profile, target=target, tasks=tasks)
+    profile.check(config, target, topology, job.makeable)
+    return job
+
+
+@singledispatch
+def _read(config: RunConfig, profile: Profile, checkpoint: Checkpoint) -> tuple[Checkpoint, list[Task]]:
+    """The checkpoint as the command uses it, and the command's tasks."""
+    raise TypeError(f"{type(config).__name__} is the configuration of no command")
+
+
+@_read.register
+def _(config: T2IConfig, profile: Profile, checkpoint: Checkpoint) -> tuple[Checkpoint, list[Task]]:
+    if checkpoint.family.only_edits:
+        raise UserError(
+            f"{checkpoint.source} is a {checkpoint.pipeline_class}, which edits images: dglaunch edit --input TABLE."
+        )
+    return checkpoint, read_prompts(config, checkpoint.family.size_multiple)
+
+
+@_read.register
+def _(config: EditingConfig, profile: Profile, checkpoint: Checkpoint) -> tuple[Checkpoint, list[Task]]:
+    editor = profile.as_editor(config, checkpoint, config.model_type)
+    return editor, read_edits(config, editor)

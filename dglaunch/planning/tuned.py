@@ -1,0 +1,103 @@
+"""What `dglaunch tune` measured on this machine, and what `--batch_size auto` takes from it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from dglaunch import environment
+from dglaunch.atomic import atomic_write
+from dglaunch.config import TUNING, XDIT_PREFIX, ParallelConfig, RunConfig, settings, settings_that
+from dglaunch.data.task import BatchSize, Record
+from dglaunch.system import Machine
+
+GAIN = 1.02
+"""A larger batch must give this much more than the best before it, or the row ends; within it the smaller one is taken."""
+
+
+REMEMBERED = "tuned.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One batch size of one parallel configuration."""
+
+    parallel: str
+    batch_size: int
+    images_per_s: float = 0.0
+    """Of all replicas together."""
+    seconds_per_image: float = 0.0
+    """Of one replica: a batch's seconds by its size."""
+    peak_memory: int = 0
+    """Bytes, of the rank that needed most."""
+    ended: str = ""
+    """Why this row has no numbers and is the last of its configuration."""
+
+
+def describe(variables: Mapping[str, str]) -> str:
+    """Say the degrees of a replica in a few words."""
+    parallel = environment.parallel_from_environment(variables)
+    names = ("ulysses_degree", "ring_degree", "pipefusion_degree")
+    parts = [f"{name.split('_')[0]} {n}" for name in names if (n := getattr(parallel, name)) > 1]
+    return ", ".join(parts + (["cfg 2"] if parallel.use_cfg_parallel else [])) or "data parallel"
+
+
+def sweet_spot(rows: Sequence[Measured]) -> tuple[Measured, str]:
+    """Return the smallest batch that is within GAIN of the most images a second, and why."""
+    measured = [row for row in rows if row.images_per_s]
+    most = max(measured, key=lambda row: row.images_per_s)
+    near = [row for row in measured if row.images_per_s * GAIN >= most.images_per_s and row.parallel == most.parallel]
+    best = min(near, key=lambda row: row.batch_size)
+    if best is most:
+        return best, f"the most images a second; a larger batch gained less than {GAIN - 1:.0%} or did not fit"
+    gain = most.images_per_s / best.images_per_s - 1
+    return best, f"batch {most.batch_size} gives {gain:.1%} more and needs more memory"
+
+
+def write_json(path: Path, record: Mapping[str, object]) -> None:
+    """Write a JSON file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def key_of(config: RunConfig, device: str, dtype: str, shape: str, parallel: str) -> str:
+    """Return all that a measurement holds for, as the key under which it is remembered."""
+    part = [config.backend.model_name, config.backend.revision, config.backend.backend, device, dtype, shape, parallel]
+    return json.dumps([*part, settings_that(TUNING, config.optimization), config.max_sequence_length])
+
+
+def remember(config: RunConfig, machine: Mapping[str, object], rows: Sequence[Measured]) -> None:
+    """Write down the sweet spot of each configuration."""
+    path = config.backend.cache_dir.expanduser() / REMEMBERED
+    known = _read(path)
+    when = datetime.now(UTC).strftime("%Y-%m-%d")
+    for name in dict.fromkeys(row.parallel for row in rows if row.images_per_s):
+        best, _ = sweet_spot([row for row in rows if row.parallel == name])
+        key = key_of(config, str(machine["device"]), str(machine["dtype"]), str(machine["shape"]), name)
+        known[key] = {"batch_size": best.batch_size, "images_per_s": best.images_per_s, "date": when}
+    write_json(path, known)
+
+
+def recall(config: RunConfig, machine: Machine, parallel: ParallelConfig) -> dict[str, BatchSize]:
+    """Return what was measured for a configuration here, by shape ("1024x1024"). Read by rank 0 for all ranks: the ranks of
+    several machines must not plan by several files."""
+    known = _read(config.backend.cache_dir.expanduser() / REMEMBERED)
+    variables = {f"{XDIT_PREFIX}{name.upper()}": str(value) for name, value in settings(parallel).items() if value}
+    found: dict[str, BatchSize] = {}
+    for key, entry in known.items():
+        shape = str(json.loads(key)[5])
+        if isinstance(entry, dict) and key == key_of(config, machine.name, machine.dtype, shape, describe(variables)):
+            reason = f"measured by tune on {entry['date']}: {entry['images_per_s']:.4g} images/s on {machine.name}"
+            found[shape] = BatchSize(entry["batch_size"], reason)
+    return found
+
+
+def _read(path: Path) -> Record:
+    """A damaged file counts as empty: the next tune writes it anew."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}

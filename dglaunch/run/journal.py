@@ -1,0 +1,81 @@
+"""run.json: what a start was asked, what it chose and measured, and how it ended."""
+
+import sys
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from dglaunch.backends.base import Facts
+from dglaunch.config import settings
+from dglaunch.data.task import Record
+from dglaunch.errors import OutputError
+from dglaunch.output.writer import Writer
+from dglaunch.planning.job import Job
+from dglaunch.run.result import Counts
+from dglaunch.system import versions
+
+
+class Journal:
+    """The Journal of one start on one rank writes run.json, as often as there is something new to say."""
+
+    def __init__(self, job: Job, writer: Writer) -> None:
+        self.reasons = dict(job.target.reasons)
+        """Every automatic choice so far, and why."""
+        self.facts = Facts()
+        """What the backend says, once it is loaded."""
+        self.counts: Counts | None = None
+        """What the report counts, once it does."""
+        self.is_closed = False
+        """The end of the run is written: nothing may come after it."""
+        self._job = job
+        self._writer = writer
+        self._started = _now()
+
+    def write(self, measured: Record) -> None:
+        """Replace run.json.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        self._writer.write_run(self.record(measured))
+
+    def last_words(self, outcome: str, text: str) -> None:
+        """Called by the watch when this process is about to be ended from outside of the main thread."""
+        if not self._job.topology.is_main or self.is_closed:
+            return
+        counts = asdict(self.counts) if self.counts is not None else {}
+        with suppress(OutputError):
+            self.write({"outcome": outcome, "reason": text, **counts})
+
+    def record(self, measured: Record) -> Record:
+        """What run.json says, with what was measured of the run."""
+        job, topology = self._job, self._job.topology
+        return {
+            "num_tasks": len(job.tasks),
+            **measured,
+            "settings": job.settings,
+            "config": {
+                name: {"value": value, "from": job.origins.get(name, "caller")}
+                for name, value in settings(job.config).items()
+            },
+            "choices": self.reasons,
+            "effects": self.facts.effects,
+            "defaults": self.facts.defaults,
+            "versions": versions() | self.facts.versions,
+            "device": job.machine.name,
+            "topology": {
+                "world_size": topology.world_size,
+                "num_replicas": topology.num_replicas,
+                "replica_size": topology.replica_size,
+                "node": topology.node,
+                "num_nodes": topology.num_nodes,
+                "degrees": settings(topology.parallel),
+            },
+            "command": sys.argv,
+            "started": self._started,
+            "ended": _now(),
+        }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,92 @@
+"""What is written about a task: its ledger line, its line of failures.jsonl, and what an image file says of itself."""
+
+import threading
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, TypeAlias
+
+from dglaunch.backends.base import Context, Facts, ItemError
+from dglaunch.config import FILE, IMAGE, settings_that
+from dglaunch.data.edits import saved_names
+from dglaunch.data.task import Record, Result, Task, file_name
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from dglaunch.output.encode import WholePng
+
+Picture: TypeAlias = "Image | WholePng"
+"""A finished image: of a pipeline, or the file that an API sent."""
+GIVEN_BY_THE_WRITER = ("file_name", "bytes")
+"""Of a ledger line: no column of a row may take these names."""
+
+
+class Recorder:
+    """A Recorder makes what is sent for a task, from the task, what the backend gave for it, and the backend's facts."""
+
+    def __init__(self, context: Context, facts: Facts) -> None:
+        self.encode_seconds = 0.0
+        """Spent in encoding, by all threads together."""
+        self._context = context
+        self._facts = facts
+        self._given = settings_that(FILE | IMAGE, context.config)
+        self._lock = threading.Lock()
+
+    def image(self, task: Task, image: Picture, batch_size: int, seconds: float) -> Result:
+        """Encode a finished image; `seconds` are those of its batch."""
+        from dglaunch.output import encode
+
+        config = self._context.config
+        shown = self._content(task) | {"width": image.width, "height": image.height}
+        start = time.perf_counter()
+        data = encode.encode(image, config.output_format, shown | self._description(task))
+        digest = encode.sha256(data)
+        with self._lock:
+            self.encode_seconds += time.perf_counter() - start
+        record: Record = {"index": task.index, "sample": task.sample, **shown, "key": task.key, "sha256": digest}
+        record |= self._circumstances(batch_size, seconds)
+        if config.saves_inputs:
+            record["input_file_names"] = list(saved_names(task))
+        record |= self._facts.ledger
+        for column, value in (task.extra or {}).items():
+            taken = column in record or column in GIVEN_BY_THE_WRITER
+            record[f"row_{column}" if taken else column] = value
+        return Result(task_id=task.id, file_name=file_name(task, config.output_format), record=record, data=data)
+
+    def failure(self, task: Task, error: ItemError, batch_size: int = 0, seconds: float = 0.0) -> Result:
+        """A task without an image; a batch of none is that of a task which was never run."""
+        record: Record = {"index": task.index, "sample": task.sample, "error": error.message, **self._content(task)}
+        record |= self._circumstances(batch_size, seconds)
+        name = file_name(task, self._context.config.output_format)
+        return Result(task_id=task.id, file_name=name, record=record)
+
+    def _content(self, task: Task) -> Record:
+        """The task's content, with what the pipeline used where the task said nothing."""
+        content: Record = {
+            name: value if value is not None else self._facts.defaults.get(name)
+            for name, value in task.content().items()
+        }
+        return content | task.origin()
+
+    def _description(self, task: Task) -> Record:
+        """What an image file says of itself besides the task's content: all that `dglaunch replay` needs. What would
+        differ between batch sizes or world sizes is left out, so that the bytes of the file do not depend on them."""
+        chosen = {"width", "height"} | {name for name, value in self._facts.defaults.items() if value is not None}
+        return {
+            "index": task.index,
+            "sample": task.sample,
+            "model": self._context.config.backend.model_name,
+            "dtype": self._context.dtype,
+            **self._given,
+            "defaults": [name for name, value in task.content().items() if value is None and name in chosen],
+        }
+
+    def _circumstances(self, batch_size: int, seconds: float) -> Record:
+        """Where and when an image was made, with how many others, and how long that batch took."""
+        return {
+            "rank": self._context.topology.rank,
+            "node": self._context.topology.node,
+            "batch_size": batch_size,
+            "seconds": round(seconds, 3),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        }

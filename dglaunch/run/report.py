@@ -1,0 +1,235 @@
+"""What rank 0 says: the plan, progress while the run goes on, and a table at the end. Other ranks are silent."""
+
+import importlib.util
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from dglaunch.data.task import Result
+from dglaunch.errors import DglaunchError
+from dglaunch.planning.job import Job, Schedule
+from dglaunch.run.result import Counts, Outcome
+
+LOG_EVERY_S = 10.0
+
+
+@dataclass(slots=True)
+class LeaderReport:
+    """A LeaderReport is what each replica's leader says at its end; plain values, sent to rank 0."""
+
+    started: float
+    """Clock time of its first batch's start."""
+    inside: float
+    """Seconds inside the pipeline."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory: int = 0
+    drained: bool = False
+    events: list[str] = field(default_factory=list)
+    usage: dict[str, float] = field(default_factory=dict)
+    """What a remote backend's answers add up to: requests, retries, tokens, cost."""
+    error: DglaunchError | None = None
+    """Why this rank stopped before its end, although all that it made is whole."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """A Summary is the measured part of run.json, under the names and in the order that it has there."""
+
+    num_ok: int
+    num_failed: int
+    num_skipped: int
+    num_total: int
+    images_per_s: float
+    wall_s: float
+    """Between the first batch's start on any replica and the last image or failure written."""
+    seconds: dict[str, float]
+    pipeline_share: float | None
+    """The part of wall_s that the replicas spent inside the pipeline, on average."""
+    images_by_rank: dict[str, int]
+    peak_memory_bytes: int
+    usage: dict[str, float]
+    events: list[str]
+    outcome: Outcome
+    num_batches: int
+
+
+class Report:
+    """A Report counts results and shows progress and totals on rank 0."""
+
+    def __init__(self, total: int, skipped: int, console: Console | None = None) -> None:
+        self.counts = Counts(num_skipped=skipped, num_total=total)
+        self.console = console if console is not None else Console(stderr=True, soft_wrap=True)
+        self.by_rank: Counter[int] = Counter()
+        self._last_written = time.time()
+        self._last_log = time.monotonic()
+        self._begun = self._last_log
+        self._progress: Progress | None = None
+        self._bar = TaskID(0)
+
+    def begin(self) -> None:
+        """The first batch starts."""
+        self._last_written = time.time()
+        self._begun = self._last_log = time.monotonic()
+        if self.console.is_terminal or _is_live_notebook(self.console):
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
+            self._progress = Progress(*columns, console=self.console)
+            self._bar = self._progress.add_task(
+                "", total=self.counts.num_total, state="", completed=self.counts.num_skipped
+            )
+            self._progress.start()
+
+    def update(self, result: Result) -> None:
+        """One result was written."""
+        self._last_written = time.time()
+        rank = result.record["rank"]
+        assert isinstance(rank, int)
+        self.by_rank[rank] += 1
+        if result.failed:
+            self.counts.num_failed += 1
+            self.console.print(
+                f"image {result.file_name} failed on rank {rank}: {result.record['error']}", markup=False
+            )
+        else:
+            self.counts.num_ok += 1
+        if self._progress is not None:
+            self._progress.update(self._bar, completed=self.counts.num_settled, state=self._state())
+        elif time.monotonic() - self._last_log >= LOG_EVERY_S:
+            self._last_log = time.monotonic()
+            self.console.print(self._line())
+
+    def _state(self) -> str:
+        spread = ""
+        if len(self.by_rank) > 1:
+            spread = f", {min(self.by_rank.values())}-{max(self.by_rank.values())} a replica"
+        return f"{self._images_per_s:.2f} images/s, {self.counts.num_failed} failed{spread}"
+
+    def _line(self) -> str:
+        done, total = self.counts.num_settled, self.counts.num_total
+        left = (total - done) / self._images_per_s if self._images_per_s else 0.0
+        return f"{done:,} of {total:,} images, {self._state()}, about {duration(left)} left"
+
+    @property
+    def _images_per_s(self) -> float:
+        elapsed = time.monotonic() - self._begun
+        return self.counts.num_ok / elapsed if elapsed > 0 else 0.0
+
+    def note(self, text: str) -> None:
+        """A line that stays on the terminal."""
+        self.console.print(text, highlight=False, markup=False)
+
+    def stop(self) -> None:
+        """End the progress display. Stopping twice does nothing."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    # -- before and after -----------------------------------------------------------------------------------------
+
+    def plan(self, job: Job, schedule: Schedule, damaged: int) -> None:
+        """Say what is about to be done."""
+        self.note(
+            f"{job.config.backend.model_name} ({job.checkpoint.pipeline_class}) on {job.machine.name}, "
+            f"{job.machine.dtype}: {job.topology.describe()}"
+        )
+        for name, reason in schedule.reasons.items():
+            self.note(f"{name} {reason}")
+        if damaged:
+            self.note("The last run left a torn ledger line, or images were removed or damaged; those are made again.")
+        plan, extra = schedule.plan, schedule.num_extra_batches
+        text = f"{number(plan.num_tasks, 'image')} in {number(plan.num_batches, 'batch')} to make"
+        if self.counts.num_skipped:
+            text += f"; {self.counts.num_skipped:,} are there already"
+        if job.config.edits and extra:
+            text += f"; without its different sizes and images it would be {plan.num_batches - extra:,}"
+        self.note(text)
+
+    def summary(
+        self, leaders: Mapping[int, LeaderReport], load_seconds: float, outcome: Outcome, num_batches: int
+    ) -> Summary:
+        """What the run measured, of all leaders together."""
+        begun = [leader.started for leader in leaders.values() if leader.inside]
+        inside = sum(leader.inside for leader in leaders.values())
+        longest = max((leader.inside for leader in leaders.values()), default=0.0)  # a drained run leaves a batch
+        window = max(self._last_written - min(begun), longest, 1e-9) if begun else 0.0
+        seconds = {"load": load_seconds}
+        for leader in leaders.values():
+            for stage, taken in leader.seconds.items():
+                seconds[stage] = seconds.get(stage, 0.0) + taken / len(leaders)
+        if leaders:
+            seconds["wait"] = max(window - inside / len(leaders), 0.0)
+        usage: dict[str, float] = {}
+        for leader in leaders.values():
+            for name, amount in leader.usage.items():
+                usage[name] = usage.get(name, 0) + amount
+        counts = self.counts
+        return Summary(
+            num_ok=counts.num_ok,
+            num_failed=counts.num_failed,
+            num_skipped=counts.num_skipped,
+            num_total=counts.num_total,
+            images_per_s=counts.num_ok / window if window else 0.0,
+            wall_s=window,
+            seconds={stage: round(value, 4) for stage, value in seconds.items()},
+            pipeline_share=round(inside / (len(leaders) * window), 4) if begun and counts.num_ok else None,
+            images_by_rank={str(rank): count for rank, count in sorted(self.by_rank.items())},
+            peak_memory_bytes=max((leader.peak_memory for leader in leaders.values()), default=0),
+            usage={name: round(value, 6) for name, value in sorted(usage.items())},
+            events=[f"rank {rank}: {text}" for rank, leader in sorted(leaders.items()) for text in leader.events],
+            outcome=outcome,
+            num_batches=num_batches,
+        )
+
+    def end(self, summary: Summary, folder: object) -> None:
+        """The end of the run, for people."""
+        self.stop()
+        table = Table(title=escape(f"{summary.outcome}: {folder}"), show_header=False, title_justify="left")
+        for name, value in _rows(summary).items():
+            table.add_row(name, escape(value))
+        self.console.print(table)
+        for event in summary.events:
+            self.note(event)
+        if summary.num_failed:
+            self.note(
+                f"What failed, with its errors: {folder}/failures.jsonl. Starting the same command again retries it."
+            )
+
+
+def _is_live_notebook(console: Console) -> bool:
+    """Whether a notebook can show a bar; rich needs ipywidgets for it."""
+    return console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+
+
+def _rows(summary: Summary) -> dict[str, str]:
+    rows = {
+        "images": f"{summary.num_ok:,} made, {summary.num_failed:,} failed, {summary.num_skipped:,} there before, "
+        f"of {summary.num_total:,}",
+        "speed": f"{summary.images_per_s:.3g} images/s over {duration(summary.wall_s)}",
+        "seconds by stage": ", ".join(f"{stage} {value:.2f}" for stage, value in summary.seconds.items()),
+    }
+    if summary.pipeline_share is not None:
+        rows["inside the pipeline"] = f"{summary.pipeline_share:.1%} of the wall time"
+    if summary.peak_memory_bytes:
+        rows["peak memory"] = f"{summary.peak_memory_bytes / 2**30:.2f} GiB a rank"
+    if len(summary.images_by_rank) > 1:
+        rows["images by rank"] = ", ".join(f"{rank}: {count}" for rank, count in summary.images_by_rank.items())
+    if summary.usage:
+        rows["usage"] = ", ".join(f"{name} {value:,.6g}" for name, value in summary.usage.items())
+    return rows
+
+
+def number(count: int, noun: str) -> str:
+    """1 image, 2 images, 1,000 batches."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}{'es' if noun.endswith('ch') else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """12.3 s, 5 min, 2.5 h."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,74 @@
+"""What a run comes to: its outcome, counts and folder. `dglaunch.t2i` and `dglaunch.edit` return it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dglaunch.data.task import Record
+from dglaunch.errors import EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED, DglaunchError, LostPeer
+from dglaunch.output.ledger import FAILURES, METADATA, FileKind, OutputFolder, TaskId, id_of, read_lines
+
+Outcome = Literal["done", "failed", "drained", "lost", "broken"]
+"""As run.json says it: after `drained` and `lost` the same command goes on, `broken` needs someone. The last two raise."""
+EXIT_CODES: dict[Outcome, int] = {"done": EXIT_DONE, "failed": EXIT_ITEMS_FAILED, "drained": EXIT_DRAINED}
+
+
+def outcome_of(error: DglaunchError | None, drained: bool, num_failed: int) -> Outcome:
+    """Name how a run ended."""
+    if error is not None:
+        return "lost" if isinstance(error, LostPeer) else "broken"
+    if drained:
+        return "drained"
+    return "failed" if num_failed else "done"
+
+
+@dataclass(slots=True)
+class Counts:
+    """ok + failed + skipped = total: nothing goes silently away (but what a stopped run has not reached)."""
+
+    num_ok: int = 0
+    num_failed: int = 0
+    num_skipped: int = 0
+    """Done by an earlier start."""
+    num_total: int = 0
+
+    @property
+    def num_settled(self) -> int:
+        return self.num_ok + self.num_failed + self.num_skipped
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """A RunResult says how a run ended and reads what it left; it is the same on every rank."""
+
+    outcome: Outcome
+    """done, failed (it went to its end, some items failed) or drained (a signal stopped it; the same call goes on)."""
+    counts: Counts
+    output_dir: Path
+
+    @property
+    def exit_code(self) -> int:
+        """What the command would leave with."""
+        return EXIT_CODES[self.outcome]
+
+    def rows(self) -> Iterator[Record]:
+        """The ledger: a row for each finished image of the folder, also those of earlier starts."""
+        return _records(self.output_dir, METADATA)
+
+    def failures(self) -> Iterator[Record]:
+        """The lines of failures.jsonl: what failed in this start or before and was not made since."""
+        return _records(self.output_dir, FAILURES)
+
+
+def _records(path: Path, kind: FileKind) -> Iterator[Record]:
+    """Of all ledgers of a folder (several where nodes or ranks write for themselves), each item once; the one that the
+    last node has joined is in the order of the tasks, and comes first."""
+    folder = OutputFolder(path)
+    joined = folder.file(kind)
+    seen: set[TaskId] = set()
+    for ledger in [joined, *(file for file in folder.files(kind) if file != joined)]:
+        for _, record in read_lines(ledger):
+            if id_of(record) not in seen:
+                seen.add(id_of(record))
+                yield record

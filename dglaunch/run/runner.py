@@ -1,0 +1,317 @@
+"""One start of a job on one rank: the folder, the groups, the plan, the model, the loop, the report.
+
+    result = run(prepare(config, origins, environ))
+
+All ranks call it and get the same result. The way down to the model is short: run, _Run.make, Loop.run, Loop.attempt,
+backend.generate.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+
+from rich.console import Console
+
+from dglaunch.backends.base import Backend, Context, Facts, ItemError
+from dglaunch.backends.registry import create
+from dglaunch.data.edits import saved_names
+from dglaunch.data.task import Record, Result
+from dglaunch.distributed import preflight
+from dglaunch.distributed.channel import Channel
+from dglaunch.errors import DglaunchError, OutputError
+from dglaunch.output import layouts
+from dglaunch.output.ledger import METADATA
+from dglaunch.output.writer import Writer
+from dglaunch.planning.batches import Plan
+from dglaunch.planning.job import Job, Schedule
+from dglaunch.run.collect import Collector, Sink
+from dglaunch.run.encoding import Encoder
+from dglaunch.run.images import ImageQueue
+from dglaunch.run.journal import Journal
+from dglaunch.run.loop import Loop
+from dglaunch.run.opening import Opened, open_folders
+from dglaunch.run.record import Recorder
+from dglaunch.run.report import LeaderReport, Report
+from dglaunch.run.result import RunResult, outcome_of
+from dglaunch.run.signals import stopping
+from dglaunch.run.watchdog import PeerWatch, StallWatch
+from dglaunch.system import versions
+
+
+def run(
+    job: Job,
+    console: Console | None = None,
+    finished: ImageQueue | None = None,
+    stop: threading.Event | None = None,
+) -> RunResult:
+    """Make what is missing of a job's images, on this rank together with the others.
+
+    Args:
+        console: where rank 0 reports, instead of the terminal.
+        finished: gets the images of this rank's replica.
+        stop: asks the run to stop as a signal does.
+
+    Raises:
+        DglaunchError: the run broke off; what was written is whole.
+    """
+    stop = stop if stop is not None else threading.Event()
+    writer = Writer(job.config.output_dir, *job.topology.ledger_suffix)
+    journal = Journal(job, writer)
+    start = _Run(job, writer, journal, console, finished)
+    with stopping(stop), start.closing():
+        preflight.check_address(job.topology)
+        with StallWatch(job.topology, job.config.stall_timeout, stop, journal.last_words) as watch:
+            channel = Channel(job.topology, job.device)
+            # Only now: ranks whose agent died while they joined must not hold the folder against the next start.
+            opened = open_folders(job, channel, writer, journal)
+            with PeerWatch(watch, channel.attempt) as peers, start.errors_in_journal():
+                result = start.make(channel, watch, peers, opened)
+        # The other ranks are on their way out and need not wait for it.
+        if job.topology.is_main and result.outcome != "drained":
+            start.write_layout()
+        return result
+
+
+class _Run:
+    """One start of a job, with what lives as long as it."""
+
+    def __init__(
+        self, job: Job, writer: Writer, journal: Journal, console: Console | None, finished: ImageQueue | None
+    ) -> None:
+        self.job = job
+        self.topology = job.topology
+        self.writer = writer
+        self.journal = journal
+        self.console = console
+        self.finished = finished
+        self.report: Report | None = None
+        """On rank 0."""
+        self.load_seconds = 0.0
+        self.inputs = {task.id: saved_names(task) for task in job.tasks} if job.config.saves_inputs else {}
+
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Give terminal and folder back in the end."""
+        try:
+            yield
+        finally:
+            if self.report is not None:
+                self.report.stop()
+            self.writer.close()
+
+    @contextmanager
+    def errors_in_journal(self) -> Iterator[None]:
+        """An error that ends the run stands in run.json, too."""
+        try:
+            yield
+        except DglaunchError as error:
+            if self.topology.is_main and not self.journal.is_closed:
+                self.journal.write({"outcome": outcome_of(error, False, 0), "error": str(error)})
+            raise
+
+    def make(self, channel: Channel, watch: StallWatch, peers: PeerWatch, opened: Opened) -> RunResult:
+        """Plan, load, compute, collect and report."""
+        notes = preflight.compare(channel, versions())
+        known = opened.known
+        schedule = self.job.schedule(opened.done, known.limits, known.tuned, known.memory)
+        self.journal.reasons = schedule.reasons
+        self._report_plan(schedule, opened.damaged, notes)
+        context = self._context(channel, watch, schedule.plan)
+        with self._loaded(context, watch, schedule.plan) as backend:
+            self._begin(context, schedule)
+            background = not self.job.config.debug
+            collector = Collector(self.topology, channel, self._write, watch, peers, background)
+            report = LeaderReport(time.time(), 0.0)
+            if backend is not None:
+                facts = self.journal.facts
+                one = facts.workers == 1 or self.job.config.debug
+                with self._encoder(context, collector, watch, background and one) as encoder:
+                    loop = Loop(context, backend, facts, collector.sink, watch, encoder)
+                    if one:
+                        loop.run(iter(context.batches))
+                    else:
+                        loop.run_in_threads(context.batches, facts.workers)
+                report = loop.report()
+            collector.close(report)
+            return self._finish(channel, collector.sink, schedule.plan)
+
+    # -- before the first batch -----------------------------------------------------------------------------------
+
+    def _report_plan(self, schedule: Schedule, damaged: int, notes: list[str]) -> None:
+        if not self.topology.is_main:
+            return
+        skipped = schedule.total - schedule.plan.num_tasks - len(schedule.unmakeable)
+        self.report = Report(schedule.total, skipped, self.console)
+        self.journal.counts = self.report.counts
+        self.report.plan(self.job, schedule, damaged)
+        for note in notes:
+            self.report.note(note)
+
+    def _context(self, channel: Channel, watch: StallWatch, plan: Plan) -> Context:
+        def should_stop() -> bool:
+            watch.beat()
+            return channel.any_of_replica(watch.stop.is_set())
+
+        return Context(
+            config=self.job.config,
+            checkpoint=self.job.checkpoint,
+            topology=self.topology,
+            channel=channel,
+            device=self.job.device,
+            dtype=self.job.machine.dtype,
+            should_stop=should_stop,
+            batches=plan.batches[self.topology.replica],
+        )
+
+    @contextmanager
+    def _loaded(self, context: Context, watch: StallWatch, plan: Plan) -> Iterator[Backend | None]:
+        """The backend, closed afterwards; none where nothing is left to do.
+
+        All ranks load at the same time and start together, or leave together."""
+        if not plan.num_tasks:
+            yield None
+            return
+        backend = create(context)
+        start = time.perf_counter()
+        with ExitStack() as waiting:  # a download may take hours; waiting for one that hangs must not
+
+            def load() -> Facts:
+                facts = backend.load()
+                self.load_seconds = time.perf_counter() - start - backend.seconds.get("encode_prompts", 0.0)
+                waiting.enter_context(watch.doing("waiting for the other ranks to load the model"))
+                return facts
+
+            self.journal.facts = context.channel.together(load)
+        try:
+            yield backend
+        finally:
+            backend.close()
+
+    def _begin(self, context: Context, schedule: Schedule) -> None:
+        """Record what cannot be made."""
+        if self.report is None:
+            return
+        self.report.begin()
+        recorder = Recorder(context, Facts())
+        for task in schedule.unmakeable:
+            self._write(recorder.failure(task, ItemError(str(task.error))))
+
+    # -- during the run -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _encoder(
+        self, context: Context, collector: Collector, watch: StallWatch, background: bool
+    ) -> Iterator[Encoder | None]:
+        if collector.sender is None:
+            yield None
+            return
+        recorder = Recorder(context, self.journal.facts)
+        with Encoder(context, recorder, collector.sender, watch, background, self.finished) as encoder:
+            yield encoder
+
+    def _write(self, result: Result) -> None:
+        """On rank 0, which counts all results, and on writers."""
+        if not result.written:
+            if self.inputs and not result.failed:
+                self.writer.copy_inputs(self.inputs[result.task_id])
+            self.writer.write(result)
+        if self.report is not None:
+            self.report.update(result)
+
+    # -- after the last batch -------------------------------------------------------------------------------------
+
+    def _finish(self, channel: Channel, sink: Sink, plan: Plan) -> RunResult:
+        """What the run came to, the same on every rank.
+
+        Raises:
+            DglaunchError: it broke off.
+        """
+        ended = channel.broadcast(self._end(self.report, sink, plan) if self.report is not None else None)
+        assert ended is not None
+        if self.topology.writes and not self.topology.is_main and not self.writer.is_joined():
+            self.writer.write_run(ended.record)  # a folder of its own, for dglaunch status and merge
+        if ended.error is not None:
+            raise ended.error
+        return ended.result
+
+    def _end(self, report: Report, sink: Sink, plan: Plan) -> "_Ended":
+        """On rank 0: judge, report, and leave the folder as it is to stay."""
+        lost = set(self.topology.leaders) - sink.reports.keys()
+        drained = bool(lost) or any(leader.drained for leader in sink.reports.values())
+        errors = [sink.error, *(leader.error for leader in sink.reports.values())]
+        error = next((error for error in errors if error is not None), None)
+        if error is None and not drained:
+            error = _unaccounted(report)
+        outcome = outcome_of(error, drained, report.counts.num_failed)
+        summary = report.summary(sink.reports, self.load_seconds, outcome, plan.num_batches)
+        report.end(summary, self.job.config.output_dir)
+        record = self._close_journal(report, asdict(summary), error)
+        if self.job.config.gallery and not drained:
+            report.note(self._write_gallery())
+        if not lost:
+            self._join(report)
+        return _Ended(RunResult(outcome, report.counts, self.job.config.output_dir), error, record)
+
+    def _close_journal(self, report: Report, summary: Record, error: DglaunchError | None) -> Record:
+        self.journal.is_closed = True
+        record = self.journal.record(summary)
+        try:
+            self.writer.write_run(record)
+        except OutputError as full:
+            if error is None:
+                raise
+            report.note(str(full))
+        return record
+
+    def _write_gallery(self) -> str:
+        """The page, or why there is none: the results are safe by now, and looking at them must not cost the run."""
+        folder = self.job.config.output_dir
+        try:
+            from dglaunch.output import gallery
+
+            return f"Look through the results: {gallery.write_page(folder)}"
+        except Exception as error:  # whatever it is, from templates to pictures: it is no reason to fail
+            return f"The gallery was not written ({error}); later: dglaunch gallery {folder}"
+
+    def _join(self, report: Report) -> None:
+        """One ledger of all; where that fails, each is whole by itself, and the next start does it."""
+        try:
+            self.writer.join(self.job.tasks)
+        except OSError as error:
+            report.note(f"The ledgers of the ranks were not joined ({error}); the next start does it.")
+
+    def write_layout(self) -> None:
+        """The view of --layout, once every image of the job was made or has failed; of several nodes the last one does it.
+
+        Raises:
+            UserError, OutputError: it cannot be written.
+        """
+        layout, folder = self.job.config.layout, self.job.config.output_dir
+        if layout == "indexed" or (self.writer.part.ledger_suffix and not self.writer.folder.file(METADATA).exists()):
+            return
+        assert self.report is not None
+        view, count = layouts.write(layout, folder, self.job.tasks)
+        missing = len(self.job.tasks) - count
+        self.report.note(
+            f"{count:,} images for {layout} are in {view}" + (f"; {missing:,} are missing" if missing else "")
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """What rank 0 lets all ranks know in the end."""
+
+    result: RunResult
+    error: DglaunchError | None
+    record: Record
+    """As it stands in run.json."""
+
+
+def _unaccounted(report: Report) -> DglaunchError | None:
+    """ok + failed + skipped = total, or the run is not done, whatever the replicas say."""
+    missing = report.counts.num_total - report.counts.num_settled
+    if not missing:
+        return None
+    return DglaunchError(f"{missing:,} images never arrived, and no replica said why. Start the same command again.")

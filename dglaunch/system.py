@@ -1,0 +1,81 @@
+"""This machine and its Python, as far as they are known without loading a model: memory, versions, packages, addresses."""
+
+import importlib.util
+import os
+import platform
+import socket
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from dglaunch.errors import MissingPackage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """A rank's device, as far as the planning needs to know it."""
+
+    name: str
+    memory: int | None
+    """Bytes of the GPU, or of this rank's part of the host; None if unknown (a plan for another machine)."""
+    dtype: str
+
+
+def host_memory() -> int:
+    """Return the bytes of this machine's memory, not of its GPUs'."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def need(package: str, purpose: str, install: str) -> None:
+    """Check that a package is installed, without importing it.
+
+    Raises:
+        MissingPackage: it is not; the message is made of its purpose and the command that installs it.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise MissingPackage(package, purpose, install)
+
+
+def torchrun_command(num_ranks: int, *words: str) -> list[str]:
+    """Return the command line that starts `python WORDS` on so many ranks of this machine."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_ranks)]
+    return [sys.executable, *torchrun, *words]
+
+
+def addresses_of_host() -> list[str]:
+    """Return the addresses of this machine's own name, which gloo and torchrun's rendezvous look up.
+
+    Raises:
+        OSError: the name does not resolve.
+    """
+    return sorted({str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None)})
+
+
+def are_loopback(addresses: Iterable[str]) -> bool:
+    """Return whether all of them lead back to this machine, where no other one can reach it."""
+    return all(address.startswith("127.") or address == "::1" for address in addresses)
+
+
+PACKAGES = (
+    "dglaunch",
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "xfuser",
+    "openai",
+    "google-genai",
+    "pillow",
+)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and the packages that shape the images. Nothing is imported."""
+    found = {"python": platform.python_version(), "host": platform.node()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
