@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint soak gpu docs system-packages clean
+.PHONY: demo quick test lint soak gpu docs system-packages clean
 
 # torch first and pinned: the newest would bring several GB of CUDA packages to a machine without a GPU.
 $(BIN)/.installed: pyproject.toml constraints.txt
@@ -38,10 +38,18 @@ system-packages:
 	    command -v chromedriver >/dev/null || $(INSTALL) chromium chromium-driver >/dev/null 2>&1 \
 	        || echo "Chromium could not be installed; the tests of the gallery in a browser are skipped."; fi
 
-test: lint system-packages
-	$(BIN)/python -m pytest
+# Side by side and in any order; what a file makes for all of its tests is made once, so its tests stay together.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
 
-# Slow and rare: every split of every family, 20 kills, a million prompts.
+# A minute: what to run while you write.
+quick: lint
+	$(PYTEST) tests/unit
+
+# Ten minutes on two idle cores: everything, what CI runs.
+test: lint system-packages
+	$(PYTEST)
+
+# Slow and rare: every split of every family, 20 kills, a million prompts. One at a time, as some take the whole machine.
 soak: $(BIN)/.installed
 	$(BIN)/python -m pytest -m slow
 

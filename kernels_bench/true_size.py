@@ -249,7 +249,7 @@ def _run(payload: dict[str, Any], name: str, images: int, batch_size: int, steps
     """`dglaunch t2i` in this process, with what `seeded.install` put into it; its run.json."""
     import json
 
-    from dglaunch.__main__ import main
+    from dglaunch.cli.main import main
 
     scratch = Path(payload["scratch"])
     prompts = scratch / f"{name}.jsonl"

@@ -14,13 +14,14 @@ import os
 import signal
 import subprocess
 import sys
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
 import pytest
+
+from support.exit_codes import Main, exit_code
 
 SUPPORT = Path(__file__).resolve().parent
 TESTS = SUPPORT.parent
@@ -50,6 +51,13 @@ class Ended:
 
 def dglaunch(*arguments: str | Path, cwd: Path = ROOT, **environment: str) -> Ended:
     """Run a command in this process: its exit code and what it printed are those that a shell would see."""
+    from dglaunch.cli.main import main
+
+    return in_process(main, *arguments, cwd=cwd, **environment)
+
+
+def in_process(main: Main, *arguments: str | Path, cwd: Path = ROOT, **environment: str) -> Ended:
+    """The same with the `main` of any program."""
     words, said = list(map(str, arguments)), io.StringIO()
     with (
         inside(cwd, clean_environment(environment)),
@@ -57,7 +65,7 @@ def dglaunch(*arguments: str | Path, cwd: Path = ROOT, **environment: str) -> En
         contextlib.redirect_stdout(said),
         contextlib.redirect_stderr(said),
     ):
-        code = _exit_code(words)
+        code = exit_code(main, words)
     return Ended(code, said.getvalue())
 
 
@@ -79,19 +87,6 @@ def _replace_environment(wanted: Mapping[str, str]) -> None:
     for name in os.environ.keys() - wanted.keys():
         del os.environ[name]
     os.environ.update(wanted)
-
-
-def _exit_code(words: list[str]) -> int:
-    """What the interpreter would make of how `main` ends."""
-    from dglaunch.__main__ import main
-
-    try:
-        return main(words)
-    except SystemExit as left:
-        return left.code if isinstance(left.code, int) else 0 if left.code is None else 1
-    except Exception:
-        traceback.print_exc()
-        return 1
 
 
 # -- as a process of its own --------------------------------------------------------------------------------------

@@ -8,11 +8,12 @@ import importlib
 import json
 import os
 import sys
-import traceback
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+
+from support.exit_codes import exit_code
 
 collectives: Counter[str] = Counter()
 """By name: how often this rank called it."""
@@ -63,8 +64,6 @@ def pretended(arguments: list[str]) -> Any:
 
 def main(folder: Path, number: int) -> int:
     """The commands of the folder, one after the other; ends with the exit code of the last."""
-    from dglaunch.__main__ import main as dglaunch
-
     cases = json.loads((folder / "cases.json").read_text())
     calls: list[int] = []
     if any("fake" not in arguments for arguments, _ in cases):
@@ -79,7 +78,7 @@ def main(folder: Path, number: int) -> int:
             arguments = [word.replace("%node%", os.environ.get("GROUP_RANK", "0")) for word in arguments]
             sys.argv = ["dglaunch", *arguments]
             with pretended(arguments):
-                code = _code(dglaunch, arguments)
+                code = _code(arguments)
             for name in environment:
                 del os.environ[name]
             report.write(json.dumps({"code": code, "collectives": collectives, "calls": calls}) + "\n")
@@ -89,18 +88,15 @@ def main(folder: Path, number: int) -> int:
     return code
 
 
-def _code(function: Any, arguments: list[str]) -> int:
+def _code(words: list[str]) -> int:
     """What `main` made of the command; `module:function` stands for a function of the tests instead."""
-    module, _, name = arguments[0].partition(":")
-    try:
-        if name:
-            return int(getattr(importlib.import_module(module), name)(*arguments[1:]))
-        return int(function(arguments))
-    except SystemExit as left:
-        return left.code if isinstance(left.code, int) else 1
-    except Exception:
-        traceback.print_exc()
-        return 1
+    from dglaunch.cli.main import main
+
+    module, _, name = words[0].partition(":")
+    if not name:
+        return exit_code(main, words)
+    function = getattr(importlib.import_module(module), name)
+    return exit_code(lambda rest: int(function(*rest)), words[1:])
 
 
 def _say_into(path: Path) -> None:

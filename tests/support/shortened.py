@@ -1,6 +1,6 @@
 """dglaunch with less patience than it has, for tests of what happens at the end of it: `support.shortened:dglaunch`."""
 
-from dglaunch.__main__ import main
+from dglaunch.cli.main import main
 from dglaunch.run import watchdog
 
 DEADLINE_S = 3.0

@@ -394,7 +394,7 @@ GLM_TEMPLATE = """{% for m in messages %}{% for part in m.content %}{% if part.t
 
 
 def glm_image() -> DiffusionPipeline:
-    """Text to image, and editing, which fails in diffusers 0.42 and transformers 5.23: see tests/unit/models/test_glm_image.py.
+    """Text to image, and editing, which fails in diffusers 0.42 and transformers 5.23: see tests/torchrun/test_glm_image.py.
 
     It writes 256 + height/32 * width/32 tokens before it draws.
     """

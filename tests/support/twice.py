@@ -5,7 +5,7 @@ import sys
 import threading
 from pathlib import Path
 
-from dglaunch.__main__ import main
+from dglaunch.cli.main import main
 
 
 def facts() -> tuple[int, int]:

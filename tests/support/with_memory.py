@@ -3,7 +3,7 @@
 import resource
 import sys
 
-from dglaunch.__main__ import main
+from dglaunch.cli.main import main
 
 if __name__ == "__main__":
     code = main(sys.argv[1:])

@@ -1,15 +1,10 @@
 """The benches: that they run, record, and refuse a wrong output. Never how fast anything is.
 
 Layers, cheapest first: quantiles, turns and the record; the comparisons on made-up pictures; every bench as a command in
-its smallest size, and once more with its outputs spoilt. All commands run at once, four at a time: importing torch is
-most of their time.
+its smallest size, and once more with its outputs spoilt.
 """
 
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +13,7 @@ from PIL import Image
 
 from kernels_bench import end_to_end, measure, true_size
 from kernels_bench.__main__ import BENCHES, main
-from support.commands import ROOT, Ended, clean_environment, end
+from support.commands import Ended, in_process
 
 CARRIED = {"bench", "date", "hardware", "command", "commit", "uncommitted", "versions", "options", "rows", "notes"}
 CAUGHT = {
@@ -124,40 +119,22 @@ def test_what_diffgentor_loses_is_counted(two_folders: tuple[Path, Path]) -> Non
 
 
 def command(bench: str, folder: Path, *flags: str) -> Ended:
-    words = [sys.executable, "-m", "kernels_bench", bench, "--quick", "--results", str(folder), *flags]
-    process = subprocess.Popen(
-        words, env=clean_environment(), cwd=ROOT, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    return end(process)
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Future[Ended]]]]:
-    """All commands, started together; a test waits for its own."""
-    folder = tmp_path_factory.mktemp("results")
-    with ThreadPoolExecutor(4) as pool:
-        slowest_first = sorted(set(BENCHES) - set(SLOW), key=lambda bench: bench not in ("end_to_end", "vae"))
-        started = {
-            bench: pool.submit(command, bench, folder, "--plot", str(folder / f"{bench}.png"))
-            for bench in slowest_first
-        }
-        started |= {f"{bench} damaged": pool.submit(command, bench, folder / "damaged", "--damage") for bench in CAUGHT}
-        yield folder, started
+    """A bench in its smallest size; it starts processes of its own for what it measures."""
+    return in_process(main, bench, "--quick", "--results", folder, *flags)
 
 
 @pytest.mark.parametrize("bench", [bench for bench in BENCHES if bench not in SLOW])
-def test_a_bench_prints_and_appends_its_row(runs: tuple[Path, dict[str, Future[Ended]]], bench: str) -> None:
+def test_a_bench_prints_and_appends_its_row(tmp_path: Path, bench: str) -> None:
     pytest.importorskip("matplotlib")
-    folder, started = runs
-    ended = started[bench].result()
+    plot = tmp_path / f"{bench}.png"
+    ended = command(bench, tmp_path, "--plot", str(plot))
     assert ended.code == 0, ended.output
     printed = json.loads(ended.output.splitlines()[-1])
-    appended = (folder / f"{bench}.jsonl").read_text(encoding="utf-8").splitlines()
+    appended = (tmp_path / f"{bench}.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in appended] == [printed]
     check_record(printed, bench)
     assert f"{bench} on " in ended.output
-    assert Image.open(folder / f"{bench}.png").format == "PNG"
+    assert Image.open(plot).format == "PNG"
 
 
 @pytest.mark.slow
@@ -178,12 +155,11 @@ def test_idle_is_what_no_kernel_covers() -> None:
 
 
 @pytest.mark.parametrize("bench", CAUGHT)
-def test_a_wrong_output_is_caught_and_not_recorded(runs: tuple[Path, dict[str, Future[Ended]]], bench: str) -> None:
-    folder, started = runs
-    ended = started[f"{bench} damaged"].result()
+def test_a_wrong_output_is_caught_and_not_recorded(tmp_path: Path, bench: str) -> None:
+    ended = command(bench, tmp_path, "--damage")
     assert ended.code == 1, ended.output
     assert CAUGHT[bench] in ended.output
-    assert not (folder / "damaged" / f"{bench}.jsonl").exists()
+    assert not (tmp_path / f"{bench}.jsonl").exists()
 
 
 def check_record(record: dict, bench: str) -> None:

@@ -1,7 +1,4 @@
-"""Batch scripts: their text against golden files, and what they do on a real Slurm of two nodes (tests/with_slurm).
-
-make test GOLDEN=1      writes slurm/*.sbatch and tests/golden/*.sbatch anew
-"""
+"""What the batch scripts do on a real Slurm of two nodes (support/with_slurm). Their text: unit/cli/test_slurm.py."""
 
 import os
 import re
@@ -16,82 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from dglaunch.__main__ import main
-from dglaunch.cli import slurm
-from support.commands import ROOT, TESTS, clean_environment
+from dglaunch.cli.main import main
+from support.commands import ROOT, SUPPORT, TESTS, clean_environment
 from support.processes import slowness, until
 from support.results import ledger, run_json, write_jsonl
-
-GENERATED: dict[str, list[str]] = {
-    "one_node": ["t2i", "--prompts_file", "my prompts.jsonl", "--seed", "7", "--gpus_per_node", "4"],
-    "multi_node": [
-        "t2i", "--backend", "xdit", "--model_name", "it's/here", "--prompts_file", "p.csv", "--output_dir", "/data/a b",
-        "--nodes", "4", "--gpus_per_node", "8", "--partition", "long", "--venv", "/opt/my venv", "--sbatch=--account=me",
-    ],
-    "array": ["t2i", "--prompts_file", "p.txt", "--array", "--nodes", "6", "--time", "02:00:00"],
-}  # fmt: skip
-
-
-# -- the text -----------------------------------------------------------------------------------------------------
-
-
-def _agrees(path: Path, text: str) -> None:
-    if "GOLDEN" in os.environ:
-        path.write_text(text)
-    assert path.read_text() == text, f"{path} is not what the templates give; if that is meant: make test GOLDEN=1"
-
-
-@pytest.mark.parametrize("name", slurm.EXAMPLES)
-def test_the_folder_slurm_is_what_the_templates_give(name: str) -> None:
-    _agrees(ROOT / "slurm" / f"{name}.sbatch", slurm.example(name))
-
-
-@pytest.mark.parametrize("name", GENERATED)
-def test_generated_scripts(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", f"{sys.prefix}/bin:{os.environ['PATH']}")
-    if name == "multi_node":
-        monkeypatch.setenv("DG_XDIT_ULYSSES_DEGREE", "2")
-    assert main(["slurm", *GENERATED[name]]) == 0
-    _agrees(TESTS / "golden" / f"{name}.sbatch", capsys.readouterr().out)
-
-
-def test_an_environment_that_is_not_active_is_named(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """.venv/bin/dglaunch slurm ...: the script's `python` would be the system's."""
-    monkeypatch.setattr(sys, "prefix", "/opt/its own")
-    assert main(["slurm", "t2i", "--prompt", "x"]) == 0
-    assert "\nVENV='/opt/its own' " in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("words", "text"),
-    [
-        ([], "Name the command"),
-        (["t2i"], "--prompts_file"),
-        (["t2i", "--prompt", "x", "--nodes", "0"], "--nodes is 0"),
-        (["t2i", "--prompt", "x", "--num_gpus", "2"], "--gpus_per_node instead"),
-        (["t2i", "--prompt", "x", "--num_nodes", "2", "--node_rank", "0"], "--nodes"),
-    ],
-)
-def test_mistakes(words: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["slurm", *words]) == 2
-    assert text in capsys.readouterr().err
-
-
-def _scripts() -> list[Path]:
-    return sorted([*(ROOT / "slurm").glob("*.sbatch"), *(TESTS / "golden").glob("*.sbatch")])
-
-
-@pytest.mark.parametrize("script", _scripts(), ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_shellcheck(script: Path) -> None:
-    if shutil.which("shellcheck") is None:
-        pytest.skip("shellcheck is not installed (apt-get install shellcheck)")
-    done = subprocess.run(["shellcheck", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-
-
-# -- a real Slurm -------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -138,7 +63,7 @@ def _start_cluster(folder: Path, *options: str) -> tuple["subprocess.Popen[bytes
         pytest.skip("Slurm is not installed, or this is not root (apt-get install slurmctld slurmd slurm-client munge)")
     said = folder / "conf"
     process = subprocess.Popen(
-        [TESTS / "with_slurm", *options, "sh", "-c", f"echo $SLURM_CONF > {said}; exec sleep infinity"],
+        [SUPPORT / "with_slurm", *options, "sh", "-c", f"echo $SLURM_CONF > {said}; exec sleep infinity"],
         env=clean_environment({"WITH_SLURM_LOGS": str(folder / "logs")}), start_new_session=True,
     )  # fmt: skip
     until(lambda: (said.exists() and said.read_text().endswith("\n")) or process.poll() is not None, 60)
@@ -193,6 +118,10 @@ def beside(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Beside
     wrong = cluster.submit(mistaken, words)
     again = cluster.submit(stubborn, [*_fake(stubborn, 4, "[interrupt] [sleep 1]"), "--max_requeues", "1"])
     return (mistaken, wrong), (stubborn, again)
+
+
+def _scripts() -> list[Path]:
+    return sorted([*(ROOT / "slurm").glob("*.sbatch"), *(TESTS / "unit" / "cli" / "golden").glob("*.sbatch")])
 
 
 @pytest.mark.parametrize("script", _scripts(), ids=lambda path: f"{path.parent.name}-{path.stem}")

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from dglaunch.__main__ import main
 from dglaunch.backends.base import Arriving, ItemError, arrived
 from dglaunch.backends.diffusers import prompt_encoder
 from dglaunch.backends.diffusers.backend import DiffusersBackend
 from dglaunch.backends.diffusers.pixels import NOT_A_NUMBER, to_images
+from dglaunch.cli.main import main
 from support.edit_images import save_table
 from support.family_runs import DIFFERENT_LENGTHS, EDITORS, GUIDED, SETS, SIZE
 from support.pretend_gpu import PretendGpu, on_gpu

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from dglaunch.__main__ import main
+from dglaunch.cli.main import main
 from dglaunch.run import watchdog
 from support.commands import ROOT, dglaunch, end, run_module, start
 from support.processes import in_the_middle, prompts, slowness, torchrun, until, words

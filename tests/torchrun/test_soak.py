@@ -15,9 +15,9 @@ from typing import get_args
 
 import pytest
 
-from dglaunch.__main__ import main
+from dglaunch.cli.main import main
 from dglaunch.config import WriterName
-from support.commands import ROOT, clean_environment, kill_group
+from support.commands import ROOT, SUPPORT, clean_environment, kill_group
 from support.processes import at_work_in, kill, prompts, ranks_of, until, words
 from support.results import ledger
 
@@ -26,7 +26,7 @@ def _start(folder: Path, nproc: int, arguments: list[str]) -> "subprocess.Popen[
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(nproc)]
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(
-            [*torchrun, "--shutdown-timeout", "5", str(ROOT / "tests" / "counting.py"), *arguments],
+            [*torchrun, "--shutdown-timeout", "5", str(SUPPORT / "counting.py"), *arguments],
             env=clean_environment({"CALLS": str(folder / "calls")}), cwd=ROOT, start_new_session=True, stdout=log,
             stderr=log,
         )  # fmt: skip

@@ -6,7 +6,7 @@ Two torchrun agents on this machine stand for two nodes, or ranks that are told 
 from pathlib import Path
 from typing import get_args
 
-from dglaunch.__main__ import main
+from dglaunch.cli.main import main
 from dglaunch.config import WriterName
 from dglaunch.output.ledger import read_lines
 from support.processes import nodes, prompts, until, words

@@ -1,7 +1,6 @@
 """doctor: this machine as it is, and with packages on PYTHONPATH that are broken in each way a package can be."""
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from dglaunch.cli import doctor, probes
 from dglaunch.cli.doctor import NOTE, OK, WARNING, WRONG
 from dglaunch.cli.probes import Probed
-from support.commands import ROOT, Ended, clean_environment, end
+from support.commands import ROOT, Ended, run_process
 
 FINE = {"version": "2.9.0+cu128", "cuda": "12.8", "hip": None, "available": True, "gloo": True, "nccl": "2.27.5"}
 GPU = ["NVIDIA H100 80GB HBM3", 80 * 2**30, 79 * 2**30, "9.0"]
@@ -17,22 +16,8 @@ GPU = ["NVIDIA H100 80GB HBM3", 80 * 2**30, 79 * 2**30, "9.0"]
 
 def run(path: Path | None = None, **variables: str) -> Ended:
     """`dglaunch doctor` with a folder before everything else on PYTHONPATH."""
-    import subprocess
-
-    environment = clean_environment(variables)
-    if path is not None:
-        environment["PYTHONPATH"] = os.pathsep.join([str(path), str(ROOT)])
-    words = [sys.executable, "-m", "dglaunch", "doctor"]
-    process = subprocess.Popen(
-        words,
-        env=environment,
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    return end(process)
+    places = {"PYTHONPATH": os.pathsep.join([str(path), str(ROOT)])} if path is not None else {}
+    return run_process("doctor", **variables, **places)
 
 
 def package(folder: Path, name: str, code: str) -> None:

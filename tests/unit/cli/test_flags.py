@@ -1,7 +1,5 @@
 """Flags, DG_* variables and defaults: which wins, and that a mistake in one is never a default. Pure."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,7 @@ from dglaunch import BackendConfig, OptimizationConfig, T2IConfig
 from dglaunch.cli.flags import parse, without
 from dglaunch.environment import check_variables, known_flags, parallel_from_environment
 from dglaunch.errors import UserError
-from support.commands import clean_environment
+from support.commands import run_module
 
 
 def parsed(*words: str, **environ: str) -> tuple[T2IConfig, dict[str, str]]:
@@ -83,12 +81,6 @@ def test_configs_are_usable_from_python() -> None:
 @pytest.mark.parametrize("words", [["--help"], ["t2i", "--help"]])
 def test_help_imports_no_torch(words: list[str]) -> None:
     """Half a second is only possible without it."""
-    code = (
-        "import sys; from dglaunch.__main__ import main\n"
-        f"try: main({words!r})\n"
-        "except SystemExit: pass\n"
-        "assert not {'torch', 'numpy', 'PIL'} & sys.modules.keys()"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], env=clean_environment(), capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert "dglaunch" in ended.stdout
+    ended = run_module("support.imported", "torch,numpy,PIL", *words)
+    assert ended.code == 0, ended.output
+    assert "dglaunch" in ended.output

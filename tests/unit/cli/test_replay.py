@@ -1,7 +1,6 @@
-"""Replay: the fake backend first (every way a file can be wrong), then a real model, made in a batch and replayed alone."""
+"""Replay with the fake backend: the same, a variation, and every way a file can be wrong."""
 
 import io
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dglaunch.__main__ import main
+from dglaunch.cli.main import main
 from dglaunch.cli.replay import read_description
 from dglaunch.output import encode
-from support.commands import dglaunch
 from support.edit_images import png, save_pictures
 from support.results import write_jsonl
 
@@ -203,25 +201,3 @@ def test_an_edit_of_bytes_in_a_parquet_table(tmp_path: Path, capsys: pytest.Capt
     for name in ("000002.png", "genarena/000001.png"):
         code, text = said(capsys, tmp_path / "out" / name)
         assert (code, "the same, pixel for pixel" in text) == (0, True), text
-
-
-def test_a_real_edit_in_a_batch_and_then_alone(tmp_path: Path) -> None:
-    save_pictures(tmp_path)
-    rows = [{"input_images": f"{name}.png", "instruction": "make it red"} for name in "abc"]
-    words = ["edit", "--input", write_jsonl(tmp_path / "rows.jsonl", rows), "--num_inference_steps", "2"]
-    ended = dglaunch(*words, "--output_dir", tmp_path / "out")
-    assert ended.code == 0, ended.output
-    ended = dglaunch("replay", tmp_path / "out" / "000002.png", "--output", tmp_path / "again.png")
-    assert ended.code == 0 and "the same" in ended.output, ended.output
-
-
-def test_a_real_model_in_a_batch_and_then_alone(tmp_path: Path) -> None:
-    """The embedded checkpoint: batches of 3 on two ranks of an Ulysses pair, then one image in one process."""
-    table = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": f"a red circle, {n}"} for n in range(3)])
-    words = ["t2i", "--backend", "xdit", "--prompts_file", table, "--num_inference_steps", "2", "--batch_size", "3"]
-    ended = dglaunch(*words, "--output_dir", tmp_path / "out", nproc=2, DG_XDIT_ULYSSES_DEGREE="2")
-    assert ended.code == 0, ended.output
-    ended = dglaunch("replay", tmp_path / "out" / "000001.png", "--output", tmp_path / "again.png")
-    assert ended.code == 0 and "the same" in ended.output and "made by xdit" in ended.output, ended.output
-    told = json.loads(Image.open(tmp_path / "again.png").text["settings"])  # type: ignore[attr-defined]
-    assert (told["backend"], told["num_inference_steps"]) == ("diffusers", 2)

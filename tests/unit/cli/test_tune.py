@@ -1,10 +1,5 @@
-"""`dglaunch tune`: the sweep ends where throughput or memory does, and what it found is used for that case and no other.
+"""`dglaunch tune`: the choice, and what is remembered for its own case and no other. A sweep: torchrun/test_tune.py."""
 
-Layers: the choice and the memory of it (pure); a sweep of the fake backend under torchrun, then `--batch_size auto`; a
-sweep of xDiT's configurations (slow).
-"""
-
-import json
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +11,6 @@ from dglaunch.config import BackendConfig, OptimizationConfig, ParallelConfig, T
 from dglaunch.errors import UserError
 from dglaunch.planning.tuned import REMEMBERED, Measured, describe, recall, remember, sweet_spot
 from dglaunch.system import Machine
-from support.commands import Ended, dglaunch
-from support.results import write_jsonl
 
 
 def measured(*speeds: float, parallel: str = "data parallel") -> list[Measured]:
@@ -59,45 +52,6 @@ def test_a_result_is_used_for_its_own_case_only(tmp_path: Path) -> None:
     assert recall(config(tmp_path), machine, ParallelConfig()) == {}
 
 
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
-    """Each batch takes 0.2 s whatever its size, and 5 images are too many."""
-    folder = tmp_path_factory.mktemp("tune")
-    write_jsonl(folder / "p.jsonl", [{"prompt": "[sleep 0.2] [oom 4] one"}] + [{"prompt": "more"}] * 7)
-    return folder, dglaunch("tune", *words(folder), "--num_gpus", "2", "--output_dir", folder / "tuned")
-
-
-def words(folder: Path) -> list[str | Path]:
-    return ["t2i", "--backend", "fake", "--prompts_file", folder / "p.jsonl", "--cache_dir", folder / "cache"]
-
-
-def test_out_of_memory_ends_the_row_and_not_the_sweep(swept: tuple[Path, Ended]) -> None:
-    folder, ended = swept
-    assert ended.code == 0, ended.output
-    assert "sweet spot" in ended.output and "fake out of memory: 8 images" in ended.output
-    record = json.loads((folder / "tuned" / "tune.json").read_text())
-    assert [row["batch_size"] for row in record["rows"]] == [1, 2, 4, 8]
-    assert record["rows"][-1]["ended"] and record["sweet_spot"]["batch_size"] == 4
-    assert record["device"] == "fake" and record["shape"] == "64x64" and record["ranks"] == 2
-    assert not list((folder / "tuned").glob("*.tmp"))
-
-
-def test_the_plot_is_a_picture(swept: tuple[Path, Ended]) -> None:
-    pytest.importorskip("matplotlib")
-    assert (swept[0] / "tuned" / "tune.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_auto_uses_what_was_measured(swept: tuple[Path, Ended]) -> None:
-    folder, _ = swept
-    run = dglaunch(*words(folder), "--output_dir", folder / "run")
-    assert run.code == 0, run.output
-    assert "batch_size 64x64 4: measured by tune on" in run.output
-    plan = dglaunch("plan", *words(folder), "--height", "128")
-    assert "measured by tune" not in plan.output and "batch_size 128x64" in plan.output
-    given = dglaunch("plan", *words(folder), "--batch_size", "1")
-    assert "batch_size 64x64 1: as given" in given.output
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -107,7 +61,7 @@ def test_auto_uses_what_was_measured(swept: tuple[Path, Ended]) -> None:
 )
 def test_what_tune_cannot_do_is_told(arguments: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        tune.main(arguments, {})
+        tune.tune(["tune", *arguments], {})
 
 
 @pytest.mark.skipif(find_spec("xfuser") is None, reason="xfuser is not installed")
@@ -118,17 +72,6 @@ def test_the_configurations_of_xdit_are_those_that_hold(tmp_path: Path) -> None:
     assert [describe(variables) for variables in found] == ["data parallel", "ulysses 2", "ulysses 4"]
     with pytest.raises(UserError, match="attention heads"):
         tune.configurations(wanted, {}, {"DG_XDIT_ULYSSES_DEGREE": "8"}, 8)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(find_spec("xfuser") is None, reason="xfuser is not installed")
-def test_a_sweep_of_xdit(tmp_path: Path) -> None:
-    prompts = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a red circle"}])
-    flags = ["--backend", "xdit", "--num_inference_steps", "2", "--num_gpus", "2", "--cache_dir", tmp_path / "cache"]
-    ended = dglaunch("tune", "t2i", "--prompts_file", prompts, *flags, "--output_dir", tmp_path)
-    assert ended.code == 0, ended.output
-    rows = json.loads((tmp_path / "tune.json").read_text())["rows"]
-    assert {row["parallel"] for row in rows if row["images_per_s"]} == {"data parallel", "ulysses 2"}
 
 
 def test_what_ended_a_rank_is_told_and_not_that_torchrun_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

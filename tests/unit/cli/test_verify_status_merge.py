@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dglaunch.__main__ import main
-from support.commands import dglaunch, end, kill_group, start
+from dglaunch.cli.main import main
+from support.commands import dglaunch, end, kill_group, run_module, start
 from support.results import ledger, write_jsonl
 
 NUM = 12
@@ -202,17 +202,5 @@ def test_merge_of_nodes_without_a_shared_folder(tmp_path: Path, capsys: pytest.C
 
 
 def test_the_tools_import_no_torch(out: Path) -> None:
-    code = "import sys; from dglaunch.__main__ import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
-    done = tools_process(code, "verify", str(out))
-    assert done == 0
-
-
-def tools_process(code: str, *arguments: str) -> int:
-    import subprocess
-    import sys
-
-    from support.commands import clean_environment
-
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=clean_environment(), capture_output=True, timeout=60
-    ).returncode
+    ended = run_module("support.imported", "torch", "verify", out)
+    assert ended.code == 0, ended.output

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dglaunch.__main__ import main
+from dglaunch.cli.main import main
 from support.commands import ROOT
 from support.edit_images import SINGLE, save_table
 from support.results import ledger, write_jsonl

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import dglaunch
-from dglaunch.__main__ import main
 from dglaunch.backends.fake import FakeBackend
+from dglaunch.cli.main import main
 from dglaunch.data.task import Batch
 
 PACKAGE = Path(dglaunch.__file__).parent

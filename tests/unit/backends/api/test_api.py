@@ -1,16 +1,12 @@
-"""The API backends against real HTTP servers on loopback, with the official SDK clients: `t2i`, and what both commands
-share. What only `edit` has is in test_remote_edit.py.
+"""The API backends against real HTTP servers on loopback, with the official SDK clients, in this process: `t2i`, and what
+both commands share. What only `edit` has is in test_api_edit.py, processes and ranks in torchrun/test_api.py.
 
-Layers, cheapest first: pace (pure), what is refused before anything is sent, whole runs in this process, then commands
-of their own: killed and resumed, stopped by a signal, without torch, under torchrun.
+Layers, cheapest first: what is refused before anything is sent, whole runs.
 """
 
 import os
 import signal
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,110 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dglaunch.__main__ import main
-from dglaunch.backends.api import answers as remote_answers
-from dglaunch.backends.api import google, limits, profile
+from dglaunch.backends.api.profile import ApiProfile
+from dglaunch.cli.main import main
 from dglaunch.config import BackendConfig, RemoteConfig, T2IConfig
 from dglaunch.distributed.topology import Topology
-from dglaunch.errors import Drained, UserError
+from dglaunch.errors import UserError
 from dglaunch.output.encode import decode_description
 from dglaunch.run import loop
-from support.api_servers import KEY, KEYS, RETRY_AFTER_S, ApiServer, colour_of
-from support.commands import ROOT, clean_environment, end, kill_group, start
-from support.ranks import launch
-from support.remote_runs import MODELS, assert_no_key, assert_right_images, edits_of, rows_of, wait_for, words
+from support.api_servers import KEY, RETRY_AFTER_S, ApiServer, colour_of
+from support.remote_runs import MODELS, assert_no_key, assert_right_images, rows_of, wait_for, words
 from support.results import ledger, run_json
-
-# -- pace ---------------------------------------------------------------------------------------------------------
-
-
-def test_shares_add_up_to_the_total() -> None:
-    assert all(sum(limits.share(t, n, parts) for n in range(parts)) == t for t in range(20) for parts in range(1, 7))
-
-
-def test_delays_double_up_to_a_limit_and_a_server_that_names_a_time_gets_it() -> None:
-    assert all(0.5 * 2**n <= limits.delay(n, 1.0, None) <= 2**n for n in range(6))
-    assert limits.delay(30, 1.0, None) <= limits.LONGEST_DELAY_S
-    assert all(7.0 <= limits.delay(n, 1.0, 7.0) <= 8.0 for n in range(6))
-
-
-def test_the_gate_halves_once_for_requests_that_were_under_way_together_and_comes_back() -> None:
-    events: list[str] = []
-    limiter = limits.ConcurrencyLimiter(8, events.append)
-    started = time.monotonic()
-    for _ in range(8):
-        limiter.slow_down(started, None)
-    assert limiter.limit == 4
-    limiter.slow_down(time.monotonic(), None)
-    assert limiter.limit == 2
-    answers = 0
-    while limiter.limit < 8:
-        limiter.went_well()
-        answers += 1
-    assert 25 < answers < 45  # about 2 + 3 + ... + 7
-    assert [event.split(" s ")[1] for event in events] == [
-        "the server asked to slow down: 8 -> 4 requests at a time",
-        "the server asked to slow down: 4 -> 2 requests at a time",
-        "back to 8 requests at a time",
-    ]
-
-
-def test_the_gate_never_closes_for_good_and_lets_go_of_who_must_stop() -> None:
-    limiter = limits.ConcurrencyLimiter(2, lambda _: None)
-    for _ in range(5):
-        limiter.slow_down(time.monotonic(), None)
-    assert limiter.limit == 1
-    limiter.enter(lambda: False)
-    with pytest.raises(Drained):
-        limiter.enter(lambda: True)
-    limiter.leave()
-    assert limiter.enter(lambda: False) > 0
-
-
-def test_a_pause_holds_for_all_requests_of_the_rank() -> None:
-    limiter, start = limits.ConcurrencyLimiter(4, lambda _: None), time.monotonic()
-    limiter.slow_down(start, 0.2)
-    assert limiter.enter(lambda: False) - start >= 0.2
-
-
-def test_the_brake_stops_at_its_limits() -> None:
-    events: list[str] = []
-    spending = limits.SpendLimit(2, None, events.append)
-    spending.take(), spending.take()
-    for _ in range(2):
-        with pytest.raises(Drained):
-            spending.take()
-    assert len(events) == 1 and "--max_requests (2)" in events[0]
-    spending = limits.SpendLimit(None, 1.0, events.append)
-    spending.take(), spending.paid(0.6), spending.take(), spending.paid(0.6)
-    with pytest.raises(Drained):
-        spending.take()
-    spending.paid(None)
-    with pytest.raises(UserError, match="do not report a cost"):
-        spending.take()
-
-
-def test_a_key_is_cut_out_of_texts_even_where_a_server_stars_its_middle_out() -> None:
-    text = f"Incorrect API key provided: {KEY[:10]}*******{KEY[-4:]}, or {KEY}."
-    assert remote_answers.redact(text, KEY) == "Incorrect API key provided: [key], or [key]"
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("3", 3), ("0.5", 0.5), ("-1", 0), ("", None), ("soon", None)])
-def test_retry_after(text: str, seconds: float | None) -> None:
-    assert remote_answers.retry_after({"retry-after": text}) == seconds
-
-
-def test_google_names_a_pause_in_its_own_way() -> None:
-    details = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "32.5s"}]
-    assert google._retry_info({"error": {"details": details}}) == 32.5
-    assert google._retry_info({"error": {"details": [{"retryDelay": "soon"}]}}) is None
-    assert google._retry_info("no details") is None
-
-
-def test_retry_after_as_a_date() -> None:
-    seconds = remote_answers.retry_after({"retry-after": "Wed, 21 Oct 2099 07:28:00 GMT"})
-    assert seconds is not None and seconds > 1e9
-
 
 # -- refused before anything is sent ------------------------------------------------------------------------------
 
@@ -168,12 +70,17 @@ def test_flags_of_the_api_do_nothing_for_a_local_backend(tmp_path: Path, capsys:
     assert "--timeout, --max_requests would do nothing" in capsys.readouterr().err
 
 
+def check_job(config: T2IConfig, topology: Topology) -> None:
+    profile = ApiProfile()
+    profile.check(config, profile.resolve(config, topology), topology, [])
+
+
 def test_more_ranks_than_requests_at_a_time_are_refused() -> None:
     config = T2IConfig(
         backend=BackendConfig(backend="openai", model_name="m"), remote=RemoteConfig(max_global_workers=3), prompt="a"
     )
     with pytest.raises(UserError, match="3 with 4 ranks"):
-        profile.check(config, Topology(world_size=4), [])
+        check_job(config, Topology(world_size=4))
 
 
 def test_a_plan_needs_no_key_and_sends_nothing(
@@ -383,111 +290,3 @@ def test_a_stopped_run_waits_for_its_requests_but_not_for_ever(
     assert main(words(server, "openai", rows_of(tmp_path, prompts), out, "--num_processes", "3")) == 130
     assert any("had no answer in time" in event for event in run_json(out)["events"])
     assert_right_images(out, prompts[:2])
-
-
-# -- commands of their own ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("backend", "count"),
-    [
-        ("openai", 0),
-        ("openai", 3),
-        ("google_genai", 1),
-        pytest.param("openai", 1, marks=pytest.mark.slow),
-        pytest.param("google_genai", 0, marks=pytest.mark.slow),
-        pytest.param("google_genai", 3, marks=pytest.mark.slow),
-    ],
-)
-def test_killed_and_resumed_nothing_is_paid_twice(server: ApiServer, tmp_path: Path, backend: str, count: int) -> None:
-    """200 rows with every kind of problem among them; `count` input images, or prompts alone."""
-    kinds = ["", "", "[429]", "[500]", "[drop]", "[truncated]", "[text]", "", "", "[refused]"]
-    prompts = [f"prompt {n} {kinds[n % len(kinds)] if n % 40 else '[timeout]'}" for n in range(200)]
-    good = [prompt for prompt in prompts if "refused" not in prompt]
-    out = tmp_path / "out"
-    rows, given = edits_of(tmp_path, prompts, count) if count else (rows_of(tmp_path, prompts), {})
-    flags = ["--num_processes", "16", "--max_global_workers", "16", "--timeout", "2"]
-    command = words(server, backend, rows, out, *flags)
-    server.hold_after = 80
-    process = start(command, KEYS)
-    try:
-        # All that was paid is written, and what is under way waits in the server: killed now, it is never paid.
-        wait_for(lambda: len(ledger(out)) >= 80 and len(ledger(out)) == server.paid.total())
-    finally:
-        kill_group(process)
-        process.communicate()
-    time.sleep(0.3)
-    server.release.set()
-    done = server.paid.total()
-    assert 80 <= done < len(good) and process.returncode == -signal.SIGKILL
-    second = end(start(command, KEYS))
-    assert second.code == 3, second.output
-    assert_right_images(out, good, given)
-    assert all(line["prompt"].startswith(f"prompt {line['index']} ") for line in ledger(out))
-    assert {line["prompt"] for line in ledger(out, "failures.jsonl")} == set(prompts) - set(good)
-    assert all(server.paid[prompt] == 1 for prompt in good) and server.paid.total() == len(good)
-    assert server.highest <= 16
-    told = run_json(out)
-    assert (told["num_ok"], told["num_failed"], told["num_skipped"]) == (180 - done, 20, done)
-    assert_no_key(out, second.output)
-
-
-def test_sigterm_takes_what_is_under_way_and_the_next_start_pays_for_the_rest_only(
-    server: ApiServer, tmp_path: Path
-) -> None:
-    server.latency = 0.3
-    prompts, out = [f"{n}" for n in range(24)], tmp_path / "out"
-    command = words(server, "google_genai", rows_of(tmp_path, prompts), out)
-    process = start(command, KEYS)
-    wait_for(lambda: server.paid.total() >= 4)
-    process.send_signal(signal.SIGTERM)
-    ended = end(process, 60)
-    assert ended.code == 130, ended.output
-    assert 4 <= len(ledger(out)) < 24 and len(ledger(out)) == server.paid.total()
-    assert run_json(out)["outcome"] == "drained"
-    server.latency = 0.0
-    assert main(command) == 0
-    assert_right_images(out, prompts)
-    assert set(server.paid.values()) == {1}
-
-
-def test_runs_where_torch_cannot_be_imported(server: ApiServer, tmp_path: Path) -> None:
-    script = (
-        "import sys\n"
-        "class Blocked:\n"
-        "    def find_spec(self, name, *_):\n"
-        "        if name.split('.')[0] in ('torch', 'diffusers', 'transformers', 'accelerate', 'xfuser'):\n"
-        "            raise ImportError(name + ' is blocked')\n"
-        "sys.meta_path.insert(0, Blocked())\n"
-        "from dglaunch.__main__ import main\n"
-        "sys.exit(main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", script, *words(server, "openai", rows_of(tmp_path, ["a"]), tmp_path / "out")]
-    ended = subprocess.run(command, env=clean_environment(KEYS), cwd=ROOT, text=True, capture_output=True, timeout=120)
-    assert ended.returncode == 0, ended.stderr
-    assert_right_images(tmp_path / "out", ["a"])
-
-
-def test_four_ranks_share_the_rows_and_the_ceiling(server: ApiServer, tmp_path: Path) -> None:
-    server.latency = 0.05
-    prompts = [f"{n}" for n in range(60)]
-    flags = ["--num_processes", "4", "--max_global_workers", "6"]
-    edits, given = edits_of(tmp_path, [f"edit {n}" for n in range(60)], 3)
-    runs = [(rows_of(tmp_path, prompts), "openai"), (edits, "google_genai")]
-    commands = [(words(server, backend, rows, tmp_path / backend, *flags), {}) for rows, backend in runs]
-    cases = launch(tmp_path, 4, commands)
-    assert [case.codes for case in cases] == [[0] * 4, [0] * 4], cases[0].output
-    assert_right_images(tmp_path / "openai", prompts)
-    assert_right_images(tmp_path / "google_genai", list(given), given)
-    assert server.highest <= 6 and set(server.paid.values()) == {1}
-    for out in (tmp_path / "openai", tmp_path / "google_genai"):
-        assert run_json(out)["usage"]["requests"] == 60
-        assert set(run_json(out)["images_by_rank"]) == {"0", "1", "2", "3"}
-        assert_no_key(out, cases[0].output)
-
-
-def test_a_wrong_key_is_told_once_whatever_the_number_of_ranks(server: ApiServer, tmp_path: Path) -> None:
-    wrong = {**KEYS, "OPENAI_API_KEY": "sk-wrong-0123456789abcdefghijkl"}
-    ended = end(start(words(server, "openai", rows_of(tmp_path, ["a", "b"]), tmp_path / "out"), wrong, nproc=2))
-    assert ended.code != 0 and server.num_requests == 0
-    assert ended.output.count("does not accept the key") == 1 and "sk-wrong" not in ended.output

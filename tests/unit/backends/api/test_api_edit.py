@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dglaunch.__main__ import main
 from dglaunch.backends.api.uploads import upload
+from dglaunch.cli.main import main
 from dglaunch.data.images import BadImage, decode, probe
 from support.api_servers import ApiServer, colour_of
 from support.edit_images import bomb, picture, png

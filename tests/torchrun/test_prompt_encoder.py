@@ -1,6 +1,6 @@
 """Prompts encoded ahead: each distinct one once, then the text encoders are gone; kept between runs; errors stay apart.
 
-That the images are those of a run that encodes in each batch is shown for each family in test_t2i_models.
+That the images are those of a run that encodes in each batch is shown for each family in torchrun/test_t2i_models.py.
 """
 
 import gc
@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from dglaunch.__main__ import main
 from dglaunch.backends.diffusers import embedding_cache, prompt_encoder, prompt_interception
-from support.commands import dglaunch
+from dglaunch.cli.main import main
+from support.commands import run_process
 from support.results import PROMPTS, difference, ledger, run_json, write_jsonl
 
 
@@ -103,7 +103,7 @@ def test_an_embedding_cache_that_cannot_be_written_is_told(
     """It would silently do nothing. At the start the model is not loaded for it; later what is made stays."""
     (tmp_path / "file").touch()
     with monkeypatch.context() as patch:
-        patch.setattr("dglaunch.backends.diffusers.loading.PipelineLoader.load", None)
+        patch.setattr("dglaunch.backends.diffusers.DiffusersBackend.load_pipeline", None)
         make(tmp_path, "out", PROMPTS[:2], "--embedding_cache", str(tmp_path / "file"), code=2)
     assert f"--embedding_cache {tmp_path / 'file'} cannot be written" in capsys.readouterr().err
     disk = OSError(28, "No space left on device")
@@ -124,7 +124,9 @@ def test_an_embedding_cache_that_cannot_be_written_is_told(
 
 def test_the_terminal_belongs_to_dglaunch(tmp_path: Path) -> None:
     """What the libraries say while they are imported is about kernels that nobody asked for."""
-    ended = dglaunch("t2i", "--prompt", "a red circle", "--num_inference_steps", "1", "--output_dir", tmp_path / "out")
+    ended = run_process(
+        "t2i", "--prompt", "a red circle", "--num_inference_steps", "1", "--output_dir", tmp_path / "out"
+    )
     assert ended.code == 0 and ended.output.startswith("tiny (FluxPipeline) on CPU"), ended.output
     noise = ("torchao", "Warning", "Failed to load", "deprecated")
     assert not [line for line in ended.output.splitlines() if any(word in line for word in noise)], ended.output

@@ -1,0 +1,48 @@
+"""What the plan says that a run will cost."""
+
+from typing import Any
+
+import pytest
+
+from dglaunch import T2IConfig
+from dglaunch.config import OptimizationConfig
+from dglaunch.data.task import BatchSize, Task
+from dglaunch.distributed.topology import Topology
+from dglaunch.models.checkpoint import Checkpoint
+from dglaunch.models.families import FAMILIES, OTHER
+from dglaunch.planning.batches import build
+from dglaunch.planning.estimate import TAKEN_IN_MPIXELS, bottleneck
+
+
+def tasks(count: int) -> list[Task]:
+    return [Task(index=n, prompt=f"p{n}", seed=n, stem=f"{n:06d}", height=64, width=64) for n in range(count)]
+
+
+def test_plan_says_when_rank_0_cannot_take_in_what_is_made() -> None:
+    plan = build(tasks(100), 8, lambda _: BatchSize(1, ""))
+    pixels = 100 * 64 * 64 / 1e6
+    enough, too_little = pixels / TAKEN_IN_MPIXELS * 1.1, pixels / TAKEN_IN_MPIXELS / 3
+    checkpoint = Checkpoint("fake", "fake", OTHER, {"height": 64, "width": 64}, {}, False)
+    place = Topology(world_size=8)
+    assert bottleneck(checkpoint, place, plan, enough) is None
+    assert "3.0 times what one rank 0 was measured" in (bottleneck(checkpoint, place, plan, too_little) or "")
+    assert bottleneck(checkpoint, Topology(world_size=8, mode="rank"), plan, too_little) is None
+
+
+def test_the_estimate_counts_what_is_on_the_device() -> None:
+    """FLUX.1-dev's sizes in bfloat16: 24 GB transformer, 10 GB text encoders that leave before it comes."""
+    from dglaunch.planning.estimate import memory_of
+
+    checkpoint = Checkpoint("x", "FluxPipeline", FAMILIES["FluxPipeline"], {}, {}, True)
+    checkpoint.__dict__["parameters"] = {"transformer": 12 * 10**9, "text_encoder_2": 5 * 10**9, "vae": 10**8}
+
+    def weights(**flags: Any) -> float:
+        config = T2IConfig(prompt="x", optimization=OptimizationConfig(**flags))
+        memory = memory_of(checkpoint, config, Topology(), "bfloat16", 1024, 1024)
+        assert memory is not None
+        return memory.weights / 1e9
+
+    assert weights() == pytest.approx(24.2) and weights(encode="inline") == pytest.approx(34.2)
+    assert weights(quantization="fp8") == weights(enable_layerwise_casting=True) == pytest.approx(12.2)
+    assert weights(quantization="nf4", encode="inline") == pytest.approx(6.72 + 10.2)
+    assert weights(enable_group_offloading=True) == pytest.approx(10) and weights(enable_cpu_offload=True) == 24
