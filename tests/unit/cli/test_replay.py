@@ -12,7 +12,7 @@ from PIL import Image
 from dglaunch.__main__ import main
 from dglaunch.cli.replay import read_description
 from dglaunch.output import encode
-from support.commands import dglaunch
+from support.commands import dglaunch, run_process
 from support.edit_images import png, save_pictures
 from support.results import write_jsonl
 
@@ -219,7 +219,7 @@ def test_a_real_model_in_a_batch_and_then_alone(tmp_path: Path) -> None:
     """The embedded checkpoint: batches of 3 on two ranks of an Ulysses pair, then one image in one process."""
     table = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": f"a red circle, {n}"} for n in range(3)])
     words = ["t2i", "--backend", "xdit", "--prompts_file", table, "--num_inference_steps", "2", "--batch_size", "3"]
-    ended = dglaunch(*words, "--output_dir", tmp_path / "out", nproc=2, DG_XDIT_ULYSSES_DEGREE="2")
+    ended = run_process(*words, "--output_dir", tmp_path / "out", nproc=2, DG_XDIT_ULYSSES_DEGREE="2")
     assert ended.code == 0, ended.output
     ended = dglaunch("replay", tmp_path / "out" / "000001.png", "--output", tmp_path / "again.png")
     assert ended.code == 0 and "the same" in ended.output and "made by xdit" in ended.output, ended.output
