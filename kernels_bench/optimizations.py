@@ -83,10 +83,7 @@ def run(options: Options) -> tuple[list[measure.Row], list[str]]:
 
 def variants(options: Options) -> tuple[list[measure.Row], dict[str, tuple[dict[str, Any], bool]]]:
     """What cannot run here, as rows with the reason; and name -> flags, and whether the image must stay."""
-<<<<<<<< HEAD:kernels_bench/optimizations.py
-    from dglaunch.backends.diffusers.checks import check
-========
->>>>>>>> wt-tests-x:kernels_bench/optimisations.py
+    from dglaunch.backends.diffusers.checks import check_optimizations
     from dglaunch.config import BackendConfig, OptimizationConfig, T2IConfig
     from dglaunch.distributed.topology import Topology
     from dglaunch.errors import UserError
@@ -94,11 +91,7 @@ def variants(options: Options) -> tuple[list[measure.Row], dict[str, tuple[dict[
     from dglaunch.models.checkpoint import resolve
 
     every: dict[str, tuple[dict[str, Any], bool]] = {"plain": ({}, True)}
-<<<<<<<< HEAD:kernels_bench/optimizations.py
     for row in optimizations.OPTIMIZATIONS:
-========
-    for row in optimizations.OPTIMISATIONS:
->>>>>>>> wt-tests-x:kernels_bench/optimisations.py
         for value in KERNELS[options.device] if row.flag == "attention_backend" else (row.value or True,):
             name = row.name if row.value or value is True else f"{row.name} {value}"
             every[name] = ({row.flag: value}, not row.changes or "kernels" in row.changes)
@@ -112,11 +105,7 @@ def variants(options: Options) -> tuple[list[measure.Row], dict[str, tuple[dict[
     for name, (flags, _) in list(every.items()):
         config = T2IConfig(prompt="unused", backend=backend, optimization=OptimizationConfig(**flags))
         try:
-<<<<<<<< HEAD:kernels_bench/optimizations.py
-            check(checkpoint, config, Topology(), options.device)
-========
-            optimizations.check(checkpoint, config, Topology(), options.device)
->>>>>>>> wt-tests-x:kernels_bench/optimisations.py
+            check_optimizations(checkpoint, config, Topology(), options.device, xdit=False)
         except UserError as refused:
             rows.append({"name": name, "not_run": str(refused)})
             del every[name]
