@@ -1,6 +1,6 @@
-"""The architecture of the checkpoint `tiny`: FLUX's real classes at the smallest size that draws.
+"""The networks of the checkpoint `tiny` are built here: FLUX's classes of diffusers, at the smallest size that draws.
 
-`untrained()` builds them with seeded random weights, `save()` writes an ordinary diffusers folder in safetensors.
+`untrained()` gives them seeded random weights, `save()` writes an ordinary diffusers folder in safetensors.
 The four attention heads allow Ulysses degrees of 2 and 4; the text length of 16 divides by both.
 """
 
@@ -18,7 +18,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast,
 from dglaunch.tiny import words
 
 SIZE = 64
+"""Side of the pictures, in pixels, that the shipped weights were trained on."""
 TEXT_LENGTH = 16
+"""Tokens of a prompt."""
 LATENT_CHANNELS = 16
 HEADS = 4
 HEAD_DIM = 32
@@ -27,12 +29,12 @@ TEXT_DIM = 128
 POOLED_DIM = 64
 T5_HEADS = 8
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
-
 STEPS = 12
+"""Denoising steps, unless the caller asks for another number."""
 
 
 def defaults(size: int) -> dict[str, object]:
-    """What a caller should pass to the pipelines, whose own defaults are FLUX.1's (1024 pixels, 512 tokens).
+    """Return the arguments to call the pipelines with, whose signatures default to 1024 pixels and 512 tokens.
 
     `edit` holds what FluxKontextPipeline needs besides, or it resizes its input to about a megapixel.
     """
@@ -47,7 +49,7 @@ def defaults(size: int) -> dict[str, object]:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Whole words; spellings folded by `words.SYNONYMS`; every other word is dropped rather than made unknown."""
+    """Build the tokenizer of whole words: it folds spellings by `words.SYNONYMS` and drops words it does not know."""
     vocabulary = {token: index for index, token in enumerate((PAD, EOS, UNK, *words.KNOWN))}
     known = "|".join(words.KNOWN)
     fold = [normalizers.Replace(Regex(rf"\b{old}\b"), new) for old, new in words.SYNONYMS.items()]
@@ -66,7 +68,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def vae(size: int = SIZE) -> AutoencoderKL:
-    """Four blocks, so one latent is 8x8 pixels; no attention: the pictures are local."""
+    """Build the autoencoder: four blocks, so one latent is 8x8 pixels, without attention: the pictures are local."""
     return AutoencoderKL(
         block_out_channels=(16, 32, 64, 64),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -85,6 +87,7 @@ def vae(size: int = SIZE) -> AutoencoderKL:
 
 
 def transformer() -> FluxTransformer2DModel:
+    """Build the denoising transformer: one block with separate text and image streams, then five with one stream."""
     return FluxTransformer2DModel(
         patch_size=1,
         in_channels=LATENT_CHANNELS * 4,
@@ -100,7 +103,10 @@ def transformer() -> FluxTransformer2DModel:
 
 
 def text_encoders() -> tuple[CLIPTextModel, T5EncoderModel]:
-    """CLIP gives one vector for the whole prompt, T5 one for each word; both are trained with the transformer."""
+    """Build CLIP, which gives one vector for the whole prompt, and T5, which gives one for each word.
+
+    Both are trained with the transformer.
+    """
     num_tokens = len(tokenizer())
     clip = CLIPTextConfig(
         vocab_size=num_tokens,
@@ -132,23 +138,26 @@ def text_encoders() -> tuple[CLIPTextModel, T5EncoderModel]:
 
 
 def networks(size: int = SIZE) -> dict[str, torch.nn.Module]:
-    """The four networks as their classes initialise them."""
+    """Build the four networks as their classes initialize them, by the names that a FluxPipeline gives them."""
     clip, t5 = text_encoders()
     return {"vae": vae(size), "transformer": transformer(), "text_encoder": clip, "text_encoder_2": t5}
 
 
 def untrained(seed: int = 0) -> dict[str, torch.nn.Module]:
-    """The four networks with seeded random weights that let prompts and seeds matter."""
+    """Build the four networks with seeded random weights with which prompts and seeds change the image."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         parts = networks()
         for network in parts.values():
-            _initialise(network)
+            _initialize(network)
         return parts
 
 
-def _initialise(network: torch.nn.Module) -> None:
-    """Outputs of unit size from inputs of unit size; with the classes' own defaults a prompt would hardly matter."""
+def _initialize(network: torch.nn.Module) -> None:
+    """Scale the weights so that inputs of unit size give outputs of unit size.
+
+    With the weights that the classes begin with a prompt would hardly change the image.
+    """
     for module in network.modules():
         if isinstance(module, torch.nn.Embedding):
             torch.nn.init.normal_(module.weight)
@@ -159,7 +168,7 @@ def _initialise(network: torch.nn.Module) -> None:
 
 
 def save(parts: dict[str, torch.nn.Module], folder: Path, size: int = SIZE) -> None:
-    """Write the diffusers folder: weights in fp16, which the configs ask to be loaded as float32."""
+    """Write the networks as a diffusers folder: weights in fp16, which the configs ask to be loaded as float32."""
     halves = {name: network.to(torch.float16).eval() for name, network in parts.items()}
     pipeline = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False),
@@ -175,7 +184,10 @@ def save(parts: dict[str, torch.nn.Module], folder: Path, size: int = SIZE) -> N
 
 
 def build_untrained(cache: Path, seed: int = 0) -> Path:
-    """The seeded random model as a folder in `cache`; several processes may race for it, one rename wins."""
+    """Return the folder in `cache` that holds the seeded random model, and write it first if it is not there.
+
+    Several processes may write it at once: the first one's rename wins.
+    """
     folder = cache / f"tiny-untrained-{SIZE}-seed{seed}"
     if (folder / "model_index.json").is_file():
         return folder

@@ -1,9 +1,9 @@
-"""The words that the checkpoint `tiny` knows. Its tokenizers drop every other word before they count tokens."""
+"""The checkpoint `tiny` knows these words; its tokenizers drop every other word before they count tokens."""
 
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "black", "gray")
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "black", "gray")
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross")
 SIZES = ("small", "medium", "large")
-PLACES = ("top", "bottom", "left", "right", "center")
+POSITIONS = ("top", "bottom", "left", "right", "center")
 OBJECT_WORDS = ("background", "above", "below", "and")
 LANDS = ("mountain", "sea", "forest", "city", "cabin", "desert", "field")
 TIMES = ("day", "sunset", "night")
@@ -33,5 +33,5 @@ SYNONYMS = {
 """Spellings that the tokenizers fold into one token, so that the model has fewer words to learn."""
 
 KNOWN = tuple(dict.fromkeys(
-    (*COLOURS, *SHAPES, *SIZES, *PLACES, *OBJECT_WORDS, *LANDS, *TIMES, *SKY, *OTHER, *EDIT_WORDS)
+    (*COLORS, *SHAPES, *SIZES, *POSITIONS, *OBJECT_WORDS, *LANDS, *TIMES, *SKY, *OTHER, *EDIT_WORDS)
 ))  # fmt: skip

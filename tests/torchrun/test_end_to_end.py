@@ -17,8 +17,9 @@ from PIL import Image
 from dglaunch.output import encode
 from dglaunch.tiny import folder as tiny
 from dglaunch.tiny.training import checker, draw
-from dglaunch.tiny.training.spec import PLACE_NAMES, Edit, Object, Objects
-from dglaunch.tiny.words import COLOURS, SHAPES
+from dglaunch.tiny.training.prompts import POSITION_NAMES
+from dglaunch.tiny.training.spec import Edit, Object, Objects
+from dglaunch.tiny.words import COLORS, SHAPES
 from support.commands import dglaunch
 from support.ranks import World, launch
 from support.results import ledger, write_jsonl
@@ -35,15 +36,15 @@ NUM_PROMPTS = 23
 def wanted(index: int) -> Objects:
     """Unlike its neighbours in background, colour, shape and place."""
     shift = 1 + index * 2 % 7
-    background = COLOURS[(index + shift) % len(COLOURS)]
-    thing = Object(SHAPES[index % 6], COLOURS[index % 10], "large", row=index * 2 // 3 % 3, column=index * 2 % 3)
+    background = COLORS[(index + shift) % len(COLORS)]
+    thing = Object(SHAPES[index % 6], COLORS[index % 10], "large", row=index * 2 // 3 % 3, column=index * 2 % 3)
     return Objects(background, (thing,))
 
 
 def prompt_of(item: Objects) -> str:
     (thing,) = item.objects
-    place = PLACE_NAMES[thing.row][thing.column]
-    return f"a {thing.size} {thing.colour} {thing.shape} in the {place} on a {item.background} background"
+    position = POSITION_NAMES[thing.row][thing.column]
+    return f"a {thing.size} {thing.color} {thing.shape} in the {position} on a {item.background} background"
 
 
 def edit_of(index: int) -> tuple[str, Edit]:
@@ -52,7 +53,7 @@ def edit_of(index: int) -> tuple[str, Edit]:
     thing = Object(SHAPES[number], "orange", "large", row=number // 2 * 2, column=number % 2 * 2)
     before = Objects(("blue", "white", "black", "pink")[number], (thing,))
     after = Objects(before.background, (Object(thing.shape, colour, "large", thing.row, thing.column),))
-    return f"{thing.shape}.png", Edit("recolour", before, after, f"make the {thing.shape} {colour}")
+    return f"{thing.shape}.png", Edit("recolor", before, after, f"make the {thing.shape} {colour}")
 
 
 WANTED = [wanted(index) for index in range(NUM_PROMPTS)]
@@ -62,9 +63,9 @@ EDITS = [edit_of(index) for index in range(12)]
 def test_neighbours_differ_in_everything_and_no_two_are_alike() -> None:
     for one, other in pairwise(WANTED):
         (a,), (b,) = one.objects, other.objects
-        assert one.background != other.background and (a.colour, a.shape) != (b.colour, b.shape)
-        assert a.colour != b.colour and a.shape != b.shape and (a.row, a.column) != (b.row, b.column)
-    assert len(set(WANTED)) == NUM_PROMPTS and all(item.background != item.objects[0].colour for item in WANTED)
+        assert one.background != other.background and (a.color, a.shape) != (b.color, b.shape)
+        assert a.color != b.color and a.shape != b.shape and (a.row, a.column) != (b.row, b.column)
+    assert len(set(WANTED)) == NUM_PROMPTS and all(item.background != item.objects[0].color for item in WANTED)
 
 
 # -- the eye ------------------------------------------------------------------------------------------------------

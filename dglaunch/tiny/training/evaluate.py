@@ -1,8 +1,10 @@
-"""How often does the checkpoint `tiny` draw what it was asked for? Held-out prompts, the real pipelines, a CPU.
+"""This command measures how often the checkpoint `tiny` draws what held-out prompts ask for.
+
+It runs diffusers' pipelines on a CPU.
 
     python -m dglaunch.tiny.training.evaluate                        # the table, some minutes on two cores
     python -m dglaunch.tiny.training.evaluate --quick                # seconds
-    python -m dglaunch.tiny.training.evaluate --sheet sheet.png      # and the pictures; those that fail have a red frame
+    python -m dglaunch.tiny.training.evaluate --sheet sheet.png      # and the pictures, the wrong ones in red frames
 
 The goals are 95 % for one object and 85 % for two and for edits; `checker.py` says what counts as right.
 """
@@ -21,11 +23,9 @@ from PIL import Image, ImageOps
 
 from dglaunch.tiny.folder import checkpoint
 from dglaunch.tiny.training import checker, draw, spec
+from dglaunch.tiny.training.edits import OBJECT_EDITS, SCENE_EDITS, sample_edit
+from dglaunch.tiny.training.prompts import prompt
 
-GOALS = {"one": 0.95, "two": 0.85, "object edit": 0.85, "scene edit": 0.85}
-QUICK = 32
-BATCH = 32
-SHOWN = 32
 TITLES = {
     "one": "one object",
     "two": "two objects",
@@ -33,10 +33,19 @@ TITLES = {
     "object edit": "edit of objects",
     "scene edit": "edit of a scene",
 }
+"""The kinds of prompt, with their titles in the table."""
+GOALS = {"one": 0.95, "two": 0.85, "object edit": 0.85, "scene edit": 0.85}
+QUICK = 32
+BATCH = 32
+SHOWN = 32
+
+CheckedImage = tuple[Image.Image, dict[str, bool]]
 
 
 @dataclass(kw_only=True, slots=True)
 class Settings:
+    """What to measure, and with how many prompts."""
+
     folder: Path | None = None
     """The checkpoint; the embedded one by default."""
     count: int = 256
@@ -44,7 +53,7 @@ class Settings:
     quick: bool = False
     """32 prompts of each kind."""
     steps: int | None = None
-    """Sampling steps, where not the checkpoint's own."""
+    """Denoising steps; by default as many as the checkpoint asks for."""
     seed: int = 0
     sheet: Path | None = None
     """Write a contact sheet of the first 32 pictures of each kind."""
@@ -52,36 +61,31 @@ class Settings:
 
 @dataclass(slots=True)
 class Score:
-    """How many of a kind passed in all, and for each thing that was checked."""
+    """A score counts how many images of a kind passed each of the checks; the check "all" is that of all of them."""
 
     count: int = 0
-    right: Counter[str] = field(default_factory=Counter)
-    asked: Counter[str] = field(default_factory=Counter)
+    passed: Counter[str] = field(default_factory=Counter)
+    checked: Counter[str] = field(default_factory=Counter)
 
     def add(self, result: dict[str, bool]) -> None:
+        """Count an image's checks."""
         self.count += 1
-        self.asked.update(result.keys())
-        self.right.update(name for name, right in result.items() if right)
+        self.checked.update(result.keys())
+        self.passed.update(name for name, is_right in result.items() if is_right)
 
     def share(self, name: str = "all") -> float:
-        return self.right[name] / max(1, self.asked[name])
-
-
-def _chunks(items: list, size: int = BATCH) -> Iterator[tuple[int, list]]:
-    for begin in range(0, len(items), size):
-        yield begin, items[begin : begin + size]
-
-
-def _generators(seed: int, begin: int, count: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed + begin + i) for i in range(count)]
+        """Return the share of the images that passed a check."""
+        return self.passed[name] / max(1, self.checked[name])
 
 
 class Evaluation:
-    """Both pipelines over one set of networks, with the checkpoint's own settings."""
+    """An evaluation runs FluxPipeline and FluxKontextPipeline over one set of networks, as the checkpoint asks for."""
 
     def __init__(self, folder: Path, steps: int | None = None, seed: int = 0):
-        self.settings = json.loads((folder / "dglaunch.json").read_text())
-        self.edit_settings = self.settings.pop("edit")
+        defaults = json.loads((folder / "dglaunch.json").read_text())
+        self.edit_settings: dict[str, object] = defaults.pop("edit")
+        self.settings: dict[str, object] = defaults
+        self.size: tuple[int, int] = defaults["width"], defaults["height"]
         if steps is not None:
             self.settings["num_inference_steps"] = steps
         self.seed = seed
@@ -90,64 +94,86 @@ class Evaluation:
         for pipeline in (self.pipeline, self.kontext):
             pipeline.set_progress_bar_config(disable=True)
 
-    def pictures(self, kind: str, count: int) -> Iterator[tuple[Image.Image, dict[str, bool]]]:
-        rng = random.Random(f"evaluate {self.seed} {kind}")
-        items = [spec.sample(rng, kind, is_held_out=True) for _ in range(count)]
-        check = checker.scene if kind == "scene" else checker.objects
-        for begin, part in _chunks(items):
-            prompts = [spec.prompt(rng, item) for item in part]
-            generators = _generators(self.seed, begin, len(part))
-            images = self.pipeline(prompts, generator=generators, **self.settings).images
-            yield from ((image, check(image, item)) for image, item in zip(images, part, strict=True))
-
-    def edits(self, of: str, count: int) -> Iterator[tuple[Image.Image, dict[str, bool]]]:
-        """As many of each kind of edit; each counts for itself too."""
-        rng = random.Random(f"evaluate {self.seed} {of}")
-        kinds = spec.SCENE_EDITS if of == "scene" else spec.OBJECT_EDITS
-        sources = ("scene",) if of == "scene" else ("one", "two")
-        items = [
-            spec.sample_edit(rng, True, rng.choice(sources[-1:] if kind == "remove" else sources), kind)
-            for kind in (kinds[i % len(kinds)] for i in range(count))
-        ]
-        width, height = self.settings["width"], self.settings["height"]
-        for begin, part in _chunks(items):
-            before = [draw.picture(edit.before, width, height) for edit in part]
-            images = self.kontext(
-                image=before,
-                prompt=[edit.instruction for edit in part],
-                generator=_generators(self.seed, begin, len(part)),
-                **self.settings,
-                **self.edit_settings,
-            ).images
-            for image, source, edit in zip(images, before, part, strict=True):
-                result = checker.edit(image, source, edit)
-                yield image, result | {edit.kind: result["all"]}
-
     def run(self, count: int) -> tuple[dict[str, Score], list[Image.Image]]:
-        """A score for each kind of prompt, and pictures for a contact sheet."""
-        scores, shown = {}, []
+        """Return a score for each kind of prompt, and framed images for a contact sheet."""
+        scores: dict[str, Score] = {}
+        shown: list[Image.Image] = []
         for kind in TITLES:
             scores[kind] = Score()
-            of, _, is_edit = kind.partition(" ")
-            results = self.edits(of, count) if is_edit else self.pictures(kind, count)
-            for index, (image, result) in enumerate(results):
+            for index, (image, result) in enumerate(self._images(kind, count)):
                 scores[kind].add(result)
                 if index < SHOWN:
                     shown.append(ImageOps.expand(image, 2, "white" if result["all"] else "red"))
         return scores, shown
 
+    def pictures(self, kind: str, count: int) -> Iterator[CheckedImage]:
+        """Make images from held-out prompts of a kind ("one", "two", "scene"), and check each."""
+        rng = random.Random(f"evaluate {self.seed} {kind}")
+        items = [spec.sample(rng, kind, is_held_out=True) for _ in range(count)]
+        for begin in range(0, count, BATCH):
+            batch = items[begin : begin + BATCH]
+            prompts = [prompt(rng, item) for item in batch]
+            generators = self._generators(begin, len(batch))
+            images = self.pipeline(prompts, generator=generators, **self.settings).images
+            for image, item in zip(images, batch, strict=True):
+                yield image, checker.picture(image, item)
+
+    def edits(self, source: str, count: int) -> Iterator[CheckedImage]:
+        """Make held-out edits of a source ("object", "scene"), as many of each kind, and check each.
+
+        The result of each edit counts for its kind too.
+        """
+        edits = self._sample_edits(source, count)
+        for begin in range(0, count, BATCH):
+            batch = edits[begin : begin + BATCH]
+            before = [draw.picture(edit.before, *self.size) for edit in batch]
+            images = self.kontext(
+                image=before,
+                prompt=[edit.instruction for edit in batch],
+                generator=self._generators(begin, len(batch)),
+                **self.settings,
+                **self.edit_settings,
+            ).images
+            for image, picture, edit in zip(images, before, batch, strict=True):
+                result = checker.edit(image, picture, edit)
+                yield image, result | {edit.kind: result["all"]}
+
+    def _images(self, kind: str, count: int) -> Iterator[CheckedImage]:
+        if kind.endswith(" edit"):
+            return self.edits(kind.removesuffix(" edit"), count)
+        return self.pictures(kind, count)
+
+    def _sample_edits(self, source: str, count: int) -> list[spec.Edit]:
+        rng = random.Random(f"evaluate {self.seed} {source}")
+        kinds = SCENE_EDITS if source == "scene" else OBJECT_EDITS
+        edits = []
+        for index in range(count):
+            kind = kinds[index % len(kinds)]
+            if source == "scene":
+                pictures: tuple[str, ...] = ("scene",)
+            elif kind == "remove":
+                pictures = ("two",)
+            else:
+                pictures = ("one", "two")
+            edits.append(sample_edit(rng, True, rng.choice(pictures), kind))
+        return edits
+
+    def _generators(self, begin: int, count: int) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(self.seed + begin + index) for index in range(count)]
+
 
 def table(scores: dict[str, Score]) -> str:
-    """A Markdown table: the share that is all right, the goal, and the share for each thing checked."""
+    """Return a Markdown table: the share that is all right, the goal, and the share for each check."""
     lines = ["| prompts | number | all right | goal | of which |", "|---|---|---|---|---|"]
     for kind, score in scores.items():
         goal = f"{GOALS[kind]:.0%}" if kind in GOALS else "-"
-        parts = ", ".join(f"{name} {score.share(name):.1%}" for name in score.asked if name != "all")
+        parts = ", ".join(f"{name} {score.share(name):.1%}" for name in score.checked if name != "all")
         lines.append(f"| {TITLES[kind]} | {score.count} | {score.share():.1%} | {goal} | {parts} |")
     return "\n".join(lines)
 
 
 def main() -> None:
+    """Measure a checkpoint and print the table."""
     settings = tyro.cli(Settings)
     evaluation = Evaluation(settings.folder or checkpoint(), settings.steps, settings.seed)
     scores, shown = evaluation.run(QUICK if settings.quick else settings.count)

@@ -1,4 +1,4 @@
-"""Muon for matrices and convolutions, AdamW for all else.
+"""The optimizer uses Muon for matrices and convolutions, and AdamW for all else.
 
 After 400 steps of 8 pictures the autoencoder's mean error was 0.12 with it, and 0.31 with AdamW alone at 2e-3.
 
@@ -16,27 +16,16 @@ NEWTON_SCHULZ_STEPS = 5
 MOMENTUM = 0.95
 
 
-def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """About the nearest matrix whose singular values are all one."""
-    a, b, c = COEFFICIENTS
-    is_tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.T if is_tall else matrix).bfloat16()
-    x = x / (x.norm() + 1e-7)
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if is_tall else x).to(matrix.dtype)
-
-
 class Muon(torch.optim.Optimizer):
-    """One optimizer with two rules. `lr` is Muon's; AdamW's is `lr` times `adam_ratio`.
+    """One optimizer applies two rules: `lr` is Muon's learning rate, and `lr` times `adam_ratio` is AdamW's.
 
     The processes of a team hold equal gradients, so each makes its share of the matrices orthogonal for all.
     """
 
     def __init__(self, module: torch.nn.Module, team: Team, lr: float = 0.02, adam_ratio: float = 0.1):
-        matrices, others = [], []
-        embeddings = {id(m.weight) for m in module.modules() if isinstance(m, torch.nn.Embedding)}
+        matrices: list[torch.nn.Parameter] = []
+        others: list[torch.nn.Parameter] = []
+        embeddings = {id(child.weight) for child in module.modules() if isinstance(child, torch.nn.Embedding)}
         for parameter in module.parameters():
             is_matrix = parameter.dim() >= 2 and min(parameter.shape[:2]) > 3 and id(parameter) not in embeddings
             (matrices if is_matrix else others).append(parameter)
@@ -45,20 +34,20 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "adam_ratio": adam_ratio})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # never called with a closure
+        """Change each parameter that has a gradient."""
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if group["muon"]:
                 self._muon(parameters, group["lr"])
-                continue
-            for parameter in parameters:
-                self._adam(parameter, self.state[parameter], group["lr"] * group["adam_ratio"])
+            else:
+                self._adam(parameters, group["lr"] * group["adam_ratio"])
 
-    def _muon(self, parameters: list[torch.Tensor], lr: float) -> None:
+    def _muon(self, parameters: list[torch.nn.Parameter], lr: float) -> None:
         updates = []
         for index, parameter in enumerate(parameters):
-            state = self.state[parameter]
-            momentum = state.setdefault("momentum", torch.zeros_like(parameter))
+            assert parameter.grad is not None
+            momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
             momentum.mul_(MOMENTUM).add_(parameter.grad)
             direction = (parameter.grad + MOMENTUM * momentum).flatten(1)
             is_mine = index % self.team.size == self.team.rank
@@ -68,12 +57,26 @@ class Muon(torch.optim.Optimizer):
             scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
             parameter.add_(update.view_as(parameter), alpha=-lr * scale)
 
-    @staticmethod
-    def _adam(parameter: torch.Tensor, state: dict, lr: float) -> None:
-        first = state.setdefault("first", torch.zeros_like(parameter))
-        second = state.setdefault("second", torch.zeros_like(parameter))
-        count = state["count"] = state.get("count", 0) + 1
-        first.lerp_(parameter.grad, 0.1)
-        second.lerp_(parameter.grad.square(), 0.01)
-        corrected = (second / (1 - 0.99**count)).sqrt_().add_(1e-8)
-        parameter.addcdiv_(first / (1 - 0.9**count), corrected, value=-lr)
+    def _adam(self, parameters: list[torch.nn.Parameter], lr: float) -> None:
+        for parameter in parameters:
+            assert parameter.grad is not None
+            state = self.state[parameter]
+            first = state.setdefault("first", torch.zeros_like(parameter))
+            second = state.setdefault("second", torch.zeros_like(parameter))
+            count = state["count"] = state.get("count", 0) + 1
+            first.lerp_(parameter.grad, 0.1)
+            second.lerp_(parameter.grad.square(), 0.01)
+            corrected = (second / (1 - 0.99**count)).sqrt_().add_(1e-8)
+            parameter.addcdiv_(first / (1 - 0.9**count), corrected, value=-lr)
+
+
+def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
+    """Return about the nearest matrix whose singular values are all one."""
+    a, b, c = COEFFICIENTS
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x: torch.Tensor = (matrix.T if is_tall else matrix).bfloat16()
+    x = x / (x.norm() + 1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.T if is_tall else x).to(matrix.dtype)

@@ -1,7 +1,7 @@
-"""Training on several processes: each takes its share of a batch, gradients are averaged once a step over gloo or NCCL.
+"""Training runs on one process or, under torchrun, on several, which average their gradients over gloo or NCCL.
 
-On shared CPU cores this is faster than threads, which wait for one another several hundred times a step.
-Without torchrun a team is one process, and nothing here does anything.
+Each process takes its share of a batch. On shared CPU cores this is faster than threads, which wait for one another
+several hundred times a step. Without torchrun a team is one process, and nothing here does anything.
 """
 
 import os
@@ -12,6 +12,8 @@ import torch.distributed as dist
 
 
 class Team:
+    """A team is all processes that train together: torchrun's world, or this process alone."""
+
     def __init__(self) -> None:
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
@@ -24,6 +26,7 @@ class Team:
 
     @property
     def is_main(self) -> bool:
+        """Whether this process writes the log, the states and the result."""
         return self.rank == 0
 
     def sum(self, tensors: list[torch.Tensor]) -> None:
@@ -37,16 +40,19 @@ class Team:
             tensor.copy_(flat[offset : offset + tensor.numel()].view_as(tensor))
             offset += tensor.numel()
 
-    def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+    def average_gradients(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Replace each parameter's gradient by its mean over the team."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         self.sum(gradients)
         if self.size > 1:
             torch._foreach_div_(gradients, self.size)
 
     def barrier(self) -> None:
+        """Wait until every process of the team has come here."""
         if self.size > 1:
             dist.barrier()
 
     def close(self) -> None:
+        """Leave the process group."""
         if self.size > 1:
             dist.destroy_process_group()

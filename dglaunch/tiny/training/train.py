@@ -1,4 +1,4 @@
-"""Rebuild the embedded checkpoint from nothing but this package's own drawings.
+"""This command rebuilds the embedded checkpoint, from nothing but pictures that this package draws.
 
     python -m dglaunch.tiny.training.train --folder work                                    # one process, or a GPU
     OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=4000000000 \\
@@ -26,11 +26,13 @@ from dglaunch.tiny.training.team import Team
 from dglaunch.tiny.training.train_log import Log
 
 TRAINING = Path(__file__).parent
-"""The shipped checkpoint's own log and settings."""
+"""The log and the settings of the shipped checkpoint's training are beside this file."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Settings:
+    """What to train, for how long, and where to write it."""
+
     folder: Path
     """Where states, data, log and result go."""
     size: int = model.SIZE
@@ -43,6 +45,7 @@ class Settings:
 
 
 def train(settings: Settings, team: Team) -> None:
+    """Train the autoencoder, then the transformer with both text encoders, and write the checkpoint."""
     folder = settings.folder
     folder.mkdir(parents=True, exist_ok=True)
     log = Log(folder / "log.jsonl", team.is_main)
@@ -52,24 +55,31 @@ def train(settings: Settings, team: Team) -> None:
     train_vae.train(vae, settings.vae, settings.size, folder / "vae.pt", log, team)
     vae.requires_grad_(False).eval()
     train_data.measure_scale(vae, settings.size, team.device)
-    datasets = train_data.build(vae, settings.data, settings.size, folder, team)
-    log.write(event="data", pictures=len(datasets[0].latents) * team.size, edits=len(datasets[1].latents) * team.size)
+    pictures, edits = train_data.build(vae, settings.data, settings.size, folder, team)
+    log.write(event="data", pictures=len(pictures.latents) * team.size, edits=len(edits.latents) * team.size)
     flow = torch.nn.ModuleDict(networks)
-    train_flow.initialise(flow)
-    average = train_flow.train(flow, datasets, settings.flow, folder / "flow.pt", log, team)
+    train_flow.initialize(flow)
+    average = train_flow.train(flow, (pictures, edits), settings.flow, folder / "flow.pt", log, team)
     if team.is_main:
-        weights = folder / "weights"
-        model.save(dict(average.items()) | {"vae": vae}, weights, settings.size)
-        kept = {name: value for name, value in asdict(settings).items() if name not in ("folder", "ship")}
-        (folder / "settings.json").write_text(json.dumps(kept, indent=2) + "\n")
+        model.save(dict(average.items()) | {"vae": vae}, folder / "weights", settings.size)
+        _save_settings(settings)
         if settings.ship:
-            shutil.copytree(weights, WEIGHTS, dirs_exist_ok=True)
-            TRAINING.mkdir(exist_ok=True)
-            for name in ("log.jsonl", "settings.json"):
-                shutil.copy(folder / name, TRAINING / name)
+            _ship(folder)
+
+
+def _save_settings(settings: Settings) -> None:
+    fields = {name: value for name, value in asdict(settings).items() if name not in ("folder", "ship")}
+    (settings.folder / "settings.json").write_text(json.dumps(fields, indent=2) + "\n")
+
+
+def _ship(folder: Path) -> None:
+    shutil.copytree(folder / "weights", WEIGHTS, dirs_exist_ok=True)
+    for name in ("log.jsonl", "settings.json"):
+        shutil.copy(folder / name, TRAINING / name)
 
 
 def main() -> None:
+    """Train as the command line asks for, on one process or under torchrun."""
     settings, team = tyro.cli(Settings), Team()
     try:
         train(settings, team)

@@ -1,44 +1,51 @@
-"""The transformer's training set: latents of pictures and token ids of prompts, made once, a file for each process."""
+"""The transformer's training set is built here once: latents of pictures and token ids of prompts."""
 
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL
+from transformers import PreTrainedTokenizerFast
 
 from dglaunch.tiny import model, words
 from dglaunch.tiny.training import draw, spec
+from dglaunch.tiny.training.edits import sample_edit
+from dglaunch.tiny.training.prompts import prompt
 from dglaunch.tiny.training.team import Team
 from dglaunch.tiny.training.train_vae import to_tensor
 
 WORDINGS = 3
 """Prompts for each picture."""
 CHUNK = 64
+"""Pictures that are encoded at once."""
+SHARES = {"one": 3, "two": 5, "scene": 4}
+"""How often each kind of picture is sampled."""
 
 
 @dataclass(kw_only=True, slots=True)
 class DataSettings:
+    """These settings are the training set's."""
+
     pictures: int = 100_000
     """One object, two objects and scenes in the proportion of `SHARES`."""
     edits: int = 100_000
     seed: int = 0
 
 
-SHARES = {"one": 3, "two": 5, "scene": 4}
-
-
 @dataclass(slots=True)
 class Dataset:
-    """`latents` is (pictures, channels, height, width) in fp16; `before` is empty where nothing is edited."""
+    """A dataset holds `latents` [pictures, channels, height, width] in fp16; `before` is empty without edits."""
 
     latents: torch.Tensor
     tokens: torch.Tensor
     before: torch.Tensor
     objects: torch.Tensor = field(init=False)
+    """Rows whose words name a shape or a background."""
     others: torch.Tensor = field(init=False)
-    """Rows whose words name a shape or a background, and the rest: scenes, and changes of style."""
+    """The rest: scenes, and changes of style."""
 
     def __post_init__(self) -> None:
         named = torch.tensor(model.tokenizer().convert_tokens_to_ids(["background", *words.SHAPES]))
@@ -46,63 +53,71 @@ class Dataset:
         self.objects, self.others = is_object.nonzero()[:, 0], (~is_object).nonzero()[:, 0]
 
 
-@torch.inference_mode()
-def encode(vae: AutoencoderKL, pictures: list[np.ndarray], device: torch.device) -> torch.Tensor:
-    """What FluxKontextPipeline feeds the transformer: the posterior's mean, shifted and scaled."""
-    with torch.autocast(device.type, torch.bfloat16):
-        mean = vae.encode(to_tensor(pictures).to(device)).latent_dist.mode()
-    return ((mean.float() - vae.config.shift_factor) * vae.config.scaling_factor).half().cpu()
-
-
-def _pictures(vae: AutoencoderKL, rng: random.Random, count: int, size: int, team: Team) -> Dataset:
-    tokenizer, latents, tokens = model.tokenizer(), [], []
-    for begin in range(0, count, CHUNK):
-        kinds = rng.choices(tuple(SHARES), tuple(SHARES.values()), k=min(CHUNK, count - begin))
-        items = [spec.sample(rng, kind) for kind in kinds]
-        latents.append(encode(vae, [np.asarray(draw.picture(item, size)) for item in items], team.device))
-        tokens.append(_tokens(tokenizer, [spec.prompt(rng, item) for item in items for _ in range(WORDINGS)]))
-    return Dataset(torch.cat(latents), torch.cat(tokens), torch.empty(0))
-
-
-def _edits(vae: AutoencoderKL, rng: random.Random, count: int, size: int, team: Team) -> Dataset:
-    tokenizer, parts = model.tokenizer(), []
-    for begin in range(0, count, CHUNK):
-        edits = [spec.sample_edit(rng) for _ in range(min(CHUNK, count - begin))]
-        drawn = [np.asarray(draw.picture(item, size)) for edit in edits for item in (edit.before, edit.after)]
-        both = encode(vae, drawn, team.device)
-        texts = [edit.instruction for edit in edits for _ in range(WORDINGS)]
-        parts.append((both[1::2], _tokens(tokenizer, texts), both[::2]))
-    return Dataset(*(torch.cat(column) for column in zip(*parts, strict=True)))
-
-
-def _tokens(tokenizer: object, texts: list[str]) -> torch.Tensor:
-    ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    return ids.to(torch.uint8).view(-1, WORDINGS, model.TEXT_LENGTH)
-
-
 def build(vae: AutoencoderKL, settings: DataSettings, size: int, folder: Path, team: Team) -> tuple[Dataset, Dataset]:
-    """This process's share of the pictures and of the edits, from its file where there is one."""
+    """Return this process's share of the pictures and of the edits, from its file if an earlier start wrote one."""
     path = folder / f"data-{team.rank}-of-{team.size}.pt"
     if not path.exists():
         rng = random.Random(f"data {settings.seed} {team.rank} {team.size}")
-        pictures = _pictures(vae, rng, settings.pictures // team.size, size, team)
-        edits = _edits(vae, rng, settings.edits // team.size, size, team)
+        pictures = _pictures(vae, rng, settings.pictures // team.size, size, team.device)
+        edits = _edits(vae, rng, settings.edits // team.size, size, team.device)
         scratch = path.with_suffix(".tmp")
-        torch.save([(d.latents, d.tokens, d.before) for d in (pictures, edits)], scratch)
+        torch.save([(data.latents, data.tokens, data.before) for data in (pictures, edits)], scratch)
         scratch.replace(path)
-    first, second = torch.load(path)
-    return Dataset(*first), Dataset(*second)
+    of_pictures, of_edits = torch.load(path)
+    return Dataset(*of_pictures), Dataset(*of_edits)
+
+
+@torch.inference_mode()
+def encode(vae: AutoencoderKL, pictures: list[npt.NDArray[np.uint8]], device: torch.device) -> torch.Tensor:
+    """Encode pictures as FluxKontextPipeline does before its transformer: the posterior's mean, shifted and scaled."""
+    with torch.autocast(device.type, torch.bfloat16):
+        mean: torch.Tensor = vae.encode(to_tensor(pictures).to(device)).latent_dist.mode()
+    latents: torch.Tensor = (mean.float() - vae.config.shift_factor) * vae.config.scaling_factor
+    return latents.half().cpu()
 
 
 def measure_scale(vae: AutoencoderKL, size: int, device: torch.device, count: int = 1024) -> None:
     """Write into the VAE's config the shift and the scale that give its latents mean 0 and deviation 1."""
     rng = random.Random("scale")
     vae.register_to_config(shift_factor=0.0, scaling_factor=1.0)
-    items = [spec.sample(rng, kind) for kind in rng.choices(tuple(SHARES), tuple(SHARES.values()), k=count)]
-    latents = torch.cat([
-        encode(vae, [np.asarray(draw.picture(item, size)) for item in items[i : i + CHUNK]], device)
-        for i in range(0, count, CHUNK)
-    ]).float()  # fmt: skip
+    items = [spec.sample(rng, kind) for kind in _kinds(rng, count)]
+    chunks = [items[begin : begin + CHUNK] for begin in range(0, count, CHUNK)]
+    latents = torch.cat([encode(vae, _draw(chunk, size), device) for chunk in chunks]).float()
     vae.register_to_config(
         shift_factor=round(latents.mean().item(), 4), scaling_factor=round(1 / latents.std().item(), 4)
     )
+
+
+def _pictures(vae: AutoencoderKL, rng: random.Random, count: int, size: int, device: torch.device) -> Dataset:
+    tokenizer = model.tokenizer()
+    latents, tokens = [], []
+    for begin in range(0, count, CHUNK):
+        items = [spec.sample(rng, kind) for kind in _kinds(rng, min(CHUNK, count - begin))]
+        latents.append(encode(vae, _draw(items, size), device))
+        tokens.append(_tokens(tokenizer, [prompt(rng, item) for item in items for _ in range(WORDINGS)]))
+    return Dataset(torch.cat(latents), torch.cat(tokens), torch.empty(0))
+
+
+def _edits(vae: AutoencoderKL, rng: random.Random, count: int, size: int, device: torch.device) -> Dataset:
+    tokenizer = model.tokenizer()
+    after, tokens, before = [], [], []
+    for begin in range(0, count, CHUNK):
+        edits = [sample_edit(rng) for _ in range(min(CHUNK, count - begin))]
+        alternating = encode(vae, _draw([item for edit in edits for item in (edit.before, edit.after)], size), device)
+        before.append(alternating[::2])
+        after.append(alternating[1::2])
+        tokens.append(_tokens(tokenizer, [edit.instruction for edit in edits for _ in range(WORDINGS)]))
+    return Dataset(torch.cat(after), torch.cat(tokens), torch.cat(before))
+
+
+def _kinds(rng: random.Random, count: int) -> list[str]:
+    return rng.choices(tuple(SHARES), tuple(SHARES.values()), k=count)
+
+
+def _draw(items: list[spec.Spec], size: int) -> list[npt.NDArray[np.uint8]]:
+    return [np.asarray(draw.picture(item, size)) for item in items]
+
+
+def _tokens(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.Tensor:
+    ids: torch.Tensor = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return ids.to(torch.uint8).view(-1, WORDINGS, model.TEXT_LENGTH)

@@ -1,4 +1,4 @@
-"""The training log: one JSON object a line, appended, small enough to commit."""
+"""The training log has one JSON object a line, is appended to, and is small enough to commit."""
 
 import json
 import time
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class Log:
-    """Only the main process's log is on."""
+    """A log writes to a file and to the terminal, in the main process only (`is_on`)."""
 
     def __init__(self, path: Path, is_on: bool = True):
         self.path, self.is_on = path, is_on
@@ -15,6 +15,7 @@ class Log:
         self.values: dict[str, list[dict[str, float]]] = defaultdict(list)
 
     def write(self, **fields: object) -> None:
+        """Append a line with these fields and the seconds since the log was opened."""
         if not self.is_on:
             return
         line = json.dumps(fields | {"seconds": round(time.monotonic() - self.began, 1)})
@@ -23,10 +24,10 @@ class Log:
         print(line, flush=True)
 
     def mean(self, step: int, every: int, event: str, **values: float) -> None:
-        """Keep the values of each step, write their means now and then."""
-        kept = self.values[event]
-        kept.append(values)
+        """Remember the values of a step; after each `every` steps write their means."""
+        remembered = self.values[event]
+        remembered.append(values)
         if (step + 1) % every == 0:
-            means = {name: round(sum(each[name] for each in kept) / len(kept), 5) for name in values}
+            means = {name: round(sum(each[name] for each in remembered) / len(remembered), 5) for name in values}
             self.write(event=event, step=step + 1, **means)
-            kept.clear()
+            remembered.clear()

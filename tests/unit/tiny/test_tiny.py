@@ -11,6 +11,8 @@ from PIL import Image
 
 from dglaunch.tiny import folder as tiny
 from dglaunch.tiny.training import checker, draw, spec
+from dglaunch.tiny.training.edits import sample_edit
+from dglaunch.tiny.training.prompts import prompt
 from support.commands import run_module
 
 MAX_BYTES = 8_000_000
@@ -29,15 +31,15 @@ def test_import_is_cheap():
 @pytest.mark.parametrize("kind", ["one", "two", "scene"])
 def test_split_is_disjoint_and_stable(kind):
     rng = random.Random(1)
-    seen = {spec._key(spec.sample(rng, kind)).__repr__() for _ in range(500)}
-    unseen = {spec._key(spec.sample(rng, kind, is_held_out=True)).__repr__() for _ in range(200)}
+    seen = {spec.split_key(spec.sample(rng, kind)).__repr__() for _ in range(500)}
+    unseen = {spec.split_key(spec.sample(rng, kind, is_held_out=True)).__repr__() for _ in range(200)}
     assert not seen & unseen
 
 
 def test_edits_stay_on_their_side_of_the_split():
     rng = random.Random(2)
-    assert not any(spec.held_out(spec.sample_edit(rng)) for _ in range(200))
-    assert all(spec.held_out(spec.sample_edit(rng, is_held_out=True)) for _ in range(50))
+    assert not any(spec.held_out(sample_edit(rng)) for _ in range(200))
+    assert all(spec.held_out(sample_edit(rng, is_held_out=True)) for _ in range(50))
 
 
 def test_a_seed_names_a_picture():
@@ -56,10 +58,10 @@ def test_drawn_objects_pass_the_checker_at_any_size(size):
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"colour": "pink"}, "colour"),
+        ({"color": "pink"}, "color"),
         ({"shape": "cross"}, "shape"),
         ({"size": "small"}, "size"),
-        ({"row": 2}, "place"),
+        ({"row": 2}, "position"),
     ],
 )
 def test_the_checker_names_what_is_wrong(change, what):
@@ -91,7 +93,7 @@ def test_tokens(folder):
     words = tokenizer.tokenize("A serene MOUNTAIN landscape at dusk, with a tiny grey ball in the upper-left corner!")
     assert words == ["mountain", "sunset", "small", "gray", "circle", "top", "left"]
     rng = random.Random(4)
-    prompts = [spec.prompt(rng, spec.sample(rng, kind)) for kind in ("one", "two", "scene") for _ in range(200)]
+    prompts = [prompt(rng, spec.sample(rng, kind)) for kind in ("one", "two", "scene") for _ in range(200)]
     assert max(len(ids) for ids in tokenizer(prompts).input_ids) <= tokenizer.model_max_length
 
 
