@@ -60,7 +60,7 @@ def assert_no_key(out: Path, *texts: str) -> None:
     assert not any(KEY in text or KEY[:10] in text for text in texts)
 
 
-def wait_for(what: Callable[[], bool], timeout: float = 60) -> None:
+def wait_for(what: Callable[[], bool], timeout: float = 180) -> None:
     until = time.monotonic() + timeout
     while not what():
         assert time.monotonic() < until, "waited in vain"

@@ -32,7 +32,7 @@ def test_killed_and_resumed_nothing_is_paid_twice(server: ApiServer, tmp_path: P
     good = [prompt for prompt in prompts if "refused" not in prompt]
     out = tmp_path / "out"
     rows, given = edits_of(tmp_path, prompts, count) if count else (rows_of(tmp_path, prompts), {})
-    flags = ["--num_processes", "16", "--max_global_workers", "16", "--timeout", "2"]
+    flags = ["--num_processes", "16", "--max_global_workers", "16", "--timeout", "5"]
     command = words(server, backend, rows, out, *flags)
     server.hold_after = 80
     process = start(command, KEYS)
