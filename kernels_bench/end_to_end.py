@@ -179,7 +179,8 @@ def row(contender: Contender, ranks: int, ended: Sequence[Ended]) -> measure.Row
         for name in ("overall", "after_start", "denoising", "first_image")
     }
     differences = [e.difference for e in ended]
-    difference = "not comparable" if None in differences else round(max(differences), 2)
+    known = [difference for difference in differences if difference is not None]
+    difference = "not comparable" if len(known) < len(differences) else round(max(known), 2)
     return {
         "name": f"{contender.name}, {ranks} rank{'s' if ranks > 1 else ''}", "contender": contender.program,
         "batch": contender.batch, "ranks": ranks, **measured, "difference": difference, "lost": sum(e.lost for e in ended),

@@ -153,7 +153,7 @@ def _run(command: Sequence[str], environ: Mapping[str, str]) -> tuple[int, str]:
     ) as process:
         try:
             output, _ = process.communicate()
-        except BaseException:
+        except BaseException:  # Ctrl-C too: torchrun and its ranks must not stay behind
             process.terminate()
             process.wait(TERMINATION_S)
             raise
@@ -229,7 +229,7 @@ def _one_size(backend: Backend, channel: Channel, job: Job, batch: Batch) -> Mea
         start = time.perf_counter()
         try:
             backend.generate(batch)
-        except Exception as error:
+        except Exception as error:  # of one batch: it ends this row of the table on all ranks
             failure = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
         if any(channel.all_of_world(failure)):
             break

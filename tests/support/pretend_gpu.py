@@ -25,9 +25,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 GPU, HOST = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))), torch.device("cpu")
+SET_DATA, GET_IS_CUDA = vars(torch._C.TensorBase)["data"].__set__, vars(torch._C.TensorBase)["is_cuda"].__get__
 MOVES = {torch.Tensor.to, torch.Tensor.cpu, torch.Tensor.cuda}
 BETWEEN_DEVICES = {
-    torch.Tensor.copy_, torch.Tensor.__getitem__, torch.Tensor.__setitem__, torch.Tensor.data.__set__,
+    torch.Tensor.copy_, torch.Tensor.__getitem__, torch.Tensor.__setitem__, SET_DATA,
     torch._has_compatible_shallow_copy_type,
 }  # fmt: skip
 """What may be given tensors of two devices."""
@@ -83,7 +84,7 @@ class PretendGpu(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func == torch.Tensor.device.__get__:
             return GPU if on_gpu(args[0]) else func(*args)
-        if func == torch.Tensor.is_cuda.__get__:
+        if func == GET_IS_CUDA:
             return on_gpu(args[0])
         if func in MOVES:
             return _move(func, args, kwargs)
@@ -106,7 +107,7 @@ class PretendGpu(TorchFunctionMode):
             kwargs["device"] = HOST if place else device
         if place and isinstance(generator := kwargs.get("generator"), torch.Generator):
             raise RuntimeError(f"Expected a 'cuda' device type for generator but found {generator.device}")
-        if func == torch.Tensor.data.__set__:
+        if func == SET_DATA:
             place = on_gpu(args[1])
             func(*args)
             return _labelled(args[0], place)

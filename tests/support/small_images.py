@@ -28,8 +28,9 @@ class SmallImages(MetaPathFinder):
 
         def exec_and_patch(module: ModuleType) -> None:
             exec_module(module)
-            original = module.calculate_dimensions
-            module.calculate_dimensions = lambda target_area, ratio: original(target_area / 64, ratio)
+            names = vars(module)
+            original = names["calculate_dimensions"]
+            names["calculate_dimensions"] = lambda target_area, ratio: original(target_area / 64, ratio)
 
         spec.loader.exec_module = exec_and_patch
         return spec

@@ -137,7 +137,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def watched(name: str, forward: Any) -> Any:
         def call(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-            pipeline = backends[-1].pipeline
+            pipeline: Any = backends[-1].pipeline
             told = f"{name}: text {place(pipeline.text_encoder_2)}, transformer {place(pipeline.transformer)}"
             seen.extend([told] if told not in seen[-1:] else [])
             return forward(self, *args, **kwargs)

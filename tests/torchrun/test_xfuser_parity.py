@@ -136,7 +136,7 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     sys.path.insert(0, str(HERE))
     from support.tiny_models import build
 
-    selected = [item.callspec.params["case"] for item in request.session.items if item.path == Path(__file__)]
+    selected = [vars(item)["callspec"].params["case"] for item in request.session.items if item.path == Path(__file__)]
     folder = tmp_path_factory.mktemp("parity")
     for family in {case.family for case in selected}:
         build(family, folder / family)

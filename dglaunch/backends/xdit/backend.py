@@ -108,7 +108,7 @@ class XDiTEngine:
         backend = "nccl" if self.context.device == "cuda" else "gloo"
         if not topology.distributed and not dist.is_initialized():
             # xfuser asks for its groups even in a world of one; the launcher's own channel stays trivial.
-            store = dist.HashStore()  # type: ignore[attr-defined]  # torch hands it on without listing it
+            store = dist.HashStore()
             dist.init_process_group(backend, store=store, rank=0, world_size=1)
         groups.init_distributed_environment(
             rank=topology.rank, world_size=topology.world_size, local_rank=topology.local_rank, backend=backend

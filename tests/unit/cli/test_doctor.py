@@ -1,6 +1,7 @@
 """doctor: this machine as it is, and with packages on PYTHONPATH that are broken in each way a package can be."""
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,7 @@ def test_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def nowhere(*_: object) -> None:
         raise OSError(-2, "Name or service not known")
 
-    monkeypatch.setattr(doctor.socket, "getaddrinfo", nowhere)
+    monkeypatch.setattr(socket, "getaddrinfo", nowhere)
     assert doctor.host_line().state == WARNING
     script = tmp_path / "sbatch"
     script.write_text("#!/bin/sh\necho slurm 23.11.4\n")

@@ -99,11 +99,11 @@ def test_a_stale_section_is_named_and_mended(tmp_path: Path) -> None:
         shutil.copy(ROOT / page, tmp_path / page)
     for folder in ("docs", "dglaunch"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    page = tmp_path / "docs" / "flags.md"
-    right = page.read_text(encoding="utf-8")
-    page.write_text(right.replace("--batch_size", "--batchsize"), encoding="utf-8")
+    flags = tmp_path / "docs" / "flags.md"
+    right = flags.read_text(encoding="utf-8")
+    flags.write_text(right.replace("--batch_size", "--batchsize"), encoding="utf-8")
     code, said = generated(tmp_path, "--check")
     assert code == 1 and said.splitlines() == ["docs/flags.md: the section 'flags' is stale; run make docs"]
-    assert "--batchsize" in page.read_text(encoding="utf-8")
+    assert "--batchsize" in flags.read_text(encoding="utf-8")
     assert generated(tmp_path) == (0, "docs/flags.md: the section 'flags' was rewritten\n")
     assert generated(tmp_path, "--check") == (0, "")
