@@ -41,33 +41,33 @@ def plan(words: list[str], environ: Mapping[str, str]) -> int:
 
 
 def _show(console: Console, job: Job, schedule: Schedule) -> None:
-    made = schedule.plan
+    plan = schedule.plan
     console.print(
         f"{job.config.backend.model_name} ({job.checkpoint.pipeline_class}), {job.machine.dtype}: {job.topology.describe()}"
     )
     one_kind = "all rows had one size and the same input images" if job.config.edits else "all images had one shape"
     more = f"; {schedule.num_extra_batches:,} more than if {one_kind}" if schedule.num_extra_batches else ""
-    console.print(f"{number(made.num_tasks, 'image')} in {number(made.num_batches, 'batch')}{more}")
+    console.print(f"{number(plan.num_tasks, 'image')} in {number(plan.num_batches, 'batch')}{more}")
     for task in schedule.unmakeable[:SHOWN_ERRORS]:
         console.print(f"cannot be made: {task.error}")
     if len(schedule.unmakeable) > SHOWN_ERRORS:
         console.print(f"... and {len(schedule.unmakeable) - SHOWN_ERRORS:,} more rows that cannot be made")
     for name, reason in schedule.reasons.items():
         console.print(f"{name} {reason}")
-    console.print(_replicas(job, made))
-    images = made.images_by_replica
+    console.print(_replicas(job, plan))
+    images = plan.images_by_replica
     if len(images) > SHOWN_REPLICAS:
         console.print(
             f"... {len(images) - SHOWN_REPLICAS:,} more replicas; {min(images):,} to {max(images):,} images each"
         )
     if job.profile.has_estimates:
-        _print_estimates(console, job, made)
+        _print_estimates(console, job, plan)
 
 
-def _replicas(job: Job, made: Plan) -> Table:
+def _replicas(job: Job, plan: Plan) -> Table:
     table = Table("replica", "ranks", "images", "batches", "batch sizes")
     size = job.topology.replica_size
-    for replica, share in enumerate(made.batches[:SHOWN_REPLICAS]):
+    for replica, share in enumerate(plan.batches[:SHOWN_REPLICAS]):
         first = replica * size
         ranks = str(first) if size == 1 else f"{first}-{first + size - 1}"
         sizes = [len(batch) for batch in share]
@@ -79,8 +79,8 @@ def _sizes(sizes: Sequence[int]) -> str:
     return ", ".join(f"{sizes.count(size)} of {size}" for size in sorted(set(sizes), reverse=True))
 
 
-def _print_estimates(console: Console, job: Job, made: Plan) -> None:
-    for bucket, size in list(_by_size(made).items())[:SHOWN_SIZES]:
+def _print_estimates(console: Console, job: Job, plan: Plan) -> None:
+    for bucket, size in list(_by_size(plan).items())[:SHOWN_SIZES]:
         shape = job.checkpoint.shape(bucket.height, bucket.width)
         memory = estimate.memory_of(
             job.checkpoint, job.config, job.topology, job.machine.dtype, shape, bucket.input_tokens
@@ -93,19 +93,19 @@ def _print_estimates(console: Console, job: Job, made: Plan) -> None:
             f"memory a rank at {shape}, batch {size.size}: about {memory.needed(size.size) / gib:.2f} GiB "
             f"({memory.weights / gib:.2f} weights + {size.size} x {memory.image / gib:.2f})"
         )
-    seconds = estimate.seconds_of(job.checkpoint, job.config, job.topology, made)
+    seconds = estimate.seconds_of(job.checkpoint, job.config, job.topology, plan)
     if seconds is not None:
         console.print(
             f"time: about {duration(seconds)} on H100s at {estimate.ASSUMED_TFLOPS:.0f} TFLOP/s each, start-up left "
             "out (arithmetic, not a measurement)"
         )
-        if (slow := estimate.bottleneck(job.checkpoint, job.topology, made, seconds)) is not None:
+        if (slow := estimate.bottleneck(job.checkpoint, job.topology, plan, seconds)) is not None:
             console.print(slow)
 
 
-def _by_size(made: Plan) -> dict[Bucket, BatchSize]:
+def _by_size(plan: Plan) -> dict[Bucket, BatchSize]:
     """One bucket of each output size."""
     return {
-        bucket: made.sizes[bucket]
-        for bucket in {(bucket.height, bucket.width): bucket for bucket in made.sizes}.values()
+        bucket: plan.sizes[bucket]
+        for bucket in {(bucket.height, bucket.width): bucket for bucket in plan.sizes}.values()
     }

@@ -130,13 +130,13 @@ class EditReader(RowReader):
         if isinstance(item, dict):
             path, data = item.get("path"), item.get("bytes")
         if isinstance(data, bytes):
-            place = self._cell(number, position)
+            source = self._cell(number, position)
             name = path if isinstance(path, str) and path else f"{COLUMN}[{position}]"
             try:
-                self.found[place] = probe(name, place, data)
+                self.found[source] = probe(name, source, data)
             except BadImage as error:
-                self.found[place] = error
-            return name, place
+                self.found[source] = error
+            return name, source
         if not isinstance(path, str) or not path.strip():
             raise ValueError(f"has {path!r} where a path is needed")
         file = self._path(path)
@@ -171,7 +171,7 @@ class EditReader(RowReader):
             self.found[path] = image
         for task in tasks:
             references = self.references[task.index]
-            found = [(name, self.found[place]) for name, place in references]
+            found = [(name, self.found[source]) for name, source in references]
             task.images = tuple(image for _, image in found if isinstance(image, InputImage))
             error = self._error(found)
             if error is not None:

@@ -51,7 +51,8 @@ class InputImage:
 
     name: str
     """The path as the table writes it, or where in a Parquet table the bytes are: for the ledger and messages."""
-    place: Path | Cell
+    source: Path | Cell
+    """The file, or the cell of a table, that holds its bytes."""
     sha256: str
     shape: Shape
     """Height and width, turned as its EXIF orientation says."""
@@ -63,7 +64,7 @@ class InputImage:
         Raises:
             BadImage: they are gone, or others than when the run began.
         """
-        data = _read_file(self.place) if isinstance(self.place, Path) else _column(*self.place[:2]).read(self.place)
+        data = _bytes_of(self.source)
         if hashlib.sha256(data).hexdigest() != self.sha256:
             raise BadImage("was changed since the run began")
         return data
@@ -72,7 +73,7 @@ class InputImage:
 # -- before the run -----------------------------------------------------------------------------------------------
 
 
-def probe(name: str, place: Path | Cell, data: bytes) -> InputImage:
+def probe(name: str, source: Path | Cell, data: bytes) -> InputImage:
     """What can be known of an image without decoding it (a torn PNG is found too).
 
     Raises:
@@ -87,7 +88,7 @@ def probe(name: str, place: Path | Cell, data: bytes) -> InputImage:
             width, height = height, width
         if image.format == "PNG":
             image.verify()
-    return InputImage(name, place, hashlib.sha256(data).hexdigest(), Shape(height, width), suffix)
+    return InputImage(name, source, hashlib.sha256(data).hexdigest(), Shape(height, width), suffix)
 
 
 def probe_files(paths: Mapping[Path, str]) -> dict[Path, InputImage | BadImage]:
@@ -101,6 +102,12 @@ def probe_files(paths: Mapping[Path, str]) -> dict[Path, InputImage | BadImage]:
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return dict(zip(paths, pool.map(one, paths)))
+
+
+def _bytes_of(source: Path | Cell) -> bytes:
+    if isinstance(source, Path):
+        return _read_file(source)
+    return _column(source.table, source.column).read(source)
 
 
 def _read_file(path: Path) -> bytes:

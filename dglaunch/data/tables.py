@@ -66,7 +66,7 @@ def _folder(folder: Path) -> Iterator[Row]:
         raise UserError(f"The folder {folder} has neither .txt files with a prompt each nor .parquet files.")
     for path in files:
         if path.suffix == ".txt":
-            text = " ".join(text for _, row in read_table(path) for text in row.values())  # type: ignore[union-attr]
+            text = " ".join(text for _, row in read_table(path) for text in row.values())  # type: ignore[union-attr]  # a line of text is a row
             yield path.name, {"prompt": text, PROMPT_FILE: path.stem}
         else:
             yield from ((f"{path.name}, {label}", row) for label, row in read_table(path))

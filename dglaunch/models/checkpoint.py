@@ -147,8 +147,10 @@ def _from_folder(folder: Path) -> Checkpoint:
         )
     configs = [folder / name / "config.json" for name in ("transformer", "unet")]
     transformer = next((_json(file) for file in configs if file.is_file()), {})
-    own = folder / "dglaunch.json"
-    return _checkpoint(str(folder), _json(index), transformer, _json(own) if own.is_file() else {}, local=True)
+    settings = folder / "dglaunch.json"
+    return _checkpoint(
+        str(folder), _json(index), transformer, _json(settings) if settings.is_file() else {}, local=True
+    )
 
 
 def _from_hub(config: BackendConfig) -> Checkpoint:
@@ -221,10 +223,13 @@ def as_editor(checkpoint: Checkpoint, model_type: str | None) -> Checkpoint:
     row = FAMILIES[chosen]
     assert row.edit is not None
     family = replace(row, batch=not row.edit.batch_disabled, batch_reason=row.edit.reason)
-    own = checkpoint.defaults.get("edit")
+    for_edit = checkpoint.defaults.get("edit")
     defaults = {name: value for name, value in checkpoint.defaults.items() if name != "edit"}
     return replace(
-        checkpoint, pipeline_class=chosen, family=family, defaults=defaults | (own if isinstance(own, dict) else {})
+        checkpoint,
+        pipeline_class=chosen,
+        family=family,
+        defaults=defaults | (for_edit if isinstance(for_edit, dict) else {}),
     )
 
 

@@ -167,8 +167,8 @@ class ApiBackend:
         """Ask until each slot has its image or its error; an image that came is not asked for again."""
         attempt = 0
         while left := [n for n, slot in enumerate(slots) if slot is None]:
-            made, problem = self._ask([tasks[n] for n in left], images)
-            for n, part in zip(left, made):
+            parts, problem = self._ask([tasks[n] for n in left], images)
+            for n, part in zip(left, parts):
                 slots[n] = part
             if problem is None:
                 continue
@@ -239,17 +239,17 @@ class ApiBackend:
                 self.seconds["requests"] += time.monotonic() - since
 
     def _unpack(self, answer: Answer, wanted: int) -> tuple[list[Slot], RequestError | None]:
-        made: list[Slot] = []
+        slots: list[Slot] = []
         problem = None
         if len(answer.parts) < wanted:
             problem = RequestError("again", f"{len(answer.parts)} of {wanted} images came")
         for part in answer.parts[:wanted]:
             try:
-                made.append(picture(part, self.output_format) if isinstance(part, bytes) else _refusal(part))
+                slots.append(picture(part, self.output_format) if isinstance(part, bytes) else _refusal(part))
             except RequestError as damaged:
-                made.append(None)
+                slots.append(None)
                 problem = damaged
-        return made, problem
+        return slots, problem
 
     def _react(self, problem: RequestError, started: float) -> None:
         """What an answer means for the requests to come."""

@@ -41,9 +41,9 @@ def upload(image: InputImage, formats: frozenset[str]) -> Upload:
         opened = open_image(data)
         kind = "JPEG" if opened.format == "MPO" else str(opened.format)
         moves = kind != "JPEG" and getattr(opened, "is_animated", False)
-        own = kind in formats and not moves and orientation_of(opened, data) == 1
+        fits = kind in formats and not moves and orientation_of(opened, data) == 1
         opened.load()  # a torn file is found here, not paid for
-    if own:
+    if fits:
         return Upload(data, MEDIA_TYPES[kind])
     kind = "JPEG" if kind == "JPEG" and kind in formats else "PNG"
     buffer = io.BytesIO()

@@ -195,10 +195,10 @@ def check_guidance(checkpoint: Checkpoint, tasks: Iterable[Task]) -> None:
 def check_masks(checkpoint: Checkpoint, config: RunConfig, tasks: Iterable[Task]) -> None:
     """Refuse an attention kernel without masks where a prompt goes with its negative one, of another length, through one
     call (Z-Image)."""
-    own, name = checkpoint.family.masked_guidance, config.optimization.attention_backend
-    if own is None or name not in WITHOUT_MASK:
+    masked, name = checkpoint.family.masked_guidance, config.optimization.attention_backend
+    if masked is None or name not in WITHOUT_MASK:
         return
-    default = checkpoint.defaults.get("guidance_scale", own)
+    default = checkpoint.defaults.get("guidance_scale", masked)
     for task in tasks:
         scale = task.guidance_scale if task.guidance_scale is not None else default
         if isinstance(scale, int | float) and scale > 0:
