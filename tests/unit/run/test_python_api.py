@@ -17,7 +17,7 @@ from dglaunch.backends.base import Context, Facts
 from dglaunch.backends.fake import draw
 from dglaunch.data.task import Batch, Task
 from dglaunch.errors import OutputError, UserError
-from dglaunch.run import runner
+from dglaunch.output.writer import Writer
 from support.results import ledger, run_json, write_jsonl
 
 
@@ -58,7 +58,7 @@ def test_a_run_that_breaks_off_raises(tmp_path: Path, monkeypatch: pytest.Monkey
     def no_space(*_: object) -> None:
         raise OutputError("No space left on device")
 
-    monkeypatch.setattr(runner.Writer, "write", no_space)
+    monkeypatch.setattr(Writer, "write", no_space)
     with pytest.raises(OutputError, match="No space left"):
         t2i(config(tmp_path, "a"))
     assert run_json(tmp_path / "out")["outcome"] == "broken"
@@ -138,7 +138,7 @@ def test_the_iteration_raises_what_ends_the_run(tmp_path: Path, monkeypatch: pyt
     def no_space(*_: object) -> None:
         raise OutputError("No space left on device")
 
-    monkeypatch.setattr(runner.Writer, "write", no_space)
+    monkeypatch.setattr(Writer, "write", no_space)
     with pytest.raises(OutputError, match="No space left"):
         list(images(config(tmp_path, "a", "b")))
 
@@ -150,7 +150,7 @@ def test_the_iteration_raises_what_ends_the_run(tmp_path: Path, monkeypatch: pyt
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This process alone has initialized torch.distributed, without torchrun's variables."""
     monkeypatch.delenv("RANK", raising=False)
-    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
