@@ -13,7 +13,7 @@ def main(folder: Path, rank: int) -> None:
 
     from dglaunch import BackendConfig, T2IConfig, images, t2i
 
-    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     backend = BackendConfig(backend="fake")
     first = T2IConfig(backend=backend, prompts_file=folder / "prompts.jsonl", output_dir=folder / "first", batch_size=2)
     result = t2i(first)

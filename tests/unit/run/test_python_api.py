@@ -150,7 +150,7 @@ def test_the_iteration_raises_what_ends_the_run(tmp_path: Path, monkeypatch: pyt
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This process alone has initialized torch.distributed, without torchrun's variables."""
     monkeypatch.delenv("RANK", raising=False)
-    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
