@@ -10,7 +10,9 @@ import pytest
 from support import small_images
 from support.results import PROMPTS, write_jsonl
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: threads of several processes wait for one another
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch is imported: threads of several processes wait for one another
 small_images.install()
 
 
