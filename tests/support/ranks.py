@@ -153,18 +153,25 @@ class World:
         """The ranks that have not ended."""
         return [rank for rank, code in enumerate(self.codes()) if code is None]
 
-    def wait(self, timeout: float = 500) -> int:
-        """Until all have ended. As torchrun does, the others are stopped once one has failed without them."""
-        limit, failed_at = time.monotonic() + timeout, None
+    def wait(self, timeout: float = 300) -> int:
+        """Until all have ended; `timeout` is for one command. As torchrun does, it stops the others once one has failed
+        without them."""
+        done, limit, failed_at = 0, time.monotonic() + timeout, None
         while (code := self.poll()) is None:
             now = time.monotonic()
+            if (reported := self._reported()) > done:
+                done, limit = reported, now + timeout
             if any(self.codes()) and failed_at is None:
                 failed_at = now
             if now > limit or (failed_at is not None and now - failed_at > 60):
                 self.kill()
-                pytest.fail(f"ranks that do not end ({self.codes()}):\n{self.output()}")
+                pytest.fail(f"ranks that do not end ({self.codes()}, {done} reports):\n{self.output()[-20_000:]}")
             time.sleep(0.02)
         return code
+
+    def _reported(self) -> int:
+        """How many commands have ended, summed over the ranks."""
+        return sum(path.read_bytes().count(b"\n") for path in self.folder.glob("rank*.jsonl"))
 
     def output(self, number: int | None = None) -> str:
         """What the ranks said, in one case or in all."""

@@ -21,6 +21,8 @@ from support.ranks import Case, launch
 from support.results import images, ledger, run_json, write_jsonl
 from support.tiny_models import build
 
+pytestmark = pytest.mark.timeout(1800)  # the first test waits for the runs of all
+
 TOLERANCE = 2
 """Of 255."""
 STEPS = 2

@@ -24,7 +24,10 @@ from support.commands import dglaunch
 from support.ranks import World, launch
 from support.results import ledger, write_jsonl
 
-pytestmark = pytest.mark.skipif(not tiny.is_complete(tiny.WEIGHTS), reason="no trained weights in the package")
+pytestmark = [
+    pytest.mark.skipif(not tiny.is_complete(tiny.WEIGHTS), reason="no trained weights in the package"),
+    pytest.mark.timeout(1800),  # the first test waits for the runs of all
+]
 
 NUM_PROMPTS = 23
 """A number that no batch size or world size below divides."""

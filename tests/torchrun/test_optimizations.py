@@ -12,6 +12,8 @@ from support.commands import dglaunch
 from support.ranks import Case, launch, run_forked
 from support.results import PROMPTS, difference, ledger, run_json, write_jsonl
 
+pytestmark = pytest.mark.timeout(1800)  # the first test waits for the runs of all
+
 SMALL = ["--height", "64", "--width", "64", "--num_inference_steps", "2"]
 
 

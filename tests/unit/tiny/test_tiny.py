@@ -5,7 +5,6 @@ import json
 import random
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -48,13 +47,6 @@ def test_a_seed_names_a_picture():
     assert draw.picture(one, 64).tobytes() == draw.picture(other, 64).tobytes()
 
 
-@pytest.mark.parametrize("size", [(64, 64), (96, 64), (128, 128)])
-def test_drawn_objects_pass_the_checker_at_any_size(size):
-    rng = random.Random(3)
-    items = [spec.sample(rng, kind) for kind in ("one", "two") for _ in range(30)]
-    assert np.mean([checker.objects(draw.picture(item, *size), item)["all"] for item in items]) >= 0.95
-
-
 @pytest.mark.parametrize(
     ("change", "what"),
     [
@@ -78,12 +70,6 @@ def test_the_checker_sees_a_missing_object_and_another_background():
     assert not checker.objects(draw.picture(spec.Objects("blue", (thing,)), 64), wanted)["number"]
     assert not checker.objects(draw.picture(spec.Objects("green", (thing, other)), 64), wanted)["background"]
     assert not checker.objects(Image.new("RGB", (64, 64), "blue"), wanted)["all"]
-
-
-def test_the_checker_against_the_drawing_code():
-    scores = checker.self_test(count=60)
-    for name, share in scores.items():
-        assert share >= 0.97 if name.endswith("right") else share <= 0.1, scores
 
 
 def test_tokens(folder):
