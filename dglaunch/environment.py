@@ -38,7 +38,8 @@ def parse_value(variable: str, text: str, hint: object) -> object:
         if text.lower() not in _TRUTH:
             raise UserError(f"{variable}={text!r} is no truth value; write 1 or 0.")
         return _TRUTH[text.lower()]
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    options = typing.get_args(hint) if is_union else (hint,)
     kinds = tuple(kind for kind in options if kind is not types.NoneType)
     positional: Any = tyro.conf.Positional  # a type made at run time, which no checker follows
     try:

@@ -253,9 +253,10 @@ def test_a_missing_package_is_told_first(
 
 def test_edits_have_no_text_to_image_layouts() -> None:
     from dglaunch import EditingConfig
+    from dglaunch.data.evaluations import num_images_per_prompt
 
     with pytest.raises(UserError, match="for text to image"):
-        EditingConfig(input=Path("t.csv"), layout="geneval")
+        num_images_per_prompt(EditingConfig(input=Path("t.csv"), layout="geneval"))
 
 
 @pytest.mark.parametrize("prompt", ["../../etc/passwd", "/", "..", "\0", "a\nb", ".hidden", "ü" * 300, "🐻" * 90])

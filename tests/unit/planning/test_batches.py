@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dglaunch.data.task import BatchSize, Task, plain_bucket
+from dglaunch.data.task import BatchSize, Bucket, Task, plain_bucket
 from dglaunch.distributed.topology import Topology
 from dglaunch.planning.batches import build, share_of_node
 
@@ -19,8 +19,8 @@ def lengths(count: int, replicas: int, size: int) -> list[list[int]]:
     return [[len(batch) for batch in share] for share in plan.batches]
 
 
-def cost(bucket: tuple) -> float:
-    return float(bucket[0])
+def cost(bucket: Bucket) -> float:
+    return float(bucket.height or 0)
 
 
 @settings(max_examples=300, deadline=None)

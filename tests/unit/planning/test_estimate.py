@@ -31,6 +31,7 @@ def test_plan_says_when_rank_0_cannot_take_in_what_is_made() -> None:
 
 def test_the_estimate_counts_what_is_on_the_device() -> None:
     """FLUX.1-dev's sizes in bfloat16: 24 GB transformer, 10 GB text encoders that leave before it comes."""
+    from dglaunch.models.shape import Shape
     from dglaunch.planning.estimate import memory_of
 
     checkpoint = Checkpoint("x", "FluxPipeline", FAMILIES["FluxPipeline"], {}, {}, True)
@@ -38,7 +39,7 @@ def test_the_estimate_counts_what_is_on_the_device() -> None:
 
     def weights(**flags: Any) -> float:
         config = T2IConfig(prompt="x", optimization=OptimizationConfig(**flags))
-        memory = memory_of(checkpoint, config, Topology(), "bfloat16", 1024, 1024)
+        memory = memory_of(checkpoint, config, Topology(), "bfloat16", Shape(1024, 1024))
         assert memory is not None
         return memory.weights / 1e9
 

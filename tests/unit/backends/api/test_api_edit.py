@@ -15,6 +15,7 @@ from PIL import Image
 from dglaunch.backends.api.uploads import upload
 from dglaunch.cli.main import main
 from dglaunch.data.images import BadImage, decode, probe
+from dglaunch.models.shape import Shape
 from support.api_servers import ApiServer, colour_of
 from support.edit_images import bomb, picture, png
 from support.remote_runs import MODELS, assert_no_key, assert_right_images, edits_of, words
@@ -56,7 +57,7 @@ def test_what_lies_on_its_side_is_sent_upright(tmp_path: Path, suffix: str) -> N
     found = saved(tmp_path / f"a.{suffix}", picture(2, (96, 64)), exif=exif)
     sent = upload(found, ALL)
     shown = Image.open(io.BytesIO(sent.data))
-    assert found.size == shown.size == (64, 96) and shown.getexif().get(0x0112, 1) == 1
+    assert found.shape == Shape(96, 64) and shown.size == (64, 96) and shown.getexif().get(0x0112, 1) == 1
     assert sent.media_type == ("image/jpeg" if suffix == "jpg" else "image/png")
     expected = np.asarray(decode((tmp_path / f"a.{suffix}").read_bytes())).astype(int)
     assert abs(np.asarray(shown.convert("RGB")) - expected).mean() < 3
