@@ -71,10 +71,15 @@ def flags() -> str:
         if name == "ParallelConfig":  # has no flags: docs/xdit.md has its variables
             continue
         rows.append([f"**{name}**", "", ""])
-        defaults = {item.name: item.default for item in dataclasses.fields(getattr(configs, name))}
+        items = {item.name: item for item in dataclasses.fields(getattr(configs, name))}
+        defaults = {item.name: item.default for item in items.values()}
         for field, kind, text in documented:
             if field not in defaults:  # a fact about the class, not a flag
                 continue
+            if "concerns" not in items[field].metadata:
+                raise SystemExit(
+                    f"dglaunch/config.py: --{field} does not say what it concerns; write flag(DEFAULT, CONCERNS)."
+                )
             choices = re.findall(r"'([^']+)'", kind)
             shown = f" `{{{','.join(choices)}}}`" if choices else ""
             default = "" if defaults[field] in (None, dataclasses.MISSING) else f"`{defaults[field]}`"
