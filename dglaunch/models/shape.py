@@ -13,6 +13,12 @@ class Shape:
     def __str__(self) -> str:
         return f"{self.height}x{self.width}"
 
+    @classmethod
+    def parse(cls, text: str) -> "Shape | None":
+        """Return the shape that a text such as `1024x768` stands for; None if it is no such text."""
+        height, _, width = text.partition("x")
+        return cls(int(height), int(width)) if height.isdecimal() and width.isdecimal() else None
+
     @property
     def ratio(self) -> float:
         """Width by height."""

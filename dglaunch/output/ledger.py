@@ -20,6 +20,7 @@ from typing import IO, NamedTuple
 from dglaunch.atomic import TEMPORARY
 from dglaunch.data.task import Record
 from dglaunch.errors import UserError
+from dglaunch.models.shape import Shape
 
 TaskId = tuple[int, int]
 """Index and sample of a task."""
@@ -233,18 +234,18 @@ class OutputFolder:
 
     # -- out of memory --------------------------------------------------------------------------------------------
 
-    def note_out_of_memory(self, height: int, width: int, batch_size: int) -> None:
+    def note_out_of_memory(self, shape: Shape, batch_size: int) -> None:
         """Note a batch that was too large, from any rank, before the rank may be lost: the next start begins below it."""
-        note = self.path / f"{_OUT_OF_MEMORY}{height}x{width}-{batch_size}.json"
+        note = self.path / f"{_OUT_OF_MEMORY}{shape}-{batch_size}.json"
         with contextlib.suppress(OSError):  # the note is a help for the next start, not part of the result
             note.write_text("{}\n")
 
-    def out_of_memory_limits(self) -> dict[str, int]:
-        """Return the largest batch size that no earlier start was short of memory for, by "HxW"."""
-        limits: dict[str, int] = {}
+    def out_of_memory_limits(self) -> dict[Shape, int]:
+        """Return the largest batch size that no earlier start was short of memory for, by shape."""
+        limits: dict[Shape, int] = {}
         for path in self.out_of_memory_notes():
-            shape, _, size = path.stem.removeprefix(_OUT_OF_MEMORY).rpartition("-")
-            if size.isdigit():
+            text, _, size = path.stem.removeprefix(_OUT_OF_MEMORY).rpartition("-")
+            if size.isdecimal() and (shape := Shape.parse(text)) is not None:
                 limit = max(int(size) - 1, 1)
                 limits[shape] = min(limits.get(shape, limit), limit)
         return limits

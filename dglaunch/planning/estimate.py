@@ -89,7 +89,7 @@ def _weights(checkpoint: Checkpoint, config: OptimizationConfig, size: int) -> i
 
 def chooser(
     profile: Profile, checkpoint: Checkpoint, config: RunConfig, topology: Topology, machine: Machine,
-    limits: Mapping[str, int], tuned: Mapping[str, BatchSize],
+    limits: Mapping[Shape, int], tuned: Mapping[Shape, BatchSize],
 ) -> Callable[[Bucket], BatchSize]:  # fmt: skip
     """Return the function that says the batch size of each bucket: what the backend wants, else --batch_size, else what
     `tune` measured, else arithmetic; below a size that ran out of memory before (`limits`)."""
@@ -101,8 +101,8 @@ def chooser(
         shape = checkpoint.shape(bucket.height, bucket.width)
         chosen = _given_or_auto(checkpoint, config, topology, machine, shape, bucket.input_tokens)
         if config.batch_size == "auto" and not bucket.input_tokens and checkpoint.family.batch:
-            chosen = tuned.get(str(shape), chosen)
-        limit = limits.get(str(shape))
+            chosen = tuned.get(shape, chosen)
+        limit = limits.get(shape)
         if limit is not None and chosen.size > limit:
             return BatchSize(limit, f"{limit + 1} or more ran out of memory at {shape} in an earlier start")
         return chosen

@@ -21,6 +21,7 @@ from dglaunch.environment import parallel_from_environment
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.models.optimizations import image_settings
+from dglaunch.models.shape import Shape
 from dglaunch.planning import checks
 from dglaunch.planning.batches import Plan, build, share_of_node
 from dglaunch.planning.estimate import chooser
@@ -98,15 +99,15 @@ class Job:
     def schedule(
         self,
         done: Collection[tuple[int, int]],
-        limits: Mapping[str, int],
-        tuned: Mapping[str, BatchSize],
+        limits: Mapping[Shape, int],
+        tuned: Mapping[Shape, BatchSize],
         memory: int | None,
     ) -> Schedule:
         """Share out what is left to do. A pure function of the job and these, so that every rank gets the same.
 
         Args:
             done: ids of the tasks whose image is there.
-            limits: largest batch that did not run out of memory, by shape ("1024x1024").
+            limits: largest batch that did not run out of memory, by shape.
             tuned: what `dglaunch tune` measured, by shape.
             memory: bytes of a rank's device (rank 0's, so that all ranks plan alike); None if unknown.
         """

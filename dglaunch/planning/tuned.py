@@ -10,6 +10,7 @@ from dglaunch import environment
 from dglaunch.atomic import atomic_write
 from dglaunch.config import TUNING, XDIT_PREFIX, ParallelConfig, RunConfig, settings, settings_that
 from dglaunch.data.task import BatchSize, Record
+from dglaunch.models.shape import Shape
 from dglaunch.system import Machine
 
 GAIN = 1.02
@@ -80,15 +81,18 @@ def remember(config: RunConfig, machine: Mapping[str, object], rows: Sequence[Me
     write_json(path, known)
 
 
-def recall(config: RunConfig, machine: Machine, parallel: ParallelConfig) -> dict[str, BatchSize]:
+def recall(config: RunConfig, machine: Machine, parallel: ParallelConfig) -> dict[Shape, BatchSize]:
     """Return what was measured for a configuration here, by shape ("1024x1024"). Read by rank 0 for all ranks: the ranks of
     several machines must not plan by several files."""
     known = _read(config.backend.cache_dir.expanduser() / REMEMBERED)
     variables = {f"{XDIT_PREFIX}{name.upper()}": str(value) for name, value in settings(parallel).items() if value}
-    found: dict[str, BatchSize] = {}
+    found: dict[Shape, BatchSize] = {}
     for key, entry in known.items():
-        shape = str(json.loads(key)[5])
-        if isinstance(entry, dict) and key == key_of(config, machine.name, machine.dtype, shape, describe(variables)):
+        text = str(json.loads(key)[5])
+        shape = Shape.parse(text)
+        if not isinstance(entry, dict) or shape is None:
+            continue
+        if key == key_of(config, machine.name, machine.dtype, text, describe(variables)):
             reason = f"measured by tune on {entry['date']}: {entry['images_per_s']:.4g} images/s on {machine.name}"
             found[shape] = BatchSize(entry["batch_size"], reason)
     return found

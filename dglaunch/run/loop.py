@@ -193,7 +193,7 @@ class Loop:
         if ending.out_of_memory and context.topology.replica_size > 1:
             # A peer may still wait inside a collective and never hear of it: leave a note for the next start.
             shape = self._shape(batch)
-            OutputFolder(context.config.output_dir).note_out_of_memory(shape.height, shape.width, len(batch))
+            OutputFolder(context.config.output_dir).note_out_of_memory(shape, len(batch))
         if ending.error is not None and context.device == "cuda":
             import torch
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from dglaunch.data.task import BatchSize
 from dglaunch.distributed.channel import Channel
+from dglaunch.models.shape import Shape
 from dglaunch.output import layouts
 from dglaunch.output.writer import Writer
 from dglaunch.planning.job import Job
@@ -25,9 +26,9 @@ class Found:
 class Known:
     """What rank 0 knows and the ranks must not each find out for themselves, or they might plan differently."""
 
-    limits: Mapping[str, int]
+    limits: Mapping[Shape, int]
     """Largest batch that did not run out of memory, by shape."""
-    tuned: Mapping[str, BatchSize]
+    tuned: Mapping[Shape, BatchSize]
     """What `dglaunch tune` measured, by shape."""
     memory: int | None
     """Bytes of its device."""

@@ -9,6 +9,7 @@ import pytest
 from dglaunch.cli import tune
 from dglaunch.config import BackendConfig, OptimizationConfig, ParallelConfig, T2IConfig
 from dglaunch.errors import UserError
+from dglaunch.models.shape import Shape
 from dglaunch.planning.tuned import REMEMBERED, Measured, describe, recall, remember, sweet_spot
 from dglaunch.system import Machine
 
@@ -40,7 +41,7 @@ def test_a_result_is_used_for_its_own_case_only(tmp_path: Path) -> None:
     remember(config(tmp_path), here, measured(1, 2, 2.1) + measured(1, 1.5, parallel="ulysses 2"))
     machine = Machine(name="NVIDIA H100", memory=None, dtype="bfloat16")
     (found,) = recall(config(tmp_path), machine, ParallelConfig()).items()
-    assert found[0] == "1024x1024" and found[1].size == 4
+    assert found[0] == Shape(1024, 1024) and found[1].size == 4
     assert "measured by tune on" in found[1].reason and "NVIDIA H100" in found[1].reason
     (split,) = recall(config(tmp_path), machine, ParallelConfig(ulysses_degree=2)).values()
     assert split.size == 2

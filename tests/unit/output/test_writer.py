@@ -14,6 +14,7 @@ import pytest
 
 from dglaunch.data.task import Result, Task, file_name
 from dglaunch.errors import OutputError, UserError
+from dglaunch.models.shape import Shape
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.writer import Writer
 from support.results import ledger
@@ -198,10 +199,10 @@ def test_nodes_write_apart_and_the_last_one_joins(tmp_path: Path) -> None:
 
 
 def test_out_of_memory_is_remembered_by_shape(tmp_path: Path) -> None:
-    OutputFolder(tmp_path).note_out_of_memory(1024, 768, 8)
-    OutputFolder(tmp_path).note_out_of_memory(1024, 768, 5)
-    OutputFolder(tmp_path).note_out_of_memory(64, 64, 1)
-    assert OutputFolder(tmp_path).out_of_memory_limits() == {"1024x768": 4, "64x64": 1}
+    OutputFolder(tmp_path).note_out_of_memory(Shape(1024, 768), 8)
+    OutputFolder(tmp_path).note_out_of_memory(Shape(1024, 768), 5)
+    OutputFolder(tmp_path).note_out_of_memory(Shape(64, 64), 1)
+    assert OutputFolder(tmp_path).out_of_memory_limits() == {Shape(1024, 768): 4, Shape(64, 64): 1}
 
 
 def test_ranks_beside_are_joined_by_the_next_start(tmp_path: Path) -> None:
@@ -233,13 +234,13 @@ def test_a_rank_that_writes_beside_keeps_the_folder(tmp_path: Path) -> None:
 
 
 def test_a_start_keeps_its_own_lock_and_what_ran_out_of_memory(tmp_path: Path) -> None:
-    OutputFolder(tmp_path).note_out_of_memory(64, 64, 4)
+    OutputFolder(tmp_path).note_out_of_memory(Shape(64, 64), 4)
     with opened(tmp_path, tasks(1), node="-node0of2"):
         assert OutputFolder(tmp_path).is_held("-node0of2")
         with pytest.raises(UserError, match="Another dglaunch"), opened(tmp_path, tasks(1), node="-node0of2"):
             pass
     with opened(tmp_path, tasks(1)):
-        assert OutputFolder(tmp_path).out_of_memory_limits() == {"64x64": 3}
+        assert OutputFolder(tmp_path).out_of_memory_limits() == {Shape(64, 64): 3}
 
 
 def test_another_models_folder_is_refused_whoever_wrote_it(tmp_path: Path) -> None:
