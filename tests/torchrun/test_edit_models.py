@@ -200,7 +200,10 @@ def test_the_shipped_checkpoint_edits(runs: dict[str, tuple[Path, Case]]) -> Non
 def test_what_cannot_run_is_refused_with_what_can(runs: dict[str, tuple[Path, Case]]) -> None:
     folder, case = runs["longcat-xdit"]
     assert case.codes == [2] and not folder.exists()
-    assert "--backend xdit has no LongCatImageEditPipeline for edit; it runs flux1_kontext, flux2, flux2_klein, qwen_singleimg" in case.output
+    assert (
+        "--backend xdit has no LongCatImageEditPipeline for edit; it runs flux1_kontext, flux2, flux2_klein, qwen_singleimg"
+        in case.output
+    )
     _, case = runs["wrong class"]
     assert case.codes == [2] and "cannot be loaded as FluxKontextPipeline" in case.output
 
