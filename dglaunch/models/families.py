@@ -259,6 +259,14 @@ FAMILIES: dict[str, Family] = {
         xdit=XDiT(pipeline="xfuser:xFuserPixArtSigmaPipeline", cfg=True, pipefusion=True, image_unit="rows"),
         takes=_GUIDED_TAKES,
     ),
+    "Lumina2Pipeline": Family(
+        name="Lumina2",
+        sized_by_transformer=True,
+        max_sequence_length=256,
+        text_outputs=_GUIDED_TEXT,
+        xdit=XDiT(pipeline="xfuser:xFuserLumina2Pipeline", ring=False, cfg=True, image_unit="rows"),
+        takes=_names("cache:cache_dit"),
+    ),
     "PixArtAlphaPipeline": Family(
         name="PixArtAlpha",
         arguments=(("use_resolution_binning", False),),
