@@ -1,7 +1,7 @@
 """What a checkpoint is, read from its JSON files: its family, default size, heads and weight. torch is not imported.
 
 A family is a row in `FAMILIES`, chosen by the pipeline class that the checkpoint's model_index.json names, never by
-the model's name. The rules of xDiT in these rows were measured (see tests/test_xfuser_parity.py, which checks them).
+the model's name. The rules of xDiT in these rows were measured (see tests/torchrun/test_xfuser_parity.py, which checks them).
 """
 
 import difflib
@@ -21,10 +21,8 @@ from dglaunch.models.shape import Shape
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 USUAL_STEPS = 28
 """Denoising steps where neither the user nor the checkpoint says how many."""
-SIZED_BY_TRANSFORMER = (
-    "PixArtSigmaPipeline", "StableDiffusion3Pipeline", "StableDiffusionXLPipeline", "StableDiffusionPipeline",
-)  # fmt: skip
-"""Pipelines whose default size is the transformer's (or U-Net's) sample_size, in latents of 8 pixels."""
+SIZED_BY_UNET = ("StableDiffusionXLPipeline", "StableDiffusionPipeline")
+"""Pipelines without a row whose default size is the U-Net's sample_size, in latents of 8 pixels."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,11 @@ class Checkpoint:
     def heads(self) -> int | None:
         """Attention heads of the transformer, which the Ulysses degree must divide."""
         return self._number("num_attention_heads") or self._number("n_heads")
+
+    @property
+    def kv_heads(self) -> int | None:
+        """Heads of its keys and values; fewer than its heads where several share one, and divided by Ulysses as well."""
+        return self._number("num_kv_heads") or self._number("n_kv_heads") or self.heads
 
     def encodes_ahead(self, mode: str) -> bool:
         """Whether a run with this --encode encodes its prompts before its first batch."""
@@ -190,7 +193,7 @@ def _checkpoint(
     if not isinstance(name, str):
         raise UserError(f"The model_index.json of {source} names no pipeline class (_class_name); it cannot be loaded.")
     family = FAMILIES.get(name, OTHER)
-    if name in SIZED_BY_TRANSFORMER:
+    if family.sized_by_transformer or name in SIZED_BY_UNET:
         latents = transformer.get("sample_size")
         side = 8 * (latents if isinstance(latents, int) and latents else 128)
         defaults = {"height": side, "width": side} | defaults

@@ -52,6 +52,8 @@ class Family:
     size_multiple: int = 16
     """Width and height must be multiples of it: VAE scale x patch size."""
     default_size: int = 1024
+    sized_by_transformer: bool = False
+    """Whether the pipeline's own default size is the sample_size of its transformer, in latents of 8 pixels."""
     max_sequence_length: int = 512
     guidance: str = "guidance_scale"
     """What the pipeline calls the scale that --guidance_scale sets."""
@@ -236,6 +238,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "StableDiffusion3Pipeline": Family(
         name="SD3",
+        sized_by_transformer=True,
         max_sequence_length=256,
         text_outputs=_GUIDED_TEXT,
         xdit=XDiT(
@@ -249,11 +252,20 @@ FAMILIES: dict[str, Family] = {
     ),
     "PixArtSigmaPipeline": Family(
         name="PixArtSigma",
+        sized_by_transformer=True,
         max_sequence_length=300,
         arguments=(("use_resolution_binning", False),),
         text_outputs=_GUIDED_TEXT,
         xdit=XDiT(pipeline="xfuser:xFuserPixArtSigmaPipeline", cfg=True, pipefusion=True, image_unit="rows"),
         takes=_GUIDED_TAKES,
+    ),
+    "Lumina2Pipeline": Family(
+        name="Lumina2",
+        sized_by_transformer=True,
+        max_sequence_length=256,
+        text_outputs=_GUIDED_TEXT,
+        xdit=XDiT(pipeline="xfuser:xFuserLumina2Pipeline", ring=False, cfg=True, image_unit="rows"),
+        takes=_names("cache:cache_dit"),
     ),
     "PixArtAlphaPipeline": Family(
         name="PixArtAlpha",

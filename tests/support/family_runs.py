@@ -4,9 +4,12 @@ from support.edit_images import MULTI, SINGLE
 
 SIZE = ["--height", "64", "--width", "64", "--num_inference_steps", "3"]
 DIFFERENT_LENGTHS = ["a red cat", "two blue dogs on the moon", "x", "a green house by the sea, at night, in the rain"]
+T2I = ("flux", "flux2", "flux2_klein", "qwenimage", "zimage", "sd3", "pixart_sigma", "lumina2")
+"""Those that draw from text alone and that xfuser can split by Ulysses."""
 GUIDED = {
     "sd3": ["--guidance_scale", "4"],
     "pixart_sigma": ["--guidance_scale", "4"],
+    "lumina2": ["--guidance_scale", "4", "--negative_prompt", "ugly"],
     "zimage": ["--guidance_scale", "4"],
     "qwenimage": ["--guidance_scale", "4", "--negative_prompt", "ugly"],
 }

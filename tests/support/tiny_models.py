@@ -114,6 +114,10 @@ def t5_tokenizer() -> PreTrainedTokenizerFast:
     return char_tokenizer("$A </s>", max_length=512)
 
 
+def gemma_tokenizer() -> PreTrainedTokenizerFast:
+    return char_tokenizer("<s> $A", max_length=512)
+
+
 def image_processor() -> transformers.PaddleOCRVLProcessor:
     """In the place of Qwen2VLProcessor, which cannot be made without torchvision (its video half needs it).
 
@@ -196,6 +200,12 @@ def qwen25_vl() -> nn.Module:
     return transformers.Qwen2_5_VLForConditionalGeneration(
         transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
     )
+
+
+def gemma2() -> nn.Module:
+    config = decoder_config() | {"vocab_size": len(gemma_tokenizer())}
+    ids = {f"{name}_token_id": getattr(gemma_tokenizer(), f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    return transformers.Gemma2Model(transformers.Gemma2Config(**config | ids))
 
 
 # --- VAEs and schedulers ---------------------------------------------------------------------------------------------
@@ -346,6 +356,25 @@ def pixart_sigma() -> DiffusionPipeline:
     )
 
 
+def lumina2() -> DiffusionPipeline:
+    return diffusers.Lumina2Pipeline(
+        scheduler=flow_scheduler(),
+        vae=flow_vae(),
+        text_encoder=gemma2(),
+        tokenizer=gemma_tokenizer(),
+        transformer=diffusers.Lumina2Transformer2DModel(
+            hidden_size=HEADS * HEAD_DIM,
+            num_layers=LAYERS,
+            num_refiner_layers=1,
+            num_attention_heads=HEADS,
+            num_kv_heads=HEADS // 2,  # fewer than heads, as in the real one
+            multiple_of=16,
+            axes_dim_rope=ROPE,
+            cap_feat_dim=WIDTH,
+        ),
+    )
+
+
 def sdxl() -> DiffusionPipeline:
     """A U-Net: the family that xDiT cannot split."""
     return diffusers.StableDiffusionXLPipeline(
@@ -460,6 +489,7 @@ FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "glm_image": glm_image,  # editing too
     "sd3": sd3,
     "pixart_sigma": pixart_sigma,
+    "lumina2": lumina2,
     "sdxl": sdxl,
     # editing; flux2 and flux2_klein take images too
     "flux_kontext": partial(flux, diffusers.FluxKontextPipeline),

@@ -16,13 +16,12 @@ from dglaunch.backends.diffusers.backend import DiffusersBackend
 from dglaunch.backends.diffusers.pixels import NOT_A_NUMBER, to_images
 from dglaunch.cli.main import main
 from support.edit_images import save_table
-from support.family_runs import DIFFERENT_LENGTHS, EDITORS, GUIDED, SETS, SIZE
+from support.family_runs import DIFFERENT_LENGTHS, EDITORS, GUIDED, SETS, SIZE, T2I
 from support.pretend_gpu import PretendGpu, on_gpu
 from support.ranks import Case, launch
 from support.results import difference, images, ledger, run_json, write_jsonl
 from support.tiny_models import build
 
-FAMILIES = ("flux", "flux2", "flux2_klein", "qwenimage", "zimage", "sd3", "pixart_sigma")
 WAYS: dict[str, list[str]] = {
     "ahead": ["--encode", "ahead"],
     "inline": ["--encode", "inline"],
@@ -66,7 +65,7 @@ def test_images_are_read_once_their_copies_are_there() -> None:
     assert [here[n].tobytes() for n in (0, 2)] == [there[n].tobytes() for n in (0, 2)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", T2I)
 def test_text_to_image(families: Path, prompts: Path, tmp_path: Path, family: str) -> None:
     build(family, families / family)
     command = ["t2i", "--model_name", families / family, "--prompts_file", prompts, *SIZE, *GUIDED.get(family, [])]
@@ -82,17 +81,17 @@ def splits(families: Path, prompts: Path, tmp_path_factory: pytest.TempPathFacto
     """Two ranks of one replica, each with a pretended GPU: every family's folder, and how it ended."""
     folder = tmp_path_factory.mktemp("splits")
     commands: list[tuple[list[Any], dict[str, str]]] = []
-    for family in FAMILIES:
+    for family in T2I:
         build(family, families / family)
         command = ["t2i", "--model_name", families / family, "--prompts_file", prompts, *SIZE, *GUIDED.get(family, [])]
         command += ["--batch_size", "3", "--torch_dtype", "float32", "--backend", "xdit"]
         command += ["--attention_backend", "SDPA"]  # that xfuser would take in float32 is for GPUs
         command += ["--device", "cuda", "--output_dir", folder / family]
         commands.append((command, {"DG_XDIT_ULYSSES_DEGREE": "2"}))
-    return {family: (folder / family, case) for family, case in zip(FAMILIES, launch(folder, 2, commands))}
+    return {family: (folder / family, case) for family, case in zip(T2I, launch(folder, 2, commands))}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", T2I)
 def test_text_to_image_split_by_xdit(
     splits: dict[str, tuple[Path, Case]], families: Path, prompts: Path, tmp_path: Path, family: str
 ) -> None:

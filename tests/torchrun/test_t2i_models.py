@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from support.family_runs import DIFFERENT_LENGTHS, GUIDED, SIZE
+from support.family_runs import DIFFERENT_LENGTHS, GUIDED, SIZE, T2I
 from support.ranks import Case, launch
 from support.results import PROMPTS, difference, images, ledger, run_json, write_jsonl
 from support.tiny_models import build
@@ -28,13 +28,10 @@ SPLITS: dict[str, tuple[int, dict[str, str]]] = {
     "ulysses2-data2": (4, {"DG_XDIT_ULYSSES_DEGREE": "2"}),
 }
 FAMILY_SPLITS = [
-    *[
-        (family, "ulysses2")
-        for family in ("flux", "flux2", "flux2_klein", "qwenimage", "zimage", "sd3", "pixart_sigma")
-    ],
+    *[(family, "ulysses2") for family in T2I],
     *[(family, "ring2") for family in ("flux", "sd3")],
-    *[(family, "cfg2") for family in ("sd3", "pixart_sigma", "zimage")],
-    *[(family, "data2") for family in ("qwenimage", "sd3")],
+    *[(family, "cfg2") for family in ("sd3", "pixart_sigma", "zimage", "lumina2")],
+    *[(family, "data2") for family in ("qwenimage", "sd3", "lumina2")],
     *[(family, "ulysses2-data2") for family in ("flux", "sd3")],
 ]
 WORLDS = [(1, 1), (1, 4), (1, 8), (2, 1), (2, 4), (2, 8), (4, 1), (4, 4), (4, 8)]

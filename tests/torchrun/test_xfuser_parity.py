@@ -3,7 +3,7 @@
 The layer is real processes: one torchrun per world size, on gloo, serves all of its cases (importing costs 8 s, a case
 under 1 s). This file is both sides of it: pytest collects the tests below and starts the file itself as the worker.
 
-    pytest tests/test_xfuser_parity.py
+    pytest -m slow tests/torchrun/test_xfuser_parity.py -k lumina2    # cases by family and split
 """
 
 import json
@@ -99,6 +99,17 @@ ZIMAGE: list[tuple[str, dict[str, Any]]] = [
     ("mixed-negative", {**MIXED, "negative_prompt": ["4" * 41, "5"]}),
 ]
 UNGUIDED = {**MIXED, "guidance_scale": 0.0}
+# Text and image are one sequence, which xfuser pads where the degree does not divide it: one of these two lengths is odd.
+LUMINA2: list[tuple[str, dict[str, Any]]] = [
+    ("", {}),
+    ("equal-3", {"prompt": ["123", "890"]}),
+    ("equal-4", {"prompt": ["1234", "8901"]}),
+    ("negative", {"negative_prompt": ["ugly", "very ugly"]}),
+    ("unguided", {"guidance_scale": 1.0}),
+]
+LUMINA2_SPLITS: list[dict[str, int]] = [
+    {"ulysses": 2}, {"cfg": 2}, {"dp": 2}, {"ulysses": 2, "cfg": 2}, {"ulysses": 2, "dp": 2}
+]  # fmt: skip
 ZIMAGE_SPLITS: list[dict[str, int]] = [{"ulysses": 2}, {"cfg": 2}, {"dp": 2}, {"ring": 2}, {"ulysses": 2, "cfg": 2}]
 
 CASES = [
@@ -123,6 +134,11 @@ CASES = [
     Case(family="qwenimage_edit_2511", images=True, what="odd", extra={"prompt": ["1234"], **ODD}, ulysses=2),
     *(Case(family="zimage", what=what, extra=extra, **split) for what, extra in ZIMAGE for split in ZIMAGE_SPLITS),
     *(Case(family="zimage", what="unguided", extra=UNGUIDED, **split) for split in ({"ulysses": 2}, {"dp": 2})),
+    *(Case(family="lumina2", what=what, extra=extra, **split) for what, extra in LUMINA2 for split in LUMINA2_SPLITS),
+    Case(family="lumina2", cfg=2, what="odd-image", extra=ODD),
+    Case(family="lumina2", ulysses=2, what="odd-image", extra=ODD, refused="not a multiple of (patch_size"),
+    Case(family="lumina2", ring=2, refused="currently supports Ulysses only"),
+    Case(family="lumina2", ulysses=4, refused="KV heads must be divisible"),
     Case(family="zimage", what="unguided", extra=UNGUIDED, cfg=2, refused="needs guidance"),
 ]
 
@@ -221,6 +237,7 @@ def load(case: Case, folder: Path, engine_config: Any) -> Any:
     pipelines = {
         "sd3": xfuser.xFuserStableDiffusion3Pipeline,
         "pixart_sigma": xfuser.xFuserPixArtSigmaPipeline,
+        "lumina2": xfuser.xFuserLumina2Pipeline,
     }
     wrappers = {
         "flux": xFuserFlux1Transformer2DWrapper,

@@ -1,5 +1,6 @@
 """What xfuser would do wrong, slowly or in silence, is refused here before anything is loaded."""
 
+import math
 from collections.abc import Iterable
 
 from dglaunch.config import RunConfig
@@ -39,11 +40,15 @@ def check_degrees(checkpoint: Checkpoint, config: RunConfig, topology: Topology,
             f"Ring attention is not right for {family.name} when a prompt's length is not a multiple of the degree; use "
             "DG_XDIT_ULYSSES_DEGREE instead of DG_XDIT_RING_DEGREE."
         )
-    heads, ulysses = checkpoint.heads, parallel.ulysses_degree
-    if heads is not None and heads % ulysses and not family.xdit.pads_heads:
-        fitting = [n for n in range(1, heads + 1) if heads % n == 0]
+    heads, kv_heads, ulysses = checkpoint.heads, checkpoint.kv_heads, parallel.ulysses_degree
+    if heads is None or kv_heads is None or family.xdit.pads_heads:
+        return
+    shared = math.gcd(heads, kv_heads)
+    if shared % ulysses:
+        fitting = [n for n in range(1, shared + 1) if shared % n == 0]
+        counted = f"{heads} attention heads" + (f", {kv_heads} of keys and values" if kv_heads != heads else "")
         raise UserError(
-            f"{family.name} here has {heads} attention heads, which DG_XDIT_ULYSSES_DEGREE={ulysses} does not divide. "
+            f"{family.name} here has {counted}, which DG_XDIT_ULYSSES_DEGREE={ulysses} does not divide. "
             f"Degrees that do: {', '.join(map(str, fitting))}."
         )
 

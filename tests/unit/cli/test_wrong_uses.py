@@ -45,6 +45,10 @@ WRONG: dict[str, tuple[str, dict[str, str]]] = {
         {"DG_XDIT_ULYSSES_DEGREE": "2", "DG_XDIT_DATA_PARALLEL_DEGREE": "2"},
     ),
     "heads that cannot be divided": (f"plan {FLUX} --backend xdit --world_size 8", {"DG_XDIT_ULYSSES_DEGREE": "8"}),
+    "heads of keys that cannot be divided": (
+        f"plan {T2I} --model_name lumina2 --backend xdit --world_size 4",
+        {"DG_XDIT_ULYSSES_DEGREE": "4"},
+    ),
     "a text that cannot be split": (
         f"plan {FLUX} --backend xdit --world_size 2 --max_sequence_length 77",
         {"DG_XDIT_ULYSSES_DEGREE": "2"},
@@ -86,7 +90,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, families: Path) -> Path:
     from support.tiny_models import build
 
     folder = tmp_path_factory.mktemp("wrong")
-    for name, family in (("flux", "flux"), ("qwen", "qwenimage"), ("sdxl", "sdxl")):
+    for name, family in (("flux", "flux"), ("qwen", "qwenimage"), ("sdxl", "sdxl"), ("lumina2", "lumina2")):
         (folder / name).symlink_to(build(family, families / family))
     (folder / "plain").mkdir()
     (folder / "empty.jsonl").write_text("")
