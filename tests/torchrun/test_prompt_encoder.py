@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dglaunch.backends.diffusers import embedding_cache, prompt_encoder, prompt_interception
+from dglaunch.backends.diffusers import embedding_cache, engine, prompt_encoder, prompt_interception
 from dglaunch.cli.main import main
 from support.commands import run_process
 from support.results import PROMPTS, difference, ledger, run_json, write_jsonl
@@ -103,7 +103,7 @@ def test_an_embedding_cache_that_cannot_be_written_is_told(
     """It would silently do nothing. At the start the model is not loaded for it; later what is made stays."""
     (tmp_path / "file").touch()
     with monkeypatch.context() as patch:
-        patch.setattr("dglaunch.backends.diffusers.DiffusersBackend.load_pipeline", None)
+        patch.setattr(engine.DiffusersEngine, "load_pipeline", None)
         make(tmp_path, "out", PROMPTS[:2], "--embedding_cache", str(tmp_path / "file"), code=2)
     assert f"--embedding_cache {tmp_path / 'file'} cannot be written" in capsys.readouterr().err
     disk = OSError(28, "No space left on device")
