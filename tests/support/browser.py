@@ -46,6 +46,7 @@ class Browser:
     def open(self, page: Path, state: str = "") -> None:
         """Load a page from the disk, with its state after the #."""
         self.call("POST", "/url", {"url": "about:blank"})
+        self.complaints()  # those of the page before are not this one's
         self.call("POST", "/url", {"url": f"{page.resolve().as_uri()}#{state}"})
 
     def js(self, script: str, *arguments: Any) -> Any:
@@ -76,7 +77,7 @@ class Browser:
         self.call("POST", "/actions", {"actions": [{"type": "pointer", "id": "mouse", "actions": steps}]})
 
     def complaints(self) -> list[str]:
-        """Errors on the console since the last call: of scripts, of the Content-Security-Policy, of missing files."""
+        """Errors on the console since the last call, or since a page was opened: of scripts, of the Content-Security-Policy, of missing files."""
         return [
             entry["message"]
             for entry in self.call("POST", "/se/log", {"type": "browser"})
