@@ -41,11 +41,11 @@ system-packages:
 # Side by side and in any order; what a file makes for all of its tests is made once, so its tests stay together.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
 
-# A minute: what to run while you write.
+# What to run while you write.
 quick: lint
 	$(PYTEST) tests/unit
 
-# Ten minutes on two idle cores: everything, what CI runs.
+# Everything but what is marked slow: what CI runs.
 test: lint system-packages
 	$(PYTEST)
 
