@@ -118,13 +118,12 @@ class Job:
         def cost(bucket: Bucket) -> float:
             return self.profile.cost(self.checkpoint, bucket)
 
-        mine = share_of_node(self.makeable, self.topology, bucket_of, cost) + self.unmakeable
-        left = [task for task in mine if task.id not in done]
-        pending = [task for task in left if task.error is None]
+        mine = share_of_node(self.makeable, self.topology, bucket_of, cost)
+        pending = [task for task in mine if task.id not in done] if done else mine
         plan = build(pending, self.topology.num_replicas, choose, bucket_of, cost)
         return Schedule(
-            total=len(mine),
-            unmakeable=[task for task in left if task.error is not None],
+            total=len(mine) + len(self.unmakeable),
+            unmakeable=[task for task in self.unmakeable if task.id not in done],
             plan=plan,
             num_extra_batches=plan.num_extra_batches if self.profile.mixes_rows else 0,
             reasons=self.target.reasons | _size_reasons(self.checkpoint, plan),
