@@ -25,10 +25,11 @@ from dglaunch.backends.base import Backend
 from dglaunch.backends.profiles import profile_of
 from dglaunch.cli.flags import parse, without
 from dglaunch.config import XDIT_PREFIX, RunConfig, T2IConfig
-from dglaunch.data.task import Batch, Bucket, Record, Task
+from dglaunch.data.task import Batch, Record, Task
 from dglaunch.distributed.channel import Channel
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import EXIT_DONE, DglaunchError, UserError
+from dglaunch.planning.batches import into_buckets
 from dglaunch.planning.job import Job, prepare
 from dglaunch.planning.tuned import GAIN, Measured, describe, remember, sweet_spot, write_json
 from dglaunch.system import torchrun_command, versions
@@ -198,10 +199,7 @@ def work(measured: Path, words: Sequence[str], environ: Mapping[str, str]) -> in
 def commonest(job: Job) -> list[Task]:
     """Return the tasks that may share a batch with the most others: their size is what is measured."""
     bucket_of = job.profile.buckets(job.config, job.target, job.tasks)
-    buckets: dict[Bucket, list[Task]] = {}
-    for task in job.makeable:
-        buckets.setdefault(bucket_of(task), []).append(task)
-    return max(buckets.values(), key=len)
+    return max(into_buckets(job.makeable, bucket_of).values(), key=len)
 
 
 def shape_of(job: Job, task: Task) -> str:

@@ -84,8 +84,8 @@ class Family:
     xdit: XDiT | None = None
     """How xfuser runs it; None where it does not."""
     takes: frozenset[str] | None = None
-    """Of the optimizations that depend on the family, those that were measured to work (tests/unit/backends try them
-    again). None: nobody measured, so each is let through and the loaded modules decide."""
+    """Of the optimizations that depend on the family, those that were measured to work (tests/torchrun/test_optimizations.py
+    tries them again). None: nobody measured, so each is let through and the loaded modules decide."""
 
 
 def _names(text: str) -> frozenset[str]:
