@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
+# Where it is set, pytest would compile each test file again in each of its processes.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo quick test lint soak gpu docs system-packages clean
 

@@ -5,8 +5,9 @@ import os
 import platform
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from dglaunch.errors import MissingPackage
@@ -70,7 +71,8 @@ PACKAGES = (
 )
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """Return the versions of Python and the packages that shape the images. Nothing is imported."""
     found = {"python": platform.python_version(), "host": platform.node()}
     for name in PACKAGES:

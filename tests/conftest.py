@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tyro import _docstrings as tyro_docstrings
 
 from support import small_images
 from support.results import PROMPTS, write_jsonl
@@ -14,6 +16,8 @@ os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # before torch is imported: threads of several processes wait for one another
 small_images.install()
+# tyro reads the source of a class again in each call, 40 ms of 70 under pytest: in one process once is enough.
+tyro_docstrings._ClassTokenization.make = staticmethod(cache(tyro_docstrings._ClassTokenization.make))  # type: ignore[method-assign]
 
 
 @pytest.fixture

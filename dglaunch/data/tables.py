@@ -7,16 +7,9 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dglaunch.errors import MissingPackage, UserError
-
-if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
-    pass
-
 
 PROMPT_FILE = "prompt_file"
 """Column of a table that was read from a folder of .txt files: the name of the prompt's file without its suffix."""

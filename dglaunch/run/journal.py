@@ -61,7 +61,7 @@ class Journal:
             "choices": self.reasons,
             "effects": self.facts.effects,
             "defaults": self.facts.defaults,
-            "versions": versions() | self.facts.versions,
+            "versions": {**versions(), **self.facts.versions},
             "device": job.machine.name,
             "topology": {
                 "world_size": topology.world_size,

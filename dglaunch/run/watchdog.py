@@ -118,9 +118,11 @@ class StallWatch:
         self, _kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
         self.ended.set()
-        self._thread.join()
         if self._pipe is not None:
             signal.set_wakeup_fd(-1)
+            os.write(self._pipe[1], b"\0")  # no signal, but the thread need not sit its tick out
+        self._thread.join()
+        if self._pipe is not None:
             for end in self._pipe:
                 os.close(end)
 

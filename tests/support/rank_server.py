@@ -25,11 +25,11 @@ LIBRARIES = (
 PIPELINES = (
     "FluxPipeline", "FluxKontextPipeline", "Flux2Pipeline", "Flux2KleinPipeline", "QwenImagePipeline",
     "QwenImageEditPipeline", "QwenImageEditPlusPipeline", "ZImagePipeline", "StableDiffusion3Pipeline",
-    "PixArtSigmaPipeline", "LongCatImageEditPipeline", "GlmImagePipeline", "AutoencoderKL", "FluxTransformer2DModel",
+    "PixArtSigmaPipeline", "LongCatImageEditPipeline", "GlmImagePipeline", "Lumina2Pipeline", "AutoencoderKL", "FluxTransformer2DModel",
 )  # fmt: skip
 ENCODERS = (
     "T5EncoderModel", "CLIPTextModel", "CLIPTextModelWithProjection", "Qwen3ForCausalLM", "Qwen2_5_VLForConditionalGeneration",
-    "Mistral3ForConditionalGeneration", "PreTrainedTokenizerFast", "T5TokenizerFast", "CLIPTokenizer", "AutoTokenizer",
+    "Mistral3ForConditionalGeneration", "PreTrainedTokenizerFast", "T5TokenizerFast", "CLIPTokenizer", "AutoTokenizer", "Gemma2Model",
 )  # fmt: skip
 
 

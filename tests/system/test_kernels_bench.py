@@ -14,6 +14,7 @@ from PIL import Image
 from kernels_bench import end_to_end, measure, true_size
 from kernels_bench.__main__ import BENCHES, main
 from support.commands import Ended, in_process
+from support.selection import rarely
 
 CARRIED = {"bench", "date", "hardware", "command", "commit", "uncommitted", "versions", "options", "rows", "notes"}
 CAUGHT = {
@@ -26,8 +27,9 @@ CAUGHT = {
     "optimizations": "plain, the same batch twice: the output differs",
 }
 """What each bench says to spoilt outputs; end_to_end, whose runs take longer, is tried on made-up pictures."""
-SLOW = ("true_size",)
-"""They compile: minutes."""
+SLOW = ("vae", "batch", "end_to_end", "optimizations", "attention")
+"""A minute and more each, with their processes and models; make soak runs them. true_size has a test of its own."""
+RUN = [bench for bench in BENCHES if bench != "true_size"]
 
 
 # -- the shared code --------------------------------------------------------------------------------------------------
@@ -123,7 +125,7 @@ def command(bench: str, folder: Path, *flags: str) -> Ended:
     return in_process(main, bench, "--quick", "--results", folder, *flags)
 
 
-@pytest.mark.parametrize("bench", [bench for bench in BENCHES if bench not in SLOW])
+@pytest.mark.parametrize("bench", rarely(RUN, SLOW))
 def test_a_bench_prints_and_appends_its_row(tmp_path: Path, bench: str) -> None:
     pytest.importorskip("matplotlib")
     plot = tmp_path / f"{bench}.png"
@@ -154,7 +156,7 @@ def test_idle_is_what_no_kernel_covers() -> None:
     assert share == pytest.approx(0.2) and longest == pytest.approx(2e-9)
 
 
-@pytest.mark.parametrize("bench", CAUGHT)
+@pytest.mark.parametrize("bench", rarely(CAUGHT, {"batch", "attention", "optimizations"}))
 def test_a_wrong_output_is_caught_and_not_recorded(tmp_path: Path, bench: str) -> None:
     ended = command(bench, tmp_path, "--damage")
     assert ended.code == 1, ended.output

@@ -125,25 +125,38 @@ def test_what_reaches_xfusers_transformer_makes_the_same_images(
         assert difference(tmp_path / name, runs[name][0]) <= 2, name
 
 
-def test_compiling_is_counted_apart_and_kept_for_the_next_run(tmp_path: Path) -> None:
+def test_compiling_is_counted_apart(tmp_path: Path) -> None:
+    words = ["t2i", "--prompt", PROMPTS[0], "--num_inference_steps", "1", "--height", "64", "--width", "64"]
+    plain = dglaunch(*words, "--output_dir", tmp_path / "plain")
+    assert plain.code == 0, plain.output
+    compiled(tmp_path, "compiled", *words)
+
+
+@pytest.mark.slow
+def test_what_was_compiled_is_kept_for_the_next_run(tmp_path: Path) -> None:
     """Three images in batches of two: the last batch is smaller and needs another compilation."""
     prompts = write_jsonl(tmp_path / "p.jsonl", [{"prompt": prompt} for prompt in PROMPTS[:3]])
     # Three images at most two at a time are balanced as 2 + 1.
-    words = ["t2i", "--prompts_file", prompts, "--num_inference_steps", "2", "--batch_size", "2", "--cache_dir"]
-    words += [tmp_path / "cache"]
+    words = ["t2i", "--prompts_file", prompts, "--num_inference_steps", "2", "--batch_size", "2"]
     plain = dglaunch(*words, "--output_dir", tmp_path / "plain")
     assert plain.code == 0, plain.output
-    told = []
-    for name in ("first", "second"):
-        ended = run_forked(tmp_path, *words, "--enable_compile", "--output_dir", tmp_path / name)
-        assert ended.code == 0, ended.output
-        assert difference(tmp_path / name, tmp_path / "plain") <= 2
-        run = run_json(tmp_path / name)
-        assert run["seconds"]["compile"] > 0
-        assert "blocks (FluxTransformerBlock, FluxSingleTransformerBlock)" in run["effects"]["enable_compile"]
-        (event,) = [text for text in run["events"] if "torch.compile worked" in text]
-        told.append(re.search(r"worked (\d+) times, .*; (\d+) graphs were in", event))
+    first, second = (compiled(tmp_path, name, *words) for name in ("first", "second"))
     assert list((tmp_path / "cache" / "compile").rglob("*.py")), "nothing was kept in --cache_dir"
-    assert [len(line) for line in (ledger(tmp_path / "first"),)] == [3]
-    assert told[0] and int(told[0][1]) > 2, "the smaller batch was compiled too"
-    assert told[1] and int(told[1][2]) > 0, "the second run found what the first had kept"
+    assert len(ledger(tmp_path / "first")) == 3
+    assert int(first[1]) > 2, "the smaller batch was compiled too"
+    assert int(second[2]) > 0, "the second run found what the first had kept"
+
+
+def compiled(folder: Path, name: str, *words: str | Path) -> re.Match[str]:
+    """A run that compiles and draws what the plain one does: how often it compiled, and how many graphs were kept."""
+    out = folder / name
+    ended = run_forked(folder, *words, "--enable_compile", "--cache_dir", folder / "cache", "--output_dir", out)
+    assert ended.code == 0, ended.output
+    assert difference(out, folder / "plain") <= 2
+    run = run_json(out)
+    assert run["seconds"]["compile"] > 0
+    assert "blocks (FluxTransformerBlock, FluxSingleTransformerBlock)" in run["effects"]["enable_compile"]
+    (event,) = [text for text in run["events"] if "torch.compile worked" in text]
+    told = re.search(r"worked (\d+) times, .*; (\d+) graphs were in", event)
+    assert told, event
+    return told

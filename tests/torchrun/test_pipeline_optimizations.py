@@ -1,5 +1,6 @@
-"""What optimizations do to the modules of a tiny pipeline, in this process."""
+"""What optimizations do to the modules of a tiny pipeline, in this process; and the libraries' own names of them."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack
 from importlib.util import find_spec
@@ -10,6 +11,7 @@ import pytest
 
 from dglaunch.backends.diffusers import optimizations
 from dglaunch.config import OptimizationConfig
+from dglaunch.models import optimizations as table
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +96,26 @@ def test_a_cache_forgets_a_call_that_broke_off(tiny_flux: Any) -> None:
     pipeline.transformer.forward = call
     optimizations.forget_steps(pipeline)
     assert abs(draw(pipeline) - expected).max() == 0
+
+
+def test_the_attention_backends_are_the_libraries_own() -> None:
+    from diffusers.models.attention_dispatch import AttentionBackendName
+
+    assert table.ATTENTION.keys() == {name.value for name in AttentionBackendName}
+    if find_spec("xfuser"):
+        from dglaunch.backends.xdit.cpu import import_xfuser
+
+        import_xfuser()
+        from xfuser.core.distributed.attention_backend import AttentionBackendType
+
+        assert table.XFUSER_ATTENTION.keys() <= AttentionBackendType.__members__.keys()
+
+
+def test_which_attention_kernels_take_no_mask() -> None:
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Registry
+
+    refusing = {
+        str(name.value) for name, kernel in Registry._backends.items()
+        if "`attn_mask` is not supported" in inspect.getsource(inspect.unwrap(kernel))
+    }  # fmt: skip
+    assert refusing == table.WITHOUT_MASK

@@ -21,6 +21,7 @@ from support.commands import ROOT, dglaunch, end, run_module, start
 from support.processes import in_the_middle, prompts, slowness, torchrun, until, words
 from support.ranks import World, on_ranks
 from support.results import ledger, run_json, write_jsonl
+from support.selection import rarely
 from support.shortened import DEADLINE_S
 
 NUM = 24
@@ -86,7 +87,7 @@ def finishes(out: Path, arguments: list[str], total: int = NUM) -> None:
     assert main(["verify", str(out)]) == 0
 
 
-@pytest.mark.parametrize("death", [pytest.param(d, marks=[pytest.mark.slow] if d in RARE else []) for d in DEATHS])
+@pytest.mark.parametrize("death", rarely(DEATHS, RARE))
 def test_death(tmp_path: Path, death: str) -> None:
     case = DEATHS[death]
     prompts(tmp_path, NUM, "" if case.model else "[sleep 0.3]")

@@ -13,6 +13,7 @@ import pytest
 from support.family_runs import DIFFERENT_LENGTHS, GUIDED, SIZE, T2I
 from support.ranks import Case, launch
 from support.results import PROMPTS, difference, images, ledger, run_json, write_jsonl
+from support.selection import rarely, selected
 from support.tiny_models import build
 
 pytestmark = pytest.mark.timeout(1800)  # the first test waits for the runs of all
@@ -34,28 +35,37 @@ FAMILY_SPLITS = [
     *[(family, "data2") for family in ("qwenimage", "sd3", "lumina2")],
     *[(family, "ulysses2-data2") for family in ("flux", "sd3")],
 ]
+RARE_SPLITS = [
+    *[(family, "cfg2") for family in ("pixart_sigma", "zimage", "lumina2")],
+    *[(family, "data2") for family in ("sd3", "lumina2")],
+    ("flux", "ring2"), ("flux", "ulysses2-data2"), ("sd3", "ulysses2-data2"),
+]  # fmt: skip
 WORLDS = [(1, 1), (1, 4), (1, 8), (2, 1), (2, 4), (2, 8), (4, 1), (4, 4), (4, 8)]
+RARE_WORLDS = [(1, 4), (2, 1), (2, 8), (4, 1), (4, 8)]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, families: Path) -> Iterator[dict[str, tuple[Path, Case]]]:
-    """Every run of this file by name: its folder, and how it ended."""
+def runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, families: Path
+) -> Iterator[dict[str, tuple[Path, Case]]]:
+    """Every run that the chosen tests look at, by name: its folder, and how it ended."""
     folder = tmp_path_factory.mktemp("runs")
     many = write_jsonl(folder / "prompts.jsonl", [{"prompt": prompt} for prompt in PROMPTS])
     few = write_jsonl(folder / "few.jsonl", [{"prompt": prompt} for prompt in DIFFERENT_LENGTHS])
     planned: dict[str, tuple[int, list[Any], dict[str, str]]] = {}
     tiny = ["t2i", "--model_name", "tiny", "--num_inference_steps", "4", "--prompts_file", many]
-    for world, batch in WORLDS:
+    for world, batch in [(1, 1), (2, 4), *selected(request, "world", "batch")]:
         planned[f"tiny-{world}-{batch}"] = (world, [*tiny, "--batch_size", str(batch)], {})
     for split, (world, environment) in SPLITS.items():
         if split != "cfg2":
             planned[f"tiny-{split}"] = (world, [*tiny, "--backend", "xdit", "--batch_size", "4"], environment)
-    for family in {family for family, _ in FAMILY_SPLITS}:
+    splits = selected(request, "family", "split")
+    for family in T2I:
         build(family, families / family)
         model = ["t2i", "--model_name", families / family, *SIZE, *GUIDED.get(family, []), "--prompts_file", few]
         planned[f"{family}-plain"] = (1, [*model, "--batch_size", "1", "--encode", "inline"], {})
         planned[f"{family}-ahead"] = (1, [*model, "--batch_size", "3", "--encode", "ahead"], {})
-        for split in [split for name, split in FAMILY_SPLITS if name == family]:
+        for split in [split for name, split in splits if name == family]:
             world, environment = SPLITS[split]
             planned[f"{family}-{split}"] = (world, [*model, "--backend", "xdit", "--batch_size", "3"], environment)
     results: dict[str, tuple[Path, Case]] = {}
@@ -67,7 +77,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, families: Path) -> Iterator[d
     yield results
 
 
-@pytest.mark.parametrize(("world", "batch"), WORLDS)
+@pytest.mark.parametrize(("world", "batch"), rarely(WORLDS, RARE_WORLDS))
 def test_ranks_and_batch_size_do_not_change_the_images(
     runs: dict[str, tuple[Path, Case]], world: int, batch: int
 ) -> None:
@@ -81,7 +91,7 @@ def test_different_prompts_and_seeds_give_different_images(runs: dict[str, tuple
     """Else the comparisons of this file could not fail."""
     made = list(images(runs["tiny-1-1"][0]).values())
     assert min(abs(a.astype(int) - b.astype(int)).max() for a, b in pairwise(made)) > 10 * TOLERANCE
-    for family in {family for family, _ in FAMILY_SPLITS}:
+    for family in T2I:
         made = list(images(runs[f"{family}-plain"][0]).values())
         assert min(abs(a.astype(int) - b.astype(int)).max() for a, b in pairwise(made)) > 10 * TOLERANCE, family
 
@@ -98,7 +108,7 @@ def test_tiny_split_by_xdit_equals_one_rank(runs: dict[str, tuple[Path, Case]], 
         assert all(rank["all_gather_single"] > 0 for rank in case.collectives)
 
 
-@pytest.mark.parametrize(("family", "split"), FAMILY_SPLITS)
+@pytest.mark.parametrize(("family", "split"), rarely(FAMILY_SPLITS, RARE_SPLITS))
 def test_every_xdit_family_equals_plain_diffusers(runs: dict[str, tuple[Path, Case]], family: str, split: str) -> None:
     plain, before = runs[f"{family}-plain"]
     folder, case = runs[f"{family}-{split}"]
@@ -110,7 +120,7 @@ def test_every_xdit_family_equals_plain_diffusers(runs: dict[str, tuple[Path, Ca
         assert all(sum(rank.values()) > 0 for rank in case.collectives), "the ranks of a replica did not talk"
 
 
-@pytest.mark.parametrize("family", {family for family, _ in FAMILY_SPLITS})
+@pytest.mark.parametrize("family", T2I)
 def test_prompts_encoded_ahead_give_the_same_images(runs: dict[str, tuple[Path, Case]], family: str) -> None:
     folder, case = runs[f"{family}-ahead"]
     assert case.codes == [0], case.output

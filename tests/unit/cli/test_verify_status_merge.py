@@ -4,14 +4,13 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from dglaunch.cli.main import main
-from support.commands import dglaunch, end, kill_group, run_module, start
+from support.commands import dglaunch, run_module
 from support.results import ledger, write_jsonl
 
 NUM = 12
@@ -96,27 +95,6 @@ def test_a_folder_without_results_is_the_users_mistake(tmp_path: Path, capsys: p
     for command in (["verify", tmp_path], ["status", tmp_path], ["status", tmp_path / "none"]):
         assert main(list(map(str, command))) == 2
         assert "dglaunch: " in capsys.readouterr().err
-
-
-def test_status_while_the_job_runs_and_after_it_was_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table = write_jsonl(tmp_path / "p.jsonl", [{"prompt": f"{n} [sleep 0.3]"} for n in range(60)])
-    out = tmp_path / "out"
-    words = ["t2i", "--backend", "fake", "--prompts_file", table, "--output_dir", out, "--batch_size", "1"]
-    process = start(words)
-    try:
-        deadline = time.monotonic() + 60
-        while len(ledger(out)) < 3 and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert main(["status", str(out)]) == 1
-        told = capsys.readouterr().out
-        assert "running now" in told and "of 60 images done" in told and "images/s" in told
-        assert main(["verify", str(out)]) == 2
-        assert "is writing to" in capsys.readouterr().err
-    finally:
-        kill_group(process)
-        end(process)
-    assert main(["status", str(out)]) == 130
-    assert "killed (it says running" in capsys.readouterr().out
 
 
 def test_status_by_exit_code(tmp_path: Path, out: Path) -> None:

@@ -165,3 +165,14 @@ def write_golden(name: str, said: str) -> None:
         kept = "\n".join(f"## {n}\n\n{sections[n]}" for n in WRONG if n in sections)
         file.truncate(0)
         file.write(f"# Wrong uses, and what is said of them (exit 2)\n\n{kept}")
+
+
+def test_guidance_of_zimage_needs_a_mask(families: Path) -> None:
+    """Here, where the libraries are loaded anyway."""
+    from support.tiny_models import build
+
+    model = build("zimage", families / "zimage")
+    command = ["plan", "t2i", "--model_name", model, "--prompt", "x", "--attention_backend", "_native_flash"]
+    ended = dglaunch(*command)
+    assert ended.code == 2 and "takes no mask" in ended.output
+    assert dglaunch(*command, "--guidance_scale", "0").code == 0

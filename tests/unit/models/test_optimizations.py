@@ -1,8 +1,6 @@
-"""The table of optimizations, against the libraries' own names."""
+"""The table of optimizations. Against the libraries' own names: torchrun/test_pipeline_optimizations.py."""
 
-import inspect
 from dataclasses import fields
-from importlib.util import find_spec
 
 from dglaunch.backends.diffusers import optimizations as optimize
 from dglaunch.config import OptimizationConfig
@@ -33,26 +31,3 @@ def test_what_changes_the_images_is_another_job() -> None:
             assert row.flag in optimizations.image_settings(config)
     assert optimizations.image_settings(OptimizationConfig(attention_backend="flash")) == {}
     assert optimizations.image_settings(OptimizationConfig(attention_backend="sage")) == {"attention_backend": "sage"}
-
-
-def test_the_attention_backends_are_the_libraries_own() -> None:
-    from diffusers.models.attention_dispatch import AttentionBackendName
-
-    assert optimizations.ATTENTION.keys() == {name.value for name in AttentionBackendName}
-    if find_spec("xfuser"):
-        from dglaunch.backends.xdit.cpu import import_xfuser
-
-        import_xfuser()
-        from xfuser.core.distributed.attention_backend import AttentionBackendType
-
-        assert optimizations.XFUSER_ATTENTION.keys() <= AttentionBackendType.__members__.keys()
-
-
-def test_which_attention_kernels_take_no_mask() -> None:
-    from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Registry
-
-    refusing = {
-        str(name.value) for name, kernel in Registry._backends.items()
-        if "`attn_mask` is not supported" in inspect.getsource(inspect.unwrap(kernel))
-    }  # fmt: skip
-    assert refusing == optimizations.WITHOUT_MASK

@@ -1,7 +1,6 @@
 """What cannot take effect is refused before anything is loaded."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.models.families import FAMILIES, OTHER
-from support.commands import dglaunch
 
 
 def refuse(pipeline: str = "FluxPipeline", device: str = "cpu", backend: str = "diffusers", **flags: Any) -> None:
@@ -79,25 +77,6 @@ def test_group_offloading_does_not_lock_more_memory_than_there_is(monkeypatch: p
     checks.check_optimizations(checkpoint, config, Topology(world_size=4, local_world_size=4), "cuda", xdit=False)
     with pytest.raises(UserError, match="would lock 286 GiB of host memory for 8 ranks"):
         checks.check_optimizations(checkpoint, config, Topology(world_size=8, local_world_size=8), "cuda", xdit=False)
-
-
-def test_guidance_of_zimage_needs_a_mask(families: Path) -> None:
-    from support.tiny_models import build
-
-    build("zimage", families / "zimage")
-    command = [
-        "plan",
-        "t2i",
-        "--model_name",
-        families / "zimage",
-        "--prompt",
-        "x",
-        "--attention_backend",
-        "_native_flash",
-    ]
-    ended = dglaunch(*command)
-    assert ended.code == 2 and "takes no mask" in ended.output
-    assert dglaunch(*command, "--guidance_scale", "0").code == 0
 
 
 @pytest.mark.parametrize("flags", [{"cache_threshold": 0}, {"cache_interval": 1}, {"cache_warmup": -1}])

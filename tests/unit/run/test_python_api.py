@@ -108,10 +108,10 @@ def test_images_come_with_their_rows_while_they_are_written(tmp_path: Path) -> N
 
 
 def test_a_slow_caller_makes_the_run_wait_and_is_no_stall(tmp_path: Path) -> None:
-    stream = images(config(tmp_path, *[f"p{n}" for n in range(60)], stall_timeout=1.0))
+    stream = images(config(tmp_path, *[f"p{n}" for n in range(60)], stall_timeout=2.0))
     for n, _ in enumerate(stream):
         if n == 0:
-            time.sleep(4)
+            time.sleep(3)
             assert len(ledger(tmp_path / "out")) < 40, "it ran ahead of its caller"
     assert n == 59
 

@@ -1,15 +1,13 @@
 """`t2i` as a user runs it, on one rank with the fake backend: failures, resume, signals, nodes. What needs ranks is in tests/torchrun."""
 
 import json
-import signal
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from support.commands import dglaunch, end, kill_group, run_process, start
+from support.commands import dglaunch
 from support.results import PROMPTS, images, ledger, run_json, write_jsonl
 
 FAKE = ["t2i", "--backend", "fake"]
@@ -94,19 +92,6 @@ def test_a_prompt_too_long_for_a_jpegs_text_is_made(tmp_path: Path) -> None:
     assert {line["index"]: len(line["prompt"]) for line in ledger(tmp_path / "out")} == {0: 12_000, 1: 5}
 
 
-def test_a_node_does_not_write_beside_a_run_as_one_world(tmp_path: Path) -> None:
-    table = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "[sleep 1]"}] * 20)
-    command = [*FAKE, "--prompts_file", table, "--output_dir", tmp_path / "out", "--batch_size", "1"]
-    process = start(command)
-    try:
-        while not (tmp_path / "out" / "metadata.jsonl").exists():
-            time.sleep(0.05)
-        ended = dglaunch(*command, "--node_rank", "1", "--num_nodes", "2")
-        assert ended.code == 2 and "Another dglaunch is writing" in ended.output
-    finally:
-        kill_group(process)
-
-
 def test_a_seed_that_no_generator_takes_is_refused(tmp_path: Path) -> None:
     ended = dglaunch(*FAKE, "--prompt", "x", "--seed", str(2**63), "--output_dir", tmp_path / "out")
     assert ended.code == 2 and "--seed is 9223372036854775808" in ended.output
@@ -117,36 +102,6 @@ def test_a_drained_run_is_not_inside_for_longer_than_it_took(tmp_path: Path) -> 
     command = [*FAKE, "--prompts_file", write_jsonl(tmp_path / "p.jsonl", rows), "--output_dir", tmp_path / "out"]
     assert dglaunch(*command, "--batch_size", "1").code == 130
     assert run_json(tmp_path / "out")["pipeline_share"] <= 1
-
-
-def test_a_killed_image_is_never_torn(tmp_path: Path) -> None:
-    """SIGKILL from within, while images are on their way: whatever lies there decodes."""
-    prompts = [f"{n}" for n in range(10)] + ["x [kill]"]
-    ended = run_process(
-        *FAKE, "--prompts_file", rows(tmp_path, *prompts), "--batch_size", "1", "--output_dir", tmp_path / "out"
-    )
-    assert ended.code == -signal.SIGKILL
-    for path in (tmp_path / "out").glob("*.png"):
-        Image.open(path).load()
-    assert len(ledger(tmp_path / "out")) <= len(images(tmp_path / "out")) <= 10
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_drains_and_the_next_start_resumes(tmp_path: Path, number: signal.Signals) -> None:
-    path = rows(tmp_path, *[f"{n} [sleep 0.3]" for n in range(12)])
-    arguments = [*FAKE, "--prompts_file", path, "--batch_size", "1", "--output_dir", tmp_path / "out"]
-    process = start(arguments)
-    while not ledger(tmp_path / "out"):
-        time.sleep(0.05)
-    process.send_signal(number)
-    ended = end(process, 30)
-    assert ended.code == 130, ended.output
-    told = run_json(tmp_path / "out")
-    assert told["outcome"] == "drained" and 0 < told["num_ok"] < 12
-    assert len(images(tmp_path / "out")) == told["num_ok"]
-    again = dglaunch(*arguments)
-    assert again.code == 0 and run_json(tmp_path / "out")["num_skipped"] == told["num_ok"], again.output
-    assert len(ledger(tmp_path / "out")) == 12
 
 
 def test_nothing_left_to_do_needs_no_model(tmp_path: Path, prompts: Path) -> None:

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from diffusers.image_processor import VaeImageProcessor
 
 from dglaunch.backends.base import ItemError
 from dglaunch.backends.diffusers.pixels import to_images
@@ -11,6 +10,8 @@ from dglaunch.backends.diffusers.pixels import to_images
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_pixels_are_those_of_diffusers(dtype: torch.dtype) -> None:
+    from diffusers.image_processor import VaeImageProcessor  # seconds, in each process that collects the tests
+
     decoded = (torch.rand(3, 3, 16, 8, generator=torch.Generator().manual_seed(0)) * 3 - 1.5).to(dtype)
     processor = VaeImageProcessor()
     wanted = processor.postprocess(decoded, output_type="pil")
