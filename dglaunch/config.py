@@ -200,6 +200,11 @@ class RunConfig:
     """Whether a job of this kind edits images."""
 
     @property
+    def table(self) -> Path | None:
+        """The file or folder that the rows are read from."""
+        return None
+
+    @property
     def saves_inputs(self) -> bool:
         """Whether copies of the input images go into the output folder."""
         return False
@@ -291,6 +296,10 @@ class T2IConfig(RunConfig):
     prompts_file: Path | None = flag(None, NOTHING)
     """Prompts as .jsonl, .csv, .txt (one a line) or .parquet, or a folder of .txt (one a file) or .parquet files."""
 
+    @property
+    def table(self) -> Path | None:
+        return self.prompts_file
+
     def __post_init__(self) -> None:
         RunConfig.__post_init__(self)
         if (self.prompt is None) == (self.prompts_file is None):
@@ -312,6 +321,10 @@ class EditingConfig(RunConfig):
     """qwen, qwen_singleimg, flux2, flux2_klein, flux1_kontext, longcat, glm_image. Default: by the checkpoint's pipeline."""
     save_inputs: bool = flag(False, NOTHING)
     """Copy each row's input images to the folder inputs in --output_dir."""
+
+    @property
+    def table(self) -> Path | None:
+        return self.input
 
     @property
     def saves_inputs(self) -> bool:

@@ -13,7 +13,8 @@ import difflib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,15 +36,19 @@ from dglaunch.config import (
     T2IConfig,
     flags_that,
 )
+from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image, refuse_bombs
 from dglaunch.data.task import ROW_FIELDS, Record
 from dglaunch.environment import environment, parse_value, types_of
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, InputError, OutputError, UserError
+from dglaunch.files import open_regular
 from dglaunch.output.encode import decode_description
 from dglaunch.output.inputs import find_inputs, results_folder
 from dglaunch.output.ledger import FAILURES, IMAGE_SUFFIXES, OutputFolder, format_of, object_at
 from dglaunch.system import versions
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from dglaunch.planning.job import Job
 
 ROW = ("prompt", *ROW_FIELDS)
@@ -102,20 +107,8 @@ def read_description(file: Path) -> Record:
     Raises:
         UserError: there is no such file, it is no image, or dglaunch did not write its text.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    if not file.is_file():
-        raise UserError(f"There is no file {file} (looked in {Path.cwd()}).")
-    try:
-        with Image.open(file) as image:
-            image.load()
-            described = decode_description(image)
-    except UnidentifiedImageError:
-        raise UserError(
-            f"{file} is no image that can be read; give a .png, .jpg or .webp that dglaunch made."
-        ) from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{file} cannot be read: {error}. Give a file that dglaunch made.") from None
+    with opened(file) as image:
+        described = decode_description(image)
     if described is None or not isinstance(described.get("prompt"), str) or "seed" not in described:
         raise UserError(
             f"{file} does not carry what made it (no prompt and seed in its PNG text or EXIF). Either dglaunch did not "
@@ -318,19 +311,36 @@ def compare(console: Console, file: Path, target: Path, tolerance: int, varied: 
     return EXIT_BROKEN
 
 
-def size_of(file: Path) -> str:
-    from PIL import Image
+@contextmanager
+def opened(file: Path) -> Iterator["Image"]:
+    """An image with its pixels.
 
-    with Image.open(file) as image:
+    Raises:
+        UserError: there is no such file, or it is none that can be read.
+    """
+    refuse_bombs()
+    try:
+        with open_regular(file) as data, damage_is_a_bad_image(), open_image(data) as image:
+            image.load()
+            yield image
+    except FileNotFoundError:
+        raise UserError(f"There is no file {file} (looked in {Path.cwd()}).") from None
+    except BadImage as error:
+        raise UserError(f"{file} {error}; give a .png, .jpg or .webp that dglaunch made.") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}. Give a file that dglaunch made.") from None
+
+
+def size_of(file: Path) -> str:
+    with opened(file) as image:
         return f"{image.width}x{image.height}"
 
 
 def distance(one: Path, other: Path) -> tuple[int, float]:
     """Return the largest difference of a value between two images of one size, and the part of the pixels that differ."""
     import numpy as np
-    from PIL import Image
 
-    with Image.open(one) as first, Image.open(other) as second:
+    with opened(one) as first, opened(other) as second:
         apart = np.abs(np.asarray(first.convert("RGB")).astype(int) - np.asarray(second.convert("RGB")).astype(int))
     return int(apart.max()), float((apart.max(axis=2) > 0).mean())
 

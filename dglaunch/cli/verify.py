@@ -10,6 +10,7 @@ from dglaunch.errors import EXIT_BROKEN, EXIT_DONE
 from dglaunch.output.inspection import describe_missing, inspect
 from dglaunch.output.inspection import repair as repair_folder
 from dglaunch.output.ledger import OutputFolder
+from dglaunch.output.ownership import ASIDE
 
 SHOWN = 20
 """Problems that are printed."""
@@ -22,23 +23,28 @@ def verify(folder: Positional[Path], /, repair: bool = False) -> int:
 
     Args:
         folder: what --output_dir was.
-        repair: remove wrong lines and files, so that the next start of the job makes those images again.
+        repair: take wrong lines out and move wrong files to .dglaunch-aside, so that the next start of the job makes those
+            images again.
     """
     console = Console(soft_wrap=True, highlight=False)
     output_folder = OutputFolder(folder)
     output_folder.require_results()
-    with output_folder.keep_runs_out():
+    with output_folder.keep_runs_out(changes=repair):
         found = inspect(output_folder)
         if repair and found.problems:
             repair_folder(output_folder, found)
     missing = describe_missing(output_folder, found.records)
     _print_some(console, found.problems)
+    _print_some(console, found.notes)
     if missing:
         console.print(missing)
     if repair and found.problems:
-        console.print("Wrong lines and files are removed; start the job's command again to make those images.")
+        console.print(
+            f"Wrong lines are taken out, and wrong files are in {folder / ASIDE}; start the job's command again to make "
+            "those images."
+        )
     elif found.problems:
-        console.print("dglaunch verify --repair removes what is wrong; the job's next start makes it again.")
+        console.print("dglaunch verify --repair moves aside what is wrong; the job's next start makes it again.")
     right = f"{len(found.records):,} images are right"
     console.print(f"{right}; {len(found.problems):,} problems" if found.problems else right)
     return EXIT_BROKEN if found.problems or missing else EXIT_DONE

@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
+from dglaunch.files import read_bytes
 from dglaunch.models.shape import Shape
 
 if TYPE_CHECKING:
@@ -112,11 +113,11 @@ def _bytes_of(source: Path | Cell) -> bytes:
 
 def _read_file(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except FileNotFoundError:
         raise BadImage(f"there is no file {path}") from None
-    except (OSError, ValueError) as error:
-        raise BadImage(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise BadImage(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 @contextmanager
@@ -141,14 +142,20 @@ def refuse_bombs() -> None:
     warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
-def open_image(data: bytes) -> "Image":
-    """Read an image's header; no pixel is decoded yet. The one place that opens bytes that strangers wrote."""
+def open_image(data: bytes | BinaryIO) -> "Image":
+    """Read an image's header; no pixel is decoded yet. The one place that opens what strangers wrote: other formats that
+    Pillow knows start programs, or are never images.
+
+    Raises:
+        BadImage: it is none of the kinds that are read.
+    """
     from PIL import Image, UnidentifiedImageError
 
-    if not data:
+    if data == b"":
         raise BadImage("is empty (0 bytes)")
     try:
-        return Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name != "MPO"])  # MPO opens as JPEG
+        source = io.BytesIO(data) if isinstance(data, bytes) else data
+        return Image.open(source, formats=[name for name in FORMATS if name != "MPO"])  # MPO opens as JPEG
     except UnidentifiedImageError:
         raise BadImage("is no image that can be read (PNG, JPEG, WebP, BMP, TIFF or GIF)") from None
 

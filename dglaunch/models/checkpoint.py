@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dglaunch.config import BackendConfig
 from dglaunch.errors import UserError
+from dglaunch.files import open_regular, read_bytes
 from dglaunch.models.families import FAMILIES, OTHER, Family, editors
 from dglaunch.models.shape import Shape
 
@@ -112,12 +113,28 @@ class Checkpoint:
         return (2 * 0.54 * weights * tokens + 4 * layers * tokens**2 * self.width_of_model) / 1e12
 
 
+MOST_HEADER = 100_000_000
+"""Bytes of a safetensors header; the library's own limit."""
+
+
 def _parameters_in(file: Path) -> int:
-    """Weights in one safetensors file: 8 bytes of header length, then the header as JSON."""
-    with file.open("rb") as data:
-        (length,) = struct.unpack("<Q", data.read(8))
-        header = json.loads(data.read(length))
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    """Weights in one safetensors file: 8 bytes of header length, then the header as JSON.
+
+    Raises:
+        UserError: it is not whole.
+    """
+    try:
+        with open_regular(file) as data:
+            (length,) = struct.unpack("<Q", data.read(8))
+            if length > MOST_HEADER:
+                raise ValueError("its header has no end")
+            header = json.loads(data.read(length))
+        return sum(math.prod(map(int, entry["shape"])) for name, entry in header.items() if name != "__metadata__")
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, struct.error) as error:
+        raise UserError(
+            f"{file} is no whole safetensors file ({getattr(error, 'strerror', None) or error}), as after a download that "
+            "was interrupted; fetch the checkpoint again."
+        ) from None
 
 
 def resolve(config: BackendConfig) -> Checkpoint:
@@ -200,10 +217,16 @@ def _checkpoint(
     return Checkpoint(source, name, family, defaults, transformer, local)
 
 
+MOST_JSON = 1 << 24
+"""Bytes of a checkpoint's configuration."""
+
+
 def _json(file: Path) -> dict[str, object]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = json.loads(read_bytes(file, MOST_JSON))
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}; fetch the checkpoint again.") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not valid JSON ({error}); fetch the checkpoint again.") from None
     if not isinstance(found, dict):
         raise UserError(f"{file} holds no JSON object; fetch the checkpoint again.")

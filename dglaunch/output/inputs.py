@@ -12,6 +12,7 @@ from pathlib import Path
 from dglaunch.data.tables import base_of, read_table
 from dglaunch.data.task import Record
 from dglaunch.errors import UserError
+from dglaunch.files import read_bytes
 from dglaunch.output.ledger import RUN, OutputFolder, id_of
 from dglaunch.output.ownership import path_inside
 
@@ -104,8 +105,8 @@ def _candidates(
     paths = [*_copies(folder, described, position), *(base / name for base in bases)]
     for path in dict.fromkeys(paths):
         try:
-            yield path, path.read_bytes()
-        except (OSError, ValueError):  # missing, a folder, or no path at all: how Parquet calls its images
+            yield path, read_bytes(path)
+        except OSError:  # missing, a folder, or no path at all: how Parquet calls its images
             continue
     if table is not None and table.exists() and (table.suffix == ".parquet" or table.is_dir()):
         yield from ((table, data) for _, row in read_table(table) for data in _bytes_in(row))

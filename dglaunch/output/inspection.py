@@ -4,26 +4,32 @@ import hashlib
 import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from itertools import count, islice
 from pathlib import Path
 
+from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image, refuse_bombs
 from dglaunch.data.task import Record
 from dglaunch.errors import OutputError
+from dglaunch.files import read_bytes
 from dglaunch.output import ownership
 from dglaunch.output.ledger import (
     FAILURES,
     IMAGE_SUFFIXES,
     METADATA,
+    RUN,
+    LineKind,
     OutputFolder,
     TaskId,
-    count_lines,
     file_name_of,
     id_of,
-    read_lines,
+    read_run,
+    scan,
 )
-from dglaunch.output.resume import rewrite
+from dglaunch.output.resume import bad_lines, rewrite
 
 SHOWN = 20
 """Gaps that a sentence names."""
+PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".jpeg")
 
 
 @dataclass(slots=True)
@@ -35,8 +41,10 @@ class Inspection:
     kept_lines: dict[Path, list[str]] = field(default_factory=dict)
     """The good lines of each ledger that also has wrong ones."""
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What is there besides, and is nobody's fault: pictures of the user's, lines of others."""
     wrong_files: set[str] = field(default_factory=set)
-    """Files of dglaunch's that a repair removes."""
+    """Files of dglaunch's that a repair moves aside."""
     checked: dict[str, str | None] = field(default_factory=dict)
     """What is wrong with each file that was read, or None."""
     named: set[str] = field(default_factory=set)
@@ -48,30 +56,42 @@ def inspect(folder: OutputFolder) -> Inspection:
     found = Inspection()
     for path in folder.files(METADATA):
         _inspect_ledger(folder, path, found)
+    for path in folder.files(RUN):
+        if read_run(path) is None:
+            found.problems.append(f"{path.name} cannot be read; how many images the job has is not known from it")
     for name in sorted(os.listdir(folder.path)):
-        if name.endswith(IMAGE_SUFFIXES) and name not in found.named and not name.startswith("."):
-            _report_unlisted(name, found)
+        if name.lower().endswith(PICTURE_SUFFIXES) and name not in found.named and not name.startswith("."):
+            _report_unlisted(folder, name, found)
     return found
 
 
 def _inspect_ledger(folder: OutputFolder, path: Path, found: Inspection) -> None:
     kept: list[str] = []
     seen: set[TaskId] = set()
-    num_lines = 0
-    for text, record in read_lines(path):
-        num_lines += 1
+    bad = foreign = wrong = 0
+    for text, kind, record in scan(path):
+        bad += kind is LineKind.BAD
+        foreign += kind is LineKind.FOREIGN
+        if kind is LineKind.FOREIGN:
+            kept.append(text)
+        if kind is not LineKind.OURS:
+            continue
         found.named.add(file_name_of(record))
         if id_of(record) in seen:
             found.problems.append(f"{path.name}: {file_name_of(record)} has two lines")
+            wrong += 1
             continue
         seen.add(id_of(record))
         if _has_good_file(folder, record, found):
             found.records[id_of(record)] = record
             kept.append(text)
-    torn = count_lines(path) - num_lines
-    if torn:
-        found.problems.append(f"{path.name}: {torn} lines cannot be read")
-    if torn or len(kept) < num_lines:
+        else:
+            wrong += 1
+    if foreign:
+        found.notes.append(f"{path.name}: {foreign} lines are not dglaunch's (left alone)")
+    if bad:
+        found.problems.append(f"{path.name}: {bad} lines cannot be read")
+    if bad or wrong:
         found.kept_lines[path] = kept
 
 
@@ -85,55 +105,58 @@ def _has_good_file(folder: OutputFolder, record: Record, found: Inspection) -> b
     return found.checked[name] is None
 
 
-def _report_unlisted(name: str, found: Inspection) -> None:
-    if ownership.is_image_name(name):
+def _report_unlisted(folder: OutputFolder, name: str, found: Inspection) -> None:
+    described = ownership.own_text(folder.path / name)
+    if described is not None and (described["index"], described["sample"]) not in found.records:  # else it is a copy
         found.problems.append(f"{name} has no ledger line")
         found.wrong_files.add(name)
     else:
-        found.problems.append(f"{name} has no ledger line (left alone)")
+        found.notes.append(f"{name} has no ledger line (left alone)")
 
 
 def _problem_with(folder: OutputFolder, record: Record) -> str | None:
     """What is wrong with the file of a ledger line."""
     name = file_name_of(record)
-    if not ownership.is_plain_name(name):
-        return f"index {record['index']}: {name!r} is no file name"
     try:
-        data = (folder.path / name).read_bytes()
+        data = read_bytes(folder.path / name)
     except FileNotFoundError:
         return f"{name} has a ledger line but no file"
     except OSError as error:
         return f"{name} cannot be read: {error.strerror or error}"
-    if len(data) != record.get("bytes"):
-        return f"{name} has {len(data):,} bytes, the ledger says {record.get('bytes')}"
-    if hashlib.sha256(data).hexdigest() != record.get("sha256"):
+    if len(data) != record["bytes"]:
+        return f"{name} has {len(data):,} bytes, the ledger says {record['bytes']}"
+    if hashlib.sha256(data).hexdigest() != record["sha256"]:
         return f"{name} was changed: its sha256 is not the ledger's"
-    return _decoding_problem(folder.path / name)
+    return _decoding_problem(name, data)
 
 
-def _decoding_problem(path: Path) -> str | None:
-    from PIL import Image
-
+def _decoding_problem(name: str, data: bytes) -> str | None:
+    refuse_bombs()
     try:
-        with Image.open(path) as image:
-            image.load()
-    except (OSError, ValueError, SyntaxError) as error:  # all of these are what Pillow says of a broken file
-        return f"{path.name} does not decode: {error}"
+        with damage_is_a_bad_image():
+            open_image(data).load()
+    except BadImage as error:
+        return f"{name} does not decode: {error}"
     return None
 
 
 def repair(folder: OutputFolder, found: Inspection) -> None:
-    """Remove wrong lines, then wrong files: a line must never stand without its file.
+    """Take wrong lines out, then move wrong files aside: a line must never stand without its file.
 
     Raises:
-        OutputError: a ledger cannot be written.
+        OutputError: something cannot be written; the rest is as it was.
     """
     for path, lines in found.kept_lines.items():
         try:
+            ownership.keep_bad_lines(folder, path.name, bad_lines(path))
             rewrite(path, lines)
         except OSError as error:
             raise OutputError(f"Writing {path} failed: {error.strerror or error}. It is as it was.") from None
-    ownership.remove_images(folder, found.wrong_files)
+    for name in sorted(found.wrong_files):
+        try:
+            ownership.set_aside(folder, folder.path / name)
+        except OSError as error:
+            raise OutputError(f"Moving {folder.path / name} failed: {error.strerror or error}.") from None
 
 
 def describe_missing(folder: OutputFolder, present: Collection[TaskId]) -> str | None:
@@ -143,7 +166,8 @@ def describe_missing(folder: OutputFolder, present: Collection[TaskId]) -> str |
         return None
     text = f"{total - len(present):,} of {total:,} images are missing"
     if all(index < total and sample == 0 for index, sample in present):
-        gaps = sorted(set(range(total)) - {index for index, _ in present})
-        text += f" (index {', '.join(map(str, gaps[:SHOWN]))}{', ...' if len(gaps) > SHOWN else ''})"
+        indices = {index for index, _ in present}
+        gaps = list(islice((index for index in count() if index not in indices), min(SHOWN, total - len(present))))
+        text += f" (index {', '.join(map(str, gaps))}{', ...' if total - len(present) > SHOWN else ''})"
     num_failed = len(folder.records_by_id(FAILURES).keys() - set(present))
     return text + (f"; {num_failed:,} of them failed, see failures.jsonl" if num_failed else "")

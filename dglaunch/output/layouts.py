@@ -29,6 +29,7 @@ from dglaunch.data.tables import PROMPT_FILE
 from dglaunch.data.task import Record, Task, file_name
 from dglaunch.data.values import MAX_NAME_BYTES
 from dglaunch.errors import OutputError, UserError
+from dglaunch.files import read_bytes
 from dglaunch.output.ledger import IMAGE_SUFFIXES, OutputFolder, file_name_of
 from dglaunch.output.ownership import link_or_copy
 
@@ -85,7 +86,7 @@ def write(layout: str, folder: Path, tasks: Sequence[Task]) -> tuple[Path, int]:
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         try:
             list(pool.map(lambda name: _write_file(folder, view, name, files[name]), files))
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a picture that was damaged since
             raise OutputError(
                 f"The layout {view} cannot be written: {error}. The images are safe in {folder}; start "
                 "the same command again to write the layout."
@@ -99,7 +100,7 @@ def check(layout: str, folder: Path, tasks: Sequence[Task], output_format: str) 
     Raises:
         UserError: it would.
     """
-    if layout == "indexed" or not (folder / layout).exists():
+    if layout == "indexed" or not ((folder / layout).exists() or (folder / layout).is_symlink()):
         return
     samples = Counter(task.index for task in tasks)
     # How many shards there will be is not known yet, so each image gets its own.
@@ -128,6 +129,8 @@ def finished(folder: Path, tasks: Sequence[Task]) -> list[Picture]:
 def _refuse_other_files(view: Path, files: Files) -> None:
     """An evaluation takes all that it finds, so no image of an earlier job may be among them. (What an evaluation wrote
     there itself is nobody's business.)"""
+    if view.is_symlink():
+        raise UserError(f"{view} is a link, and what is written does not follow links; remove it.")
     found = (path.relative_to(view).as_posix() for path in sorted(view.rglob("*")) if path.suffix in VIEW_SUFFIXES)
     others = [name for name in found if name not in files]
     if others:
@@ -192,12 +195,13 @@ def _write_grid(row: list[Picture], target: Path) -> None:
     """Four images of one size as one, two in a row."""
     from PIL import Image
 
+    from dglaunch.data.images import damage_is_a_bad_image, open_image
     from dglaunch.output.encode import encode
 
     images = []
     for picture in row:
-        with Image.open(picture.file) as image:
-            images.append(image.convert("RGB"))
+        with damage_is_a_bad_image():
+            images.append(open_image(read_bytes(picture.file)).convert("RGB"))
     width, height = images[0].size
     grid = Image.new("RGB", (2 * width, 2 * height))
     for n, image_in_rgb in enumerate(images):
@@ -255,7 +259,7 @@ def _write_tar(pictures: list[Picture], target: Path) -> None:
             if picture.samples > 1:
                 key += f"_{picture.sample:02d}"
             members = {
-                picture.file.suffix: picture.file.read_bytes(),
+                picture.file.suffix: read_bytes(picture.file),
                 ".txt": picture.prompt.encode(),
                 ".json": _json(picture.record).encode(),
             }
@@ -283,7 +287,7 @@ def _write_parquet(pictures: list[Picture], target: Path) -> None:
         for start in range(0, len(pictures), ROW_GROUP):
             rows = [
                 {
-                    "image": {"bytes": picture.file.read_bytes(), "path": picture.file.name},
+                    "image": {"bytes": read_bytes(picture.file), "path": picture.file.name},
                     **{name: picture.record.get(name) for name in kinds},
                     "ledger": _json(picture.record),
                 }

@@ -12,25 +12,33 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from dglaunch.atomic import TEMPORARY
 from dglaunch.data.task import Record
 from dglaunch.errors import UserError
+from dglaunch.files import is_regular, open_for_appending, open_lock, open_regular, read_bytes
 from dglaunch.models.shape import Shape
 
 TaskId = tuple[int, int]
 """Index and sample of a task."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".webp")
 """Of the images that dglaunch writes: a dot and --output_format."""
+MOST_LINE = 1 << 24
+"""Bytes of a ledger line; a longer one is none of dglaunch's."""
+MOST_RUN = 1 << 26
+"""Bytes of a run.json."""
 _LOCK = ".dglaunch"
-_RESERVE = f"{TEMPORARY}reserve"
 _OUT_OF_MEMORY = f"{TEMPORARY}oom-"
 _PARTS = re.compile(r"(-node\d+of\d+)?(-rank\d+of\d+)?")
 _RANK = re.compile(r"-rank\d+of\d+")
+_TEMPORARY = re.compile(re.escape(TEMPORARY) + r"\d+(-node\d+of\d+)?(-rank\d+of\d+)?-[0-9a-f]{16}\.tmp")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_KEY = re.compile(r"[0-9a-f]{16}")
 
 
 class FileKind(NamedTuple):
@@ -80,36 +88,48 @@ class OutputFolder:
         return self.path / f"{kind.stem}{ledger_suffix}{kind.ending}"
 
     def files(self, kind: FileKind, pattern: str = "*") -> list[Path]:
-        """Return the files of this kind that exist, of all parts or of those that the pattern fits."""
-        return sorted(self.path.glob(f"{kind.stem}{pattern}{kind.ending}"))
+        """Return the files of this kind that exist, of all parts or of those that the pattern fits. What is merely called
+        alike (metadata_val.jsonl, run_config.json) is the user's."""
+        return [
+            path
+            for path in sorted(self.path.glob(f"{kind.stem}{pattern}{kind.ending}"))
+            if _PARTS.fullmatch(path.name.removeprefix(kind.stem).removesuffix(kind.ending))
+        ]
 
     def files_beside(self, kind: FileKind, part: Part) -> list[Path]:
         """Return the files that `part` takes over at a start and at the end: what ranks wrote beside this rank 0. A run
         as one world also takes over what nodes without a rendezvous have left."""
         if part.is_beside:
             return []
-        return [
-            path
-            for path in self.files(kind, f"{part.node}-*")
-            if _PARTS.fullmatch(path.name.removeprefix(kind.stem).removesuffix(kind.ending))
-        ]
+        return self.files(kind, f"{part.node}-*")
 
     def lock_file(self, ledger_suffix: str = "") -> Path:
         return self.path / f"{_LOCK}{ledger_suffix}.lock"
 
     def lock_files(self, pattern: str = "*") -> list[Path]:
-        return sorted(self.path.glob(f"{_LOCK}{pattern}.lock"))
-
-    def reserve_file(self, ledger_suffix: str = "") -> Path:
-        """Return the file that keeps room on the disk for the last run.json."""
-        return self.path / f"{_RESERVE}{ledger_suffix}"
+        return [
+            path
+            for path in sorted(self.path.glob(f"{_LOCK}{pattern}.lock"))
+            if _PARTS.fullmatch(path.name.removeprefix(_LOCK).removesuffix(".lock")) and is_regular(path)
+        ]
 
     def temporary_files(self, ledger_suffix: str = "") -> list[Path]:
         """Return what killed processes of this part (or, without one, of any part) left half written."""
-        return [path for path in self.path.glob(f"{TEMPORARY}[0-9]*") if f"{ledger_suffix}-" in path.name]
+        return [
+            path
+            for path in self.path.glob(f"{TEMPORARY}[0-9]*.tmp")
+            if _TEMPORARY.fullmatch(path.name) and f"{ledger_suffix}-" in path.name and is_regular(path)
+        ]
 
-    def out_of_memory_notes(self) -> list[Path]:
-        return sorted(self.path.glob(f"{_OUT_OF_MEMORY}*.json"))
+    def out_of_memory_notes(self) -> dict[Path, tuple[Shape, int]]:
+        """Return the notes of earlier starts about batches that were too large: shape and size, by file."""
+        found: dict[Path, tuple[Shape, int]] = {}
+        for path in sorted(self.path.glob(f"{_OUT_OF_MEMORY}*.json")):
+            text, _, size = path.stem.removeprefix(_OUT_OF_MEMORY).rpartition("-")
+            shape = Shape.parse(text)
+            if re.fullmatch(r"[1-9]\d{0,5}", size) and shape is not None and is_regular(path):
+                found[path] = shape, int(size)
+        return found
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -124,14 +144,9 @@ class OutputFolder:
         return {id_of(record): record for record in self.records(kind)}
 
     def all_runs(self, pattern: str = "*") -> dict[str, Record]:
-        """Return every run*.json that can be read, by its file's name."""
-        found: dict[str, Record] = {}
-        for path in self.files(RUN, pattern):
-            with contextlib.suppress(OSError, ValueError):  # another version's, or being replaced
-                run = json.loads(path.read_text(encoding="utf-8"))
-                if isinstance(run, dict):
-                    found[path.name] = run
-        return found
+        """Return every run*.json of dglaunch's that can be read, by its file's name."""
+        found = ((path.name, read_run(path)) for path in self.files(RUN, pattern))
+        return {name: run for name, run in found if run is not None}
 
     def runs(self, node_rank: int | None = None) -> dict[str, Record]:
         """Return the run.json of each independent node by its file's name, or that of one node; that of a rank only where
@@ -141,8 +156,8 @@ class OutputFolder:
 
     def num_tasks(self, default: int = 0, node_rank: int | None = None) -> int:
         """Return how many images the job has, finished or not, as its run.json (or that of one node) says."""
-        totals = [total for run in self.runs(node_rank).values() if isinstance(total := run.get("num_tasks", 0), int)]
-        return max(totals, default=default)
+        totals = [run["num_tasks"] for run in self.runs(node_rank).values()]
+        return max([total for total in totals if isinstance(total, int) and total >= 0], default=default)
 
     def input_table(self) -> Path | None:
         """Return the table that the command of an editing run named."""
@@ -165,7 +180,7 @@ class OutputFolder:
 
     # -- locks ----------------------------------------------------------------------------------------------------
 
-    def lock(self, part: Part) -> IO[str]:
+    def lock(self, part: Part) -> BinaryIO:
         """Create the folder and lock this part of it until the returned file is closed.
 
         Raises:
@@ -174,7 +189,7 @@ class OutputFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as refused:
-            stream = refused.enter_context(self.lock_file(part.ledger_suffix).open("w"))
+            stream = refused.enter_context(open_lock(self.lock_file(part.ledger_suffix)))
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -191,7 +206,7 @@ class OutputFolder:
         other machines."""
         for path in self.lock_files(pattern):
             try:
-                with path.open("r") as stream:
+                with open_regular(path) as stream:
                     fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except FileNotFoundError:
                 continue
@@ -215,22 +230,30 @@ class OutputFolder:
         )
 
     @contextlib.contextmanager
-    def keep_runs_out(self) -> Iterator[None]:
+    def keep_runs_out(self, changes: bool = False) -> Iterator[None]:
         """Hold the locks that a run would take, so that none starts inside the block.
 
+        Args:
+            changes: the block changes the folder: the lock is made where there is none (a copy has no dot-files).
+
         Raises:
-            UserError: one is running.
+            UserError: one is running, or the lock cannot be made.
         """
-        with contextlib.ExitStack() as held:
-            for path in self.lock_files():
-                stream = held.enter_context(path.open("r"))
-                try:
-                    fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except OSError:
-                    raise UserError(
-                        f"A dglaunch is writing to {self.path}. Wait for it; dglaunch status shows how far it is."
-                    ) from None
-            yield
+        try:
+            with contextlib.ExitStack() as held:
+                if changes:
+                    held.enter_context(open_lock(self.lock_file()))
+                for path in self.lock_files():
+                    stream = held.enter_context(open_regular(path))
+                    try:
+                        fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    except BlockingIOError:
+                        raise UserError(
+                            f"A dglaunch is writing to {self.path}. Wait for it; dglaunch status shows how far it is."
+                        ) from None
+                yield
+        except PermissionError as error:
+            raise UserError(f"{self.path} belongs to somebody else ({error.strerror}: {error.filename}).") from None
 
     # -- out of memory --------------------------------------------------------------------------------------------
 
@@ -238,35 +261,132 @@ class OutputFolder:
         """Note a batch that was too large, from any rank, before the rank may be lost: the next start begins below it."""
         note = self.path / f"{_OUT_OF_MEMORY}{shape}-{batch_size}.json"
         with contextlib.suppress(OSError):  # the note is a help for the next start, not part of the result
-            note.write_text("{}\n")
+            open_for_appending(note).close()
 
     def out_of_memory_limits(self) -> dict[Shape, int]:
         """Return the largest batch size that no earlier start was short of memory for, by shape."""
         limits: dict[Shape, int] = {}
-        for path in self.out_of_memory_notes():
-            text, _, size = path.stem.removeprefix(_OUT_OF_MEMORY).rpartition("-")
-            if size.isdecimal() and (shape := Shape.parse(text)) is not None:
-                limit = max(int(size) - 1, 1)
-                limits[shape] = min(limits.get(shape, limit), limit)
+        for shape, size in self.out_of_memory_notes().values():
+            limit = max(size - 1, 1)
+            limits[shape] = min(limits.get(shape, limit), limit)
         return limits
 
 
 # -- lines --------------------------------------------------------------------------------------------------------
 
 
-def read_lines(path: Path) -> Iterator[tuple[str, Record]]:
-    """Yield the readable lines of a ledger as text and parsed; a torn or foreign line is passed over."""
-    if not path.exists():
+class LineKind(Enum):
+    """What a line of a ledger is."""
+
+    OURS = auto()
+    FOREIGN = auto()
+    """A JSON object that dglaunch has not written, as of an ImageFolder's own pictures: it stays where it is."""
+    BAD = auto()
+    """Torn, or with values that dglaunch does not write."""
+
+
+class Line(NamedTuple):
+    """One line of a ledger or of failures.jsonl."""
+
+    text: str
+    """With its newline."""
+    kind: LineKind
+    record: Record
+    """Empty, unless it is ours."""
+
+
+def scan(path: Path) -> Iterator[Line]:
+    """Yield every line of a ledger or of failures.jsonl, and what it is; none if there is no such file.
+
+    Anyone may have written it. A line of ours has all that dglaunch writes, of the right types, and the name of an image
+    that cannot leave the folder.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    is_ours = _is_failure if path.name.startswith(FAILURES.stem) else _is_result
+    try:
+        with open_regular(path) as data:
+            while raw := data.readline(MOST_LINE):
+                if len(raw) == MOST_LINE and not raw.endswith(b"\n"):
+                    while (more := data.readline(MOST_LINE)) and not more.endswith(b"\n"):
+                        continue
+                    yield Line("", LineKind.BAD, {})
+                    continue
+                yield _line(raw, is_ours)
+    except FileNotFoundError:
         return
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for text in lines:
-            try:
-                record = json.loads(text)
-                has_id = all(type(record[name]) is int for name in ("index", "sample"))
-            except (ValueError, KeyError, TypeError, RecursionError):
-                continue
-            if has_id and isinstance(record.get("file_name", ""), str):
-                yield (text if text.endswith("\n") else text + "\n"), record
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def _line(raw: bytes, is_ours: Callable[[Record], bool]) -> Line:
+    text = raw.decode("utf-8", "replace")
+    text = text if text.endswith("\n") else text + "\n"
+    try:
+        record = json.loads(raw)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        return Line(text, LineKind.BAD, {})
+    if is_ours(record):
+        return Line(text, LineKind.OURS, record)
+    has_marker = "index" in record and "sample" in record and ("key" in record or "error" in record)
+    return Line(text, LineKind.BAD if has_marker else LineKind.FOREIGN, {})
+
+
+def _is_result(record: Record) -> bool:
+    return (
+        _has_id(record)
+        and is_image_name(record.get("file_name"))
+        and type(record.get("bytes")) is int
+        and _matches(_KEY, record.get("key"))
+        and _matches(_SHA256, record.get("sha256"))
+    )
+
+
+def _is_failure(record: Record) -> bool:
+    return _has_id(record) and isinstance(record.get("error"), str) and "file_name" not in record
+
+
+def _has_id(record: Record) -> bool:
+    values = record.get("index"), record.get("sample")
+    return all(type(value) is int and 0 <= value < 2**63 for value in values)
+
+
+def _matches(pattern: re.Pattern[str], value: object) -> bool:
+    return isinstance(value, str) and pattern.fullmatch(value) is not None
+
+
+def is_image_name(name: object) -> bool:
+    """Return whether it is a name that dglaunch gives an image: of this folder, not hidden, that a file system can hold."""
+    if not isinstance(name, str) or not name.endswith(IMAGE_SUFFIXES) or name.startswith("."):
+        return False
+    if re.search(r"[/\\\x00-\x1f]", name):
+        return False
+    try:
+        return len(name.encode()) <= 255
+    except UnicodeEncodeError:
+        return False
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, Record]]:
+    """Yield our own lines of a ledger as text and parsed; all others are passed over.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return ((line.text, line.record) for line in scan(path) if line.kind is LineKind.OURS)
+
+
+def read_run(path: Path) -> Record | None:
+    """Return a run.json that dglaunch wrote, or None: it is torn, another's, not to be read, or just being replaced."""
+    try:
+        run = json.loads(read_bytes(path, MOST_RUN))
+    except (OSError, ValueError, RecursionError):
+        return None
+    is_ours = isinstance(run, dict) and isinstance(run.get("outcome"), str) and type(run.get("num_tasks")) is int
+    return run if is_ours else None
 
 
 def id_of(record: Record) -> TaskId:
@@ -286,16 +406,9 @@ def object_at(record: Record, name: str) -> Record:
     return value if isinstance(value, dict) else {}
 
 
-def count_lines(path: Path) -> int:
-    """Return the number of lines of a file, a last one without a newline too."""
-    with path.open("rb") as data:
-        newlines = sum(chunk.count(b"\n") for chunk in iter(lambda: data.read(1 << 20), b""))
-    return newlines if ends_with_newline(path) else newlines + 1
-
-
 def ends_with_newline(path: Path) -> bool:
     """Return whether the last line of a file is whole; an empty file has none that is not."""
-    with path.open("rb") as data:
+    with open_regular(path) as data:
         if data.seek(0, os.SEEK_END) == 0:
             return True
         data.seek(-1, os.SEEK_END)

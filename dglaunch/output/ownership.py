@@ -1,61 +1,280 @@
-"""What in an output folder is dglaunch's own: the only place that deletes or links files there.
+"""What in an output folder is dglaunch's own: the only place that deletes, moves or links files there.
 
-A folder may hold files of the user's. What is deleted has a name that only dglaunch gives, or a ledger line of its own.
-(A file is replaced by `atomic_write`, which also takes its own temporary file away again.)
+A folder may hold files of the user's, under any name. Ours is
+
+- an image whose bytes have the hash that a line of our ledger gives them, or whose own text says that dglaunch made it;
+- a file with an exact name of ours (metadata-node0of2.jsonl, run.json, .dglaunch.lock, ...) and content of ours.
+
+Nothing else is written, moved or deleted. Of ours, what could be wanted again is not deleted either but moved to
+`.dglaunch-aside`: damaged images, images without a line, lines that cannot be read.
 """
 
 import contextlib
+import hashlib
 import os
-import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, file_name_of
+from dglaunch.atomic import TEMPORARY
+from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image
+from dglaunch.data.task import Record
+from dglaunch.errors import UserError
+from dglaunch.files import is_regular, open_regular
+from dglaunch.output.encode import decode_description
+from dglaunch.output.ledger import (
+    FAILURES,
+    METADATA,
+    RUN,
+    LineKind,
+    OutputFolder,
+    Part,
+    file_name_of,
+    read_run,
+    scan,
+)
 
-_IMAGE = re.compile(r"\d{6,}(_\d{2,})?\.(png|jpg|webp)")
-_INPUT_COPY = re.compile(r"inputs/\d+_\d+\.\w+")
-
-
-def is_image_name(name: str) -> bool:
-    """Return whether dglaunch gives images such a name; without a ledger line it is the rest of a killed run."""
-    return _IMAGE.fullmatch(name) is not None
-
-
-def is_plain_name(name: str) -> bool:
-    """Return whether a ledger line's name stays in the folder."""
-    return name not in ("", "..") and Path(name).name == name
+Identity = tuple[int, int, int]
+"""Index, sample and seed of an image."""
+ASIDE = f"{TEMPORARY}aside"
+"""The folder, in the output folder, of what was in the way: hidden, so that no loader of images takes it for results."""
+SHOWN = 5
 
 
 def path_inside(name: object) -> str | None:
     """Return a file name that a ledger or a page may show, if it is one and stays in its folder."""
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not name or "\0" in name:
         return None
     path = PurePosixPath(name)
     return None if path.is_absolute() or ".." in path.parts else name
 
 
+# -- whose is it? -------------------------------------------------------------------------------------------------
+
+
+def is_as_written(path: Path, sha256: object) -> bool:
+    """Return whether a regular file has these very bytes."""
+    try:
+        with open_regular(path) as data:
+            return is_regular(path) and hashlib.file_digest(data, "sha256").hexdigest() == sha256
+    except OSError:
+        return False
+
+
+def own_text(path: Path) -> Record | None:
+    """Return what an image says of itself, if it says that dglaunch made it; its pixels are not looked at."""
+    try:
+        with open_regular(path) as data, damage_is_a_bad_image():
+            described = decode_description(open_image(data))
+    except (OSError, BadImage):
+        return None
+    if not is_regular(path) or described is None or "model" not in described:
+        return None
+    return described if all(type(described.get(name)) is int for name in ("index", "sample", "seed")) else None
+
+
+def is_remains(path: Path, image: Identity) -> bool:
+    """Return whether a file is what a killed run left of an image, so that it may be replaced: nothing, or that image."""
+    described = own_text(path)
+    if described is None:
+        return is_empty(path)
+    return (described["index"], described["sample"], described["seed"]) == image
+
+
+def is_empty(path: Path) -> bool:
+    """Return whether it is a regular file of no bytes, as a machine that lost power leaves them: there is nothing to lose."""
+    return is_regular(path) and path.lstat().st_size == 0
+
+
+def is_our_ledger(path: Path) -> bool:
+    """Return whether a ledger (or a failures.jsonl) is dglaunch's: it has a line of ours, or nothing but torn ones."""
+    kinds = {line.kind for line in scan(path)}
+    return LineKind.OURS in kinds or LineKind.FOREIGN not in kinds
+
+
+def refuse_foreign_files(folder: OutputFolder, images: Mapping[str, Identity]) -> None:
+    """Check that what a run is about to write replaces nothing of the user's.
+
+    Args:
+        folder: the output folder.
+        images: the images that are not done, by their names.
+
+    Raises:
+        UserError: it would; the message names the files.
+    """
+    ledgers = [*folder.files(METADATA), *folder.files(FAILURES)]
+    foreign = [path.name for path in ledgers if not is_regular(path) or not is_our_ledger(path)]
+    has_ledger = any(not is_empty(path) for path in ledgers if path.name not in foreign)
+    for path in folder.files(RUN):
+        # One that was torn is of a run that the ledgers know.
+        if not is_regular(path) or (read_run(path) is None and not (has_ledger or is_empty(path))):
+            foreign.append(path.name)
+    if foreign:
+        raise UserError(
+            f"{folder.path} has files that dglaunch did not write and would replace ({', '.join(foreign[:SHOWN])}). Choose "
+            "another --output_dir, or move them away."
+        )
+    present = {entry.name for entry in _entries(folder.path)}
+    named = {file_name_of(record) for record in folder.records()}
+    pictures = [
+        name
+        for name, image in images.items()
+        if name in present and name not in named and not is_remains(folder.path / name, image)
+    ]
+    if pictures:
+        raise UserError(
+            f"{folder.path} has files that dglaunch did not make and would overwrite ({', '.join(pictures[:SHOWN])}). "
+            "Choose another --output_dir, or move them away."
+        )
+
+
+def refuse_inputs_as_outputs(folder: OutputFolder, inputs: Iterable[Path], images: Collection[str]) -> None:
+    """Check that nothing that a run reads is written or removed by it.
+
+    Args:
+        folder: the output folder.
+        inputs: the table and the input images.
+        images: names of the images that the run makes.
+
+    Raises:
+        UserError: it would be.
+    """
+    here = folder.path.resolve()
+    near = {path.resolve() for path in inputs if path.exists()}
+    near = {path for path in near if here in (path.parent, path.parent.parent)}
+    if not near:
+        return
+    written = {here / name for name in images}
+    written |= {
+        path.resolve() for kind in (METADATA, FAILURES, RUN) for path in (folder.file(kind), *folder.files(kind))
+    }
+    for record in folder.records():
+        written |= {here / file_name_of(record), *(here / name for name in _copies(record))}
+    if both := sorted(near & written):
+        raise UserError(
+            f"{', '.join(map(str, both[:SHOWN]))} is read and would be written or removed by the same run. Choose another "
+            "--output_dir, or copy it first."
+        )
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        yield from entries
+
+
+# -- out of the way -----------------------------------------------------------------------------------------------
+
+
+def set_aside(folder: OutputFolder, path: Path) -> Path | None:
+    """Move a file of the folder to `.dglaunch-aside`, and return where it is; a missing one is no error.
+
+    Raises:
+        OSError: it cannot be moved.
+    """
+    target_folder = folder.path / ASIDE
+    if not path.is_symlink() and not path.exists():
+        return None
+    _make_folder(target_folder)
+    target = target_folder / path.name
+    number = 1
+    while target.is_symlink() or target.exists():
+        target, number = target_folder / f"{path.stem}-{number}{path.suffix}", number + 1
+    os.rename(path, target)
+    return target
+
+
+def keep_bad_lines(folder: OutputFolder, name: str, lines: Iterable[str]) -> None:
+    """Add lines that leave a ledger to a file of its name in `.dglaunch-aside`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    texts = list(lines)
+    if not texts:
+        return
+    target = folder.path / ASIDE / name
+    _make_folder(target.parent)
+    descriptor = os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    with os.fdopen(descriptor, "a", encoding="utf-8") as out:
+        out.writelines(texts)
+
+
+def _make_folder(path: Path) -> None:
+    """A folder in the output folder, and no link to one elsewhere."""
+    path.mkdir(exist_ok=True)
+    refuse_link(path)
+
+
+def refuse_link(path: Path) -> None:
+    """Check that a folder that is written to is no link to another.
+
+    Raises:
+        OSError: it is one.
+    """
+    if path.is_symlink():
+        raise OSError(f"{path} is a link, and what is written does not follow links")
+
+
+def make_way(folder: OutputFolder, name: str, image: Identity) -> None:
+    """Before an image takes this name: what stands there and is not known to be replaceable is moved aside.
+
+    Raises:
+        OSError: it cannot be moved.
+    """
+    path = folder.path / name
+    if (path.is_symlink() or path.exists()) and not is_remains(path, image):
+        set_aside(folder, path)
+
+
+# -- what is removed ----------------------------------------------------------------------------------------------
+
+
 def remove(paths: Iterable[Path]) -> None:
-    """Delete files that dglaunch has written; a missing one is no error."""
+    """Delete files that this process, or one of its part, has written; a missing one is no error."""
     for path in paths:
         path.unlink(missing_ok=True)
 
 
-def remove_images(folder: OutputFolder, names: Iterable[str]) -> None:
-    """Delete images by the names that ledger lines give them; other folders are out of reach."""
-    remove(folder.path / name for name in names if is_plain_name(name))
-
-
 def remove_results(folder: OutputFolder) -> None:
-    """Delete what dglaunch wrote here, and nothing else: for --overwrite."""
+    """Remove the results of earlier runs, and nothing else: for --overwrite. What has changed since is moved aside.
+
+    Raises:
+        OSError: something cannot be removed.
+    """
     for record in folder.records():
-        remove_images(folder, [file_name_of(record)])
-        copies = record.get("input_file_names", ())
-        if isinstance(copies, Sequence):
-            remove(folder.path / copy for copy in map(str, copies) if _INPUT_COPY.fullmatch(copy))
-    for kind in (METADATA, FAILURES, RUN):
-        remove(folder.files(kind))
+        _remove_image(folder, record)
+        _remove_copies(folder, record)
+    for path in [*folder.files(METADATA), *folder.files(FAILURES)]:
+        if is_regular(path):
+            kinds = {line.kind for line in scan(path)}
+            remove([path]) if kinds <= {LineKind.OURS} else set_aside(folder, path)
+    remove(path for path in folder.files(RUN) if is_regular(path) and read_run(path) is not None)
     remove(folder.out_of_memory_notes())
+
+
+def _remove_image(folder: OutputFolder, record: Record) -> None:
+    path = folder.path / file_name_of(record)
+    if is_as_written(path, record["sha256"]):
+        remove([path])
+    elif path.exists() or path.is_symlink():
+        set_aside(folder, path)
+
+
+def _remove_copies(folder: OutputFolder, record: Record) -> None:
+    """What --save_inputs has copied, where it is the copy of what the line says: a column of the table may bear its name."""
+    for name, digest in _copies(record).items():
+        path = folder.path / name
+        if not path.parent.is_symlink() and is_as_written(path, digest):
+            remove([path])
+
+
+def _copies(record: Record) -> dict[str, object]:
+    """The copies of input images that a line names in the folder for them, with their hashes."""
+    names, hashes = record.get("input_file_names"), record.get("input_sha256")
+    if not isinstance(names, list) or not isinstance(hashes, list):
+        return {}
+    inside = {path_inside(name): digest for name, digest in zip(names, hashes)}
+    return {name: digest for name, digest in inside.items() if name and PurePosixPath(name).parent.name == "inputs"}
 
 
 def remove_temporary_files(folder: OutputFolder, part: Part) -> None:
@@ -65,7 +284,7 @@ def remove_temporary_files(folder: OutputFolder, part: Part) -> None:
 
 def remove_old_locks(folder: OutputFolder, part: Part) -> None:
     """Delete the locks of the ranks that wrote beside this rank 0 and were killed; nobody holds them."""
-    remove(folder.lock_files(f"{part.node}-*"))
+    remove(path for path in folder.lock_files(f"{part.node}-*") if is_empty(path))
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -73,8 +292,10 @@ def link_or_copy(source: Path, target: Path) -> None:
 
     Raises:
         FileExistsError: there is something of that name.
-        OSError: it cannot be written.
+        OSError: it cannot be written, or the image is a link or no regular file.
     """
+    if not is_regular(source):
+        raise OSError(f"{source} is no regular file")
     try:
         os.link(source, target)
     except (FileExistsError, FileNotFoundError):

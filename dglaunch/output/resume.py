@@ -19,14 +19,15 @@ from dglaunch.output.ledger import (
     FAILURES,
     METADATA,
     RUN,
+    LineKind,
     OutputFolder,
     Part,
     TaskId,
-    count_lines,
     ends_with_newline,
     file_name_of,
     id_of,
     read_lines,
+    scan,
 )
 
 SHOWN = 5
@@ -51,8 +52,12 @@ class Progress:
 
 
 def read_progress(folder: OutputFolder, part: Part) -> Progress:
-    """Compare all ledgers of the folder with its files. Damage counts only in ledgers that this part may repair."""
-    progress = Progress(sizes={entry.name: entry.stat().st_size for entry in _scan(folder) if entry.is_file()})
+    """Compare all ledgers of the folder with its files. Damage counts only in ledgers that this part may repair.
+
+    Raises:
+        UserError: a ledger cannot be read.
+    """
+    progress = Progress(sizes={entry.name: entry.stat().st_size for entry in _entries(folder) if entry.is_file()})
     repairable = {folder.file(METADATA, part.ledger_suffix), *folder.files_beside(METADATA, part)}
     for path in folder.files(METADATA):
         damaged = _read_ledger(path, progress)
@@ -64,21 +69,19 @@ def read_progress(folder: OutputFolder, part: Part) -> Progress:
 def _read_ledger(path: Path, progress: Progress) -> int:
     """Add the images of one ledger to what is done; the number of damaged lines."""
     seen: set[TaskId] = set()
-    num_lines = damaged = 0
-    for _, record in read_lines(path):
-        num_lines += 1
-        task_id = id_of(record)
-        if task_id in seen or not progress.has_file(record):
+    damaged = 0
+    for _, kind, record in scan(path):
+        if kind is LineKind.FOREIGN:
+            continue
+        if kind is LineKind.BAD or id_of(record) in seen or not progress.has_file(record):
             damaged += 1
             continue
-        seen.add(task_id)
-        progress.done[task_id] = str(record.get("key", "")), file_name_of(record)
-    if count_lines(path) != num_lines or not ends_with_newline(path):
-        damaged += 1
-    return damaged
+        seen.add(id_of(record))
+        progress.done[id_of(record)] = str(record["key"]), file_name_of(record)
+    return damaged if ends_with_newline(path) else max(damaged, 1)
 
 
-def _scan(folder: OutputFolder) -> list[os.DirEntry[str]]:
+def _entries(folder: OutputFolder) -> list[os.DirEntry[str]]:
     with os.scandir(folder.path) as entries:
         return list(entries)
 
@@ -89,13 +92,12 @@ def _scan(folder: OutputFolder) -> list[os.DirEntry[str]]:
 def refuse_other_job(
     folder: OutputFolder, progress: Progress, settings: Record, tasks: Sequence[Task], output_format: str
 ) -> None:
-    """Check that an unfinished job goes on as the job that it was, and that no file of the user's would be overwritten.
+    """Check that an unfinished job goes on as the job that it was.
 
     Raises:
         UserError: it is another job; the message says what changed.
     """
     if not progress.done:
-        _refuse_foreign_files(folder, tasks, output_format)
         return
     changes = [
         *_changed_settings(folder, settings),
@@ -108,19 +110,6 @@ def refuse_other_job(
         raise UserError(
             f"{folder.path} holds the results of another job. Choose another --output_dir, or --overwrite to remove "
             f"them and start anew. What changed:\n{shown}{more}"
-        )
-
-
-def _refuse_foreign_files(folder: OutputFolder, tasks: Sequence[Task], output_format: str) -> None:
-    """Where no run has been before, a file with an image's name is the user's."""
-    if folder.files(RUN):
-        return
-    present = {entry.name for entry in _scan(folder)}
-    foreign = [name for task in tasks if (name := file_name(task, output_format)) in present]
-    if foreign:
-        raise UserError(
-            f"{folder.path} has files that dglaunch did not make and would overwrite ({', '.join(foreign[:SHOWN])}). "
-            "Choose another --output_dir, or move them away."
         )
 
 
@@ -183,6 +172,9 @@ def settle(folder: OutputFolder, part: Part, progress: Progress, tasks: Sequence
     ledger, ledgers_beside = folder.file(METADATA, part.ledger_suffix), folder.files_beside(METADATA, part)
     failures, failures_beside = folder.file(FAILURES, part.ledger_suffix), folder.files_beside(FAILURES, part)
     if progress.damaged or ledgers_beside:
+        for path in (ledger, *ledgers_beside):
+            ownership.keep_bad_lines(folder, path.name, bad_lines(path))
+            _set_damaged_files_aside(folder, path, progress)
         rewrite(ledger, _good_lines([ledger, *ledgers_beside], progress), part.ledger_suffix)
     if failures_beside or failures.exists():
         open_tasks = {task.id for task in tasks} - progress.done.keys()
@@ -203,7 +195,8 @@ def join(folder: OutputFolder, part: Part, tasks: Sequence[Task]) -> None:
     if all(task.id in progress.done for task in tasks):
         lines = (pair for path in folder.files(METADATA) for pair in read_lines(path))
         texts = {id_of(record): text for text, record in lines if progress.has_file(record)}
-        rewrite(folder.file(METADATA), (texts[task.id] for task in tasks), part.ledger_suffix)
+        foreign = [text for text, kind, _ in scan(folder.file(METADATA)) if kind is LineKind.FOREIGN]
+        rewrite(folder.file(METADATA), [*(texts[task.id] for task in tasks), *foreign], part.ledger_suffix)
 
 
 def rewrite(path: Path, lines: Iterable[str], ledger_suffix: str = "") -> None:
@@ -212,17 +205,40 @@ def rewrite(path: Path, lines: Iterable[str], ledger_suffix: str = "") -> None:
         out.writelines(lines)
 
 
+def _set_damaged_files_aside(folder: OutputFolder, path: Path, progress: Progress) -> None:
+    """A file that is not as its line says could be what a person made of it; without the line nobody would know whose it is."""
+    done = {name for _, name in progress.done.values()}
+    for _, record in read_lines(path):
+        name = file_name_of(record)
+        if name not in done and name in progress.sizes:
+            ownership.set_aside(folder, folder.path / name)
+
+
+def bad_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a ledger that nobody can use; the last one of a killed run is torn, and says nothing."""
+    lines = [line.text for line in scan(path) if line.kind is LineKind.BAD and line.text.strip("\0\n ")]
+    yield from lines if not lines or ends_with_newline(path) else lines[:-1]
+
+
 def _good_lines(paths: Sequence[Path], progress: Progress) -> Iterator[str]:
-    """One line for each image that is done."""
+    """One line for each image that is done; what others have written there stays."""
     left = set(progress.done)
     for path in paths:
-        for text, record in read_lines(path):
-            if id_of(record) in left and progress.has_file(record):
+        for text, kind, record in scan(path):
+            if kind is LineKind.FOREIGN:
+                yield text
+            elif kind is LineKind.OURS and id_of(record) in left and progress.has_file(record):
                 left.remove(id_of(record))
                 yield text
 
 
-def _lines_about(paths: Sequence[Path], task_ids: set[TaskId]) -> Iterable[str]:
-    """The last line about each of these tasks."""
-    lines = (pair for path in paths for pair in read_lines(path))
-    return {id_of(record): text for text, record in lines if id_of(record) in task_ids}.values()
+def _lines_about(paths: Sequence[Path], task_ids: set[TaskId]) -> Iterator[str]:
+    """The last line about each of these tasks; what others have written there stays."""
+    last: dict[TaskId, str] = {}
+    for path in paths:
+        for text, kind, record in scan(path):
+            if kind is LineKind.FOREIGN:
+                yield text
+            elif kind is LineKind.OURS and id_of(record) in task_ids:
+                last[id_of(record)] = text
+    yield from last.values()

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dglaunch.atomic import atomic_write
+from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image, refuse_bombs
 from dglaunch.data.task import Record
 from dglaunch.errors import OutputError, UserError
+from dglaunch.files import open_regular
 from dglaunch.output.ledger import file_name_of, format_of
 from dglaunch.output.ownership import path_inside
 
@@ -100,13 +102,14 @@ def _small(path: Path, side: int) -> "Image | None":
     """A picture of at most `side` pixels, or None where the file is missing or broken."""
     from PIL import Image, ImageOps
 
+    refuse_bombs()
     try:
-        with Image.open(path) as image:
+        with open_regular(path) as data, damage_is_a_bad_image(), open_image(data) as image:
             image.draft("RGB", (side, side))
             upright = ImageOps.exif_transpose(image).convert("RGB")
             upright.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
             return upright
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow says of a broken file
+    except (OSError, BadImage):
         return None
 
 

@@ -8,13 +8,14 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
-from dglaunch.atomic import atomic_write
-from dglaunch.data.task import Record, Result, Task
+from dglaunch.atomic import atomic_write, temporary_path
+from dglaunch.data.task import Record, Result, Task, file_name
 from dglaunch.errors import OutputError, UserError
+from dglaunch.files import open_for_appending
 from dglaunch.output import ownership, resume
 from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part
 
@@ -41,50 +42,72 @@ class Writer:
         self.ledger_path = self.folder.file(METADATA, suffix)
         self.failures_path = self.folder.file(FAILURES, suffix)
         self.run_path = self.folder.file(RUN, suffix)
-        self._reserve = self.folder.reserve_file(suffix)
+        self.has_begun = False
+        """Whether `begin` was called: before that, nothing but the lock is written."""
+        self._reserve: Path | None = None
         self._ledger: io.FileIO | None = None
         self._failures: io.FileIO | None = None
-        self._lock: IO[str] | None = None
+        self._lock: BinaryIO | None = None
 
     # -- before the run -------------------------------------------------------------------------------------------
 
     def open(self, settings: Record, tasks: Sequence[Task], output_format: str, overwrite: bool) -> resume.Progress:
-        """Lock the folder, repair what a killed run left, and return what is done.
+        """Lock the folder, refuse what does not fit, and return what is done. Nothing is changed yet.
 
         Raises:
-            UserError: the folder cannot be written, is in use, or holds another job's results.
+            UserError: the folder cannot be written, is in use, holds another job's results, or files of the user's that
+                would be replaced.
         """
         self._lock_folder()
-        if overwrite:
-            ownership.remove_results(self.folder)
-        progress = resume.read_progress(self.folder, self.part)
+        found = resume.read_progress(self.folder, self.part)
+        progress = resume.Progress() if overwrite else found
         resume.refuse_other_job(self.folder, progress, settings, tasks, output_format)
-        ownership.remove_temporary_files(self.folder, self.part)
-        resume.settle(self.folder, self.part, progress, tasks)
-        self._ledger = self.ledger_path.open("ab", buffering=0)
-        self._failures = self.failures_path.open("ab", buffering=0)
+        missing = [task for task in tasks if task.id not in progress.done]
+        ownership.refuse_foreign_files(
+            self.folder, {file_name(task, output_format): (*task.id, task.seed) for task in missing}
+        )
         return progress
 
     def _lock_folder(self) -> None:
-        try:
+        with self._refusing():
             self._lock = self.folder.lock(self.part)
+
+    def clear(self) -> None:
+        """Remove the results of earlier runs, for --overwrite; all that could refuse the run has been asked by now.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        with self._refusing():
+            ownership.remove_results(self.folder)
+
+    def begin(self, progress: resume.Progress, tasks: Sequence[Task]) -> None:
+        """Repair what a killed run left, and open the ledger.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        with self._refusing():
             if not self.part.is_beside:
                 ownership.remove_old_locks(self.folder, self.part)
+            ownership.remove_temporary_files(self.folder, self.part)
+            resume.settle(self.folder, self.part, progress, tasks)
+            if not self.part.is_beside:
+                self._reserve = temporary_path(self.folder.path, self.part.ledger_suffix)
                 self._reserve.write_bytes(bytes(RESERVED))
+            self._ledger = open_for_appending(self.ledger_path)
+            self._failures = open_for_appending(self.failures_path)
+        self.has_begun = True
+
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise UserError(
                 f"--output_dir {self.folder.path} cannot be written: {error.strerror or error}. Choose another folder or "
                 "correct its permissions."
             ) from None
-
-    def start_anew(self) -> None:
-        """Remove the results of an earlier job before any rank has opened the folder, on a rank beside rank 0.
-
-        Raises:
-            UserError: a process of another run holds the folder.
-        """
-        self.folder.refuse_other_writers()
-        ownership.remove_results(self.folder)
 
     # -- during the run -------------------------------------------------------------------------------------------
 
@@ -99,6 +122,9 @@ class Writer:
             if result.data is None:
                 _append(self._failures, result.record)
                 return
+            seed = result.record["seed"]
+            assert isinstance(seed, int), "every task has one"
+            ownership.make_way(self.folder, result.file_name, (*result.task_id, seed))
             with self._replacing(self.folder.path / result.file_name) as temporary:
                 temporary.write_bytes(result.data)
             _append(self._ledger, {"file_name": result.file_name, **result.record, "bytes": len(result.data)})
@@ -116,10 +142,13 @@ class Writer:
         """
         for name, image in images.items():
             target = self.folder.path / name
-            if target.exists() and target.stat().st_size:
-                continue
             try:
                 target.parent.mkdir(exist_ok=True)
+                ownership.refuse_link(target.parent)
+                if ownership.is_as_written(target, image.sha256):
+                    continue
+                if not ownership.is_empty(target):
+                    ownership.set_aside(self.folder, target)
                 with self._replacing(target) as temporary:
                     temporary.write_bytes(image.read())
             except (OSError, ValueError) as error:
@@ -136,10 +165,15 @@ class Writer:
             try:
                 self._replace_run(text)
             except OSError:
-                ownership.remove([self._reserve])
+                self._give_reserve_back()
                 self._replace_run(text)
         except OSError as error:
             raise OutputError(f"Writing {self.run_path} failed: {error.strerror or error}.") from None
+
+    def _give_reserve_back(self) -> None:
+        if self._reserve is not None:
+            ownership.remove([self._reserve])
+            self._reserve = None
 
     def _replace_run(self, text: str) -> None:
         with self._replacing(self.run_path) as temporary:
@@ -170,8 +204,8 @@ class Writer:
                 with contextlib.suppress(OSError):  # a full disk was reported when the line was written
                     stream.close()
         self._ledger = self._failures = self._lock = None
-        ownership.remove([self._reserve])
-        if self.failures_path.exists() and not self.failures_path.stat().st_size:
+        self._give_reserve_back()
+        if ownership.is_empty(self.failures_path):
             ownership.remove([self.failures_path])
 
 

@@ -10,6 +10,7 @@ from dglaunch import environment
 from dglaunch.atomic import atomic_write
 from dglaunch.config import TUNING, XDIT_PREFIX, ParallelConfig, RunConfig, settings, settings_that
 from dglaunch.data.task import BatchSize, Record
+from dglaunch.files import read_bytes
 from dglaunch.models.shape import Shape
 from dglaunch.system import Machine
 
@@ -88,20 +89,23 @@ def recall(config: RunConfig, machine: Machine, parallel: ParallelConfig) -> dic
     variables = {f"{XDIT_PREFIX}{name.upper()}": str(value) for name, value in settings(parallel).items() if value}
     found: dict[Shape, BatchSize] = {}
     for key, entry in known.items():
-        text = str(json.loads(key)[5])
+        try:
+            text = str(json.loads(key)[5])
+            if key != key_of(config, machine.name, machine.dtype, text, describe(variables)):
+                continue
+            size, speed, date = int(entry["batch_size"]), float(entry["images_per_s"]), str(entry["date"])  # type: ignore[index]  # by someone else: any type
+        except (ValueError, TypeError, LookupError, RecursionError):
+            continue  # not as `remember` writes it
         shape = Shape.parse(text)
-        if not isinstance(entry, dict) or shape is None:
-            continue
-        if key == key_of(config, machine.name, machine.dtype, text, describe(variables)):
-            reason = f"measured by tune on {entry['date']}: {entry['images_per_s']:.4g} images/s on {machine.name}"
-            found[shape] = BatchSize(entry["batch_size"], reason)
+        if shape is not None and size > 0:
+            found[shape] = BatchSize(size, f"measured by tune on {date}: {speed:.4g} images/s on {machine.name}")
     return found
 
 
 def _read(path: Path) -> Record:
     """A damaged file counts as empty: the next tune writes it anew."""
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = json.loads(read_bytes(path))
+    except (OSError, ValueError, RecursionError):
         return {}
     return known if isinstance(known, dict) else {}

@@ -32,12 +32,13 @@ class Journal:
         self._started = _now()
 
     def write(self, measured: Record) -> None:
-        """Replace run.json.
+        """Replace run.json; before the results of an earlier run are removed, that one's stays.
 
         Raises:
             OutputError: it cannot be written.
         """
-        self._writer.write_run(self.record(measured))
+        if self._writer.has_begun:
+            self._writer.write_run(self.record(measured))
 
     def last_words(self, outcome: str, text: str) -> None:
         """Called by the watch when this process is about to be ended from outside of the main thread."""

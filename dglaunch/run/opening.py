@@ -2,11 +2,13 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from dglaunch.data.task import BatchSize
+from dglaunch.data.task import BatchSize, file_name
 from dglaunch.distributed.channel import Channel
 from dglaunch.models.shape import Shape
-from dglaunch.output import layouts
+from dglaunch.output import layouts, ownership
+from dglaunch.output.resume import Progress
 from dglaunch.output.writer import Writer
 from dglaunch.planning.job import Job
 from dglaunch.planning.tuned import recall
@@ -43,22 +45,21 @@ class Opened:
     damaged: int
     """Ledger lines that could not be read or whose image is not as written."""
     known: Known
+    overwrite: bool
+    """The earlier results are still there: they go once the model is loaded, or the key accepted."""
 
 
 def open_folders(job: Job, channel: Channel, writer: Writer, journal: Journal) -> Opened:
     """On every rank: take the folder that all share, or those of all writers.
 
-    Rank 0 comes first, as it joins what earlier starts have left. Only --overwrite is the others' first: nobody has
-    opened a ledger yet, and they may have folders of their own.
+    Rank 0 comes first, as it joins what earlier starts have left. With --overwrite nothing is changed yet.
 
     Raises:
-        UserError: a folder cannot be written, is in use, or holds another job's results.
+        UserError: a folder cannot be written, is in use, or holds another job's results or files of the user's.
     """
     topology = job.topology
     beside = topology.writes and not topology.is_main
     overwrite = job.config.overwrite and not any(channel.all_of_world(topology.restarted))
-    if overwrite and topology.mode != "main":
-        channel.together(lambda: writer.start_anew() if beside else None)
 
     def open_first() -> tuple[Found, Known] | None:
         return _open_main_folder(job, writer, journal, overwrite) if topology.is_main else None
@@ -70,26 +71,57 @@ def open_folders(job: Job, channel: Channel, writer: Writer, journal: Journal) -
     if topology.mode != "main":
 
         def open_beside() -> Found | None:
-            return _open_folder(job, writer, journal, overwrite=False, known=found.done) if beside else None
+            return _open_folder(job, writer, journal, overwrite, known=found.done) if beside else None
 
         for other in channel.all_of_world(channel.together(open_beside)):
             if other is not None:
                 done.update(other.done)
                 damaged += other.damaged
-    return Opened(frozenset(job.tasks[number].id for number in done), damaged, known)
+    return Opened(frozenset(job.tasks[number].id for number in done), damaged, known, overwrite)
+
+
+def start_anew(job: Job, channel: Channel, writer: Writer, journal: Journal) -> None:
+    """With --overwrite, once nothing can refuse the run any more: remove the earlier results. Each step is rank 0's first,
+    and all come through it before the next: writers may share a folder or have one each.
+
+    Raises:
+        UserError: a folder cannot be written.
+    """
+    topology = job.topology
+
+    def begin() -> None:
+        _begin(job, writer, journal, Progress())
+
+    for step in (writer.clear, begin):
+        for turn in (topology.is_main, topology.writes and not topology.is_main):
+            channel.together(step if turn else lambda: None)
 
 
 def _open_main_folder(job: Job, writer: Writer, journal: Journal, overwrite: bool) -> tuple[Found, Known]:
     folder = job.config.output_dir
     layouts.check(job.config.layout, folder, job.tasks, job.config.output_format)
+    _refuse_inputs_as_outputs(job, writer)
     tuned = recall(job.config, job.machine, job.topology.parallel)
     found = _open_folder(job, writer, journal, overwrite)
     return found, Known(writer.folder.out_of_memory_limits(), tuned, job.machine.memory)
 
 
+def _refuse_inputs_as_outputs(job: Job, writer: Writer) -> None:
+    images = [image.source for task in job.tasks for image in task.images]
+    inputs = [path for path in (job.config.table, *images) if isinstance(path, Path)]
+    names = {file_name(task, job.config.output_format) for task in job.tasks}
+    ownership.refuse_inputs_as_outputs(writer.folder, set(inputs), names)
+
+
 def _open_folder(job: Job, writer: Writer, journal: Journal, overwrite: bool, known: Collection[int] = ()) -> Found:
     """On a writer: what is done there beyond what is known already."""
-    ledger = writer.open(job.settings, job.tasks, job.config.output_format, overwrite)
+    progress = writer.open(job.settings, job.tasks, job.config.output_format, overwrite)
+    if not overwrite:
+        _begin(job, writer, journal, progress)
+    done = {number for number, task in enumerate(job.tasks) if task.id in progress.done}
+    return Found(sorted(done.difference(known)), progress.damaged)
+
+
+def _begin(job: Job, writer: Writer, journal: Journal, progress: Progress) -> None:
+    writer.begin(progress, job.tasks)
     journal.write({"outcome": "running", "num_total": len(job.tasks)})
-    done = {number for number, task in enumerate(job.tasks) if task.id in ledger.done}
-    return Found(sorted(done.difference(known)), ledger.damaged)

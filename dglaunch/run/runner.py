@@ -31,7 +31,7 @@ from dglaunch.run.encoding import Encoder
 from dglaunch.run.images import ImageQueue
 from dglaunch.run.journal import Journal
 from dglaunch.run.loop import Loop
-from dglaunch.run.opening import Opened, open_folders
+from dglaunch.run.opening import Opened, open_folders, start_anew
 from dglaunch.run.record import Recorder
 from dglaunch.run.report import LeaderReport, Report
 from dglaunch.run.result import RunResult, outcome_of
@@ -120,6 +120,8 @@ class _Run:
         self._report_plan(schedule, opened.damaged, notes)
         context = self._context(channel, watch, schedule.plan)
         with self._loaded(context, watch, schedule.plan) as backend:
+            if opened.overwrite:
+                start_anew(self.job, channel, self.writer, self.journal)
             self._begin(context, schedule)
             background = not self.job.config.debug
             collector = Collector(self.topology, channel, self._write, watch, peers, background)

@@ -19,7 +19,7 @@ def line(index: int, **values: Any) -> dict[str, Any]:
     """A line of metadata.jsonl."""
     base = {"file_name": f"{index:06d}.png", "index": index, "sample": 0, "prompt": f"prompt {index}", "seed": index}
     sizes = {"width": 64, "height": 48, "num_inference_steps": 4, "rank": index % 2, "seconds": 1.5, "bytes": 1}
-    return base | sizes | values
+    return base | sizes | {"key": "0" * 16, "sha256": "0" * 64} | values
 
 
 def failure(index: int, **values: Any) -> dict[str, Any]:
@@ -42,7 +42,8 @@ def fill(folder: Path) -> Path:
     rows = [edit, line(0, seed=BIG_SEED), line(1, prompt=EVIL, column={"nan": float("nan")}, error="a column")]
     write_jsonl(folder / "metadata.jsonl", rows)
     write_jsonl(folder / "failures.jsonl", [failure(3, prompt="a wolf"), failure(0)])
-    run = {"outcome": "failed", "settings": {"model_name": EVIL}, "config": {"seed": {"value": 7, "from": "flag"}}}
+    run: dict[str, Any] = {"outcome": "failed", "num_tasks": 4}
+    run |= {"settings": {"model_name": EVIL}, "config": {"seed": {"value": 7, "from": "flag"}}}
     (folder / "run.json").write_text(json.dumps(run))
     assert main(["gallery", str(folder)]) == 0
     return folder

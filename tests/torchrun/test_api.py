@@ -18,11 +18,11 @@ from support.results import ledger, run_json
     ("backend", "count"),
     [
         ("openai", 0),
-        ("openai", 3),
-        ("google_genai", 1),
+        ("google_genai", 3),
         pytest.param("openai", 1, marks=pytest.mark.slow),
         pytest.param("google_genai", 0, marks=pytest.mark.slow),
-        pytest.param("google_genai", 3, marks=pytest.mark.slow),
+        pytest.param("google_genai", 1, marks=pytest.mark.slow),
+        pytest.param("openai", 3, marks=pytest.mark.slow),
     ],
 )
 def test_killed_and_resumed_nothing_is_paid_twice(server: ApiServer, tmp_path: Path, backend: str, count: int) -> None:

@@ -11,6 +11,7 @@ import pytest
 from support.commands import dglaunch
 from support.ranks import Case, launch, run_forked
 from support.results import PROMPTS, difference, ledger, run_json, write_jsonl
+from support.selection import rarely, selected
 
 pytestmark = pytest.mark.timeout(1800)  # the first test waits for the runs of all
 
@@ -110,19 +111,25 @@ XDIT = {
 """What the table says goes with --backend xdit, by the name of the run on one rank."""
 
 
-@pytest.mark.skipif(find_spec("xfuser") is None, reason="xfuser is not installed")
-def test_what_reaches_xfusers_transformer_makes_the_same_images(
-    runs: dict[str, tuple[Path, Case]], tmp_path: Path
-) -> None:
-    prompts = write_jsonl(tmp_path / "p.jsonl", [{"prompt": prompt} for prompt in PROMPTS[:3]])
+@pytest.fixture(scope="module")
+def xdit_runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Case]]:
+    folder = tmp_path_factory.mktemp("xdit")
+    prompts = write_jsonl(folder / "p.jsonl", [{"prompt": prompt} for prompt in PROMPTS[:3]])
     base = ["t2i", "--backend", "xdit", "--prompts_file", prompts, "--num_inference_steps", "28", "--batch_size", "2"]
     split = {"DG_XDIT_ULYSSES_DEGREE": "2"}
-    cases = launch(
-        tmp_path, 2, [([*base, *words, "--output_dir", tmp_path / name], split) for name, words in XDIT.items()]
-    )
-    for name, case in zip(XDIT, cases):
-        assert case.codes == [0, 0], (name, case.output)
-        assert difference(tmp_path / name, runs[name][0]) <= 2, name
+    names = [name for (name,) in selected(request, "with_xdit")]
+    cases = launch(folder, 2, [([*base, *XDIT[name], "--output_dir", folder / name], split) for name in names])
+    return {name: (folder / name, case) for name, case in zip(names, cases)}
+
+
+@pytest.mark.skipif(find_spec("xfuser") is None, reason="xfuser is not installed")
+@pytest.mark.parametrize("with_xdit", rarely(XDIT, {"plain", "pab", "mag_cache", "channels_last", "native_math"}))
+def test_what_reaches_xfusers_transformer_makes_the_same_images(
+    runs: dict[str, tuple[Path, Case]], xdit_runs: dict[str, tuple[Path, Case]], with_xdit: str
+) -> None:
+    folder, case = xdit_runs[with_xdit]
+    assert case.codes == [0, 0], case.output
+    assert difference(folder, runs[with_xdit][0]) <= 2
 
 
 def test_compiling_is_counted_apart(tmp_path: Path) -> None:

@@ -71,7 +71,10 @@ DEATHS = {
 }
 
 
-RARE = ("SIGINT to the agent", "SIGUSR2 to the agent", "SIGTERM to one rank", "SIGSTOP to rank 0")
+RARE = (
+    "SIGINT to the agent", "SIGUSR2 to the agent", "SIGTERM to one rank", "SIGSTOP to rank 0", "SIGSTOP to another leader",
+    "SIGKILL to another leader",
+)  # fmt: skip
 """Those that take the same way as another one here; make soak has them."""
 
 
@@ -193,6 +196,7 @@ def test_stall_timeout_zero_waits(tmp_path: Path) -> None:
     assert dglaunch(*words(tmp_path, "--stall_timeout", "-1")).code == 2
 
 
+@pytest.mark.slow
 def test_max_restarts_resumes_after_a_killed_worker(tmp_path: Path) -> None:
     """--overwrite does not remove what the first try has made."""
     prompts(tmp_path, NUM, "[sleep 0.3]")

@@ -6,7 +6,7 @@ import pytest
 
 from dglaunch.tiny import folder as tiny
 
-QUICK = 24
+QUICK = 16
 
 
 FLOORS = {"one": 0.85, "two": 0.85, "scene": 0.9, "object edit": 0.7, "scene edit": 0.85}
@@ -48,13 +48,14 @@ def test_quick_evaluation_reaches_a_floor(folder):
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")  # bfloat16 beside float32 norms, on a CPU only
-def test_training_runs_stops_and_goes_on(tmp_path):
-    from dglaunch.tiny.training import train
+def test_training_runs_stops_and_goes_on(tmp_path, monkeypatch):
+    from dglaunch.tiny.training import train, train_data
     from dglaunch.tiny.training.team import Team
 
+    monkeypatch.setattr(train_data, "SCALE_PICTURES", 32)
     settings = train.Settings(folder=tmp_path)
     settings.vae.steps, settings.vae.batch = 2, 2
-    settings.data.pictures, settings.data.edits = 64, 64
+    settings.data.pictures, settings.data.edits = 16, 16
     settings.flow.pictures, settings.flow.edits = 4, 4
     for settings.flow.steps in (2, 4):
         train.train(settings, Team())

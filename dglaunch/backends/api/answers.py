@@ -3,7 +3,6 @@
 import base64
 import binascii
 import email.utils
-import io
 import re
 import time
 import urllib.error
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
+from dglaunch.data.images import damage_is_a_bad_image, open_image
 from dglaunch.output.encode import WholePng, whole_png
 
 MAX_DOWNLOAD = 1 << 27
@@ -71,9 +71,10 @@ def picture(data: bytes, output_format: str) -> Image.Image | WholePng:
     try:
         if output_format == "png" and (png := whole_png(data)) is not None:
             return png
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except (OSError, SyntaxError, ValueError) as error:
+        with damage_is_a_bad_image():
+            image = open_image(data)
+            image.load()
+    except ValueError as error:
         raise RequestError("again", f"the image in the answer is damaged: {error}") from None
     return image
 

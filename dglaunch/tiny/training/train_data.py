@@ -21,6 +21,8 @@ WORDINGS = 3
 """Prompts for each picture."""
 CHUNK = 64
 """Pictures that are encoded at once."""
+SCALE_PICTURES = 1024
+"""Whose latents give the scale."""
 SHARES = {"one": 3, "two": 5, "scene": 4}
 """How often each kind of picture is sampled."""
 
@@ -76,12 +78,12 @@ def encode(vae: AutoencoderKL, pictures: list[npt.NDArray[np.uint8]], device: to
     return latents.half().cpu()
 
 
-def measure_scale(vae: AutoencoderKL, size: int, device: torch.device, count: int = 1024) -> None:
+def measure_scale(vae: AutoencoderKL, size: int, device: torch.device) -> None:
     """Write into the VAE's config the shift and the scale that give its latents mean 0 and deviation 1."""
     rng = random.Random("scale")
     vae.register_to_config(shift_factor=0.0, scaling_factor=1.0)
-    items = [spec.sample(rng, kind) for kind in _kinds(rng, count)]
-    chunks = [items[begin : begin + CHUNK] for begin in range(0, count, CHUNK)]
+    items = [spec.sample(rng, kind) for kind in _kinds(rng, SCALE_PICTURES)]
+    chunks = [items[begin : begin + CHUNK] for begin in range(0, SCALE_PICTURES, CHUNK)]
     latents = torch.cat([encode(vae, _draw(chunk, size), device) for chunk in chunks]).float()
     vae.register_to_config(
         shift_factor=round(latents.mean().item(), 4), scaling_factor=round(1 / latents.std().item(), 4)

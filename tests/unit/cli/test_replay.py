@@ -93,7 +93,7 @@ WRONG: dict[str, tuple[bytes, list[str], str]] = {
     "no text": (stripped(), [], "does not carry what made it"),
     "another program's text": (written({"prompt": "a"}), [], "does not carry what made it"),
     "no image": (b"\x89PNG nothing", [], "is no image that can be read"),
-    "torn": (written(GOOD)[:-200], [], "cannot be read"),
+    "torn": (written(GOOD)[:-200], [], "is torn or damaged"),
     "a seed that is none": (written(GOOD | {"seed": "x"}), [], "seed is 'x', not a whole number"),
     "a side that is none": (written(GOOD | {"width": {"a": 1}}), [], "width is {'a': 1}, not a whole number"),
     "a backend that is none": (written(GOOD | {"backend": "os.system"}), [], "'os.system' is not one of"),

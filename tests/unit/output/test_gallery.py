@@ -76,7 +76,9 @@ def test_inputs_that_were_not_copied_are_found_beside_the_table(tmp_path: Path) 
     paint(tmp_path / "cats" / "a.png", "black")
     write_jsonl(tmp_path / "out" / "metadata.jsonl", []) if (tmp_path / "out").mkdir() else None
     table = str(tmp_path / "edits.jsonl")
-    (tmp_path / "out" / "run.json").write_text(json.dumps({"config": {"input": {"value": table, "from": "flag"}}}))
+    (tmp_path / "out" / "run.json").write_text(
+        json.dumps({"outcome": "done", "num_tasks": 1, "config": {"input": {"value": table, "from": "flag"}}})
+    )
     rows = [line(0, input_images=["cats/a.png", "gone.png"])]
     assert gallery.page_data(tmp_path / "out", tmp_path / "out", 0, rows)["inputs"] == [["../cats/a.png"]]
 

@@ -1,13 +1,14 @@
 """OutputFolder: which file is whose by its name, who holds the folder, and what of a ledger is read."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from dglaunch.errors import UserError
 from dglaunch.output import ownership
-from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, count_lines, format_of, read_lines
+from dglaunch.output.ledger import FAILURES, METADATA, RUN, LineKind, OutputFolder, Part, format_of, read_lines, scan
 
 NODE, RANK, BOTH = Part("-node0of2"), Part(rank="-rank1of4"), Part("-node0of2", "-rank1of4")
 
@@ -43,18 +44,20 @@ def test_rank_0_takes_over_what_was_written_beside_it(folder: OutputFolder, part
         folder.file(METADATA, suffix).touch()
     found = {path.name for path in folder.files_beside(METADATA, part)}
     assert found == {f"metadata{suffix}.jsonl" for suffix in taken_over}
-    assert len(folder.files(METADATA)) == 7, "but all are read"
+    assert len(folder.files(METADATA)) == 5, "all of dglaunch's are read, and none that is merely called alike"
 
 
 def test_a_part_sweeps_only_its_own_temporary_files(folder: OutputFolder) -> None:
-    for name in ("1-aa.tmp", "1-node0of2-aa.tmp", "1-node0of2-rank1of4-aa.tmp", "1-node1of2-aa.tmp"):
-        (folder.path / f".dglaunch-{name}").touch()
-    (folder.path / ".dglaunch-reserve").touch()
+    end = "-0123456789abcdef.tmp"
+    ours = {f".dglaunch-1{part}{end}" for part in ("", "-node0of2", "-node0of2-rank1of4", "-node1of2")}
+    mine = {".dglaunch-1-notes.tmp", ".dglaunch-reserve", f".dglaunch-x{end}"}
+    for name in ours | mine:
+        (folder.path / name).touch()
     ownership.remove_temporary_files(folder, NODE)
     left = {path.name for path in folder.path.iterdir()}
-    assert left == {".dglaunch-1-aa.tmp", ".dglaunch-1-node1of2-aa.tmp", ".dglaunch-reserve"}
+    assert left == {f".dglaunch-1{end}", f".dglaunch-1-node1of2{end}"} | mine
     ownership.remove_temporary_files(folder, Part())
-    assert {path.name for path in folder.path.iterdir()} == {".dglaunch-reserve"}
+    assert {path.name for path in folder.path.iterdir()} == mine
 
 
 def test_a_lock_keeps_out_who_would_take_the_part_over(folder: OutputFolder) -> None:
@@ -72,32 +75,77 @@ def test_a_lock_keeps_out_who_would_take_the_part_over(folder: OutputFolder) -> 
 
 def test_the_run_json_of_a_rank_counts_where_rank_0_has_none(folder: OutputFolder) -> None:
     for suffix, total in (("-rank1of4", 3), ("-node0of2", 5), ("-node0of2-rank1of4", 7), ("-node1of2", 4)):
-        folder.file(RUN, suffix).write_text(json.dumps({"num_tasks": total}))
+        folder.file(RUN, suffix).write_text(json.dumps({"outcome": "done", "num_tasks": total}))
     folder.file(RUN, "-node2of3").write_text("[]")
     assert set(folder.runs()) == {"run-rank1of4.json", "run-node0of2.json", "run-node1of2.json"}
     assert (folder.num_tasks(), folder.num_tasks(node_rank=1), folder.num_tasks(9, node_rank=7)) == (5, 4, 9)
-    folder.file(RUN).write_text("{}")
+    folder.file(RUN).write_text('{"outcome": "done", "num_tasks": 1}')
     assert "run-rank1of4.json" not in folder.runs()
 
 
-def test_only_names_that_dglaunch_gives_are_removed(folder: OutputFolder) -> None:
-    outside = folder.path.parent / "outside.png"
-    outside.touch()
-    names = ["000000.png", "../outside.png", "..", "", "sub/000000.png"]
-    (folder.path / "000000.png").touch()
-    ownership.remove_images(folder, names)
-    assert outside.exists() and not (folder.path / "000000.png").exists()
-    assert ownership.is_image_name("000017_03.webp") and not ownership.is_image_name("17.png")
-    assert ownership.path_inside("inputs/a.png") and ownership.path_inside("a/../../b") is None
+def line(**changed: object) -> str:
+    """A ledger line, with what is wrong with it."""
+    ours = {"file_name": "000000.png", "index": 0, "sample": 0, "key": "0" * 16, "sha256": "0" * 64, "bytes": 5}
+    return json.dumps(ours | changed) + "\n"
 
 
-def test_lines_without_a_newline_are_counted_and_read(tmp_path: Path) -> None:
+BAD_NAMES = [
+    "..",
+    "",
+    "a\0b.png",
+    "x" * 300 + ".png",
+    "\ud83d.png",
+    "notes.txt",
+    "run.json",
+    "/etc/a.png",
+    "a/b.png",
+    7,
+    None,
+]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_name_that_dglaunch_does_not_give_makes_a_bad_line(tmp_path: Path, name: object) -> None:
+    (tmp_path / "metadata.jsonl").write_text(line(file_name=name) + line(file_name="000001.png", index=1))
+    assert [kind for _, kind, _ in scan(tmp_path / "metadata.jsonl")] == [LineKind.BAD, LineKind.OURS]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (line(), LineKind.OURS),
+        ('{"file_name": "mine.png", "text": "a caption"}\n', LineKind.FOREIGN),
+        ('{"index": 0, "sam\n', LineKind.BAD),
+        ("[]\n", LineKind.BAD),
+        ("[" * 10_000 + "\n", LineKind.BAD),
+        (line(index=True), LineKind.BAD),
+        (line(index=-1), LineKind.BAD),
+        (line(index=2**64), LineKind.BAD),
+        (line(bytes="5"), LineKind.BAD),
+        (line(sha256="../"), LineKind.BAD),
+        ("\0\0\0\n", LineKind.BAD),
+    ],
+)
+def test_what_a_line_is(tmp_path: Path, text: str, kind: LineKind) -> None:
+    (tmp_path / "metadata.jsonl").write_text(text)
+    assert [line.kind for line in scan(tmp_path / "metadata.jsonl")] == [kind]
+
+
+def test_lines_without_a_newline_are_read(tmp_path: Path) -> None:
     path = tmp_path / "metadata.jsonl"
-    path.write_text('{"index": 0, "sample": 0}\nnot json\n{"index": 1, "sample": 0}')
-    assert count_lines(path) == 3
-    assert [text for text, _ in read_lines(path)] == ['{"index": 0, "sample": 0}\n', '{"index": 1, "sample": 0}\n']
-    path.write_text("")
-    assert count_lines(path) == 0 and not list(read_lines(tmp_path / "none.jsonl"))
+    path.write_text(line() + "not json\n" + line(index=1).strip())
+    assert [text for text, _ in read_lines(path)] == [line(), line(index=1)]
+    assert not list(read_lines(tmp_path / "none.jsonl"))
+
+
+def test_a_ledger_that_is_no_file_is_told(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "metadata.jsonl")
+    with pytest.raises(UserError, match="it is no regular file"):
+        list(scan(tmp_path / "metadata.jsonl"))
+
+
+def test_a_name_on_a_page_stays_in_the_folder() -> None:
+    assert ownership.path_inside("inputs/a.png") and ownership.path_inside("a/../../b") is None
 
 
 def test_formats_by_suffix() -> None:

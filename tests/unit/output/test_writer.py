@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from dglaunch.data.task import Result, Task, file_name
 from dglaunch.errors import OutputError, UserError
 from dglaunch.models.shape import Shape
+from dglaunch.output import encode
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.writer import Writer
 from support.results import ledger
@@ -26,10 +28,18 @@ def tasks(count: int, prompt: str = "p") -> list[Task]:
     return [Task(index=n, prompt=f"{prompt}{n}", seed=n, stem=f"{n:06d}") for n in range(count)]
 
 
-def result(task: Task, data: bytes | None = b"image") -> Result:
+def image_of(task: Task) -> bytes:
+    """A picture that says what it is, as all of dglaunch's do."""
+    text = {"index": task.index, "sample": task.sample, "prompt": task.prompt, "seed": task.seed, "model": "tiny"}
+    return encode.encode(Image.new("RGB", (1, 1)), "png", text)
+
+
+def result(task: Task, data: bytes | None = b"") -> Result:
+    """Of a task that went well, or of one that failed (None)."""
     name = file_name(task, "png")
+    data = image_of(task) if data == b"" else data
     record: dict[str, Any] = {"index": task.index, "sample": task.sample, **task.content(), "rank": 0}
-    record |= {"key": task.key} if data is not None else {"error": "RuntimeError: no"}
+    record |= {"key": task.key, "sha256": encode.sha256(data)} if data is not None else {"error": "RuntimeError: no"}
     return Result(task_id=(task.index, task.sample), file_name=name, record=record, data=data)
 
 
@@ -40,8 +50,12 @@ def opened(
     """A writer, and the indices that are done."""
     writer = Writer(folder, options.pop("node", ""), options.pop("rank", ""))
     try:
-        found = writer.open(settings, todo, "png", options.pop("overwrite", False))
-        writer.write_run({"settings": settings})
+        overwrite = options.pop("overwrite", False)
+        found = writer.open(settings, todo, "png", overwrite)
+        if overwrite:
+            writer.clear()
+        writer.begin(found, todo)
+        writer.write_run({"settings": settings, "outcome": "running", "num_tasks": len(todo)})
         yield writer, {index for index, _ in found.done}
     finally:
         writer.close()
@@ -86,14 +100,16 @@ def test_damage_is_repaired_and_made_again(tmp_path: Path, damage: str) -> None:
             if task.index not in done:
                 writer.write(result(task))
     assert sorted(line["index"] for line in ledger(tmp_path)) == [0, 1, 2, 3]
-    assert all((tmp_path / f"{n:06d}.png").read_bytes() == b"image" for n in range(4))
+    assert all((tmp_path / f"{n:06d}.png").read_bytes() == image_of(tasks(4)[n]) for n in range(4))
 
 
 def test_stale_temporaries_are_swept(tmp_path: Path) -> None:
     written(tmp_path, 1)
-    (tmp_path / ".dglaunch-999-000007.png").write_bytes(b"half")
+    left, mine = tmp_path / ".dglaunch-999-0123456789abcdef.tmp", tmp_path / ".dglaunch-999-000007.png"
+    for path in (left, mine):
+        path.write_bytes(b"half")
     with opened(tmp_path, tasks(2)):
-        assert not (tmp_path / ".dglaunch-999-000007.png").exists()
+        assert not left.exists() and mine.exists()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,81 @@
+"""Files that strangers may have written, or put a link in the place of.
+
+A file is read only if it is a regular one: a FIFO would hang for ever, a device has no end. Links are followed for reading
+(a snapshot of the hub is made of them), and never for writing: what is written stays in the folder that it was meant for.
+All errors are OSErrors whose `strerror` ends a sentence about the path.
+"""
+
+import errno
+import io
+import os
+import stat
+from pathlib import Path
+
+MOST_BYTES = 1 << 30
+"""Of a file that is read whole."""
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a regular file for reading.
+
+    Raises:
+        OSError: it is missing, not to be read, a folder, a FIFO, a device, ...; or the path is none (a NUL, too long).
+    """
+    return os.fdopen(_open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """Return the bytes of a regular file.
+
+    Raises:
+        OSError: as `open_regular`, or it is larger than `most`.
+    """
+    with open_regular(path) as data:
+        size = os.fstat(data.fileno()).st_size
+        content = data.read(most + 1) if size <= most else b""
+    if size > most or len(content) > most:
+        raise OSError(errno.EFBIG, f"it is larger than {most:,} bytes", str(path))
+    return content
+
+
+def open_for_appending(path: Path) -> io.FileIO:
+    """Open or create a file in its folder to add to it, without a buffer.
+
+    Raises:
+        OSError: it cannot be written, or is a link or no regular file.
+    """
+    return os.fdopen(_open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW), "ab", buffering=0)
+
+
+def open_lock(path: Path) -> io.BufferedRandom:
+    """Open or create a file to lock; what is in it stays.
+
+    Raises:
+        OSError: it cannot be written, or is a link or no regular file.
+    """
+    return os.fdopen(_open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW), "r+b")
+
+
+def is_regular(path: Path) -> bool:
+    """Return whether there is a regular file of this very name: a link is none."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def _open(path: Path, flags: int) -> int:
+    try:
+        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
+    except (ValueError, UnicodeEncodeError):  # a NUL, half a character
+        raise OSError(errno.EINVAL, "that is no path", repr(str(path))) from None
+    except OSError as error:
+        if error.errno == errno.ELOOP and flags & os.O_NOFOLLOW:
+            raise OSError(errno.ELOOP, "it is a link, and what is written does not follow links", str(path)) from None
+        if error.errno == errno.ENXIO:  # a socket, or a FIFO without a reader
+            raise OSError(errno.EINVAL, "it is no regular file", str(path)) from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return descriptor
