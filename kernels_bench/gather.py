@@ -112,7 +112,7 @@ def repeat(payload: dict[str, Any], place: Any, channel: Any, turn: int, check: 
     writer = Writer(folder, *place.ledger_suffix)
     for first in (True, False):  # rank 0 takes the folder first
         if place.writes and place.is_main == first:
-            writer.open({}, [], "png", overwrite=False)
+            writer.begin(writer.open({}, [], "png", overwrite=False), [])
         channel.all_of_world(None)
     with StallWatch(place, 0, threading.Event()) as watch:
         start, began = time.perf_counter(), time.process_time()

@@ -44,6 +44,7 @@ from dglaunch.files import open_regular
 from dglaunch.output.encode import decode_description
 from dglaunch.output.inputs import find_inputs, results_folder
 from dglaunch.output.ledger import FAILURES, IMAGE_SUFFIXES, OutputFolder, format_of, object_at
+from dglaunch.output.ownership import refuse_to_replace
 from dglaunch.system import versions
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def replay(
         raise UserError(f"--output {target}: name a .png, .jpg or .webp file.")
     if target.exists() and target.samefile(file):
         raise UserError(f"--output {target} is the image itself; name another file.")
+    refuse_to_replace(target)
     inputs = find_inputs(file, described) if is_edit(described) else []
     if "model_type" in wanted and not inputs:
         raise UserError("--set model_type: the image was made from text alone, so there is nothing that edits.")

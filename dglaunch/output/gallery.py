@@ -24,7 +24,7 @@ from dglaunch.data.task import Record
 from dglaunch.errors import MissingPackage, OutputError
 from dglaunch.output.inputs import inputs_of_row
 from dglaunch.output.ledger import FAILURES, OutputFolder, object_at
-from dglaunch.output.ownership import path_inside
+from dglaunch.output.ownership import path_inside, refuse_to_replace
 from dglaunch.output.thumbnails import make_thumbnails
 
 PAGE = "gallery.html"
@@ -59,9 +59,11 @@ def write_page(
 
     Raises:
         MissingPackage: jinja2 is not there.
+        UserError: there is another file of that name.
         OutputError: it cannot be written.
     """
     output = output if output is not None else folder / PAGE
+    refuse_to_replace(output)
     text = render(folder, output.parent, thumbnails, read_rows(folder) if rows is None else rows)
     try:
         with atomic_write(output) as temporary:

@@ -69,7 +69,7 @@ def _inspect_ledger(folder: OutputFolder, path: Path, found: Inspection) -> None
     kept: list[str] = []
     seen: set[TaskId] = set()
     bad = foreign = wrong = 0
-    for text, kind, record in scan(path):
+    for text, kind, record, _ in scan(path):
         bad += kind is LineKind.BAD
         foreign += kind is LineKind.FOREIGN
         if kind is LineKind.FOREIGN:

@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from dglaunch.atomic import atomic_write
+from dglaunch.atomic import TEMPORARY, atomic_write
 from dglaunch.data.tables import PROMPT_FILE
 from dglaunch.data.task import Record, Task, file_name
 from dglaunch.data.values import MAX_NAME_BYTES
 from dglaunch.errors import OutputError, UserError
-from dglaunch.files import read_bytes
+from dglaunch.files import open_for_appending, read_bytes
 from dglaunch.output.ledger import IMAGE_SUFFIXES, OutputFolder, file_name_of
 from dglaunch.output.ownership import link_or_copy
 
@@ -65,6 +65,8 @@ SHARD_BYTES = 1_000_000_000
 ROW_GROUP = 100
 """Images; a reader of Parquet holds at least as many."""
 GENEVAL_FIELDS = ("tag", "include", "exclude", "prompt")
+MARK = f"{TEMPORARY}view-"
+"""How an empty file beside each view is called: a folder that has none is the user's. Not in it, where a benchmark looks."""
 VIEW_SUFFIXES = (*IMAGE_SUFFIXES, ".tar", ".parquet")
 """Of the files that dglaunch puts into a view."""
 
@@ -83,6 +85,7 @@ def write(layout: str, folder: Path, tasks: Sequence[Task]) -> tuple[Path, int]:
     files = LAYOUTS[layout](pictures)
     view = folder / layout
     _refuse_other_files(view, files)
+    _mark(view)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         try:
             list(pool.map(lambda name: _write_file(folder, view, name, files[name]), files))
@@ -131,6 +134,8 @@ def _refuse_other_files(view: Path, files: Files) -> None:
     there itself is nobody's business.)"""
     if view.is_symlink():
         raise UserError(f"{view} is a link, and what is written does not follow links; remove it.")
+    if view.exists() and not _mark_of(view).exists() and (not view.is_dir() or any(view.iterdir())):
+        raise UserError(f"{view} is there, and dglaunch did not make it; rename it and start the same command again.")
     found = (path.relative_to(view).as_posix() for path in sorted(view.rglob("*")) if path.suffix in VIEW_SUFFIXES)
     others = [name for name in found if name not in files]
     if others:
@@ -140,12 +145,26 @@ def _refuse_other_files(view: Path, files: Files) -> None:
         )
 
 
+def _mark_of(view: Path) -> Path:
+    return view.with_name(f"{MARK}{view.name}")
+
+
+def _mark(view: Path) -> None:
+    try:
+        view.mkdir(parents=True, exist_ok=True)
+        open_for_appending(_mark_of(view)).close()
+    except OSError as error:
+        raise OutputError(f"The layout {view} cannot be written: {error.strerror or error}.") from None
+
+
 def _write_file(folder: Path, view: Path, name: str, write_file: WriteFile) -> None:
     """The temporary file is beside the images: on the same file system, and never in an evaluation's sight."""
     path = PurePosixPath(name)
     assert not path.is_absolute() and ".." not in path.parts, name
     target = view / path
     target.parent.mkdir(parents=True, exist_ok=True)
+    if target.parent.resolve() != view.resolve() / path.parent:
+        raise OSError(f"{target.parent} is a link, and what is written does not follow links")
     with atomic_write(target, folder) as temporary:
         write_file(temporary)
 

@@ -10,7 +10,6 @@ has files of its own, named by its part of the job: metadata-node0of4.jsonl with
 import contextlib
 import fcntl
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +29,8 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".webp")
 """Of the images that dglaunch writes: a dot and --output_format."""
 MOST_LINE = 1 << 24
 """Bytes of a ledger line; a longer one is none of dglaunch's."""
+MOST_NESTED = 64
+"""Objects and lists within one another in a line or a run.json."""
 MOST_RUN = 1 << 26
 """Bytes of a run.json."""
 _LOCK = ".dglaunch"
@@ -175,8 +176,8 @@ class OutputFolder:
         """
         if not self.path.is_dir():
             raise UserError(f"There is no folder {self.path}; name what --output_dir was.")
-        if not self.files(RUN) and not self.files(METADATA):
-            raise UserError(f"{self.path} holds no results of dglaunch (no run.json, no metadata.jsonl).")
+        if not self.all_runs() and not any(map(is_our_ledger, self.files(METADATA))):
+            raise UserError(f"{self.path} holds no results of dglaunch (no run.json, no metadata.jsonl that it wrote).")
 
     # -- locks ----------------------------------------------------------------------------------------------------
 
@@ -293,6 +294,8 @@ class Line(NamedTuple):
     kind: LineKind
     record: Record
     """Empty, unless it is ours."""
+    is_torn: bool
+    """The last one, without a newline."""
 
 
 def scan(path: Path) -> Iterator[Line]:
@@ -311,7 +314,7 @@ def scan(path: Path) -> Iterator[Line]:
                 if len(raw) == MOST_LINE and not raw.endswith(b"\n"):
                     while (more := data.readline(MOST_LINE)) and not more.endswith(b"\n"):
                         continue
-                    yield Line("", LineKind.BAD, {})
+                    yield Line("", LineKind.BAD, {}, False)
                     continue
                 yield _line(raw, is_ours)
     except FileNotFoundError:
@@ -321,18 +324,29 @@ def scan(path: Path) -> Iterator[Line]:
 
 
 def _line(raw: bytes, is_ours: Callable[[Record], bool]) -> Line:
-    text = raw.decode("utf-8", "replace")
-    text = text if text.endswith("\n") else text + "\n"
+    is_torn = not raw.endswith(b"\n")
+    text = raw.decode("utf-8", "replace") + "\n" * is_torn
     try:
         record = json.loads(raw)
     except (ValueError, RecursionError):
         record = None
-    if not isinstance(record, dict):
-        return Line(text, LineKind.BAD, {})
+    if not isinstance(record, dict) or is_deep(record):
+        return Line(text, LineKind.BAD, {}, is_torn)
     if is_ours(record):
-        return Line(text, LineKind.OURS, record)
+        return Line(text, LineKind.OURS, record, is_torn)
     has_marker = "index" in record and "sample" in record and ("key" in record or "error" in record)
-    return Line(text, LineKind.BAD if has_marker else LineKind.FOREIGN, {})
+    return Line(text, LineKind.BAD if has_marker else LineKind.FOREIGN, {}, is_torn)
+
+
+def is_deep(value: object) -> bool:
+    """Return whether a value from JSON is nested so deep that a function which calls itself would not come through it."""
+    level: list[object] = [value]
+    for _ in range(MOST_NESTED):
+        inner = [part for part in level if isinstance(part, dict | list)]
+        if not inner:
+            return False
+        level = [part for one in inner for part in (one.values() if isinstance(one, dict) else one)]
+    return True
 
 
 def _is_result(record: Record) -> bool:
@@ -370,6 +384,18 @@ def is_image_name(name: object) -> bool:
         return False
 
 
+def is_our_ledger(path: Path) -> bool:
+    """Return whether a ledger (or a failures.jsonl) is dglaunch's: it has a line of ours, or nothing but the beginnings of
+    some, as a killed run or a machine that lost power leaves them."""
+    only_torn = True
+    for text, kind, *_ in scan(path):
+        if kind is LineKind.OURS:
+            return True
+        begins = text.startswith(('{"file_name": ', '{"index": ')) or not text.strip("\0\n")
+        only_torn = only_torn and kind is LineKind.BAD and begins
+    return only_torn
+
+
 def read_lines(path: Path) -> Iterator[tuple[str, Record]]:
     """Yield our own lines of a ledger as text and parsed; all others are passed over.
 
@@ -385,7 +411,12 @@ def read_run(path: Path) -> Record | None:
         run = json.loads(read_bytes(path, MOST_RUN))
     except (OSError, ValueError, RecursionError):
         return None
-    is_ours = isinstance(run, dict) and isinstance(run.get("outcome"), str) and type(run.get("num_tasks")) is int
+    is_ours = (
+        isinstance(run, dict)
+        and not is_deep(run)
+        and isinstance(run.get("outcome"), str)
+        and type(run.get("num_tasks")) is int
+    )
     return run if is_ours else None
 
 
@@ -404,15 +435,6 @@ def object_at(record: Record, name: str) -> Record:
     """Return a JSON object inside of another, or an empty one if there is something else."""
     value = record.get(name)
     return value if isinstance(value, dict) else {}
-
-
-def ends_with_newline(path: Path) -> bool:
-    """Return whether the last line of a file is whole; an empty file has none that is not."""
-    with open_regular(path) as data:
-        if data.seek(0, os.SEEK_END) == 0:
-            return True
-        data.seek(-1, os.SEEK_END)
-        return data.read(1) == b"\n"
 
 
 def format_of(path: Path) -> str | None:

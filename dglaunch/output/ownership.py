@@ -30,6 +30,7 @@ from dglaunch.output.ledger import (
     OutputFolder,
     Part,
     file_name_of,
+    is_our_ledger,
     read_run,
     scan,
 )
@@ -38,6 +39,10 @@ Identity = tuple[int, int, int]
 """Index, sample and seed of an image."""
 ASIDE = f"{TEMPORARY}aside"
 """The folder, in the output folder, of what was in the way: hidden, so that no loader of images takes it for results."""
+PAGE_MARK = b"- dglaunch gallery</title>"
+"""What every page of the gallery has in its head."""
+CONTACT_SHEET = "contact_sheet"
+"""What a contact sheet says of itself: how many images are on it."""
 SHOWN = 5
 
 
@@ -63,14 +68,20 @@ def is_as_written(path: Path, sha256: object) -> bool:
 
 def own_text(path: Path) -> Record | None:
     """Return what an image says of itself, if it says that dglaunch made it; its pixels are not looked at."""
+    described = _text(path)
+    if described is None or "model" not in described:
+        return None
+    return described if all(type(described.get(name)) is int for name in ("index", "sample", "seed")) else None
+
+
+def _text(path: Path) -> Record | None:
+    """What `encode` wrote into an image."""
     try:
         with open_regular(path) as data, damage_is_a_bad_image():
             described = decode_description(open_image(data))
     except (OSError, BadImage):
         return None
-    if not is_regular(path) or described is None or "model" not in described:
-        return None
-    return described if all(type(described.get(name)) is int for name in ("index", "sample", "seed")) else None
+    return described if is_regular(path) else None
 
 
 def is_remains(path: Path, image: Identity) -> bool:
@@ -84,12 +95,6 @@ def is_remains(path: Path, image: Identity) -> bool:
 def is_empty(path: Path) -> bool:
     """Return whether it is a regular file of no bytes, as a machine that lost power leaves them: there is nothing to lose."""
     return is_regular(path) and path.lstat().st_size == 0
-
-
-def is_our_ledger(path: Path) -> bool:
-    """Return whether a ledger (or a failures.jsonl) is dglaunch's: it has a line of ours, or nothing but torn ones."""
-    kinds = {line.kind for line in scan(path)}
-    return LineKind.OURS in kinds or LineKind.FOREIGN not in kinds
 
 
 def refuse_foreign_files(folder: OutputFolder, images: Mapping[str, Identity]) -> None:
@@ -126,6 +131,31 @@ def refuse_foreign_files(folder: OutputFolder, images: Mapping[str, Identity]) -
             f"{folder.path} has files that dglaunch did not make and would overwrite ({', '.join(pictures[:SHOWN])}). "
             "Choose another --output_dir, or move them away."
         )
+
+
+def refuse_to_replace(path: Path) -> None:
+    """Check that a file which a command was told to write replaces at most an earlier one of its kind: a gallery, a contact
+    sheet, or an image of replay's that is no result of a job.
+
+    Raises:
+        UserError: there is another file.
+    """
+    if not path.exists() and not path.is_symlink():
+        return
+    text = _text(path) or {}
+    is_result = path.name in {file_name_of(record) for record in OutputFolder(path.parent).records()}
+    if not (_is_page(path) or CONTACT_SHEET in text or (own_text(path) is not None and not is_result)):
+        raise UserError(
+            f"{path} is there, and it is not one of its kind that dglaunch made. Name another file, or remove it."
+        )
+
+
+def _is_page(path: Path) -> bool:
+    try:
+        with open_regular(path) as data:
+            return is_regular(path) and PAGE_MARK in data.read(1 << 14)
+    except OSError:
+        return False
 
 
 def refuse_inputs_as_outputs(folder: OutputFolder, inputs: Iterable[Path], images: Collection[str]) -> None:

@@ -23,7 +23,6 @@ from dglaunch.output.ledger import (
     OutputFolder,
     Part,
     TaskId,
-    ends_with_newline,
     file_name_of,
     id_of,
     read_lines,
@@ -70,7 +69,9 @@ def _read_ledger(path: Path, progress: Progress) -> int:
     """Add the images of one ledger to what is done; the number of damaged lines."""
     seen: set[TaskId] = set()
     damaged = 0
-    for _, kind, record in scan(path):
+    torn = 0
+    for _, kind, record, is_torn in scan(path):
+        torn += is_torn
         if kind is LineKind.FOREIGN:
             continue
         if kind is LineKind.BAD or id_of(record) in seen or not progress.has_file(record):
@@ -78,7 +79,7 @@ def _read_ledger(path: Path, progress: Progress) -> int:
             continue
         seen.add(id_of(record))
         progress.done[id_of(record)] = str(record["key"]), file_name_of(record)
-    return damaged if ends_with_newline(path) else max(damaged, 1)
+    return max(damaged, torn)
 
 
 def _entries(folder: OutputFolder) -> list[os.DirEntry[str]]:
@@ -178,6 +179,8 @@ def settle(folder: OutputFolder, part: Part, progress: Progress, tasks: Sequence
         rewrite(ledger, _good_lines([ledger, *ledgers_beside], progress), part.ledger_suffix)
     if failures_beside or failures.exists():
         open_tasks = {task.id for task in tasks} - progress.done.keys()
+        for path in (failures, *failures_beside):
+            ownership.keep_bad_lines(folder, path.name, bad_lines(path))
         rewrite(failures, _lines_about([failures, *failures_beside], open_tasks), part.ledger_suffix)
     ownership.remove([*ledgers_beside, *failures_beside, *folder.files_beside(RUN, part)])
 
@@ -195,7 +198,7 @@ def join(folder: OutputFolder, part: Part, tasks: Sequence[Task]) -> None:
     if all(task.id in progress.done for task in tasks):
         lines = (pair for path in folder.files(METADATA) for pair in read_lines(path))
         texts = {id_of(record): text for text, record in lines if progress.has_file(record)}
-        foreign = [text for text, kind, _ in scan(folder.file(METADATA)) if kind is LineKind.FOREIGN]
+        foreign = [text for text, kind, *_ in scan(folder.file(METADATA)) if kind is LineKind.FOREIGN]
         rewrite(folder.file(METADATA), [*(texts[task.id] for task in tasks), *foreign], part.ledger_suffix)
 
 
@@ -216,15 +219,15 @@ def _set_damaged_files_aside(folder: OutputFolder, path: Path, progress: Progres
 
 def bad_lines(path: Path) -> Iterator[str]:
     """Yield the lines of a ledger that nobody can use; the last one of a killed run is torn, and says nothing."""
-    lines = [line.text for line in scan(path) if line.kind is LineKind.BAD and line.text.strip("\0\n ")]
-    yield from lines if not lines or ends_with_newline(path) else lines[:-1]
+    lines = (line for line in scan(path) if line.kind is LineKind.BAD and not line.is_torn)
+    yield from (line.text for line in lines if line.text.strip("\0\n "))
 
 
 def _good_lines(paths: Sequence[Path], progress: Progress) -> Iterator[str]:
     """One line for each image that is done; what others have written there stays."""
     left = set(progress.done)
     for path in paths:
-        for text, kind, record in scan(path):
+        for text, kind, record, _ in scan(path):
             if kind is LineKind.FOREIGN:
                 yield text
             elif kind is LineKind.OURS and id_of(record) in left and progress.has_file(record):
@@ -236,7 +239,7 @@ def _lines_about(paths: Sequence[Path], task_ids: set[TaskId]) -> Iterator[str]:
     """The last line about each of these tasks; what others have written there stays."""
     last: dict[TaskId, str] = {}
     for path in paths:
-        for text, kind, record in scan(path):
+        for text, kind, record, _ in scan(path):
             if kind is LineKind.FOREIGN:
                 yield text
             elif kind is LineKind.OURS and id_of(record) in task_ids:

@@ -16,7 +16,7 @@ from dglaunch.data.task import Record
 from dglaunch.errors import OutputError, UserError
 from dglaunch.files import open_regular
 from dglaunch.output.ledger import file_name_of, format_of
-from dglaunch.output.ownership import path_inside
+from dglaunch.output.ownership import CONTACT_SHEET, path_inside, refuse_to_replace
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,20 +51,21 @@ def write_contact_sheet(folder: Path, path: Path, rows: Sequence[Record]) -> int
         How many are on it.
 
     Raises:
-        UserError: there are no images, or it is no kind of image that can be written.
+        UserError: there are no images, it is no kind of image that can be written, or there is another file.
         OutputError: it cannot be written.
     """
-    from dglaunch.output.encode import PILLOW_FORMATS
+    from dglaunch.output.encode import encode
 
     output_format = format_of(path)
     if output_format is None:
         raise UserError(f"--contact_sheet {path}: name a .png, .jpg or .webp file.")
+    refuse_to_replace(path)
     tiles = list(islice(_tiles(folder, rows), SHEET_MOST))
     if not tiles:
         raise UserError(f"{folder} has no image for --contact_sheet yet.")
     try:
         with atomic_write(path) as temporary:
-            _sheet(tiles).save(temporary, PILLOW_FORMATS[output_format])
+            temporary.write_bytes(encode(_sheet(tiles), output_format, {CONTACT_SHEET: len(tiles)}))
     except OSError as error:
         raise OutputError(f"The contact sheet {path} cannot be written: {error.strerror or error}.") from None
     return len(tiles)

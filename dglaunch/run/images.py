@@ -7,13 +7,13 @@ The run goes on in a thread beside the caller's loop. A short queue lies between
 model wait, and memory does not grow.
 """
 
-import io
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dglaunch.data.images import open_image
 from dglaunch.data.task import Record, Result
 
 if TYPE_CHECKING:
@@ -82,4 +82,4 @@ def _as_image(picture: "Picture") -> "Image":
 
     if isinstance(picture, Image.Image):
         return picture
-    return Image.open(io.BytesIO(picture.data))
+    return open_image(picture.data)

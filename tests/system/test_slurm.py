@@ -107,20 +107,6 @@ def _is_whole(folder: Path, num: int) -> None:
     assert main(["verify", str(folder / "out")]) == 0
 
 
-Beside = tuple[tuple[Path, str], tuple[Path, str]]
-
-
-@pytest.fixture(scope="module")
-def beside(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Beside:
-    """Folder and number of two jobs that end while the others run: one with a mistake, one that never gets on."""
-    mistaken, stubborn = tmp_path_factory.mktemp("mistaken"), tmp_path_factory.mktemp("stubborn")
-    (mistaken / "prompts.jsonl").write_text("no json\n")
-    words = ["t2i", "--backend", "fake", "--prompts_file", mistaken / "prompts.jsonl"]
-    wrong = cluster.submit(mistaken, words)
-    again = cluster.submit(stubborn, [*_fake(stubborn, 4, "[interrupt] [sleep 1]"), "--max_requeues", "1"])
-    return (mistaken, wrong), (stubborn, again)
-
-
 def _scripts() -> list[Path]:
     return sorted([*(ROOT / "slurm").glob("*.sbatch"), *(TESTS / "unit" / "cli" / "golden").glob("*.sbatch")])
 
@@ -132,9 +118,7 @@ def test_slurm_takes_the_script(cluster: Cluster, script: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", rarely(("fake", "xdit"), {"xdit"}))
-def test_multi_node_is_drained_requeued_and_finished(
-    cluster: Cluster, beside: Beside, tmp_path: Path, backend: str
-) -> None:
+def test_multi_node_is_drained_requeued_and_finished(cluster: Cluster, tmp_path: Path, backend: str) -> None:
     """The signal comes in the middle. With xdit: tiny with Ulysses 2 on two nodes, so that each node is a replica."""
     num, split = 64, {"DG_XDIT_ULYSSES_DEGREE": "2"} if backend == "xdit" else {}
     table = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"a red circle {n} [sleep 0.5]"} for n in range(num)])
@@ -219,13 +203,19 @@ def test_a_signal_to_the_step_requeues_too(cluster: Cluster, tmp_path: Path) -> 
     assert len(made) == 2 and sum(made) == num, _log(tmp_path)
 
 
-def test_requeued_only_while_work_is_left_and_the_cap_holds(cluster: Cluster, beside: Beside) -> None:
-    (mistaken, wrong), (stubborn, again) = beside
-    ended = cluster.wait(wrong)
-    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0"), _log(mistaken)
-    assert "not valid JSON" in _log(mistaken)
-    ended = cluster.wait(again)
-    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "1"), _log(stubborn)
+def test_a_mistake_does_not_come_back(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text("no json\n")
+    number = cluster.submit(tmp_path, ["t2i", "--backend", "fake", "--prompts_file", tmp_path / "prompts.jsonl"])
+    ended = cluster.wait(number)
+    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0"), _log(tmp_path)
+    assert "not valid JSON" in _log(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_job_that_never_gets_on_comes_back_as_often_as_it_may(cluster: Cluster, tmp_path: Path) -> None:
+    number = cluster.submit(tmp_path, [*_fake(tmp_path, 4, "[interrupt] [sleep 1]"), "--max_requeues", "1"])
+    ended = cluster.wait(number)
+    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "1"), _log(tmp_path)
 
 
 def test_a_name_that_leads_to_the_loopback_is_told_at_once(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from support.results import ledger, run_json
     ],
 )
 def test_killed_and_resumed_nothing_is_paid_twice(server: ApiServer, tmp_path: Path, backend: str, count: int) -> None:
-    """200 rows with every kind of trouble among them; `count` input images, or prompts alone."""
+    """Rows with every kind of trouble among them; `count` input images, or prompts alone."""
     kinds = ["", "", "[429]", "[500]", "[drop]", "[truncated]", "[text]", "", "", "[refused]"]
     prompts = [f"prompt {n} {kinds[n % len(kinds)] if n % 40 else '[timeout]'}" for n in range(200)]
     good = [prompt for prompt in prompts if "refused" not in prompt]

@@ -51,4 +51,4 @@ def test_kill_resume_damage_repair_gallery_and_replay(tmp_path: Path, capsys: py
     assert sample.samefile(broken) and Image.open(sample).size
     assert main(["replay", str(sample), "--output", str(tmp_path / "again.png")]) == 0
     assert "the same, pixel for pixel" in capsys.readouterr().out
-    assert not list(out.glob(".dglaunch-[0-9a-f]*")), "no temporary file is left"
+    assert not list(out.glob(".dglaunch-*.tmp")), "no temporary file is left"

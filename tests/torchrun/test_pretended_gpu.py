@@ -109,7 +109,7 @@ def splits(
     return {family: (folder / family, case) for family, case in zip(chosen, launch(folder, 2, commands))}
 
 
-@pytest.mark.parametrize("split_family", rarely(T2I, set(T2I) - {"flux", "qwenimage", "sd3"}))
+@pytest.mark.parametrize("split_family", rarely(T2I, set(T2I) - {"flux", "sd3"}))
 def test_text_to_image_split_by_xdit(
     splits: dict[str, tuple[Path, Case]], families: Path, prompts: Path, split_family: str
 ) -> None:

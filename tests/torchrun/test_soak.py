@@ -67,7 +67,13 @@ def test_random_kills_lose_nothing_and_repeat_little(tmp_path: Path, kills: int,
     assert twice < max(0.05 * num, 3)
 
 
-@pytest.mark.parametrize("num", [600, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize(
+    "num",
+    [
+        pytest.param(1500, marks=pytest.mark.slow),
+        pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
+    ],
+)
 def test_soak(tmp_path: Path, num: int) -> None:
     """Memory, threads and open files of each rank stay what they were after the first tenth."""
     prompts(tmp_path, num, "[sleep 0.02]")

@@ -6,7 +6,7 @@ import pytest
 
 from dglaunch.tiny import folder as tiny
 
-QUICK = 16
+QUICK = 12
 
 
 FLOORS = {"one": 0.85, "two": 0.85, "scene": 0.9, "object edit": 0.7, "scene edit": 0.85}

@@ -107,7 +107,7 @@ BAD_NAMES = [
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_a_name_that_dglaunch_does_not_give_makes_a_bad_line(tmp_path: Path, name: object) -> None:
     (tmp_path / "metadata.jsonl").write_text(line(file_name=name) + line(file_name="000001.png", index=1))
-    assert [kind for _, kind, _ in scan(tmp_path / "metadata.jsonl")] == [LineKind.BAD, LineKind.OURS]
+    assert [line.kind for line in scan(tmp_path / "metadata.jsonl")] == [LineKind.BAD, LineKind.OURS]
 
 
 @pytest.mark.parametrize(

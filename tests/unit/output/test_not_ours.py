@@ -59,6 +59,7 @@ CAPTIONS = '{"file_name": "a.jpg", "text": "a caption"}\n'
     [
         ("metadata.jsonl", CAPTIONS),
         ("failures.jsonl", CAPTIONS),
+        ("failures.jsonl", "my own notes\n"),
         ("run.json", '{"lr": 0.1}'),
         ("run.json", "not json"),
         ("metadata-node0of2.jsonl", CAPTIONS),
@@ -289,3 +290,60 @@ def test_what_is_no_file_does_not_hang_a_command(tmp_path: Path, kind: str) -> N
             ended = dglaunch(*words)
             assert ended.code in (0, 1, 2) and "Traceback" not in ended.output, ended.output
         path.unlink()
+
+
+# -- what a command was told to write -----------------------------------------------------------------------------
+
+
+def test_a_page_of_the_users_is_not_replaced_and_ours_is(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(out)
+    page = mine(out / "gallery.html", "<title>my holidays</title>")
+    ended = dglaunch("gallery", out)
+    assert ended.code == 2 and "gallery.html is there" in ended.output
+    assert "was not written" in run(out, "--gallery") and page.read_text() == "<title>my holidays</title>"
+    page.unlink()
+    assert [dglaunch("gallery", out).code for _ in range(2)] == [0, 0]
+
+
+def test_a_contact_sheet_replaces_nothing_but_a_contact_sheet(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(out)
+    before = contents(out)
+    for target in (out / "000001.png", photo(tmp_path / "photo.jpg")):
+        assert dglaunch("gallery", out, "--contact_sheet", target).code == 2
+    assert {name: data for name, data in contents(out).items() if name != "gallery.html"} == before
+    assert [dglaunch("gallery", out, "--contact_sheet", tmp_path / "s.webp").code for _ in range(2)] == [0, 0]
+
+
+def test_replay_replaces_nothing_but_what_replay_made(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(out)
+    before = contents(out)
+    for target in (out / "000001.png", photo(tmp_path / "photo.png")):
+        assert dglaunch("replay", out / "000000.png", "--output", target).code == 2
+    assert contents(out) == before
+    again = ["replay", out / "000000.png", "--output", tmp_path / "again.png"]
+    assert [dglaunch(*again).code for _ in range(2)] == [0, 0]
+
+
+def test_a_layouts_folder_of_the_users_is_not_written_to(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    mine(out / "webdataset" / "00000.tar")
+    before = contents(out)
+    assert "dglaunch did not make it" in run(out, "--layout", "webdataset", code=2)
+    assert before.items() <= contents(out).items() and not images(out)
+    (out / "webdataset").rename(tmp_path / "mine")
+    for _ in range(2):
+        run(out, "--layout", "webdataset")
+    assert (out / "webdataset" / "00000.tar").stat().st_size > 1000
+
+
+def test_a_link_inside_of_a_layouts_folder_is_not_followed(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(out, "--layout", "t2i_compbench")
+    (tmp_path / "elsewhere").mkdir()
+    shutil.rmtree(out / "t2i_compbench" / "samples")
+    (out / "t2i_compbench" / "samples").symlink_to(tmp_path / "elsewhere")
+    run(out, "--layout", "t2i_compbench", code=1)
+    assert not list((tmp_path / "elsewhere").iterdir())
