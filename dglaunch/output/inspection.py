@@ -22,6 +22,8 @@ from dglaunch.output.ledger import (
     TaskId,
     file_name_of,
     id_of,
+    is_foreign_run,
+    is_our_ledger,
     read_run,
     scan,
 )
@@ -55,9 +57,14 @@ def inspect(folder: OutputFolder) -> Inspection:
     """Compare every ledger line with its file, and every file with the lines."""
     found = Inspection()
     for path in folder.files(METADATA):
-        _inspect_ledger(folder, path, found)
+        if is_our_ledger(path):
+            _inspect_ledger(folder, path, found)
+        else:
+            found.notes.append(f"{path.name} is not dglaunch's (left alone)")
     for path in folder.files(RUN):
-        if read_run(path) is None:
+        if is_foreign_run(path):
+            found.notes.append(f"{path.name} is not dglaunch's (left alone)")
+        elif read_run(path) is None:
             found.problems.append(f"{path.name} cannot be read; how many images the job has is not known from it")
     for name in sorted(os.listdir(folder.path)):
         if name.lower().endswith(PICTURE_SUFFIXES) and name not in found.named and not name.startswith("."):

@@ -405,19 +405,24 @@ def read_lines(path: Path) -> Iterator[tuple[str, Record]]:
     return ((line.text, line.record) for line in scan(path) if line.kind is LineKind.OURS)
 
 
-def read_run(path: Path) -> Record | None:
-    """Return a run.json that dglaunch wrote, or None: it is torn, another's, not to be read, or just being replaced."""
+def is_foreign_run(path: Path) -> bool:
+    """Return whether a file called as a run.json is whole and somebody else's; one of ours may be torn, after a copy."""
+    return _json(path) is not None and read_run(path) is None
+
+
+def _json(path: Path) -> object:
     try:
-        run = json.loads(read_bytes(path, MOST_RUN))
+        return json.loads(read_bytes(path, MOST_RUN))
     except (OSError, ValueError, RecursionError):
         return None
-    is_ours = (
-        isinstance(run, dict)
-        and not is_deep(run)
-        and isinstance(run.get("outcome"), str)
-        and type(run.get("num_tasks")) is int
-    )
-    return run if is_ours else None
+
+
+def read_run(path: Path) -> Record | None:
+    """Return a run.json that dglaunch wrote, or None: it is torn, another's, not to be read, or just being replaced."""
+    run = _json(path)
+    if not isinstance(run, dict) or is_deep(run):
+        return None
+    return run if isinstance(run.get("outcome"), str) and type(run.get("num_tasks")) is int else None
 
 
 def id_of(record: Record) -> TaskId:

@@ -6,6 +6,8 @@ Each folder is looked at before and after: what is not ours has the same bytes.
 import json
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -347,3 +349,43 @@ def test_a_link_inside_of_a_layouts_folder_is_not_followed(tmp_path: Path) -> No
     (out / "t2i_compbench" / "samples").symlink_to(tmp_path / "elsewhere")
     run(out, "--layout", "t2i_compbench", code=1)
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+# -- another user's -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def as_nobody(tmp_path: Path) -> Iterator[Path]:
+    """Results that root made and keeps to itself, looked at by a user without rights."""
+    if os.geteuid() != 0:
+        pytest.skip("another user can only be taken on by root")
+    with tempfile.TemporaryDirectory(prefix="dglaunch-rights-") as name:
+        out = Path(name) / "out"
+        run(out)
+        for words in (["status", out], ["verify", out, "--repair"], ["gallery", out]):
+            assert dglaunch(*words).code == 0  # what they import, nobody could not read here
+        Path(name).chmod(0o755)
+        os.seteuid(65534)
+        try:
+            yield Path(name) / "out"
+        finally:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "run.json", ".dglaunch.lock", "000001.png", ""])
+def test_what_belongs_to_somebody_else_is_told(as_nobody: Path, name: str) -> None:
+    os.seteuid(0)
+    table = write_jsonl(as_nobody.parent / "rows.jsonl", [{"prompt": "prompt 0"}])
+    table.chmod(0o644)
+    (as_nobody / name).chmod(0o700 if not name else 0o600)
+    os.seteuid(65534)
+    for words in (
+        ["status", as_nobody],
+        ["verify", as_nobody],
+        ["verify", as_nobody, "--repair"],
+        ["gallery", as_nobody],
+    ):
+        ended = dglaunch(*words)
+        assert ended.code in (0, 1, 2) and "Traceback" not in ended.output, ended.output
+    ended = dglaunch(*FAKE, "--prompts_file", table, "--output_dir", as_nobody)
+    assert ended.code == 2 and "Traceback" not in ended.output, ended.output

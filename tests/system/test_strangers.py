@@ -1,6 +1,6 @@
 """What strangers may have written, torn or made up: every reader gives something, or an error of dglaunch's own.
 
-DG_TEST_FUZZ=20000 pytest tests/unit/output/test_strangers.py
+DG_TEST_FUZZ=20000 pytest tests/system/test_strangers.py
 """
 
 import json
@@ -28,7 +28,7 @@ from dglaunch.output.status import read_status
 from support.commands import dglaunch
 from support.results import write_jsonl
 
-EXAMPLES = int(os.environ.get("DG_TEST_FUZZ", "60"))
+EXAMPLES = int(os.environ.get("DG_TEST_FUZZ", "40"))
 KEYS = ["index", "sample", "file_name", "bytes", "sha256", "key", "error", "prompt", "seed", "settings", "outcome", "num_tasks",
         "config", "seconds", "versions", "images_per_s", "started", "input_images", "input_file_names", "input_sha256", "shape",
         "_class_name", "transformer", "sample_size", "__metadata__", "data_offsets", "dtype"]  # fmt: skip
