@@ -26,6 +26,7 @@ from dglaunch.output.ledger import (
     file_name_of,
     id_of,
     read_lines,
+    read_run,
     scan,
 )
 
@@ -182,7 +183,8 @@ def settle(folder: OutputFolder, part: Part, progress: Progress, tasks: Sequence
         for path in (failures, *failures_beside):
             ownership.keep_bad_lines(folder, path.name, bad_lines(path))
         rewrite(failures, _lines_about([failures, *failures_beside], open_tasks), part.ledger_suffix)
-    ownership.remove([*ledgers_beside, *failures_beside, *folder.files_beside(RUN, part)])
+    runs_beside = [path for path in folder.files_beside(RUN, part) if read_run(path) is not None]
+    ownership.remove([*ledgers_beside, *failures_beside, *runs_beside])
 
 
 def join(folder: OutputFolder, part: Part, tasks: Sequence[Task]) -> None:

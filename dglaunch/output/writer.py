@@ -17,7 +17,7 @@ from dglaunch.data.task import Record, Result, Task, file_name
 from dglaunch.errors import OutputError, UserError
 from dglaunch.files import open_for_appending
 from dglaunch.output import ownership, resume
-from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part
+from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, read_run
 
 if TYPE_CHECKING:
     from dglaunch.data.images import InputImage
@@ -92,6 +92,8 @@ class Writer:
                 ownership.remove_old_locks(self.folder, self.part)
             ownership.remove_temporary_files(self.folder, self.part)
             resume.settle(self.folder, self.part, progress, tasks)
+            if read_run(self.run_path) is None and not ownership.is_empty(self.run_path):
+                ownership.set_aside(self.folder, self.run_path)  # torn, as after a copy
             if not self.part.is_beside:
                 self._reserve = temporary_path(self.folder.path, self.part.ledger_suffix)
                 self._reserve.write_bytes(bytes(RESERVED))
