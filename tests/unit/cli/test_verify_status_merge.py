@@ -59,7 +59,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no image": (_undecodable, "000002.png does not decode"),
     "torn line": (lambda out: _append(out, '{"index": 3, "sam'), "1 lines cannot be read"),
     "two lines": (lambda out: _append(out, json.dumps(ledger(out)[0]) + "\n"), "has two lines"),
-    "no line": (lambda out: write_jsonl(out / "metadata.jsonl", ledger(out)[1:]), "000000.png has no ledger line"),
+    "no line": (
+        lambda out: write_jsonl(out / "metadata.jsonl", [line for line in ledger(out) if line["index"]]),
+        "000000.png has no ledger line",
+    ),
 }
 
 
