@@ -1,0 +1,75 @@
+"""What dglaunch counts is what the pipelines read: at the edge of the window, and a token beyond it."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dglaunch import BackendConfig, T2IConfig
+from dglaunch.backends.diffusers.long_prompts import windows_of
+from dglaunch.data.task import Task
+from dglaunch.models.checkpoint import resolve
+from dglaunch.models.prompt_windows import CUT, CUT_FOR, PromptWindows, load_tokenizer
+from support.family_runs import T2I
+from support.tiny_models import build
+
+ENCODERS_OF_77 = {"flux": ("tokenizer",), "sd3": ("tokenizer", "tokenizer_2")}
+
+
+def told(windows: PromptWindows, text: str) -> dict[str, Any]:
+    return windows.cuts([Task(index=0, prompt=text, seed=0, stem="0")])[0]
+
+
+def longest_that_fits(fits: Callable[[int], bool]) -> int:
+    least, most = 1, 2000
+    while most - least > 1:
+        middle = (least + most) // 2
+        least, most = (middle, most) if fits(middle) else (least, middle)
+    return least
+
+
+def encoded(pipeline: Any, texts: list[str], length: int) -> list[torch.Tensor]:
+    """All that encode_prompt returns of each text, as one tensor."""
+    with torch.inference_mode():
+        values = [pipeline.encode_prompt(prompt=[text], device="cpu", max_sequence_length=length) for text in texts]
+    return [
+        torch.cat([part.float().flatten() for value in each for part in _parts(value)]) for each in values
+    ]  # fmt: skip
+
+
+def _parts(value: Any) -> list[torch.Tensor]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, torch.Tensor) else [part for each in value for part in _parts(each)]
+
+
+@pytest.mark.parametrize("family", T2I)
+def test_what_is_counted_is_what_is_read(families: Path, family: str) -> None:
+    from diffusers import DiffusionPipeline
+
+    folder = build(family, families / family)
+    config = T2IConfig(prompt="x", backend=BackendConfig(model_name=str(folder)))
+    checkpoint = resolve(config.backend)
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    windows = windows_of(checkpoint, config, lambda name: getattr(pipeline, name))
+    from_files = windows_of(
+        checkpoint, config, partial(load_tokenizer, checkpoint, revision=None, trust_remote_code=False)
+    )
+
+    def text(count: int, end: str = "b") -> str:
+        return "a?" * ((count - 1) // 2) + "a" * ((count - 1) % 2) + end
+
+    fitting = longest_that_fits(lambda count: CUT not in told(windows, text(count)))
+    beyond = told(windows, text(fitting + 1))
+    assert beyond == told(from_files, text(fitting + 1)) and CUT in beyond
+    length = checkpoint.text_length(None)
+    assert [length + 1, length] in beyond[CUT].values()
+    one, other = encoded(pipeline, [text(fitting), text(fitting, "c")], length)
+    assert not torch.equal(one, other), "the last character is read"
+    one, other = encoded(pipeline, [text(fitting + 1), text(fitting + 1, "c")], length)
+    assert torch.equal(one, other), "it is not read"
+    named = tuple(told(windows, text(fitting)).get(CUT_FOR, {}))
+    assert named == ENCODERS_OF_77.get(family, ())
