@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from dglaunch.backends.base import Context, Facts, ItemError
 from dglaunch.config import FILE, IMAGE, settings_that
 from dglaunch.data.edits import saved_names
+from dglaunch.data.prompt_windows import LEDGER_KEYS
 from dglaunch.data.task import Record, Result, Task, file_name
-from dglaunch.models.prompt_windows import LEDGER_KEYS
 
 if TYPE_CHECKING:
     from PIL.Image import Image

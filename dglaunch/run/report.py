@@ -11,9 +11,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from dglaunch.data.prompt_windows import CUT, CUT_FOR, NEGATIVE, Longest, longest
 from dglaunch.data.task import Record, Result
 from dglaunch.errors import DglaunchError
-from dglaunch.models.prompt_windows import CUT, CUT_FOR, NEGATIVE, Longest, longest
 from dglaunch.planning.job import Job, Schedule
 from dglaunch.run.result import Counts, Outcome
 

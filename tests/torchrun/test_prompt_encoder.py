@@ -131,8 +131,8 @@ def test_what_is_cut_off_a_prompt_is_told(
     prompts = ["red " * 15 + end for end in ("", "circle", "green star " * 400)]
     for name in ("first", "second")[: 1 + bool(words and words[0] == "--embedding_cache")]:
         out = make(tmp_path, name, prompts, "--seed", "1", *(word.format(cache=tmp_path / "cache") for word in words))
-        told = [line.get("prompt_cut") for line in ledger(out)]
-        assert told == [None, *({"tokenizer": [n, 16], "tokenizer_2": [n, 16]} for n in (17, 816))]
+        told = {line["index"]: line.get("prompt_cut") for line in ledger(out)}
+        assert told == {0: None, **{i: {"tokenizer": [n, 16], "tokenizer_2": [n, 16]} for i, n in ((1, 17), (2, 816))}}
         assert run_json(out)["num_rows_cut"] == 2
         said = capsys.readouterr().err
         assert said.count("2 rows lost the end of a prompt: the longest has 816 tokens, of which tokenizer") == 1, said

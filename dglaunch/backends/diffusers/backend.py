@@ -21,9 +21,9 @@ from dglaunch.backends.diffusers.protocols import Pipeline, plain_pipeline
 from dglaunch.backends.diffusers.stages import Stages, time_compilation, trace_shapes
 from dglaunch.backends.diffusers.text_encoders import TextEncoders
 from dglaunch.backends.input_prefetch import InputPrefetcher
+from dglaunch.data.prompt_windows import PromptWindows
 from dglaunch.data.task import Batch
 from dglaunch.errors import Drained
-from dglaunch.models.prompt_windows import PromptWindows
 
 
 class DiffusersBackend:

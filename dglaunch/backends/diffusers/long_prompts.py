@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from dglaunch.config import RunConfig
+from dglaunch.data.prompt_windows import CUT, NEGATIVE, PromptWindows, load_tokenizer, longest
 from dglaunch.data.task import Record, Task
 from dglaunch.errors import InputError, UserError
 from dglaunch.models.checkpoint import Checkpoint
-from dglaunch.models.prompt_windows import CUT, NEGATIVE, PromptWindows, load_tokenizer, longest
 
 
 def windows_of(checkpoint: Checkpoint, config: RunConfig, tokenizer_of: Callable[[str], object]) -> PromptWindows:

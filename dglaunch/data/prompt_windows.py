@@ -23,6 +23,8 @@ NEGATIVE = "negative_"
 LEDGER_KEYS = tuple(f"{sign}{key}" for sign in ("", NEGATIVE) for key in (CUT, CUT_FOR))
 UNLIMITED = 10**9
 """A tokenizer that does not know its text encoder's limit gives a number beyond this."""
+AT_A_TIME = 256
+"""Texts whose tokens are in memory together: before a run all of a table are counted."""
 MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
 """Stands for the prompt in a chat template."""
 
@@ -121,9 +123,11 @@ class _Encoder:
         return {text: count - room for text, count in zip(long, self._count(written)) if count > room}
 
     def _count(self, texts: Sequence[str]) -> list[int]:
-        if not texts:
-            return []
-        return list(map(len, self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]))
+        counts: list[int] = []
+        for start in range(0, len(texts), AT_A_TIME):
+            part = texts[start : start + AT_A_TIME]
+            counts += map(len, self._tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"])
+        return counts
 
 
 def _windows(checkpoint: Checkpoint) -> Iterable[TextWindow]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from dglaunch.data.prompt_windows import UNLIMITED, Longest, PromptWindows, longest
 from dglaunch.data.task import Record, Task
 from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.models.families import FAMILIES, OTHER
-from dglaunch.models.prompt_windows import UNLIMITED, Longest, PromptWindows, longest
 
 
 class Words:
