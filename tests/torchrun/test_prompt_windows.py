@@ -1,4 +1,4 @@
-"""What dglaunch counts is what the pipelines read: at the edge of the window, and a token beyond it."""
+"""What dglaunch counts is what the pipelines read: at the edge of the window, and a token beyond it; and all ranks tell it."""
 
 import inspect
 from collections.abc import Callable
@@ -15,6 +15,8 @@ from dglaunch.data.prompt_windows import CUT, CUT_FOR, PromptWindows, load_token
 from dglaunch.data.task import Task
 from dglaunch.models.checkpoint import resolve
 from support.family_runs import T2I
+from support.ranks import on_ranks
+from support.results import ledger, run_json, write_jsonl
 from support.tiny_models import build
 
 ENCODERS_OF_77 = {"flux": ("tokenizer",), "sd3": ("tokenizer", "tokenizer_2")}
@@ -78,3 +80,17 @@ def test_what_is_counted_is_what_is_read(families: Path, family: str) -> None:
     assert torch.equal(one, other), "it is not read"
     named = tuple(told(windows, text(fitting)).get(CUT_FOR, {}))
     assert named == ENCODERS_OF_77.get(family, ())
+
+
+@pytest.mark.parametrize("engine", ["diffusers", "xdit"])
+def test_what_is_told_is_of_all_ranks(tmp_path: Path, engine: str) -> None:
+    """Two replicas, and one replica of two ranks."""
+    table = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "red " * count} for count in (3, 16, 20, 15)])
+    words = ["t2i", "--prompts_file", table, "--backend", engine, "--num_inference_steps", "1", "--batch_size", "1"]
+    split = {"DG_XDIT_ULYSSES_DEGREE": "2"} if engine == "xdit" else {}
+    case = on_ranks(tmp_path, 2, *words, "--output_dir", tmp_path / "out", **split)
+    assert case.codes == [0, 0], case.output
+    cuts = {line["index"]: line.get(CUT) for line in ledger(tmp_path / "out")}
+    assert cuts[0] is cuts[3] is None and cuts[1] == {name: [17, 16] for name in ("tokenizer", "tokenizer_2")}
+    assert run_json(tmp_path / "out")["num_rows_cut"] == 2
+    assert case.output.count("2 rows lost the end of a prompt: the longest has 21 tokens") == 1, case.output
