@@ -238,6 +238,8 @@ class RunConfig:
     """What to keep out of the image, for rows that do not say otherwise."""
     max_sequence_length: int | None = flag(None, IDENTITY | FILE | REPLAY | TUNING | LOCAL | CALL)
     """Longest prompt in tokens of the text encoder. Default: the pipeline's own."""
+    on_long_prompt: Literal["cut", "fail"] = flag("cut", LOCAL)
+    """A prompt that no text encoder reads to its end: cut its end and say so, or refuse it before a model is loaded."""
     seed: int = flag(0, ROW)
     """Image `sample` of row `index` gets seed + index * num_images_per_prompt + sample; a row's own seed wins."""
     gallery: bool = flag(False, NOTHING)

@@ -119,6 +119,8 @@ class Facts:
     """How many threads may be in generate() at a time, each with a batch of its own."""
     ledger: Record = field(default_factory=dict)
     """What the ledger says of every image besides its task."""
+    of_task: dict[tuple[int, int], Record] = field(default_factory=dict)
+    """What the ledger says besides of one task, by its id: put here before generate() returns, and taken out with its line."""
     usage: Counter[str] = field(default_factory=Counter)
     """Sums that grow during the run (requests, tokens, cost)."""
     events: list[str] = field(default_factory=list)

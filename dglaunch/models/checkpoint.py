@@ -39,6 +39,8 @@ class Checkpoint:
     transformer: dict[str, object]
     """The config of the transformer (or U-Net), {} if unknown."""
     local: bool
+    tokenizers: tuple[str, ...] = ()
+    """The names of those whose text encoder is there as well."""
 
     @property
     def heads(self) -> int | None:
@@ -214,7 +216,14 @@ def _checkpoint(
         latents = transformer.get("sample_size")
         side = 8 * (latents if isinstance(latents, int) and latents else 128)
         defaults = {"height": side, "width": side} | defaults
-    return Checkpoint(source, name, family, defaults, transformer, local)
+    return Checkpoint(source, name, family, defaults, transformer, local, _tokenizers(index))
+
+
+def _tokenizers(index: dict[str, object]) -> tuple[str, ...]:
+    """Of a model_index.json, where a part that was left out has no library and no class."""
+    parts = [name for name, value in index.items() if isinstance(value, list) and None not in value]
+    tokenizers = [name for name in parts if name.startswith("tokenizer")]
+    return tuple(sorted(name for name in tokenizers if name.replace("tokenizer", "text_encoder") in parts))
 
 
 MOST_JSON = 1 << 24

@@ -45,6 +45,26 @@ class XDiT:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TextWindow:
+    """How much of a prompt one of a pipeline's text encoders reads: max_sequence_length tokens, if nothing else is said."""
+
+    tokenizer: str = "tokenizer"
+    """The pipeline's name for the tokenizer, and for its folder."""
+    own: bool = False
+    """Whether it reads as much as the tokenizer itself says (CLIP: 77 tokens)."""
+    before: str = ""
+    """What the pipeline puts before a prompt, but not before a negative one, within the window."""
+    chat: bool = False
+    """Whether it puts a prompt into the tokenizer's chat template, within the window."""
+    system: str | None = None
+    """`module:attribute` of the system message of that chat."""
+    lower: bool = False
+    """Whether it reads a prompt in small letters."""
+    reserved: int = 0
+    """Tokens of the window that the prompt does not get."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """One model family: what its pipeline needs to be given, and what it can do."""
 
@@ -73,6 +93,8 @@ class Family:
     """Under xDiT, prompts share a forward pass only if their token lengths, rounded up to this, are equal (0: always)."""
     chat_template: bool = False
     """Whether the pipeline puts a prompt into the tokenizer's chat template before it counts its tokens."""
+    windows: tuple[TextWindow, ...] | None = None
+    """What each text encoder reads of a prompt; () where they read all of it, None where it is not known."""
     text_outputs: tuple[TextOutput, ...] = ()
     """What encode_prompt returns; () where prompts are not encoded ahead (they depend on an image, or it is unknown)."""
     tensor_output: bool = True
@@ -97,6 +119,11 @@ _TRANSFORMERS = "xfuser.model_executor.models.transformers"
 _FLUX_TEXT: tuple[TextOutput, ...] = ("row", "row", "same")
 _GUIDED_TEXT: tuple[TextOutput, ...] = ("row",) * 4
 """Positive and negative, each with its pooled embedding or its mask."""
+_FLUX_WINDOWS = (TextWindow(own=True), TextWindow(tokenizer="tokenizer_2"))
+_LUMINA2_SYSTEM = (
+    "You are an assistant designed to generate superior images with the superior degree of image-text alignment based on "
+    "textual prompts or user prompts."
+)
 _FLUX = XDiT(
     wrapper=f"{_TRANSFORMERS}.transformer_flux:xFuserFlux1Transformer2DWrapper",
     splits_text=True,
@@ -127,6 +154,7 @@ FAMILIES: dict[str, Family] = {
     "FluxPipeline": Family(
         name="Flux",
         takes_negative=False,
+        windows=_FLUX_WINDOWS,
         text_outputs=_FLUX_TEXT,
         xdit=_FLUX,
         takes=_names(
@@ -137,6 +165,7 @@ FAMILIES: dict[str, Family] = {
     "FluxKontextPipeline": Family(
         name="FluxKontext",
         takes_negative=False,
+        windows=_FLUX_WINDOWS,
         text_outputs=_FLUX_TEXT,
         only_edits=True,
         edit=EditRules(
@@ -156,6 +185,7 @@ FAMILIES: dict[str, Family] = {
     "Flux2Pipeline": Family(
         name="Flux2",
         takes_negative=False,
+        windows=(TextWindow(chat=True, system="diffusers.pipelines.flux2.system_messages:SYSTEM_MESSAGE"),),
         text_outputs=("row", "row"),
         edit=_FLUX2_EDIT,
         xdit=_FLUX2,
@@ -164,6 +194,7 @@ FAMILIES: dict[str, Family] = {
     "Flux2KleinPipeline": Family(
         name="Flux2Klein",
         takes_negative=False,
+        windows=(TextWindow(chat=True),),
         text_outputs=("row", "row"),
         edit=replace(_FLUX2_EDIT, name="flux2_klein"),
         xdit=replace(_FLUX2, takes=frozenset()),
@@ -176,6 +207,7 @@ FAMILIES: dict[str, Family] = {
         guidance="true_cfg_scale",
         guidance_needs_negative=True,
         text_bucket=1,
+        windows=(TextWindow(),),
         text_outputs=("padded", "mask"),
         xdit=_QWEN,
         takes=_QWEN_TAKES,
@@ -185,6 +217,7 @@ FAMILIES: dict[str, Family] = {
         guidance="true_cfg_scale",
         guidance_needs_negative=True,
         text_bucket=1,
+        windows=(),
         only_edits=True,
         edit=EditRules(
             name="qwen_singleimg",
@@ -201,6 +234,7 @@ FAMILIES: dict[str, Family] = {
         name="QwenImageEditPlus",
         guidance="true_cfg_scale",
         guidance_needs_negative=True,
+        windows=(),
         only_edits=True,
         edit=EditRules(
             name="qwen",
@@ -215,6 +249,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "LongCatImageEditPipeline": Family(
         name="LongCatImageEdit",
+        windows=(TextWindow(),),
         only_edits=True,
         edit=EditRules(
             name="longcat",
@@ -232,6 +267,7 @@ FAMILIES: dict[str, Family] = {
         masked_guidance=5.0,
         text_bucket=32,
         chat_template=True,
+        windows=(TextWindow(chat=True),),
         text_outputs=("list", "list"),
         xdit=XDiT(in_place="dglaunch.backends.xdit.exact:wrap_zimage", cfg=True, pads_heads=True, image_unit="any"),
         takes=_names("attention_backend enable_compile cache:cache_dit"),
@@ -240,6 +276,11 @@ FAMILIES: dict[str, Family] = {
         name="SD3",
         sized_by_transformer=True,
         max_sequence_length=256,
+        windows=(
+            TextWindow(own=True),
+            TextWindow(tokenizer="tokenizer_2", own=True),
+            TextWindow(tokenizer="tokenizer_3"),
+        ),
         text_outputs=_GUIDED_TEXT,
         xdit=XDiT(
             pipeline="xfuser:xFuserStableDiffusion3Pipeline",
@@ -254,6 +295,7 @@ FAMILIES: dict[str, Family] = {
         name="PixArtSigma",
         sized_by_transformer=True,
         max_sequence_length=300,
+        windows=(TextWindow(lower=True),),
         arguments=(("use_resolution_binning", False),),
         text_outputs=_GUIDED_TEXT,
         xdit=XDiT(pipeline="xfuser:xFuserPixArtSigmaPipeline", cfg=True, pipefusion=True, image_unit="rows"),
@@ -263,12 +305,15 @@ FAMILIES: dict[str, Family] = {
         name="Lumina2",
         sized_by_transformer=True,
         max_sequence_length=256,
+        windows=(TextWindow(before=f"{_LUMINA2_SYSTEM} <Prompt Start> "),),
         text_outputs=_GUIDED_TEXT,
         xdit=XDiT(pipeline="xfuser:xFuserLumina2Pipeline", ring=False, cfg=True, image_unit="rows"),
         takes=_names("cache:cache_dit"),
     ),
     "PixArtAlphaPipeline": Family(
         name="PixArtAlpha",
+        max_sequence_length=120,
+        windows=(TextWindow(lower=True),),
         arguments=(("use_resolution_binning", False),),
         text_outputs=_GUIDED_TEXT,
         takes=_names("enable_fuse_qkv"),
@@ -276,14 +321,19 @@ FAMILIES: dict[str, Family] = {
     "SanaPipeline": Family(
         name="Sana",
         size_multiple=32,
+        max_sequence_length=300,
+        windows=(TextWindow(lower=True, reserved=1),),
         arguments=(("use_resolution_binning", False),),
         text_outputs=_GUIDED_TEXT,
         takes=frozenset(),
     ),
-    "CogView4Pipeline": Family(name="CogView4", batch=False, takes=frozenset()),
+    "CogView4Pipeline": Family(
+        name="CogView4", max_sequence_length=1024, windows=(TextWindow(),), batch=False, takes=frozenset()
+    ),
     "GlmImagePipeline": Family(
         name="GlmImage",
         size_multiple=32,
+        windows=(),
         batch=False,
         edit=EditRules(
             name="glm_image",

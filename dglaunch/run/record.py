@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from dglaunch.backends.base import Context, Facts, ItemError
 from dglaunch.config import FILE, IMAGE, settings_that
 from dglaunch.data.edits import saved_names
+from dglaunch.data.prompt_windows import LEDGER_KEYS
 from dglaunch.data.task import Record, Result, Task, file_name
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 Picture: TypeAlias = "Image | WholePng"
 """A finished image: of a pipeline, or the file that an API sent."""
-GIVEN_BY_THE_WRITER = ("file_name", "bytes")
-"""Of a ledger line: no column of a row may take these names."""
+NOT_OF_EVERY_LINE = ("file_name", "bytes", *LEDGER_KEYS)
+"""What the writer adds to a ledger line, and what stands in some lines only: no column of a row may take these names."""
 
 
 class Recorder:
@@ -47,16 +48,16 @@ class Recorder:
         record |= self._circumstances(batch_size, seconds)
         if config.saves_inputs:
             record["input_file_names"] = list(saved_names(task))
-        record |= self._facts.ledger
+        record |= self._facts.ledger | self._facts.of_task.pop(task.id, {})
         for column, value in (task.extra or {}).items():
-            taken = column in record or column in GIVEN_BY_THE_WRITER
+            taken = column in record or column in NOT_OF_EVERY_LINE
             record[f"row_{column}" if taken else column] = value
         return Result(task_id=task.id, file_name=file_name(task, config.output_format), record=record, data=data)
 
     def failure(self, task: Task, error: ItemError, batch_size: int = 0, seconds: float = 0.0) -> Result:
         """A task without an image; a batch of none is that of a task which was never run."""
         record: Record = {"index": task.index, "sample": task.sample, "error": error.message, **self._content(task)}
-        record |= self._circumstances(batch_size, seconds)
+        record |= self._circumstances(batch_size, seconds) | self._facts.of_task.pop(task.id, {})
         name = file_name(task, self._context.config.output_format)
         return Result(task_id=task.id, file_name=name, record=record)
 

@@ -11,7 +11,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from dglaunch.data.task import Result
+from dglaunch.data.prompt_windows import CUT, CUT_FOR, NEGATIVE, Longest, longest
+from dglaunch.data.task import Record, Result
 from dglaunch.errors import DglaunchError
 from dglaunch.planning.job import Job, Schedule
 from dglaunch.run.result import Counts, Outcome
@@ -57,6 +58,30 @@ class Summary:
     events: list[str]
     outcome: Outcome
     num_batches: int
+    num_rows_cut: int
+    """Rows with a prompt that no text encoder read to its end."""
+
+
+class CutPrompts:
+    """Cut prompts are counted over the results of a run: those that lost their ends, and those that one text encoder of
+    several reads to the end."""
+
+    def __init__(self, key: str) -> None:
+        """
+        Args:
+            key: of a ledger line, without `negative_`.
+        """
+        self.rows: set[object] = set()
+        """Their indexes."""
+        self.longest: Longest | None = None
+        self._keys = (key, NEGATIVE + key)
+
+    def add(self, record: Record) -> None:
+        """Look at a result's ledger line."""
+        cuts = [record[key] for key in self._keys if key in record]
+        if found := longest(cuts):
+            self.rows.add(record["index"])
+            self.longest = max(found, self.longest or found)
 
 
 class Report:
@@ -66,6 +91,7 @@ class Report:
         self.counts = Counts(num_skipped=skipped, num_total=total)
         self.console = console if console is not None else Console(stderr=True, soft_wrap=True)
         self.by_rank: Counter[int] = Counter()
+        self.cut, self.cut_for_some = CutPrompts(CUT), CutPrompts(CUT_FOR)
         self._last_written = time.time()
         self._last_log = time.monotonic()
         self._begun = self._last_log
@@ -90,6 +116,8 @@ class Report:
         rank = result.record["rank"]
         assert isinstance(rank, int)
         self.by_rank[rank] += 1
+        self.cut.add(result.record)
+        self.cut_for_some.add(result.record)
         if result.failed:
             self.counts.num_failed += 1
             self.console.print(
@@ -183,7 +211,23 @@ class Report:
             events=[f"rank {rank}: {text}" for rank, leader in sorted(leaders.items()) for text in leader.events],
             outcome=outcome,
             num_batches=num_batches,
+            num_rows_cut=len(self.cut.rows),
         )
+
+    def _cuts(self) -> str:
+        """In one line, what the text encoders did not read; "" if they read all."""
+        said = []
+        if (cut := self.cut.longest) is not None:
+            said.append(
+                f"{number(len(self.cut.rows), 'row')} lost the end of a prompt: the longest has {cut.tokens:,} tokens, of which "
+                f"{cut.encoder} reads {cut.read:,} (the ledger's {CUT} says which; --on_long_prompt fail refuses them)."
+            )
+        if (part := self.cut_for_some.longest) is not None:
+            said.append(
+                f"Of {number(len(self.cut_for_some.rows), 'row')} {part.encoder} reads only the first {part.read:,} tokens (the "
+                f"longest has {part.tokens:,}), while another text encoder reads the whole prompt."
+            )
+        return " ".join(said)
 
     def end(self, summary: Summary, folder: object) -> None:
         """The end of the run, for people."""
@@ -194,6 +238,8 @@ class Report:
         self.console.print(table)
         for event in summary.events:
             self.note(event)
+        if cuts := self._cuts():
+            self.note(cuts)
         if summary.num_failed:
             self.note(
                 f"What failed, with its errors: {folder}/failures.jsonl. Starting the same command again retries it."

@@ -122,6 +122,22 @@ def test_an_embedding_cache_that_cannot_be_written_is_told(
     assert sorted(line["index"] for line in ledger(out)) == list(range(8)) and encoded == [8, 8]
 
 
+@pytest.mark.parametrize("words", [(), ("--encode", "inline"), ("--embedding_cache", "{cache}")])
+def test_what_is_cut_off_a_prompt_is_told(
+    tmp_path: Path, seen: Seen, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    """Two prompts of which the first 15 words are the same give equal pixels. With the cache the second run, in which
+    nothing is encoded, knows it too."""
+    prompts = ["red " * 15 + end for end in ("", "circle", "green star " * 400)]
+    for name in ("first", "second")[: 1 + bool(words and words[0] == "--embedding_cache")]:
+        out = make(tmp_path, name, prompts, "--seed", "1", *(word.format(cache=tmp_path / "cache") for word in words))
+        told = {line["index"]: line.get("prompt_cut") for line in ledger(out)}
+        assert told == {0: None, **{i: {"tokenizer": [n, 16], "tokenizer_2": [n, 16]} for i, n in ((1, 17), (2, 816))}}
+        assert run_json(out)["num_rows_cut"] == 2
+        said = capsys.readouterr().err
+        assert said.count("2 rows lost the end of a prompt: the longest has 816 tokens, of which tokenizer") == 1, said
+
+
 def test_the_terminal_belongs_to_dglaunch(tmp_path: Path) -> None:
     """What the libraries say while they are imported is about kernels that nobody asked for."""
     ended = run_process(

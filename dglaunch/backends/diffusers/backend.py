@@ -13,6 +13,7 @@ from dglaunch.backends.diffusers.arguments import call_arguments, call_defaults
 from dglaunch.backends.diffusers.embedding_cache import EmbeddingCache, open_cache
 from dglaunch.backends.diffusers.engine import DiffusersEngine, Engine
 from dglaunch.backends.diffusers.loading import PipelineLoader, quiet_libraries, resize_each
+from dglaunch.backends.diffusers.long_prompts import windows_of
 from dglaunch.backends.diffusers.pixels import to_slots
 from dglaunch.backends.diffusers.prompt_encoder import PromptEncoder
 from dglaunch.backends.diffusers.prompt_interception import PromptInterception
@@ -20,6 +21,7 @@ from dglaunch.backends.diffusers.protocols import Pipeline, plain_pipeline
 from dglaunch.backends.diffusers.stages import Stages, time_compilation, trace_shapes
 from dglaunch.backends.diffusers.text_encoders import TextEncoders
 from dglaunch.backends.input_prefetch import InputPrefetcher
+from dglaunch.data.prompt_windows import PromptWindows
 from dglaunch.data.task import Batch
 from dglaunch.errors import Drained
 
@@ -28,6 +30,8 @@ class DiffusersBackend:
     """A diffusers backend runs one pipeline on one rank; its engine says how the pipeline is loaded and called."""
 
     pipeline: Pipeline
+    windows: PromptWindows
+    """What its text encoders read of a prompt."""
 
     def __init__(self, context: Context, engine: Engine | None = None) -> None:
         self.context = context
@@ -39,6 +43,7 @@ class DiffusersBackend:
         self.prompts: PromptEncoder | None = None
         self.takes: frozenset[str] = frozenset()
         """Names of the pipeline's arguments."""
+        self.facts = Facts()
         self.undo = ExitStack()
         """What this backend changed for the whole process."""
 
@@ -55,6 +60,7 @@ class DiffusersBackend:
         self.pipeline.set_progress_bar_config(disable=True)
         parameters = inspect.signature(self.pipeline.__call__).parameters
         self.takes = frozenset(parameters)
+        self.windows = windows_of(self.context.checkpoint, config, self._tokenizer)
         self.stages.watch(self.pipeline)
         effects = {"encode": self._encode_ahead(cache)} if self.loader.encodes_ahead else {}
         optimizations.move(self.pipeline, self.context.torch_device, config.optimization)
@@ -67,14 +73,17 @@ class DiffusersBackend:
             time_compilation(folder, self.seconds, events, self.undo)
         if config.debug:
             trace_shapes(self.pipeline)
-        return Facts(
+        self.facts = Facts(
             defaults=call_defaults(self.context.checkpoint, parameters),
             effects=effects,
             events=events,
             known_trouble=rules.known_trouble if rules is not None else "",
         )
+        return self.facts
 
     def generate(self, batch: Batch) -> Sequence[Slot] | None:
+        if self.context.topology.is_leader:
+            self._note_cuts(batch)
         if self.prompts is not None:
             self.prompts.ensure(batch)
         items = self.inputs.readable(batch, self.context.channel)
@@ -91,6 +100,14 @@ class DiffusersBackend:
     def close(self) -> None:
         self.undo.close()
         del self.pipeline
+
+    def _note_cuts(self, batch: Batch) -> None:
+        for task, cut in zip(batch.tasks, self.windows.cuts(batch.tasks)):
+            if cut:
+                self.facts.of_task[task.id] = cut
+
+    def _tokenizer(self, name: str) -> object:
+        return getattr(plain_pipeline(self.pipeline), name, None)
 
     def _load_pipeline(self) -> tuple[EmbeddingCache | None, Pipeline]:
         """The pipeline takes minutes to load; whether the cache can be written shows at once."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from dglaunch.backends.diffusers import checks
+from dglaunch.backends.diffusers.long_prompts import check_long_prompts
 from dglaunch.backends.profiles import Profile, Target, edit_bucket
 from dglaunch.config import RunConfig
 from dglaunch.data.task import Bucket, Task, plain_bucket
@@ -52,6 +53,7 @@ class DiffusersProfile(Profile):
         checks.check_masks(checkpoint, config, tasks)
         checks.check_cache_steps(checkpoint, config, tasks)
         checks.check_encode(checkpoint, config)
+        check_long_prompts(checkpoint, config, tasks)
 
     def buckets(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Callable[[Task], Bucket]:
         """Return what must be equal in a batch: with xfuser, or an attention kernel that takes no mask, for some families

@@ -79,6 +79,7 @@ WRONG: dict[str, tuple[str, dict[str, str]]] = {
     "an optimisation that this family does not have": (f"{T2I} --model_name qwen --enable_fuse_qkv", {}),
     "a GPU's optimisation on a CPU": (f"{T2I} --enable_group_offloading", {}),
     "a parameter of another cache": (f"{T2I} --cache_type pab --cache_threshold 0.1", {}),
+    "prompts that are too long": ("t2i --prompts_file long.jsonl --on_long_prompt fail", {}),
     "a flag that the pipeline does not take": (f"{T2I} --model_name sdxl --max_sequence_length 128", {}),
 }  # fmt: skip
 GOLDEN = Path(__file__).parent / "golden" / "wrong_uses.md"
@@ -97,6 +98,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, families: Path) -> Path:
     write_jsonl(folder / "p.jsonl", [{"prompt": "a cat"}])
     (folder / "bad.jsonl").write_text('{"prompt": ""}\n{"prompt": "a", "seed": 1.5}\n{"prompt": "a"\n')
     write_jsonl(folder / "escape.jsonl", [{"prompt": "a", "name": "../../etc/passwd"}])
+    write_jsonl(folder / "long.jsonl", [{"prompt": "a red star " * n} for n in (1, 8, 2, 9)])
     dogs = write_jsonl(folder / "dogs.jsonl", [{"prompt": "a dog"}])
     ended = dglaunch("t2i", "--backend", "fake", "--prompts_file", dogs, "--output_dir", folder / "used")
     assert ended.code == 0, ended.output

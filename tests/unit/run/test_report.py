@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from dglaunch.data.task import Result
-from dglaunch.run.report import LeaderReport, Report
+from dglaunch.run.report import LeaderReport, Report, Summary
 
 
 def failed(error: str) -> Result:
@@ -35,3 +35,39 @@ def test_a_notebook_gets_a_bar_where_it_can_draw_one(monkeypatch: pytest.MonkeyP
     report = Report(total=1, skipped=0, console=Console(file=io.StringIO(), force_jupyter=True))
     report.begin()
     assert bars == (["started"] if widgets else [])
+
+
+def made(index: int, **record: object) -> Result:
+    return Result(task_id=(index, 0), file_name="x.png", record={"index": index, "rank": 0, **record}, data=b"x")
+
+
+def end_of(*results: Result) -> tuple[Summary, str]:
+    """What run.json and the terminal say at the end."""
+    said = io.StringIO()
+    report = Report(total=len(results), skipped=0, console=Console(file=said, width=500))
+    report.begin()
+    for result in results:
+        report.update(result)
+    summary = report.summary({0: LeaderReport(0.0, 1.0)}, 0.0, "done", 1)
+    report.end(summary, "out")
+    return summary, said.getvalue()
+
+
+def test_rows_that_lost_the_end_of_a_prompt_are_told_in_one_line() -> None:
+    long = {"tokenizer": [702, 77], "tokenizer_2": [1400, 512]}
+    summary, said = end_of(
+        made(0),
+        made(1, prompt_cut=long),
+        made(1, prompt_cut=long),
+        made(2, negative_prompt_cut={"tokenizer_2": [600, 512]}),
+        made(3, prompt_cut_for={"tokenizer": [90, 77]}),
+    )
+    assert summary.num_rows_cut == 2, "two images of one row are one row"
+    (line,) = [line for line in said.splitlines() if "lost the end" in line]
+    assert "2 rows" in line and "1,400 tokens, of which tokenizer_2 reads 512" in line and "--on_long_prompt" in line
+    assert "Of 1 row tokenizer reads only the first 77 tokens (the longest has 90)" in line
+
+
+def test_nothing_is_said_where_prompts_are_read_to_their_ends() -> None:
+    summary, said = end_of(made(0), made(1))
+    assert summary.num_rows_cut == 0 and "token" not in said

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dglaunch.backends.base import Facts
+from dglaunch.backends.fake import FakeBackend
 from support.commands import dglaunch
 from support.results import PROMPTS, images, ledger, run_json, write_jsonl
 
@@ -30,6 +32,27 @@ def test_one_poisoned_prompt_spares_the_rest(tmp_path: Path) -> None:
     told = run_json(tmp_path / "out")
     assert (told["num_ok"], told["num_failed"], told["num_skipped"], told["outcome"]) == (22, 1, 0, "failed")
     assert "run one by one" in told["events"][0]
+
+
+def test_what_was_cut_off_prompts_stands_in_ledger_failures_run_json_and_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, cut = FakeBackend.load, {"tokenizer_2": [700, 512]}
+
+    def with_cuts(backend: FakeBackend) -> Facts:
+        facts = load(backend)
+        facts.of_task |= {(1, 0): {"prompt_cut": cut}, (2, 0): {"prompt_cut": cut}}
+        return facts
+
+    monkeypatch.setattr(FakeBackend, "load", with_cuts)
+    table = [{"prompt": "a", "prompt_cut": "my column"}, {"prompt": "b"}, {"prompt": "c [item error]"}]
+    out = tmp_path / "out"
+    ended = dglaunch(*FAKE, "--prompts_file", write_jsonl(tmp_path / "t.jsonl", table), "--output_dir", out)
+    lines = {line["index"]: line for line in ledger(out)}
+    assert lines[1]["prompt_cut"] == cut and ledger(out, "failures.jsonl")[0]["prompt_cut"] == cut
+    assert "prompt_cut" not in lines[0] and lines[0]["row_prompt_cut"] == "my column"
+    assert run_json(out)["num_rows_cut"] == 2
+    assert "2 rows lost the end of a prompt: the longest has 700 tokens, of which tokenizer_2 reads 512" in ended.output
 
 
 def test_an_item_error_concerns_one_item_and_is_not_tried_again(tmp_path: Path) -> None:

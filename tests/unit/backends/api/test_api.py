@@ -37,6 +37,7 @@ REFUSED: list[tuple[str, list[str], dict[str, Any], str]] = [
     ("openai", ["--device", "cpu"], {}, "--device would do nothing"),
     ("openai", ["--encode", "ahead", "--embedding_cache", "e"], {}, "--encode, --embedding_cache would do nothing"),
     ("openai", ["--max_sequence_length", "64"], {}, "--max_sequence_length would do nothing"),
+    ("openai", ["--on_long_prompt", "fail"], {}, "--on_long_prompt would do nothing"),
     ("openai", ["--num_inference_steps", "4"], {}, "takes no num_inference_steps"),
     ("google_genai", [], {"negative_prompt": "rain"}, "takes no negative_prompt"),
     ("openai", ["--width", "1024"], {}, "width and height together"),

@@ -3,6 +3,7 @@
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from dglaunch import EditingConfig, T2IConfig
 from dglaunch.backends.base import Context, ItemError
 from dglaunch.backends.diffusers.backend import DiffusersBackend
 from dglaunch.backends.diffusers.loading import PipelineLoader
+from dglaunch.backends.diffusers.long_prompts import windows_of
 from dglaunch.backends.diffusers.pixels import NOT_A_NUMBER
 from dglaunch.data.images import probe
 from dglaunch.data.task import Batch, Task
@@ -109,6 +111,23 @@ def test_generate_calls_the_pipeline_itself(load: Any) -> None:
     assert pipeline.calls == [{"prompt": ["p0", "p1", "p2"], "image": None, "output_type": "pil"}]
     assert len(pipeline.frames) == 1, pipeline.frames
     assert backend.seconds["denoise"] > 0 and pipeline.forgot == 0
+
+
+def test_what_is_cut_off_a_prompt_goes_into_the_ledger(load: Any) -> None:
+    class Letters:
+        model_max_length = 4
+        num_special_tokens_to_add = staticmethod(lambda: 1)
+
+        def __call__(self, texts: Any, **_: Any) -> dict[str, Any]:
+            return {"input_ids": [list(text) for text in texts]}
+
+    backend, pipeline = load()
+    pipeline.tokenizer = Letters()
+    checkpoint = replace(backend.context.checkpoint, tokenizers=("tokenizer",))
+    backend.windows = windows_of(checkpoint, backend.context.config, backend._tokenizer)
+    tasks = [Task(index=n, prompt=text, seed=n, stem=str(n)) for n, text in enumerate(("abc", "abcde"))]
+    backend.generate(Batch(tuple(tasks)))
+    assert backend.facts.of_task == {(1, 0): {"prompt_cut": {"tokenizer": [6, 4]}}}
 
 
 def test_a_rank_that_does_not_get_the_images_gives_none(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:

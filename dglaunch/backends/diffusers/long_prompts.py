@@ -1,0 +1,74 @@
+"""--on_long_prompt: prompts that the text encoders do not read to their ends are counted, or refused before a model is loaded."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from dglaunch.config import RunConfig
+from dglaunch.data.prompt_windows import CUT, NEGATIVE, PromptWindows, load_tokenizer, longest
+from dglaunch.data.task import Record, Task
+from dglaunch.errors import InputError, UserError
+from dglaunch.models.checkpoint import Checkpoint
+
+
+def windows_of(checkpoint: Checkpoint, config: RunConfig, tokenizer_of: Callable[[str], object]) -> PromptWindows:
+    """Return the windows of the checkpoint's text encoders, with their tokenizers by their names in the pipeline."""
+    length = checkpoint.text_length(config.max_sequence_length)
+    if checkpoint.family.windows is None and checkpoint.tokenizers and config.max_sequence_length is None:
+        length = _default_length(checkpoint.pipeline_class, length)
+    return PromptWindows(checkpoint, length, tokenizer_of)
+
+
+def check_long_prompts(checkpoint: Checkpoint, config: RunConfig, tasks: Sequence[Task]) -> None:
+    """With --on_long_prompt fail refuse prompts that no text encoder reads to their ends; only tokenizers are loaded.
+
+    Raises:
+        InputError: all rows that are too long.
+        UserError: it cannot be told.
+    """
+    if config.on_long_prompt != "fail" or checkpoint.family.windows == ():
+        return
+    backend = config.backend
+    load = partial(load_tokenizer, checkpoint, revision=backend.revision, trust_remote_code=backend.trust_remote_code)
+    try:
+        windows = windows_of(checkpoint, config, load)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"--on_long_prompt fail needs the tokenizers of {checkpoint.source}, which cannot be loaded: {reason} If files "
+            "are missing, download the checkpoint again."
+        ) from None
+    if not windows.are_known:
+        raise UserError(
+            f"--on_long_prompt fail: dglaunch does not know how many tokens the text encoders of "
+            f"{checkpoint.pipeline_class} read. Drop the flag."
+        )
+    problems = {
+        f"row {task.index}: {problem}": None
+        for task, cut in zip(tasks, windows.cuts(tasks))
+        if (problem := _problem(cut))
+    }
+    if problems:
+        remedy = "Shorten the prompts, or drop --on_long_prompt fail, and their ends are cut."
+        raise InputError(config.table or "--prompt", list(problems), remedy)
+
+
+def _problem(record: Record) -> str:
+    """What is too long in a task's prompts, in words; "" where nothing is."""
+    names = {CUT: "the prompt", NEGATIVE + CUT: "the negative prompt"}
+    cuts = {name: longest([record[key]]) for key, name in names.items() if key in record}
+    return ", ".join(
+        f"{name} has {cut.tokens:,} tokens, of which {cut.encoder} reads {cut.read:,}"
+        for name, cut in cuts.items()
+        if cut is not None
+    )
+
+
+def _default_length(pipeline_class: str, otherwise: int) -> int:
+    """The max_sequence_length that a pipeline of an unlisted class takes by default."""
+    import diffusers
+
+    found = getattr(diffusers, pipeline_class, None)
+    parameters = inspect.signature(found.__call__).parameters if found is not None else {}
+    default = parameters["max_sequence_length"].default if "max_sequence_length" in parameters else None
+    return default if isinstance(default, int) else otherwise
