@@ -17,6 +17,7 @@ import tyro
 from dglaunch.cli.flags import parse, without
 from dglaunch.config import COMMANDS
 from dglaunch.errors import EXIT_DONE, UserError
+from dglaunch.streams import hand_over
 
 
 @dataclass(kw_only=True, slots=True)
@@ -97,7 +98,7 @@ def slurm(words: Sequence[str], environ: Mapping[str, str]) -> int:
     variables = {name: value for name, value in sorted(environ.items()) if name.startswith("DG_")}
     script = render(_kind_of(cluster), cluster, rest, config.output_dir, variables)
     if not cluster.submit:
-        print(script, end="")
+        hand_over(script)
         return EXIT_DONE
     return _submit(script)
 

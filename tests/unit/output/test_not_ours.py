@@ -116,7 +116,7 @@ def test_a_row_more_does_not_replace_a_picture_of_the_users(tmp_path: Path) -> N
 
 def test_what_a_killed_run_left_is_replaced_and_another_image_is_not(tmp_path: Path) -> None:
     run(tmp_path / "out")
-    lines = ledger(tmp_path / "out")
+    lines = sorted(ledger(tmp_path / "out"), key=lambda line: line["index"])
     write_jsonl(tmp_path / "out" / "metadata.jsonl", lines[:2])
     run(tmp_path / "out")
     assert len(ledger(tmp_path / "out")) == 3
