@@ -9,7 +9,6 @@ has files of its own, named by its part of the job: metadata-node0of4.jsonl with
 
 import contextlib
 import fcntl
-import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from dglaunch import strict_json
 from dglaunch.atomic import TEMPORARY
 from dglaunch.data.task import Record
 from dglaunch.errors import UserError
@@ -324,8 +324,8 @@ def _line(raw: bytes, is_ours: Callable[[Record], bool]) -> Line:
     text = raw.decode("utf-8", "replace")
     text = text if text.endswith("\n") else text + "\n"
     try:
-        record = json.loads(raw)
-    except (ValueError, RecursionError):
+        record = strict_json.loads(raw)
+    except ValueError:
         record = None
     if not isinstance(record, dict):
         return Line(text, LineKind.BAD, {})
@@ -382,11 +382,12 @@ def read_lines(path: Path) -> Iterator[tuple[str, Record]]:
 def read_run(path: Path) -> Record | None:
     """Return a run.json that dglaunch wrote, or None: it is torn, another's, not to be read, or just being replaced."""
     try:
-        run = json.loads(read_bytes(path, MOST_RUN))
-    except (OSError, ValueError, RecursionError):
+        run = strict_json.loads(read_bytes(path, MOST_RUN))
+    except (OSError, ValueError):
         return None
-    is_ours = isinstance(run, dict) and isinstance(run.get("outcome"), str) and type(run.get("num_tasks")) is int
-    return run if is_ours else None
+    if not isinstance(run, dict) or not isinstance(run.get("outcome"), str) or type(run.get("num_tasks")) is not int:
+        return None
+    return run
 
 
 def id_of(record: Record) -> TaskId:
