@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Iterator
 from typing import TextIO
 
-from dglaunch.errors import EXIT_DONE
+from dglaunch.errors import EXIT_DONE, OutputError
 
 _OBEYED_OR_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode's categories of control, format (bidi, zero width) and half characters, and of the separators of lines."""
@@ -32,28 +32,61 @@ def _shown(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
+class Stream(io.TextIOBase):
+    """A Stream writes to stdout or stderr as they are now.
+
+    Where nobody reads any more (`| head`), what is written goes nowhere. A log on a full disk is no reason to end a run
+    either; stdout there is, for it is what a command was asked for.
+    """
+
+    def __init__(self, error: bool) -> None:
+        stream = sys.stderr if error else sys.stdout
+        self._stream: TextIO = stream if stream is not None else io.StringIO()
+        self._is_error = error
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # typeshed has an attribute
+        return self._stream.encoding or "utf-8"
+
+    def write(self, text: str) -> int:
+        with self._lasting():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._lasting():
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def hand_over(self, text: str) -> None:
+        """Write a text that is meant for a file: exact and in UTF-8, whatever the encoding is; a terminal gets it readable."""
+        if not isinstance(self._stream, io.TextIOWrapper) or self.isatty():
+            self.write(readable(text))
+            return self.flush()
+        self.flush()
+        with self._lasting():
+            self._stream.buffer.write(text.encode("utf-8", "surrogateescape"))
+            self._stream.buffer.flush()
+
+    @contextlib.contextmanager
+    def _lasting(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            silence(self._stream)
+        except OSError as error:
+            if not self._is_error:
+                raise OutputError(f"stdout cannot be written: {error.strerror or error}.") from None
+
+
 def say(text: str, error: bool = False) -> None:
     """Print a text to stdout or, as an error or a remark on a run, to stderr."""
-    stream = sys.stderr if error else sys.stdout
-    try:
-        print(readable(text), file=stream or io.StringIO(), flush=True)
-    except BrokenPipeError:
-        silence(stream)
-
-
-def hand_over(text: str) -> None:
-    """Write a text that is meant for a file to stdout: exact and in UTF-8, whatever the terminal's encoding; to a terminal
-    itself as everything else."""
-    stream = sys.stdout
-    if not isinstance(stream, io.TextIOWrapper) or stream.isatty():
-        say(text.removesuffix("\n"))
-        return
-    try:
-        stream.flush()
-        stream.buffer.write(text.encode("utf-8", "surrogateescape"))
-        stream.buffer.flush()
-    except BrokenPipeError:
-        silence(stream)
+    print(readable(text), file=Stream(error), flush=True)
 
 
 @contextlib.contextmanager
@@ -81,7 +114,7 @@ def _flush() -> None:
         try:
             if stream is not None:
                 stream.flush()
-        except BrokenPipeError:
+        except OSError:
             silence(stream)
 
 

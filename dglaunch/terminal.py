@@ -6,11 +6,11 @@ Terminal(stderr=True).print(table)          the cells, too
 
 from typing import IO
 
-from rich.console import Console, HighlighterType, JustifyMethod, OverflowMethod
+from rich.console import Console, HighlighterType, JustifyMethod, OverflowMethod  # noqa: TID251
 from rich.style import Style
 from rich.text import Text
 
-from dglaunch.streams import readable, silence
+from dglaunch.streams import Stream, readable
 
 
 class Terminal(Console):
@@ -36,8 +36,7 @@ class Terminal(Console):
         force_jupyter: bool | None = None,
     ) -> None:
         super().__init__(
-            stderr=stderr,
-            file=file,
+            file=file if file is not None else Stream(error=stderr),  # type: ignore[arg-type]  # rich wants IO[str]
             width=width,
             soft_wrap=soft_wrap,
             quiet=quiet,
@@ -67,8 +66,3 @@ class Terminal(Console):
     ) -> Text:
         """Every string passes here, be it a line, a cell or a title."""
         return Text(readable(text), style=style, justify=justify, overflow=overflow)
-
-    def on_broken_pipe(self) -> None:
-        """Nobody reads any more (`| head`). rich would end the process; but a run goes on, and an exit code stays right."""
-        self.quiet = True
-        silence(self.file)  # type: ignore[arg-type]  # rich's IO[str] is what print takes

@@ -200,7 +200,9 @@ def _output(*words: str) -> list[str] | None:
     if shutil.which(words[0]) is None:
         return None
     try:
-        ended = subprocess.run(words, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
+        ended = subprocess.run(
+            words, capture_output=True, text=True, errors="replace", timeout=30, stdin=subprocess.DEVNULL
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return [line.strip() for line in ended.stdout.splitlines() if line.strip()] if ended.returncode == 0 else None

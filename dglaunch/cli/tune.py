@@ -134,7 +134,11 @@ def _measure(
         measured = Path(folder, "rows.jsonl")
         command = torchrun_command(ranks, "-m", "dglaunch.cli.tune", str(measured), *words, "--output_dir", folder)
         code, output = _run(command, kept)
-        lines = [json.loads(line) for line in measured.read_text().splitlines()] if measured.exists() else []
+        lines = (
+            [json.loads(line) for line in measured.read_text(encoding="utf-8").splitlines()]
+            if measured.exists()
+            else []
+        )
     machine = lines[0] if lines else {}
     name = describe(parallel)
     rows = [Measured(parallel=name, **line) for line in lines[1:]]
@@ -150,7 +154,7 @@ def _measure(
 def _run(command: Sequence[str], environ: Mapping[str, str]) -> tuple[int, str]:
     """Its exit code and output. Torchrun's workers are in sessions of their own: it alone can end them, so it is asked."""
     with subprocess.Popen(
-        command, env=dict(environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, env=dict(environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     ) as process:
         try:
             output, _ = process.communicate()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dglaunch.cli.main import main
-from dglaunch.streams import hand_over, readable, say
+from dglaunch.streams import Stream, readable, say
 from support.commands import ROOT, clean_environment, dglaunch
 from support.results import ledger, write_jsonl
 
@@ -68,6 +68,22 @@ def test_a_stream_without_a_reader_costs_no_image(tmp_path: Path) -> None:
     assert len(ledger(tmp_path / "out")) == 4 and len(ledger(tmp_path / "out", "failures.jsonl")) == 4
 
 
+def test_a_log_on_a_full_disk_costs_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as full, monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", full)
+        assert main(["t2i", "--backend", "fake", "--prompt", "a", "--output_dir", str(tmp_path / "out")]) == 0
+    assert dglaunch("verify", tmp_path / "out").code == 0
+
+
+def test_an_answer_that_cannot_be_written_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w") as full, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", full)
+        assert main(["--help"]) == 1
+    assert "stdout cannot be written: No space left on device" in capsys.readouterr().err
+
+
 def test_errors_show_escapes_of_what_was_typed(tmp_path: Path) -> None:
     ended = dglaunch("verify", tmp_path / "\x1b]0;owned\x07[/b]")
     assert ended.code == 2
@@ -78,7 +94,7 @@ def test_a_batch_script_is_handed_over_as_it_is(monkeypatch: pytest.MonkeyPatch)
     """It goes into a file: an escape there would name another folder."""
     stdout = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stdout, encoding="ascii", errors="backslashreplace"))
-    hand_over("cd 三只猫\u200d caf\udce9\n")
+    Stream(error=False).hand_over("cd 三只猫\u200d caf\udce9\n")
     assert stdout.getvalue() == "cd 三只猫\u200d caf".encode() + b"\xe9\n"
 
 

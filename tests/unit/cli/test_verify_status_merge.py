@@ -233,6 +233,9 @@ def test_an_image_that_a_filtered_part_lost_is_missing(tmp_path: Path, capsys: p
     assert "1 of 6 images are missing (index 4)" in capsys.readouterr().out
     assert main(["status", str(joined)]) == 130
     assert "5 of 6 images done, 0 failed, 1 to make" in capsys.readouterr().out
+    words = ["edit", "--backend", "fake", "--input", str(tmp_path / "t.jsonl"), "--output_dir", str(joined)]
+    assert main(words) == 0 and run_json(joined)["num_ok"] == 1
+    assert main(["verify", str(joined)]) == 0
 
 
 def test_parts_of_a_table_with_several_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
