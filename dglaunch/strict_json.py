@@ -20,7 +20,7 @@ def dumps(value: object, indent: int | None = None, ascii_only: bool = False, co
     """Return a value as strict JSON; what is none of JSON's types (a date of a Parquet column) as a text.
 
     What still comes here as NaN or infinite was measured, or said by a server: it becomes null, for a run must not end
-    because of it. Half a character, which no UTF-8 file can hold, becomes U+FFFD.
+    because of it.
     """
     encoder = json.JSONEncoder(
         allow_nan=False,
@@ -33,6 +33,11 @@ def dumps(value: object, indent: int | None = None, ascii_only: bool = False, co
         text = encoder.encode(value)
     except ValueError:
         text = encoder.encode(_finite(value))
+    return whole_characters(text)
+
+
+def whole_characters(text: str) -> str:
+    """Return a text that a UTF-8 file can hold: half a character (of a file name, or of a server's JSON) becomes U+FFFD."""
     return _HALF_CHARACTER.sub("\ufffd", text)
 
 

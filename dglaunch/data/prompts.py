@@ -60,7 +60,7 @@ class RowReader:
     def _flag_values(self) -> Record:
         """What a row has that does not say otherwise; its seed follows from its index."""
         given: Record = {name: getattr(self.config, name) for name in ROW_FIELDS if name != "seed"}
-        for name in ("width", "height"):
+        for name in ("width", "height", "negative_prompt"):
             if given[name] is not None:
                 try:
                     self.checks[name](given[name])

@@ -111,7 +111,7 @@ def _text_chunks(description: Record) -> PngInfo:
     info = PngInfo()
     for key in TEXT_KEYS:
         if description.get(key) is not None:
-            info.add_itxt(key, str(description[key]))
+            info.add_itxt(key, strict_json.whole_characters(str(description[key])))
     rest = {key: value for key, value in description.items() if key not in TEXT_KEYS and value is not None}
     info.add_itxt("settings", strict_json.dumps(rest))
     return info

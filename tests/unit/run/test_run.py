@@ -226,3 +226,16 @@ def test_a_folder_whose_name_is_no_text_has_a_run_json(tmp_path: Path) -> None:
     ended = dglaunch(*FAKE, "--prompt", "a", "--output_dir", out)
     assert ended.code == 0, ended.output
     assert run_json(out)["config"]["output_dir"]["value"].endswith("caf\ufffd")
+
+
+def test_a_model_folder_whose_name_is_no_text_costs_no_image(tmp_path: Path) -> None:
+    ended = dglaunch(*FAKE, "--prompt", "a", "--model_name", os.fsdecode(b"caf\xe9"), "--output_dir", tmp_path / "out")
+    assert ended.code == 0, ended.output
+    assert getattr(Image.open(tmp_path / "out" / "000000.png"), "text", {})["model"] == "caf\ufffd"
+
+
+def test_half_a_character_in_a_flag_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    for name in ("prompt", "negative_prompt"):
+        words = {"--prompt": "a", f"--{name}": os.fsdecode(b"caf\xe9")}
+        ended = dglaunch(*FAKE, *(word for pair in words.items() for word in pair), "--output_dir", tmp_path / "out")
+        assert ended.code == 2 and f"--{name}" in ended.output and "not UTF-8 at 3" in ended.output
