@@ -272,7 +272,7 @@ class RunConfig:
             ("seed", 0),
         ):
             value = getattr(self, name)
-            if isinstance(value, int | float) and value < least:
+            if isinstance(value, int | float) and not least <= value < float("inf"):
                 raise UserError(f"--{name} is {value}; it must be {least} or more.")
         if self.seed > LARGEST_SEED:
             raise UserError(

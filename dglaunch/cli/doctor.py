@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from dglaunch.cli.probes import PACKAGES, TORCH, Package, Probed, TorchFound, is_installed, probe
 from dglaunch.environment import check_variables, environment
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, UserError
 from dglaunch.system import addresses_of_host, are_loopback
+from dglaunch.terminal import Terminal
 
 LITTLE_DISK = 20 * 2**30
 LITTLE_SHARED_MEMORY = 2**30
@@ -46,15 +46,15 @@ def doctor() -> int:
 
     Exit code 0: t2i can run here; 1: something that it needs is missing or broken.
     """
-    console = Console(soft_wrap=False, highlight=False)
+    terminal = Terminal(soft_wrap=False)
     found = lines(environment())
-    table = Table("", "found", "", "what to do")
+    table = Table(Column(no_wrap=True), "found", "", "what to do")
     for line in found:
         state = Text(line.state, STYLES[line.state])
-        table.add_row(Text(line.name, no_wrap=True), Text(line.value), state, Text(line.remedy))
-    console.print(table)
+        table.add_row(line.name, line.value, state, line.remedy)
+    terminal.print(table)
     wrong = [line.name for line in found if line.state == WRONG]
-    console.print(f"t2i cannot run here: {', '.join(wrong)}." if wrong else "t2i can run here.")
+    terminal.print(f"t2i cannot run here: {', '.join(wrong)}." if wrong else "t2i can run here.")
     return EXIT_BROKEN if wrong else EXIT_DONE
 
 
@@ -200,7 +200,9 @@ def _output(*words: str) -> list[str] | None:
     if shutil.which(words[0]) is None:
         return None
     try:
-        ended = subprocess.run(words, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
+        ended = subprocess.run(
+            words, capture_output=True, text=True, errors="replace", timeout=30, stdin=subprocess.DEVNULL
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return [line.strip() for line in ended.stdout.splitlines() if line.strip()] if ended.returncode == 0 else None

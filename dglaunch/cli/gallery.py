@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from rich.console import Console
 from tyro.conf import Positional
 
 from dglaunch.errors import EXIT_DONE, UserError
 from dglaunch.output.gallery import is_failed, read_rows, write_page
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.thumbnails import write_contact_sheet
+from dglaunch.terminal import Terminal
 
 
 def gallery(
@@ -29,13 +29,13 @@ def gallery(
     if not 0 <= thumbnails <= 512:
         raise UserError(f"--thumbnails {thumbnails}: 0 (none) to 512 pixels; 96 to 160 are usual.")
     OutputFolder(folder).require_results()
-    console = Console(soft_wrap=True, highlight=False)
+    terminal = Terminal()
     rows = read_rows(folder)
     page = write_page(folder, output, thumbnails, rows)
     failed = sum(map(is_failed, rows))
-    console.print(f"{len(rows) - failed:,} images and {failed:,} failures are in {page}")
+    terminal.print(f"{len(rows) - failed:,} images and {failed:,} failures are in {page}")
     if contact_sheet is not None:
         shown = write_contact_sheet(folder, contact_sheet, rows)
         rest = len(rows) - failed - shown
-        console.print(f"{shown:,} images are on {contact_sheet}" + (f"; {rest:,} more are not" if rest else ""))
+        terminal.print(f"{shown:,} images are on {contact_sheet}" + (f"; {rest:,} more are not" if rest else ""))
     return EXIT_DONE

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from dglaunch.environment import environment
 from dglaunch.errors import EXIT_DONE, EXIT_DRAINED, EXIT_USER, DglaunchError, UserError
+from dglaunch.streams import lasting, say
 
 USAGE = """\
 usage: dglaunch COMMAND [flags]      (several GPUs: torchrun --nproc_per_node 8 -m dglaunch COMMAND [flags])
@@ -48,19 +49,20 @@ TOOLS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a user's error is shown once, by rank 0, without a traceback."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    environ = environment()
-    is_main = environ.get("RANK", "0") == "0"
-    try:
-        command = command_of(words)
-        return command(words, environ)
-    except DglaunchError as error:
-        if "--debug" in words and not isinstance(error, UserError):
-            traceback.print_exc()
-        if is_main or not isinstance(error, UserError):
-            print(f"dglaunch: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return EXIT_DRAINED
+    with lasting():
+        environ = environment()
+        is_main = environ.get("RANK", "0") == "0"
+        try:
+            command = command_of(words)
+            return command(words, environ)
+        except DglaunchError as error:
+            if "--debug" in words and not isinstance(error, UserError):
+                say(traceback.format_exc(), error=True)
+            if is_main or not isinstance(error, UserError):
+                say(f"dglaunch: {error}", error=True)
+            return error.exit_code
+        except KeyboardInterrupt:
+            return EXIT_DRAINED
 
 
 def command_of(words: Sequence[str]) -> Callable[[list[str], Mapping[str, str]], int]:
@@ -92,14 +94,14 @@ def _imported(name: str) -> Callable[..., int]:
 
 
 def _help(words: list[str], environ: Mapping[str, str]) -> int:
-    print(USAGE)
+    say(USAGE)
     return EXIT_DONE if words else EXIT_USER
 
 
 def _version(words: list[str], environ: Mapping[str, str]) -> int:
     from importlib.metadata import version
 
-    print(version("dglaunch"))
+    say(version("dglaunch"))
     return EXIT_DONE
 
 

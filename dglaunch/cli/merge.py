@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from rich.console import Console
 from tyro.conf import Positional
 
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.merging import merge_folders
+from dglaunch.terminal import Terminal
 
 
 def merge(folders: Positional[tuple[Path, ...]], /, output_dir: Path) -> int:
@@ -20,9 +20,9 @@ def merge(folders: Positional[tuple[Path, ...]], /, output_dir: Path) -> int:
         folders: the --output_dir of each node.
         output_dir: a folder that does not exist yet, or an empty one.
     """
-    console = Console(soft_wrap=True, highlight=False)
+    terminal = Terminal()
     merged = merge_folders([OutputFolder(folder) for folder in dict.fromkeys(folders)], OutputFolder(output_dir))
-    console.print(f"{len(merged.records):,} images of {len(folders)} folders are in {output_dir}")
+    terminal.print(f"{len(merged.records):,} images of {len(folders)} folders are in {output_dir}")
     if merged.missing:
-        console.print(merged.missing)
+        terminal.print(merged.missing)
     return EXIT_BROKEN if merged.missing else EXIT_DONE

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from dglaunch.cli.flags import parse, take_world_size
@@ -15,6 +14,7 @@ from dglaunch.planning.batches import Plan
 from dglaunch.planning.job import SHOWN_SIZES, Job, Schedule, prepare
 from dglaunch.planning.tuned import recall
 from dglaunch.run.report import duration, number
+from dglaunch.terminal import Terminal
 
 SHOWN_ERRORS = 5
 SHOWN_REPLICAS = 16
@@ -36,32 +36,32 @@ def plan(words: list[str], environ: Mapping[str, str]) -> int:
     if job.topology.is_main:
         tuned = recall(config, job.machine, job.topology.parallel)
         limits = OutputFolder(config.output_dir).out_of_memory_limits()
-        _show(Console(soft_wrap=True, highlight=False), job, job.schedule((), limits, tuned, job.machine.memory))
+        _show(Terminal(), job, job.schedule((), limits, tuned, job.machine.memory))
     return EXIT_DONE
 
 
-def _show(console: Console, job: Job, schedule: Schedule) -> None:
+def _show(terminal: Terminal, job: Job, schedule: Schedule) -> None:
     plan = schedule.plan
-    console.print(
+    terminal.print(
         f"{job.config.backend.model_name} ({job.checkpoint.pipeline_class}), {job.machine.dtype}: {job.topology.describe()}"
     )
     one_kind = "all rows had one size and the same input images" if job.config.edits else "all images had one shape"
     more = f"; {schedule.num_extra_batches:,} more than if {one_kind}" if schedule.num_extra_batches else ""
-    console.print(f"{number(plan.num_tasks, 'image')} in {number(plan.num_batches, 'batch')}{more}")
+    terminal.print(f"{number(plan.num_tasks, 'image')} in {number(plan.num_batches, 'batch')}{more}")
     for task in schedule.unmakeable[:SHOWN_ERRORS]:
-        console.print(f"cannot be made: {task.error}")
+        terminal.print(f"cannot be made: {task.error}")
     if len(schedule.unmakeable) > SHOWN_ERRORS:
-        console.print(f"... and {len(schedule.unmakeable) - SHOWN_ERRORS:,} more rows that cannot be made")
+        terminal.print(f"... and {len(schedule.unmakeable) - SHOWN_ERRORS:,} more rows that cannot be made")
     for name, reason in schedule.reasons.items():
-        console.print(f"{name} {reason}")
-    console.print(_replicas(job, plan))
+        terminal.print(f"{name} {reason}")
+    terminal.print(_replicas(job, plan))
     images = plan.images_by_replica
     if len(images) > SHOWN_REPLICAS:
-        console.print(
+        terminal.print(
             f"... {len(images) - SHOWN_REPLICAS:,} more replicas; {min(images):,} to {max(images):,} images each"
         )
     if job.profile.has_estimates:
-        _print_estimates(console, job, plan)
+        _print_estimates(terminal, job, plan)
 
 
 def _replicas(job: Job, plan: Plan) -> Table:
@@ -79,28 +79,28 @@ def _sizes(sizes: Sequence[int]) -> str:
     return ", ".join(f"{sizes.count(size)} of {size}" for size in sorted(set(sizes), reverse=True))
 
 
-def _print_estimates(console: Console, job: Job, plan: Plan) -> None:
+def _print_estimates(terminal: Terminal, job: Job, plan: Plan) -> None:
     for bucket, size in list(_by_size(plan).items())[:SHOWN_SIZES]:
         shape = job.checkpoint.shape(bucket.height, bucket.width)
         memory = estimate.memory_of(
             job.checkpoint, job.config, job.topology, job.machine.dtype, shape, bucket.input_tokens
         )
         if memory is None:
-            console.print("memory and time: not estimated, the weights are not on this machine")
+            terminal.print("memory and time: not estimated, the weights are not on this machine")
             return
         gib = 2**30
-        console.print(
+        terminal.print(
             f"memory a rank at {shape}, batch {size.size}: about {memory.needed(size.size) / gib:.2f} GiB "
             f"({memory.weights / gib:.2f} weights + {size.size} x {memory.image / gib:.2f})"
         )
     seconds = estimate.seconds_of(job.checkpoint, job.config, job.topology, plan)
     if seconds is not None:
-        console.print(
+        terminal.print(
             f"time: about {duration(seconds)} on H100s at {estimate.ASSUMED_TFLOPS:.0f} TFLOP/s each, start-up left "
             "out (arithmetic, not a measurement)"
         )
         if (slow := estimate.bottleneck(job.checkpoint, job.topology, plan, seconds)) is not None:
-            console.print(slow)
+            terminal.print(slow)
 
 
 def _by_size(plan: Plan) -> dict[Bucket, BatchSize]:

@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
-from rich.console import Console
 from tyro.conf import Positional, UseAppendAction, arg
 
 from dglaunch.atomic import atomic_write
@@ -46,6 +45,7 @@ from dglaunch.output.inputs import find_inputs, results_folder
 from dglaunch.output.ledger import FAILURES, IMAGE_SUFFIXES, OutputFolder, format_of, object_at
 from dglaunch.output.ownership import refuse_to_replace
 from dglaunch.system import versions
+from dglaunch.terminal import Terminal
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -80,7 +80,7 @@ def replay(
     """
     if "RANK" in environment():
         raise UserError("replay makes one image in one process; start it without torchrun: dglaunch replay FILE.")
-    console = Console(soft_wrap=True, highlight=False)
+    terminal = Terminal()
     described = read_description(file)
     wanted = with_changes(described, changes)
     target = output if output is not None else Path(f"{file.stem}-replay{file.suffix}")
@@ -93,11 +93,11 @@ def replay(
     if "model_type" in wanted and not inputs:
         raise UserError("--set model_type: the image was made from text alone, so there is nothing that edits.")
     for note in notes(described, wanted):
-        console.print(note)
+        terminal.print(note)
     make(wanted, described, target, inputs)
     for text in differences(described, read_description(target), wanted):
-        console.print(text)
-    return compare(console, file, target, tolerance, varied=bool(changes))
+        terminal.print(text)
+    return compare(terminal, file, target, tolerance, varied=bool(changes))
 
 
 # -- what the file says -------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def make(values: Record, described: Record, target: Path, inputs: Sequence[bytes
         folder = OutputFolder(Path(temporary, "out"))
         table = write_row(values, described, Path(temporary), inputs)
         job = prepare_row(config_of(values, table, folder.path, output_format, edits=bool(inputs)), described)
-        if runner.run(job, Console(quiet=True)).exit_code == EXIT_DRAINED:
+        if runner.run(job, Terminal(quiet=True)).exit_code == EXIT_DRAINED:
             raise KeyboardInterrupt
         image = next((path for path in folder.path.iterdir() if path.suffix in IMAGE_SUFFIXES), None)
         if image is None:
@@ -290,26 +290,26 @@ def differences(before: Record, after: Record, values: Record) -> list[str]:
     ]
 
 
-def compare(console: Console, file: Path, target: Path, tolerance: int, varied: bool) -> int:
+def compare(terminal: Terminal, file: Path, target: Path, tolerance: int, varied: bool) -> int:
     """Print how far the two are apart, and return the exit code."""
     sizes = size_of(file), size_of(target)
     if sizes[0] != sizes[1]:
-        console.print(f"{target}: {sizes[1]}, the original is {sizes[0]}")
+        terminal.print(f"{target}: {sizes[1]}, the original is {sizes[0]}")
         return EXIT_DONE if varied else EXIT_BROKEN
     most, share = distance(file, target)
     text = f"largest difference of a pixel {most} of 255, {share:.2%} of the pixels differ"
     if varied:
-        console.print(f"{target}: a variation ({text})")
+        terminal.print(f"{target}: a variation ({text})")
         return EXIT_DONE
     if most == 0:
-        console.print(f"{target}: the same, pixel for pixel")
+        terminal.print(f"{target}: the same, pixel for pixel")
         return EXIT_DONE
     if most <= tolerance:
-        console.print(f"{target}: the same but for rounding ({text})")
+        terminal.print(f"{target}: the same but for rounding ({text})")
         return EXIT_DONE
-    console.print(f"{target}: NOT the same ({text})")
+    terminal.print(f"{target}: NOT the same ({text})")
     for line in differing_environment(file):
-        console.print(line)
+        terminal.print(line)
     return EXIT_BROKEN
 
 

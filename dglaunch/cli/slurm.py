@@ -17,6 +17,7 @@ import tyro
 from dglaunch.cli.flags import parse, without
 from dglaunch.config import COMMANDS
 from dglaunch.errors import EXIT_DONE, UserError
+from dglaunch.streams import Stream
 
 
 @dataclass(kw_only=True, slots=True)
@@ -97,7 +98,7 @@ def slurm(words: Sequence[str], environ: Mapping[str, str]) -> int:
     variables = {name: value for name, value in sorted(environ.items()) if name.startswith("DG_")}
     script = render(_kind_of(cluster), cluster, rest, config.output_dir, variables)
     if not cluster.submit:
-        print(script, end="")
+        Stream(error=False).hand_over(script)
         return EXIT_DONE
     return _submit(script)
 
@@ -119,7 +120,7 @@ def _virtual_environment(environ: Mapping[str, str]) -> str:
 
 def _submit(script: str) -> int:
     try:
-        return subprocess.run(["sbatch"], input=script, text=True, check=False).returncode
+        return subprocess.run(["sbatch"], input=script.encode("utf-8", "surrogateescape"), check=False).returncode
     except FileNotFoundError:
         raise UserError("There is no sbatch on this machine; print the script without --submit and copy it.") from None
 

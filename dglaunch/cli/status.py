@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from rich.console import Console
 from tyro.conf import Positional
 
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.status import JobStatus, RunStatus, read_status
+from dglaunch.terminal import Terminal
 
 STARTS_AGAIN = {"drained", "lost"}
 """Outcomes after which the same command goes on without anybody's help."""
@@ -24,18 +24,18 @@ def status(folder: Positional[Path], /, node_rank: int | None = None) -> int:
         folder: what --output_dir is.
         node_rank: with --num_nodes: answer for this node's share alone.
     """
-    console = Console(soft_wrap=True, highlight=False)
+    terminal = Terminal()
     output_folder = OutputFolder(folder)
     output_folder.require_results()
     job = read_status(output_folder, node_rank)
     for run in job.runs:
-        console.print(_describe(run))
-    console.print(
+        terminal.print(_describe(run))
+    terminal.print(
         f"{job.num_done:,} of {job.total:,} images done, {job.num_failed:,} failed, "
         f"{job.num_left - job.num_failed:,} to make"
     )
     if job.images_per_s is not None:
-        console.print(f"{job.images_per_s:.3g} images/s over the last {job.num_recent} images")
+        terminal.print(f"{job.images_per_s:.3g} images/s over the last {job.num_recent} images")
     return _exit_code(job, one_node=node_rank is not None)
 
 

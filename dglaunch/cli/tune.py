@@ -17,10 +17,9 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from dglaunch import environment
+from dglaunch import environment, strict_json
 from dglaunch.backends.base import Backend
 from dglaunch.backends.profiles import profile_of
 from dglaunch.cli.flags import parse, without
@@ -33,6 +32,7 @@ from dglaunch.planning.batches import into_buckets
 from dglaunch.planning.job import Job, prepare
 from dglaunch.planning.tuned import GAIN, Measured, describe, remember, sweet_spot, write_json
 from dglaunch.system import torchrun_command, versions
+from dglaunch.terminal import Terminal
 
 LARGEST = 64
 REPEATS = 3
@@ -64,11 +64,11 @@ def tune(words: list[str], environ: Mapping[str, str]) -> int:
         )
     ranks = config.num_gpus or _gpus()
     rest = without(without(words[1:], "num_gpus"), "output_dir")
-    console = Console(soft_wrap=True, highlight=False)
+    terminal = Terminal()
     rows: list[Measured] = []
     machine: Record = {}
     for parallel in configurations(config, origins, environ, ranks):
-        console.print(f"{describe(parallel)} on {ranks} rank{'s' if ranks > 1 else ''} ...")
+        terminal.print(f"{describe(parallel)} on {ranks} rank{'s' if ranks > 1 else ''} ...")
         found, machine_here = _measure(rest, environ, parallel, ranks)
         machine |= machine_here
         rows += found
@@ -81,10 +81,10 @@ def tune(words: list[str], environ: Mapping[str, str]) -> int:
         "versions": versions(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
     write_json(config.output_dir / "tune.json", record)
-    show(console, rows, best, reason)
-    console.print(f"{config.output_dir / 'tune.json'}{_plot(config.output_dir / 'tune.png', rows, record)}")
+    show(terminal, rows, best, reason)
+    terminal.print(f"{config.output_dir / 'tune.json'}{_plot(config.output_dir / 'tune.png', rows, record)}")
     remember(config, machine, rows)
-    console.print(
+    terminal.print(
         f"--batch_size auto uses it from now on for {machine['device']}, {machine['dtype']}, {machine['shape']}."
     )
     return EXIT_DONE
@@ -134,7 +134,11 @@ def _measure(
         measured = Path(folder, "rows.jsonl")
         command = torchrun_command(ranks, "-m", "dglaunch.cli.tune", str(measured), *words, "--output_dir", folder)
         code, output = _run(command, kept)
-        lines = [json.loads(line) for line in measured.read_text().splitlines()] if measured.exists() else []
+        lines = (
+            [json.loads(line) for line in measured.read_text(encoding="utf-8").splitlines()]
+            if measured.exists()
+            else []
+        )
     machine = lines[0] if lines else {}
     name = describe(parallel)
     rows = [Measured(parallel=name, **line) for line in lines[1:]]
@@ -150,7 +154,7 @@ def _measure(
 def _run(command: Sequence[str], environ: Mapping[str, str]) -> tuple[int, str]:
     """Its exit code and output. Torchrun's workers are in sessions of their own: it alone can end them, so it is asked."""
     with subprocess.Popen(
-        command, env=dict(environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, env=dict(environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     ) as process:
         try:
             output, _ = process.communicate()
@@ -248,13 +252,13 @@ def _one_size(backend: Backend, channel: Channel, job: Job, batch: Batch) -> Mea
 
 def _append(path: Path, line: Record) -> None:
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(strict_json.dumps(line) + "\n")
 
 
 # -- what it comes to ---------------------------------------------------------------------------------------------
 
 
-def show(console: Console, rows: Sequence[Measured], best: Measured, reason: str) -> None:
+def show(terminal: Terminal, rows: Sequence[Measured], best: Measured, reason: str) -> None:
     table = Table("parallel", "batch", "images/s", "s an image", "peak memory", "")
     for row in rows:
         numbers = (
@@ -263,8 +267,8 @@ def show(console: Console, rows: Sequence[Measured], best: Measured, reason: str
             else ("-", "-", "-")
         )
         table.add_row(row.parallel, str(row.batch_size), *numbers, "<- sweet spot" if row is best else row.ended)
-    console.print(table)
-    console.print(f"Sweet spot: {best.parallel}, batch {best.batch_size}: {best.images_per_s:.4g} images/s; {reason}.")
+    terminal.print(table)
+    terminal.print(f"Sweet spot: {best.parallel}, batch {best.batch_size}: {best.images_per_s:.4g} images/s; {reason}.")
 
 
 def _plot(path: Path, rows: Sequence[Measured], record: Mapping[str, object]) -> str:

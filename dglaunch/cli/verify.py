@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from tyro.conf import Positional
 
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE
@@ -11,6 +10,7 @@ from dglaunch.output.inspection import describe_missing, inspect
 from dglaunch.output.inspection import repair as repair_folder
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.ownership import ASIDE
+from dglaunch.terminal import Terminal
 
 SHOWN = 20
 """Problems that are printed."""
@@ -26,7 +26,7 @@ def verify(folder: Positional[Path], /, repair: bool = False) -> int:
         repair: take wrong lines out and move wrong files to .dglaunch-aside, so that the next start of the job makes those
             images again.
     """
-    console = Console(soft_wrap=True, highlight=False)
+    terminal = Terminal()
     output_folder = OutputFolder(folder)
     output_folder.require_results()
     with output_folder.keep_runs_out(changes=repair):
@@ -34,24 +34,24 @@ def verify(folder: Positional[Path], /, repair: bool = False) -> int:
         if repair and found.problems:
             repair_folder(output_folder, found)
     missing = describe_missing(output_folder, found.records)
-    _print_some(console, found.problems)
-    _print_some(console, found.notes)
+    _print_some(terminal, found.problems)
+    _print_some(terminal, found.notes)
     if missing:
-        console.print(missing)
+        terminal.print(missing)
     if repair and found.problems:
-        console.print(
+        terminal.print(
             f"Wrong lines are taken out, and wrong files are in {folder / ASIDE}; start the job's command again to make "
             "those images."
         )
     elif found.problems:
-        console.print("dglaunch verify --repair moves aside what is wrong; the job's next start makes it again.")
+        terminal.print("dglaunch verify --repair moves aside what is wrong; the job's next start makes it again.")
     right = f"{len(found.records):,} images are right"
-    console.print(f"{right}; {len(found.problems):,} problems" if found.problems else right)
+    terminal.print(f"{right}; {len(found.problems):,} problems" if found.problems else right)
     return EXIT_BROKEN if found.problems or missing else EXIT_DONE
 
 
-def _print_some(console: Console, texts: Sequence[str]) -> None:
+def _print_some(terminal: Terminal, texts: Sequence[str]) -> None:
     for text in texts[:SHOWN]:
-        console.print(text)
+        terminal.print(text)
     if len(texts) > SHOWN:
-        console.print(f"... and {len(texts) - SHOWN:,} more")
+        terminal.print(f"... and {len(texts) - SHOWN:,} more")

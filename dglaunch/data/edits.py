@@ -4,12 +4,12 @@ A bad *table* (no instruction, no column, broken JSON) stops the run before it b
 torn, a bomb, too many for the family) is its row's error: the task carries it, and the other rows are made.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
+from dglaunch import strict_json
 from dglaunch.config import EditingConfig
 from dglaunch.data.images import BadImage, Cell, InputImage, describe, probe, probe_files
 from dglaunch.data.prompts import RowReader
@@ -119,9 +119,10 @@ class EditReader(RowReader):
             return [text]
         if text.lstrip().startswith("["):
             try:
-                listed: list[object] = json.loads(text)
+                listed = strict_json.loads(text, allow_nan=False)
             except ValueError as error:
                 raise ValueError(f"is no valid JSON list: {error}") from None
+            assert isinstance(listed, list), "it begins with a bracket"
             return listed
         return [part.strip() for part in text.split(",")]
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
+from dglaunch import strict_json
 from dglaunch.config import RunConfig, T2IConfig
 from dglaunch.data import evaluations, values
 from dglaunch.data.tables import Row, read_table
@@ -59,7 +60,7 @@ class RowReader:
     def _flag_values(self) -> Record:
         """What a row has that does not say otherwise; its seed follows from its index."""
         given: Record = {name: getattr(self.config, name) for name in ROW_FIELDS if name != "seed"}
-        for name in ("width", "height"):
+        for name in ("width", "height", "negative_prompt"):
             if given[name] is not None:
                 try:
                     self.checks[name](given[name])
@@ -106,6 +107,7 @@ class RowReader:
         count = self._value(label, row, "num_images_per_prompt", values.num_samples, self.samples)
         name = self._output_name(label, row, index)
         references = self.take_references(label, row, number, index)
+        kept = self._kept(label, row)
         if len(self.problems) > before:
             return []
         stems = [name if count == 1 else f"{name}_{sample:02d}" for sample in range(count)]
@@ -113,11 +115,21 @@ class RowReader:
             return []
         seed = content.pop("seed", None)
         first = seed if isinstance(seed, int) else self.config.seed + index * self.samples
-        kept = {
-            column: value for column, value in row.items() if values.is_given(value) and not values.has_bytes(value)
-        }
         task = Task(index=index, prompt=prompt, seed=first, stem=name, extra=kept or None, row=references, **content)  # type: ignore[arg-type]  # checked by self.checks
         return [replace(task, sample=n, seed=first + n, stem=stem) for n, stem in enumerate(stems)]
+
+    def _kept(self, label: str, row: Record) -> Record:
+        """The columns that dglaunch does not know; a value that no JSON can carry is a problem of the row."""
+        kept: Record = {}
+        for column, value in row.items():
+            if not values.is_given(value):
+                continue
+            problem = strict_json.problem_with(value)
+            if problem is not None:
+                self.problems.append(f"{label}: {column} {problem}")
+            elif not values.has_bytes(value):
+                kept[column] = value
+        return kept
 
     def _content(self, label: str, row: Record) -> Record:
         """What the row sets for itself, taken out of it, over what the flags set."""

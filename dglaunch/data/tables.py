@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dglaunch import strict_json
 from dglaunch.errors import MissingPackage, UserError
 
 PROMPT_FILE = "prompt_file"
@@ -71,14 +72,17 @@ def _jsonl(path: Path) -> Iterator[Row]:
             if line.isspace():
                 continue
             try:
-                row = json.loads(line)
+                row = strict_json.loads(line, allow_nan=False)
                 if "\\ud" in line or "\\uD" in line:  # an escape may name half a character, which no file can hold
                     json.dumps(row, ensure_ascii=False).encode()
             except UnicodeEncodeError as error:
                 yield f"line {number}", f"has half a character ({error.object[error.start]!r}, a lone surrogate)"
                 continue
-            except (ValueError, RecursionError) as error:
+            except json.JSONDecodeError as error:
                 yield f"line {number}", f"not valid JSON: {error}"
+                continue
+            except ValueError as error:
+                yield f"line {number}", str(error)
                 continue
             yield f"line {number}", row if isinstance(row, dict) else "a JSON object was expected"
 

@@ -36,7 +36,7 @@ def number(value: object) -> float:
     """Return a number of 0 or more."""
     found = math.nan
     if isinstance(value, int | float | str) and not isinstance(value, bool):
-        with suppress(ValueError):
+        with suppress(ValueError, OverflowError):  # an integer that no float can hold
             found = float(value)
     if not (math.isfinite(found) and found >= 0):
         raise ValueError(f"is {value!r}, not a number of 0 or more")
@@ -99,7 +99,7 @@ def has_bytes(value: object) -> bool:
     """Whether there are bytes in it, as in a Parquet column of images: no ledger line could carry them."""
     if isinstance(value, dict):
         return any(map(has_bytes, value.values()))
-    return isinstance(value, bytes) or (isinstance(value, list) and any(map(has_bytes, value)))
+    return isinstance(value, bytes) or (isinstance(value, list | tuple) and any(map(has_bytes, value)))
 
 
 def missing(column: str, row: Mapping[str, object]) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from dglaunch import strict_json
 from dglaunch.config import BackendConfig
 from dglaunch.errors import UserError
 from dglaunch.files import open_regular, read_bytes
@@ -232,10 +233,10 @@ MOST_JSON = 1 << 24
 
 def _json(file: Path) -> dict[str, object]:
     try:
-        found = json.loads(read_bytes(file, MOST_JSON))
+        found = strict_json.loads(read_bytes(file, MOST_JSON))
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}; fetch the checkpoint again.") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{file} is not valid JSON ({error}); fetch the checkpoint again.") from None
     if not isinstance(found, dict):
         raise UserError(f"{file} holds no JSON object; fetch the checkpoint again.")

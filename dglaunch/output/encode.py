@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import struct
 import zlib
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from dglaunch import strict_json
 from dglaunch.data.task import Record
 
 PILLOW_FORMATS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
@@ -95,9 +95,11 @@ def encode(image: Image.Image | WholePng, output_format: str, description: Recor
         image.save(buffer, PILLOW_FORMATS["png"], compress_level=PNG_LEVEL, pnginfo=_text_chunks(description))
         return buffer.getvalue()
     exif = Image.Exif()
-    exif[_EXIF_DESCRIPTION] = json.dumps(description)
+    exif[_EXIF_DESCRIPTION] = strict_json.dumps(description, ascii_only=True)
     if output_format == "jpg" and len(exif[_EXIF_DESCRIPTION]) > JPEG_DESCRIPTION:
-        exif[_EXIF_DESCRIPTION] = json.dumps({k: v for k, v in description.items() if k not in LONG_TEXTS})
+        exif[_EXIF_DESCRIPTION] = strict_json.dumps(
+            {k: v for k, v in description.items() if k not in LONG_TEXTS}, ascii_only=True
+        )
     if output_format == "jpg":
         image.convert("RGB").save(buffer, PILLOW_FORMATS["jpg"], quality=QUALITY, exif=exif)
     else:
@@ -109,9 +111,9 @@ def _text_chunks(description: Record) -> PngInfo:
     info = PngInfo()
     for key in TEXT_KEYS:
         if description.get(key) is not None:
-            info.add_itxt(key, str(description[key]))
+            info.add_itxt(key, strict_json.whole_characters(str(description[key])))
     rest = {key: value for key, value in description.items() if key not in TEXT_KEYS and value is not None}
-    info.add_itxt("settings", json.dumps(rest, ensure_ascii=False))
+    info.add_itxt("settings", strict_json.dumps(rest))
     return info
 
 
@@ -123,7 +125,7 @@ def decode_description(image: Image.Image) -> Record | None:
     texts = getattr(image, "text", {})
     source = texts.get("settings") if "settings" in texts else image.getexif().get(_EXIF_DESCRIPTION)
     try:
-        described = json.loads(source) if isinstance(source, str | bytes) else None
+        described = strict_json.loads(source) if isinstance(source, str | bytes) else None
     except ValueError:
         return None
     if not isinstance(described, dict):

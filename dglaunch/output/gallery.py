@@ -10,7 +10,6 @@ page's Content-Security-Policy names the script by its hash, so that no other wo
 
 import base64
 import hashlib
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 from urllib.parse import quote
 
+from dglaunch import strict_json
 from dglaunch.atomic import atomic_write
 from dglaunch.data.tables import base_of
 from dglaunch.data.task import Record
@@ -105,7 +105,7 @@ def render(folder: Path, page_folder: Path, thumbnails: int, rows: Sequence[Reco
 
 def script_json(value: object) -> str:
     """Return JSON for inside a <script> element: no tag, comment or entity can begin in it, whatever a prompt says."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    text = strict_json.dumps(value, compact=True)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text

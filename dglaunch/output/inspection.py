@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 
 from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image, refuse_bombs
@@ -12,6 +12,7 @@ from dglaunch.data.task import Record
 from dglaunch.errors import OutputError
 from dglaunch.files import read_bytes
 from dglaunch.output import ownership
+from dglaunch.output.asked import asked_of
 from dglaunch.output.ledger import (
     FAILURES,
     IMAGE_SUFFIXES,
@@ -168,13 +169,13 @@ def repair(folder: OutputFolder, found: Inspection) -> None:
 
 def describe_missing(folder: OutputFolder, present: Collection[TaskId]) -> str | None:
     """Return a sentence about the images that the job has and the folder does not, or None if it has all."""
-    total = folder.num_tasks()
-    if len(present) >= total:
+    failed = folder.records_by_id(FAILURES).keys() - set(present)
+    asked = asked_of(folder, [*present, *failed])
+    num_missing = asked.num_missing(present)
+    if not num_missing:
         return None
-    text = f"{total - len(present):,} of {total:,} images are missing"
-    if all(index < total and sample == 0 for index, sample in present):
-        indices = {index for index, _ in present}
-        gaps = list(islice((index for index in count() if index not in indices), min(SHOWN, total - len(present))))
-        text += f" (index {', '.join(map(str, gaps))}{', ...' if total - len(present) > SHOWN else ''})"
-    num_failed = len(folder.records_by_id(FAILURES).keys() - set(present))
+    text = f"{num_missing:,} of {asked.total:,} images are missing"
+    if names := list(islice(asked.named.names_without(present), SHOWN)):
+        text += f" (index {', '.join(names)}{', ...' if num_missing > len(names) else ''})"
+    num_failed = asked.named.num_of(failed)
     return text + (f"; {num_failed:,} of them failed, see failures.jsonl" if num_failed else "")

@@ -13,7 +13,6 @@ is replaced in one step and the whole can be made again at any time: after a kil
 """
 
 import io
-import json
 import os
 import re
 import tarfile
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from dglaunch import strict_json
 from dglaunch.atomic import TEMPORARY, atomic_write
 from dglaunch.data.tables import PROMPT_FILE
 from dglaunch.data.task import Record, Task, file_name
@@ -174,7 +174,7 @@ def _write_text(text: str, target: Path) -> None:
 
 
 def _json(record: Record) -> str:
-    return json.dumps(record, ensure_ascii=False)
+    return strict_json.dumps(record)
 
 
 def _by_row(pictures: Iterable[Picture]) -> list[list[Picture]]:
@@ -301,7 +301,9 @@ def _write_parquet(pictures: list[Picture], target: Path) -> None:
     kinds |= {"width": pa.int64(), "height": pa.int64(), "file_name": pa.string()}
     image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     features = {"info": {"features": {"image": {"_type": "Image"}}}}
-    schema = pa.schema({"image": image, **kinds, "ledger": pa.string()}, metadata={"huggingface": json.dumps(features)})
+    schema = pa.schema(
+        {"image": image, **kinds, "ledger": pa.string()}, metadata={"huggingface": strict_json.dumps(features)}
+    )
     with ParquetWriter(target, schema, compression="none") as out:  # images are compressed already
         for start in range(0, len(pictures), ROW_GROUP):
             rows = [

@@ -9,7 +9,6 @@ has files of its own, named by its part of the job: metadata-node0of4.jsonl with
 
 import contextlib
 import fcntl
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from dglaunch import strict_json
 from dglaunch.atomic import TEMPORARY
 from dglaunch.data.task import Record
 from dglaunch.errors import UserError
@@ -29,8 +29,6 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".webp")
 """Of the images that dglaunch writes: a dot and --output_format."""
 MOST_LINE = 1 << 24
 """Bytes of a ledger line; a longer one is none of dglaunch's."""
-MOST_NESTED = 64
-"""Objects and lists within one another in a line or a run.json."""
 MOST_RUN = 1 << 26
 """Bytes of a run.json."""
 _LOCK = ".dglaunch"
@@ -327,26 +325,15 @@ def _line(raw: bytes, is_ours: Callable[[Record], bool]) -> Line:
     is_torn = not raw.endswith(b"\n")
     text = raw.decode("utf-8", "replace") + "\n" * is_torn
     try:
-        record = json.loads(raw)
-    except (ValueError, RecursionError):
+        record = strict_json.loads(raw)
+    except ValueError:
         record = None
-    if not isinstance(record, dict) or is_deep(record):
+    if not isinstance(record, dict):
         return Line(text, LineKind.BAD, {}, is_torn)
     if is_ours(record):
         return Line(text, LineKind.OURS, record, is_torn)
     has_marker = "index" in record and "sample" in record and ("key" in record or "error" in record)
     return Line(text, LineKind.BAD if has_marker else LineKind.FOREIGN, {}, is_torn)
-
-
-def is_deep(value: object) -> bool:
-    """Return whether a value from JSON is nested so deep that a function which calls itself would not come through it."""
-    level: list[object] = [value]
-    for _ in range(MOST_NESTED):
-        inner = [part for part in level if isinstance(part, dict | list)]
-        if not inner:
-            return False
-        level = [part for one in inner for part in (one.values() if isinstance(one, dict) else one)]
-    return True
 
 
 def _is_result(record: Record) -> bool:
@@ -412,15 +399,15 @@ def is_foreign_run(path: Path) -> bool:
 
 def _json(path: Path) -> object:
     try:
-        return json.loads(read_bytes(path, MOST_RUN))
-    except (OSError, ValueError, RecursionError):
+        return strict_json.loads(read_bytes(path, MOST_RUN))
+    except (OSError, ValueError):
         return None
 
 
 def read_run(path: Path) -> Record | None:
     """Return a run.json that dglaunch wrote, or None: it is torn, another's, not to be read, or just being replaced."""
     run = _json(path)
-    if not isinstance(run, dict) or is_deep(run):
+    if not isinstance(run, dict):
         return None
     return run if isinstance(run.get("outcome"), str) and type(run.get("num_tasks")) is int else None
 

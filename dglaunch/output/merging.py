@@ -1,14 +1,15 @@
 """Several output folders of one job become one: of nodes that share no file system."""
 
 import contextlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dglaunch import strict_json
 from dglaunch.atomic import atomic_write
 from dglaunch.data.task import Record
 from dglaunch.errors import OutputError, UserError
+from dglaunch.output.asked import Asked, TaskRanges, asked_of, together
 from dglaunch.output.inspection import SHOWN, Inspection, describe_missing, inspect
 from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, TaskId, file_name_of, id_of, read_lines
 from dglaunch.output.ownership import link_or_copy
@@ -22,6 +23,8 @@ class Merged:
     files: list[Path] = field(default_factory=list)
     records: dict[TaskId, Record] = field(default_factory=dict)
     failures: dict[TaskId, str] = field(default_factory=dict)
+    asked: Asked = field(default_factory=lambda: Asked(TaskRanges()))
+    """What the folders were asked for together."""
     missing: str | None = None
     """A sentence about the images that none of them has."""
 
@@ -85,8 +88,9 @@ def _add(folder: OutputFolder, found: Inspection, merged: Merged) -> None:
         elif known["sha256"] != record["sha256"]:
             raise UserError(f"{file_name_of(record)} is in two of the folders and differs; which is right?")
         merged.records[task_id] = record
-    for path in folder.files(FAILURES):
-        merged.failures |= {id_of(record): text for text, record in read_lines(path)}
+    failures = {id_of(record): text for path in folder.files(FAILURES) for text, record in read_lines(path)}
+    merged.failures |= failures
+    merged.asked = together([merged.asked, asked_of(folder, [*found.records, *failures])])
 
 
 def _link(file: Path, target: OutputFolder) -> None:
@@ -99,7 +103,7 @@ def _link(file: Path, target: OutputFolder) -> None:
 
 
 def _write_ledgers(merged: Merged, target: OutputFolder) -> None:
-    texts = [json.dumps(merged.records[task_id], ensure_ascii=False) + "\n" for task_id in sorted(merged.records)]
+    texts = [strict_json.dumps(merged.records[task_id]) + "\n" for task_id in sorted(merged.records)]
     rewrite(target.file(METADATA), texts)
     if merged.failures:
         rewrite(target.file(FAILURES), [merged.failures[task_id] for task_id in sorted(merged.failures)])
@@ -107,21 +111,22 @@ def _write_ledgers(merged: Merged, target: OutputFolder) -> None:
 
 def _write_run(folders: Sequence[OutputFolder], merged: Merged, target: OutputFolder) -> None:
     """The first folder's run.json, with the counts of all."""
-    num_ok, num_failed = len(merged.records), len(merged.failures)
-    total = max(folder.num_tasks(default=num_ok) for folder in folders)
+    asked = merged.asked
+    num_ok, num_failed = asked.named.num_of(merged.records), asked.named.num_of(merged.failures)
     runs = [run for folder in folders for run in folder.runs().values()]
     run = {
         **(runs[0] if runs else {}),
-        "outcome": _outcome(num_ok, num_failed, total),
+        "outcome": _outcome(num_ok, num_failed, asked.total),
         "num_ok": num_ok,
         "num_failed": num_failed,
         "num_skipped": 0,
-        "num_total": total,
-        "num_tasks": total,
+        "num_total": asked.total,
+        "num_tasks": asked.total,
+        "tasks": None if asked.num_unnamed else asked.named.text,
         "merged_from": [str(folder.path) for folder in folders],
     }
     with atomic_write(target.file(RUN)) as temporary:
-        temporary.write_text(json.dumps(run, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(strict_json.dumps(run, indent=2) + "\n", encoding="utf-8")
 
 
 def _outcome(num_ok: int, num_failed: int, total: int) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from dglaunch.data.task import Record
+from dglaunch.output.asked import asked_of
 from dglaunch.output.ledger import FAILURES, OutputFolder, file_name_of
 
 RECENT = 100
@@ -41,7 +42,7 @@ class JobStatus:
     @property
     def num_left(self) -> int:
         """Images that are not done, those that failed too."""
-        return max(self.total - self.num_done, 0)
+        return self.total - self.num_done
 
     @property
     def num_recent(self) -> int:
@@ -56,11 +57,13 @@ def read_status(folder: OutputFolder, node_rank: int | None = None) -> JobStatus
         node_rank: of several nodes without a rendezvous, the one whose runs are looked at; the counts are of them all.
     """
     done = folder.records_by_id()
+    failed = folder.records_by_id(FAILURES).keys() - done.keys()
+    asked = asked_of(folder, [*done, *failed], node_rank)
     return JobStatus(
         runs=[_run_status(folder, name, run) for name, run in folder.runs(node_rank).items()],
-        total=folder.num_tasks(default=len(done), node_rank=node_rank),
-        num_done=len(done),
-        num_failed=len(folder.records_by_id(FAILURES).keys() - done.keys()),
+        total=asked.total,
+        num_done=asked.named.num_of(done),
+        num_failed=asked.named.num_of(failed),
         images_per_s=_images_per_s(folder, map(file_name_of, done.values())),
     )
 

@@ -6,12 +6,12 @@ thread at a time.
 
 import contextlib
 import io
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from dglaunch import strict_json
 from dglaunch.atomic import atomic_write, temporary_path
 from dglaunch.data.task import Record, Result, Task, file_name
 from dglaunch.errors import OutputError, UserError
@@ -162,7 +162,7 @@ class Writer:
         Raises:
             OutputError: it cannot be written.
         """
-        text = json.dumps(run, indent=2, ensure_ascii=False) + "\n"
+        text = strict_json.dumps(run, indent=2) + "\n"
         try:
             try:
                 self._replace_run(text)
@@ -216,7 +216,7 @@ def _append(stream: io.FileIO, record: Record) -> None:
 
     The stream has no buffer: one would keep the rest of the line and write it later, behind the cut."""
     end = stream.seek(0, os.SEEK_END)
-    left = memoryview((json.dumps(record, ensure_ascii=False, default=str) + "\n").encode())
+    left = memoryview((strict_json.dumps(record) + "\n").encode())
     try:
         while left:
             left = left[stream.write(left) :]

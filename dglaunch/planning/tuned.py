@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dglaunch import environment
+from dglaunch import environment, strict_json
 from dglaunch.atomic import atomic_write
 from dglaunch.config import TUNING, XDIT_PREFIX, ParallelConfig, RunConfig, settings, settings_that
 from dglaunch.data.task import BatchSize, Record
@@ -61,7 +61,7 @@ def write_json(path: Path, record: Mapping[str, object]) -> None:
     """Write a JSON file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        temporary.write_text(strict_json.dumps(record, indent=1), encoding="utf-8")
 
 
 def key_of(config: RunConfig, device: str, dtype: str, shape: str, parallel: str) -> str:

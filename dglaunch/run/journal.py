@@ -4,11 +4,13 @@ import sys
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cached_property
 
 from dglaunch.backends.base import Facts
 from dglaunch.config import settings
 from dglaunch.data.task import Record
 from dglaunch.errors import OutputError
+from dglaunch.output.asked import TaskRanges
 from dglaunch.output.writer import Writer
 from dglaunch.planning.job import Job
 from dglaunch.run.result import Counts
@@ -48,11 +50,16 @@ class Journal:
         with suppress(OutputError):
             self.write({"outcome": outcome, "reason": text, **counts})
 
+    @cached_property
+    def _task_ranges(self) -> str | None:
+        return TaskRanges.of(task.id for task in self._job.tasks).text
+
     def record(self, measured: Record) -> Record:
         """What run.json says, with what was measured of the run."""
         job, topology = self._job, self._job.topology
         return {
             "num_tasks": len(job.tasks),
+            "tasks": self._task_ranges,
             **measured,
             "settings": job.settings,
             "config": {

@@ -11,7 +11,6 @@ All ranks of a replica take the same way, because they let each other know the o
 it.
 """
 
-import sys
 import threading
 import time
 from collections import deque
@@ -29,6 +28,7 @@ from dglaunch.run.collect import Sink
 from dglaunch.run.encoding import Encoder
 from dglaunch.run.report import LeaderReport
 from dglaunch.run.watchdog import StallWatch
+from dglaunch.streams import say
 
 LAST_BATCHES_S = {True: 12.0, False: 25.0}
 """Under torchrun or not: how long a stopped run waits for the batches that its threads have under way (one alone is
@@ -189,7 +189,7 @@ class Loop:
             stages = [
                 f"{stage} {taken - before.get(stage, 0.0):.3f} s" for stage, taken in self.backend.seconds.items()
             ]
-            print(f"batch of {len(batch)} from row {batch.tasks[0].index}: {', '.join(stages)}", file=sys.stderr)
+            say(f"batch of {len(batch)} from row {batch.tasks[0].index}: {', '.join(stages)}", error=True)
         if ending.out_of_memory and context.topology.replica_size > 1:
             # A peer may still wait inside a collective and never hear of it: leave a note for the next start.
             shape = self._shape(batch)

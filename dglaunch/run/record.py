@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Set
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -9,7 +10,7 @@ from dglaunch.backends.base import Context, Facts, ItemError
 from dglaunch.config import FILE, IMAGE, settings_that
 from dglaunch.data.edits import saved_names
 from dglaunch.data.prompt_windows import LEDGER_KEYS
-from dglaunch.data.task import Record, Result, Task, file_name
+from dglaunch.data.task import ROW_FIELDS, Record, Result, Task, file_name
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,8 +19,24 @@ if TYPE_CHECKING:
 
 Picture: TypeAlias = "Image | WholePng"
 """A finished image: of a pipeline, or the file that an API sent."""
-NOT_OF_EVERY_LINE = ("file_name", "bytes", *LEDGER_KEYS)
-"""What the writer adds to a ledger line, and what stands in some lines only: no column of a row may take these names."""
+OWN_KEYS = frozenset(
+    {"file_name", "bytes", "index", "sample", "prompt", *ROW_FIELDS, "key", "sha256", "rank", "node", "batch_size"}
+    | {"seconds", "time", "error", "instruction", "input_images", "input_sha256", "input_file_names", "seed_sent"}
+    | set(LEDGER_KEYS)
+)
+"""All that dglaunch itself ever says in a ledger, whatever the command: there they mean what it means by them, and a row's
+columns of these names get others."""
+
+
+def renamed(columns: Record, taken: Set[str]) -> Record:
+    """Return a row's columns under names that are not taken: `row_key` for `key`, once more where the row has that, too."""
+    found: Record = {}
+    for column, value in columns.items():
+        name = column
+        while name in taken or (name != column and name in columns):
+            name = f"row_{name}"
+        found[name] = value
+    return found
 
 
 class Recorder:
@@ -49,9 +66,7 @@ class Recorder:
         if config.saves_inputs:
             record["input_file_names"] = list(saved_names(task))
         record |= self._facts.ledger | self._facts.of_task.pop(task.id, {})
-        for column, value in (task.extra or {}).items():
-            taken = column in record or column in NOT_OF_EVERY_LINE
-            record[f"row_{column}" if taken else column] = value
+        record |= renamed(task.extra or {}, OWN_KEYS | record.keys())
         return Result(task_id=task.id, file_name=file_name(task, config.output_format), record=record, data=data)
 
     def failure(self, task: Task, error: ItemError, batch_size: int = 0, seconds: float = 0.0) -> Result:

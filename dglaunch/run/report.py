@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -16,6 +14,7 @@ from dglaunch.data.task import Record, Result
 from dglaunch.errors import DglaunchError
 from dglaunch.planning.job import Job, Schedule
 from dglaunch.run.result import Counts, Outcome
+from dglaunch.terminal import Terminal
 
 LOG_EVERY_S = 10.0
 
@@ -87,9 +86,9 @@ class CutPrompts:
 class Report:
     """A Report counts results and shows progress and totals on rank 0."""
 
-    def __init__(self, total: int, skipped: int, console: Console | None = None) -> None:
+    def __init__(self, total: int, skipped: int, terminal: Terminal | None = None) -> None:
         self.counts = Counts(num_skipped=skipped, num_total=total)
-        self.console = console if console is not None else Console(stderr=True, soft_wrap=True)
+        self.terminal = terminal if terminal is not None else Terminal(stderr=True)
         self.by_rank: Counter[int] = Counter()
         self.cut, self.cut_for_some = CutPrompts(CUT), CutPrompts(CUT_FOR)
         self._last_written = time.time()
@@ -102,9 +101,14 @@ class Report:
         """The first batch starts."""
         self._last_written = time.time()
         self._begun = self._last_log = time.monotonic()
-        if self.console.is_terminal or _is_live_notebook(self.console):
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
-            self._progress = Progress(*columns, console=self.console)
+        if self.terminal.redraws or _is_live_notebook(self.terminal):
+            columns = (
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[state]}", markup=False),
+                TimeRemainingColumn(),
+            )
+            self._progress = Progress(*columns, console=self.terminal)
             self._bar = self._progress.add_task(
                 "", total=self.counts.num_total, state="", completed=self.counts.num_skipped
             )
@@ -120,16 +124,14 @@ class Report:
         self.cut_for_some.add(result.record)
         if result.failed:
             self.counts.num_failed += 1
-            self.console.print(
-                f"image {result.file_name} failed on rank {rank}: {result.record['error']}", markup=False
-            )
+            self.note(f"image {result.file_name} failed on rank {rank}: {result.record['error']}")
         else:
             self.counts.num_ok += 1
         if self._progress is not None:
             self._progress.update(self._bar, completed=self.counts.num_settled, state=self._state())
         elif time.monotonic() - self._last_log >= LOG_EVERY_S:
             self._last_log = time.monotonic()
-            self.console.print(self._line())
+            self.note(self._line())
 
     def _state(self) -> str:
         spread = ""
@@ -149,7 +151,7 @@ class Report:
 
     def note(self, text: str) -> None:
         """A line that stays on the terminal."""
-        self.console.print(text, highlight=False, markup=False)
+        self.terminal.print(text)
 
     def stop(self) -> None:
         """End the progress display. Stopping twice does nothing."""
@@ -232,10 +234,10 @@ class Report:
     def end(self, summary: Summary, folder: object) -> None:
         """The end of the run, for people."""
         self.stop()
-        table = Table(title=escape(f"{summary.outcome}: {folder}"), show_header=False, title_justify="left")
+        table = Table(title=f"{summary.outcome}: {folder}", show_header=False, title_justify="left")
         for name, value in _rows(summary).items():
-            table.add_row(name, escape(value))
-        self.console.print(table)
+            table.add_row(name, value)
+        self.terminal.print(table)
         for event in summary.events:
             self.note(event)
         if cuts := self._cuts():
@@ -246,9 +248,9 @@ class Report:
             )
 
 
-def _is_live_notebook(console: Console) -> bool:
+def _is_live_notebook(terminal: Terminal) -> bool:
     """Whether a notebook can show a bar; rich needs ipywidgets for it."""
-    return console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+    return terminal.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
 
 
 def _rows(summary: Summary) -> dict[str, str]:

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 
-from rich.console import Console
-
 from dglaunch.backends.base import Backend, Context, Facts, ItemError
 from dglaunch.backends.registry import create
 from dglaunch.data.edits import saved_names
@@ -38,18 +36,19 @@ from dglaunch.run.result import RunResult, outcome_of
 from dglaunch.run.signals import stopping
 from dglaunch.run.watchdog import PeerWatch, StallWatch
 from dglaunch.system import versions
+from dglaunch.terminal import Terminal
 
 
 def run(
     job: Job,
-    console: Console | None = None,
+    terminal: Terminal | None = None,
     finished: ImageQueue | None = None,
     stop: threading.Event | None = None,
 ) -> RunResult:
     """Make what is missing of a job's images, on this rank together with the others.
 
     Args:
-        console: where rank 0 reports, instead of the terminal.
+        terminal: where rank 0 reports, instead of the terminal.
         finished: gets the images of this rank's replica.
         stop: asks the run to stop as a signal does.
 
@@ -59,7 +58,7 @@ def run(
     stop = stop if stop is not None else threading.Event()
     writer = Writer(job.config.output_dir, *job.topology.ledger_suffix)
     journal = Journal(job, writer)
-    start = _Run(job, writer, journal, console, finished)
+    start = _Run(job, writer, journal, terminal, finished)
     with stopping(stop), start.closing():
         preflight.check_address(job.topology)
         with StallWatch(job.topology, job.config.stall_timeout, stop, journal.last_words) as watch:
@@ -78,13 +77,13 @@ class _Run:
     """One start of a job, with what lives as long as it."""
 
     def __init__(
-        self, job: Job, writer: Writer, journal: Journal, console: Console | None, finished: ImageQueue | None
+        self, job: Job, writer: Writer, journal: Journal, terminal: Terminal | None, finished: ImageQueue | None
     ) -> None:
         self.job = job
         self.topology = job.topology
         self.writer = writer
         self.journal = journal
-        self.console = console
+        self.terminal = terminal
         self.finished = finished
         self.report: Report | None = None
         """On rank 0."""
@@ -145,7 +144,7 @@ class _Run:
         if not self.topology.is_main:
             return
         skipped = schedule.total - schedule.plan.num_tasks - len(schedule.unmakeable)
-        self.report = Report(schedule.total, skipped, self.console)
+        self.report = Report(schedule.total, skipped, self.terminal)
         self.journal.counts = self.report.counts
         self.report.plan(self.job, schedule, damaged)
         for note in notes:

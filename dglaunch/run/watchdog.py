@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Self
 from dglaunch.distributed import store as stores
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import EXIT_BROKEN, EXIT_DRAINED, LostPeer
+from dglaunch.streams import readable, say
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -187,7 +188,7 @@ class StallWatch:
         elif "torch" in sys.modules and self.topology.distributed:
             from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-            get_error_handler().record_exception(LostPeer(text))  # the root cause in torchrun's summary
+            get_error_handler().record_exception(LostPeer(readable(text)))  # the root cause in torchrun's summary
         self._last_words(outcome, text)
         os._exit(code)
 
@@ -272,4 +273,4 @@ class PeerWatch:
 
 
 def _say(text: str) -> None:
-    print(f"dglaunch: {text}", file=sys.stderr, flush=True)
+    say(f"dglaunch: {text}", error=True)

@@ -18,6 +18,10 @@ from dglaunch.data.images import damage_is_a_bad_image, open_image
 from dglaunch.output.encode import WholePng, whole_png
 
 MAX_DOWNLOAD = 1 << 27
+MOST_AMOUNT = 1e15
+"""Tokens, seconds or dollars of one answer; more is no number that a server has counted."""
+MOST_NESTED = 8
+"""Objects inside of each other in a usage report."""
 SLOW_DOWN = (429, 503, 529)
 AGAIN = (408, 409, 425)
 STOPS = {
@@ -110,13 +114,20 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that a server asks to wait: Retry-After as a number or a date."""
     text = headers.get("retry-after", "").strip()
     try:
-        return max(float(text), 0.0)
+        return amount(float(text))
     except ValueError:
         pass
     try:
         return max(email.utils.parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
+
+
+def amount(value: object) -> float | None:
+    """A number that a server names, if it can be counted with: finite and not negative (JSON and headers may say NaN)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if 0 <= value <= MOST_AMOUNT else None
 
 
 def redact(text: str, key: str) -> str:
@@ -125,11 +136,11 @@ def redact(text: str, key: str) -> str:
 
 
 def flat_numbers(report: Mapping[str, object], prefix: str = "") -> dict[str, float]:
-    """The numbers of a usage report; nested ones get dotted names."""
+    """The numbers of a usage report that can be added up; nested ones get dotted names."""
     numbers: dict[str, float] = {}
     for name, value in report.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and prefix.count(".") < MOST_NESTED:
             numbers |= flat_numbers(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            numbers[prefix + name] = value
+        elif (number := amount(value)) is not None:
+            numbers[f"{prefix}{name}"] = number
     return numbers

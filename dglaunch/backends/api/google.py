@@ -5,11 +5,12 @@ four images a request; the SDK offers it on the Gemini Enterprise Agent Platform
 takes a seed only if its watermark is switched off, which is not ours to do, so none is sent.
 """
 
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dglaunch.backends.api.answers import Answer, RequestError, by_status, flat_numbers
+from dglaunch.backends.api.answers import Answer, RequestError, amount, by_status, flat_numbers
 from dglaunch.backends.api.backend import ApiBackend
 from dglaunch.backends.api.profile import Api
 from dglaunch.backends.api.uploads import Upload
@@ -193,8 +194,8 @@ def _retry_info(details: object) -> float | None:
     listed = details.get("error", {}).get("details", []) if isinstance(details, dict) else []
     for entry in listed:
         text = str(entry.get("retryDelay", "")) if isinstance(entry, dict) else ""
-        if text.endswith("s") and text[:-1].replace(".", "", 1).isdigit():
-            return float(text[:-1])
+        if re.fullmatch(r"[0-9]+(\.[0-9]*)?s", text):
+            return amount(float(text[:-1]))
     return None
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +11,7 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from dglaunch.backends.diffusers.protocols import Pipeline, plain_pipeline
+from dglaunch.streams import say
 
 Arguments = ParamSpec("Arguments")
 Returned = TypeVar("Returned")
@@ -128,6 +128,6 @@ def _shape_printer(name: str) -> Callable[[object, tuple[object, ...], dict[str,
         text = ", ".join(f"{key} {tuple(value.shape)} {value.dtype}" for key, value in tensors.items())
         if text != shown:
             shown = text
-            print(f"{name}: {text}".replace("torch.", ""), file=sys.stderr)
+            say(f"{name}: {text}".replace("torch.", ""), error=True)
 
     return show

@@ -4,14 +4,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from dglaunch.cli.main import main
 from support.commands import dglaunch, run_module
-from support.results import ledger, write_jsonl
+from support.edit_images import picture
+from support.results import ledger, run_json, write_jsonl
 
 NUM = 12
 
@@ -52,6 +53,16 @@ def _append(out: Path, text: str) -> None:
         stream.write(text)
 
 
+def lose_line(out: Path, name: str) -> None:
+    write_jsonl(out / "metadata.jsonl", [line for line in ledger(out) if line["file_name"] != name])
+
+
+def lose(out: Path, name: str) -> None:
+    """An image is gone with its ledger line, as if it had never been made."""
+    lose_line(out, name)
+    (out / name).unlink()
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no file": (lambda out: (out / "000002.png").unlink(), "000002.png has a ledger line but no file"),
     "truncated": (lambda out: os.truncate(out / "000002.png", 10), "000002.png has 10 bytes"),
@@ -59,10 +70,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no image": (_undecodable, "000002.png does not decode"),
     "torn line": (lambda out: _append(out, '{"index": 3, "sam'), "1 lines cannot be read"),
     "two lines": (lambda out: _append(out, json.dumps(ledger(out)[0]) + "\n"), "has two lines"),
-    "no line": (
-        lambda out: write_jsonl(out / "metadata.jsonl", [line for line in ledger(out) if line["index"]]),
-        "000000.png has no ledger line",
-    ),
+    "no line": (lambda out: lose_line(out, "000000.png"), "000000.png has no ledger line"),
 }
 
 
@@ -180,6 +188,92 @@ def test_merge_of_nodes_without_a_shared_folder(tmp_path: Path, capsys: pytest.C
     _flip(nodes[1] / "000005.png")
     assert main(["merge", *map(str, nodes), "--output_dir", str(tmp_path / "other")]) == 2
     assert "000005.png was changed" in capsys.readouterr().err
+
+
+def edit_parts(folder: Path, *rows: str) -> list[Path]:
+    """Parts of an editing job of six rows, each made by itself with --filter_rows."""
+    picture(0, (64, 64)).save(folder / "a.png")
+    table = write_jsonl(folder / "t.jsonl", [{"input_images": "a.png", "instruction": f"{n}"} for n in range(6)])
+    parts = [folder / f"rows {part.replace(':', '-')}" for part in rows]
+    for part, filtered in zip(parts, rows):
+        words = ["edit", "--backend", "fake", "--input", str(table), "--output_dir", str(part)]
+        assert main([*words, "--filter_rows", filtered]) == 0
+    return parts
+
+
+def t2i_parts(folder: Path, *rows: Sequence[int], **columns: object) -> list[Path]:
+    """Parts of a job of prompts, each made from a table of its own."""
+    parts = [folder / f"part{n}" for n in range(len(rows))]
+    for part, indices in zip(parts, rows):
+        table = write_jsonl(folder / "p.jsonl", [{"index": n, "prompt": f"{n}"} | columns for n in indices])
+        words = ["t2i", "--backend", "fake", "--prompts_file", str(table), "--output_dir", str(part)]
+        assert main(words) == 0
+    return parts
+
+
+def test_parts_of_filtered_rows_are_a_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts, joined = edit_parts(tmp_path, "0:3", "3:6"), tmp_path / "joined"
+    assert main(["merge", *map(str, parts), "--output_dir", str(joined)]) == 0
+    assert main(["status", str(joined)]) == 0
+    assert "6 of 6 images done, 0 failed, 0 to make" in capsys.readouterr().out
+    assert main(["verify", str(joined)]) == 0
+    run = run_json(joined)
+    assert (run["tasks"], run["num_tasks"], run["num_ok"], run["outcome"]) == ("0:6", 6, 6, "done")
+
+
+def test_an_image_that_a_filtered_part_lost_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It was hidden: the total was that of one part, and merge and verify ended with exit 0."""
+    parts, joined = edit_parts(tmp_path, "0:3", "3:6"), tmp_path / "joined"
+    lose(parts[1], "000004.png")
+    assert main(["verify", str(parts[1])]) == 1
+    assert "1 of 3 images are missing (index 4)" in capsys.readouterr().out
+    assert main(["merge", *map(str, parts), "--output_dir", str(joined)]) == 1
+    assert "1 of 6 images are missing (index 4)" in capsys.readouterr().out
+    assert main(["verify", str(joined)]) == 1
+    assert "1 of 6 images are missing (index 4)" in capsys.readouterr().out
+    assert main(["status", str(joined)]) == 130
+    assert "5 of 6 images done, 0 failed, 1 to make" in capsys.readouterr().out
+    words = ["edit", "--backend", "fake", "--input", str(tmp_path / "t.jsonl"), "--output_dir", str(joined)]
+    assert main(words) == 0 and run_json(joined)["num_ok"] == 1
+    assert main(["verify", str(joined)]) == 0
+
+
+def test_parts_of_a_table_with_several_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts, joined = t2i_parts(tmp_path, [0, 7], [100, 3], num_images_per_prompt=2), tmp_path / "joined"
+    lose(parts[0], "000007_01.png")
+    assert main(["merge", *map(str, parts), "--output_dir", str(joined)]) == 1
+    assert "1 of 8 images are missing (index 7 sample 1)" in capsys.readouterr().out
+    assert run_json(joined)["tasks"] == "0x2,3x2,7x2,100x2"
+
+
+def test_failures_of_parts_are_counted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In one part a row failed that another one has made."""
+    parts, joined = [tmp_path / f"part{n}" for n in range(2)], tmp_path / "joined"
+    for part, prompts in zip(parts, ({0: "a", 1: "[item error]"}, {2: "[item error]", 3: "b"})):
+        table = write_jsonl(tmp_path / "p.jsonl", [{"index": n, "prompt": text} for n, text in prompts.items()])
+        words = ["t2i", "--backend", "fake", "--prompts_file", str(table), "--output_dir", str(part)]
+        assert main(words) == 3
+    assert main(["merge", *map(str, parts), "--output_dir", str(joined)]) == 1
+    assert "2 of 4 images are missing (index 1, 2); 2 of them failed" in capsys.readouterr().out
+    assert main(["status", str(joined)]) == 3
+    assert "2 of 4 images done, 2 failed, 0 to make" in capsys.readouterr().out
+
+
+def test_parts_of_an_older_version_never_count_below_what_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts, joined = t2i_parts(tmp_path, [0, 1, 2], [3, 4, 5]), tmp_path / "joined"
+    for part in parts:
+        run = {name: value for name, value in run_json(part).items() if name != "tasks"}
+        (part / "run.json").write_text(json.dumps(run))
+    assert main(["merge", *map(str, parts), "--output_dir", str(joined)]) == 0
+    assert main(["status", str(joined)]) == 0
+    assert "6 of 6 images done, 0 failed, 0 to make" in capsys.readouterr().out
+    lose(parts[1], "000004.png")
+    assert main(["status", str(parts[1])]) == 130
+    assert "2 of 3 images done, 0 failed, 1 to make" in capsys.readouterr().out
+    assert main(["verify", str(parts[1])]) == 1
+    assert "1 of 3 images are missing" in capsys.readouterr().out
 
 
 def test_the_tools_import_no_torch(out: Path) -> None:

@@ -1,5 +1,7 @@
 """Tables to tasks: every format, every oddity, and all bad rows told at once. Pure but for small files."""
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +157,50 @@ def test_the_key_covers_all_that_the_image_shows(tmp_path: Path) -> None:
     keys = [read(write_jsonl(tmp_path / "p.jsonl", [base | change]))[0].key for change in changes]
     assert len(set(keys)) == len(changes)
     assert read(write_jsonl(tmp_path / "p.jsonl", [base | {"tag": 1}]))[0].key == keys[0]
+
+
+NO_JSON = {
+    '{"prompt": "a", "score": NaN}': "has NaN, which is no JSON",
+    '{"prompt": "a", "seed": NaN}': "has NaN, which is no JSON",
+    '{"prompt": "a", "tag": {"scores": [1, -Infinity]}}': "has -Infinity, which is no JSON",
+    '{"prompt": "a", "score": 1e400}': "score has inf, which is no JSON",
+    f'{{"prompt": "a", "hash": {2**64}}}': "hash has an integer beyond 64 bits",
+    f'{{"prompt": "a", "hash": {"9" * 5000}}}': "not valid JSON|Exceeds the limit",
+    f'{{"prompt": "a", "guidance_scale": {10**400}}}': "guidance_scale is 10000",
+    '{"prompt": "a", "tag": ' + "[" * 950 + "]" * 950 + "}": "nested more than 64 levels deep",
+    '{"prompt": ' + "[" * 950 + "]" * 950 + "}": "nested more than 64 levels deep",
+    "[" * 100_000: "nested more than 64 levels deep",
+}
+
+
+@pytest.mark.parametrize("number", range(len(NO_JSON)))
+def test_what_others_could_not_read_is_one_bad_row(tmp_path: Path, number: int) -> None:
+    """These went into the ledger as they were, where no strict reader of JSON takes them, or ended in a RecursionError."""
+    line, said = list(NO_JSON.items())[number]
+    (tmp_path / "p.jsonl").write_text('{"prompt": "good"}\n' + line + "\n")
+    (told,) = problems(tmp_path / "p.jsonl")
+    assert told.startswith("line 2: ") and re.search(said, told), told[:200]
+
+
+def test_nan_in_parquet_is_a_gap_and_what_is_no_json_a_bad_row(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    gaps = {"prompt": ["a", "b"], "score": [0.5, math.nan], "guidance_scale": [math.nan, 2.0]}
+    parquet.write_table(pyarrow.table(gaps), tmp_path / "gaps.parquet")
+    first, second = read(tmp_path / "gaps.parquet")
+    assert (first.extra, first.guidance_scale) == ({"score": 0.5}, None)
+    assert (second.extra, second.guidance_scale) == (None, 2.0)
+    for score in (math.inf, [1.0, math.nan]):
+        parquet.write_table(pyarrow.table({"prompt": ["a"], "score": [score]}), tmp_path / "bad.parquet")
+        (told,) = problems(tmp_path / "bad.parquet")
+        assert told.startswith("row 0: score has ")
+
+
+def test_bytes_in_a_map_of_parquet_are_left_out_as_all_bytes(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    maps = pyarrow.array([[("a", b"x")]], pyarrow.map_(pyarrow.string(), pyarrow.binary()))
+    parquet.write_table(pyarrow.table({"prompt": ["a"], "images": maps}), tmp_path / "p.parquet")
+    assert read(tmp_path / "p.parquet")[0].extra is None

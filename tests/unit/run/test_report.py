@@ -4,10 +4,10 @@ import importlib.util
 import io
 
 import pytest
-from rich.console import Console
 
 from dglaunch.data.task import Result
 from dglaunch.run.report import LeaderReport, Report, Summary
+from dglaunch.terminal import Terminal
 
 
 def failed(error: str) -> Result:
@@ -17,7 +17,7 @@ def failed(error: str) -> Result:
 def test_brackets_in_errors_and_folders_are_shown_as_they_are() -> None:
     """They were read as rich's markup: a tag that closes nothing ended the run."""
     said = io.StringIO()
-    report = Report(total=1, skipped=0, console=Console(file=said, width=200))
+    report = Report(total=1, skipped=0, terminal=Terminal(file=said, width=200))
     report.begin()
     report.update(failed("unexpected [/INST] in [b]prompt"))
     report.note("[red] a model's name [/x]")
@@ -32,7 +32,7 @@ def test_a_notebook_gets_a_bar_where_it_can_draw_one(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if widgets else None)
     bars: list[str] = []
     monkeypatch.setattr("rich.progress.Progress.start", lambda self: bars.append("started"))
-    report = Report(total=1, skipped=0, console=Console(file=io.StringIO(), force_jupyter=True))
+    report = Report(total=1, skipped=0, terminal=Terminal(file=io.StringIO(), force_jupyter=True))
     report.begin()
     assert bars == (["started"] if widgets else [])
 
@@ -44,7 +44,7 @@ def made(index: int, **record: object) -> Result:
 def end_of(*results: Result) -> tuple[Summary, str]:
     """What run.json and the terminal say at the end."""
     said = io.StringIO()
-    report = Report(total=len(results), skipped=0, console=Console(file=said, width=500))
+    report = Report(total=len(results), skipped=0, terminal=Terminal(file=said, width=500))
     report.begin()
     for result in results:
         report.update(result)
@@ -71,3 +71,14 @@ def test_rows_that_lost_the_end_of_a_prompt_are_told_in_one_line() -> None:
 def test_nothing_is_said_where_prompts_are_read_to_their_ends() -> None:
     summary, said = end_of(made(0), made(1))
     assert summary.num_rows_cut == 0 and "token" not in said
+
+
+def test_a_log_gets_no_bar_whatever_the_colors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    said = io.StringIO()
+    report = Report(total=2, skipped=0, terminal=Terminal(file=said))
+    report.begin()
+    report.update(failed("\x1b]52;c;aGk=\x07"))
+    report.stop()
+    assert "\x1b]52" not in said.getvalue() and "\x1b[?25l" not in said.getvalue()
+    assert said.getvalue().count("\n") == 1

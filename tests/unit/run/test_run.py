@@ -1,6 +1,7 @@
 """`t2i` as a user runs it, on one rank with the fake backend: failures, resume, signals, nodes. What needs ranks is in tests/torchrun."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,10 @@ from PIL import Image
 
 from dglaunch.backends.base import Facts
 from dglaunch.backends.fake import FakeBackend
+from dglaunch.data.task import ROW_FIELDS
+from dglaunch.run.record import OWN_KEYS
 from support.commands import dglaunch
+from support.edit_images import picture
 from support.results import PROMPTS, images, ledger, run_json, write_jsonl
 
 FAKE = ["t2i", "--backend", "fake"]
@@ -202,3 +206,59 @@ def test_one_seed_one_noise() -> None:
     one, two, three = (Task(index=0, prompt=p, seed=s, stem="0") for p, s in (("a", 1), ("a", 2), ("b", 1)))
     assert np.abs(np.asarray(draw(one)).astype(int) - np.asarray(draw(two))).max() > 10
     assert np.abs(np.asarray(draw(one)).astype(int) - np.asarray(draw(three))).max() > 0
+
+
+def test_columns_that_are_called_as_our_own_keys_get_names_of_their_own(tmp_path: Path) -> None:
+    """What dglaunch says in a ledger it says whatever the table's columns are called, and no column is lost."""
+    row = {"prompt": "a", "tag": "t", **{name: f"its {name}" for name in OWN_KEYS - {"prompt", "index", *ROW_FIELDS}}}
+    row |= {"row_key": "its row_key", "row_row_key": "its row_row_key", "row_bytes": "its row_bytes"}
+    path = write_jsonl(tmp_path / "p.jsonl", [row])
+    ended = dglaunch(*FAKE, "--prompts_file", path, "--output_dir", tmp_path / "out")
+    assert ended.code == 0, ended.output
+    (line,) = ledger(tmp_path / "out")
+    assert (line["file_name"], line["sample"], line["tag"]) == ("000000.png", 0, "t")
+    assert line["bytes"] == (tmp_path / "out" / "000000.png").stat().st_size
+    its = {value: name for name, value in line.items() if str(value).startswith("its ")}
+    assert set(its) == {value for value in row.values() if str(value).startswith("its ")}
+    assert not OWN_KEYS & set(its.values())
+    assert [its[f"its {name}"] for name in ("file_name", "row_key", "seed_sent")] == [
+        "row_file_name", "row_key", "row_seed_sent",
+    ]  # fmt: skip
+    assert dglaunch("verify", tmp_path / "out").code == 0
+
+
+def test_own_keys_are_all_that_a_ledger_has(tmp_path: Path) -> None:
+    picture(0).save(tmp_path / "a.png")
+    table = write_jsonl(tmp_path / "t.jsonl", [{"input_images": "a.png", "instruction": "x"}])
+    words = ["edit", "--backend", "fake", "--input", table, "--output_dir", tmp_path / "out", "--save_inputs"]
+    assert dglaunch(*words).code == 0
+    (line,) = ledger(tmp_path / "out")
+    assert line.keys() <= OWN_KEYS
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_flag_is_a_number_that_run_json_can_hold(tmp_path: Path, value: str) -> None:
+    for name in ("stall_timeout", "guidance_scale"):
+        ended = dglaunch(*FAKE, "--prompt", "a", "--output_dir", tmp_path / "out", f"--{name}", value)
+        assert ended.code == 2 and f"--{name} is {value}" in ended.output
+
+
+def test_a_folder_whose_name_is_no_text_has_a_run_json(tmp_path: Path) -> None:
+    """The command stands in run.json: bytes that are no UTF-8 ended the run in a UnicodeEncodeError."""
+    out = tmp_path / os.fsdecode(b"caf\xe9")
+    ended = dglaunch(*FAKE, "--prompt", "a", "--output_dir", out)
+    assert ended.code == 0, ended.output
+    assert run_json(out)["config"]["output_dir"]["value"].endswith("caf\ufffd")
+
+
+def test_a_model_folder_whose_name_is_no_text_costs_no_image(tmp_path: Path) -> None:
+    ended = dglaunch(*FAKE, "--prompt", "a", "--model_name", os.fsdecode(b"caf\xe9"), "--output_dir", tmp_path / "out")
+    assert ended.code == 0, ended.output
+    assert getattr(Image.open(tmp_path / "out" / "000000.png"), "text", {})["model"] == "caf\ufffd"
+
+
+def test_half_a_character_in_a_flag_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    for name in ("prompt", "negative_prompt"):
+        words = {"--prompt": "a", f"--{name}": os.fsdecode(b"caf\xe9")}
+        ended = dglaunch(*FAKE, *(word for pair in words.items() for word in pair), "--output_dir", tmp_path / "out")
+        assert ended.code == 2 and f"--{name}" in ended.output and "not UTF-8 at 3" in ended.output

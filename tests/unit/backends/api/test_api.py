@@ -4,6 +4,7 @@ both commands share. What only `edit` has is in test_api_edit.py, processes and 
 Layers, cheapest first: what is refused before anything is sent, whole runs.
 """
 
+import math
 import os
 import signal
 import threading
@@ -212,6 +213,19 @@ def test_max_cost_counts_what_the_answers_say(
     server.usage = None
     assert main(command) == 2
     assert "do not report a cost" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cost", [math.nan, math.inf, -1.0])
+def test_a_cost_that_is_no_amount_is_none(
+    server: ApiServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], cost: float
+) -> None:
+    """NaN was added up, and --max_cost never reached; run.json was no JSON."""
+    prompts, out = [f"{n}" for n in range(30)], tmp_path / "out"
+    server.usage = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2, "cost": cost}
+    words_of_run = words(server, "openai", rows_of(tmp_path, prompts), out, "--num_processes", "2")
+    assert main([*words_of_run, "--max_cost", "5"]) == 2
+    assert "do not report a cost" in capsys.readouterr().err
+    assert server.num_requests <= 4 and "cost" not in run_json(out)["usage"]
 
 
 def test_samples_of_a_row_come_in_one_request_and_only_what_lacks_is_asked_again(

@@ -1,0 +1,68 @@
+"""The terminal: the only way in which dglaunch prints tables, progress and lines of a run.
+
+Terminal().print("bad[/b].png")             as it is: no text is markup, an emoji's name or to be highlighted
+Terminal(stderr=True).print(table)          the cells, too
+"""
+
+from typing import IO
+
+from rich.console import Console, HighlighterType, JustifyMethod, OverflowMethod  # noqa: TID251
+from rich.style import Style
+from rich.text import Text
+
+from dglaunch.streams import Stream, readable
+
+
+class Terminal(Console):
+    """A Terminal shows the texts of prompts, file names, servers and other people's files as they are.
+
+    Args:
+        stderr: print to stderr.
+        file: print there instead.
+        width: columns. Default: the terminal's.
+        soft_wrap: long lines are the terminal's to wrap, so that they can be copied in one piece.
+        quiet: print nothing.
+        force_jupyter: be a notebook's.
+    """
+
+    def __init__(
+        self,
+        *,
+        stderr: bool = False,
+        file: IO[str] | None = None,
+        width: int | None = None,
+        soft_wrap: bool = True,
+        quiet: bool = False,
+        force_jupyter: bool | None = None,
+    ) -> None:
+        super().__init__(
+            file=file if file is not None else Stream(error=stderr),  # type: ignore[arg-type]  # rich wants IO[str]
+            width=width,
+            soft_wrap=soft_wrap,
+            quiet=quiet,
+            force_jupyter=force_jupyter,
+            markup=False,
+            emoji=False,
+            highlight=False,
+        )
+
+    @property
+    def redraws(self) -> bool:
+        """Whether what was written can be written over, as a progress bar does. FORCE_COLOR makes rich take a log file for
+        a terminal, too."""
+        return self.is_terminal and self.file.isatty()
+
+    def render_str(
+        self,
+        text: str,
+        *,
+        style: str | Style = "",
+        justify: JustifyMethod | None = None,
+        overflow: OverflowMethod | None = None,
+        emoji: bool | None = None,
+        markup: bool | None = None,
+        highlight: bool | None = None,
+        highlighter: HighlighterType | None = None,
+    ) -> Text:
+        """Every string passes here, be it a line, a cell or a title."""
+        return Text(readable(text), style=style, justify=justify, overflow=overflow)
