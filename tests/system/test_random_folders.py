@@ -24,7 +24,7 @@ NAMES = [
     "metadata.jsonl", "metadata_val.jsonl", "metadata-node0of2.jsonl", "metadata-rank1of2.jsonl", "failures.jsonl", "run.json",
     "run-node0of2.json", "run_config.json", "000001.png", "000003.png", "000099.png", "20250714_153012.jpg", "a.png", "..png",
     "gallery.html", ".dglaunch.lock", ".dglaunch-rank1of2.lock", ".dglaunch-aside", ".dglaunch-oom-64x64-4.json", "inputs",
-    ".dglaunch-7-0123456789abcdef.tmp", ".dglaunch-7-notes.tmp", "parquet", "inputs/1_1.png", "notes.txt", "prompts.jsonl",
+    ".dglaunch-7-notes.tmp", "parquet", "inputs/1_1.png", "notes.txt", "prompts.jsonl",
 ]  # fmt: skip
 CONTENTS = [
     b"mine", b"{", b"[]", b"null\n", b"\xff\xfe\x00", b"[" * 20_000, b'{"num_tasks": 1e10}', b'{"file_name": "a.png", "text": "x"}\n',
