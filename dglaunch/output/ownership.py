@@ -119,13 +119,10 @@ def refuse_foreign_files(folder: OutputFolder, images: Mapping[str, Identity]) -
             f"{folder.path} has files that dglaunch did not write and would replace ({', '.join(foreign[:SHOWN])}). Choose "
             "another --output_dir, or move them away."
         )
-    present = {entry.name for entry in _entries(folder.path)}
-    named = {file_name_of(record) for record in folder.records()}
-    pictures = [
-        name
-        for name, image in images.items()
-        if name in present and name not in named and not is_remains(folder.path / name, image)
-    ]
+    present = [entry.name for entry in _entries(folder.path) if entry.name in images]
+    unknown = [name for name in present if not is_remains(folder.path / name, images[name])]
+    named = {file_name_of(record) for record in folder.records()} if unknown else set()
+    pictures = sorted(name for name in unknown if name not in named)
     if pictures:
         raise UserError(
             f"{folder.path} has files that dglaunch did not make and would overwrite ({', '.join(pictures[:SHOWN])}). "
