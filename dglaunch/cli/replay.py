@@ -36,7 +36,7 @@ from dglaunch.config import (
     T2IConfig,
     flags_that,
 )
-from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image, refuse_bombs
+from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image
 from dglaunch.data.task import ROW_FIELDS, Record
 from dglaunch.environment import environment, parse_value, types_of
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, InputError, OutputError, UserError
@@ -318,7 +318,6 @@ def opened(file: Path) -> Iterator["Image"]:
     Raises:
         UserError: there is no such file, or it is none that can be read.
     """
-    refuse_bombs()
     try:
         with open_regular(file) as data, damage_is_a_bad_image(), open_image(data) as image:
             image.load()

@@ -55,6 +55,8 @@ class Family:
     sized_by_transformer: bool = False
     """Whether the pipeline's own default size is the sample_size of its transformer, in latents of 8 pixels."""
     max_sequence_length: int = 512
+    max_sequence_limit: int | None = None
+    """The longest that the pipeline's check_inputs lets through; None: any."""
     guidance: str = "guidance_scale"
     """What the pipeline calls the scale that --guidance_scale sets."""
     takes_negative: bool = True
@@ -126,6 +128,7 @@ _GUIDED_TAKES = _names("enable_fuse_qkv cache:cache_dit")
 FAMILIES: dict[str, Family] = {
     "FluxPipeline": Family(
         name="Flux",
+        max_sequence_limit=512,
         takes_negative=False,
         text_outputs=_FLUX_TEXT,
         xdit=_FLUX,
@@ -136,6 +139,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "FluxKontextPipeline": Family(
         name="FluxKontext",
+        max_sequence_limit=512,
         takes_negative=False,
         text_outputs=_FLUX_TEXT,
         only_edits=True,
@@ -173,6 +177,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "QwenImagePipeline": Family(
         name="QwenImage",
+        max_sequence_limit=1024,
         guidance="true_cfg_scale",
         guidance_needs_negative=True,
         text_bucket=1,
@@ -182,6 +187,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "QwenImageEditPipeline": Family(
         name="QwenImageEdit",
+        max_sequence_limit=1024,
         guidance="true_cfg_scale",
         guidance_needs_negative=True,
         text_bucket=1,
@@ -199,6 +205,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "QwenImageEditPlusPipeline": Family(
         name="QwenImageEditPlus",
+        max_sequence_limit=1024,
         guidance="true_cfg_scale",
         guidance_needs_negative=True,
         only_edits=True,
@@ -238,6 +245,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "StableDiffusion3Pipeline": Family(
         name="SD3",
+        max_sequence_limit=512,
         sized_by_transformer=True,
         max_sequence_length=256,
         text_outputs=_GUIDED_TEXT,
@@ -261,6 +269,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "Lumina2Pipeline": Family(
         name="Lumina2",
+        max_sequence_limit=512,
         sized_by_transformer=True,
         max_sequence_length=256,
         text_outputs=_GUIDED_TEXT,
