@@ -32,7 +32,7 @@ FORMATS = {"PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg", "WEBP": ".webp", "BMP":
 """What is read, and the suffix of a saved copy. Not all that Pillow knows: some of its formats start other programs."""
 SIDEWAYS = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
-TIFF_WIDTH, TIFF_HEIGHT = 256, 257
+TIFF_WIDTH, TIFF_HEIGHT, TIFF_PHOTOMETRIC = 256, 257, 262
 JPEG_START, JPEG_END, JPEG_PIXELS = b"\xff\xd8", b"\xff\xd9", 0xDA
 """Marks of a JPEG; the last one begins its compressed pixels."""
 ROWS_AT_ONCE = 16
@@ -224,7 +224,13 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> "Image":
     with damage_is_a_bad_image():
         image = open_image(data, max_pixels)
         image.load()
-        return to_rgb(ImageOps.exif_transpose(image))
+        upright = to_rgb(ImageOps.exif_transpose(image))
+        return ImageOps.invert(upright) if _is_negative(image) else upright
+
+
+def _is_negative(image: "Image") -> bool:
+    """Whether 0 is white in a TIFF of 16 bits; of 8 bits Pillow turns it itself."""
+    return image.format == "TIFF" and image.mode.startswith("I") and image.tag_v2.get(TIFF_PHOTOMETRIC) == 0  # type: ignore[attr-defined]
 
 
 def to_rgb(image: "Image") -> "Image":

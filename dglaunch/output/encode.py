@@ -102,17 +102,14 @@ def encode(image: Image.Image | WholePng, output_format: str, description: Recor
     exif[_EXIF_DESCRIPTION] = json.dumps(description)
     if output_format == "jpg" and len(exif[_EXIF_DESCRIPTION]) > JPEG_DESCRIPTION:
         exif[_EXIF_DESCRIPTION] = json.dumps({k: v for k, v in description.items() if k not in LONG_TEXTS})
-    if output_format == "jpg":
-        image.save(buffer, PILLOW_FORMATS["jpg"], quality=QUALITY, exif=exif)
-    else:
-        image.save(buffer, PILLOW_FORMATS["webp"], quality=QUALITY, exif=exif)
+    profile = image.info.get("icc_profile")  # of an API's picture; into a PNG Pillow copies it by itself
+    image.save(buffer, PILLOW_FORMATS[output_format], quality=QUALITY, exif=exif, icc_profile=profile)
     return buffer.getvalue()
 
 
 def _in_mode_of(output_format: str, image: Image.Image) -> Image.Image:
-    """The picture as the format can hold it. A model's are RGB; those that an API sends may be of any mode, and have a color
-    profile, which Pillow copies into all files but JPEG."""
-    if image.mode in MODES[output_format] and not (output_format == "jpg" and "icc_profile" in image.info):
+    """The picture as the format can hold it. A model's are RGB; those that an API sends may be of any mode."""
+    if image.mode in MODES[output_format]:
         return image
     return image.convert("RGBA") if output_format != "jpg" and image.has_transparency_data else to_rgb(image)
 

@@ -1,5 +1,6 @@
 """What is written about a task: its ledger line, its line of failures.jsonl, and what an image file says of itself."""
 
+import re
 import threading
 import time
 from datetime import UTC, datetime
@@ -19,6 +20,10 @@ Picture: TypeAlias = "Image | WholePng"
 """A finished image: of a pipeline, or the file that an API sent."""
 GIVEN_BY_THE_WRITER = ("file_name", "bytes")
 """Of a ledger line: no column of a row may take these names."""
+IMAGE_OF = {"image": "file_name", "input": "input_file_names"}
+"""Columns that the library `datasets` makes of ours when it loads a folder."""
+NAMES_A_FILE = re.compile(r"(?:^|(?<=_))file_name(?=s?$)")
+"""Columns that it takes for paths of images in the folder, also inside of others."""
 
 
 class Recorder:
@@ -48,9 +53,7 @@ class Recorder:
         if config.saves_inputs:
             record["input_file_names"] = list(saved_names(task))
         record |= self._facts.ledger
-        for column, value in (task.extra or {}).items():
-            taken = column in record or column in GIVEN_BY_THE_WRITER
-            record[f"row_{column}" if taken else column] = value
+        record |= _columns(task.extra or {}, record)
         return Result(task_id=task.id, file_name=file_name(task, config.output_format), record=record, data=data)
 
     def failure(self, task: Task, error: ItemError, batch_size: int = 0, seconds: float = 0.0) -> Result:
@@ -90,3 +93,28 @@ class Recorder:
             "seconds": round(seconds, 3),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
+
+
+def _columns(extra: Record, record: Record) -> Record:
+    """The columns that dglaunch does not know, under names that neither it nor `datasets` gives another meaning."""
+    taken = {
+        *record,
+        *GIVEN_BY_THE_WRITER,
+        *(name for name, source in IMAGE_OF.items() if source in (*record, "file_name")),
+    }
+    columns: Record = {}
+    for column, value in extra.items():
+        name = column
+        if column in taken or NAMES_A_FILE.search(column):
+            name = "row_" + NAMES_A_FILE.sub("filename", column)
+            while name in taken or name in extra:
+                name = f"row_{name}"
+        taken.add(name)
+        columns[name] = _without_files(value)
+    return columns
+
+
+def _without_files(value: object) -> object:
+    if isinstance(value, dict):
+        return {NAMES_A_FILE.sub("filename", name): _without_files(item) for name, item in value.items()}
+    return [_without_files(item) for item in value] if isinstance(value, list) else value
