@@ -308,7 +308,7 @@ class T2IConfig(RunConfig):
     prompt: str | None = flag(None, NOTHING)
     """One prompt, instead of a file."""
     prompts_file: Path | None = flag(None, NOTHING)
-    """Prompts as .jsonl, .csv, .txt (one a line) or .parquet, or a folder of .txt (one a file) or .parquet files."""
+    """Prompts as .jsonl, .csv, .txt (one a line) or .parquet, a folder of .txt (one a file) or .parquet files, or a pipe."""
 
     @property
     def table(self) -> Path | None:

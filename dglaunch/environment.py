@@ -92,8 +92,8 @@ def parse_value(variable: str, text: str, hint: object) -> object:
     positional: Any = tyro.conf.Positional  # a type made at run time, which no checker follows
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            hint = positional[typing.Union[kinds]]  # noqa: UP007  # a union of a tuple
-            value: object = tyro.cli(hint, args=["--", text], console_outputs=False, registry=reading())
+            union: Any = positional[typing.Union[kinds]]  # noqa: UP007  # a union of a tuple
+            value: object = tyro.cli(union, args=["--", text], console_outputs=False, registry=reading())
     except SystemExit:
         described = " or ".join(map(_describe, kinds))
         raise UserError(f"{variable}={text!r} is not {described}; correct or unset it.") from None

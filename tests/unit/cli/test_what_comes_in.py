@@ -1,6 +1,10 @@
 """Words, variables and paths as shells and people hand them on: what is meant is done, else told before a model is loaded."""
 
+import os
 import re
+import subprocess
+import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +15,7 @@ from dglaunch.cli.main import COMMANDS, TOOLS
 from dglaunch.config import BackendConfig
 from dglaunch.errors import DglaunchError, UserError
 from dglaunch.files import at_home
-from support.commands import dglaunch
+from support.commands import clean_environment, dglaunch
 from support.edit_images import picture
 from support.results import ledger, run_json, write_jsonl
 
@@ -190,3 +194,49 @@ def test_a_variable_shows_tracebacks_as_the_flag_does(
     ended = dglaunch("t2i", "--prompt", "x", *words, DG_DEBUG=variable)
     assert ended.code == 1 and "it broke off" in ended.output
     assert ("Traceback" in ended.output) == shown, ended.output
+
+
+# -- pipes as prompts ---------------------------------------------------------------------------------------------
+
+
+def test_prompts_from_a_named_pipe_are_read_once(tmp_path: Path) -> None:
+    fifo = tmp_path / "prompts"
+    os.mkfifo(fifo)
+    for _ in range(2):  # the second start finds all done
+        writer = threading.Thread(target=fifo.write_bytes, args=(b"a\nb\n",), daemon=True)
+        writer.start()
+        said("t2i", *FAKE, "--prompts_file", "prompts", "--output_dir", "out", code=0, cwd=tmp_path)
+        writer.join(5)
+    assert [line["prompt"] for line in ledger(tmp_path / "out")] == ["a", "b"]
+    assert run_json(tmp_path / "out")["num_skipped"] == 2
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdin"])
+def test_prompts_from_this_process_s_input(tmp_path: Path, name: str) -> None:
+    words = [
+        sys.executable,
+        "-m",
+        "dglaunch",
+        "t2i",
+        *FAKE,
+        "--prompts_file",
+        name,
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    ended = subprocess.run(words, input='{"prompt": "a"}\n', text=True, env=clean_environment(), capture_output=True)
+    assert ended.returncode == 0, ended.stderr
+    assert [line["prompt"] for line in ledger(tmp_path / "out")] == ["a"]
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdin", "pipe"])
+def test_several_ranks_cannot_share_a_pipe(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    text = said("plan", "t2i", *FAKE, "--prompts_file", name, "--world_size", "2", cwd=tmp_path)
+    assert "each of the 2 ranks must read" in text and "Save them to a file first" in text
+
+
+def test_a_table_of_edits_is_no_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "t.csv")
+    text = said("edit", *FAKE, "--input", "t.csv", cwd=tmp_path)
+    assert "is no regular file; save what comes out of it to one first" in text
