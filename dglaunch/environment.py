@@ -149,6 +149,12 @@ def check_variables(environ: Mapping[str, str]) -> None:
             raise UserError(f"The variable {variable} is not one of dglaunch's. The nearest is {near}; or unset it.")
 
 
+def another_speaks(environ: Mapping[str, str]) -> bool:
+    """Return whether this is one of several ranks and not the first, which tells what is wrong with the command."""
+    rank, world_size = environ.get("RANK", "0"), environ.get("WORLD_SIZE", "")
+    return rank.isdecimal() and world_size.isdecimal() and 0 < int(rank) < int(world_size)
+
+
 def environment() -> Mapping[str, str]:
     """The process's environment (the one place that reads it for dglaunch's own variables)."""
     return os.environ

@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 
-from dglaunch.environment import environment, is_true, reading
+from dglaunch.environment import another_speaks, environment, is_true, reading
 from dglaunch.errors import EXIT_DONE, EXIT_DRAINED, EXIT_USER, DglaunchError, UserError
 
 USAGE = """\
@@ -50,14 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a user's error is shown once, by rank 0, without a traceback."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     environ = environment()
-    is_main = environ.get("RANK", "0") == "0"
     try:
         command = command_of(words)
         return command(words, environ)
     except DglaunchError as error:
         if _debugs(words, environ) and not isinstance(error, UserError):
             traceback.print_exc()
-        if is_main or not isinstance(error, UserError):
+        if not (isinstance(error, UserError) and another_speaks(environ)):
             print(f"dglaunch: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:

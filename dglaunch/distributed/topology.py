@@ -134,7 +134,7 @@ def from_environment(
     """
     under_torchrun = "RANK" in environ and world_size is None
     if under_torchrun:
-        _check_variables(environ)
+        check_world(environ)
     world = world_size or (int(environ["WORLD_SIZE"]) if under_torchrun else 1)
     if config.backend.backend != "xdit" and parallel != ParallelConfig():
         raise UserError(
@@ -159,8 +159,12 @@ def from_environment(
     return topology
 
 
-def _check_variables(environ: Mapping[str, str]) -> None:
-    """RANK alone, as a shell may have kept it from something else, makes no world; nor do two numbers that contradict."""
+def check_world(environ: Mapping[str, str]) -> None:
+    """Refuse RANK alone, as a shell may have kept it from something else, and numbers that make no world.
+
+    Raises:
+        UserError: with what to unset.
+    """
     missing = [name for name in NEEDED if not environ.get(name)]
     if missing and missing != [*RENDEZVOUS]:
         raise no_world(missing)

@@ -161,6 +161,12 @@ ALONE: dict[str, tuple[Mapping[str, str], str]] = {
         {"RANK": "0", "WORLD_SIZE": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
         "RANK is below WORLD_SIZE",
     ),
+    "another rank alone": ({"RANK": "3"}, "WORLD_SIZE and MASTER_ADDR and MASTER_PORT are not"),
+    "a rank that is none": ({"RANK": ""}, "WORLD_SIZE and"),
+    "a rank that is a word": (
+        {"RANK": "first", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
+        "RANK=first: torchrun's variables are whole numbers",
+    ),
     "no number": (
         {"RANK": "0", "WORLD_SIZE": "two", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
         "WORLD_SIZE=two: torchrun's variables are whole numbers",
@@ -173,6 +179,11 @@ def test_a_rank_without_its_companions_is_told(tmp_path: Path, what: str) -> Non
     variables, expected = ALONE[what]
     text = said("t2i", *FAKE, "--prompt", "x", cwd=tmp_path, **variables)
     assert expected in text and "nset" in text
+
+
+def test_a_rank_alone_is_told_where_torchrun_is_asked_for_too(tmp_path: Path) -> None:
+    text = said("t2i", *FAKE, "--prompt", "x", "--num_gpus", "2", cwd=tmp_path, RANK="0")
+    assert "WORLD_SIZE and MASTER_ADDR and MASTER_PORT are not" in text
 
 
 def test_an_unknown_command_names_all_that_there_are(tmp_path: Path) -> None:
