@@ -25,7 +25,7 @@ def at_home(path: Path) -> Path:
     Raises:
         UserError: there is no home folder.
     """
-    found = Path(os.path.expanduser(path))
+    found = Path(os.path.expanduser(path)) if os.environ.get("HOME") != "" else path
     if found.parts[:1] == ("~",):
         raise UserError(
             f"{path} is in the home folder, and there is none here (HOME is not set, and the system does not know this "

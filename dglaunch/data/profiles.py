@@ -38,14 +38,14 @@ class Conversion:
 def conversion(image: "Image") -> Conversion | None:
     """Return how this image becomes sRGB; None: it is, or says nothing else."""
     profile = image.info.get("icc_profile")
-    if not isinstance(profile, bytes) or not profile:
+    if not isinstance(profile, bytes) or not profile or image.mode == "LAB":  # whose numbers need no profile
         return None
     return _conversion(profile, _kind_of(image.mode))
 
 
 def _kind_of(mode: str) -> str:
     """The color space of a mode, as profiles call it."""
-    if mode in ("CMYK", "LAB"):
+    if mode == "CMYK":
         return mode
     return "GRAY" if mode in ("1", "L", "LA", "I", "F") or mode.startswith("I;16") else "RGB "
 

@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -123,7 +124,9 @@ def _jsonl(lines: TextIO) -> Iterator[Row]:
 
 def _csv(lines: TextIO) -> Iterator[Row]:
     csv.field_size_limit(2**30)
-    reader = csv.reader(lines, strict=True)
+    head = lines.readline()
+    delimiter = next((mark for mark in ";\t" if mark in head and "," not in head), ",")  # Excel's, by country
+    reader = csv.reader(chain([head], lines), strict=True, delimiter=delimiter)
     start = 1
     names: list[str] = []
     try:

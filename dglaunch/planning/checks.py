@@ -50,15 +50,15 @@ def check_debug(config: RunConfig, topology: Topology, planned: bool) -> None:
         )
 
 
-def check_table(config: RunConfig, topology: Topology) -> None:
+def check_table(config: RunConfig, world_size: int) -> None:
     """Refuse a pipe as the table of several ranks: each must read it.
 
     Raises:
         UserError: with what to do instead.
     """
-    if config.table is not None and topology.world_size > 1 and is_stream(config.table):
+    if config.table is not None and world_size > 1 and is_stream(config.table):
         raise UserError(
-            f"{config.table} can be read once, and each of the {topology.world_size} ranks must read the prompts. Save "
+            f"{config.table} can be read once, and each of the {world_size} ranks must read the prompts. Save "
             "them to a file first, and name that."
         )
 

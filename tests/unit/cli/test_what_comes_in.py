@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +13,7 @@ from dglaunch.cli.main import COMMANDS, TOOLS
 from dglaunch.config import BackendConfig
 from dglaunch.errors import DglaunchError, UserError
 from dglaunch.files import at_home
-from support.commands import clean_environment, dglaunch
+from support.commands import dglaunch
 from support.edit_images import picture
 from support.results import ledger, run_json, write_jsonl
 
@@ -145,6 +143,9 @@ def test_no_home_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     said("t2i", *FAKE, "--prompt", "x", "--output_dir", "o", "--cache_dir", "c", code=0, cwd=tmp_path)
     with pytest.raises(UserError, match="Set HOME"):
         _ = BackendConfig().cache
+    monkeypatch.setenv("HOME", "")  # the folder would be the root of the disk
+    with pytest.raises(UserError, match="Set HOME"):
+        _ = BackendConfig().cache
 
 
 def no_user(_uid: int) -> object:
@@ -224,19 +225,17 @@ def test_prompts_from_a_named_pipe_are_read_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["-", "/dev/stdin"])
 def test_prompts_from_this_process_s_input(tmp_path: Path, name: str) -> None:
-    words = [
-        sys.executable,
-        "-m",
-        "dglaunch",
-        "t2i",
-        *FAKE,
-        "--prompts_file",
-        name,
-        "--output_dir",
-        str(tmp_path / "out"),
-    ]
-    ended = subprocess.run(words, input='{"prompt": "a"}\n', text=True, env=clean_environment(), capture_output=True)
-    assert ended.returncode == 0, ended.stderr
+    before = os.dup(0)
+    reading, writing = os.pipe()
+    os.write(writing, b'{"prompt": "a"}\n')
+    os.close(writing)
+    try:
+        os.dup2(reading, 0)
+        said("t2i", *FAKE, "--prompts_file", name, "--output_dir", "out", code=0, cwd=tmp_path)
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+        os.close(reading)
     assert [line["prompt"] for line in ledger(tmp_path / "out")] == ["a"]
 
 
@@ -245,6 +244,7 @@ def test_several_ranks_cannot_share_a_pipe(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / "pipe")
     text = said("plan", "t2i", *FAKE, "--prompts_file", name, "--world_size", "2", cwd=tmp_path)
     assert "each of the 2 ranks must read" in text and "Save them to a file first" in text
+    assert said("t2i", *FAKE, "--prompts_file", name, "--num_gpus", "2", cwd=tmp_path) == text
 
 
 def test_a_table_of_edits_is_no_pipe(tmp_path: Path) -> None:

@@ -195,6 +195,13 @@ def test_empty_columns_and_rows_of_a_sheet(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_table_with_excels_other_separators(tmp_path: Path, mark: str) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text(f'\ufeffprompt{mark}seed\r\n"a, b{mark}c"{mark}3\r\n', encoding="utf-8", newline="")
+    assert [(task.prompt, task.seed) for task in read(path)] == [(f"a, b{mark}c", 3)]
+
+
 def test_a_column_without_a_name_is_called_as_pandas_does(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
     path.write_text(",prompt,\n0,a,\n1,b,x\n")
