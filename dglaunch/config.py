@@ -22,8 +22,8 @@ MAX_SEED = 2**63 - 1
 """The largest that torch.Generator takes."""
 LARGEST_SEED = 2**62
 """Of --seed, to which the index is added."""
-MAX_PIXELS = 178_956_970
-"""Pillow's own limit: beyond it an image may be a decompression bomb."""
+MAX_PIXELS = 89_478_485
+"""Beyond it an image may be a decompression bomb; Pillow's own limit, at which it only warns."""
 Layout = Literal["indexed", "geneval", "dpg", "t2i_compbench", "genarena", "webdataset", "parquet"]
 WriterName = Literal["main", "node", "rank"]
 CacheType = Literal["first_block_cache", "taylor_seer", "faster_cache", "pab", "mag_cache", "cache_dit"]

@@ -119,7 +119,10 @@ def _open(path: Path, flags: int) -> int:
         if error.errno == errno.ENXIO:  # a socket, or a FIFO without a reader
             raise OSError(errno.EINVAL, "it is no regular file", str(path)) from None
         raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    kind = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(kind):
         os.close(descriptor)
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
     return descriptor
