@@ -15,12 +15,15 @@ from typing import ClassVar, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from dglaunch.errors import UserError
+from dglaunch.files import at_home
 
 BackendName = Literal["diffusers", "xdit", "openai", "google_genai", "fake"]
 MAX_SEED = 2**63 - 1
 """The largest that torch.Generator takes."""
 LARGEST_SEED = 2**62
 """Of --seed, to which the index is added."""
+MAX_PIXELS = 89_478_485
+"""Beyond it an image may be a decompression bomb; Pillow's own limit, at which it only warns."""
 Layout = Literal["indexed", "geneval", "dpg", "t2i_compbench", "genarena", "webdataset", "parquet"]
 WriterName = Literal["main", "node", "rank"]
 CacheType = Literal["first_block_cache", "taylor_seer", "faster_cache", "pab", "mag_cache", "cache_dit"]
@@ -88,6 +91,15 @@ class BackendConfig:
     cache_dir: Path = flag(Path("~/.cache/dglaunch"), REPLAY | TRUST | LOCAL)
     """Where dglaunch keeps what it builds once (not the hub's own cache)."""
 
+    @property
+    def cache(self) -> Path:
+        """The folder that --cache_dir names.
+
+        Raises:
+            UserError: it is in the home folder, and there is none.
+        """
+        return at_home(self.cache_dir)
+
 
 @dataclass(kw_only=True, slots=True)
 class OptimizationConfig:
@@ -131,6 +143,7 @@ class OptimizationConfig:
     """float32 matrix products on TensorFloat-32 units (only with --torch_dtype float32 on a GPU)."""
 
     def __post_init__(self) -> None:
+        _find_home(self)
         if self.cache_threshold is not None and not 0 < self.cache_threshold < float("inf"):
             raise UserError(f"--cache_threshold is {self.cache_threshold}; it must be a number above 0.")
         for name, least in (("cache_interval", 2), ("cache_warmup", 0)):
@@ -258,6 +271,7 @@ class RunConfig:
     """One process, no background threads, full tracebacks, stage timings and tensor shapes on the terminal."""
 
     def __post_init__(self) -> None:
+        _find_home(self)
         for name, least in (
             ("batch_size", 1),
             ("num_images_per_prompt", 1),
@@ -296,7 +310,7 @@ class T2IConfig(RunConfig):
     prompt: str | None = flag(None, NOTHING)
     """One prompt, instead of a file."""
     prompts_file: Path | None = flag(None, NOTHING)
-    """Prompts as .jsonl, .csv, .txt (one a line) or .parquet, or a folder of .txt (one a file) or .parquet files."""
+    """Prompts as .jsonl, .csv, .txt (one a line) or .parquet, a folder of .txt (one a file) or .parquet files, or a pipe."""
 
     @property
     def table(self) -> Path | None:
@@ -319,6 +333,8 @@ class EditingConfig(RunConfig):
     """Column of the instructions."""
     filter_rows: str | None = flag(None, NOTHING)
     """Only these rows, by index: 0:100,250 is 0 to 99 and 250."""
+    max_pixels: int = flag(MAX_PIXELS, REPLAY | TRUST)
+    """Largest input image that is decoded; a row with a larger one fails. Raise it for photographs of 200 megapixels."""
     model_type: str | None = flag(None, FILE | REPLAY | LOCAL)
     """qwen, qwen_singleimg, flux2, flux2_klein, flux1_kontext, longcat, glm_image. Default: by the checkpoint's pipeline."""
     save_inputs: bool = flag(False, NOTHING)
@@ -334,8 +350,18 @@ class EditingConfig(RunConfig):
 
     def __post_init__(self) -> None:
         RunConfig.__post_init__(self)
+        if self.max_pixels < 1:
+            raise UserError(f"--max_pixels is {self.max_pixels}; it must be 1 or more.")
         if self.input is None:
             raise UserError("Give --input TABLE (.csv, .jsonl or .parquet) with columns input_images and instruction.")
+
+
+def _find_home(config: OptimizationConfig | RunConfig) -> None:
+    """Replace a leading ~ in the paths that were given: Python hands it on as no shell does."""
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if isinstance(value, Path):
+            setattr(config, item.name, at_home(value))
 
 
 XDIT_PREFIX = "DG_XDIT_"

@@ -8,10 +8,16 @@ import typing
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import fields, is_dataclass
-from typing import Any, Literal
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from dglaunch.config import COMMANDS, XDIT_PREFIX, ParallelConfig, leaf_fields
 from dglaunch.errors import UserError
+from dglaunch.files import at_home
+
+if TYPE_CHECKING:
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 _TRUTH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
@@ -24,6 +30,48 @@ def types_of(config_type: type) -> dict[str, object]:
         hint = hints[item.name]
         leaves |= types_of(hint) if isinstance(hint, type) and is_dataclass(hint) else {item.name: hint}
     return leaves
+
+
+@cache
+def reading() -> "ConstructorRegistry":
+    """Return how tyro reads texts and paths, of flags and of variables: a text is what was typed, also the word None; a
+    path is not empty, as that of an unset variable of the shell is, and may begin with ~."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
+
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def rule(info: "PrimitiveTypeInfo") -> "PrimitiveConstructorSpec[Any] | None":
+        kind = _optional(info.type)
+        if kind not in (str, Path):
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="STR" if kind is str else "PATH",
+            instance_from_str=lambda words: words[0] if kind is str else _path(words[0]),
+            is_instance=lambda value: value is None or isinstance(value, str | Path),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return registry
+
+
+def takes_text(hint: object) -> bool:
+    """Return whether a flag of this type takes any text, also one that begins with a dash."""
+    return _optional(hint) in (str, Path)
+
+
+def _optional(hint: object) -> object:
+    """The type of which this one is `... | None`, else the type itself."""
+    kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    return kinds[0] if is_union and len(kinds) == 1 else hint
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise ValueError("an empty text is no path (a variable of the shell that is not set?); name a file or a folder")
+    return at_home(Path(text))
 
 
 def parse_value(variable: str, text: str, hint: object) -> object:
@@ -44,17 +92,23 @@ def parse_value(variable: str, text: str, hint: object) -> object:
     positional: Any = tyro.conf.Positional  # a type made at run time, which no checker follows
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            value: object = tyro.cli(positional[typing.Union[kinds]], args=["--", text], console_outputs=False)  # noqa: UP007
+            union: Any = positional[typing.Union[kinds]]  # noqa: UP007  # a union of a tuple
+            value: object = tyro.cli(union, args=["--", text], console_outputs=False, registry=reading())
     except SystemExit:
         described = " or ".join(map(_describe, kinds))
         raise UserError(f"{variable}={text!r} is not {described}; correct or unset it.") from None
     return value
 
 
+def is_true(text: str) -> bool:
+    """Return whether a variable's text is a truth value that is true."""
+    return _TRUTH.get(text.lower(), False)
+
+
 def _describe(kind: object) -> str:
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(kind)))
-    words: dict[object, str] = {int: "a whole number", float: "a number", str: "text"}
+    words: dict[object, str] = {int: "a whole number", float: "a number", str: "text", Path: "a path"}
     return words.get(kind, getattr(kind, "__name__", str(kind)))
 
 
@@ -93,6 +147,12 @@ def check_variables(environ: Mapping[str, str]) -> None:
         if variable.startswith("DG_") and variable not in allowed:
             near = difflib.get_close_matches(variable, allowed, n=1, cutoff=0.0)[0]
             raise UserError(f"The variable {variable} is not one of dglaunch's. The nearest is {near}; or unset it.")
+
+
+def another_speaks(environ: Mapping[str, str]) -> bool:
+    """Return whether this is one of several ranks and not the first, which tells what is wrong with the command."""
+    rank, world_size = environ.get("RANK", "0"), environ.get("WORLD_SIZE", "")
+    return rank.isdecimal() and world_size.isdecimal() and 0 < int(rank) < int(world_size)
 
 
 def environment() -> Mapping[str, str]:

@@ -2,7 +2,7 @@
 
 A file is read only if it is a regular one: a FIFO would hang for ever, a device has no end. Links are followed for reading
 (a snapshot of the hub is made of them), and never for writing: what is written stays in the folder that it was meant for.
-All errors are OSErrors whose `strerror` ends a sentence about the path.
+Reading and writing raise OSErrors whose `strerror` ends a sentence about the path.
 """
 
 import errno
@@ -11,8 +11,27 @@ import os
 import stat
 from pathlib import Path
 
+from dglaunch.errors import UserError
+
 MOST_BYTES = 1 << 30
 """Of a file that is read whole."""
+MOST_STREAM = 1 << 28
+"""Bytes of what is read from a pipe."""
+
+
+def at_home(path: Path) -> Path:
+    """Return a path as a shell would hand it on: with the home folder in place of a leading ~.
+
+    Raises:
+        UserError: there is no home folder.
+    """
+    found = Path(os.path.expanduser(path)) if os.environ.get("HOME") != "" else path
+    if found.parts[:1] == ("~",):
+        raise UserError(
+            f"{path} is in the home folder, and there is none here (HOME is not set, and the system does not know this "
+            "user). Set HOME, or give a path without ~, such as --cache_dir /tmp/dglaunch."
+        )
+    return found
 
 
 def open_regular(path: Path) -> io.BufferedReader:
@@ -35,6 +54,31 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
         content = data.read(most + 1) if size <= most else b""
     if size > most or len(content) > most:
         raise OSError(errno.EFBIG, f"it is larger than {most:,} bytes", str(path))
+    return content
+
+
+def is_stream(path: Path) -> bool:
+    """Return whether the path is a pipe, a device or this process's own input: something that can be read once."""
+    name = str(path)
+    if name in ("-", "/dev/stdin") or name.startswith(("/dev/fd/", "/proc/self/fd/")):
+        return True
+    try:
+        kind = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(kind) or stat.S_ISCHR(kind)
+
+
+def read_once(path: Path, most: int = MOST_STREAM) -> bytes:
+    """Return all that comes out of a pipe (`-` is this process's input), up to its end.
+
+    Raises:
+        OSError: it cannot be opened, or more than `most` bytes come.
+    """
+    with open(0 if str(path) == "-" else path, "rb", closefd=str(path) != "-") as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"more than {most:,} bytes come out of it", str(path))
     return content
 
 
@@ -75,7 +119,10 @@ def _open(path: Path, flags: int) -> int:
         if error.errno == errno.ENXIO:  # a socket, or a FIFO without a reader
             raise OSError(errno.EINVAL, "it is no regular file", str(path)) from None
         raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    kind = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(kind):
         os.close(descriptor)
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
     return descriptor

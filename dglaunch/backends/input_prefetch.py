@@ -92,7 +92,7 @@ class InputPrefetcher:
 
 def _decode(image: InputImage) -> "Image | BadImage":
     try:
-        return images.decode(image.read())
+        return images.decode(image.read(), image.shape.area)
     except BadImage as error:
         return error
 

@@ -22,6 +22,7 @@ from rich.text import Text
 from dglaunch.cli.probes import PACKAGES, TORCH, Package, Probed, TorchFound, is_installed, probe
 from dglaunch.environment import check_variables, environment
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, UserError
+from dglaunch.files import at_home
 from dglaunch.system import addresses_of_host, are_loopback
 from dglaunch.terminal import Terminal
 
@@ -213,16 +214,20 @@ def _output(*words: str) -> list[str] | None:
 
 def disk_lines(environ: Mapping[str, str]) -> list[Line]:
     """Return how much room there is where results, downloads and dglaunch's embedded checkpoint go."""
-    home = Path(environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    hub = Path(environ.get("HF_HOME", "~/.cache/huggingface")) / "hub"
     folders = {
         "disk, this folder": Path.cwd(),
-        "disk, hub cache": Path(environ.get("HF_HUB_CACHE", home / "hub")).expanduser(),
-        "disk, --cache_dir": Path(environ.get("DG_CACHE_DIR", "~/.cache/dglaunch")).expanduser(),
+        "disk, hub cache": Path(environ.get("HF_HUB_CACHE", hub)),
+        "disk, --cache_dir": Path(environ.get("DG_CACHE_DIR", "~/.cache/dglaunch")),
     }
     return [_disk_line(name, path) for name, path in folders.items()]
 
 
-def _disk_line(name: str, path: Path) -> Line:
+def _disk_line(name: str, folder: Path) -> Line:
+    try:
+        path = at_home(folder)
+    except UserError:
+        return Line(name, f"no home folder for {folder}", WARNING, "set HOME: this user is unknown to the system")
     existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     value = f"{free / 2**30:.0f} GiB free at {path}"

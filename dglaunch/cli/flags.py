@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from dglaunch.config import RunConfig
-from dglaunch.environment import check_variables, parse_value, types_of
+from dglaunch.environment import check_variables, parse_value, reading, takes_text, types_of
 from dglaunch.errors import UserError
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -26,6 +26,7 @@ def parse(
         for name, hint in leaves.items()
         if f"DG_{name.upper()}" in environ
     }
+    arguments = _with_texts_joined(arguments, leaves)
     # The flags come first into a plain namespace, so that a value from the environment can satisfy a check
     # (--prompts_file or --prompt) that the flags alone would not.
     given = {
@@ -41,12 +42,37 @@ def parse(
         args=[*words, *arguments],
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         use_underscores=True,
+        registry=reading(),
         console_outputs=not quiet,
     )
     origins = dict.fromkeys(leaves, "default")
     origins |= {name: f"DG_{name.upper()}" for name in missing}
     origins |= {name: "flag" for name in leaves if name in given}
     return config, origins
+
+
+def _with_texts_joined(arguments: Sequence[str], leaves: Mapping[str, object]) -> list[str]:
+    """The arguments with --prompt=TEXT in place of --prompt TEXT where the text begins with a dash and is no flag itself:
+    tyro would take "--ar 16:9" for one."""
+    joined: list[str] = []
+    for word in arguments:
+        before = joined[-1] if joined else ""
+        name = before.removeprefix("--").replace("-", "_")
+        if (
+            word.startswith("-")
+            and before.startswith("--")
+            and takes_text(leaves.get(name))
+            and not _is_flag(word, leaves)
+        ):
+            joined[-1] = f"{before}={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _is_flag(word: str, leaves: Mapping[str, object]) -> bool:
+    name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+    return word == "-h" or (word.startswith("--") and (name == "help" or name.removeprefix("no_") in leaves))
 
 
 def _as_words(name: str, value: object) -> list[str]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from dglaunch.cli.flags import parse, without
 from dglaunch.config import COMMANDS, RunConfig
+from dglaunch.distributed.topology import check_world
+from dglaunch.environment import another_speaks
 from dglaunch.errors import UserError
 from dglaunch.system import torchrun_command
 
@@ -17,7 +19,7 @@ def run_job(words: list[str], environ: Mapping[str, str]) -> int:
         DglaunchError: a mistake of the user's, or the run broke off.
     """
     command = words[0]
-    quiet = environ.get("RANK", "0") != "0"
+    quiet = another_speaks(environ)
     config, origins = parse(COMMANDS[command], words[1:], environ, f"dglaunch {command}", quiet=quiet)
     if config.num_gpus is not None:
         start_torchrun(config, config.num_gpus, words, environ)
@@ -34,6 +36,7 @@ def start_torchrun(config: RunConfig, num_gpus: int, words: list[str], environ: 
         UserError: torchrun started another number of ranks, or --debug wants one process.
     """
     if "RANK" in environ:
+        check_world(environ)
         if environ.get("LOCAL_WORLD_SIZE") != str(num_gpus):
             raise UserError(
                 f"--num_gpus {num_gpus} under torchrun, which started {environ.get('LOCAL_WORLD_SIZE')} ranks on this "
@@ -42,4 +45,7 @@ def start_torchrun(config: RunConfig, num_gpus: int, words: list[str], environ: 
         return
     if config.debug:
         raise UserError("--debug runs in one process; drop --num_gpus.")
+    from dglaunch.planning.checks import check_table
+
+    check_table(config, num_gpus)
     os.execv(sys.executable, torchrun_command(num_gpus, "-m", "dglaunch", *without(words, "num_gpus")))

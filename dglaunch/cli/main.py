@@ -1,11 +1,12 @@
 """From the words of the command line to the one function behind a command, and from its errors to an exit code."""
 
+import difflib
 import importlib
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 
-from dglaunch.environment import environment
+from dglaunch.environment import another_speaks, environment, is_true, reading
 from dglaunch.errors import EXIT_DONE, EXIT_DRAINED, EXIT_USER, DglaunchError, UserError
 from dglaunch.streams import lasting, say
 
@@ -51,18 +52,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     with lasting():
         environ = environment()
-        is_main = environ.get("RANK", "0") == "0"
         try:
             command = command_of(words)
             return command(words, environ)
         except DglaunchError as error:
-            if "--debug" in words and not isinstance(error, UserError):
+            if _debugs(words, environ) and not isinstance(error, UserError):
                 say(traceback.format_exc(), error=True)
-            if is_main or not isinstance(error, UserError):
+            if not (isinstance(error, UserError) and another_speaks(environ)):
                 say(f"dglaunch: {error}", error=True)
             return error.exit_code
         except KeyboardInterrupt:
             return EXIT_DRAINED
+
+
+def _debugs(words: Sequence[str], environ: Mapping[str, str]) -> bool:
+    """Whether tracebacks are wanted: --debug, or DG_DEBUG without --no_debug."""
+    said = [word.replace("-", "_") for word in words if word in ("--debug", "--no_debug", "--no-debug")]
+    return said[-1] == "__debug" if said else is_true(environ.get("DG_DEBUG", ""))
 
 
 def command_of(words: Sequence[str]) -> Callable[[list[str], Mapping[str, str]], int]:
@@ -79,9 +85,11 @@ def command_of(words: Sequence[str]) -> Callable[[list[str], Mapping[str, str]],
     if name in TOOLS:
         return _tool
     if name not in COMMANDS:
+        near = difflib.get_close_matches(name, [*COMMANDS, *TOOLS], n=1)
+        nearest = f" The nearest is {near[0]}." if near else ""
         raise UserError(
-            f"There is no command {name!r}. Commands: t2i, edit, plan COMMAND, tune t2i, slurm COMMAND, "
-            f"{', '.join(TOOLS)}; dglaunch --help."
+            f"There is no command {name!r}.{nearest} Commands: {', '.join([*COMMANDS, *TOOLS])}; dglaunch --help says what "
+            "they do."
         )
     command: Callable[[list[str], Mapping[str, str]], int] = _imported(COMMANDS[name])
     return command
@@ -109,4 +117,4 @@ def _tool(words: list[str], environ: Mapping[str, str]) -> int:
     import tyro
 
     function = _imported(TOOLS[words[0]])
-    return tyro.cli(function, prog=f"dglaunch {words[0]}", args=words[1:], use_underscores=True)
+    return tyro.cli(function, prog=f"dglaunch {words[0]}", args=words[1:], use_underscores=True, registry=reading())

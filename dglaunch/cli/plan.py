@@ -7,6 +7,7 @@ from rich.table import Table
 from dglaunch.cli.flags import parse, take_world_size
 from dglaunch.config import COMMANDS
 from dglaunch.data.task import BatchSize, Bucket
+from dglaunch.environment import another_speaks
 from dglaunch.errors import EXIT_DONE, UserError
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.planning import estimate
@@ -30,7 +31,7 @@ def plan(words: list[str], environ: Mapping[str, str]) -> int:
     if command not in COMMANDS:
         raise UserError(f"Name the command to plan: dglaunch plan {' or '.join(COMMANDS)} [flags].")
     world_size = take_world_size(rest)
-    quiet = environ.get("RANK", "0") != "0"
+    quiet = another_speaks(environ)
     config, origins = parse(COMMANDS[command], rest, environ, f"dglaunch plan {command}", quiet=quiet)
     job = prepare(config, origins, environ, world_size)
     if job.topology.is_main:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -35,7 +35,7 @@ from dglaunch.config import (
     T2IConfig,
     flags_that,
 )
-from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image, refuse_bombs
+from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image
 from dglaunch.data.task import ROW_FIELDS, Record
 from dglaunch.environment import environment, parse_value, types_of
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, InputError, OutputError, UserError
@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 ROW = ("prompt", *ROW_FIELDS)
 """What becomes the row; the rest of what --set takes are flags."""
 FLAGS = flags_that(REPLAY)
+OF_EDITS = ("model_type", "max_pixels")
+"""Flags of `edit` alone."""
 NAMES_IN_FILE = {"model": "model_name", "dtype": "torch_dtype"}
 TYPES = types_of(T2IConfig) | types_of(EditingConfig)
 NEVER_FROM_A_FILE = flags_that(TRUST)
@@ -90,8 +92,9 @@ def replay(
         raise UserError(f"--output {target} is the image itself; name another file.")
     refuse_to_replace(target)
     inputs = find_inputs(file, described) if is_edit(described) else []
-    if "model_type" in wanted and not inputs:
-        raise UserError("--set model_type: the image was made from text alone, so there is nothing that edits.")
+    for name in OF_EDITS:
+        if name in wanted and not inputs:
+            raise UserError(f"--set {name}: the image was made from text alone, so there is nothing that edits.")
     for note in notes(described, wanted):
         terminal.print(note)
     make(wanted, described, target, inputs)
@@ -264,9 +267,8 @@ def config_of(values: Record, table: Path, folder: Path, output_format: str, edi
 
     config_with: Callable[..., RunConfig] = partial(T2IConfig, prompts_file=table)
     if edits:
-        model_type = flags.get("model_type")
-        assert model_type is None or isinstance(model_type, str), "parse_value() made it"
-        config_with = partial(EditingConfig, input=table, model_type=model_type)
+        of_edits: dict[str, Any] = {name: flags[name] for name in OF_EDITS if name in flags}  # parse_value() made them
+        config_with = partial(EditingConfig, input=table, **of_edits)
     return config_with(
         backend=part(BackendConfig),
         optimization=part(OptimizationConfig),
@@ -320,7 +322,6 @@ def opened(file: Path) -> Iterator["Image"]:
     Raises:
         UserError: there is no such file, or it is none that can be read.
     """
-    refuse_bombs()
     try:
         with open_regular(file) as data, damage_is_a_bad_image(), open_image(data) as image:
             image.load()

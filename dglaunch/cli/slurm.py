@@ -16,6 +16,7 @@ import tyro
 
 from dglaunch.cli.flags import parse, without
 from dglaunch.config import COMMANDS
+from dglaunch.environment import reading
 from dglaunch.errors import EXIT_DONE, UserError
 from dglaunch.streams import Stream
 
@@ -36,7 +37,7 @@ class SlurmConfig:
     """Time limit of each start; what is left then goes back to the queue."""
     cpus_per_gpu: int = 4
     """Cores for each rank: loading, and encoding images."""
-    venv: str = ""
+    venv: Path | None = None
     """Virtual environment to activate on the nodes. Default: what is active when the job is submitted, or this command's."""
     job_name: str = "dglaunch"
     """Name in the queue, and of the log file."""
@@ -83,6 +84,7 @@ def slurm(words: Sequence[str], environ: Mapping[str, str]) -> int:
     """Print the batch script of a job, or submit it (`dglaunch slurm t2i ... [--submit]`)."""
     cluster, rest = tyro.cli(
         SlurmConfig, prog="dglaunch slurm t2i", args=list(words[1:]), return_unknown_args=True, use_underscores=True,
+        registry=reading(),
         description="Print a batch script for Slurm that runs a command of dglaunch, with the command's own flags.",
     )  # fmt: skip
     command = rest[0] if rest else ""
@@ -109,13 +111,13 @@ def _kind_of(cluster: SlurmConfig) -> str:
     return "multi_node" if cluster.nodes > 1 else "one_node"
 
 
-def _virtual_environment(environ: Mapping[str, str]) -> str:
+def _virtual_environment(environ: Mapping[str, str]) -> Path | None:
     """The virtual environment that runs this, if it is not activated: the script's `python` would be another one."""
     if sys.prefix == sys.base_prefix:
-        return ""
+        return None
     python = shutil.which("python", path=environ.get("PATH", ""))
     is_activated = python is not None and Path(python).parent == Path(sys.prefix) / "bin"
-    return "" if is_activated else sys.prefix
+    return None if is_activated else Path(sys.prefix)
 
 
 def _submit(script: str) -> int:
@@ -151,6 +153,7 @@ def render(
     )
     jinja.filters["quote"] = shlex.quote
     settings = {name: getattr(cluster, name) for name in SlurmConfig.__dataclass_fields__}
+    settings["venv"] = str(cluster.venv or "")
     about = {"node_flags": "", "status_flags": "", **KINDS[kind]}
     return jinja.get_template(KINDS[kind]["template"]).render(
         **settings,

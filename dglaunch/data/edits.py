@@ -13,9 +13,9 @@ from dglaunch import strict_json
 from dglaunch.config import EditingConfig
 from dglaunch.data.images import BadImage, Cell, InputImage, describe, probe, probe_files
 from dglaunch.data.prompts import RowReader
-from dglaunch.data.tables import Row, base_of, files_of, read_table
+from dglaunch.data.tables import Row, base_of, files_of, path_in, read_table
 from dglaunch.data.task import Record, Task
-from dglaunch.data.values import missing
+from dglaunch.data.values import missing, too_long_for
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
 
@@ -60,6 +60,8 @@ class EditReader(RowReader):
         assert checkpoint.family.edit is not None
         self.rules = checkpoint.family.edit
         self.checkpoint = checkpoint
+        self.output_format = config.output_format
+        self.max_pixels = config.max_pixels
         self.filter_rows = config.filter_rows
         self.ranges = parse_ranges(config.filter_rows) if config.filter_rows is not None else None
         self.references: dict[int, list[tuple[str, Path | Cell]]] = {}
@@ -134,7 +136,7 @@ class EditReader(RowReader):
             source = self._cell(number, position)
             name = path if isinstance(path, str) and path else f"{COLUMN}[{position}]"
             try:
-                self.found[source] = probe(name, source, data)
+                self.found[source] = probe(name, source, data, self.max_pixels)
             except BadImage as error:
                 self.found[source] = error
             return name, source
@@ -159,7 +161,7 @@ class EditReader(RowReader):
         return list(zip(accumulate(counts, initial=0), files))
 
     def _path(self, text: str) -> Path:
-        return base_of(Path(self.source)) / text
+        return path_in(base_of(Path(self.source)), text)
 
     def _is_file(self, text: str) -> bool:
         return len(text) < MAX_PATH and "\0" not in text and self._path(text).is_file()
@@ -168,7 +170,7 @@ class EditReader(RowReader):
 
     def with_images(self, tasks: list[Task]) -> list[Task]:
         """The tasks with what is known of their images: sha256, size, the output size that follows, or an error."""
-        for path, image in probe_files(self.files).items():
+        for path, image in probe_files(self.files, self.max_pixels).items():
             self.found[path] = image
         for task in tasks:
             references = self.references[task.index]
@@ -208,6 +210,9 @@ class EditReader(RowReader):
         least = min(shape.height, shape.width)
         if least < self.rules.min_side or any(not result.height or not result.width for result in results):
             return f"{shown}, too small for {pipeline}"
+        longest = max(results[-1].height, results[-1].width)
+        if problem := too_long_for(self.output_format, longest):
+            return f"{shown}, and so is the result {longest} pixels long; {problem}"
         if max(shape.ratio, 1 / shape.ratio) > self.rules.max_aspect:
             return f"{shown}; {pipeline} takes at most {self.rules.max_aspect:g}:1"
         return None

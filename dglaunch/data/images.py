@@ -1,8 +1,9 @@
 """Input images of an edit: where they are, what their headers say, and how they become RGB.
 
-Before the run `probe` reads each distinct file once: is it there, is it an image, how large, its sha256. Just before a
-batch its images are decoded: PNG, JPEG, WebP and a few others, turned as their EXIF orientation says, alpha flattened on
-white, 16 bit scaled to 8. Whatever is wrong with a file is a `BadImage`, which concerns its row alone.
+Before the run `probe` reads each distinct file once: is it there, is it an image, how large, is it whole, its sha256. Just
+before a batch its images are decoded: PNG, JPEG, WebP and a few others, turned as their EXIF orientation says, colors
+converted to sRGB, alpha flattened on white, 16 bit scaled to 8. Whatever is wrong with a file is a `BadImage`, which
+concerns its row alone.
 """
 
 import hashlib
@@ -18,6 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
+from dglaunch.config import MAX_PIXELS
+from dglaunch.data import profiles
 from dglaunch.files import read_bytes
 from dglaunch.models.shape import Shape
 
@@ -29,6 +32,9 @@ FORMATS = {"PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg", "WEBP": ".webp", "BMP":
 """What is read, and the suffix of a saved copy. Not all that Pillow knows: some of its formats start other programs."""
 SIDEWAYS = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
+TIFF_WIDTH, TIFF_HEIGHT, TIFF_PHOTOMETRIC = 256, 257, 262
+JPEG_START, JPEG_END, JPEG_PIXELS = b"\xff\xd8", b"\xff\xd9", 0xDA
+"""Marks of a JPEG; the last one begins its compressed pixels."""
 ROWS_AT_ONCE = 16
 """Of a Parquet column of images: a row group may be gigabytes."""
 
@@ -58,6 +64,8 @@ class InputImage:
     shape: Shape
     """Height and width, turned as its EXIF orientation says."""
     suffix: str
+    converted: str | None = None
+    """The color profile that it is converted from, if it is not sRGB."""
 
     def read(self) -> bytes:
         """The file's bytes.
@@ -74,30 +82,51 @@ class InputImage:
 # -- before the run -----------------------------------------------------------------------------------------------
 
 
-def probe(name: str, source: Path | Cell, data: bytes) -> InputImage:
-    """What can be known of an image without decoding it (a torn PNG is found too).
+def probe(name: str, source: Path | Cell, data: bytes, max_pixels: int = MAX_PIXELS) -> InputImage:
+    """What can be known of an image without decoding it (one that is torn is found too).
 
     Raises:
         BadImage: it is empty, no image, torn or too large.
     """
-    refuse_bombs()
     with damage_is_a_bad_image():
-        image = open_image(data)
+        image = open_image(data, max_pixels)
         suffix = FORMATS[image.format or ""]
-        width, height = image.size
-        if orientation_of(image, data) in SIDEWAYS:
-            width, height = height, width
+        shape = _upright_shape(image, data)
+        converted = profiles.conversion(image)
         if image.format == "PNG":
             image.verify()
-    return InputImage(name, source, hashlib.sha256(data).hexdigest(), Shape(height, width), suffix)
+        elif not (image.format == "WEBP" or _has_end_of_jpeg(data)):
+            image.load()
+    return InputImage(
+        name, source, hashlib.sha256(data).hexdigest(), shape, suffix, converted.name if converted is not None else None
+    )
 
 
-def probe_files(paths: Mapping[Path, str]) -> dict[Path, InputImage | BadImage]:
+def _upright_shape(image: "Image", data: bytes) -> Shape:
+    width, height = image.size
+    if image.format == "TIFF":  # whose size may be said to be as turned, or not yet: that depends on Pillow's version
+        width, height = image.tag_v2[TIFF_WIDTH], image.tag_v2[TIFF_HEIGHT]  # type: ignore[attr-defined]
+    sideways = orientation_of(image, data) in SIDEWAYS
+    return Shape(width, height) if sideways else Shape(height, width)
+
+
+def _has_end_of_jpeg(data: bytes) -> bool:
+    """Whether a JPEG's pixels are followed by its end mark (24 Mpx: 12 us, where decoding takes a second). Within the pixels
+    it cannot stand, but within what comes before them: most photographs have a small one there."""
+    at = 2
+    while data.startswith(JPEG_START) and data[at : at + 1] == b"\xff" and at + 4 <= len(data):
+        if data[at + 1] == JPEG_PIXELS:
+            return data.rfind(JPEG_END) > at
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    return False
+
+
+def probe_files(paths: Mapping[Path, str], max_pixels: int = MAX_PIXELS) -> dict[Path, InputImage | BadImage]:
     """Probe each distinct file once, several at a time (reading and hashing leave Python's lock)."""
 
     def one(path: Path) -> InputImage | BadImage:
         try:
-            return probe(paths[path], path, _read_file(path))
+            return probe(paths[path], path, _read_file(path), max_pixels)
         except BadImage as error:
             return error
 
@@ -130,34 +159,42 @@ def damage_is_a_bad_image() -> Iterator[None]:
     except (BadImage, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise BadImage(f"has more than {Image.MAX_IMAGE_PIXELS:,} pixels, as a decompression bomb has") from None
+        raise _too_large(Image.MAX_IMAGE_PIXELS) from None
     except Exception as error:  # around the decoding of one image
         raise BadImage(f"is torn or damaged ({' '.join(str(error).split()) or type(error).__name__})") from None
 
 
-def refuse_bombs() -> None:
-    """Pillow only warns of an image that is up to twice as large as its limit."""
-    from PIL import Image
-
-    warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-
-
-def open_image(data: bytes | BinaryIO) -> "Image":
+def open_image(data: bytes | BinaryIO, max_pixels: int = MAX_PIXELS) -> "Image":
     """Read an image's header; no pixel is decoded yet. The one place that opens what strangers wrote: other formats that
     Pillow knows start programs, or are never images.
 
     Raises:
-        BadImage: it is none of the kinds that are read.
+        BadImage: it is none of the kinds that are read, or has more than `max_pixels`.
     """
     from PIL import Image, UnidentifiedImageError
 
     if data == b"":
         raise BadImage("is empty (0 bytes)")
+    # Pillow only warns of an image that is up to twice as large as its own limit, and asks it again while it decodes.
+    warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
     try:
         source = io.BytesIO(data) if isinstance(data, bytes) else data
-        return Image.open(source, formats=[name for name in FORMATS if name != "MPO"])  # MPO opens as JPEG
+        image = Image.open(source, formats=[name for name in FORMATS if name != "MPO"])  # MPO opens as JPEG
     except UnidentifiedImageError:
         raise BadImage("is no image that can be read (PNG, JPEG, WebP, BMP, TIFF or GIF)") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise _too_large(max_pixels) from None
+    if image.width * image.height > max_pixels:
+        raise _too_large(max_pixels)
+    return image
+
+
+def _too_large(max_pixels: int | None) -> BadImage:
+    return BadImage(
+        f"has more than {max_pixels or 0:,} pixels, as a decompression bomb has (edit --max_pixels says how many may be decoded)"
+    )
 
 
 def orientation_of(image: "Image", data: bytes) -> int:
@@ -176,32 +213,40 @@ def describe(bad: Iterable[tuple[str, BadImage]]) -> str:
     return "; ".join(f"input image {name} {error}" for name, error in bad)
 
 
-def decode(data: bytes) -> "Image":
-    """An upright RGB image.
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> "Image":
+    """An upright image in sRGB.
 
     Raises:
         BadImage: it cannot be decoded, or is a decompression bomb.
     """
     from PIL import ImageOps
 
-    refuse_bombs()
     with damage_is_a_bad_image():
-        image = open_image(data)
+        image = open_image(data, max_pixels)
         image.load()
-        return to_rgb(ImageOps.exif_transpose(image))
+        upright = to_rgb(ImageOps.exif_transpose(image))
+        return ImageOps.invert(upright) if _is_negative(image) else upright
+
+
+def _is_negative(image: "Image") -> bool:
+    """Whether 0 is white in a TIFF of 16 bits; of 8 bits Pillow turns it itself."""
+    return image.format == "TIFF" and image.mode.startswith("I") and image.tag_v2.get(TIFF_PHOTOMETRIC) == 0  # type: ignore[attr-defined]
 
 
 def to_rgb(image: "Image") -> "Image":
-    """Of any mode: alpha is flattened on white, more than 8 bits a channel are scaled down, not cut off."""
+    """Of any mode: colors become sRGB, alpha is flattened on white, more than 8 bits a channel are scaled down, not cut off."""
     from PIL import Image
 
+    conversion = profiles.conversion(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _scaled(image).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+        image = _scaled(image)
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    colors = conversion.apply(image) if conversion is not None else image.convert("RGB")
+    if alpha is None:
+        return colors
+    flat = Image.new("RGB", image.size, "white")
+    flat.paste(colors, mask=alpha)
+    return flat
 
 
 def _scaled(image: "Image") -> "Image":

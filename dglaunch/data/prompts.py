@@ -9,11 +9,12 @@ from dataclasses import replace
 from typing import TypeVar
 
 from dglaunch import strict_json
-from dglaunch.config import RunConfig, T2IConfig
+from dglaunch.config import MAX_SEED, RunConfig, T2IConfig
 from dglaunch.data import evaluations, values
-from dglaunch.data.tables import Row, read_table
+from dglaunch.data.tables import Row, read_stream, read_table
 from dglaunch.data.task import ROW_FIELDS, Record, Task
 from dglaunch.errors import InputError, UserError
+from dglaunch.files import is_stream
 
 Value = TypeVar("Value")
 
@@ -29,7 +30,7 @@ def read_prompts(config: T2IConfig, size_multiple: int = 1) -> list[Task]:
         rows: Iterable[Row] = [("--prompt", {"prompt": config.prompt})]
         source = "the command line"
     else:
-        table = read_table(config.prompts_file)
+        table = (read_stream if is_stream(config.prompts_file) else read_table)(config.prompts_file)
         rows = ((label, evaluations.read_row(config.layout, row)) for label, row in table)
         source = str(config.prompts_file)
     return RowReader(config, source, size_multiple).read(rows)
@@ -45,8 +46,8 @@ class RowReader:
         self.checks: dict[str, Callable[[object], object]] = {
             "negative_prompt": values.negative_prompt_text,
             "seed": values.whole_number,
-            "width": lambda value: values.side(value, size_multiple),
-            "height": lambda value: values.side(value, size_multiple),
+            "width": lambda value: values.side(value, size_multiple, config.output_format),
+            "height": lambda value: values.side(value, size_multiple, config.output_format),
             "num_inference_steps": lambda value: values.whole_number(value, 1, 100_000),
             "guidance_scale": values.number,
         }
@@ -74,7 +75,7 @@ class RowReader:
         for number, (label, row) in enumerate(rows):
             if isinstance(row, str):
                 self.problems.append(f"{label}: {row}")
-            else:
+            elif any(map(values.is_given, row.values())):  # an empty row of a sheet comes from Parquet as gaps only
                 tasks += self._row(label, row, number)
         if self.problems:
             raise InputError(self.source, self.problems)
@@ -115,6 +116,13 @@ class RowReader:
             return []
         seed = content.pop("seed", None)
         first = seed if isinstance(seed, int) else self.config.seed + index * self.samples
+        if first + count - 1 > MAX_SEED:
+            own = (
+                "take a smaller one" if seed is not None else "give it a seed of its own, or number the rows with index"
+            )
+            samples = f" for {count} images" if count > 1 else ""
+            self.problems.append(f"{label}: the seed {first} is too large{samples} (at most 2^63 - 1 is taken); {own}")
+            return []
         task = Task(index=index, prompt=prompt, seed=first, stem=name, extra=kept or None, row=references, **content)  # type: ignore[arg-type]  # checked by self.checks
         return [replace(task, sample=n, seed=first + n, stem=stem) for n, stem in enumerate(stems)]
 

@@ -3,14 +3,19 @@
 Bad rows are handed on with what is wrong with them, so that all can be shown at once.
 """
 
+import codecs
 import csv
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from dglaunch import strict_json
 from dglaunch.errors import MissingPackage, UserError
+from dglaunch.files import at_home, read_once
 
 PROMPT_FILE = "prompt_file"
 """Column of a table that was read from a folder of .txt files: the name of the prompt's file without its suffix."""
@@ -26,17 +31,44 @@ def read_table(path: Path) -> Iterator[Row]:
     Raises:
         UserError: the file is missing, unreadable, not UTF-8 or of another kind.
     """
-    if path.is_dir():
-        yield from _folder(path)
-        return
-    readers = {".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".txt": _txt, ".parquet": _parquet}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise UserError(f"{path} is none of the tables dglaunch reads ({', '.join(readers)}); rename or convert it.")
+    with _errors_of(path):
+        yield from _folder(path) if path.is_dir() else _file(path)
+
+
+def _file(path: Path) -> Iterator[Row]:
+    suffix = path.suffix.lower()
+    if suffix not in KINDS:
+        raise UserError(f"{path} is none of the tables dglaunch reads ({', '.join(KINDS)}); rename or convert it.")
     if not path.is_file():
+        if path.exists():
+            raise UserError(f"{path} is no regular file; save what comes out of it to one first.")
         raise UserError(f"There is no file {path} (looked in {Path.cwd()}).")
+    if suffix == ".parquet":
+        yield from _parquet(path)
+        return
+    with path.open(encoding="utf-8-sig", newline="" if suffix == ".csv" else None) as lines:
+        yield from TEXT_READERS[suffix](lines)
+
+
+def read_stream(path: Path) -> Iterator[Row]:
+    """The rows that come out of a pipe, in the format that its name says, else JSONL or lines of text.
+
+    Raises:
+        UserError: it cannot be read, is too long, or not UTF-8.
+    """
+    suffix = path.suffix.lower()
+    with _errors_of(path):
+        data = read_once(path)
+        if suffix not in TEXT_READERS:
+            suffix = ".jsonl" if data.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{") else ".txt"
+        text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="" if suffix == ".csv" else None)
+        yield from TEXT_READERS[suffix](text)
+
+
+@contextmanager
+def _errors_of(path: Path) -> Iterator[None]:
     try:
-        yield from reader(path)
+        yield
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}); convert it: iconv -t UTF-8.") from None
     except OSError as error:
@@ -44,13 +76,21 @@ def read_table(path: Path) -> Iterator[Row]:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The files that a folder of tables or prompts is made of: all of its .parquet, else all of its .txt, by name."""
-    return sorted(folder.glob("*.parquet")) or sorted(folder.glob("*.txt"))
+    """The files that a folder of tables or prompts is made of: all of its .parquet, else all of its .txt, by name. Hidden
+    ones are none of them (macOS puts a ._a.txt beside each a.txt on a foreign disk)."""
+    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    kinds = ([path for path in files if path.suffix.lower() == suffix] for suffix in (".parquet", ".txt"))
+    return next(filter(None, kinds), [])
 
 
 def base_of(table: Path) -> Path:
     """What the relative paths in a table are relative to."""
     return table if table.is_dir() else table.parent
+
+
+def path_in(base: Path, text: str) -> Path:
+    """The file that a cell of a table names."""
+    return base / at_home(Path(text))
 
 
 def _folder(folder: Path) -> Iterator[Row]:
@@ -59,62 +99,75 @@ def _folder(folder: Path) -> Iterator[Row]:
     if not files:
         raise UserError(f"The folder {folder} has neither .txt files with a prompt each nor .parquet files.")
     for path in files:
-        if path.suffix == ".txt":
+        if path.suffix.lower() == ".txt":
             text = " ".join(text for _, row in read_table(path) for text in row.values())  # type: ignore[union-attr]  # a line of text is a row
             yield path.name, {"prompt": text, PROMPT_FILE: path.stem}
         else:
             yield from ((f"{path.name}, {label}", row) for label, row in read_table(path))
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.isspace():
-                continue
-            try:
-                row = strict_json.loads(line, allow_nan=False)
-                if "\\ud" in line or "\\uD" in line:  # an escape may name half a character, which no file can hold
-                    json.dumps(row, ensure_ascii=False).encode()
-            except UnicodeEncodeError as error:
-                yield f"line {number}", f"has half a character ({error.object[error.start]!r}, a lone surrogate)"
-                continue
-            except json.JSONDecodeError as error:
-                yield f"line {number}", f"not valid JSON: {error}"
-                continue
-            except ValueError as error:
-                yield f"line {number}", str(error)
-                continue
-            yield f"line {number}", row if isinstance(row, dict) else "a JSON object was expected"
-
-
-def _csv(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(2**30)
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.reader(lines, strict=True)
-        start = 1
-        names: list[str] = []
+def _jsonl(lines: TextIO) -> Iterator[Row]:
+    for number, line in enumerate(lines, 1):
+        if line.isspace():
+            continue
         try:
-            for cells in reader:
-                label, start = f"line {start}", reader.line_num + 1
-                if not cells:
-                    continue
-                if not names:
-                    names = [cell.strip() for cell in cells]
-                    if len(set(names)) < len(names):
-                        raise UserError(f"{path}, line 1: two columns have the same name; rename one of them.")
-                elif len(cells) != len(names):
-                    yield label, f"{len(cells)} fields where the header has {len(names)} (a comma outside quotes?)"
-                else:
-                    yield label, {name: cell for name, cell in zip(names, cells) if cell != ""}
-        except csv.Error as error:
-            yield f"line {start}", f"not valid CSV: {error}"
+            row = strict_json.loads(line, allow_nan=False)
+            if "\\ud" in line or "\\uD" in line:  # an escape may name half a character, which no file can hold
+                json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            yield f"line {number}", f"has half a character ({error.object[error.start]!r}, a lone surrogate)"
+            continue
+        except json.JSONDecodeError as error:
+            yield f"line {number}", f"not valid JSON: {error}"
+            continue
+        except ValueError as error:
+            yield f"line {number}", str(error)
+            continue
+        yield f"line {number}", row if isinstance(row, dict) and row else "a JSON object with columns was expected"
 
 
-def _txt(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if text := line.strip():
-                yield f"line {number}", {"prompt": text}
+def _csv(lines: TextIO) -> Iterator[Row]:
+    csv.field_size_limit(2**30)
+    head = lines.readline()
+    delimiter = next((mark for mark in ";\t" if mark in head and "," not in head), ",")  # Excel's, by country
+    reader = csv.reader(chain([head], lines), strict=True, delimiter=delimiter)
+    start = 1
+    names: list[str] = []
+    try:
+        for cells in reader:
+            label, start = f"line {start}", reader.line_num + 1
+            if not any(cell.strip() for cell in cells):
+                continue  # Excel writes empty rows as commas, and empty columns too
+            if not names:
+                names = [cell.strip() or f"Unnamed: {n}" for n, cell in enumerate(cells)]
+                if len(set(names)) < len(names):
+                    yield label, "two columns have the same name; rename one of them"
+                    return
+                continue
+            while len(cells) > len(names) and not cells[-1].strip():
+                cells.pop()
+            if len(cells) != len(names):
+                yield label, f"{len(cells)} fields where the header has {len(names)} (a comma outside quotes?)"
+            else:
+                yield label, {name: cell for name, cell in zip(names, cells) if cell != ""}
+    except csv.Error as error:
+        yield f"line {start}", f"not valid CSV: {error}"
+
+
+def _txt(lines: TextIO) -> Iterator[Row]:
+    for number, line in enumerate(lines, 1):
+        if text := line.strip():
+            yield f"line {number}", {"prompt": text}
+
+
+TEXT_READERS: dict[str, Callable[[TextIO], Iterator[Row]]] = {
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".csv": _csv,
+    ".txt": _txt,
+}
+KINDS = (*TEXT_READERS, ".parquet")
+"""Suffixes of the tables that are read."""
 
 
 def _parquet(path: Path) -> Iterator[Row]:

@@ -58,7 +58,9 @@ class Task:
         """Of an edit: what the ledger says of it besides its content."""
         if not self.row:
             return {}
-        return {"instruction": self.prompt, "input_images": [image.name for image in self.images]}
+        converted = [image.converted for image in self.images]
+        said = {"input_converted": converted} if any(converted) else {}
+        return {"instruction": self.prompt, "input_images": [image.name for image in self.images], **said}
 
     @property
     def key(self) -> str:

@@ -11,14 +11,22 @@ from contextlib import suppress
 from dglaunch.config import MAX_SEED
 
 MAX_NAME_BYTES = 200
+MOST_EXACT = 2**53
+"""Up to which a floating point number is exact; pandas makes such numbers of a column with gaps."""
 MAX_SIDE = 16384
+FORMAT_SIDES = {"webp": 16_383, "jpg": 65_535}
+"""The longest side of a file, by --output_format."""
 
 
 def whole_number(value: object, least: int = 0, most: int = MAX_SEED) -> int:
     """Return a whole number from JSON, CSV or Parquet (pandas writes 7 as 7.0 where a column has gaps)."""
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value.strip()):
-        value = int(value)
+    if isinstance(value, str) and (found := re.fullmatch(r"([+-]?\d+)(\.0*)?", value.strip())):
+        value = int(found[1])
     if isinstance(value, float) and value.is_integer():
+        if abs(value) > MOST_EXACT:
+            raise ValueError(
+                f"is {value!r}, a floating point number of which the last digits are lost; write it as a text"
+            )
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"is {value!r}, not a whole number")
@@ -66,14 +74,24 @@ def negative_prompt_text(value: object) -> str:
     return _whole(value)
 
 
-def side(value: object, multiple: int) -> int:
-    """Return a height or width in pixels that the model can make."""
+def side(value: object, multiple: int, output_format: str = "png") -> int:
+    """Return a height or width in pixels that the model can make and a file can hold."""
     pixels = whole_number(value, 1, MAX_SIDE)
+    if problem := too_long_for(output_format, pixels):
+        raise ValueError(f"is {pixels}; {problem}")
     if pixels % multiple:
         low = pixels // multiple * multiple
         near = f"{low} or {low + multiple}" if low else str(multiple)
         raise ValueError(f"is {pixels}, not a multiple of {multiple} as this model needs; the nearest: {near}")
     return pixels
+
+
+def too_long_for(output_format: str, pixels: int) -> str | None:
+    """Return why a file of this format cannot have so long a side, if so."""
+    most = FORMAT_SIDES.get(output_format)
+    if most is None or pixels <= most:
+        return None
+    return f"a {output_format} has at most {most:,} pixels a side (take --output_format png)"
 
 
 def output_name(value: object) -> str:

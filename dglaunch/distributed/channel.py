@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from dglaunch.distributed import store as stores
-from dglaunch.distributed.topology import Topology
+from dglaunch.distributed.topology import RENDEZVOUS, Topology, no_world
 from dglaunch.errors import DglaunchError, LostPeer, UserError
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ class Channel:
 
         topology = self.topology
         if topology.rendezvous is None:
-            dist.init_process_group(backend, timeout=MODEL_TIMEOUT)
-            return
+            raise no_world(RENDEZVOUS)
         store = stores.connect(topology, MODEL_TIMEOUT)
         Channel.attempt = stores.agree_on_attempt(topology, store, MODEL_TIMEOUT)
         dist.init_process_group(

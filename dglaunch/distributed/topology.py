@@ -5,12 +5,18 @@ there are 4 replicas, and both ranks of a replica get the same batch. xfuser ord
 outermost, so that the ranks of a replica are neighbours.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dglaunch.config import XDIT_PREFIX, ParallelConfig, RunConfig, WriterName
 from dglaunch.errors import UserError
 
+RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT")
+"""Where ranks find each other; a process that has initialized torch.distributed by itself needs neither."""
+NEEDED = ("WORLD_SIZE", *RENDEZVOUS)
+"""What torchrun sets beside RANK."""
+NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "MASTER_PORT")
 RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
 
@@ -127,7 +133,9 @@ def from_environment(
         UserError: the degrees do not multiply to the world size, or --num_nodes contradicts torchrun's nodes.
     """
     under_torchrun = "RANK" in environ and world_size is None
-    world = world_size or (int(environ.get("WORLD_SIZE", "1")) if under_torchrun else 1)
+    if under_torchrun:
+        check_world(environ)
+    world = world_size or (int(environ["WORLD_SIZE"]) if under_torchrun else 1)
     if config.backend.backend != "xdit" and parallel != ParallelConfig():
         raise UserError(
             f"{XDIT_PREFIX}* degrees are set, but --backend {config.backend.backend} has none: each rank is a replica. "
@@ -149,6 +157,34 @@ def from_environment(
     )
     _check_degrees(topology)
     return topology
+
+
+def check_world(environ: Mapping[str, str]) -> None:
+    """Refuse RANK alone, as a shell may have kept it from something else, and numbers that make no world.
+
+    Raises:
+        UserError: with what to unset.
+    """
+    missing = [name for name in NEEDED if not environ.get(name)]
+    if missing and missing != [*RENDEZVOUS]:
+        raise no_world(missing)
+    wrong = [name for name in NUMBERS if name in environ and not re.fullmatch(r"\d{1,9}", environ[name])]
+    if not wrong and int(environ["RANK"]) >= int(environ["WORLD_SIZE"]):
+        wrong = ["RANK", "WORLD_SIZE"]
+    if wrong:
+        said = ", ".join(f"{name}={environ[name]}" for name in wrong)
+        raise UserError(
+            f"{said}: torchrun's variables are whole numbers, and RANK is below WORLD_SIZE. Unset them, or start with "
+            "torchrun, which sets them."
+        )
+
+
+def no_world(missing: Sequence[str]) -> UserError:
+    """Return what is said where RANK is set without what else torchrun sets."""
+    return UserError(
+        f"RANK is set, as torchrun does for each rank, but {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not. "
+        "Unset RANK to run in this process alone, or start with torchrun: torchrun --nproc_per_node 8 -m dglaunch ..."
+    )
 
 
 def _rendezvous(environ: Mapping[str, str]) -> tuple[str, int, bool] | None:

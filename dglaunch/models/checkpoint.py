@@ -16,7 +16,7 @@ from pathlib import Path
 from dglaunch import strict_json
 from dglaunch.config import BackendConfig
 from dglaunch.errors import UserError
-from dglaunch.files import open_regular, read_bytes
+from dglaunch.files import at_home, open_regular, read_bytes
 from dglaunch.models.families import FAMILIES, OTHER, Family, editors
 from dglaunch.models.shape import Shape
 
@@ -150,7 +150,7 @@ def resolve(config: BackendConfig) -> Checkpoint:
         from dglaunch.tiny.folder import checkpoint as tiny_checkpoint
 
         return _from_folder(tiny_checkpoint(config.cache_dir))
-    folder = Path(config.model_name).expanduser()
+    folder = at_home(Path(config.model_name))
     if folder.is_dir():
         return _from_folder(folder)
     if folder.is_absolute() or config.model_name.startswith(".") or config.model_name.count("/") != 1:

@@ -75,6 +75,8 @@ class Family:
     sized_by_transformer: bool = False
     """Whether the pipeline's own default size is the sample_size of its transformer, in latents of 8 pixels."""
     max_sequence_length: int = 512
+    max_sequence_limit: int | None = None
+    """The longest that the pipeline's check_inputs lets through; None: any."""
     guidance: str = "guidance_scale"
     """What the pipeline calls the scale that --guidance_scale sets."""
     takes_negative: bool = True
@@ -153,6 +155,7 @@ _GUIDED_TAKES = _names("enable_fuse_qkv cache:cache_dit")
 FAMILIES: dict[str, Family] = {
     "FluxPipeline": Family(
         name="Flux",
+        max_sequence_limit=512,
         takes_negative=False,
         windows=_FLUX_WINDOWS,
         text_outputs=_FLUX_TEXT,
@@ -164,6 +167,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "FluxKontextPipeline": Family(
         name="FluxKontext",
+        max_sequence_limit=512,
         takes_negative=False,
         windows=_FLUX_WINDOWS,
         text_outputs=_FLUX_TEXT,
@@ -204,6 +208,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "QwenImagePipeline": Family(
         name="QwenImage",
+        max_sequence_limit=1024,
         guidance="true_cfg_scale",
         guidance_needs_negative=True,
         text_bucket=1,
@@ -214,6 +219,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "QwenImageEditPipeline": Family(
         name="QwenImageEdit",
+        max_sequence_limit=1024,
         guidance="true_cfg_scale",
         guidance_needs_negative=True,
         text_bucket=1,
@@ -232,6 +238,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "QwenImageEditPlusPipeline": Family(
         name="QwenImageEditPlus",
+        max_sequence_limit=1024,
         guidance="true_cfg_scale",
         guidance_needs_negative=True,
         windows=(),
@@ -274,6 +281,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "StableDiffusion3Pipeline": Family(
         name="SD3",
+        max_sequence_limit=512,
         sized_by_transformer=True,
         max_sequence_length=256,
         windows=(
@@ -303,6 +311,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "Lumina2Pipeline": Family(
         name="Lumina2",
+        max_sequence_limit=512,
         sized_by_transformer=True,
         max_sequence_length=256,
         windows=(TextWindow(before=f"{_LUMINA2_SYSTEM} <Prompt Start> "),),

@@ -20,6 +20,11 @@ class Shape:
         return cls(int(height), int(width)) if height.isdecimal() and width.isdecimal() else None
 
     @property
+    def area(self) -> int:
+        """Number of pixels."""
+        return self.height * self.width
+
+    @property
     def ratio(self) -> float:
         """Width by height."""
         return self.width / self.height

@@ -11,10 +11,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dglaunch import strict_json
+from dglaunch.data.images import to_rgb
 from dglaunch.data.task import Record
 
 PILLOW_FORMATS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
 """Pillow's names of --output_format."""
+MODES = {"png": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"), "jpg": ("RGB",), "webp": ("RGB", "RGBA")}
+"""Pillow's names of the kinds of pixels that a format is written from; others are converted first."""
 PNG_LEVEL = 1
 """1024x1024: 0.12 s and 2.05 MB; level 6 takes 0.22 s for 1.81 MB."""
 QUALITY = 95
@@ -83,7 +86,7 @@ def encode(image: Image.Image | WholePng, output_format: str, description: Recor
     """Encode an image of any mode; a PNG that is whole stays what it is.
 
     Args:
-        image: the picture; alpha is dropped for JPEG.
+        image: the picture; in a JPEG, which has no transparency, it stands on white.
         output_format: png, jpg or webp.
         description: written into the file; in a PNG prompt, seed and model have chunks of their own.
     """
@@ -91,6 +94,7 @@ def encode(image: Image.Image | WholePng, output_format: str, description: Recor
         assert output_format == "png", "other formats are made from pixels"
         return _with_text(image, description)
     buffer = io.BytesIO()
+    image = _in_mode_of(output_format, image)
     if output_format == "png":
         image.save(buffer, PILLOW_FORMATS["png"], compress_level=PNG_LEVEL, pnginfo=_text_chunks(description))
         return buffer.getvalue()
@@ -100,11 +104,16 @@ def encode(image: Image.Image | WholePng, output_format: str, description: Recor
         exif[_EXIF_DESCRIPTION] = strict_json.dumps(
             {k: v for k, v in description.items() if k not in LONG_TEXTS}, ascii_only=True
         )
-    if output_format == "jpg":
-        image.convert("RGB").save(buffer, PILLOW_FORMATS["jpg"], quality=QUALITY, exif=exif)
-    else:
-        image.save(buffer, PILLOW_FORMATS["webp"], quality=QUALITY, exif=exif)
+    profile = image.info.get("icc_profile")  # of an API's picture; into a PNG Pillow copies it by itself
+    image.save(buffer, PILLOW_FORMATS[output_format], quality=QUALITY, exif=exif, icc_profile=profile)
     return buffer.getvalue()
+
+
+def _in_mode_of(output_format: str, image: Image.Image) -> Image.Image:
+    """The picture as the format can hold it. A model's are RGB; those that an API sends may be of any mode."""
+    if image.mode in MODES[output_format]:
+        return image
+    return image.convert("RGBA") if output_format != "jpg" and image.has_transparency_data else to_rgb(image)
 
 
 def _text_chunks(description: Record) -> PngInfo:

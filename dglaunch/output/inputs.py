@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from dglaunch.data.tables import base_of, read_table
+from dglaunch.data.tables import base_of, path_in, read_table
 from dglaunch.data.task import Record
 from dglaunch.errors import UserError
 from dglaunch.files import read_bytes
@@ -26,7 +26,7 @@ def inputs_of_row(folder: Path, table_folder: Path | None, row: Record) -> list[
     copies = [folder / name for name in names if (folder / name).is_file()]
     if copies or table_folder is None:
         return copies
-    originals = [table_folder / name for name in _list_at(row, "input_images") if isinstance(name, str)]
+    originals = [path_in(table_folder, name) for name in _list_at(row, "input_images") if isinstance(name, str)]
     return [path for path in originals if _is_file(path)]
 
 
@@ -102,13 +102,13 @@ def _candidates(
 ) -> Iterator[tuple[Path, bytes]]:
     """Files that may be this input image, and their bytes."""
     bases = [folder.path, Path()] if table is None else [base_of(table), folder.path, Path()]
-    paths = [*_copies(folder, described, position), *(base / name for base in bases)]
+    paths = [*_copies(folder, described, position), *(path_in(base, name) for base in bases)]
     for path in dict.fromkeys(paths):
         try:
             yield path, read_bytes(path)
         except OSError:  # missing, a folder, or no path at all: how Parquet calls its images
             continue
-    if table is not None and table.exists() and (table.suffix == ".parquet" or table.is_dir()):
+    if table is not None and table.exists() and (table.suffix.lower() == ".parquet" or table.is_dir()):
         yield from ((table, data) for _, row in read_table(table) for data in _bytes_in(row))
 
 

@@ -214,13 +214,13 @@ def _write_grid(row: list[Picture], target: Path) -> None:
     """Four images of one size as one, two in a row."""
     from PIL import Image
 
-    from dglaunch.data.images import damage_is_a_bad_image, open_image
+    from dglaunch.data.images import damage_is_a_bad_image, open_image, to_rgb
     from dglaunch.output.encode import encode
 
     images = []
     for picture in row:
         with damage_is_a_bad_image():
-            images.append(open_image(read_bytes(picture.file)).convert("RGB"))
+            images.append(to_rgb(open_image(read_bytes(picture.file))))
     width, height = images[0].size
     grid = Image.new("RGB", (2 * width, 2 * height))
     for n, image_in_rgb in enumerate(images):

@@ -375,11 +375,11 @@ def is_our_ledger(path: Path) -> bool:
     """Return whether a ledger (or a failures.jsonl) is dglaunch's: it has a line of ours, or nothing but the beginnings of
     some, as a killed run or a machine that lost power leaves them."""
     only_torn = True
-    for text, kind, *_ in scan(path):
+    for text, kind, _, is_torn in scan(path):
         if kind is LineKind.OURS:
             return True
-        begins = text.startswith(('{"file_name": ', '{"index": ')) or not text.strip("\0\n")
-        only_torn = only_torn and kind is LineKind.BAD and begins
+        begins = is_torn and kind is LineKind.BAD and text.startswith(('{"file_name": ', '{"index": '))
+        only_torn = only_torn and (begins or not text.strip("\0\n"))
     return only_torn
 
 

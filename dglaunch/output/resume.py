@@ -7,12 +7,13 @@ that finds everything done joins theirs.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 
 from dglaunch.atomic import atomic_write
-from dglaunch.data.task import Record, Task, file_name
+from dglaunch.data.task import ROW_FIELDS, Record, Task, file_name
 from dglaunch.errors import UserError
 from dglaunch.output import ownership
 from dglaunch.output.ledger import (
@@ -139,21 +140,44 @@ def _changed_rows(folder: OutputFolder, progress: Progress, tasks: Sequence[Task
     if not changed:
         return
     records = {task_id: record for record in folder.records() if (task_id := id_of(record)) in changed}
+    guess: tuple[str, ...] = ()
     for task_id in progress.done:
         if task_id in changed:
-            yield from _changed_fields(records[task_id], changed[task_id], output_format)
+            record, task = records[task_id], changed[task_id]
+            was_given = _given_before(record, task, guess)
+            guess = was_given or guess
+            yield from _changed_fields(record, task, output_format, was_given)
 
 
-def _changed_fields(record: Record, task: Task, output_format: str) -> list[str]:
-    changes = [
-        f"row {task.index}, {name}: {record.get(name)!r} -> {value!r}"
-        for name, value in task.content().items()
-        if value is not None and record.get(name) != value
-    ]
+def _given_before(record: Record, task: Task, guess: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Which of its values the row had when the image was made; None: its key is of none of these. The line has the pipeline's own in place of the others, but
+    its key is of what was given. Rows are much alike: the `guess` is what was right for another."""
+    names = [name for name in ROW_FIELDS if name != "seed" and record.get(name) is not None]
+    some = (given for count in range(len(names) + 1) for given in combinations(names, count))
+    for given in (guess, *some):
+        values = {name: record.get(name) if name in given else None for name in ROW_FIELDS if name != "seed"}
+        before = replace(task, prompt=record.get("prompt"), seed=record.get("seed"), **values)  # type: ignore[arg-type]  # of a line: any type, and only hashed
+        if before.key == record.get("key"):
+            return given
+    return None
+
+
+def _changed_fields(record: Record, task: Task, output_format: str, was_given: Collection[str] | None) -> list[str]:
+    """What a row says differently. A value that is given now and was the pipeline's own before is the same image."""
+    changes: list[str] = []
+    for name, value in task.content().items():
+        if value is not None and record.get(name) != value:
+            changes.append(f"row {task.index}, {name}: {record.get(name)!r} -> {value!r}")
+        elif value is None and name in (was_given or ()):
+            changes.append(
+                f"row {task.index}, {name}: {record.get(name)!r} was given before, now it is left to its default"
+            )
     before, now = file_name_of(record), file_name(task, output_format)
     if before != now:
         changes.append(f"row {task.index}, file name: {before} -> {now}")
-    return changes or [f"row {task.index}: a value that was given before is now left to its default"]
+    if was_given is None and not changes:
+        changes.append(f"row {task.index}: its key in the ledger is of other values than the line has")
+    return changes
 
 
 def _rows_that_are_gone(progress: Progress, tasks: Sequence[Task]) -> list[str]:

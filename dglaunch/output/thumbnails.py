@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dglaunch.atomic import atomic_write
-from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image, refuse_bombs
+from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image, to_rgb
 from dglaunch.data.task import Record
 from dglaunch.errors import OutputError, UserError
 from dglaunch.files import open_regular
@@ -103,11 +103,10 @@ def _small(path: Path, side: int) -> "Image | None":
     """A picture of at most `side` pixels, or None where the file is missing or broken."""
     from PIL import Image, ImageOps
 
-    refuse_bombs()
     try:
         with open_regular(path) as data, damage_is_a_bad_image(), open_image(data) as image:
             image.draft("RGB", (side, side))
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            upright = to_rgb(ImageOps.exif_transpose(image))
             upright.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
             return upright
     except (OSError, BadImage):

@@ -161,6 +161,7 @@ def prepare(
     checks.check_flags_of_backend(config, profile, origins)
     topology = topologies.from_environment(config, parallel_from_environment(environ), environ, world_size)
     checks.check_debug(config, topology, planned=world_size is not None)
+    checks.check_table(config, topology.world_size)
     checks.check_layout(config)
     target = profile.resolve(config, topology)
     checkpoint, tasks = _read(config, profile, target.checkpoint)

@@ -72,7 +72,7 @@ def key_of(config: RunConfig, device: str, dtype: str, shape: str, parallel: str
 
 def remember(config: RunConfig, machine: Mapping[str, object], rows: Sequence[Measured]) -> None:
     """Write down the sweet spot of each configuration."""
-    path = config.backend.cache_dir.expanduser() / REMEMBERED
+    path = config.backend.cache / REMEMBERED
     known = _read(path)
     when = datetime.now(UTC).strftime("%Y-%m-%d")
     for name in dict.fromkeys(row.parallel for row in rows if row.images_per_s):
@@ -85,7 +85,7 @@ def remember(config: RunConfig, machine: Mapping[str, object], rows: Sequence[Me
 def recall(config: RunConfig, machine: Machine, parallel: ParallelConfig) -> dict[Shape, BatchSize]:
     """Return what was measured for a configuration here, by shape ("1024x1024"). Read by rank 0 for all ranks: the ranks of
     several machines must not plan by several files."""
-    known = _read(config.backend.cache_dir.expanduser() / REMEMBERED)
+    known = _read(config.backend.cache / REMEMBERED)
     variables = {f"{XDIT_PREFIX}{name.upper()}": str(value) for name, value in settings(parallel).items() if value}
     found: dict[Shape, BatchSize] = {}
     for key, entry in known.items():

@@ -1,5 +1,6 @@
 """What is written about a task: its ledger line, its line of failures.jsonl, and what an image file says of itself."""
 
+import re
 import threading
 import time
 from collections.abc import Set
@@ -22,21 +23,34 @@ Picture: TypeAlias = "Image | WholePng"
 OWN_KEYS = frozenset(
     {"file_name", "bytes", "index", "sample", "prompt", *ROW_FIELDS, "key", "sha256", "rank", "node", "batch_size"}
     | {"seconds", "time", "error", "instruction", "input_images", "input_sha256", "input_file_names", "seed_sent"}
+    | {"input_converted"}
     | set(LEDGER_KEYS)
 )
 """All that dglaunch itself ever says in a ledger, whatever the command: there they mean what it means by them, and a row's
 columns of these names get others."""
+IMAGE_OF = {"image": "file_name", "input": "input_file_names"}
+"""Columns that the library `datasets` makes of ours when it loads a folder."""
+NAMES_A_FILE = re.compile(r"(?:^|(?<=_))file_name(?=s?$)")
+"""Columns that it takes for paths of images in the folder, also inside of others."""
 
 
 def renamed(columns: Record, taken: Set[str]) -> Record:
-    """Return a row's columns under names that are not taken: `row_key` for `key`, once more where the row has that, too."""
+    """Return a row's columns under names that neither dglaunch nor `datasets` gives another meaning: `row_key` for `key`."""
     found: Record = {}
     for column, value in columns.items():
         name = column
-        while name in taken or (name != column and name in columns):
-            name = f"row_{name}"
-        found[name] = value
+        if column in taken or NAMES_A_FILE.search(column):
+            name = "row_" + NAMES_A_FILE.sub("filename", column)
+            while name in taken or name in columns or name in found:
+                name = f"row_{name}"
+        found[name] = _without_files(value)
     return found
+
+
+def _without_files(value: object) -> object:
+    if isinstance(value, dict):
+        return {NAMES_A_FILE.sub("filename", name): _without_files(item) for name, item in value.items()}
+    return [_without_files(item) for item in value] if isinstance(value, list) else value
 
 
 class Recorder:
@@ -66,7 +80,8 @@ class Recorder:
         if config.saves_inputs:
             record["input_file_names"] = list(saved_names(task))
         record |= self._facts.ledger | self._facts.of_task.pop(task.id, {})
-        record |= renamed(task.extra or {}, OWN_KEYS | record.keys())
+        pictures = {name for name, source in IMAGE_OF.items() if source in record or source == "file_name"}
+        record |= renamed(task.extra or {}, OWN_KEYS | record.keys() | pictures)
         return Result(task_id=task.id, file_name=file_name(task, config.output_format), record=record, data=data)
 
     def failure(self, task: Task, error: ItemError, batch_size: int = 0, seconds: float = 0.0) -> Result:

@@ -9,6 +9,8 @@ Importing this module costs nothing: torch is imported only where no shipped wei
 
 from pathlib import Path
 
+from dglaunch.files import at_home
+
 WEIGHTS = Path(__file__).parent / "weights"
 """An ordinary diffusers folder, in safetensors, with the checkpoint's default arguments in `dglaunch.json`."""
 
@@ -21,7 +23,7 @@ def checkpoint(cache: Path | str = "~/.cache/dglaunch") -> Path:
         return WEIGHTS
     from dglaunch.tiny import model
 
-    return model.build_untrained(Path(cache).expanduser())
+    return model.build_untrained(at_home(Path(cache)))
 
 
 def is_complete(folder: Path) -> bool:

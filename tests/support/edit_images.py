@@ -61,3 +61,36 @@ def bomb(width: int = 50_000, height: int = 50_000) -> bytes:
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def matrix_profile(
+    name: str, gamma: float, red: tuple[float, ...], green: tuple[float, ...], blue: tuple[float, ...]
+) -> bytes:
+    """A profile of three primaries (as XYZ at D50), as cameras and screens have."""
+
+    def number(value: float) -> bytes:
+        return struct.pack(">i", round(value * 65536))
+
+    def xyz(values: tuple[float, ...]) -> bytes:
+        return b"XYZ \0\0\0\0" + b"".join(map(number, values))
+
+    def words(text: str) -> bytes:
+        data = text.encode("utf-16-be")
+        return b"mluc\0\0\0\0" + struct.pack(">II2s2sII", 1, 12, b"en", b"US", len(data), 28) + data
+
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
+    tags = {b"desc": words(name), b"cprt": words("none"), b"wtpt": xyz((0.9642, 1.0, 0.8249)), b"rXYZ": xyz(red),
+            b"gXYZ": xyz(green), b"bXYZ": xyz(blue), b"rTRC": curve, b"gTRC": curve, b"bTRC": curve}  # fmt: skip
+    table, body, at = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
+    for key, data in tags.items():
+        data += bytes(-len(data) % 4)
+        table += key + struct.pack(">II", at + len(body), len(data))
+        body += data
+    header = struct.pack(">I4sI4s4s4s", at + len(body), b"none", 0x04300000, b"mntr", b"RGB ", b"XYZ ") + struct.pack(
+        ">6H4s4sIIIIII", 2026, 1, 1, 0, 0, 0, b"acsp", b"none", 0, 0, 0, 0, 0, 0
+    )
+    header += number(0.9642) + number(1.0) + number(0.8249)
+    return header.ljust(128, b"\0") + table + body
+
+
+ADOBE = matrix_profile("Adobe RGB (1998)", 2.19921875, (0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457))  # fmt: skip

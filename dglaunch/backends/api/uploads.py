@@ -14,7 +14,6 @@ from dglaunch.data.images import (
     describe,
     open_image,
     orientation_of,
-    refuse_bombs,
 )
 
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
@@ -29,25 +28,24 @@ class Upload(NamedTuple):
 
 @lru_cache(maxsize=32)
 def upload(image: InputImage, formats: frozenset[str]) -> Upload:
-    """The file's own bytes where its format is one of `formats`, it is upright and no animation. Else a new JPEG of a
+    """The file's own bytes where its format is one of `formats`, it is upright, in sRGB and no animation. Else a new JPEG of a
     JPEG, a PNG of all others: upright, RGB, the first picture of an animation.
 
     Raises:
         BadImage: it cannot be decoded, or is another than when the run began.
     """
     data = image.read()
-    refuse_bombs()
     with damage_is_a_bad_image():
-        opened = open_image(data)
+        opened = open_image(data, image.shape.area)
         kind = "JPEG" if opened.format == "MPO" else str(opened.format)
         moves = kind != "JPEG" and getattr(opened, "is_animated", False)
-        fits = kind in formats and not moves and orientation_of(opened, data) == 1
+        fits = kind in formats and not moves and orientation_of(opened, data) == 1 and image.converted is None
         opened.load()  # a torn file is found here, not paid for
     if fits:
         return Upload(data, MEDIA_TYPES[kind])
     kind = "JPEG" if kind == "JPEG" and kind in formats else "PNG"
     buffer = io.BytesIO()
-    decode(data).save(buffer, kind, **({"quality": 95} if kind == "JPEG" else {"compress_level": 1}))
+    decode(data, image.shape.area).save(buffer, kind, **({"quality": 95} if kind == "JPEG" else {"compress_level": 1}))
     return Upload(buffer.getvalue(), MEDIA_TYPES[kind])
 
 

@@ -69,7 +69,7 @@ class DiffusersBackend:
         effects |= self.engine.optimize(self.pipeline, self.undo)
         events: list[str] = []
         if config.optimization.enable_compile:
-            folder = config.backend.cache_dir.expanduser() / "compile"
+            folder = config.backend.cache / "compile"
             time_compilation(folder, self.seconds, events, self.undo)
         if config.debug:
             trace_shapes(self.pipeline)

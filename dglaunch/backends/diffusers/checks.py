@@ -192,6 +192,16 @@ def check_guidance(checkpoint: Checkpoint, tasks: Iterable[Task]) -> None:
             )
 
 
+def check_text_length(checkpoint: Checkpoint, config: RunConfig) -> None:
+    """Refuse a --max_sequence_length that the pipeline would refuse at its first call."""
+    family, length = checkpoint.family, checkpoint.text_length(config.max_sequence_length)
+    if family.max_sequence_limit is not None and length > family.max_sequence_limit:
+        raise UserError(
+            f"--max_sequence_length {length} is more than {checkpoint.pipeline_class} takes: {family.max_sequence_limit}. "
+            "Give that or less, or drop the flag."
+        )
+
+
 def check_masks(checkpoint: Checkpoint, config: RunConfig, tasks: Iterable[Task]) -> None:
     """Refuse an attention kernel without masks where a prompt goes with its negative one, of another length, through one
     call (Z-Image)."""

@@ -20,7 +20,7 @@ class EmbeddingCache:
     """
 
     def __init__(self, folder: Path, encoders: str) -> None:
-        self.folder = folder.expanduser() / encoders
+        self.folder = folder / encoders
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
             (probe := temporary_path(self.folder)).touch()

@@ -49,6 +49,7 @@ class DiffusersProfile(Profile):
                 "machine, not a model of the hub. Drop it."
             )
         checks.check_guidance(checkpoint, tasks)
+        checks.check_text_length(checkpoint, config)
         checks.check_optimizations(checkpoint, config, topology, target.device, self.xdit)
         checks.check_masks(checkpoint, config, tasks)
         checks.check_cache_steps(checkpoint, config, tasks)

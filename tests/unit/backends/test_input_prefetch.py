@@ -40,7 +40,7 @@ def test_each_image_is_decoded_once_a_batch(tmp_path: Path, monkeypatch: pytest.
     from dglaunch.data import images as inputs
 
     decoded: list[int] = []
-    monkeypatch.setattr(inputs, "decode", lambda data: decoded.append(len(data)) or picture(0))
+    monkeypatch.setattr(inputs, "decode", lambda data, _most: decoded.append(len(data)) or picture(0))
     tasks = read(save_table(tmp_path / "t.csv", SINGLE))
     loader = InputPrefetcher()
     loader.load(tasks)

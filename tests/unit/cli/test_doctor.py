@@ -81,3 +81,13 @@ def test_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert doctor.slurm_line({"SLURM_JOB_ID": "7"}).value == "slurm 23.11.4, inside job 7"
     monkeypatch.setattr(doctor, "LITTLE_DISK", 2**60)
     assert {line.state for line in doctor.disk_lines({})} == {WARNING}
+
+
+def test_no_home_folder_is_a_line_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_user(_uid: int) -> object:
+        raise KeyError("this user has no name")
+
+    monkeypatch.setattr("pwd.getpwuid", no_user)
+    monkeypatch.delenv("HOME", raising=False)
+    lines = doctor.disk_lines({})
+    assert [line.name for line in lines if "set HOME" in line.remedy] == ["disk, hub cache", "disk, --cache_dir"]

@@ -104,6 +104,7 @@ WRONG: dict[str, tuple[bytes, list[str], str]] = {
         [],
         "a.png was not found",
     ),
+    "pixels for what is no edit": (written(GOOD), ["--set", "max_pixels=5"], "made from text alone"),
     "a family for what is no edit": (written(GOOD), ["--set", "model_type=qwen"], "made from text alone"),
     "a change of nothing": (written(GOOD), ["--set", "stepz=3"], "nothing called 'stepz' to set"),
     "a change without a value": (written(GOOD), ["--set", "seed"], "a name and a value are needed"),
@@ -181,6 +182,12 @@ def test_an_edit_from_its_saved_inputs_when_the_table_is_gone(edited: Path, caps
     assert said(capsys, edited / "out" / "000000.png", "--output", "here.png")[0] == 0, (
         "relative to where it is started"
     )
+
+
+def test_an_edit_says_how_many_pixels_are_decoded(edited: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = said(capsys, edited / "out" / "000000.png", "--set", "max_pixels=100", "--output", "again.png")
+    assert code == 1 and "more than 100 pixels" in text and "--max_pixels" in text
+    assert said(capsys, edited / "out" / "000000.png", "--set", "max_pixels=10000", "--output", "again.png")[0] == 0
 
 
 def test_an_edit_of_an_image_that_was_changed(edited: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,6 +80,14 @@ WRONG: dict[str, tuple[str, dict[str, str]]] = {
     "a GPU's optimisation on a CPU": (f"{T2I} --enable_group_offloading", {}),
     "a parameter of another cache": (f"{T2I} --cache_type pab --cache_threshold 0.1", {}),
     "prompts that are too long": ("t2i --prompts_file long.jsonl --on_long_prompt fail", {}),
+    "a text that is longer than the pipeline takes": (f"{FLUX} --max_sequence_length 4096", {}),
+    "a text that is longer than it takes, for another family": (
+        f"{T2I} --model_name qwen --max_sequence_length 1025", {},
+    ),
+    "a folder that is an unset variable": (f"{T2I} --output_dir=", {}),
+    "a rank alone": (T2I, {"RANK": "0"}),
+    "a side that WebP does not have": (f"{T2I} --output_format webp --width 16384", {}),
+    "seeds beyond the last": ("t2i --prompts_file ids.jsonl --num_images_per_prompt 4", {}),
     "a flag that the pipeline does not take": (f"{T2I} --model_name sdxl --max_sequence_length 128", {}),
 }  # fmt: skip
 GOLDEN = Path(__file__).parent / "golden" / "wrong_uses.md"
@@ -99,6 +107,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, families: Path) -> Path:
     (folder / "bad.jsonl").write_text('{"prompt": ""}\n{"prompt": "a", "seed": 1.5}\n{"prompt": "a"\n')
     write_jsonl(folder / "escape.jsonl", [{"prompt": "a", "name": "../../etc/passwd"}])
     write_jsonl(folder / "long.jsonl", [{"prompt": "a red star " * n} for n in (1, 8, 2, 9)])
+    write_jsonl(folder / "ids.jsonl", [{"prompt": "a cat", "id": 8_999_999_999_999_999_999}])
     dogs = write_jsonl(folder / "dogs.jsonl", [{"prompt": "a dog"}])
     ended = dglaunch("t2i", "--backend", "fake", "--prompts_file", dogs, "--output_dir", folder / "used")
     assert ended.code == 0, ended.output

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from dglaunch import EditingConfig
 from dglaunch.data.edits import parse_ranges, read_edits
@@ -134,3 +135,33 @@ def test_what_the_pipeline_would_refuse_is_told_before(tmp_path: Path, size: tup
     picture(0, size).save(tmp_path / "a.png")
     (task,) = read(write_jsonl(tmp_path / "t.jsonl", [{"input_images": "a.png", "instruction": "x"}]), "flux2")
     assert task.error is not None and said in task.error
+
+
+def test_a_photograph_that_is_too_large_is_its_rows_failure_and_names_the_flag(tmp_path: Path) -> None:
+    save_pictures(tmp_path / "images")
+    picture(1, (200, 200)).save(tmp_path / "large.png")
+    rows = [{"input_images": name, "instruction": "x"} for name in ("large.png", "images/a.png")]
+    path = write_jsonl(tmp_path / "t.jsonl", rows)
+    large, small = read(path, max_pixels=39_999)
+    assert large.error is not None and "more than 39,999 pixels" in large.error and "--max_pixels" in large.error
+    assert small.error is None
+    assert [task.error for task in read(path, max_pixels=40_000)] == [None, None]
+    with pytest.raises(UserError, match="--max_pixels is 0"):
+        EditingConfig(input=path, max_pixels=0)
+
+
+def test_half_a_photograph_is_its_rows_failure_before_a_model_is_loaded(tmp_path: Path) -> None:
+    picture(1, (200, 200)).save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:1500])
+    (task,) = read(write_jsonl(tmp_path / "t.jsonl", [{"input_images": "a.jpg", "instruction": "x"}]))
+    assert task.error is not None and "input image a.jpg is torn or damaged" in task.error
+
+
+def test_a_result_that_a_file_cannot_hold_is_its_rows_failure(tmp_path: Path) -> None:
+    """GLM-Image's results are as large as its input."""
+    Image.new("1", (16_416, 64)).save(tmp_path / "long.png")
+    path = write_jsonl(tmp_path / "t.jsonl", [{"input_images": "long.png", "instruction": "x"}])
+    (task,) = read(path, "glm_image", output_format="webp")
+    assert task.error is not None and "a webp has at most 16,383 pixels a side (take --output_format png)" in task.error
+    (task,) = read(path, "glm_image")
+    assert task.error is None

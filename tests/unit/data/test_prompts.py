@@ -1,7 +1,9 @@
 """Tables to tasks: every format, every oddity, and all bad rows told at once. Pure but for small files."""
 
 import math
+import os
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +206,158 @@ def test_bytes_in_a_map_of_parquet_are_left_out_as_all_bytes(tmp_path: Path) -> 
     maps = pyarrow.array([[("a", b"x")]], pyarrow.map_(pyarrow.string(), pyarrow.binary()))
     parquet.write_table(pyarrow.table({"prompt": ["a"], "images": maps}), tmp_path / "p.parquet")
     assert read(tmp_path / "p.parquet")[0].extra is None
+
+
+# -- as people have them ------------------------------------------------------------------------------------------
+
+
+def test_whole_numbers_as_pandas_writes_them(tmp_path: Path) -> None:
+    """A column with a gap is one of floating point numbers, in CSV too."""
+    path = tmp_path / "p.csv"
+    path.write_text(
+        "index,prompt,seed,width,height,steps,num_images_per_prompt\n"
+        "5.0,a,7.0,64.0,32.0,4.0,2.0\n6.0,b,,,,,\n 7. ,c,8.000,,,,\n"
+    )
+    first, second, third, fourth = read(path)
+    assert (first.index, first.seed, first.width, first.height, first.num_inference_steps) == (5, 7, 64, 32, 4)
+    assert (second.sample, second.seed, third.index, third.seed) == (1, 8, 6, 6)
+    assert (fourth.index, fourth.seed) == (7, 8)
+    path = write_jsonl(tmp_path / "p.jsonl", [{"id": "3.0", "prompt": "a"}, {"id": 4.0, "prompt": "b"}])
+    assert [task.index for task in read(path)] == [3, 4]
+
+
+@pytest.mark.parametrize("value", ["7.5", "7.0.0", ".0", "1e3", 2.0**60, "inf"])
+def test_what_is_no_whole_number_all_the_same(tmp_path: Path, value: object) -> None:
+    """Of a floating point number beyond 2^53 the last digits are lost: two ids would become one."""
+    (problem,) = problems(write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a", "seed": value}]))
+    assert problem.startswith("line 1: seed is ")
+
+
+def test_empty_columns_and_rows_of_a_sheet(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text("prompt,seed,,,\na,3,,,\n,,,,\nb,4,,,\n , ,,,\nc,5,,,,,\n,,,,\n")
+    tasks = read(path)
+    assert [(task.index, task.prompt, task.seed, task.extra) for task in tasks] == [
+        (0, "a", 3, None),
+        (1, "b", 4, None),
+        (2, "c", 5, None),
+    ]
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_table_with_excels_other_separators(tmp_path: Path, mark: str) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text(f'\ufeffprompt{mark}seed\r\n"a, b{mark}c"{mark}3\r\n', encoding="utf-8", newline="")
+    assert [(task.prompt, task.seed) for task in read(path)] == [(f"a, b{mark}c", 3)]
+
+
+def test_a_column_without_a_name_is_called_as_pandas_does(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text(",prompt,\n0,a,\n1,b,x\n")
+    assert [task.extra for task in read(path)] == [{"Unnamed: 0": "0"}, {"Unnamed: 0": "1", "Unnamed: 2": "x"}]
+
+
+def test_empty_rows_of_other_tables(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table({"prompt": ["a", None, "b"], "seed": [7.0, float("nan"), 8.0]})
+    parquet.write_table(table, tmp_path / "p.parquet")
+    assert [(task.index, task.prompt) for task in read(tmp_path / "p.parquet")] == [(0, "a"), (2, "b")]
+    path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a"}, {"prompt": None, "seed": None}, {"prompt": "b"}])
+    assert [task.prompt for task in read(path)] == ["a", "b"]
+    path = write_jsonl(tmp_path / "q.jsonl", [{"prompt": "a"}, {}])
+    assert problems(path) == ["line 2: a JSON object with columns was expected"]
+
+
+def test_two_columns_of_one_name(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt,tag,tag\na,b,c\n")
+    assert problems(tmp_path / "p.csv") == ["line 1: two columns have the same name; rename one of them"]
+
+
+def test_a_folder_of_prompts_as_other_systems_leave_it(tmp_path: Path) -> None:
+    for name, text in (("b.TXT", "two"), ("a.txt", "one"), ("c.Txt", "three"), ("notes.md", "no")):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "._a.txt").write_bytes(b"\x00\x05\x16\x07Mac OS X")
+    (tmp_path / ".DS_Store").write_bytes(b"\x00\x00\x00\x01Bud1")
+    assert [(task.prompt, task.extra) for task in read(tmp_path)] == [
+        ("one", {"prompt_file": "a"}),
+        ("two", {"prompt_file": "b"}),
+        ("three", {"prompt_file": "c"}),
+    ]
+
+
+SEEDS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "of the row": ({"seed": 2**63 - 2}, {"num_images_per_prompt": 3}, "too large for 3 images"),
+    "of the row alone": ({"seed": 2**63}, {}, "not between 0 and 9223372036854775807"),
+    "of the id": ({"id": 8_999_999_999_999_999_999}, {"num_images_per_prompt": 4}, "give it a seed of its own"),
+    "of the id and --seed": ({"id": 2**63 - 1}, {"seed": 1}, "the seed 9223372036854775808 is too large"),
+    "of the samples of the row": ({"seed": 2**63 - 2, "num_images_per_prompt": 3}, {}, "take a smaller one"),
+}
+
+
+@pytest.mark.parametrize("what", SEEDS)
+def test_seeds_that_no_generator_takes_are_told_before(tmp_path: Path, what: str) -> None:
+    row, flags, said = SEEDS[what]
+    (problem,) = problems(write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a"} | row]), **flags)
+    assert problem.startswith("line 1: ") and said in problem
+
+
+def test_the_largest_seeds_are_taken(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a", "seed": 2**63 - 2}, {"prompt": "b", "seed": 0}])
+    assert [task.seed for task in read(path, num_images_per_prompt=2)] == [2**63 - 2, 2**63 - 1, 0, 1]
+    (task,) = read(write_jsonl(tmp_path / "q.jsonl", [{"prompt": "a", "id": 2**63 - 1}]))
+    assert task.seed == task.index == 2**63 - 1
+
+
+def test_a_side_that_a_file_cannot_have_is_told_before(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a", "width": 16384}, {"prompt": "a", "height": 16368}])
+    (problem,) = problems(path, output_format="webp")
+    assert "line 1: width is 16384; a webp has at most 16,383 pixels a side (take --output_format png)" in problem
+    assert len(read(path, output_format="jpg")) == len(read(path)) == 2
+    with pytest.raises(UserError, match="--height is 16384; a webp has at most"):
+        read(write_jsonl(tmp_path / "q.jsonl", [{"prompt": "a"}]), height=16384, output_format="webp")
+
+
+# -- pipes --------------------------------------------------------------------------------------------------------
+
+
+def piped(path: Path, data: bytes, *, name: str = "pipe") -> Path:
+    """A FIFO into which somebody writes this, once."""
+    fifo = path / name
+    os.mkfifo(fifo)
+    threading.Thread(target=fifo.write_bytes, args=(data,), daemon=True).start()
+    return fifo
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("pipe", b'\xef\xbb\xbf{"prompt": "a"}\n\n{"prompt": "b"}\n'),
+        ("pipe", b"a\n\nb"),
+        ("p.csv", b"prompt\na\nb\n"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": "b"}'),
+        ("p.txt", b"a\r\nb\r\n"),
+    ],
+)
+def test_prompts_from_a_pipe(tmp_path: Path, name: str, data: bytes) -> None:
+    assert [task.prompt for task in read(piped(tmp_path, data, name=name))] == ["a", "b"]
+
+
+def test_a_pipe_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dglaunch.files.read_once.__defaults__", (1000,))
+    with pytest.raises(UserError, match="more than 1,000 bytes come out of it"):
+        read(Path("/dev/zero"))
+    with pytest.raises(UserError, match="has no rows"):
+        read(Path("/dev/null"))
+
+
+def test_bytes_that_are_no_text_come_out_of_a_pipe(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not UTF-8"):
+        read(piped(tmp_path, b"\xff\xfe"))
+
+
+def test_a_table_that_is_no_file(tmp_path: Path) -> None:
+    for path, said in ((tmp_path / ("x" * 300 + ".txt"), "cannot be read: File name too long"), (tmp_path / "q.txt", "There is no file")):  # fmt: skip
+        with pytest.raises(UserError, match=said):
+            read(path)

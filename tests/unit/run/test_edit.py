@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 
 from support.commands import dglaunch
-from support.edit_images import MULTI, SINGLE, SIZES, picture, save_pictures, save_table
+from support.edit_images import ADOBE, MULTI, SINGLE, SIZES, picture, save_pictures, save_table
 from support.results import difference, images, ledger, run_json, write_jsonl
 
 FAKE = ["edit", "--backend", "fake"]
@@ -71,6 +71,29 @@ def test_a_failing_batch_is_run_one_by_one(tmp_path: Path) -> None:
     assert ended.code == 3 and "run one by one" in ended.output
     (failure,) = ledger(tmp_path / "out", "failures.jsonl")
     assert failure["index"] == 5 and len(images(tmp_path / "out")) == 7
+
+
+def test_the_ledger_says_what_a_photograph_was_converted_from(tmp_path: Path) -> None:
+    picture(1).save(tmp_path / "plain.png")
+    picture(2).save(tmp_path / "wide.png", icc_profile=ADOBE)
+    sets = ["plain.png", ["plain.png", "wide.png"]]
+    path = write_jsonl(tmp_path / "t.jsonl", [{"input_images": names, "instruction": "x"} for names in sets])
+    ended = dglaunch(*FAKE, "--model_type", "flux2", "--input", path, "--output_dir", tmp_path / "out")
+    assert ended.code == 0, ended.output
+    first, second = sorted(ledger(tmp_path / "out"), key=lambda line: line["index"])
+    assert "input_converted" not in first
+    assert second["input_converted"] == [None, "Adobe RGB (1998) to sRGB"]
+
+
+def test_a_column_named_input_does_not_take_the_place_of_the_saved_inputs(tmp_path: Path) -> None:
+    """datasets makes a column `input` of input_file_names."""
+    picture(1).save(tmp_path / "a.png")
+    path = write_jsonl(tmp_path / "t.jsonl", [{"input_images": "a.png", "instruction": "x", "input": "mine"}])
+    for flags, name in (([], "input"), (["--save_inputs"], "row_input")):
+        out = tmp_path / name
+        assert dglaunch(*FAKE, "--input", path, "--output_dir", out, *flags).code == 0
+        (line,) = ledger(out)
+        assert line[name] == "mine" and ("input" in line) == (name == "input")
 
 
 def test_plan_says_what_the_images_cost(tmp_path: Path) -> None:

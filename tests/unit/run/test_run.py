@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dglaunch.backends.base import Facts
-from dglaunch.backends.fake import FakeBackend
+from dglaunch.backends.fake import SIDE, FakeBackend
 from dglaunch.data.task import ROW_FIELDS
 from dglaunch.run.record import OWN_KEYS
 from support.commands import dglaunch
@@ -165,6 +166,55 @@ def test_the_file_says_what_made_it(tmp_path: Path, output_format: str) -> None:
     assert (line["note"], line["row_key"], line["prompt"]) == ("kept", "clash", "ein Bär 🐻")
 
 
+RESUMED: dict[str, tuple[list[str], list[str], str | None]] = {
+    "the default said aloud": ([], ["--num_inference_steps", "1"], None),
+    "all that the ledger says": ([], ["--num_inference_steps=1", "--width", str(SIDE), "--height", str(SIDE)], None),
+    "said before, and the rest said now": (
+        ["--num_inference_steps", "1"],
+        ["--num_inference_steps=1", f"--width={SIDE}"],
+        None,
+    ),
+    "another value": ([], ["--num_inference_steps", "2"], "num_inference_steps: 1 -> 2"),
+    "no value any more": (
+        ["--num_inference_steps", "2"],
+        [],
+        "num_inference_steps: 2 was given before, now it is left to its default",
+    ),
+    "a negative prompt less": (
+        ["--negative_prompt", "x"],
+        ["--num_inference_steps=1"],
+        "negative_prompt: 'x' was given before, now it is left to its default",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", RESUMED)
+def test_a_value_that_the_ledger_has_is_no_other_job(tmp_path: Path, prompts: Path, what: str) -> None:
+    before, after, said = RESUMED[what]
+    command = [*FAKE, "--prompts_file", prompts, "--output_dir", tmp_path / "out"]
+    assert dglaunch(*command, *before).code == 0
+    ended = dglaunch(*command, *after)
+    if said is None:
+        assert ended.code == 0 and run_json(tmp_path / "out")["num_skipped"] == 23, ended.output
+    else:
+        assert ended.code == 2 and said in ended.output, ended.output
+
+
+def test_no_column_of_the_users_takes_the_place_of_an_image_in_an_image_folder(tmp_path: Path) -> None:
+    """The library datasets makes a column `image` of file_name, and an image X of each X_file_name, also inside of others."""
+    row = {"prompt": "a", "image": "cat.png", "file_name": "x", "my_file_name": "y", "file_names": ["z"], "row_image": 1,
+           "a_file_names": ["w"], "profile_name": "kept", "meta": {"file_name": "v", "parts": [{"b_file_name": 1}]}}  # fmt: skip
+    path = write_jsonl(tmp_path / "p.jsonl", [row])
+    assert dglaunch(*FAKE, "--prompts_file", path, "--output_dir", tmp_path / "out").code == 0
+    (line,) = ledger(tmp_path / "out")
+    expected = {"row_row_image": "cat.png", "row_filename": "x", "row_my_filename": "y", "row_filenames": ["z"], "row_image": 1,
+                "row_a_filenames": ["w"], "profile_name": "kept",
+                "meta": {"filename": "v", "parts": [{"b_filename": 1}]}}  # fmt: skip
+    assert {name: line.get(name) for name in expected} == expected
+    assert "image" not in line and line["file_name"] == "000000.png"
+    assert [name for name in line if re.search(r"(^|_)file_names?$", name)] == ["file_name"]
+
+
 def test_debug_is_one_process_with_a_traceback(tmp_path: Path) -> None:
     ended = dglaunch(
         *FAKE,
@@ -222,7 +272,7 @@ def test_columns_that_are_called_as_our_own_keys_get_names_of_their_own(tmp_path
     assert set(its) == {value for value in row.values() if str(value).startswith("its ")}
     assert not OWN_KEYS & set(its.values())
     assert [its[f"its {name}"] for name in ("file_name", "row_key", "seed_sent")] == [
-        "row_file_name", "row_key", "row_seed_sent",
+        "row_filename", "row_key", "row_seed_sent",
     ]  # fmt: skip
     assert dglaunch("verify", tmp_path / "out").code == 0
 

@@ -17,7 +17,7 @@ from dglaunch.cli.main import main
 from dglaunch.data.images import BadImage, decode, probe
 from dglaunch.models.shape import Shape
 from support.api_servers import ApiServer, colour_of
-from support.edit_images import bomb, picture, png
+from support.edit_images import ADOBE, bomb, picture, png
 from support.remote_runs import MODELS, assert_no_key, assert_right_images, edits_of, words
 from support.results import ledger, run_json, write_jsonl
 
@@ -61,6 +61,13 @@ def test_what_lies_on_its_side_is_sent_upright(tmp_path: Path, suffix: str) -> N
     assert sent.media_type == ("image/jpeg" if suffix == "jpg" else "image/png")
     expected = np.asarray(decode((tmp_path / f"a.{suffix}").read_bytes())).astype(int)
     assert abs(np.asarray(shown.convert("RGB")) - expected).mean() < 3
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_what_is_not_srgb_is_sent_in_srgb(tmp_path: Path, suffix: str) -> None:
+    found = saved(tmp_path / f"a.{suffix}", Image.new("RGB", (64, 64), (150, 100, 100)), icc_profile=ADOBE)
+    shown = Image.open(io.BytesIO(upload(found, ALL).data))
+    assert abs(shown.getpixel((9, 9))[0] - 167) <= 3 and "icc_profile" not in shown.info
 
 
 def test_of_an_animation_the_first_picture_is_sent(tmp_path: Path) -> None:

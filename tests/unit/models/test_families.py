@@ -1,0 +1,25 @@
+"""Rows of families, compared with what diffusers' own source says; nothing of it is imported."""
+
+import importlib.util
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from dglaunch.models.families import FAMILIES
+
+
+@cache
+def sources() -> list[str]:
+    found = importlib.util.find_spec("diffusers")
+    assert found is not None and found.origin is not None
+    return [path.read_text(encoding="utf-8") for path in Path(found.origin).parent.glob("pipelines/*/pipeline_*.py")]
+
+
+@pytest.mark.parametrize("pipeline_class", FAMILIES)
+def test_the_longest_text_is_what_the_pipeline_lets_through(pipeline_class: str) -> None:
+    (source,) = [text for text in sources() if f"\nclass {pipeline_class}(" in text]
+    limits = {int(number) for number in re.findall(r"\bmax_sequence_length > (\d+)", source)}
+    limit = FAMILIES[pipeline_class].max_sequence_limit
+    assert limits == ({limit} if limit is not None else set())
