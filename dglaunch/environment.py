@@ -13,6 +13,8 @@ from typing import Any, Literal
 from dglaunch.config import COMMANDS, XDIT_PREFIX, ParallelConfig, leaf_fields
 from dglaunch.errors import UserError
 
+JOB_TOKEN = "DG_JOB_TOKEN"
+"""The job's token. No flag: the words of a command can be read by everyone on the machine."""
 _TRUTH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
@@ -85,14 +87,23 @@ def check_variables(environ: Mapping[str, str]) -> None:
     """Refuse a DG_* variable that nothing reads: it is a spelling mistake, not a default.
 
     Raises:
-        UserError: with the nearest name.
+        UserError: with the nearest name; or DG_JOB_TOKEN is set to nothing.
     """
     flags = {f"DG_{name.upper()}" for name in known_flags()}
-    allowed = flags | {XDIT_PREFIX + item.name.upper() for item in fields(ParallelConfig)}
+    allowed = flags | {XDIT_PREFIX + item.name.upper() for item in fields(ParallelConfig)} | {JOB_TOKEN}
+    if environ.get(JOB_TOKEN) == "":
+        raise UserError(
+            f"{JOB_TOKEN} is set to nothing, so it would keep nobody out. Give it a long random text, or unset it."
+        )
     for variable in sorted(environ):
         if variable.startswith("DG_") and variable not in allowed:
             near = difflib.get_close_matches(variable, allowed, n=1, cutoff=0.0)[0]
             raise UserError(f"The variable {variable} is not one of dglaunch's. The nearest is {near}; or unset it.")
+
+
+def job_token(environ: Mapping[str, str]) -> str:
+    """Return what only the ranks of this job are meant to know: DG_JOB_TOKEN, or else the id of torchrun's rendezvous."""
+    return environ.get(JOB_TOKEN) or environ.get("TORCHELASTIC_RUN_ID", "")
 
 
 def environment() -> Mapping[str, str]:

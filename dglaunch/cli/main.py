@@ -34,6 +34,8 @@ COMMANDS = {
     "slurm": "dglaunch.cli.slurm:slurm",
 }
 """Commands with a job's flags: functions of the command line's words and the environment."""
+INNER = {"tune-rank": "dglaunch.cli.tune:measure_rank"}
+"""What dglaunch starts under torchrun for itself, called as COMMANDS are."""
 TOOLS = {
     "verify": "dglaunch.cli.verify:verify",
     "status": "dglaunch.cli.status:status",
@@ -76,12 +78,12 @@ def command_of(words: Sequence[str]) -> Callable[[list[str], Mapping[str, str]],
         return _version
     if name in TOOLS:
         return _tool
-    if name not in COMMANDS:
+    if name not in COMMANDS | INNER:
         raise UserError(
             f"There is no command {name!r}. Commands: t2i, edit, plan COMMAND, tune t2i, slurm COMMAND, "
             f"{', '.join(TOOLS)}; dglaunch --help."
         )
-    command: Callable[[list[str], Mapping[str, str]], int] = _imported(COMMANDS[name])
+    command: Callable[[list[str], Mapping[str, str]], int] = _imported((COMMANDS | INNER)[name])
     return command
 
 

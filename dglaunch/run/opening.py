@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dglaunch.data.task import BatchSize, file_name
 from dglaunch.distributed.channel import Channel
+from dglaunch.distributed.messages import message
 from dglaunch.models.shape import Shape
 from dglaunch.output import layouts, ownership
 from dglaunch.output.resume import Progress
@@ -15,6 +16,7 @@ from dglaunch.planning.tuned import recall
 from dglaunch.run.journal import Journal
 
 
+@message
 @dataclass(frozen=True, slots=True)
 class Found:
     """What is done in a writer's folder, and what is damaged there."""
@@ -24,6 +26,7 @@ class Found:
     damaged: int
 
 
+@message
 @dataclass(frozen=True, slots=True)
 class Known:
     """What rank 0 knows and the ranks must not each find out for themselves, or they might plan differently."""

@@ -20,6 +20,7 @@ from dglaunch.data.edits import saved_names
 from dglaunch.data.task import Record, Result
 from dglaunch.distributed import preflight
 from dglaunch.distributed.channel import Channel
+from dglaunch.distributed.messages import message
 from dglaunch.errors import DglaunchError, OutputError
 from dglaunch.output import layouts
 from dglaunch.output.ledger import METADATA
@@ -301,6 +302,7 @@ class _Run:
         )
 
 
+@message
 @dataclass(frozen=True, slots=True)
 class _Ended:
     """What rank 0 lets all ranks know in the end."""

@@ -6,8 +6,9 @@ Any compatible server works through --api_base or OPENAI_BASE_URL. The API takes
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dglaunch.backends.api.answers import Answer, RequestError, by_status, decode, download, flat_numbers
+from dglaunch.backends.api.answers import Answer, RequestError, by_status, decode, flat_numbers
 from dglaunch.backends.api.backend import ApiBackend
+from dglaunch.backends.api.downloads import download
 from dglaunch.backends.api.profile import Api
 from dglaunch.backends.api.uploads import Upload
 from dglaunch.data.task import Task
@@ -80,7 +81,7 @@ class OpenAIBackend(ApiBackend):
             if image.b64_json:
                 return decode(image.b64_json)
             return (
-                download(image.url, self.settings.timeout)
+                download(image.url, self.settings.timeout, self.origin)
                 if image.url
                 else RequestError("again", "an empty image came")
             )
