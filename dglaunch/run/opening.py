@@ -37,6 +37,8 @@ class Known:
     """What `dglaunch tune` measured, by shape."""
     memory: int | None
     """Bytes of its device."""
+    notes: list[str]
+    """What the report should say of the files that this was read from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +106,10 @@ def _open_main_folder(job: Job, writer: Writer, journal: Journal, overwrite: boo
     folder = job.config.output_dir
     layouts.check(job.config.layout, folder, job.tasks, job.config.output_format)
     _refuse_inputs_as_outputs(job, writer)
-    tuned = recall(job.config, job.machine, job.topology.parallel)
+    recalled = recall(job.config, job.machine, job.topology.parallel)
     found = _open_folder(job, writer, journal, overwrite)
-    return found, Known(writer.folder.out_of_memory_limits(), tuned, job.machine.memory)
+    limits = writer.folder.out_of_memory_limits()
+    return found, Known(limits, recalled.sizes, job.machine.memory, recalled.notes)
 
 
 def _refuse_inputs_as_outputs(job: Job, writer: Writer) -> None:

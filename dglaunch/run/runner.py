@@ -118,7 +118,7 @@ class _Run:
         known = opened.known
         schedule = self.job.schedule(opened.done, known.limits, known.tuned, known.memory)
         self.journal.reasons = schedule.reasons
-        self._report_plan(schedule, opened.damaged, notes)
+        self._report_plan(schedule, opened.damaged, notes + known.notes)
         context = self._context(channel, watch, schedule.plan)
         with self._loaded(context, watch, schedule.plan) as backend:
             if opened.overwrite:
