@@ -9,6 +9,7 @@ from dglaunch.backends.base import Context, Facts, ItemError
 from dglaunch.config import FILE, IMAGE, settings_that
 from dglaunch.data.edits import saved_names
 from dglaunch.data.task import Record, Result, Task, file_name
+from dglaunch.system import versions
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,6 +31,7 @@ class Recorder:
         self._context = context
         self._facts = facts
         self._given = settings_that(FILE | IMAGE, context.config)
+        self._versions = {name: versions()[name] for name in ("dglaunch", *facts.shaped_by) if name in versions()}
         self._lock = threading.Lock()
 
     def image(self, task: Task, image: Picture, batch_size: int, seconds: float) -> Result:
@@ -79,6 +81,7 @@ class Recorder:
             "dtype": self._context.dtype,
             **self._given,
             "defaults": [name for name, value in task.content().items() if value is None and name in chosen],
+            "versions": self._versions,
         }
 
     def _circumstances(self, batch_size: int, seconds: float) -> Record:
