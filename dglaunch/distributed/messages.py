@@ -139,7 +139,7 @@ def _dict(content: Any, pieces: list[bytes]) -> dict[Any, Any]:
     return {_value(key, pieces): _value(item, pieces) for key, item in content}
 
 
-def _bytes(content: Any, pieces: list[bytes]) -> bytes:
+def _bytes(content: int, pieces: list[bytes]) -> bytes:
     return pieces[content]
 
 

@@ -4,6 +4,7 @@ import os
 import pickle
 import threading
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -83,7 +84,7 @@ class Evil:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def __reduce__(self) -> object:
+    def __reduce__(self) -> Any:
         return os.mkdir, (self.path,)
 
 
