@@ -86,8 +86,8 @@ class Channel:
             UserError: a rank does not.
         """
         size, token = self.topology.world_size, self.topology.token
-        drawn = b"".join(_gather(os.urandom(DRAWN_BYTES), self._world, size))
-        proofs = _gather(proof(token, self.topology.rank, drawn), self._world, size)
+        drawn = b"".join(_gather_equal(os.urandom(DRAWN_BYTES), self._world, size))
+        proofs = _gather_equal(proof(token, self.topology.rank, drawn), self._world, size)
         wrong = [rank for rank, said in enumerate(proofs) if not hmac.compare_digest(said, proof(token, rank, drawn))]
         if wrong:
             ranks = f"Ranks {', '.join(map(str, wrong))} do" if len(wrong) > 1 else f"Rank {wrong[0]} does"
@@ -208,16 +208,20 @@ def _as_tensor(body: bytes) -> "torch.Tensor":
 
 def _gather(body: bytes, group: "ProcessGroup | None", size: int) -> list[bytes]:
     """The bytes of all ranks of a group, in the order of ranks, on every rank."""
+    lengths = [int.from_bytes(length) for length in _gather_equal(len(body).to_bytes(8), group, size)]
+    padded = _gather_equal(body.ljust(max(lengths), b"\0"), group, size) if any(lengths) else [b""] * size
+    return [part[:length] for part, length in zip(padded, lengths)]
+
+
+def _gather_equal(body: bytes, group: "ProcessGroup | None", size: int) -> list[bytes]:
+    """The same where all have equally many."""
     import torch
     import torch.distributed as dist
 
-    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(size)]
+    bodies = [torch.empty(len(body), dtype=torch.uint8) for _ in range(size)]
     with _connected():
-        dist.all_gather(lengths, torch.tensor([len(body)]), group=group)
-        longest = max(int(length) for length in lengths)
-        bodies = [torch.empty(longest, dtype=torch.uint8) for _ in range(size)]
-        dist.all_gather(bodies, _as_tensor(body.ljust(longest, b"\0")), group=group)
-    return [part.numpy().tobytes()[: int(length)] for part, length in zip(bodies, lengths)]
+        dist.all_gather(bodies, _as_tensor(body), group=group)
+    return [part.numpy().tobytes() for part in bodies]
 
 
 def _as_message(error: Exception) -> UserError | str:

@@ -1,5 +1,6 @@
 """What two ranks do about the run itself, without a run: started as `launch(folder, 2, [(["support.replica_checks:..."], {})])`."""
 
+import contextlib
 import os
 import pickle
 import threading
@@ -97,7 +98,7 @@ def a_stray_that_pickles(path: str, *words: str) -> int:
     import torch.distributed as dist
 
     from dglaunch.distributed import store as stores
-    from dglaunch.distributed.channel import MODEL_TIMEOUT
+    from dglaunch.distributed.channel import DRAWN_BYTES, MODEL_TIMEOUT
 
     place = Topology(
         rank=1, world_size=2, local_world_size=2, distributed=True,
@@ -106,13 +107,13 @@ def a_stray_that_pickles(path: str, *words: str) -> int:
     store = stores.connect(place, MODEL_TIMEOUT)
     part = stores.part(store, stores.agree_on_attempt(place, store, MODEL_TIMEOUT))
     dist.init_process_group("gloo", store=part, rank=1, world_size=2, timeout=MODEL_TIMEOUT)
-    group, pickled = dist.new_group(backend="gloo"), pickle.dumps(Evil(path))
-    for _ in range(2):  # its numbers and its proof
-        bodies = [torch.zeros(1, dtype=torch.int64) for _ in range(2)]
-        dist.all_gather(bodies, torch.tensor([len(pickled)]), group=group)
-        longest = max(int(body) for body in bodies)
-        sent = torch.frombuffer(bytearray(pickled.ljust(longest, b"\0")), dtype=torch.uint8)
-        dist.all_gather([torch.empty(longest, dtype=torch.uint8) for _ in range(2)], sent, group=group)
+    group = dist.new_group(backend="gloo")
+    for length in (DRAWN_BYTES, 32):  # its numbers and its proof, of the right size, or nobody would look at them
+        sent = torch.frombuffer(bytearray(pickle.dumps(Evil(path))[:length].ljust(length)), dtype=torch.uint8)
+        dist.all_gather([torch.empty(length, dtype=torch.uint8) for _ in range(2)], sent, group=group)
+    said: list[object] = [None, None]
+    with contextlib.suppress(RuntimeError):  # the other one has gone
+        dist.all_gather_object(said, Evil(path), group=group)
     return 0
 
 
