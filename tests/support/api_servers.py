@@ -85,6 +85,8 @@ class ApiServer:
         """Answer with this address instead of an image's."""
         self.said = f"Your request was rejected by the safety system. Key: {self.key}"
         """What it says of a request marked [refused]; some servers repeat what they were sent, the key included."""
+        self.raw: dict[str, bytes] = {}
+        """By prompt: the body of the answer, as it is."""
         self.away = ""
         """Where a request marked [away] is sent on to."""
         self.got: Counter[str] = Counter()
@@ -215,6 +217,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: dict[str, Any], fault: str) -> None:
         google = self._is_google
+        if body["prompt"] in self.api.raw:
+            return self._send(200, self.api.raw[body["prompt"]], "application/json")
         if fault == "timeout":
             until = time.monotonic() + HANG_S
             while time.monotonic() < until:

@@ -16,6 +16,8 @@ from dglaunch.output.encode import WholePng, whole_png
 
 MOST_BYTES = 1 << 29
 """Of one answer, unpacked: ten images of 4K as base64 are less."""
+LOOKED_AT, SHOWN = 20_000, 2000
+"""Characters of a server's text."""
 SLOW_DOWN = (429, 503, 529)
 AGAIN = (408, 409, 425)
 STOPS = {
@@ -139,11 +141,12 @@ def redact(text: str, key: str) -> str:
     """A text without the key, and without what shows a part of it: what begins like it (servers repeat a key with its middle
     starred out), and its end after stars or dots."""
     if key:
-        text = text.replace(key, "[key]")
+        # Of a text without end the patterns see a part, and each has its bounds: none may take a minute.
+        text = text.replace(key, "[key]")[:LOOKED_AT]
         begins = rf"{re.escape(key[:8])}[\w*.…-]*"
-        both_ends = rf"{re.escape(key[:3])}[\w-]*[*.…]+[\w-]*{re.escape(key[-4:])}"
-        text = re.sub(rf"{begins}|{both_ends}|[*.…]{{2,}}{re.escape(key[-4:])}", "[key]", text)
-    return text[:2000]
+        both_ends = rf"{re.escape(key[:3])}[\w-]{{0,99}}[*.…]{{1,99}}[\w-]{{0,99}}{re.escape(key[-4:])}"
+        text = re.sub(rf"{begins}|{both_ends}|[*.…]{{2,99}}{re.escape(key[-4:])}", "[key]", text)
+    return text[:SHOWN]
 
 
 def flat_numbers(report: Mapping[str, object], prefix: str = "") -> dict[str, float]:

@@ -3,6 +3,8 @@
 Layers, cheapest first: addresses and texts, whole runs.
 """
 
+import base64
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ import pytest
 from dglaunch.backends.api import answers, downloads
 from dglaunch.backends.api.answers import RequestError, redact
 from dglaunch.cli.main import main
-from support.api_servers import KEY, ApiServer, painted, with_size
+from support.api_servers import KEY, ApiServer, colour_of, painted, with_size
 from support.remote_runs import MODELS, assert_no_key, assert_right_images, rows_of, words
 from support.results import ledger, run_json
 
@@ -117,6 +119,12 @@ def test_no_part_of_the_key_stays_in_a_text(text: str, clean: str) -> None:
     assert redact(text, "") == text
 
 
+@pytest.mark.parametrize("text", ["sk-" * 300_000, "*" * 900_000, ("sk-" + "a" * 90 + "*") * 9000, KEY * 30_000])
+def test_a_text_without_end_takes_no_time(text: str) -> None:
+    start = time.monotonic()
+    assert KEY[:8] not in redact(text, KEY) and time.monotonic() - start < 1
+
+
 def test_a_key_that_is_short_or_has_signs_of_patterns() -> None:
     assert redact("a+b? and c", "a+b?") == "[key] and c"
 
@@ -152,6 +160,42 @@ def test_each_costs_its_item_and_not_the_run(
     for prompt, said in bad.items():
         assert said in failures[prompt], failures
     assert [server.asked[prompt] for prompt in bad] == [2, 1, 1, 1]  # what would come again is not paid for again
+
+
+SHAPES: list[Any] = [
+    None, 1, "text", [], {}, {"data": None}, {"data": 1}, {"data": "x"}, {"data": [None]}, {"data": [1, "x"]},
+    {"data": [{"b64_json": 5}]}, {"data": [{"b64_json": "%%%"}]}, {"data": [{"b64_json": ""}]}, {"data": [{"url": 5}]},
+    {"data": [{"url": "http://[::1"}]}, {"data": [{"url": "http://x:99999/"}]}, {"data": {"0": 1}},
+    {"data": [], "usage": "x"}, {"data": [], "usage": [1]}, {"data": [], "usage": {"a": {"b": "c"}}},
+    {"candidates": 1}, {"candidates": [1]}, {"candidates": [{"content": 1}]}, {"candidates": [{"content": {"parts": 1}}]},
+    {"candidates": [{"content": {"parts": [{"inlineData": {"data": "%%%"}}]}}]},
+    {"candidates": [{"content": {"parts": [{"inlineData": {"data": "AAAA", "mimeType": "image/png"}}]}}]},
+    {"candidates": [{"finishReason": "NO_SUCH"}]}, {"promptFeedback": {"blockReason": "NO_SUCH"}},
+    {"promptFeedback": 7}, {"usageMetadata": "x"},
+]  # fmt: skip
+BODIES = [json.dumps(shape).encode() for shape in SHAPES] + [b"", b"\0", b"{", b"[" * 100_000, b'{"a":' * 50_000]
+
+
+@pytest.mark.parametrize("backend", MODELS)
+def test_answers_of_any_shape_cost_their_items(
+    small_limits: None, server: ApiServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], backend: str
+) -> None:
+    server.raw = {f"shape {n}": body for n, body in enumerate(BODIES)}
+    out = tmp_path / "out"
+    flags = ["--api_max_retries", "0", "--num_processes", "4"]
+    assert main(words(server, backend, rows_of(tmp_path, [*server.raw, "good"]), out, *flags)) == 3
+    assert_right_images(out, ["good"])
+    assert {line["prompt"] for line in ledger(out, "failures.jsonl")} == server.raw.keys()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_what_is_whole_in_a_strange_answer_is_kept(server: ApiServer, tmp_path: Path) -> None:
+    whole = {"b64_json": base64.b64encode(painted(colour_of("a"))).decode()}
+    server.raw = {"a": json.dumps({"data": [7, whole, {"b64_json": 1}], "usage": "much"}).encode()}
+    out, flags = tmp_path / "out", ["--num_images_per_prompt", "3", "--api_max_retries", "0"]
+    assert main(words(server, "openai", rows_of(tmp_path, ["a"]), out, *flags)) == 3
+    assert [line["file_name"] for line in ledger(out)] == ["000000_01.png"]
+    assert [line["error"] for line in ledger(out, "failures.jsonl")] == ["an empty image came"] * 2
 
 
 @pytest.fixture
