@@ -11,7 +11,8 @@ What is painted depends on the prompt and on the bytes and the order of the inpu
     [pixels]                    a PNG that says that it is 20,000 x 20,000
     [away]                      the request is sent on to `away`
 
-`GET /files/HEX` is an image, `/drip` and `/endless` are bodies as above, `/to/ADDRESS` leads to another address.
+`GET /files/HEX` is an image, `/drip` and `/endless` are bodies as above, `/head` is a head that comes byte by byte, and
+`/to/ADDRESS` leads to another address.
 
 api_bench.py measures throughput against it.
 """
@@ -141,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.api.got[self.path] += 1
         if self.path.startswith("/to/"):
             return self._send(302, b"", "text/plain", {"Location": unquote(self.path.removeprefix("/to/"))})
-        if self.path in ("/drip", "/endless"):
+        if self.path in ("/drip", "/endless", "/head"):
             with contextlib.suppress(_Gone):
                 self._trickle(self.path.strip("/"))
             self.close_connection = True
@@ -202,12 +203,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(1 << 40))
-        self.end_headers()
+        if kind != "head":
+            self.end_headers()
+        else:
+            self.flush_headers()
         until = time.monotonic() + HANG_S
         with contextlib.suppress(OSError):
             while time.monotonic() < until and not self.api.release.is_set():
-                self.wfile.write(b" " if kind == "drip" else b" " * (1 << 16))
-                if kind == "drip":
+                self.wfile.write(b" " * (1 << 16) if kind == "endless" else b" ")
+                if kind != "endless":
                     time.sleep(0.02)
         raise _Gone
 

@@ -48,6 +48,22 @@ def test_what_is_no_address_of_http(address: str) -> None:
         downloads.download(address, 1, OWN)
 
 
+@pytest.mark.parametrize("host", ["2130706433", "0x7f.1", "[::ffff:127.0.0.1]", "localhost", "127.1"])
+def test_other_ways_to_write_this_machine(server: ApiServer, host: str) -> None:
+    port = server.google.rpartition(":")[2]
+    with pytest.raises(RequestError, match="no public address"):
+        downloads.download(f"http://{host}:{port}/files/010203", 5, ("127.0.0.1", int(port)))
+    assert not server.got
+
+
+def test_a_head_that_comes_byte_by_byte_has_its_time_too(server: ApiServer) -> None:
+    own = downloads.origin_of("http", "127.0.0.1", int(server.google.rpartition(":")[2]))
+    start = time.monotonic()
+    with pytest.raises(RequestError, match="not within 0.3 s"):
+        downloads.download(f"{server.google}/head", 0.3, own)
+    assert time.monotonic() - start < 2
+
+
 def test_a_name_that_leads_to_this_machine_is_seen_when_the_connection_is_made(
     server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
