@@ -3,11 +3,14 @@
 import os
 import sys
 
-from dglaunch.cli.main import main
+from dglaunch.search_path import without_current_folder
 
 
 def console_script() -> None:
     """Entry point of the `dglaunch` command and of torchrun's workers."""
+    sys.path[:] = without_current_folder(sys.path)
+    from dglaunch.cli.main import main
+
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         sys.exit(main())
     # Under torchrun, leave the root cause where its summary finds it.

@@ -161,7 +161,8 @@ class RemoteConfig:
     max_global_workers: int | None = flag(None, API)
     """Concurrent requests of all ranks together; each rank takes its part."""
     timeout: float = flag(180.0, API)
-    """Seconds to wait for an answer before the request is given up and sent again."""
+    """Seconds to wait for a whole answer before the request is given up and sent again; the same for an image that an answer
+    points to."""
     api_max_retries: int = flag(5, API)
     """How often a request is sent again after 429, 5xx, a time-out, a dropped connection or a damaged answer."""
     retry_delay: float = flag(1.0, API)

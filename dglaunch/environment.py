@@ -19,6 +19,8 @@ from dglaunch.files import at_home
 if TYPE_CHECKING:
     from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+JOB_TOKEN = "DG_JOB_TOKEN"
+"""The job's token. No flag: the words of a command can be read by everyone on the machine."""
 _TRUTH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
@@ -139,10 +141,14 @@ def check_variables(environ: Mapping[str, str]) -> None:
     """Refuse a DG_* variable that nothing reads: it is a spelling mistake, not a default.
 
     Raises:
-        UserError: with the nearest name.
+        UserError: with the nearest name; or DG_JOB_TOKEN is set to nothing.
     """
     flags = {f"DG_{name.upper()}" for name in known_flags()}
-    allowed = flags | {XDIT_PREFIX + item.name.upper() for item in fields(ParallelConfig)}
+    allowed = flags | {XDIT_PREFIX + item.name.upper() for item in fields(ParallelConfig)} | {JOB_TOKEN}
+    if environ.get(JOB_TOKEN) == "":
+        raise UserError(
+            f"{JOB_TOKEN} is set to nothing, so it would keep nobody out. Give it a long random text, or unset it."
+        )
     for variable in sorted(environ):
         if variable.startswith("DG_") and variable not in allowed:
             near = difflib.get_close_matches(variable, allowed, n=1, cutoff=0.0)[0]
@@ -153,6 +159,11 @@ def another_speaks(environ: Mapping[str, str]) -> bool:
     """Return whether this is one of several ranks and not the first, which tells what is wrong with the command."""
     rank, world_size = environ.get("RANK", "0"), environ.get("WORLD_SIZE", "")
     return rank.isdecimal() and world_size.isdecimal() and 0 < int(rank) < int(world_size)
+
+
+def job_token(environ: Mapping[str, str]) -> str:
+    """Return what only the ranks of this job are meant to know: DG_JOB_TOKEN, or else the id of torchrun's rendezvous."""
+    return environ.get(JOB_TOKEN) or environ.get("TORCHELASTIC_RUN_ID", "")
 
 
 def environment() -> Mapping[str, str]:

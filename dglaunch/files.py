@@ -100,6 +100,30 @@ def open_lock(path: Path) -> io.BufferedRandom:
     return os.fdopen(_open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW), "r+b")
 
 
+def make_cache_folder(path: Path, mode: int = 0o775) -> None:
+    """Create a folder and its parents, as the umask allows, and never so that everybody may write there.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if not path.is_dir():
+        make_cache_folder(path.parent)
+        path.mkdir(mode, exist_ok=True)
+
+
+def may_be_others(path: Path) -> str:
+    """Say who else may have put there what is in a file or a folder: its owner, if that is neither this user nor root, or
+    everybody. Empty: nobody else.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    info = path.stat()
+    if info.st_uid not in (os.geteuid(), 0):
+        return f"it belongs to the user {info.st_uid}"
+    return "everybody may write there" if info.st_mode & stat.S_IWOTH else ""
+
+
 def is_regular(path: Path) -> bool:
     """Return whether there is a regular file of this very name: a link is none."""
     try:

@@ -39,9 +39,10 @@ def need(package: str, purpose: str, install: str) -> None:
 
 
 def torchrun_command(num_ranks: int, *words: str) -> list[str]:
-    """Return the command line that starts `python WORDS` on so many ranks of this machine."""
+    """Return the command line that starts `python WORDS` on so many ranks of this machine. torchrun itself imports nothing
+    from the current folder (-P)."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_ranks)]
-    return [sys.executable, *torchrun, *words]
+    return [sys.executable, "-P", *torchrun, *words]
 
 
 def addresses_of_host() -> list[str]:

@@ -115,6 +115,8 @@ class Facts:
     """Optimizations that took effect, and how."""
     versions: dict[str, str] = field(default_factory=dict)
     """Of libraries that only this backend has; those of system.PACKAGES are known without it."""
+    shaped_by: tuple[str, ...] = ()
+    """Which of system.PACKAGES shape its images, besides dglaunch: their versions go into each file."""
     workers: int = 1
     """How many threads may be in generate() at a time, each with a batch of its own."""
     ledger: Record = field(default_factory=dict)

@@ -6,11 +6,10 @@ profile.check(config, target, topology, tasks)      # refuse what cannot work, w
 profile.buckets(config, target, tasks)              # which tasks may share a forward pass
 """
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from dglaunch.backends.registry import BACKENDS
+from dglaunch.backends.registry import BACKENDS, imported
 from dglaunch.config import API, Concern, RunConfig
 from dglaunch.data.task import BatchSize, Bucket, Task, plain_bucket
 from dglaunch.distributed.topology import Topology
@@ -119,7 +118,6 @@ def edit_bucket(checkpoint: Checkpoint) -> Callable[[Task], Bucket]:
 
 def profile_of(backend: str) -> Profile:
     """Return the profile of a backend by its name; its module is imported only now."""
-    module, _, name = BACKENDS[backend].profile.partition(":")
-    profile = getattr(importlib.import_module(module), name)()
+    profile = imported(BACKENDS[backend].profile)()
     assert isinstance(profile, Profile), f"{BACKENDS[backend].profile} is no Profile"
     return profile

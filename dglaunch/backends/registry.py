@@ -5,8 +5,11 @@ register("echo", "my_package.echo:EchoBackend")         # then: T2IConfig(backen
 
 import difflib
 import importlib
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from dglaunch.backends.base import Backend, Context
 from dglaunch.errors import UserError
@@ -53,9 +56,22 @@ def backend_factory(name: str) -> Callable[[Context], Backend]:
     if name not in BACKENDS:
         near = difflib.get_close_matches(name, BACKENDS, n=1, cutoff=0.0)[0]
         raise UserError(f"There is no backend {name!r}. The nearest: {near}; all: {', '.join(BACKENDS)}.")
-    module, _, attribute = BACKENDS[name].backend.partition(":")
-    found: Callable[[Context], Backend] = getattr(importlib.import_module(module), attribute)
+    found: Callable[[Context], Backend] = imported(BACKENDS[name].backend)
     return found
+
+
+def imported(name: str) -> Any:
+    """Return what `module:attribute` names. A module of the user's may also lie in the current folder, which is looked in
+    last: nothing there takes the place of what is installed."""
+    module, _, attribute = name.partition(":")
+    if module.split(".")[0] == "dglaunch":
+        return getattr(importlib.import_module(module), attribute)
+    before = list(sys.path)
+    sys.path.append(os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    finally:
+        sys.path[:] = before
 
 
 def create(context: Context) -> Backend:

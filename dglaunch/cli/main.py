@@ -36,6 +36,8 @@ COMMANDS = {
     "slurm": "dglaunch.cli.slurm:slurm",
 }
 """Commands with a job's flags: functions of the command line's words and the environment."""
+INNER = {"tune-rank": "dglaunch.cli.tune:measure_rank"}
+"""What dglaunch starts under torchrun for itself, called as COMMANDS are."""
 TOOLS = {
     "verify": "dglaunch.cli.verify:verify",
     "status": "dglaunch.cli.status:status",
@@ -84,14 +86,14 @@ def command_of(words: Sequence[str]) -> Callable[[list[str], Mapping[str, str]],
         return _version
     if name in TOOLS:
         return _tool
-    if name not in COMMANDS:
+    if name not in COMMANDS | INNER:
         near = difflib.get_close_matches(name, [*COMMANDS, *TOOLS], n=1)
         nearest = f" The nearest is {near[0]}." if near else ""
         raise UserError(
             f"There is no command {name!r}.{nearest} Commands: {', '.join([*COMMANDS, *TOOLS])}; dglaunch --help says what "
             "they do."
         )
-    command: Callable[[list[str], Mapping[str, str]], int] = _imported(COMMANDS[name])
+    command: Callable[[list[str], Mapping[str, str]], int] = _imported((COMMANDS | INNER)[name])
     return command
 
 

@@ -35,9 +35,12 @@ def plan(words: list[str], environ: Mapping[str, str]) -> int:
     config, origins = parse(COMMANDS[command], rest, environ, f"dglaunch plan {command}", quiet=quiet)
     job = prepare(config, origins, environ, world_size)
     if job.topology.is_main:
-        tuned = recall(config, job.machine, job.topology.parallel)
+        recalled = recall(config, job.machine, job.topology.parallel)
         limits = OutputFolder(config.output_dir).out_of_memory_limits()
-        _show(Terminal(), job, job.schedule((), limits, tuned, job.machine.memory))
+        terminal = Terminal()
+        _show(terminal, job, job.schedule((), limits, recalled.sizes, job.machine.memory))
+        for note in recalled.notes:
+            terminal.print(note)
     return EXIT_DONE
 
 

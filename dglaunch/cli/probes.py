@@ -7,7 +7,11 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypedDict
+
+import dglaunch
+from dglaunch.search_path import without_current_folder
 
 IMPORT_S = 180
 """A cold import of torch from a network file system takes a minute."""
@@ -61,6 +65,10 @@ for number in range(torch.cuda.device_count()):
 """
 PROBE = """
 import json, sys
+path, root = json.loads(sys.argv[2])
+sys.path.append(root)
+import dglaunch
+sys.path[:] = path
 for name, code in json.loads(sys.argv[1]).items():
     inside, error = {}, ""
     try:
@@ -69,7 +77,8 @@ for name, code in json.loads(sys.argv[1]).items():
         error = f"{type(wrong).__name__}: {wrong}"
     print("DOCTOR" + json.dumps([name, inside.get("found"), error]), flush=True)
 """
-"""Runs pieces of code one after the other and prints how each ended."""
+"""Runs pieces of code one after the other and prints how each ended. It looks for packages where this process does: not in
+the current folder."""
 
 
 class TorchFound(TypedDict):
@@ -109,7 +118,8 @@ def probe(codes: Mapping[str, str]) -> dict[str, Probed]:
 
 def _run(codes: Mapping[str, str]) -> tuple[str, str]:
     """What the process printed, and how it ended, in case that it ended too early."""
-    words = [sys.executable, "-c", PROBE, json.dumps(codes)]
+    path = [without_current_folder(sys.path), str(Path(dglaunch.__file__).parents[1])]
+    words = [sys.executable, "-P", "-c", PROBE, json.dumps(codes), json.dumps(path)]
     try:
         ended = subprocess.run(words, capture_output=True, timeout=IMPORT_S, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired as late:

@@ -11,6 +11,7 @@ are looked for where the text, the ledger and the table say (output/inputs.py).
 
 import difflib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -44,7 +45,7 @@ from dglaunch.output.encode import decode_description
 from dglaunch.output.inputs import find_inputs, results_folder
 from dglaunch.output.ledger import FAILURES, IMAGE_SUFFIXES, OutputFolder, format_of, object_at
 from dglaunch.output.ownership import refuse_to_replace
-from dglaunch.system import versions
+from dglaunch.system import PACKAGES, versions
 from dglaunch.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ OF_EDITS = ("model_type", "max_pixels")
 """Flags of `edit` alone."""
 NAMES_IN_FILE = {"model": "model_name", "dtype": "torch_dtype"}
 TYPES = types_of(T2IConfig) | types_of(EditingConfig)
+VERSION = re.compile(r"[\w.+!-]{1,40}", re.ASCII)
 NEVER_FROM_A_FILE = flags_that(TRUST)
 Config = TypeVar("Config")
 
@@ -100,7 +102,12 @@ def replay(
     make(wanted, described, target, inputs)
     for text in differences(described, read_description(target), wanted):
         terminal.print(text)
-    return compare(terminal, file, target, tolerance, varied=bool(changes))
+    code, text = compare(file, target, tolerance, varied=bool(changes))
+    terminal.print(f"{target}: {text}")
+    if code == EXIT_BROKEN:
+        for line in explain_difference(file, described):
+            terminal.print(line)
+    return code
 
 
 # -- what the file says -------------------------------------------------------------------------------------------
@@ -176,7 +183,25 @@ def notes(described: Record, values: Record) -> list[str]:
         found.append("The file is of an older dglaunch and names no backend; diffusers makes it.")
     if described.get("cache_type") is not None:
         found.append("It was made with a cache, so it depends on the images of its batch; here it is made alone.")
+    if differing := differing_versions(described):
+        found.append(f"Other versions made it: {', '.join(differing)}.")
     return found
+
+
+def differing_versions(described: Record) -> list[str]:
+    """Return which of the versions that the file names are others than those here, each with both."""
+    here = versions()
+    return [
+        f"{name} {before}, here it is {here.get(name, 'not installed')}"
+        for name, before in versions_in(described).items()
+        if before != here.get(name)
+    ]
+
+
+def versions_in(described: Record) -> dict[str, str]:
+    """The versions that the file names (none in one of an older dglaunch), as far as they are some."""
+    found = object_at(described, "versions")
+    return {name: str(found[name]) for name in PACKAGES if VERSION.fullmatch(str(found.get(name, "")))}
 
 
 # -- making it ----------------------------------------------------------------------------------------------------
@@ -292,27 +317,20 @@ def differences(before: Record, after: Record, values: Record) -> list[str]:
     ]
 
 
-def compare(terminal: Terminal, file: Path, target: Path, tolerance: int, varied: bool) -> int:
-    """Print how far the two are apart, and return the exit code."""
+def compare(file: Path, target: Path, tolerance: int, varied: bool) -> tuple[int, str]:
+    """Return the exit code, and how far the two are apart."""
     sizes = size_of(file), size_of(target)
     if sizes[0] != sizes[1]:
-        terminal.print(f"{target}: {sizes[1]}, the original is {sizes[0]}")
-        return EXIT_DONE if varied else EXIT_BROKEN
+        return EXIT_DONE if varied else EXIT_BROKEN, f"{sizes[1]}, the original is {sizes[0]}"
     most, share = distance(file, target)
     text = f"largest difference of a pixel {most} of 255, {share:.2%} of the pixels differ"
     if varied:
-        terminal.print(f"{target}: a variation ({text})")
-        return EXIT_DONE
+        return EXIT_DONE, f"a variation ({text})"
     if most == 0:
-        terminal.print(f"{target}: the same, pixel for pixel")
-        return EXIT_DONE
+        return EXIT_DONE, "the same, pixel for pixel"
     if most <= tolerance:
-        terminal.print(f"{target}: the same but for rounding ({text})")
-        return EXIT_DONE
-    terminal.print(f"{target}: NOT the same ({text})")
-    for line in differing_environment(file):
-        terminal.print(line)
-    return EXIT_BROKEN
+        return EXIT_DONE, f"the same but for rounding ({text})"
+    return EXIT_BROKEN, f"NOT the same ({text})"
 
 
 @contextmanager
@@ -348,15 +366,17 @@ def distance(one: Path, other: Path) -> tuple[int, float]:
     return int(apart.max()), float((apart.max(axis=2) > 0).mean())
 
 
-def differing_environment(file: Path) -> list[str]:
-    """Return where the run.json beside the image names other versions or another device than there are here."""
+def explain_difference(file: Path, described: Record) -> list[str]:
+    """Return what may be behind another image: an upgrade (by the file's own word, or of an older file by the run.json
+    beside it), or else damage or another device."""
     run = results_folder(file).all_runs("").get("run.json", {})
-    before, now = object_at(run, "versions"), versions()
-    if not before:
-        return []
-    lines = [
-        f"{name} was {before[name]}, here it is {now[name]}"
-        for name in now
-        if name in before and before[name] != now[name]
-    ]
-    return [*lines, f"the device was {run.get('device')}"]
+    named = versions_in(described)
+    differing = differing_versions(described if named else run)
+    if differing:
+        lines = ["Other versions need not draw the same, so this may be no damage; dglaunch verify compares its hash."]
+        lines += [] if named else [f"run.json beside it: {text}" for text in differing]
+    elif named:
+        lines = ["The same versions made it: the file or the checkpoint is not what it was, or the device was another."]
+    else:
+        lines = []
+    return [*lines, f"the device was {run.get('device')}"] if run else lines

@@ -3,10 +3,12 @@
 The same templates, with examples instead of arguments, make the files of the folder slurm/.
 """
 
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +18,7 @@ import tyro
 
 from dglaunch.cli.flags import parse, without
 from dglaunch.config import COMMANDS
-from dglaunch.environment import reading
+from dglaunch.environment import JOB_TOKEN, reading
 from dglaunch.errors import EXIT_DONE, UserError
 from dglaunch.streams import Stream
 
@@ -52,6 +54,15 @@ class SlurmConfig:
         for name in ("nodes", "gpus_per_node", "cpus_per_gpu"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}; it must be 1 or more.")
+        for name in ("partition", "time", "venv", "job_name", "sbatch"):
+            _refuse_line_breaks(name, str(getattr(self, name) or ""))
+
+
+def _refuse_line_breaks(name: str, value: str | tuple[str, ...] | None) -> None:
+    """What stands behind #SBATCH ends with its line: the next one would be a command of the script."""
+    for text in value if isinstance(value, tuple) else [value or ""]:
+        if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in text):
+            raise UserError(f"--{name} {text!r} holds a line break or another control character; give it without.")
 
 
 KINDS: dict[str, dict[str, str]] = {
@@ -97,7 +108,8 @@ def slurm(words: Sequence[str], environ: Mapping[str, str]) -> int:
             "(--array: independent nodes)."
         )
     cluster.venv = cluster.venv or _virtual_environment(environ)
-    variables = {name: value for name, value in sorted(environ.items()) if name.startswith("DG_")}
+    # The token is a secret, and scripts are shown around; sbatch hands it on from the environment.
+    variables = {k: value for k, value in sorted(environ.items()) if k.startswith("DG_") and k != JOB_TOKEN}
     script = render(_kind_of(cluster), cluster, rest, config.output_dir, variables)
     if not cluster.submit:
         Stream(error=False).hand_over(script)
@@ -151,7 +163,7 @@ def render(
     jinja = jinja2.Environment(
         loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
     )
-    jinja.filters["quote"] = shlex.quote
+    jinja.filters |= {"quote": shlex.quote, "sbatch_quote": sbatch_quote, "sbatch_option": sbatch_option}
     settings = {name: getattr(cluster, name) for name in SlurmConfig.__dataclass_fields__}
     settings["venv"] = str(cluster.venv or "")
     about = {"node_flags": "", "status_flags": "", **KINDS[kind]}
@@ -165,6 +177,25 @@ def render(
         variables=variables or {},
         argument_lines=_lines(without(arguments, "output_dir")),
     )
+
+
+def sbatch_quote(text: str) -> str:
+    """A value behind #SBATCH. Slurm reads quotes there, and a backslash in them, but is no shell: it knows no 'a'"b"."""
+    if re.fullmatch(r"[\w@%+=:,./~-]+", text, re.ASCII) or _is_quoted(text):
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def sbatch_option(text: str) -> str:
+    """An option of --sbatch: --name=value, or -n value."""
+    name, sign, value = text.partition("=") if "=" in text.split(" ")[0] else text.partition(" ")
+    return name + sign + sbatch_quote(value) if value else text
+
+
+def _is_quoted(text: str) -> bool:
+    """By the user, for a script, as a whole."""
+    return re.fullmatch(r'"[^"\\]*"|\'[^\'\\]*\'', text) is not None
 
 
 def _lines(arguments: Sequence[str]) -> list[str]:

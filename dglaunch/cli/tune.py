@@ -2,14 +2,13 @@
 
     dglaunch tune t2i --model_name black-forest-labs/FLUX.1-dev --prompts_file prompts.jsonl --num_gpus 8 --output_dir tuned
 
-Each parallel configuration is one start of torchrun on this machine, as a user would start the run (this module is its
-script). Within it batch sizes double until the throughput stops gaining or the memory ends. What was best is remembered
+Each parallel configuration is one start of torchrun on this machine, as a user would start the run (`dglaunch
+tune-rank`, which is no command for users). Within it batch sizes double until the throughput stops gaining or the memory ends. What was best is remembered
 in --cache_dir for (model, GPU, type of the weights, size, optimizations, degrees of a replica).
 """
 
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from dglaunch import environment, strict_json
+from dglaunch import strict_json
 from dglaunch.backends.base import Backend
 from dglaunch.backends.profiles import profile_of
 from dglaunch.cli.flags import parse, without
@@ -132,7 +131,7 @@ def _measure(
     kept = {name: value for name, value in environ.items() if not name.startswith(XDIT_PREFIX)} | dict(parallel)
     with tempfile.TemporaryDirectory(prefix="dglaunch-tune-") as folder:
         measured = Path(folder, "rows.jsonl")
-        command = torchrun_command(ranks, "-m", "dglaunch.cli.tune", str(measured), *words, "--output_dir", folder)
+        command = torchrun_command(ranks, "-m", "dglaunch", "tune-rank", str(measured), *words, "--output_dir", folder)
         code, output = _run(command, kept)
         lines = (
             [json.loads(line) for line in measured.read_text(encoding="utf-8").splitlines()]
@@ -168,12 +167,14 @@ def _run(command: Sequence[str], environ: Mapping[str, str]) -> tuple[int, str]:
 # -- inside torchrun ----------------------------------------------------------------------------------------------
 
 
-def work(measured: Path, words: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Measure on one rank: load the model once, then run one batch size after the other. Rank 0 writes a line for each."""
+def measure_rank(words: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Measure on one rank: load the model once, then run one batch size after the other. Rank 0 writes a line for each into
+    the file that the second word names; the words after it are the job's flags."""
     from dglaunch.backends import base
     from dglaunch.backends.registry import create
 
-    config, origins = parse(T2IConfig, words, environ, "dglaunch tune", quiet=environ.get("RANK") != "0")
+    measured = Path(words[1])
+    config, origins = parse(T2IConfig, words[2:], environ, "dglaunch tune", quiet=environ.get("RANK") != "0")
     job = prepare(config, origins, environ)
     topology, channel = job.topology, Channel(job.topology, job.device)
     tasks = commonest(job)
@@ -291,14 +292,3 @@ def _plot(path: Path, rows: Sequence[Measured], record: Mapping[str, object]) ->
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
     return f" and {path}"
-
-
-# -- remembered ---------------------------------------------------------------------------------------------------
-
-
-if __name__ == "__main__":
-    from dglaunch.distributed.channel import leave
-
-    code = work(Path(sys.argv[1]), sys.argv[2:], environment.environment())
-    leave()
-    sys.exit(code)

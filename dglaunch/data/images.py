@@ -43,6 +43,10 @@ class BadImage(ValueError):
     """Why an input image cannot be used, as the end of a sentence about it."""
 
 
+class TooManyPixels(BadImage):
+    """It is larger than may be decoded."""
+
+
 class Cell(NamedTuple):
     """Where an image's bytes stand in a Parquet table."""
 
@@ -191,8 +195,8 @@ def open_image(data: bytes | BinaryIO, max_pixels: int = MAX_PIXELS) -> "Image":
     return image
 
 
-def _too_large(max_pixels: int | None) -> BadImage:
-    return BadImage(
+def _too_large(max_pixels: int | None) -> TooManyPixels:
+    return TooManyPixels(
         f"has more than {max_pixels or 0:,} pixels, as a decompression bomb has (edit --max_pixels says how many may be decoded)"
     )
 

@@ -1,17 +1,22 @@
-"""How the ranks of a run talk about the run itself, over gloo."""
+"""How the ranks of a run talk about the run itself, over gloo. What they say is bytes of `messages`, never a pickle."""
 
+import hashlib
+import hmac
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 from dglaunch.distributed import store as stores
+from dglaunch.distributed.messages import pack, unpack
 from dglaunch.distributed.topology import RENDEZVOUS, Topology, no_world
 from dglaunch.errors import DglaunchError, LostPeer, UserError
 
 if TYPE_CHECKING:
+    import torch
     from torch.distributed import ProcessGroup
 
 Value = TypeVar("Value")
@@ -21,6 +26,8 @@ CONTROL_TIMEOUT = timedelta(days=7)
 connection at once, and torchrun then stops the others."""
 MODEL_TIMEOUT = timedelta(minutes=10)
 """Of the groups inside the model: a rank that fails alone must not leave its peers waiting for ever."""
+DRAWN_BYTES = 16
+"""Of the random number with which each rank begins the handshake."""
 _HEADER, _BODY, _ANSWER = 1, 2, 3
 
 
@@ -49,6 +56,7 @@ class Channel:
             if not dist.is_initialized():
                 self._join(backend)
         self._world = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
+        self._check_token()
         self._results = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
         size = topology.replica_size
         for first in range(0, topology.world_size, size):
@@ -60,6 +68,7 @@ class Channel:
         import torch.distributed as dist
 
         topology = self.topology
+        stores.stay_on_this_machine(topology)
         if topology.rendezvous is None:
             raise no_world(RENDEZVOUS)
         store = stores.connect(topology, MODEL_TIMEOUT)
@@ -69,18 +78,42 @@ class Channel:
             timeout=MODEL_TIMEOUT,
         )  # fmt: skip
 
+    def _check_token(self) -> None:
+        """The first words between the ranks: each shows that it knows the job's token, without saying it.
+
+        Raises:
+            UserError: a rank does not.
+        """
+        size, token = self.topology.world_size, self.topology.token
+        drawn = b"".join(_gather_equal(os.urandom(DRAWN_BYTES), self._world, size))
+        proofs = _gather_equal(proof(token, self.topology.rank, drawn), self._world, size)
+        wrong = [rank for rank, said in enumerate(proofs) if not hmac.compare_digest(said, proof(token, rank, drawn))]
+        if wrong:
+            ranks = f"Ranks {', '.join(map(str, wrong))} do" if len(wrong) > 1 else f"Rank {wrong[0]} does"
+            raise UserError(
+                f"{ranks} not know this job's token: what has joined is another job's process, or DG_JOB_TOKEN (without "
+                "it: torchrun's --rdzv_id) is not the same on all machines. Set it alike, and see what else uses this "
+                "rendezvous."
+            )
+
     # -- all together ---------------------------------------------------------------------------------------------
 
     def broadcast(self, value: Value) -> Value:
         """Rank 0's value, on every rank."""
         if self._world is None:
             return value
+        import torch
         import torch.distributed as dist
 
-        box = [value]
+        body = _as_tensor(pack(value)) if self.topology.is_main else torch.empty(0, dtype=torch.uint8)
+        length = torch.tensor([body.numel()])
         with _connected():
-            dist.broadcast_object_list(box, src=0, group=self._world)
-        return box[0]
+            dist.broadcast(length, src=0, group=self._world)
+            if not self.topology.is_main:
+                body = torch.empty(int(length), dtype=torch.uint8)
+            dist.broadcast(body, src=0, group=self._world)
+        said: Value = value if self.topology.is_main else unpack(body.numpy().tobytes())
+        return said
 
     def all_of_world(self, value: Value) -> list[Value]:
         """The values of all ranks, in the order of ranks, on every rank."""
@@ -125,12 +158,7 @@ class Channel:
     def _all(self, value: Value, group: "ProcessGroup | None", size: int) -> list[Value]:
         if group is None or size == 1:
             return [value]
-        import torch.distributed as dist
-
-        values: list[Value | None] = [None] * size
-        with _connected():
-            dist.all_gather_object(values, value, group=group)
-        return cast(list[Value], values)
+        return [unpack(body) for body in _gather(pack(value), group, size)]
 
     # -- from one to another, in threads of their own -------------------------------------------------------------
     # A dead rank shows as gloo's RuntimeError here: whose thread it is says what that means.
@@ -140,7 +168,7 @@ class Channel:
         import torch
         import torch.distributed as dist
 
-        tensor = torch.frombuffer(bytearray(body), dtype=torch.uint8)
+        tensor = _as_tensor(body)
         dist.send(torch.tensor([tensor.numel()]), dst=rank, group=self._results, tag=_HEADER)
         dist.send(tensor, dst=rank, group=self._results, tag=_BODY)
         answer = torch.zeros(1, dtype=torch.int64)
@@ -164,6 +192,35 @@ class Channel:
         import torch.distributed as dist
 
         dist.send(torch.tensor([word]), dst=rank, group=self._results, tag=_ANSWER)
+
+
+def proof(token: str, rank: int, drawn: bytes) -> bytes:
+    """What a rank shows of the job's token, for the numbers that all ranks have drawn: of use to no other rank, nor later."""
+    return hmac.digest(token.encode(errors="surrogatepass"), rank.to_bytes(8) + drawn, hashlib.sha256)
+
+
+def _as_tensor(body: bytes) -> "torch.Tensor":
+    import torch
+
+    return torch.frombuffer(bytearray(body), dtype=torch.uint8)
+
+
+def _gather(body: bytes, group: "ProcessGroup | None", size: int) -> list[bytes]:
+    """The bytes of all ranks of a group, in the order of ranks, on every rank."""
+    lengths = [int.from_bytes(length) for length in _gather_equal(len(body).to_bytes(8), group, size)]
+    padded = _gather_equal(body.ljust(max(lengths), b"\0"), group, size) if any(lengths) else [b""] * size
+    return [part[:length] for part, length in zip(padded, lengths)]
+
+
+def _gather_equal(body: bytes, group: "ProcessGroup | None", size: int) -> list[bytes]:
+    """The same where all have equally many."""
+    import torch
+    import torch.distributed as dist
+
+    bodies = [torch.empty(len(body), dtype=torch.uint8) for _ in range(size)]
+    with _connected():
+        dist.all_gather(bodies, _as_tensor(body), group=group)
+    return [part.numpy().tobytes() for part in bodies]
 
 
 def _as_message(error: Exception) -> UserError | str:
@@ -190,9 +247,8 @@ def variables_of_world() -> dict[str, str]:
     import platform
 
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    hosts: list[str] = [""] * world_size
-    with _connected():
-        dist.all_gather_object(hosts, platform.node(), group=dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT))
+    group = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
+    hosts = [host.decode(errors="replace") for host in _gather(platform.node().encode(), group, world_size)]
     numbers = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": hosts[:rank].count(hosts[rank])}
     numbers["LOCAL_WORLD_SIZE"] = Counter(hosts)[hosts[rank]]
     return {name: str(number) for name, number in numbers.items()}

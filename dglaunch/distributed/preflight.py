@@ -21,7 +21,7 @@ def check_address(topology: Topology) -> None:
     Raises:
         UserError: it leads to the loopback device or nowhere.
     """
-    if topology.local_world_size == topology.world_size or "GLOO_SOCKET_IFNAME" in os.environ:
+    if topology.is_one_machine or "GLOO_SOCKET_IFNAME" in os.environ:
         return
     name = socket.gethostname()
     try:

@@ -6,6 +6,8 @@ refused". The restart count is no way out, as the agents of several nodes count 
 each attempt, and hands it out against numbers that each process draws for itself.
 """
 
+import os
+import socket
 import time
 import uuid
 from datetime import timedelta
@@ -18,6 +20,19 @@ if TYPE_CHECKING:
 
 POLL_S = 0.02
 CONNECT_TIMEOUT = timedelta(seconds=20)
+LOOPBACK = "127.0.0.1"
+LOOPBACK_INTERFACES = ("lo", "lo0")
+WAITING_CONNECTIONS = 2048
+"""As many as torch lets wait at its own sockets of a store."""
+
+
+def stay_on_this_machine(topology: Topology) -> None:
+    """Where all ranks are on one machine, gloo listens on the loopback device, unless GLOO_SOCKET_IFNAME names another."""
+    if not topology.is_one_machine or "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    found = [name for _, name in socket.if_nameindex() if name in LOOPBACK_INTERFACES]
+    if found:
+        os.environ["GLOO_SOCKET_IFNAME"] = found[0]
 
 
 def connect(topology: Topology, timeout: timedelta) -> "Store":
@@ -26,13 +41,31 @@ def connect(topology: Topology, timeout: timedelta) -> "Store":
 
     assert topology.rendezvous is not None
     host, port, held_by_agent = topology.rendezvous
+    is_master = not held_by_agent and topology.is_main
+    stays_here = not held_by_agent and topology.is_one_machine
+    if stays_here:
+        host = LOOPBACK
     # The agent's store is up before any rank: what does not answer now is dead.
     store = TCPStore(
-        host, port, is_master=not held_by_agent and topology.is_main, wait_for_workers=False, multi_tenant=True,
+        host, port, is_master=is_master, wait_for_workers=False, multi_tenant=True,
         timeout=min(timeout, CONNECT_TIMEOUT) if held_by_agent else timeout,
+        master_listen_fd=_listen(port) if is_master and stays_here else None,
     )  # fmt: skip
     store.set_timeout(timeout)
     return store
+
+
+def _listen(port: int) -> int | None:
+    """A socket for the store on the loopback device: torch's own would listen on all. None if this process holds the port
+    already, which torch then knows (`multi_tenant`)."""
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((LOOPBACK, port))
+        except OSError:
+            return None
+        listening.listen(WAITING_CONNECTIONS)
+        return listening.detach()
 
 
 def part(store: "Store", prefix: str) -> "Store":

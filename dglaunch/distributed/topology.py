@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dglaunch.config import XDIT_PREFIX, ParallelConfig, RunConfig, WriterName
+from dglaunch.environment import job_token
 from dglaunch.errors import UserError
 
 RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT")
@@ -42,6 +43,12 @@ class Topology:
     """Started by torchrun: there are process groups, even in a world of one."""
     rendezvous: tuple[str, int, bool] | None = None
     """Under torchrun: host and port of its store, and whether the agent holds it (else rank 0 does)."""
+    token: str = field(default="", repr=False)
+    """What all ranks of a job know, and other processes perhaps do not (environment.job_token)."""
+
+    @property
+    def is_one_machine(self) -> bool:
+        return self.local_world_size == self.world_size
 
     @property
     def replica_size(self) -> int:
@@ -154,6 +161,7 @@ def from_environment(
         restarted=any(environ.get(name, "0") != "0" for name in RESTARTS),
         distributed=under_torchrun,
         rendezvous=_rendezvous(environ) if under_torchrun else None,
+        token=job_token(environ),
     )
     _check_degrees(topology)
     return topology

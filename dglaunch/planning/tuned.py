@@ -10,7 +10,7 @@ from dglaunch import environment, strict_json
 from dglaunch.atomic import atomic_write
 from dglaunch.config import TUNING, XDIT_PREFIX, ParallelConfig, RunConfig, settings, settings_that
 from dglaunch.data.task import BatchSize, Record
-from dglaunch.files import read_bytes
+from dglaunch.files import make_cache_folder, read_bytes
 from dglaunch.models.shape import Shape
 from dglaunch.system import Machine
 
@@ -79,33 +79,70 @@ def remember(config: RunConfig, machine: Mapping[str, object], rows: Sequence[Me
         best, _ = sweet_spot([row for row in rows if row.parallel == name])
         key = key_of(config, str(machine["device"]), str(machine["dtype"]), str(machine["shape"]), name)
         known[key] = {"batch_size": best.batch_size, "images_per_s": best.images_per_s, "date": when}
+    make_cache_folder(path.parent)
     write_json(path, known)
 
 
-def recall(config: RunConfig, machine: Machine, parallel: ParallelConfig) -> dict[Shape, BatchSize]:
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """What was measured for a configuration here."""
+
+    sizes: Mapping[Shape, BatchSize]
+    notes: list[str]
+    """What of the file was left out, and why."""
+
+
+def recall(config: RunConfig, machine: Machine, parallel: ParallelConfig) -> Recalled:
     """Return what was measured for a configuration here, by shape ("1024x1024"). Read by rank 0 for all ranks: the ranks of
     several machines must not plan by several files."""
-    known = _read(config.backend.cache / REMEMBERED)
+    if config.batch_size != "auto":
+        return Recalled({}, [])
+    path = config.backend.cache / REMEMBERED
     variables = {f"{XDIT_PREFIX}{name.upper()}": str(value) for name, value in settings(parallel).items() if value}
     found: dict[Shape, BatchSize] = {}
+    try:
+        known = _known(path)
+    except ValueError as error:
+        return Recalled({}, [f"{path} is ignored: {error}. The next dglaunch tune writes it anew."])
+    bad = 0
     for key, entry in known.items():
         try:
             text = str(json.loads(key)[5])
-            if key != key_of(config, machine.name, machine.dtype, text, describe(variables)):
-                continue
             size, speed, date = int(entry["batch_size"]), float(entry["images_per_s"]), str(entry["date"])  # type: ignore[index]  # by someone else: any type
-        except (ValueError, TypeError, LookupError, RecursionError):
-            continue  # not as `remember` writes it
+        except (ValueError, TypeError, LookupError, RecursionError, OverflowError):
+            bad += 1  # not as `remember` writes it
+            continue
         shape = Shape.parse(text)
-        if shape is not None and size > 0:
+        if shape is None or size < 1:
+            bad += 1
+        elif key == key_of(config, machine.name, machine.dtype, text, describe(variables)):
             found[shape] = BatchSize(size, f"measured by tune on {date}: {speed:.4g} images/s on {machine.name}")
-    return found
+    said = [f"{path}: {bad:,} of {len(known):,} entries are not as dglaunch tune writes them and are ignored."]
+    return Recalled(found, said if bad else [])
 
 
 def _read(path: Path) -> Record:
     """A damaged file counts as empty: the next tune writes it anew."""
     try:
-        known = json.loads(read_bytes(path))
-    except (OSError, ValueError, RecursionError):
+        return _known(path)
+    except ValueError:
         return {}
-    return known if isinstance(known, dict) else {}
+
+
+def _known(path: Path) -> Record:
+    """The entries of the file; none if there is no file.
+
+    Raises:
+        ValueError: it is something else, or cannot be read.
+    """
+    try:
+        known = json.loads(read_bytes(path))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ValueError(f"it cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError):
+        raise ValueError("it is no JSON") from None
+    if not isinstance(known, dict):
+        raise ValueError("it is not what dglaunch tune writes")
+    return known

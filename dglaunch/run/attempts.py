@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from dglaunch.data.task import Batch
+from dglaunch.distributed.messages import message
 from dglaunch.errors import is_out_of_memory
 from dglaunch.models.shape import Shape
 from dglaunch.planning.batches import balanced
@@ -26,6 +27,7 @@ MOST_TEXT = 2000
 """Characters of an error that are kept."""
 
 
+@message
 @dataclass(frozen=True, slots=True)
 class Ending:
     """An Ending says how one try at a batch ended on one rank; the ranks of a replica tell each other theirs."""

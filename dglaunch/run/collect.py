@@ -7,13 +7,13 @@ before it sends the next (a queue of two lies between it and the model). Where a
 to go on, which is how a full disk or a signal reaches every replica.
 """
 
-import pickle
 import queue
 import threading
 from collections.abc import Callable
 
 from dglaunch.data.task import Result
 from dglaunch.distributed.channel import Channel
+from dglaunch.distributed.messages import pack, unpack
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import DglaunchError, LostPeer, OutputError
 from dglaunch.run.report import LeaderReport
@@ -172,7 +172,7 @@ class Sender:
 
     def _pass(self, item: Result | LeaderReport, rank: int) -> None:
         """To another rank; back when it has been delivered there."""
-        answer = self._channel.send(pickle.dumps(item), rank)
+        answer = self._channel.send(pack(item), rank)
         if answer == STOP:
             self._sink.stopped.set()
         if answer == DRAIN:
@@ -202,7 +202,7 @@ class Receiver:
     def _receive_all(self) -> None:
         while self._awaited:
             source, body = self._channel.receive()
-            self._take(source, pickle.loads(body))  # from our own ranks, over the run's own group
+            self._take(source, unpack(body))
             self._channel.answer(source, self._word())
 
     def _take(self, source: int, item: object) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dglaunch.data.task import BatchSize, file_name
 from dglaunch.distributed.channel import Channel
+from dglaunch.distributed.messages import message
 from dglaunch.models.shape import Shape
 from dglaunch.output import layouts, ownership
 from dglaunch.output.resume import Progress
@@ -15,6 +16,7 @@ from dglaunch.planning.tuned import recall
 from dglaunch.run.journal import Journal
 
 
+@message
 @dataclass(frozen=True, slots=True)
 class Found:
     """What is done in a writer's folder, and what is damaged there."""
@@ -24,6 +26,7 @@ class Found:
     damaged: int
 
 
+@message
 @dataclass(frozen=True, slots=True)
 class Known:
     """What rank 0 knows and the ranks must not each find out for themselves, or they might plan differently."""
@@ -34,6 +37,8 @@ class Known:
     """What `dglaunch tune` measured, by shape."""
     memory: int | None
     """Bytes of its device."""
+    notes: list[str]
+    """What the report should say of the files that this was read from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +106,10 @@ def _open_main_folder(job: Job, writer: Writer, journal: Journal, overwrite: boo
     folder = job.config.output_dir
     layouts.check(job.config.layout, folder, job.tasks, job.config.output_format)
     _refuse_inputs_as_outputs(job, writer)
-    tuned = recall(job.config, job.machine, job.topology.parallel)
+    recalled = recall(job.config, job.machine, job.topology.parallel)
     found = _open_folder(job, writer, journal, overwrite)
-    return found, Known(writer.folder.out_of_memory_limits(), tuned, job.machine.memory)
+    limits = writer.folder.out_of_memory_limits()
+    return found, Known(limits, recalled.sizes, job.machine.memory, recalled.notes)
 
 
 def _refuse_inputs_as_outputs(job: Job, writer: Writer) -> None:

@@ -12,6 +12,7 @@ from dglaunch.config import FILE, IMAGE, settings_that
 from dglaunch.data.edits import saved_names
 from dglaunch.data.prompt_windows import LEDGER_KEYS
 from dglaunch.data.task import ROW_FIELDS, Record, Result, Task, file_name
+from dglaunch.system import versions
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,6 +63,7 @@ class Recorder:
         self._context = context
         self._facts = facts
         self._given = settings_that(FILE | IMAGE, context.config)
+        self._versions = {name: versions()[name] for name in ("dglaunch", *facts.shaped_by) if name in versions()}
         self._lock = threading.Lock()
 
     def image(self, task: Task, image: Picture, batch_size: int, seconds: float) -> Result:
@@ -110,6 +112,7 @@ class Recorder:
             "dtype": self._context.dtype,
             **self._given,
             "defaults": [name for name, value in task.content().items() if value is None and name in chosen],
+            "versions": self._versions,
         }
 
     def _circumstances(self, batch_size: int, seconds: float) -> Record:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from dglaunch.data.prompt_windows import CUT, CUT_FOR, NEGATIVE, Longest, longest
 from dglaunch.data.task import Record, Result
+from dglaunch.distributed.messages import message
 from dglaunch.errors import DglaunchError
 from dglaunch.planning.job import Job, Schedule
 from dglaunch.run.result import Counts, Outcome
@@ -19,6 +20,7 @@ from dglaunch.terminal import Terminal
 LOG_EVERY_S = 10.0
 
 
+@message
 @dataclass(slots=True)
 class LeaderReport:
     """A LeaderReport is what each replica's leader says at its end; plain values, sent to rank 0."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from dglaunch.data.task import Record
+from dglaunch.distributed.messages import message
 from dglaunch.errors import EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED, DglaunchError, LostPeer
 from dglaunch.output.ledger import FAILURES, METADATA, FileKind, OutputFolder, TaskId, id_of, read_lines
 
@@ -23,6 +24,7 @@ def outcome_of(error: DglaunchError | None, drained: bool, num_failed: int) -> O
     return "failed" if num_failed else "done"
 
 
+@message
 @dataclass(slots=True)
 class Counts:
     """ok + failed + skipped = total: nothing goes silently away (but what a stopped run has not reached)."""
@@ -38,6 +40,7 @@ class Counts:
         return self.num_ok + self.num_failed + self.num_skipped
 
 
+@message
 @dataclass(frozen=True, slots=True)
 class RunResult:
     """A RunResult says how a run ended and reads what it left; it is the same on every rank."""

@@ -18,6 +18,7 @@ from dglaunch.data.edits import saved_names
 from dglaunch.data.task import Record, Result
 from dglaunch.distributed import preflight
 from dglaunch.distributed.channel import Channel
+from dglaunch.distributed.messages import message
 from dglaunch.errors import DglaunchError, OutputError
 from dglaunch.output import layouts
 from dglaunch.output.ledger import METADATA
@@ -116,7 +117,7 @@ class _Run:
         known = opened.known
         schedule = self.job.schedule(opened.done, known.limits, known.tuned, known.memory)
         self.journal.reasons = schedule.reasons
-        self._report_plan(schedule, opened.damaged, notes)
+        self._report_plan(schedule, opened.damaged, notes + known.notes)
         context = self._context(channel, watch, schedule.plan)
         with self._loaded(context, watch, schedule.plan) as backend:
             if opened.overwrite:
@@ -300,6 +301,7 @@ class _Run:
         )
 
 
+@message
 @dataclass(frozen=True, slots=True)
 class _Ended:
     """What rank 0 lets all ranks know in the end."""

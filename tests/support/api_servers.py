@@ -7,32 +7,44 @@
 What is painted depends on the prompt and on the bytes and the order of the input images. A prompt may hold markers; each strikes the first time that the prompt is asked for, `[always ...]` every time:
 
     [429] [500] [timeout] [drop] [truncated] [text] [refused]
+    [drip] [endless] [bomb]     a body that comes byte by byte, has no end, or is small until it is unpacked
+    [pixels]                    a PNG that says that it is 20,000 x 20,000
+    [away]                      the request is sent on to `away`
+
+`GET /files/HEX` is an image, `/drip` and `/endless` are bodies as above, `/head` is a head that comes byte by byte, and
+`/to/ADDRESS` leads to another address.
 
 api_bench.py measures throughput against it.
 """
 
 import base64
 import contextlib
+import gzip
 import hashlib
 import io
 import json
 import re
 import select
 import socket
+import struct
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote
 
 from PIL import Image
 
 KEY = "sk-loopback-0123456789abcdefghij"
 KEYS = {"OPENAI_API_KEY": KEY, "GEMINI_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}
-MARKER = re.compile(r"\[(always )?(429|500|timeout|drop|truncated|text|refused)\]")
+MARKER = re.compile(r"\[(always )?(429|500|timeout|drop|truncated|text|refused|drip|endless|bomb|pixels|away)\]")
 HANG_S = 30.0
 RETRY_AFTER_S = 0.2
+BOMB = gzip.compress(b" " * (8 << 20), 1)
+"""Small until it is unpacked."""
 
 
 def colour_of(prompt: str, images: Sequence[bytes] = ()) -> tuple[int, int, int]:
@@ -46,6 +58,12 @@ def painted(colour: tuple[int, int, int]) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32), colour).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def with_size(png: bytes, width: int, height: int) -> bytes:
+    """A PNG whose header says another size, with the right checksum."""
+    header = b"IHDR" + struct.pack(">II", width, height) + png[24:29]
+    return png[:12] + header + zlib.crc32(header).to_bytes(4) + png[33:]
 
 
 class ApiServer:
@@ -64,6 +82,16 @@ class ApiServer:
         self.usage: dict[str, Any] | None = {"input_tokens": 10, "output_tokens": 100, "total_tokens": 110}
         self.as_address = False
         """Answer with the addresses of images instead of base64."""
+        self.address: str | None = None
+        """Answer with this address instead of an image's."""
+        self.said = f"Your request was rejected by the safety system. Key: {self.key}"
+        """What it says of a request marked [refused]; some servers repeat what they were sent, the key included."""
+        self.raw: dict[str, bytes] = {}
+        """By prompt: the body of the answer, as it is."""
+        self.away = ""
+        """Where a request marked [away] is sent on to."""
+        self.got: Counter[str] = Counter()
+        """GET requests by path."""
         self.release = threading.Event()
         self.asked: Counter[str] = Counter()
         self.asked_at: dict[str, list[float]] = {}
@@ -110,6 +138,15 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        with self.api.lock:
+            self.api.got[self.path] += 1
+        if self.path.startswith("/to/"):
+            return self._send(302, b"", "text/plain", {"Location": unquote(self.path.removeprefix("/to/"))})
+        if self.path in ("/drip", "/endless", "/head"):
+            with contextlib.suppress(_Gone):
+                self._trickle(self.path.strip("/"))
+            self.close_connection = True
+            return
         if self.path.startswith("/files/"):
             return self._send(200, painted(tuple(bytes.fromhex(self.path.split("/")[2]))), "image/png")  # type: ignore[arg-type]
         if not self._key_is_right():
@@ -161,12 +198,31 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(0.05)
             self._look()
 
+    def _trickle(self, kind: str) -> None:
+        """A body that promises much and comes in drops, or as fast as it can."""
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(1 << 40))
+        if kind != "head":
+            self.end_headers()
+        else:
+            self.flush_headers()
+        until = time.monotonic() + HANG_S
+        with contextlib.suppress(OSError):
+            while time.monotonic() < until and not self.api.release.is_set():
+                self.wfile.write(b" " * (1 << 16) if kind == "endless" else b" ")
+                if kind != "endless":
+                    time.sleep(0.02)
+        raise _Gone
+
     def _look(self) -> None:
         if select.select([self.connection], [], [], 0)[0] and not self.connection.recv(1, socket.MSG_PEEK):
             raise _Gone
 
     def _answer(self, body: dict[str, Any], fault: str) -> None:
         google = self._is_google
+        if body["prompt"] in self.api.raw:
+            return self._send(200, self.api.raw[body["prompt"]], "application/json")
         if fault == "timeout":
             until = time.monotonic() + HANG_S
             while time.monotonic() < until:
@@ -174,16 +230,26 @@ class _Handler(BaseHTTPRequestHandler):
                 time.sleep(0.01)
         elif fault == "drop":
             raise _Gone
+        elif fault in ("drip", "endless"):
+            self._trickle(fault)
+        elif fault == "bomb":
+            self._send(200, BOMB, "application/json", {"Content-Encoding": "gzip"})
+        elif fault == "away":
+            self._send(307, b"", "text/plain", {"Location": self.api.away})
         elif fault == "text":
             self._send(200, b"<html>a proxy's page</html>", "text/html")
         elif fault == "refused" and google:
             self._send_json(
-                200, {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT", "blockReasonMessage": "not this"}}
+                200,
+                {
+                    "promptFeedback": {
+                        "blockReason": "PROHIBITED_CONTENT",
+                        "blockReasonMessage": f"not this. {self.api.said}",
+                    }
+                },
             )
         elif fault == "refused":
-            # Some servers repeat what they were sent, the key included.
-            said = f"Your request was rejected by the safety system. Key: {self.api.key}"
-            self._send_error(400, said, "moderation_blocked")
+            self._send_error(400, self.api.said, "moderation_blocked")
         elif fault.isdigit():
             status = int(fault)
             headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 429 else {}
@@ -193,6 +259,8 @@ class _Handler(BaseHTTPRequestHandler):
             images = [painted(colour)] * body["n"]
             if fault == "truncated":
                 images[-1] = images[-1][:-30]
+            if fault == "pixels":
+                images = [with_size(image, 20_000, 20_000) for image in images]
             self._look()
             with self.api.lock:
                 self.api.paid[body["prompt"]] += body["n"] - (fault == "truncated")
@@ -200,8 +268,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _openai(self, images: list[bytes], colour: tuple[int, int, int]) -> dict[str, Any]:
         usage = {"usage": self.api.usage} if self.api.usage else {}
-        if self.api.as_address:
-            data = [{"url": f"{self.api.google}/files/{bytes(colour).hex()}"} for _ in images]
+        if self.api.as_address or self.api.address is not None:
+            address = self.api.address or f"{self.api.google}/files/{bytes(colour).hex()}"
+            data = [{"url": address} for _ in images]
         else:
             data = [{"b64_json": base64.b64encode(image).decode()} for image in images]
         return {"created": 1, "data": data} | usage

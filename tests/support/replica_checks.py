@@ -1,7 +1,13 @@
 """What two ranks do about the run itself, without a run: started as `launch(folder, 2, [(["support.replica_checks:..."], {})])`."""
 
+import contextlib
 import os
+import pickle
 import threading
+from pathlib import Path
+from typing import Any
+
+import torch
 
 from dglaunch.backends.base import Context, Facts
 from dglaunch.backends.fake import FakeBackend
@@ -62,4 +68,65 @@ def _fails_on_rank_1(error: Exception) -> int:
         return caught.exit_code
     except KeyError:
         return 1
+    return 0
+
+
+def with_tokens_of_their_own(*words: str) -> int:
+    """A command on ranks of which each has another token."""
+    from dglaunch.cli.main import main
+
+    os.environ["DG_JOB_TOKEN"] = f"token-{os.environ['RANK']}"
+    return main(list(words))
+
+
+class Evil:
+    """Its pickle makes a file where it is read."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.path,)
+
+
+def a_stray_that_pickles(path: str, *words: str) -> int:
+    """A command on rank 0; rank 1 is a stranger that has joined the rendezvous and sends pickles."""
+    from dglaunch.cli.main import main
+
+    if os.environ["RANK"] == "0":
+        return main(list(words))
+    import torch.distributed as dist
+
+    from dglaunch.distributed import store as stores
+    from dglaunch.distributed.channel import DRAWN_BYTES, MODEL_TIMEOUT
+
+    place = Topology(
+        rank=1, world_size=2, local_world_size=2, distributed=True,
+        rendezvous=(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), True),
+    )  # fmt: skip
+    store = stores.connect(place, MODEL_TIMEOUT)
+    part = stores.part(store, stores.agree_on_attempt(place, store, MODEL_TIMEOUT))
+    dist.init_process_group("gloo", store=part, rank=1, world_size=2, timeout=MODEL_TIMEOUT)
+    group = dist.new_group(backend="gloo")
+    for length in (DRAWN_BYTES, 32):  # its numbers and its proof, of the right size, or nobody would look at them
+        sent = torch.frombuffer(bytearray(pickle.dumps(Evil(path))[:length].ljust(length)), dtype=torch.uint8)
+        dist.all_gather([torch.empty(length, dtype=torch.uint8) for _ in range(2)], sent, group=group)
+    said: list[object] = [None, None]
+    with contextlib.suppress(RuntimeError):  # the other one has gone
+        dist.all_gather_object(said, Evil(path), group=group)
+    return 0
+
+
+def what_listens() -> int:
+    """The addresses at which this process listens once the ranks have joined, as /proc has them."""
+    from dglaunch.distributed.topology import from_environment
+
+    channel = Channel(from_environment(T2IConfig(prompt="x"), ParallelConfig(), os.environ), "cpu")
+    own = {os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.exists() or entry.is_symlink()}
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            _, local, _, state, *_ = line.split()
+            if state == "0A" and f"socket:[{line.split()[9]}]" in own:
+                print(f"LISTENS {local.split(':')[0]}", flush=True)
+    channel.all_of_world(None)
     return 0

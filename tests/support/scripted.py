@@ -21,6 +21,7 @@ from dglaunch import ParallelConfig, T2IConfig
 from dglaunch.backends.base import Context, Facts, ItemError, Slot
 from dglaunch.data.task import Batch, Result, Task
 from dglaunch.distributed.channel import Channel
+from dglaunch.distributed.messages import pack, unpack
 from dglaunch.distributed.topology import Topology
 from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.models.families import OTHER
@@ -47,9 +48,9 @@ class Meeting:
         self._values: list[Any] = [None] * size
 
     def exchange(self, position: int, value: Any) -> list[Any]:
-        self._values[position] = value
+        self._values[position] = pack(value)  # as gloo would carry it
         self._barrier.wait()
-        values = list(self._values)
+        values = [unpack(said) for said in self._values]
         self._barrier.wait()  # nobody may write the next value before all have read
         return values
 

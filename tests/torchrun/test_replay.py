@@ -1,10 +1,12 @@
 """Replay of a real model: made in a batch, on ranks of one replica, and then alone."""
 
 import json
+import platform
 from pathlib import Path
 
 from PIL import Image
 
+from dglaunch import system
 from support.commands import dglaunch
 from support.edit_images import save_pictures
 from support.ranks import on_ranks
@@ -31,3 +33,7 @@ def test_a_real_model_in_a_batch_and_then_alone(tmp_path: Path) -> None:
     assert ended.code == 0 and "the same" in ended.output and "made by xdit" in ended.output, ended.output
     told = json.loads(Image.open(tmp_path / "again.png").text["settings"])  # type: ignore[attr-defined]
     assert (told["backend"], told["num_inference_steps"]) == ("diffusers", 2)
+    made = json.loads(Image.open(tmp_path / "out" / "000001.png").text["settings"])  # type: ignore[attr-defined]
+    assert told["versions"].keys() == {"dglaunch", "torch", "diffusers", "transformers"}
+    assert {name: version for name, version in made["versions"].items() if name != "xfuser"} == told["versions"]
+    assert made["versions"]["xfuser"] == system.versions()["xfuser"] and platform.node() not in str(made)

@@ -5,23 +5,24 @@ import binascii
 import email.utils
 import re
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
-from urllib.parse import urlsplit
 
 from PIL import Image
 
-from dglaunch.data.images import damage_is_a_bad_image, open_image
+from dglaunch.config import MAX_PIXELS
+from dglaunch.data.images import TooManyPixels, damage_is_a_bad_image, open_image
 from dglaunch.output.encode import WholePng, whole_png
 
-MAX_DOWNLOAD = 1 << 27
 MOST_AMOUNT = 1e15
 """Tokens, seconds or dollars of one answer; more is no number that a server has counted."""
 MOST_NESTED = 8
 """Objects inside of each other in a usage report."""
+MOST_BYTES = 1 << 29
+"""Of one answer, unpacked: ten images of 4K as base64 are less."""
+LOOKED_AT, SHOWN = 20_000, 2000
+"""Characters of a server's text."""
 SLOW_DOWN = (429, 503, 529)
 AGAIN = (408, 409, 425)
 STOPS = {
@@ -71,33 +72,47 @@ def decode(text: str) -> bytes:
 
 
 def picture(data: bytes, output_format: str) -> Image.Image | WholePng:
-    """The image in full; one that is cut off is problem now, not a file that cannot be read later."""
+    """The image in full; one that is cut off is problem now, not a file that cannot be read later.
+
+    Raises:
+        RequestError: it is damaged; or has so many pixels that looking at it later would take all memory.
+    """
     try:
         if output_format == "png" and (png := whole_png(data)) is not None:
-            return png
+            return _not_too_large(png)
         with damage_is_a_bad_image():
             image = open_image(data)
             image.load()
+    except TooManyPixels as error:
+        raise RequestError("refused", f"the image in the answer {error}") from None
     except ValueError as error:
         raise RequestError("again", f"the image in the answer is damaged: {error}") from None
     return image
 
 
-def download(address: str, timeout: float) -> bytes:
-    """An image that the answer only points to. It is paid for already, so the download has tries of its own."""
-    if urlsplit(address).scheme not in ("http", "https"):
-        raise RequestError("again", "the answer points to something that is no http address")
-    for last in (False, False, True):
-        try:
-            with urllib.request.urlopen(address, timeout=timeout) as answer:
-                return bytes(answer.read(MAX_DOWNLOAD))
-        except (OSError, ValueError, urllib.error.URLError) as error:
-            if last:
-                raise RequestError(
-                    "again", f"the image cannot be fetched from the address in the answer: {error}"
-                ) from None
-        time.sleep(1.0)
-    raise AssertionError("the last try returns or raises")
+def _not_too_large(png: WholePng) -> WholePng:
+    """A PNG that is not decoded here is all the same one that everybody who looks at it must decode."""
+    if png.width * png.height > MAX_PIXELS:
+        raise RequestError(
+            "refused", f"the image in the answer has {png.width}x{png.height}, more than {MAX_PIXELS:,} pixels"
+        )
+    return png
+
+
+def bounded(pieces: Iterator[bytes], deadline: float, timeout: float) -> Iterator[bytes]:
+    """The pieces of an answer's body as they arrive, unpacked, while they are not too many and not too late.
+
+    Raises:
+        RequestError: they are.
+    """
+    count = 0
+    for piece in pieces:
+        count += len(piece)
+        if count > MOST_BYTES:
+            raise RequestError("refused", f"the answer is larger than {MOST_BYTES:,} bytes")
+        if time.monotonic() > deadline:
+            raise RequestError("again", f"no whole answer within {timeout:g} s")
+        yield piece
 
 
 def by_status(status: int, reason: str, headers: Mapping[str, str]) -> RequestError:
@@ -131,8 +146,15 @@ def amount(value: object) -> float | None:
 
 
 def redact(text: str, key: str) -> str:
-    """A text without the key, and without what begins like it (servers repeat a key with its middle starred out)."""
-    return re.sub(re.escape(key[:8]) + r"[\w*.-]*", "[key]", text)[:2000] if key else text[:2000]
+    """A text without the key, and without what shows a part of it: what begins like it (servers repeat a key with its middle
+    starred out), and its end after stars or dots."""
+    if key:
+        # Of a text without end the patterns see a part, and each has its bounds: none may take a minute.
+        text = text.replace(key, "[key]")[:LOOKED_AT]
+        begins = rf"{re.escape(key[:8])}[\w*.…-]*"
+        both_ends = rf"{re.escape(key[:3])}[\w-]{{0,99}}[*.…]{{1,99}}[\w-]{{0,99}}{re.escape(key[-4:])}"
+        text = re.sub(rf"{begins}|{both_ends}|[*.…]{{2,99}}{re.escape(key[-4:])}", "[key]", text)
+    return text[:SHOWN]
 
 
 def flat_numbers(report: Mapping[str, object], prefix: str = "") -> dict[str, float]:

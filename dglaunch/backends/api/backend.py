@@ -14,10 +14,11 @@ translates the SDK's errors into a `RequestError`.
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Protocol
 
-from dglaunch.backends.api.answers import STOPS, Answer, RequestError, picture, redact
+from dglaunch.backends.api.answers import STOPS, Answer, RequestError, bounded, picture, redact
+from dglaunch.backends.api.downloads import Origin, origin_of
 from dglaunch.backends.api.limits import ConcurrencyLimiter, SpendLimit, delay, share, sleep
 from dglaunch.backends.api.profile import Api, key_of, num_workers, rank_of_all
 from dglaunch.backends.api.uploads import Upload, uploads
@@ -40,14 +41,29 @@ class Client(Protocol):
     def close(self) -> None: ...
 
 
+class HttpUrl(Protocol):
+    """What is read of the address of an SDK's request."""
+
+    scheme: str
+    host: str
+    port: int | None
+
+
 class HttpRequest(Protocol):
     """What is called on the request of an SDK's HTTP client."""
+
+    url: HttpUrl
+    headers: MutableMapping[str, str]
 
     def read(self) -> bytes: ...
 
 
-class HttpResponse(HttpRequest, Protocol):
+class HttpResponse(Protocol):
     """What is called on its response."""
+
+    iter_bytes: Callable[[], Iterator[bytes]]
+
+    def read(self) -> bytes: ...
 
     @property
     def is_success(self) -> bool: ...
@@ -62,6 +78,8 @@ class _Turn(threading.local):
     """When the request that is on the wire took its place."""
     last: float = 0.0
     """When the one before did."""
+    sent: float = 0.0
+    """When the request went out, whatever it is for."""
 
 
 class ApiBackend:
@@ -87,6 +105,8 @@ class ApiBackend:
         self.client: Client | None = None
         self.hooks: dict[str, list[Callable[..., None]]] = {"request": [self._before], "response": [self._after]}
         """For the SDK's HTTP client (httpx)."""
+        self.origin: Origin = ("", 0)
+        """The API's own host and port: where the first request goes."""
         self._turn = _Turn()
         self._key = ""
         self._counting = threading.Lock()
@@ -192,7 +212,7 @@ class ApiBackend:
             self._turn.asks = False
             self._leave()
         self.limiter.went_well()
-        self._count(**answer.usage)
+        self._count(**{redact(name, self._key): number for name, number in answer.usage.items()})
         return self._unpack(answer, len(tasks))
 
     def _send(self, tasks: Sequence[Task], images: Sequence[Upload]) -> Answer:
@@ -214,6 +234,9 @@ class ApiBackend:
 
     def _before(self, request: HttpRequest) -> None:
         """The request is built and about to be sent, in the thread that asks."""
+        self._stay(request.url)
+        request.headers["accept-encoding"] = "gzip"  # of what else a client may take, a few bytes unpack to gigabytes
+        self._turn.sent = time.monotonic()
         if not self._turn.asks:
             return
         request.read()  # a form is in many small parts, which would be sent one by one
@@ -223,9 +246,23 @@ class ApiBackend:
         except UserError as problem:  # the SDK would make an error of its own out of it
             raise Drained from problem
         self._count(requests=1)
+        self._turn.sent = time.monotonic()
+
+    def _stay(self, url: HttpUrl) -> None:
+        """A server that sends a request on to another host does not get it there."""
+        origin = origin_of(url.scheme, url.host, url.port)
+        if not self.origin[0]:
+            self.origin = origin
+        elif origin[0] != self.origin[0]:
+            raise RequestError(
+                "refused",
+                f"{self.origin[0]} sends the request on to {origin[0]}; if that is right, name that host in --api_base",
+            )
 
     def _after(self, response: HttpResponse) -> None:
         """The head of the answer is here. Who waits may send, unless what this answer says may be against it."""
+        pieces, timeout = response.iter_bytes, self.settings.timeout
+        response.iter_bytes = lambda: bounded(pieces(), self._turn.sent + timeout, timeout)
         response.read()
         if response.is_success and self.spending.max_cost is None:
             self._leave()
@@ -245,10 +282,13 @@ class ApiBackend:
             problem = RequestError("again", f"{len(answer.parts)} of {wanted} images came")
         for part in answer.parts[:wanted]:
             try:
-                slots.append(picture(part, self.output_format) if isinstance(part, bytes) else _refusal(part))
-            except RequestError as damaged:
-                slots.append(None)
-                problem = damaged
+                if isinstance(part, RequestError):
+                    raise part
+                slots.append(picture(part, self.output_format))
+            except RequestError as error:
+                said = self._explained(error)
+                slots.append(ItemError(str(said)) if said.kind == "refused" else None)
+                problem = problem if said.kind == "refused" else said
         return slots, problem
 
     def _react(self, problem: RequestError, started: float) -> None:
@@ -265,7 +305,8 @@ class ApiBackend:
             self.limiter.slow_down(started, problem.retry_after)
 
     def _explained(self, error: Exception) -> RequestError:
-        problem = error if isinstance(error, RequestError) else self.explain(error)
+        ours = _raised_by_a_hook(error)
+        problem = ours if ours is not None else self.explain(error)
         problem.args = (redact(" ".join(str(problem).split()), self._key),)
         return problem
 
@@ -282,8 +323,8 @@ class ApiBackend:
             self.facts.usage.update(numbers)
 
 
-def _refusal(part: RequestError) -> ItemError:
-    """The server's word on one of several images; one that may be tried again is raised."""
-    if part.kind == "refused":
-        return ItemError(str(part))
-    raise part
+def _raised_by_a_hook(error: BaseException | None) -> RequestError | None:
+    """What our own code raised inside of an SDK, which may have made an error of its own out of it."""
+    while error is not None and not isinstance(error, RequestError):
+        error = error.__cause__ or error.__context__
+    return error

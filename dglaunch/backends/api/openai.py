@@ -6,8 +6,9 @@ Any compatible server works through --api_base or OPENAI_BASE_URL. The API takes
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dglaunch.backends.api.answers import Answer, RequestError, by_status, decode, download, flat_numbers
+from dglaunch.backends.api.answers import Answer, RequestError, by_status, decode, flat_numbers
 from dglaunch.backends.api.backend import ApiBackend
+from dglaunch.backends.api.downloads import download
 from dglaunch.backends.api.profile import Api
 from dglaunch.backends.api.uploads import Upload
 from dglaunch.data.task import Task
@@ -72,20 +73,20 @@ class OpenAIBackend(ApiBackend):
     def _answer(self, answer: Any) -> Answer:
         if not isinstance(answer, self._sdk.types.ImagesResponse):  # the SDK hands out what is no JSON as a text
             raise RequestError("again", f"the answer is no JSON: {str(answer)[:200]!r}")
-        usage = flat_numbers(answer.usage.to_dict()) if answer.usage is not None else {}
-        return Answer([self._part(image) for image in answer.data or []], usage)
+        to_dict = getattr(answer.usage, "to_dict", dict)  # the SDK hands out any JSON as it came
+        images = answer.data if isinstance(answer.data, list) else []
+        return Answer([self._part(image) for image in images], flat_numbers(to_dict()))
 
     def _part(self, image: Any) -> bytes | RequestError:
+        encoded, address = getattr(image, "b64_json", None), getattr(image, "url", None)
         try:
-            if image.b64_json:
-                return decode(image.b64_json)
-            return (
-                download(image.url, self.settings.timeout)
-                if image.url
-                else RequestError("again", "an empty image came")
-            )
+            if isinstance(encoded, str) and encoded:
+                return decode(encoded)
+            if isinstance(address, str) and address:
+                return download(address, self.settings.timeout, self.origin)
         except RequestError as damaged:  # the other images of the answer are paid for, and may be whole
             return damaged
+        return RequestError("again", "an empty image came")
 
     def explain(self, error: Exception) -> RequestError:
         if isinstance(error, self._sdk.APITimeoutError):

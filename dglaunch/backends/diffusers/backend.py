@@ -25,6 +25,9 @@ from dglaunch.data.prompt_windows import PromptWindows
 from dglaunch.data.task import Batch
 from dglaunch.errors import Drained
 
+SHAPED_BY = ("torch", "diffusers", "transformers")
+"""Packages of which another version may draw other pixels."""
+
 
 class DiffusersBackend:
     """A diffusers backend runs one pipeline on one rank; its engine says how the pipeline is loaded and called."""
@@ -77,6 +80,7 @@ class DiffusersBackend:
             defaults=call_defaults(self.context.checkpoint, parameters),
             effects=effects,
             events=events,
+            shaped_by=(*SHAPED_BY, *(("xfuser",) if config.backend.backend == "xdit" else ())),
             known_trouble=rules.known_trouble if rules is not None else "",
         )
         return self.facts

@@ -1,19 +1,27 @@
 """--embedding_cache: the embeddings of prompts, kept on disk between runs."""
 
+import functools
 import hashlib
+import operator
+import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from dglaunch.atomic import atomic_write, temporary_path
 from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers.prompt_tensors import Embedding
 from dglaunch.errors import UserError
+from dglaunch.files import make_cache_folder, read_bytes
 
 
 class EmbeddingCache:
     """An embedding cache is a folder with a safetensors file for each prompt, in a folder for each set of text encoders.
-    Ranks and runs may share it.
+    Ranks, runs and users may share it. Folders are never made so that everybody may write there; where somebody has made
+    them so, only this user's and root's own files are read.
 
     Raises:
         UserError: it cannot be written, at the start or later.
@@ -22,7 +30,7 @@ class EmbeddingCache:
     def __init__(self, folder: Path, encoders: str) -> None:
         self.folder = folder / encoders
         with self._writing():
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_cache_folder(self.folder)
             (probe := temporary_path(self.folder)).touch()
             probe.unlink()
 
@@ -42,18 +50,29 @@ class EmbeddingCache:
         return self.folder / key[:2] / f"{key}.safetensors"
 
     def read(self, keys: Iterable[str], num_values: int) -> dict[str, Embedding]:
-        """Read those of these prompts that are in the cache; a damaged file counts as missing and is written again."""
+        """Read those of these prompts that are in the cache; a file that is damaged or holds something else than `write` has
+        put there counts as missing and is written again."""
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
         found: dict[str, Embedding] = {}
         for key in keys:
+            file = self._file(key)
             try:
-                values = load_file(self._file(key))
+                if self._is_a_strangers(file):
+                    continue
+                values = load(read_bytes(file))
             except (OSError, SafetensorError):
                 continue
-            found[key] = tuple(values.get(str(n)) for n in range(num_values))
+            if (embedding := _embedding(values, num_values)) is not None:
+                found[key] = embedding
         return found
+
+    def _is_a_strangers(self, file: Path) -> bool:
+        """Whether it may be of anybody who can reach this machine: others' images would come from it."""
+        info = file.stat()
+        open_to_all = (info.st_mode | _all_modes(file.parent, self.folder, self.folder.parent)) & stat.S_IWOTH
+        return bool(open_to_all) and info.st_uid not in (os.geteuid(), 0)
 
     def write(self, embeddings: Mapping[str, Embedding]) -> None:
         """Write a file for each prompt; another rank may write the same one."""
@@ -61,11 +80,33 @@ class EmbeddingCache:
 
         for key, values in embeddings.items():
             file = self._file(key)
-            kept = {str(n): value.contiguous() for n, value in enumerate(values) if value is not None}
+            kept = {
+                _name(n, value): torch.empty(0) if value is None else value.contiguous()
+                for n, value in enumerate(values)
+            }
             with self._writing():
-                file.parent.mkdir(parents=True, exist_ok=True)
+                make_cache_folder(file.parent)
                 with atomic_write(file) as temporary:
                     save_file(kept, temporary)
+                    temporary.chmod(temporary.stat().st_mode & ~stat.S_IWOTH)
+
+
+def _all_modes(*folders: Path) -> int:
+    """All permissions that any of them gives."""
+    return functools.reduce(operator.or_, (folder.stat().st_mode for folder in folders))
+
+
+def _name(number: int, value: torch.Tensor | None) -> str:
+    """Of a value in its file; one that is None stands there too, so that a file tells whether it is whole."""
+    return str(number) if value is not None else f"{number} is None"
+
+
+def _embedding(values: Mapping[str, torch.Tensor], num_values: int) -> Embedding | None:
+    """What a file holds, if it is exactly what `write` puts into one, and numbers."""
+    embedding = tuple(values.get(str(n)) for n in range(num_values))
+    if values.keys() != {_name(n, value) for n, value in enumerate(embedding)}:
+        return None
+    return embedding if all(value is None or bool(value.isfinite().all()) for value in embedding) else None
 
 
 def open_cache(context: Context) -> EmbeddingCache | None:

@@ -11,6 +11,7 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from dglaunch.backends.diffusers.protocols import Pipeline, plain_pipeline
+from dglaunch.files import make_cache_folder, may_be_others
 from dglaunch.streams import say
 
 Arguments = ParamSpec("Arguments")
@@ -67,6 +68,8 @@ class Stages:
 def time_compilation(folder: Path, seconds: dict[str, float], events: list[str], undo: ExitStack) -> None:
     """Count what torch.compile takes as a stage of its own, and keep what it compiles in `folder` for later runs.
 
+    What is kept there is code: it runs in every later run that finds it. So a folder that is not this user's alone is left.
+
     Args:
         folder: for torch's cache, unless TORCHINDUCTOR_CACHE_DIR names one.
         seconds: gets `compile`.
@@ -78,8 +81,13 @@ def time_compilation(folder: Path, seconds: dict[str, float], events: list[str],
 
     torch_default = default_cache_dir()  # to which torch itself sets the variable when it is imported
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR", torch_default) == torch_default:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
-        undo.callback(os.environ.pop, "TORCHINDUCTOR_CACHE_DIR", None)
+        if reason := why_not_own(folder):
+            events.append(
+                f"--enable_compile: {folder} is not used, as {reason}; what is compiled goes to {torch_default}"
+            )
+        else:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+            undo.callback(os.environ.pop, "TORCHINDUCTOR_CACHE_DIR", None)
     began, times, line = 0.0, 0, len(events)
     before = counters["inductor"]["fxgraph_cache_hit"]
     events.append("--enable_compile: nothing was compiled")
@@ -95,11 +103,20 @@ def time_compilation(folder: Path, seconds: dict[str, float], events: list[str],
         found = counters["inductor"]["fxgraph_cache_hit"] - before
         events[line] = (
             f"torch.compile worked {times} times, {seconds['compile']:.1f} s in all (a new size of batch or image "
-            f"may need it again); {found} graphs were in {os.environ['TORCHINDUCTOR_CACHE_DIR']}"
+            f"may need it again); {found} graphs were in {os.environ.get('TORCHINDUCTOR_CACHE_DIR', torch_default)}"
         )
 
     undo.callback(_remove, callback_handler.start_callbacks, callback_handler.register_start_callback(start))
     undo.callback(_remove, callback_handler.end_callbacks, callback_handler.register_end_callback(end))
+
+
+def why_not_own(folder: Path) -> str:
+    """Create a folder for code that this user alone can write; where that cannot be, say why. Empty: all is well."""
+    try:
+        make_cache_folder(folder, 0o700)
+        return may_be_others(folder) or may_be_others(folder.parent)
+    except OSError as error:
+        return f"it cannot be made ({error.strerror or error})"
 
 
 def _remove(callbacks: list[Returned], callback: Returned) -> None:

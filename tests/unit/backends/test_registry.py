@@ -1,5 +1,7 @@
 """A backend is found by its name; one of your own is registered the same way."""
 
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,3 +30,16 @@ def test_an_unknown_name_gets_the_nearest() -> None:
         UserError, match=r"There is no backend 'difusers'\. The nearest: diffusers; all: diffusers, xdit, "
     ):
         registry.backend_factory("difusers")
+
+
+def test_a_module_that_the_user_named_may_lie_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lies_here.py").write_text("Mine = 'mine'")
+    (tmp_path / "tyro.py").write_text("raise SystemExit('the wrong one')")
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    assert registry.imported("lies_here:Mine") == "mine"
+    monkeypatch.delitem(sys.modules, "tyro")
+    assert callable(registry.imported("tyro:cli"))  # what is installed comes first
+    assert sys.path == before

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from dglaunch import system
 from dglaunch.cli.main import main
 from dglaunch.cli.replay import read_description
 from dglaunch.output import encode
@@ -129,6 +130,56 @@ def test_a_file_cannot_allow_what_runs_code(tmp_path: Path) -> None:
         written(GOOD | {"trust_remote_code": True, "allow_pickle": True, "cache_dir": "/"})
     )
     assert read_description(tmp_path / "file.png").keys().isdisjoint({"trust_remote_code", "allow_pickle", "cache_dir"})
+
+
+def renamed(made: Path, target: Path, versions: object, invert: bool = False) -> Path:
+    """An image that says of itself that other versions made it."""
+    with Image.open(made / "png" / "000000.png") as image:
+        described = encode.decode_description(image)
+        assert described is not None
+        pixels = image.point(lambda value: 255 - value) if invert else image.copy()
+    described.pop("versions")
+    target.write_bytes(encode.encode(pixels, "png", described | ({} if versions is None else {"versions": versions})))
+    return target
+
+
+def test_a_file_says_which_versions_made_it(made: Path) -> None:
+    for suffix in ("png", "jpg", "webp"):
+        told = read_description(made / suffix / f"000000.{suffix}")["versions"]
+        assert told == {"dglaunch": system.versions()["dglaunch"]}  # the fake backend has no torch; and no host or rank
+
+
+def test_other_versions_are_told_and_those_that_run_now(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = system.versions()
+    old = {"dglaunch": "0.0.7", "torch": "1.13.1+cu117", "pillow": here["pillow"], "xfuser": "0.0.1"}
+    code, text = said(capsys, renamed(made, tmp_path / "old.png", old))
+    assert code == 0 and "the same, pixel for pixel" in text
+    now = {name: here.get(name, "not installed") for name in old}
+    for name in ("dglaunch", "torch", "xfuser"):
+        assert f"{name} {old[name]}, here it is {now[name]}" in text
+    assert "pillow" not in text
+
+
+def test_an_upgrade_is_told_from_damage(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    same = {"dglaunch": system.versions()["dglaunch"]}
+    code, text = said(capsys, renamed(made, tmp_path / "old.png", {"dglaunch": "0.0.7"}, invert=True))
+    assert code == 1 and "NOT the same" in text and "may be no damage" in text and "dglaunch 0.0.7, here it is" in text
+    code, text = said(capsys, renamed(made, tmp_path / "damaged.png", same, invert=True))
+    assert code == 1 and "The same versions made it" in text and "here it is" not in text
+    code, text = said(capsys, renamed(made, tmp_path / "older.png", None, invert=True))
+    assert code == 1 and "versions" not in text
+
+
+@pytest.mark.parametrize(
+    "versions", [None, [], "1", {"torch": ["x"]}, {"torch": "\x1b[31m[red]"}, {"torch": "9" * 999}, {"rm -rf": "1"}, {}]
+)
+def test_a_file_without_versions_or_with_nonsense_replays_as_before(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], versions: object
+) -> None:
+    code, text = said(capsys, renamed(made, tmp_path / "older.png", versions))
+    assert (code, "the same, pixel for pixel" in text) == (0, True) and "versions" not in text and "\x1b" not in text
 
 
 def test_an_image_that_fails(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

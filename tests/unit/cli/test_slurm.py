@@ -80,3 +80,50 @@ def test_an_environment_that_is_not_active_is_named(
 def test_mistakes(words: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["slurm", *words]) == 2
     assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--job_name", "--partition", "--time", "--venv", "--sbatch"])
+@pytest.mark.parametrize("character", ["\n", "\r", "\t", "\x1b", "\x85", "\u2028"])
+def test_what_would_become_a_line_of_the_script_is_refused(
+    flag: str, character: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["slurm", "t2i", "--prompt", "x", f"{flag}=a{character}touch /tmp/owned"]) == 2
+    told = capsys.readouterr()
+    assert f"{flag} 'a" in told.err and "line break or another control character" in told.err
+    assert not told.out and (character == "\n" or character not in told.err)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--job_name", "my job"], '#SBATCH --job-name="my job"'),
+        (["--job_name", "a#b"], '#SBATCH --job-name="a#b"'),
+        (["--job_name", 'it\'s "x" \\'], '#SBATCH --job-name="it\'s \\"x\\" \\\\"'),
+        (["--partition", "gpu long"], '#SBATCH --partition="gpu long"'),
+        (["--time", "1-00:00:00"], "#SBATCH --time=1-00:00:00"),
+        (["--sbatch=--comment=two words"], '#SBATCH --comment="two words"'),
+        (["--sbatch=--comment='two words'"], "#SBATCH --comment='two words'"),
+        (["--sbatch=--account=me"], "#SBATCH --account=me"),
+        (["--sbatch=-A me"], "#SBATCH -A me"),
+        (["--sbatch=-J my job"], '#SBATCH -J "my job"'),
+        (["--sbatch=--exclusive"], "#SBATCH --exclusive"),
+        (["--sbatch=--gres=gpu:h100:8"], "#SBATCH --gres=gpu:h100:8"),
+    ],
+)
+def test_spaces_behind_sbatch(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["slurm", "t2i", "--prompt", "x", *words]) == 0
+    assert line in capsys.readouterr().out.splitlines()
+
+
+def test_a_token_stays_out_of_the_script(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DG_JOB_TOKEN", "s3cret")
+    monkeypatch.setenv("DG_SEED", "7")
+    assert main(["slurm", "t2i", "--prompt", "x"]) == 0
+    script = capsys.readouterr().out
+    assert "export DG_SEED=7" in script and "s3cret" not in script
+
+
+def test_a_token_of_nothing_is_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DG_JOB_TOKEN", "")
+    assert main(["plan", "t2i", "--backend", "fake", "--prompt", "x"]) == 2
+    assert "DG_JOB_TOKEN is set to nothing" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from dglaunch.errors import UserError
 from dglaunch.models.shape import Shape
 from dglaunch.planning.tuned import REMEMBERED, Measured, describe, recall, remember, sweet_spot
 from dglaunch.system import Machine
+from support.commands import dglaunch
 
 
 def measured(*speeds: float, parallel: str = "data parallel") -> list[Measured]:
@@ -40,17 +41,46 @@ def test_a_result_is_used_for_its_own_case_only(tmp_path: Path) -> None:
     here = {"device": "NVIDIA H100", "dtype": "bfloat16", "shape": "1024x1024"}
     remember(config(tmp_path), here, measured(1, 2, 2.1) + measured(1, 1.5, parallel="ulysses 2"))
     machine = Machine(name="NVIDIA H100", memory=None, dtype="bfloat16")
-    (found,) = recall(config(tmp_path), machine, ParallelConfig()).items()
+    (found,) = recall(config(tmp_path), machine, ParallelConfig()).sizes.items()
     assert found[0] == Shape(1024, 1024) and found[1].size == 4
     assert "measured by tune on" in found[1].reason and "NVIDIA H100" in found[1].reason
-    (split,) = recall(config(tmp_path), machine, ParallelConfig(ulysses_degree=2)).values()
+    (split,) = recall(config(tmp_path), machine, ParallelConfig(ulysses_degree=2)).sizes.values()
     assert split.size == 2
     for other in (replace(machine, dtype="float16"), replace(machine, name="NVIDIA A100")):
-        assert recall(config(tmp_path), other, ParallelConfig()) == {}
-    assert recall(config(tmp_path, quantization="fp8"), machine, ParallelConfig()) == {}
-    assert recall(config(tmp_path), machine, ParallelConfig(ring_degree=2)) == {}
-    (tmp_path / REMEMBERED).write_text("{")
-    assert recall(config(tmp_path), machine, ParallelConfig()) == {}
+        assert recall(config(tmp_path), other, ParallelConfig()).sizes == {}
+    assert recall(config(tmp_path, quantization="fp8"), machine, ParallelConfig()).sizes == {}
+    assert recall(config(tmp_path), machine, ParallelConfig(ring_degree=2)).sizes == {}
+
+
+MACHINE = Machine(name="NVIDIA H100", memory=None, dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "it is no JSON"),
+        ("[" * 100_000, "it is no JSON"),
+        ("[1, 2]", "it is not what dglaunch tune writes"),
+        ('{"a": 1}', "1 of 1 entries are not as dglaunch tune writes them"),
+        ('{"[]": {}, "{}": [], "[1,2,3,4,5,7]": {"batch_size": "x"}}', "3 of 3 entries"),
+        ('{"[0,1,2,3,4,\\"64x64\\"]": {"batch_size": 1e999, "images_per_s": 1, "date": ""}}', "1 of 1 entries"),
+        ('{"[0,1,2,3,4,\\"64x64\\"]": {"batch_size": -3, "images_per_s": 1, "date": ""}}', "1 of 1 entries"),
+    ],
+)
+def test_a_file_of_another_shape_is_ignored_with_a_word(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / REMEMBERED).write_text(text)
+    recalled = recall(config(tmp_path), MACHINE, ParallelConfig())
+    (note,) = recalled.notes
+    assert recalled.sizes == {} and said in note and str(tmp_path / REMEMBERED) in note and "ignored" in note
+    words = ("t2i", "--backend", "fake", "--prompt", "x", "--output_dir", tmp_path / "out")
+    ended = dglaunch(*words, DG_CACHE_DIR=str(tmp_path))
+    assert ended.code == 0 and " ".join(note.split()) in " ".join(ended.output.split())
+    given = dglaunch(*words, "--overwrite", "--batch_size", "2", DG_CACHE_DIR=str(tmp_path))
+    assert given.code == 0 and "ignored" not in given.output
+
+
+def test_no_file_is_no_news(tmp_path: Path) -> None:
+    assert recall(config(tmp_path), MACHINE, ParallelConfig()).notes == []
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from support.api_servers import KEY
 
 def test_a_key_is_cut_out_of_texts_even_where_a_server_stars_its_middle_out() -> None:
     text = f"Incorrect API key provided: {KEY[:10]}*******{KEY[-4:]}, or {KEY}."
-    assert answers.redact(text, KEY) == "Incorrect API key provided: [key], or [key]"
+    assert answers.redact(text, KEY) == "Incorrect API key provided: [key], or [key]."
 
 
 @pytest.mark.parametrize(
