@@ -55,12 +55,12 @@ class SlurmConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}; it must be 1 or more.")
         for name in ("partition", "time", "venv", "job_name", "sbatch"):
-            _refuse_line_breaks(name, str(getattr(self, name) or ""))
+            _refuse_line_breaks(name, getattr(self, name))
 
 
-def _refuse_line_breaks(name: str, value: str | tuple[str, ...] | None) -> None:
+def _refuse_line_breaks(name: str, value: str | Path | tuple[str, ...] | None) -> None:
     """What stands behind #SBATCH ends with its line: the next one would be a command of the script."""
-    for text in value if isinstance(value, tuple) else [value or ""]:
+    for text in value if isinstance(value, tuple) else [str(value or "")]:
         if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in text):
             raise UserError(f"--{name} {text!r} holds a line break or another control character; give it without.")
 
