@@ -11,10 +11,10 @@ import torch
 
 from dglaunch.backends.base import Context, Facts
 from dglaunch.backends.fake import FakeBackend
-from dglaunch.config import ParallelConfig, T2IConfig
+from dglaunch.config import BackendConfig, ParallelConfig, T2IConfig
 from dglaunch.data.task import Batch, Task
 from dglaunch.distributed.channel import Channel
-from dglaunch.distributed.topology import Topology
+from dglaunch.distributed.topology import Topology, from_environment
 from dglaunch.errors import DglaunchError, UserError
 from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.models.families import OTHER
@@ -24,9 +24,8 @@ from dglaunch.run.watchdog import StallWatch
 
 
 def topology(ulysses_degree: int = 1) -> Topology:
-    parallel = ParallelConfig(ulysses_degree=ulysses_degree)
-    rank = int(os.environ["RANK"])
-    return Topology(rank=rank, world_size=2, local_world_size=2, distributed=True, parallel=parallel)
+    config = T2IConfig(prompt="x", backend=BackendConfig(backend="xdit"))
+    return from_environment(config, ParallelConfig(ulysses_degree=ulysses_degree), os.environ)
 
 
 def different_batches() -> int:
