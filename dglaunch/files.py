@@ -88,7 +88,9 @@ def open_for_appending(path: Path) -> io.FileIO:
     Raises:
         OSError: it cannot be written, or is a link or no regular file.
     """
-    return os.fdopen(_open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW), "ab", buffering=0)
+    return os.fdopen(
+        _open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK), "ab", buffering=0
+    )
 
 
 def open_lock(path: Path) -> io.BufferedRandom:
@@ -97,7 +99,7 @@ def open_lock(path: Path) -> io.BufferedRandom:
     Raises:
         OSError: it cannot be written, or is a link or no regular file.
     """
-    return os.fdopen(_open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW), "r+b")
+    return os.fdopen(_open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK), "r+b")
 
 
 def make_cache_folder(path: Path, mode: int = 0o775) -> None:

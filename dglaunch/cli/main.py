@@ -1,15 +1,26 @@
 """From the words of the command line to the one function behind a command, and from its errors to an exit code."""
 
 import difflib
+import errno
 import importlib
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 
 from dglaunch.environment import another_speaks, environment, is_true, reading
-from dglaunch.errors import EXIT_DONE, EXIT_DRAINED, EXIT_USER, DglaunchError, UserError
+from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, EXIT_USER, DglaunchError, UserError
 from dglaunch.streams import lasting, say
 
+NAMES_AND_RIGHTS = (
+    errno.ENAMETOOLONG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.EINVAL,
+)
+"""Errors of the system that are the user's to mend."""
 USAGE = """\
 usage: dglaunch COMMAND [flags]      (several GPUs: torchrun --nproc_per_node 8 -m dglaunch COMMAND [flags])
 
@@ -63,6 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not (isinstance(error, UserError) and another_speaks(environ)):
                 say(f"dglaunch: {error}", error=True)
             return error.exit_code
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # a name that is too long, a folder of somebody else's
+            if _debugs(words, environ):
+                say(traceback.format_exc(), error=True)
+            say(f"dglaunch: {error.filename or 'A file'} cannot be used: {error.strerror or error}.", error=True)
+            return EXIT_USER if error.errno in NAMES_AND_RIGHTS else EXIT_BROKEN
         except KeyboardInterrupt:
             return EXIT_DRAINED
 

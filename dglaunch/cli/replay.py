@@ -140,8 +140,8 @@ def with_changes(described: Record, changes: Iterable[str]) -> Record:
     Raises:
         UserError: it cannot be made again here, or a change names nothing that there is.
     """
-    backend = described.get("backend", "diffusers")
-    if backend in BACKENDS and not profile_of(str(backend)).can_replay:
+    backend = str(described.get("backend", "diffusers"))
+    if backend in BACKENDS and not profile_of(backend).can_replay:
         raise UserError(
             f"The image was made by an API ({described.get('model_name')}), which does not promise the same image for "
             "the same seed; there is nothing to compare. Run t2i with its prompt for another."

@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import NamedTuple, Self
 
 from dglaunch.output.ledger import OutputFolder, TaskId
@@ -99,13 +100,18 @@ def _united(ranges: Iterable[Range]) -> Iterator[Range]:
     )
     pieces: list[Range] = []
     open_now: Counter[int] = Counter()
+    largest: list[int] = []
+    """A heap of numbers of samples, negative; those that are not open any more are passed over."""
     before = 0
     for place, change, samples in changes:
         if open_now and place > before:
-            pieces.append(Range(before, place, max(open_now)))
+            while largest and not open_now[-largest[0]]:
+                heappop(largest)
+            if largest:
+                pieces.append(Range(before, place, -largest[0]))
         open_now[samples] += change
-        if not open_now[samples]:
-            del open_now[samples]
+        if change > 0:
+            heappush(largest, -samples)
         before = place
     return _joined(pieces)
 

@@ -172,7 +172,7 @@ def summary(run: Record) -> list[tuple[str, str]]:
         "dtype": settings.get("torch_dtype"),
         "device": run.get("device"),
         "outcome": run.get("outcome"),
-        "speed": f"{speed:.3g} images/s" if isinstance(speed, int | float) and speed else None,
+        "speed": f"{speed:.3g} images/s" if isinstance(speed, int | float) and 0 < speed < 1e12 else None,
         "started": run.get("started"),
     }
     return [(name, str(value)) for name, value in shown.items() if value is not None]

@@ -16,6 +16,7 @@ from dglaunch.files import read_bytes
 from dglaunch.output.ledger import RUN, OutputFolder, id_of
 from dglaunch.output.ownership import path_inside
 
+MOST_INPUTS = 100
 LEVELS_UP = 3
 """An image of a layout's view lies up to so many folders below the ledger."""
 
@@ -23,7 +24,7 @@ LEVELS_UP = 3
 def inputs_of_row(folder: Path, table_folder: Path | None, row: Record) -> list[Path]:
     """Return the input images of an edit that still exist: the copies of --save_inputs, else the files of its table."""
     names = [name for copy in _list_at(row, "input_file_names") if (name := path_inside(copy))]
-    copies = [folder / name for name in names if (folder / name).is_file()]
+    copies = [folder / name for name in names if _is_file(folder / name)]
     if copies or table_folder is None:
         return copies
     originals = [path_in(table_folder, name) for name in _list_at(row, "input_images") if isinstance(name, str)]
@@ -64,6 +65,8 @@ def find_inputs(file: Path, described: Record) -> list[bytes]:
     names, hashes = described.get("input_images"), described.get("input_sha256")
     if not isinstance(names, list) or not isinstance(hashes, list) or len(names) != len(hashes):
         raise UserError(f"{file} does not say which input images it was made from (input_images, input_sha256).")
+    if len(names) > MOST_INPUTS:
+        raise UserError(f"{file} names {len(names):,} input images; no model takes so many, so its text is made up.")
     folder = results_folder(file)
     table = folder.input_table()
     found: list[bytes] = []

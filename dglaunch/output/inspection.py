@@ -77,8 +77,10 @@ def _inspect_ledger(folder: OutputFolder, path: Path, found: Inspection) -> None
     kept: list[str] = []
     seen: set[TaskId] = set()
     bad = foreign = wrong = 0
+    too_long = False
     for text, kind, record, _ in scan(path):
-        bad += kind is LineKind.BAD
+        bad += kind in (LineKind.BAD, LineKind.TOO_LONG)
+        too_long = too_long or kind is LineKind.TOO_LONG
         foreign += kind is LineKind.FOREIGN
         if kind is LineKind.FOREIGN:
             kept.append(text)
@@ -99,7 +101,7 @@ def _inspect_ledger(folder: OutputFolder, path: Path, found: Inspection) -> None
         found.notes.append(f"{path.name}: {foreign} lines are not dglaunch's (left alone)")
     if bad:
         found.problems.append(f"{path.name}: {bad} lines cannot be read")
-    if bad or wrong:
+    if (bad or wrong) and not too_long:  # what cannot be written again is not taken out
         found.kept_lines[path] = kept
 
 

@@ -24,14 +24,14 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from dglaunch import strict_json
-from dglaunch.atomic import TEMPORARY, atomic_write
+from dglaunch.atomic import atomic_write
 from dglaunch.data.tables import PROMPT_FILE
 from dglaunch.data.task import Record, Task, file_name
 from dglaunch.data.values import MAX_NAME_BYTES
 from dglaunch.errors import OutputError, UserError
-from dglaunch.files import open_for_appending, read_bytes
+from dglaunch.files import is_regular, read_bytes
 from dglaunch.output.ledger import IMAGE_SUFFIXES, OutputFolder, file_name_of
-from dglaunch.output.ownership import link_or_copy
+from dglaunch.output.ownership import is_marked, link_or_copy, make_marked
 
 WriteFile = Callable[[Path], None]
 """Writes one file of a view to the path that it is given."""
@@ -57,7 +57,7 @@ class Picture:
 
     @property
     def prompt(self) -> str:
-        return str(self.record["prompt"])
+        return str(self.record.get("prompt", ""))
 
 
 SHARD_IMAGES = 10_000
@@ -65,8 +65,6 @@ SHARD_BYTES = 1_000_000_000
 ROW_GROUP = 100
 """Images; a reader of Parquet holds at least as many."""
 GENEVAL_FIELDS = ("tag", "include", "exclude", "prompt")
-MARK = f"{TEMPORARY}view-"
-"""How an empty file beside each view is called: a folder that has none is the user's. Not in it, where a benchmark looks."""
 VIEW_SUFFIXES = (*IMAGE_SUFFIXES, ".tar", ".parquet")
 """Of the files that dglaunch puts into a view."""
 
@@ -85,7 +83,10 @@ def write(layout: str, folder: Path, tasks: Sequence[Task]) -> tuple[Path, int]:
     files = LAYOUTS[layout](pictures)
     view = folder / layout
     _refuse_other_files(view, files)
-    _mark(view)
+    try:
+        make_marked(view)
+    except OSError as error:
+        raise OutputError(f"The layout {view} cannot be written: {error.strerror or error}.") from None
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         try:
             list(pool.map(lambda name: _write_file(folder, view, name, files[name]), files))
@@ -122,7 +123,7 @@ def finished(folder: Path, tasks: Sequence[Task]) -> list[Picture]:
     pictures = []
     for number, task in enumerate(tasks):
         record = records.get(task.id)
-        if record is not None:
+        if record is not None and is_regular(folder / file_name_of(record)):
             file, size = folder / file_name_of(record), record["bytes"]
             assert isinstance(size, int), f"the ledger line of {file.name} was written by dglaunch"
             pictures.append(Picture(number, task.index, task.sample, samples[task.index], file, size, record))
@@ -134,7 +135,7 @@ def _refuse_other_files(view: Path, files: Files) -> None:
     there itself is nobody's business.)"""
     if view.is_symlink():
         raise UserError(f"{view} is a link, and what is written does not follow links; remove it.")
-    if view.exists() and not _mark_of(view).exists() and (not view.is_dir() or any(view.iterdir())):
+    if view.exists() and not is_marked(view) and (not view.is_dir() or any(view.iterdir())):
         raise UserError(f"{view} is there, and dglaunch did not make it; rename it and start the same command again.")
     found = (path.relative_to(view).as_posix() for path in sorted(view.rglob("*")) if path.suffix in VIEW_SUFFIXES)
     others = [name for name in found if name not in files]
@@ -145,26 +146,15 @@ def _refuse_other_files(view: Path, files: Files) -> None:
         )
 
 
-def _mark_of(view: Path) -> Path:
-    return view.with_name(f"{MARK}{view.name}")
-
-
-def _mark(view: Path) -> None:
-    try:
-        view.mkdir(parents=True, exist_ok=True)
-        open_for_appending(_mark_of(view)).close()
-    except OSError as error:
-        raise OutputError(f"The layout {view} cannot be written: {error.strerror or error}.") from None
-
-
 def _write_file(folder: Path, view: Path, name: str, write_file: WriteFile) -> None:
     """The temporary file is beside the images: on the same file system, and never in an evaluation's sight."""
     path = PurePosixPath(name)
-    assert not path.is_absolute() and ".." not in path.parts, name
+    if path.is_absolute() or ".." in path.parts:
+        raise OSError(f"{name} is no name in {view}")
     target = view / path
-    target.parent.mkdir(parents=True, exist_ok=True)
     if target.parent.resolve() != view.resolve() / path.parent:
         raise OSError(f"{target.parent} is a link, and what is written does not follow links")
+    target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(target, folder) as temporary:
         write_file(temporary)
 

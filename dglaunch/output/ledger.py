@@ -9,6 +9,7 @@ has files of its own, named by its part of the job: metadata-node0of4.jsonl with
 
 import contextlib
 import fcntl
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -147,6 +148,11 @@ class OutputFolder:
         found = ((path.name, read_run(path)) for path in self.files(RUN, pattern))
         return {name: run for name, run in found if run is not None}
 
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of each file of the folder, by name; a link is none."""
+        with os.scandir(self.path) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file(follow_symlinks=False)}
+
     def runs(self, node_rank: int | None = None) -> dict[str, Record]:
         """Return the run.json of each independent node by its file's name, or that of one node; that of a rank only where
         rank 0 has its folder elsewhere."""
@@ -159,10 +165,14 @@ class OutputFolder:
         return max([total for total in totals if isinstance(total, int) and total >= 0], default=default)
 
     def input_table(self) -> Path | None:
-        """Return the table that the command of an editing run named."""
+        """Return the table that the command of an editing run named, if it is still there."""
         for run in self.runs().values():
             given = object_at(object_at(run, "config"), "input").get("value")
-            if isinstance(given, str):
+            if (
+                isinstance(given, str)
+                and len(given) < 4096
+                and all(len(part.encode()) < 256 for part in Path(given).parts)
+            ):
                 return Path(given)
         return None
 
@@ -238,21 +248,22 @@ class OutputFolder:
         Raises:
             UserError: one is running, or the lock cannot be made.
         """
-        try:
-            with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as held:
+            try:
                 if changes:
                     held.enter_context(open_lock(self.lock_file()))
                 for path in self.lock_files():
                     stream = held.enter_context(open_regular(path))
-                    try:
-                        fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                    except BlockingIOError:
-                        raise UserError(
-                            f"A dglaunch is writing to {self.path}. Wait for it; dglaunch status shows how far it is."
-                        ) from None
-                yield
-        except PermissionError as error:
-            raise UserError(f"{self.path} belongs to somebody else ({error.strerror}: {error.filename}).") from None
+                    fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"A dglaunch is writing to {self.path}. Wait for it; dglaunch status shows how far it is."
+                ) from None
+            except OSError as error:
+                raise UserError(
+                    f"{self.path} cannot be locked ({error.strerror or error}: {error.filename})."
+                ) from None
+            yield
 
     # -- out of memory --------------------------------------------------------------------------------------------
 
@@ -280,6 +291,8 @@ class LineKind(Enum):
     OURS = auto()
     FOREIGN = auto()
     """A JSON object that dglaunch has not written, as of an ImageFolder's own pictures: it stays where it is."""
+    TOO_LONG = auto()
+    """Longer than dglaunch writes one; it is not kept in memory, and a file that has one is not rewritten."""
     BAD = auto()
     """Torn, or with values that dglaunch does not write."""
 
@@ -294,6 +307,11 @@ class Line(NamedTuple):
     """Empty, unless it is ours."""
     is_torn: bool
     """The last one, without a newline."""
+
+    @property
+    def is_rest(self) -> bool:
+        """Whether it is the beginning of a line of ours, as a killed run leaves it."""
+        return self.kind is LineKind.BAD and self.is_torn and self.text.startswith(('{"file_name": ', '{"index": '))
 
 
 def scan(path: Path) -> Iterator[Line]:
@@ -312,7 +330,7 @@ def scan(path: Path) -> Iterator[Line]:
                 if len(raw) == MOST_LINE and not raw.endswith(b"\n"):
                     while (more := data.readline(MOST_LINE)) and not more.endswith(b"\n"):
                         continue
-                    yield Line("", LineKind.BAD, {}, False)
+                    yield Line("", LineKind.TOO_LONG, {}, False)
                     continue
                 yield _line(raw, is_ours)
     except FileNotFoundError:
@@ -323,7 +341,7 @@ def scan(path: Path) -> Iterator[Line]:
 
 def _line(raw: bytes, is_ours: Callable[[Record], bool]) -> Line:
     is_torn = not raw.endswith(b"\n")
-    text = raw.decode("utf-8", "replace") + "\n" * is_torn
+    text = raw.decode("utf-8", "surrogateescape") + "\n" * is_torn
     try:
         record = strict_json.loads(raw)
     except ValueError:
@@ -375,11 +393,10 @@ def is_our_ledger(path: Path) -> bool:
     """Return whether a ledger (or a failures.jsonl) is dglaunch's: it has a line of ours, or nothing but the beginnings of
     some, as a killed run or a machine that lost power leaves them."""
     only_torn = True
-    for text, kind, _, is_torn in scan(path):
-        if kind is LineKind.OURS:
+    for line in scan(path):
+        if line.kind is LineKind.OURS:
             return True
-        begins = is_torn and kind is LineKind.BAD and text.startswith(('{"file_name": ', '{"index": '))
-        only_torn = only_torn and (begins or not text.strip("\0\n"))
+        only_torn = only_torn and (line.is_rest or (line.kind is LineKind.BAD and not line.text.strip("\0\n")))
     return only_torn
 
 
@@ -393,20 +410,24 @@ def read_lines(path: Path) -> Iterator[tuple[str, Record]]:
 
 
 def is_foreign_run(path: Path) -> bool:
-    """Return whether a file called as a run.json is whole and somebody else's; one of ours may be torn, after a copy."""
-    return _json(path) is not None and read_run(path) is None
-
-
-def _json(path: Path) -> object:
+    """Return whether a file called as a run.json is somebody else's. One of ours may be torn, after a copy, or empty, where a
+    machine lost power: it begins as ours do."""
     try:
-        return strict_json.loads(read_bytes(path, MOST_RUN))
-    except (OSError, ValueError):
-        return None
+        with open_regular(path) as data:
+            begins = data.read(32)
+    except OSError:
+        return True
+    return (
+        bool(begins) and not begins.startswith((b'{\n  "num_tasks": ', b'{\n  "outcome": ')) and read_run(path) is None
+    )
 
 
 def read_run(path: Path) -> Record | None:
     """Return a run.json that dglaunch wrote, or None: it is torn, another's, not to be read, or just being replaced."""
-    run = _json(path)
+    try:
+        run = strict_json.loads(read_bytes(path, MOST_RUN))
+    except (OSError, ValueError):
+        return None
     if not isinstance(run, dict):
         return None
     return run if isinstance(run.get("outcome"), str) and type(run.get("num_tasks")) is int else None

@@ -36,6 +36,8 @@ def merge_folders(folders: Sequence[OutputFolder], target: OutputFolder) -> Merg
         UserError: the target is not empty, a folder is not right, or two of them belong to different jobs.
         OutputError: the target cannot be written.
     """
+    if target.path.is_symlink() or (target.path.exists() and not target.path.is_dir()):
+        raise UserError(f"--output_dir {target.path} is no folder; choose another name.")
     if target.path.exists() and any(target.path.iterdir()):
         raise UserError(f"--output_dir {target.path} is not empty; choose another folder.")
     if not folders:

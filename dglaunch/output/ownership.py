@@ -12,15 +12,16 @@ Nothing else is written, moved or deleted. Of ours, what could be wanted again i
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from dglaunch.atomic import TEMPORARY
+from dglaunch.atomic import TEMPORARY, atomic_write
 from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image
 from dglaunch.data.task import Record
 from dglaunch.errors import UserError
-from dglaunch.files import is_regular, open_regular
+from dglaunch.files import is_regular, open_for_appending, open_regular, read_bytes
 from dglaunch.output.encode import decode_description
 from dglaunch.output.ledger import (
     FAILURES,
@@ -30,13 +31,16 @@ from dglaunch.output.ledger import (
     OutputFolder,
     Part,
     file_name_of,
+    is_foreign_run,
     is_our_ledger,
     read_run,
     scan,
 )
 
-Identity = tuple[int, int, int]
-"""Index, sample and seed of an image."""
+Identity = Mapping[str, object]
+"""Whatever an image's own text must say alike to be the one that is meant: index, sample, prompt, seed, model, ..."""
+MARK = f"{TEMPORARY}view-"
+"""How a file beside each folder that dglaunch fills is called, with that folder's inode in it: not inside, where others look."""
 ASIDE = f"{TEMPORARY}aside"
 """The folder, in the output folder, of what was in the way: hidden, so that no loader of images takes it for results."""
 PAGE_MARK = b"- dglaunch gallery</title>"
@@ -44,6 +48,7 @@ PAGE_MARK = b"- dglaunch gallery</title>"
 CONTACT_SHEET = "contact_sheet"
 """What a contact sheet says of itself: how many images are on it."""
 SHOWN = 5
+_INPUT_COPY = re.compile(r"inputs/\d{1,20}_\d{1,9}\.[a-z]{3,4}", re.ASCII)
 
 
 def path_inside(name: object) -> str | None:
@@ -85,11 +90,13 @@ def _text(path: Path) -> Record | None:
 
 
 def is_remains(path: Path, image: Identity) -> bool:
-    """Return whether a file is what a killed run left of an image, so that it may be replaced: nothing, or that image."""
+    """Return whether a file is what a killed run left of an image, so that it may be replaced: nothing, or that image. What
+    its text does not have (a long prompt in a JPEG, what was left to a default) is not compared."""
     described = own_text(path)
     if described is None:
         return is_empty(path)
-    return (described["index"], described["sample"], described["seed"]) == image
+    found = {name: described[name] for name in image if name in described}
+    return found == {name: image[name] for name in found}
 
 
 def is_empty(path: Path) -> bool:
@@ -109,11 +116,7 @@ def refuse_foreign_files(folder: OutputFolder, images: Mapping[str, Identity]) -
     """
     ledgers = [*folder.files(METADATA), *folder.files(FAILURES)]
     foreign = [path.name for path in ledgers if not is_regular(path) or not is_our_ledger(path)]
-    has_ledger = any(not is_empty(path) for path in ledgers if path.name not in foreign)
-    for path in folder.files(RUN):
-        # One that was torn is of a run that the ledgers know.
-        if not is_regular(path) or (read_run(path) is None and not (has_ledger or is_empty(path))):
-            foreign.append(path.name)
+    foreign += [path.name for path in folder.files(RUN) if not is_regular(path) or is_foreign_run(path)]
     if foreign:
         raise UserError(
             f"{folder.path} has files that dglaunch did not write and would replace ({', '.join(foreign[:SHOWN])}). Choose "
@@ -125,7 +128,7 @@ def refuse_foreign_files(folder: OutputFolder, images: Mapping[str, Identity]) -
     pictures = sorted(name for name in unknown if name not in named)
     if pictures:
         raise UserError(
-            f"{folder.path} has files that dglaunch did not make and would overwrite ({', '.join(pictures[:SHOWN])}). "
+            f"{folder.path} has files that are not of this job and would be overwritten ({', '.join(pictures[:SHOWN])}). "
             "Choose another --output_dir, or move them away."
         )
 
@@ -155,25 +158,31 @@ def _is_page(path: Path) -> bool:
         return False
 
 
-def refuse_inputs_as_outputs(folder: OutputFolder, inputs: Iterable[Path], images: Collection[str]) -> None:
+def refuse_inputs_as_outputs(
+    folder: OutputFolder, inputs: Iterable[Path], images: Collection[str], folders: Collection[str] = ()
+) -> None:
     """Check that nothing that a run reads is written or removed by it.
 
     Args:
         folder: the output folder.
         inputs: the table and the input images.
         images: names of the images that the run makes.
+        folders: names of the folders in it that the run fills.
 
     Raises:
         UserError: it would be.
     """
     here = folder.path.resolve()
-    near = {path.resolve() for path in inputs if path.exists()}
-    near = {path for path in near if here in (path.parent, path.parent.parent)}
+    near = {Path(os.path.realpath(path)) for path in inputs if os.path.lexists(path)}
+    near = {path for path in near if path.is_relative_to(here)}
     if not near:
         return
-    written = {here / name for name in images}
+    written = {path for path in near if path.relative_to(here).parts[0] in folders}
+    written |= {here / name for name in images}
     written |= {
-        path.resolve() for kind in (METADATA, FAILURES, RUN) for path in (folder.file(kind), *folder.files(kind))
+        Path(os.path.realpath(path))
+        for kind in (METADATA, FAILURES, RUN)
+        for path in (folder.file(kind), *folder.files(kind))
     }
     for record in folder.records():
         written |= {here / file_name_of(record), *(here / name for name in _copies(record))}
@@ -187,6 +196,49 @@ def refuse_inputs_as_outputs(folder: OutputFolder, inputs: Iterable[Path], image
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         yield from entries
+
+
+def is_marked(filled: Path) -> bool:
+    """Return whether this very folder in an output folder was made by dglaunch: the mark does not outlive the folder."""
+    try:
+        return read_bytes(_mark_of(filled), 64) == str(filled.stat().st_ino).encode()
+    except OSError:
+        return False
+
+
+def make_marked(filled: Path) -> None:
+    """Make a folder in an output folder, and the mark beside it.
+
+    Raises:
+        OSError: it cannot be made, or is a link.
+    """
+    filled.mkdir(parents=True, exist_ok=True)
+    refuse_link(filled)
+    if not is_marked(filled):
+        with atomic_write(_mark_of(filled)) as temporary:
+            temporary.write_text(str(filled.stat().st_ino))
+
+
+def _mark_of(filled: Path) -> Path:
+    return filled.with_name(f"{MARK}{filled.name}")
+
+
+def refuse_foreign_copies(folder: OutputFolder) -> None:
+    """Check that the folder for copies of input images holds nothing but them.
+
+    Raises:
+        UserError: it has files that no ledger line names.
+    """
+    copies = folder.path / "inputs"
+    if not copies.is_dir() or copies.is_symlink() or is_marked(copies):
+        return
+    named = {name for record in folder.records() for name in _copies(record)}
+    others = sorted(entry.name for entry in _entries(copies) if f"inputs/{entry.name}" not in named)
+    if others:
+        raise UserError(
+            f"{copies} has files that --save_inputs did not write ({', '.join(others[:SHOWN])}). Choose another --output_dir, "
+            "or move them away."
+        )
 
 
 # -- out of the way -----------------------------------------------------------------------------------------------
@@ -221,9 +273,8 @@ def keep_bad_lines(folder: OutputFolder, name: str, lines: Iterable[str]) -> Non
         return
     target = folder.path / ASIDE / name
     _make_folder(target.parent)
-    descriptor = os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    with os.fdopen(descriptor, "a", encoding="utf-8") as out:
-        out.writelines(texts)
+    with open_for_appending(target) as out:
+        out.write("".join(texts).encode("utf-8", "surrogateescape"))
 
 
 def _make_folder(path: Path) -> None:
@@ -300,8 +351,9 @@ def _copies(record: Record) -> dict[str, object]:
     names, hashes = record.get("input_file_names"), record.get("input_sha256")
     if not isinstance(names, list) or not isinstance(hashes, list):
         return {}
-    inside = {path_inside(name): digest for name, digest in zip(names, hashes)}
-    return {name: digest for name, digest in inside.items() if name and PurePosixPath(name).parent.name == "inputs"}
+    return {
+        name: digest for name, digest in zip(names, hashes) if isinstance(name, str) and _INPUT_COPY.fullmatch(name)
+    }
 
 
 def remove_temporary_files(folder: OutputFolder, part: Part) -> None:

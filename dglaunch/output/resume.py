@@ -6,7 +6,6 @@ of ranks to one at the start, whichever ranks wrote before, and at the end; of s
 that finds everything done joins theirs.
 """
 
-import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -15,10 +14,12 @@ from pathlib import Path
 from dglaunch.atomic import atomic_write
 from dglaunch.data.task import ROW_FIELDS, Record, Task, file_name
 from dglaunch.errors import UserError
+from dglaunch.files import is_regular
 from dglaunch.output import ownership
 from dglaunch.output.ledger import (
     FAILURES,
     METADATA,
+    MOST_LINE,
     RUN,
     LineKind,
     OutputFolder,
@@ -58,7 +59,7 @@ def read_progress(folder: OutputFolder, part: Part) -> Progress:
     Raises:
         UserError: a ledger cannot be read.
     """
-    progress = Progress(sizes={entry.name: entry.stat().st_size for entry in _entries(folder) if entry.is_file()})
+    progress = Progress(sizes=folder.sizes())
     repairable = {folder.file(METADATA, part.ledger_suffix), *folder.files_beside(METADATA, part)}
     for path in folder.files(METADATA):
         damaged = _read_ledger(path, progress)
@@ -74,6 +75,11 @@ def _read_ledger(path: Path, progress: Progress) -> int:
     torn = 0
     for _, kind, record, is_torn in scan(path):
         torn += is_torn
+        if kind is LineKind.TOO_LONG:
+            raise UserError(
+                f"{path} has a line of more than {MOST_LINE:,} bytes, which dglaunch did not write. Choose another "
+                "--output_dir, or move the file away."
+            )
         if kind is LineKind.FOREIGN:
             continue
         if kind is LineKind.BAD or id_of(record) in seen or not progress.has_file(record):
@@ -82,11 +88,6 @@ def _read_ledger(path: Path, progress: Progress) -> int:
         seen.add(id_of(record))
         progress.done[id_of(record)] = str(record["key"]), file_name_of(record)
     return max(damaged, torn)
-
-
-def _entries(folder: OutputFolder) -> list[os.DirEntry[str]]:
-    with os.scandir(folder.path) as entries:
-        return list(entries)
 
 
 # -- the same job? ------------------------------------------------------------------------------------------------
@@ -199,7 +200,7 @@ def settle(folder: OutputFolder, part: Part, progress: Progress, tasks: Sequence
     failures, failures_beside = folder.file(FAILURES, part.ledger_suffix), folder.files_beside(FAILURES, part)
     if progress.damaged or ledgers_beside:
         for path in (ledger, *ledgers_beside):
-            ownership.keep_bad_lines(folder, path.name, bad_lines(path))
+            ownership.keep_bad_lines(folder, path.name, [*bad_lines(path), *_lines_without_files(path, progress)])
             _set_damaged_files_aside(folder, path, progress)
         rewrite(ledger, _good_lines([ledger, *ledgers_beside], progress), part.ledger_suffix)
     if failures_beside or failures.exists():
@@ -230,8 +231,14 @@ def join(folder: OutputFolder, part: Part, tasks: Sequence[Task]) -> None:
 
 def rewrite(path: Path, lines: Iterable[str], ledger_suffix: str = "") -> None:
     """Replace a ledger in one step; `lines` may read from it."""
-    with atomic_write(path, ledger_suffix=ledger_suffix) as temporary, temporary.open("w", encoding="utf-8") as out:
-        out.writelines(lines)
+    with atomic_write(path, ledger_suffix=ledger_suffix) as temporary, temporary.open("wb") as out:
+        out.writelines(line.encode("utf-8", "surrogateescape") for line in lines)
+
+
+def part_from_copies(path: Path) -> None:
+    """Give a file that has several names (a backup by hard links) one of its own before it is added to."""
+    if is_regular(path) and path.lstat().st_nlink > 1:
+        rewrite(path, [line.text for line in scan(path)])
 
 
 def _set_damaged_files_aside(folder: OutputFolder, path: Path, progress: Progress) -> None:
@@ -243,9 +250,15 @@ def _set_damaged_files_aside(folder: OutputFolder, path: Path, progress: Progres
             ownership.set_aside(folder, folder.path / name)
 
 
+def _lines_without_files(path: Path, progress: Progress) -> Iterator[str]:
+    """What is said of images that are not there any more: they may have been moved away, and are paid for."""
+    done = {name for _, name in progress.done.values()}
+    yield from (text for text, record in read_lines(path) if file_name_of(record) not in done)
+
+
 def bad_lines(path: Path) -> Iterator[str]:
     """Yield the lines of a ledger that nobody can use; the last one of a killed run is torn, and says nothing."""
-    lines = (line for line in scan(path) if line.kind is LineKind.BAD and not line.is_torn)
+    lines = (line for line in scan(path) if line.kind is LineKind.BAD and not line.is_rest)
     yield from (line.text for line in lines if line.text.strip("\0\n "))
 
 

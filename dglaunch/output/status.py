@@ -56,7 +56,12 @@ def read_status(folder: OutputFolder, node_rank: int | None = None) -> JobStatus
         folder: an output folder.
         node_rank: of several nodes without a rendezvous, the one whose runs are looked at; the counts are of them all.
     """
-    done = folder.records_by_id()
+    sizes = folder.sizes()
+    done = {
+        task_id: record
+        for task_id, record in folder.records_by_id().items()
+        if sizes.get(file_name_of(record)) == record["bytes"]
+    }
     failed = folder.records_by_id(FAILURES).keys() - done.keys()
     asked = asked_of(folder, [*done, *failed], node_rank)
     return JobStatus(

@@ -14,7 +14,7 @@ from dglaunch.atomic import atomic_write
 from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image, to_rgb
 from dglaunch.data.task import Record
 from dglaunch.errors import OutputError, UserError
-from dglaunch.files import open_regular
+from dglaunch.files import is_regular, open_regular
 from dglaunch.output.ledger import file_name_of, format_of
 from dglaunch.output.ownership import CONTACT_SHEET, path_inside, refuse_to_replace
 
@@ -103,6 +103,8 @@ def _small(path: Path, side: int) -> "Image | None":
     """A picture of at most `side` pixels, or None where the file is missing or broken."""
     from PIL import Image, ImageOps
 
+    if not is_regular(path):
+        return None
     try:
         with open_regular(path) as data, damage_is_a_bad_image(), open_image(data) as image:
             image.draft("RGB", (side, side))

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from dglaunch import strict_json
 from dglaunch.atomic import atomic_write, temporary_path
-from dglaunch.data.task import Record, Result, Task, file_name
+from dglaunch.data.task import ROW_FIELDS, Record, Result, Task, file_name
 from dglaunch.errors import OutputError, UserError
 from dglaunch.files import open_for_appending
 from dglaunch.output import ownership, resume
-from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, read_run
+from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, TaskId, read_run
 
 if TYPE_CHECKING:
     from dglaunch.data.images import InputImage
 
+CONTENT = ("prompt", *ROW_FIELDS, "input_sha256")
+"""Of a task or a ledger line: what decides the image."""
 RESERVED = 1 << 16
 """Bytes of the disk kept for the last run.json."""
 
@@ -44,6 +46,7 @@ class Writer:
         self.run_path = self.folder.file(RUN, suffix)
         self.has_begun = False
         """Whether `begin` was called: before that, nothing but the lock is written."""
+        self._model: object = None
         self._reserve: Path | None = None
         self._ledger: io.FileIO | None = None
         self._failures: io.FileIO | None = None
@@ -62,11 +65,17 @@ class Writer:
         found = resume.read_progress(self.folder, self.part)
         progress = resume.Progress() if overwrite else found
         resume.refuse_other_job(self.folder, progress, settings, tasks, output_format)
+        self._model = settings.get("model_name")
         missing = [task for task in tasks if task.id not in progress.done]
         ownership.refuse_foreign_files(
-            self.folder, {file_name(task, output_format): (*task.id, task.seed) for task in missing}
+            self.folder, {file_name(task, output_format): self._identity(task.id, task.content()) for task in missing}
         )
         return progress
+
+    def _identity(self, task_id: TaskId, content: Record) -> ownership.Identity:
+        """What the file of this image says of itself, as far as it is known; `content` may be a ledger line."""
+        known = {name: content[name] for name in CONTENT if content.get(name) is not None}
+        return {"index": task_id[0], "sample": task_id[1], "model": self._model, **known}
 
     def _lock_folder(self) -> None:
         with self._refusing():
@@ -97,6 +106,8 @@ class Writer:
             if not self.part.is_beside:
                 self._reserve = temporary_path(self.folder.path, self.part.ledger_suffix)
                 self._reserve.write_bytes(bytes(RESERVED))
+            for path in (self.ledger_path, self.failures_path):
+                resume.part_from_copies(path)
             self._ledger = open_for_appending(self.ledger_path)
             self._failures = open_for_appending(self.failures_path)
         self.has_begun = True
@@ -124,9 +135,7 @@ class Writer:
             if result.data is None:
                 _append(self._failures, result.record)
                 return
-            seed = result.record["seed"]
-            assert isinstance(seed, int), "every task has one"
-            ownership.make_way(self.folder, result.file_name, (*result.task_id, seed))
+            ownership.make_way(self.folder, result.file_name, self._identity(result.task_id, result.record))
             with self._replacing(self.folder.path / result.file_name) as temporary:
                 temporary.write_bytes(result.data)
             _append(self._ledger, {"file_name": result.file_name, **result.record, "bytes": len(result.data)})
@@ -145,8 +154,7 @@ class Writer:
         for name, image in images.items():
             target = self.folder.path / name
             try:
-                target.parent.mkdir(exist_ok=True)
-                ownership.refuse_link(target.parent)
+                ownership.make_marked(target.parent)
                 if ownership.is_as_written(target, image.sha256):
                     continue
                 if not ownership.is_empty(target):

@@ -116,7 +116,10 @@ def _refuse_inputs_as_outputs(job: Job, writer: Writer) -> None:
     images = [image.source for task in job.tasks for image in task.images]
     inputs = [path for path in (job.config.table, *images) if isinstance(path, Path)]
     names = {file_name(task, job.config.output_format) for task in job.tasks}
-    ownership.refuse_inputs_as_outputs(writer.folder, set(inputs), names)
+    filled = {job.config.layout, *(["inputs"] if job.config.saves_inputs else [])}
+    ownership.refuse_inputs_as_outputs(writer.folder, set(inputs), names, filled)
+    if job.config.saves_inputs:
+        ownership.refuse_foreign_copies(writer.folder)
 
 
 def _open_folder(job: Job, writer: Writer, journal: Journal, overwrite: bool, known: Collection[int] = ()) -> Found:

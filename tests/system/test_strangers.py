@@ -80,7 +80,7 @@ def test_a_folder_is_looked_at_whatever_its_files_say(
     survives(lambda: read_status(folder))
     survives(lambda: describe_missing(folder, inspect(folder).records))
     survives(lambda: gallery.render(folder.path, folder.path, 0, gallery.read_rows(folder.path)))
-    survives(lambda: ownership.refuse_foreign_files(folder, {"000000.png": (0, 0, 0)}))
+    survives(lambda: ownership.refuse_foreign_files(folder, {"000000.png": {"index": 0, "seed": 0}}))
 
 
 @fuzz

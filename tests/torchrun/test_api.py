@@ -17,7 +17,7 @@ from support.results import ledger, run_json
 @pytest.mark.parametrize(
     ("backend", "count"),
     [
-        ("openai", 0),
+        pytest.param("openai", 0, marks=pytest.mark.slow),
         ("google_genai", 3),
         pytest.param("openai", 1, marks=pytest.mark.slow),
         pytest.param("google_genai", 0, marks=pytest.mark.slow),

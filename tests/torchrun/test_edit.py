@@ -42,7 +42,7 @@ def bad_images(folder: Path) -> dict[str, tuple[Any, str]]:
         "bomb": ("bad/bomb.png", "as a decompression bomb has"),
         "bomb that Pillow only warns of": ("bad/small_bomb.png", "as a decompression bomb has"),
         "no image": ("bad/text.png", "is no image that can be read"),
-        "a folder": ("bad/folder.png", "cannot be read: it is no regular file"),
+        "a folder": ("bad/folder.png", "cannot be read: Is a directory"),
         "two images": ("images/a.png, images/b.png", "2 input images, but flux1_kontext (FluxKontextPipeline) takes"),
         "none": ([], "0 input images"),
         "a URL": ("https://example.org/a.png", "there is no file"),

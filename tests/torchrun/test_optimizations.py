@@ -57,14 +57,20 @@ OTHERS = {
     "mag_cache": (["--cache_type", "mag_cache"], "MagCacheConfig"),
 }
 
+RARE = {"native", "native_math", "channels_last", "pab", "vae_tiling", "faster_cache", "mag_cache"}
+
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Path, Case]]]:
+def runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, tuple[Path, Case]]]:
     folder = tmp_path_factory.mktemp("optimize")
     prompts = write_jsonl(folder / "p.jsonl", [{"prompt": prompt} for prompt in PROMPTS[:3]])
     base = ["t2i", "--prompts_file", prompts, "--num_inference_steps", "28", "--batch_size", "2"]
     # The plain run comes last too: what an option changes for the whole process must not reach the next run.
-    flags = {name: words for name, (words, _) in {**SAME, **CHANGED, **OTHERS}.items() if installed(name)}
+    chosen = {name for (name,) in [*selected(request, "name"), *selected(request, "with_xdit")]}
+    table = {**SAME, **CHANGED, **OTHERS}.items()
+    flags = {name: words for name, (words, _) in table if name in chosen and installed(name)}
     wanted = {"plain": [], **flags, "plain again": []}
     cases = launch(folder, 1, [([*base, *words, "--output_dir", folder / name], {}) for name, words in wanted.items()])
     yield {name: (folder / name, case) for name, case in zip(wanted, cases)}
@@ -74,7 +80,7 @@ def installed(name: str) -> bool:
     return name not in NEEDS or find_spec(NEEDS[name]) is not None
 
 
-@pytest.mark.parametrize("name", [*SAME, *CHANGED, *OTHERS])
+@pytest.mark.parametrize("name", rarely([*SAME, *CHANGED, *OTHERS], RARE))
 def test_what_took_effect_is_recorded(runs: dict[str, tuple[Path, Case]], name: str) -> None:
     if not installed(name):
         pytest.skip(f"{NEEDS[name]} is not installed")
@@ -86,12 +92,12 @@ def test_what_took_effect_is_recorded(runs: dict[str, tuple[Path, Case]], name: 
     assert {**SAME, **CHANGED, **OTHERS}[name][1] in effect
 
 
-@pytest.mark.parametrize("name", [*SAME, "plain again"])
+@pytest.mark.parametrize("name", rarely([*SAME, "plain again"], RARE & SAME.keys()))
 def test_the_image_stays(runs: dict[str, tuple[Path, Case]], name: str) -> None:
     assert difference(runs[name][0], runs["plain"][0]) <= 2
 
 
-@pytest.mark.parametrize("name", CHANGED)
+@pytest.mark.parametrize("name", rarely(CHANGED, RARE & CHANGED.keys()))
 def test_what_changes_the_image_shows(runs: dict[str, tuple[Path, Case]], name: str) -> None:
     if not installed(name):
         pytest.skip(f"{NEEDS[name]} is not installed")
@@ -132,6 +138,7 @@ def test_what_reaches_xfusers_transformer_makes_the_same_images(
     assert difference(folder, runs[with_xdit][0]) <= 2
 
 
+@pytest.mark.slow  # a minute of gcc
 def test_compiling_is_counted_apart(tmp_path: Path) -> None:
     words = ["t2i", "--prompt", PROMPTS[0], "--num_inference_steps", "1", "--height", "64", "--width", "64"]
     plain = dglaunch(*words, "--output_dir", tmp_path / "plain")

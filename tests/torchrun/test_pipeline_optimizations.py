@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,24 @@ def test_an_attention_backend_does_not_leak_into_the_process(tiny_flux: Any) -> 
     }
     other = tiny_flux()
     assert {block.attn.processor._attention_backend for block in other.transformer.transformer_blocks} == {None}
+
+
+def test_compiled_blocks_draw_the_same(tiny_flux: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced, and then run as it is: what the compiler makes of it takes gcc a minute (make soak)."""
+    import torch
+
+    graphs: list[Any] = []
+
+    def as_it_is(graph: Any, _inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=as_it_is))
+    pipeline = tiny_flux()
+    effects = optimizations.apply(pipeline, OptimizationConfig(enable_compile=True), "cpu", ExitStack())
+    assert "blocks (FluxTransformerBlock, FluxSingleTransformerBlock)" in effects["enable_compile"]
+    assert abs(draw(pipeline) - draw(tiny_flux())).max() < 2e-6
+    assert graphs, "nothing was traced"
 
 
 def test_group_offloading_moves_layers_and_not_the_image(tiny_flux: Any) -> None:

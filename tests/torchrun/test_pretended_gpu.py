@@ -120,7 +120,7 @@ def test_text_to_image_split_by_xdit(
     assert difference(folder, on_the_cpu(families, prompts, split_family)) <= 2
 
 
-@pytest.mark.parametrize("family", rarely(EDITORS, {"flux2_klein", "qwen_singleimg", "longcat"}))
+@pytest.mark.parametrize("family", rarely(EDITORS, {"flux2", "flux2_klein", "qwen_singleimg", "longcat"}))
 def test_edit(families: Path, tmp_path: Path, family: str) -> None:
     model = families / EDITORS[family]
     build(EDITORS[family], model)

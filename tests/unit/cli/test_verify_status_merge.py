@@ -148,13 +148,16 @@ def test_a_line_of_another_shape_is_passed_over(out: Path, damage: str) -> None:
     assert main(["verify", str(out)]) == 0
 
 
-def test_a_run_json_of_another_shape_is_passed_over(tmp_path: Path) -> None:
+def test_a_run_json_of_another_shape_is_nobodys_of_ours(tmp_path: Path) -> None:
     table = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "one"}])
     words = ["t2i", "--backend", "fake", "--prompts_file", str(table), "--output_dir", str(tmp_path / "out")]
     for damage in ("[]", '{"settings": null}', "5"):
         assert main(words) == 0
-        (tmp_path / "out" / "run.json").write_text(damage)
+        file = tmp_path / "out" / "run.json"
+        file.write_text(damage)
         assert main(["status", str(tmp_path / "out")]) in (0, 1)
+        assert main(words) == 2 and file.read_text() == damage
+        file.unlink()
 
 
 def test_a_refused_merge_leaves_nothing(tmp_path: Path) -> None:

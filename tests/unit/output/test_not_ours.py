@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def test_what_is_only_called_alike_is_nobodys_business(tmp_path: Path, foreign: 
     file = mine(tmp_path / "out" / foreign, '{"outcome": "done", "num_tasks": 1}')
     picture = photo(tmp_path / "out" / "000001.png")
     before = contents(tmp_path / "out")
-    assert "would overwrite (000001.png)" in run(tmp_path / "out", code=2)
+    assert "would be overwritten (000001.png)" in run(tmp_path / "out", code=2)
     assert before.items() <= contents(tmp_path / "out").items()
     picture.unlink()
     run(tmp_path / "out")
@@ -113,7 +114,7 @@ def test_what_is_only_called_alike_is_nobodys_business(tmp_path: Path, foreign: 
 def test_a_row_more_does_not_replace_a_picture_of_the_users(tmp_path: Path) -> None:
     run(tmp_path / "out")
     picture = photo(tmp_path / "out" / "000003.png").read_bytes()
-    assert "would overwrite (000003.png)" in run(tmp_path / "out", count=4, code=2)
+    assert "would be overwritten (000003.png)" in run(tmp_path / "out", count=4, code=2)
     assert (tmp_path / "out" / "000003.png").read_bytes() == picture and len(ledger(tmp_path / "out")) == 3
 
 
@@ -125,7 +126,7 @@ def test_what_a_killed_run_left_is_replaced_and_another_image_is_not(tmp_path: P
     assert len(ledger(tmp_path / "out")) == 3
     write_jsonl(tmp_path / "out" / "metadata.jsonl", lines[:2])
     shutil.copy(tmp_path / "out" / "000000.png", tmp_path / "out" / "000002.png")
-    assert "would overwrite (000002.png)" in run(tmp_path / "out", code=2)
+    assert "would be overwritten (000002.png)" in run(tmp_path / "out", code=2)
 
 
 def test_a_result_that_was_changed_is_moved_aside_and_made_again(tmp_path: Path) -> None:
@@ -290,7 +291,7 @@ def test_what_is_no_file_does_not_hang_a_command(tmp_path: Path, kind: str) -> N
             ["merge", out, "--output_dir", tmp_path / "m"],
         ):
             ended = dglaunch(*words)
-            assert ended.code in (0, 1, 2) and "Traceback" not in ended.output, ended.output
+            assert ended.code in (0, 1, 2, 130) and "Traceback" not in ended.output, ended.output
         path.unlink()
 
 
@@ -389,3 +390,149 @@ def test_what_belongs_to_somebody_else_is_told(as_nobody: Path, name: str) -> No
         assert ended.code in (0, 1, 2) and "Traceback" not in ended.output, ended.output
     ended = dglaunch(*FAKE, "--prompts_file", table, "--output_dir", as_nobody)
     assert ended.code == 2 and "Traceback" not in ended.output, ended.output
+
+
+# -- found by somebody who tried to break it ----------------------------------------------------------------------
+
+
+def test_another_job_does_not_replace_images_whose_ledger_is_gone(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(out)
+    (out / "metadata.jsonl").unlink()
+    before = contents(out)
+    other = write_jsonl(tmp_path / "other.jsonl", [{"prompt": "another"}])
+    ended = dglaunch(*FAKE, "--prompts_file", other, "--output_dir", out)
+    assert ended.code == 2 and "000000.png" in ended.output
+    assert before.items() <= contents(out).items()
+
+
+def test_overwrite_follows_no_name_of_a_copy_out_of_its_folder(tmp_path: Path) -> None:
+    out, victim = tmp_path / "out", mine(tmp_path / "victim" / "inputs" / "photo.txt")
+    run(out)
+    (out / "lnk").symlink_to(tmp_path / "victim")
+    lines = ledger(out)
+    lines[0] |= {"input_file_names": ["lnk/inputs/photo.txt"], "input_sha256": [sha256(b"mine").hexdigest()]}
+    write_jsonl(out / "metadata.jsonl", lines)
+    run(out, "--overwrite")
+    assert victim.read_text() == "mine"
+
+
+def test_save_inputs_does_not_take_the_users_files_for_its_copies(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    picture = photo(out / "inputs" / "000000_0.png")
+    table = write_jsonl(out / "t.jsonl", [{"input_images": "inputs/000000_0.png", "instruction": "x"}])
+    before = contents(out)
+    ended = dglaunch("edit", "--backend", "fake", "--input", table, "--output_dir", out, "--save_inputs")
+    assert ended.code == 2 and "000000_0.png" in ended.output
+    assert before.items() <= contents(out).items() and picture.exists()
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "failures.jsonl"])
+def test_a_file_of_one_endless_line_is_not_ours(tmp_path: Path, name: str) -> None:
+    file = mine(tmp_path / "out" / name, json.dumps({"mine": "x" * (17 << 20)}))
+    size = file.stat().st_size
+    run(tmp_path / "out", code=2)
+    assert file.stat().st_size == size
+
+
+def test_an_input_in_a_view_is_not_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    photo(out / "genarena" / "000001.png")
+    table = write_jsonl(
+        tmp_path / "t.jsonl", [{"input_images": str(out / "genarena" / "000001.png"), "instruction": "x"}]
+    )
+    words = ["edit", "--backend", "fake", "--input", table, "--output_dir", out, "--layout", "genarena"]
+    assert dglaunch(*words).code == 2
+
+
+@pytest.mark.parametrize("name", [".dglaunch-view-parquet", ".dglaunch-aside/metadata.jsonl", ".dglaunch.lock"])
+def test_a_fifo_of_our_name_does_not_hang(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    run(out)
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).unlink(missing_ok=True)
+    os.mkfifo(out / name)
+    with (out / "metadata.jsonl").open("a") as lines:
+        lines.write("garbage\n")
+    for words in (["verify", out, "--repair"], [*FAKE, "--prompt", "x", "--output_dir", out, "--layout", "parquet"]):
+        ended = dglaunch(*words)
+        assert ended.code in (0, 1, 2) and "Traceback" not in ended.output, ended.output
+
+
+def test_a_backup_by_hard_links_is_not_written_to(tmp_path: Path) -> None:
+    out, backup = tmp_path / "out", tmp_path / "backup"
+    run(out)
+    backup.mkdir()
+    for path in [path for path in out.iterdir() if path.is_file()]:
+        os.link(path, backup / path.name)
+    before = contents(backup)
+    run(out, count=4)
+    assert contents(backup) == before and len(ledger(out)) == 4
+
+
+def test_lines_of_others_keep_their_bytes(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(out)
+    foreign, bad = '{"f":"caf\u00e9 \ufffd"}\n'.encode("utf-8", "surrogateescape"), b"{no json \xe9} my note"
+    with (out / "metadata.jsonl").open("ab") as lines:
+        lines.write(foreign + bad)
+    run(out)
+    assert foreign in (out / "metadata.jsonl").read_bytes()
+    assert bad in (out / ".dglaunch-aside" / "metadata.jsonl").read_bytes()
+
+
+def test_lines_of_images_that_were_moved_away_are_kept(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(out)
+    lines = (out / "metadata.jsonl").read_text().splitlines()
+    for path in out.glob("*.png"):
+        path.rename(tmp_path / path.name)
+    other = write_jsonl(tmp_path / "other.jsonl", [{"prompt": "another"}])
+    assert dglaunch(*FAKE, "--prompts_file", other, "--output_dir", out).code == 0
+    assert set(lines) <= set((out / ".dglaunch-aside" / "metadata.jsonl").read_text().splitlines())
+
+
+def test_status_counts_what_is_there(tmp_path: Path) -> None:
+    run(tmp_path / "out")
+    (tmp_path / "out" / "000000.png").unlink()
+    ended = dglaunch("status", tmp_path / "out")
+    assert ended.code == 130 and "2 of 3 images done" in ended.output
+
+
+def test_no_link_brings_a_file_from_elsewhere_into_a_result(tmp_path: Path) -> None:
+    out, secret = tmp_path / "out", mine(tmp_path / "secret", "secret " * 9)
+    run(out)
+    (out / "000000.png").unlink()
+    (out / "000000.png").symlink_to(secret)
+    lines = ledger(out)
+    for line in lines:
+        line["bytes"] = secret.stat().st_size if line["file_name"] == "000000.png" else line["bytes"]
+    write_jsonl(out / "metadata.jsonl", lines)
+    run(out, "--layout", "webdataset")
+    assert b"secret" not in (out / "webdataset" / "00000.tar").read_bytes()
+
+
+def test_a_view_of_the_users_in_the_place_of_ours_is_not_written_to(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(out, "--layout", "t2i_compbench")
+    (out / "t2i_compbench").rename(out / "old")
+    mine(out / "t2i_compbench" / "samples" / "mine.png")
+    assert "dglaunch did not make it" in run(out, "--layout", "t2i_compbench", code=2)
+
+
+LONG = "n" * 300
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["status", LONG], ["verify", LONG], ["gallery", LONG], ["merge", LONG, "--output_dir", "m"], ["merge", "out", "--output_dir", LONG],
+        ["replay", LONG + ".png"], ["replay", "out/000000.png", "--output", LONG + ".png"], ["gallery", "out", "--output", LONG],
+        ["t2i", "--backend", "fake", "--prompts_file", LONG + ".jsonl"], ["plan", "t2i", "--prompt", "x", "--model_name", LONG],
+        ["merge", "out", "--output_dir", "prompts3.jsonl"],
+    ],
+)  # fmt: skip
+def test_a_name_that_cannot_be_is_told(tmp_path: Path, words: list[str]) -> None:
+    run(tmp_path / "out")
+    ended = dglaunch(*words, cwd=tmp_path)
+    assert ended.code == 2 and "Traceback" not in ended.output and "dglaunch: " in ended.output, ended.output

@@ -145,7 +145,7 @@ def test_overwrite_removes_only_what_dglaunch_wrote(tmp_path: Path) -> None:
 
 def test_files_of_somebody_else_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "000001.png").write_bytes(b"mine")
-    with pytest.raises(UserError, match=r"would overwrite \(000001.png\)"), opened(tmp_path, tasks(3)):
+    with pytest.raises(UserError, match=r"would be overwritten \(000001.png\)"), opened(tmp_path, tasks(3)):
         pass
 
 
