@@ -52,6 +52,8 @@ def kontext_output(shape: Shape, defaults: Mapping[str, object]) -> Shape:
     area = defaults.get("max_area")
     if not isinstance(area, int):
         area = resized.height * resized.width
+    if not resized.height or not resized.width:
+        return resized  # less than one step a side: too small, as the caller says
     return _cut(16, round((area / resized.ratio) ** 0.5), round((area * resized.ratio) ** 0.5))
 
 

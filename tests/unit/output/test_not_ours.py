@@ -47,7 +47,7 @@ def mine(path: Path, text: str = "mine") -> Path:
 
 def photo(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (8, 8), "teal").save(path)
+    Image.new("RGB", (64, 64), "teal").save(path)
     return path
 
 

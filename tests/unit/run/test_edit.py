@@ -4,6 +4,8 @@ torchrun/test_edit_models.py."""
 import random
 from pathlib import Path
 
+from PIL import Image
+
 from support.commands import dglaunch
 from support.edit_images import ADOBE, MULTI, SINGLE, SIZES, picture, save_pictures, save_table
 from support.results import difference, images, ledger, run_json, write_jsonl
@@ -116,3 +118,11 @@ def test_wrong_uses(tmp_path: Path) -> None:
     ):
         ended = dglaunch(*arguments, *out)
         assert ended.code == 2 and said in ended.output and "Traceback" not in ended.output, ended.output
+
+
+def test_an_image_of_a_few_pixels_is_its_rows_error(tmp_path: Path) -> None:
+    """It was a division by zero, in plan too."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "small.png")
+    table = write_jsonl(tmp_path / "t.jsonl", [{"input_images": "small.png", "instruction": "x"}])
+    ended = dglaunch("edit", "--backend", "fake", "--input", table, "--output_dir", tmp_path / "out")
+    assert ended.code == 3 and "too small for" in ledger(tmp_path / "out", "failures.jsonl")[0]["error"], ended.output
