@@ -157,7 +157,7 @@ def _for_script(value: object) -> object:
 
 
 def _url(path: Path) -> str:
-    return quote(path.as_posix())
+    return quote(os.fsencode(path.as_posix()))  # a name need not be UTF-8
 
 
 def _relative(path: Path, page_folder: Path) -> Path:

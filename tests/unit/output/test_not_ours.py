@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from dglaunch.output.encode import encode
 from support.commands import dglaunch
 from support.edit_images import SINGLE, save_table
 from support.results import images, ledger, run_json, write_jsonl
@@ -536,3 +537,30 @@ def test_a_name_that_cannot_be_is_told(tmp_path: Path, words: list[str]) -> None
     run(tmp_path / "out")
     ended = dglaunch(*words, cwd=tmp_path)
     assert ended.code == 2 and "Traceback" not in ended.output and "dglaunch: " in ended.output, ended.output
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"images_per_s": 10**400}, {"config": {"input": {"value": "x" * 5000}}}, {"tasks": "0:9,3:5x2" * 9}, {"num_tasks": 10**10},
+        {"tasks": ",".join(f"{k}:{60_000 - k}x{k % 9999 + 1}" for k in range(20_000))},
+    ],
+    ids=["speed", "table", "nonsense", "many", "overlapping"],
+)  # fmt: skip
+def test_what_a_run_json_says_costs_no_command(tmp_path: Path, changed: dict[str, object]) -> None:
+    out = tmp_path / "out"
+    run(out)
+    (out / "run.json").write_text(json.dumps(run_json(out) | changed))
+    for words in (["status", out], ["verify", out], ["gallery", out]):
+        ended = dglaunch(*words)
+        assert ended.code in (0, 1, 130) and "Traceback" not in ended.output, ended.output[-500:]
+
+
+@pytest.mark.parametrize(
+    "changed", [{"backend": []}, {"backend": {}}, {"input_images": ["x"] * 5000, "input_sha256": ["y"] * 5000}]
+)
+def test_what_an_image_says_costs_no_replay(tmp_path: Path, changed: dict[str, object]) -> None:
+    text = {"index": 0, "sample": 0, "prompt": "x", "seed": 1, "model": "tiny", "backend": "fake", **changed}
+    (tmp_path / "a.png").write_bytes(encode(Image.new("RGB", (64, 64)), "png", text))
+    ended = dglaunch("replay", tmp_path / "a.png", cwd=tmp_path)
+    assert ended.code == 2 and "Traceback" not in ended.output, ended.output
