@@ -1,10 +1,13 @@
 """The embedded checkpoint in the real FluxPipeline and FluxKontextPipeline: sizes, a quick evaluation, a training rehearsal."""
 
 import json
+import random
 
 import pytest
 
 from dglaunch.tiny import folder as tiny
+from dglaunch.tiny.training import spec
+from dglaunch.tiny.training.prompts import prompt
 
 QUICK = 12
 
@@ -62,3 +65,25 @@ def test_training_runs_stops_and_goes_on(tmp_path, monkeypatch):
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [event["first"] for event in events if event["event"] == "flow"] == [0, 2]
     assert tiny.is_complete(tmp_path / "weights")
+
+
+def test_tokens(folder):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    words = tokenizer.tokenize("A serene MOUNTAIN landscape at dusk, with a tiny grey ball in the upper-left corner!")
+    assert words == ["mountain", "sunset", "small", "gray", "circle", "top", "left"]
+    rng = random.Random(4)
+    prompts = [prompt(rng, spec.sample(rng, kind)) for kind in ("one", "two", "scene") for _ in range(200)]
+    assert max(len(ids) for ids in tokenizer(prompts).input_ids) <= tokenizer.model_max_length
+
+
+def test_untrained_folder_is_built_once(tmp_path):
+    from dglaunch.tiny import model
+
+    first = model.build_untrained(tmp_path)
+    stamp = (first / "model_index.json").stat().st_mtime_ns
+    assert model.build_untrained(tmp_path) == first
+    assert (first / "model_index.json").stat().st_mtime_ns == stamp
+    assert tiny.is_complete(first)
+    assert [path.name for path in tmp_path.iterdir()] == [first.name]

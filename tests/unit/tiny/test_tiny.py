@@ -11,7 +11,6 @@ from PIL import Image
 from dglaunch.tiny import folder as tiny
 from dglaunch.tiny.training import checker, draw, spec
 from dglaunch.tiny.training.edits import sample_edit
-from dglaunch.tiny.training.prompts import prompt
 from support.commands import run_module
 
 MAX_BYTES = 8_000_000
@@ -72,17 +71,6 @@ def test_the_checker_sees_a_missing_object_and_another_background():
     assert not checker.objects(Image.new("RGB", (64, 64), "blue"), wanted)["all"]
 
 
-def test_tokens(folder):
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    words = tokenizer.tokenize("A serene MOUNTAIN landscape at dusk, with a tiny grey ball in the upper-left corner!")
-    assert words == ["mountain", "sunset", "small", "gray", "circle", "top", "left"]
-    rng = random.Random(4)
-    prompts = [prompt(rng, spec.sample(rng, kind)) for kind in ("one", "two", "scene") for _ in range(200)]
-    assert max(len(ids) for ids in tokenizer(prompts).input_ids) <= tokenizer.model_max_length
-
-
 def test_folder_is_small_and_safetensors_only(folder):
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".json", ".safetensors"}
@@ -90,14 +78,3 @@ def test_folder_is_small_and_safetensors_only(folder):
     assert {"height", "width", "num_inference_steps", "guidance_scale", "max_sequence_length"} <= set(
         json.loads((folder / "dglaunch.json").read_text())
     )
-
-
-def test_untrained_folder_is_built_once(tmp_path):
-    from dglaunch.tiny import model
-
-    first = model.build_untrained(tmp_path)
-    stamp = (first / "model_index.json").stat().st_mtime_ns
-    assert model.build_untrained(tmp_path) == first
-    assert (first / "model_index.json").stat().st_mtime_ns == stamp
-    assert tiny.is_complete(first)
-    assert [path.name for path in tmp_path.iterdir()] == [first.name]
