@@ -7,6 +7,7 @@ import codecs
 import csv
 import io
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -85,7 +86,7 @@ def files_of(folder: Path) -> list[Path]:
 
 def base_of(table: Path) -> Path:
     """What the relative paths in a table are relative to."""
-    return table if table.is_dir() else table.parent
+    return table if os.path.isdir(table) else table.parent  # also of a name that no file can have
 
 
 def path_in(base: Path, text: str) -> Path:

@@ -6,6 +6,7 @@ sha256 is the one that the file carries: a replay from another picture would com
 """
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,7 +112,7 @@ def _candidates(
             yield path, read_bytes(path)
         except OSError:  # missing, a folder, or no path at all: how Parquet calls its images
             continue
-    if table is not None and table.exists() and (table.suffix.lower() == ".parquet" or table.is_dir()):
+    if table is not None and os.path.exists(table) and (table.suffix.lower() == ".parquet" or table.is_dir()):
         yield from ((table, data) for _, row in read_table(table) for data in _bytes_in(row))
 
 

@@ -148,10 +148,10 @@ class OutputFolder:
         found = ((path.name, read_run(path)) for path in self.files(RUN, pattern))
         return {name: run for name, run in found if run is not None}
 
-    def sizes(self) -> dict[str, int]:
-        """Return the bytes of each file of the folder, by name; a link is none."""
+    def regular_files(self) -> dict[str, os.stat_result]:
+        """Return what the system says of each file of the folder, by name; a link is none."""
         with os.scandir(self.path) as entries:
-            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file(follow_symlinks=False)}
+            return {entry.name: entry.stat() for entry in entries if entry.is_file(follow_symlinks=False)}
 
     def runs(self, node_rank: int | None = None) -> dict[str, Record]:
         """Return the run.json of each independent node by its file's name, or that of one node; that of a rank only where
@@ -165,14 +165,10 @@ class OutputFolder:
         return max([total for total in totals if isinstance(total, int) and total >= 0], default=default)
 
     def input_table(self) -> Path | None:
-        """Return the table that the command of an editing run named, if it is still there."""
+        """Return the table that the command of an editing run named."""
         for run in self.runs().values():
             given = object_at(object_at(run, "config"), "input").get("value")
-            if (
-                isinstance(given, str)
-                and len(given) < 4096
-                and all(len(part.encode()) < 256 for part in Path(given).parts)
-            ):
+            if isinstance(given, str):
                 return Path(given)
         return None
 
@@ -442,6 +438,11 @@ def id_of(record: Record) -> TaskId:
 def file_name_of(record: Record) -> str:
     """Return the image's name in the folder; empty for a failure."""
     return str(record.get("file_name", ""))
+
+
+def is_whole(record: Record, size: int | None) -> bool:
+    """Return whether a file of so many bytes (None: there is none) is all of a ledger line's image."""
+    return bool(size) and record.get("bytes") == size
 
 
 def object_at(record: Record, name: str) -> Record:

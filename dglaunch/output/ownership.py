@@ -14,7 +14,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from dglaunch.atomic import TEMPORARY, atomic_write
@@ -122,7 +122,7 @@ def refuse_foreign_files(folder: OutputFolder, images: Mapping[str, Identity]) -
             f"{folder.path} has files that dglaunch did not write and would replace ({', '.join(foreign[:SHOWN])}). Choose "
             "another --output_dir, or move them away."
         )
-    present = [entry.name for entry in _entries(folder.path) if entry.name in images]
+    present = [name for name in os.listdir(folder.path) if name in images]
     unknown = [name for name in present if not is_remains(folder.path / name, images[name])]
     named = {file_name_of(record) for record in folder.records()} if unknown else set()
     pictures = sorted(name for name in unknown if name not in named)
@@ -140,7 +140,7 @@ def refuse_to_replace(path: Path) -> None:
     Raises:
         UserError: there is another file.
     """
-    if not path.exists() and not path.is_symlink():
+    if not path.exists() and not path.is_symlink():  # a name that cannot be raises here, before anything is made
         return
     text = _text(path) or {}
     is_result = path.name in {file_name_of(record) for record in OutputFolder(path.parent).records()}
@@ -193,11 +193,6 @@ def refuse_inputs_as_outputs(
         )
 
 
-def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        yield from entries
-
-
 def is_marked(filled: Path) -> bool:
     """Return whether this very folder in an output folder was made by dglaunch: the mark does not outlive the folder."""
     try:
@@ -212,8 +207,7 @@ def make_marked(filled: Path) -> None:
     Raises:
         OSError: it cannot be made, or is a link.
     """
-    filled.mkdir(parents=True, exist_ok=True)
-    refuse_link(filled)
+    _make_folder(filled)
     if not is_marked(filled):
         with atomic_write(_mark_of(filled)) as temporary:
             temporary.write_text(str(filled.stat().st_ino))
@@ -233,7 +227,7 @@ def refuse_foreign_copies(folder: OutputFolder) -> None:
     if not copies.is_dir() or copies.is_symlink() or is_marked(copies):
         return
     named = {name for record in folder.records() for name in _copies(record)}
-    others = sorted(entry.name for entry in _entries(copies) if f"inputs/{entry.name}" not in named)
+    others = sorted(name for name in os.listdir(copies) if f"inputs/{name}" not in named)
     if others:
         raise UserError(
             f"{copies} has files that --save_inputs did not write ({', '.join(others[:SHOWN])}). Choose another --output_dir, "
@@ -244,22 +238,21 @@ def refuse_foreign_copies(folder: OutputFolder) -> None:
 # -- out of the way -----------------------------------------------------------------------------------------------
 
 
-def set_aside(folder: OutputFolder, path: Path) -> Path | None:
-    """Move a file of the folder to `.dglaunch-aside`, and return where it is; a missing one is no error.
+def set_aside(folder: OutputFolder, path: Path) -> None:
+    """Move a file of the folder to `.dglaunch-aside`; a missing one is no error.
 
     Raises:
         OSError: it cannot be moved.
     """
     target_folder = folder.path / ASIDE
-    if not path.is_symlink() and not path.exists():
-        return None
+    if not os.path.lexists(path):
+        return
     _make_folder(target_folder)
     target = target_folder / path.name
     number = 1
-    while target.is_symlink() or target.exists():
+    while os.path.lexists(target):
         target, number = target_folder / f"{path.stem}-{number}{path.suffix}", number + 1
     os.rename(path, target)
-    return target
 
 
 def keep_bad_lines(folder: OutputFolder, name: str, lines: Iterable[str]) -> None:
@@ -278,17 +271,12 @@ def keep_bad_lines(folder: OutputFolder, name: str, lines: Iterable[str]) -> Non
 
 
 def _make_folder(path: Path) -> None:
-    """A folder in the output folder, and no link to one elsewhere."""
-    path.mkdir(exist_ok=True)
-    refuse_link(path)
-
-
-def refuse_link(path: Path) -> None:
-    """Check that a folder that is written to is no link to another.
+    """Make a folder in the output folder; a link to one elsewhere is refused.
 
     Raises:
-        OSError: it is one.
+        OSError: it is a link, or cannot be made.
     """
+    path.mkdir(exist_ok=True)
     if path.is_symlink():
         raise OSError(f"{path} is a link, and what is written does not follow links")
 
@@ -300,7 +288,7 @@ def make_way(folder: OutputFolder, name: str, image: Identity) -> None:
         OSError: it cannot be moved.
     """
     path = folder.path / name
-    if (path.is_symlink() or path.exists()) and not is_remains(path, image):
+    if os.path.lexists(path) and not is_remains(path, image):
         set_aside(folder, path)
 
 
@@ -334,7 +322,7 @@ def _remove_image(folder: OutputFolder, record: Record) -> None:
     path = folder.path / file_name_of(record)
     if is_as_written(path, record["sha256"]):
         remove([path])
-    elif path.exists() or path.is_symlink():
+    else:
         set_aside(folder, path)
 
 

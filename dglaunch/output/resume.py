@@ -27,6 +27,7 @@ from dglaunch.output.ledger import (
     TaskId,
     file_name_of,
     id_of,
+    is_whole,
     read_lines,
     read_run,
     scan,
@@ -49,8 +50,7 @@ class Progress:
 
     def has_file(self, record: Record) -> bool:
         """Return whether the file of a ledger line is there in full."""
-        size = record.get("bytes", 0)
-        return bool(size) and self.sizes.get(file_name_of(record)) == size
+        return is_whole(record, self.sizes.get(file_name_of(record)))
 
 
 def read_progress(folder: OutputFolder, part: Part) -> Progress:
@@ -59,7 +59,7 @@ def read_progress(folder: OutputFolder, part: Part) -> Progress:
     Raises:
         UserError: a ledger cannot be read.
     """
-    progress = Progress(sizes=folder.sizes())
+    progress = Progress(sizes={name: found.st_size for name, found in folder.regular_files().items()})
     repairable = {folder.file(METADATA, part.ledger_suffix), *folder.files_beside(METADATA, part)}
     for path in folder.files(METADATA):
         damaged = _read_ledger(path, progress)
@@ -200,8 +200,7 @@ def settle(folder: OutputFolder, part: Part, progress: Progress, tasks: Sequence
     failures, failures_beside = folder.file(FAILURES, part.ledger_suffix), folder.files_beside(FAILURES, part)
     if progress.damaged or ledgers_beside:
         for path in (ledger, *ledgers_beside):
-            ownership.keep_bad_lines(folder, path.name, [*bad_lines(path), *_lines_without_files(path, progress)])
-            _set_damaged_files_aside(folder, path, progress)
+            _leave_out(folder, path, progress)
         rewrite(ledger, _good_lines([ledger, *ledgers_beside], progress), part.ledger_suffix)
     if failures_beside or failures.exists():
         open_tasks = {task.id for task in tasks} - progress.done.keys()
@@ -241,19 +240,16 @@ def part_from_copies(path: Path) -> None:
         rewrite(path, [line.text for line in scan(path)])
 
 
-def _set_damaged_files_aside(folder: OutputFolder, path: Path, progress: Progress) -> None:
-    """A file that is not as its line says could be what a person made of it; without the line nobody would know whose it is."""
+def _leave_out(folder: OutputFolder, path: Path, progress: Progress) -> None:
+    """Keep aside what a ledger loses when it is written anew: lines that nobody can use; what is said of images that are not
+    there any more (they may have been moved away, and are paid for); and files that are not as their line says, which could
+    be what a person made of them: without the line nobody would know whose they are."""
     done = {name for _, name in progress.done.values()}
-    for _, record in read_lines(path):
-        name = file_name_of(record)
-        if name not in done and name in progress.sizes:
+    lost = [(text, file_name_of(record)) for text, record in read_lines(path) if file_name_of(record) not in done]
+    ownership.keep_bad_lines(folder, path.name, [*bad_lines(path), *(text for text, _ in lost)])
+    for _, name in lost:
+        if name in progress.sizes:
             ownership.set_aside(folder, folder.path / name)
-
-
-def _lines_without_files(path: Path, progress: Progress) -> Iterator[str]:
-    """What is said of images that are not there any more: they may have been moved away, and are paid for."""
-    done = {name for _, name in progress.done.values()}
-    yield from (text for text, record in read_lines(path) if file_name_of(record) not in done)
 
 
 def bad_lines(path: Path) -> Iterator[str]:

@@ -1,12 +1,11 @@
 """How far a job is, from its output folder alone: while it runs, or after it."""
 
-import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from dglaunch.data.task import Record
 from dglaunch.output.asked import asked_of
-from dglaunch.output.ledger import FAILURES, OutputFolder, file_name_of
+from dglaunch.output.ledger import FAILURES, OutputFolder, file_name_of, is_whole
 
 RECENT = 100
 """Images whose times give the present speed."""
@@ -56,11 +55,11 @@ def read_status(folder: OutputFolder, node_rank: int | None = None) -> JobStatus
         folder: an output folder.
         node_rank: of several nodes without a rendezvous, the one whose runs are looked at; the counts are of them all.
     """
-    sizes = folder.sizes()
+    files = folder.regular_files()
     done = {
-        task_id: record
+        task_id: files[name]
         for task_id, record in folder.records_by_id().items()
-        if sizes.get(file_name_of(record)) == record["bytes"]
+        if (name := file_name_of(record)) in files and is_whole(record, files[name].st_size)
     }
     failed = folder.records_by_id(FAILURES).keys() - done.keys()
     asked = asked_of(folder, [*done, *failed], node_rank)
@@ -69,7 +68,7 @@ def read_status(folder: OutputFolder, node_rank: int | None = None) -> JobStatus
         total=asked.total,
         num_done=asked.named.num_of(done),
         num_failed=asked.named.num_of(failed),
-        images_per_s=_images_per_s(folder, map(file_name_of, done.values())),
+        images_per_s=_images_per_s(found.st_mtime for found in done.values()),
     )
 
 
@@ -78,12 +77,8 @@ def _run_status(folder: OutputFolder, name: str, run: Record) -> RunStatus:
     return RunStatus(name, str(run.get("outcome", "unknown")), str(run.get("started")), is_running)
 
 
-def _images_per_s(folder: OutputFolder, names: Iterable[str]) -> float | None:
+def _images_per_s(times: Iterable[float]) -> float | None:
     """From the times of the latest files."""
-    times: list[float] = []
-    for name in names:
-        with contextlib.suppress(OSError):
-            times.append((folder.path / name).stat().st_mtime)
     latest = sorted(times)[-RECENT:]
     if len(latest) < 2 or latest[-1] == latest[0]:
         return None
