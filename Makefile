@@ -41,7 +41,7 @@ system-packages:
 	        || echo "Chromium could not be installed; the tests of the gallery in a browser are skipped."; fi
 
 # Side by side and in any order; what a file makes for all of its tests is made once, so its tests stay together.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 # What to run while you write.
 quick: lint

@@ -20,6 +20,12 @@ small_images.install()
 tyro_docstrings._ClassTokenization.make = staticmethod(cache(tyro_docstrings._ClassTokenization.make))  # type: ignore[method-assign]
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of seconds come last, after pytest-randomly's order: no process waits at the end for a file of minutes."""
+    items.sort(key=lambda item: "/unit/" in item.path.as_posix())
+
+
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     """23 prompts, a number that no batch size or world size divides."""

@@ -122,12 +122,14 @@ class OutputFolder:
         ]
 
     def out_of_memory_notes(self) -> dict[Path, tuple[Shape, int]]:
-        """Return the notes of earlier starts about batches that were too large: shape and size, by file."""
+        """Return the notes of earlier starts about batches that were too large: shape and size, by file. All that a note
+        says is its name: a file with content is not one."""
         found: dict[Path, tuple[Shape, int]] = {}
         for path in sorted(self.path.glob(f"{_OUT_OF_MEMORY}*.json")):
             text, _, size = path.stem.removeprefix(_OUT_OF_MEMORY).rpartition("-")
             shape = Shape.parse(text)
-            if re.fullmatch(r"[1-9]\d{0,5}", size) and shape is not None and is_regular(path):
+            is_empty = is_regular(path) and path.lstat().st_size == 0
+            if re.fullmatch(r"[1-9]\d{0,5}", size) and shape is not None and is_empty:
                 found[path] = shape, int(size)
         return found
 

@@ -564,3 +564,12 @@ def test_what_an_image_says_costs_no_replay(tmp_path: Path, changed: dict[str, o
     (tmp_path / "a.png").write_bytes(encode(Image.new("RGB", (64, 64)), "png", text))
     ended = dglaunch("replay", tmp_path / "a.png", cwd=tmp_path)
     assert ended.code == 2 and "Traceback" not in ended.output, ended.output
+
+
+def test_a_file_named_like_a_note_about_memory_stays(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(out)
+    note = out / ".dglaunch-oom-64x64-4.json"
+    note.write_bytes(b"mine")
+    run(out, "--overwrite")
+    assert note.read_bytes() == b"mine"
