@@ -190,19 +190,29 @@ def find_gpu(name: str) -> Gpu:
         raise UserError(
             f"--gpu {name}: an A100 has 40 or 80 GB of memory. Say which: --gpu A100-40GB or --gpu A100-80GB."
         )
+    if not name.strip():
+        raise UserError("--gpu needs the name of a GPU, such as H100, or its memory, such as 80GiB.")
     near = dict.fromkeys(
         _BY_NAME[match].name for match in difflib.get_close_matches(_plain(name), _BY_NAME, n=3, cutoff=0.0)
     )
     raise UserError(
-        f"--gpu {name} is not known. The nearest: {', '.join(near)}; all: {', '.join(gpu.name for gpu in GPUS)}. For another GPU give its "
-        "memory, such as --gpu 48GiB: then the plan says what fits, but not how long it takes."
+        f"--gpu {name} is not known. The nearest: {', '.join(near)}; all: {', '.join(gpu.name for gpu in GPUS)}. Of another "
+        "GPU give the memory, such as --gpu 48GiB: what fits is then answered, and time as a range over the GPUs of that size."
     )
+
+
+def gpu_of(machine: Machine) -> Gpu | None:
+    """Return the GPU that a machine has, or that a plan put in its place; None if it is a CPU or not in the table."""
+    try:
+        return find_gpu(machine.name)
+    except UserError:
+        return None
 
 
 def _of_memory(size: float, name: str) -> Gpu:
     if not 1 <= size <= 1024:
         raise UserError(f"--gpu {name}: a GPU's memory is 1 to 1024 GiB.")
-    return Gpu(name=f"any GPU with {size:g} GiB", memory=_gib(size))
+    return Gpu(name=f"{size:g}GiB", memory=_gib(size))
 
 
 def gpus_of_memory(memory: int) -> tuple[Gpu, ...]:

@@ -13,8 +13,8 @@ ZIMAGE, FLUX_2, KLEIN_4B = 56.6, 282.6, 34.8
 ENDS = 15.4
 """TFLOP of encoding a prompt with T5 (4.9) and decoding an image of 1024x1024 (10.5)."""
 
-PEERS = "cache-dit's table of diffusers, read in November 2026 (PEERS.md)"
-SGLANG = "SGLang's CI references of 18 October 2026, the most of six + 5 % (PEERS.md)"
+PEERS = "cache-dit's table of diffusers on H100s, read in November 2026"
+SGLANG = "SGLang's CI references of 18 October 2026, the most of six runs + 5 %"
 XDIT = "https://github.com/xdit-project/xDiT/blob/main/docs/performance/flux.md"
 ORT = "https://github.com/microsoft/onnxruntime/pull/22986"
 TORCH = "https://docs.pytorch.org/devlogs/inductor/2026-05-11-torch-compile-and-diffusers/"
@@ -26,7 +26,6 @@ CACHE_DIT = "https://github.com/vipshop/cache-dit"
 PARA_ATTN = "https://huggingface.co/docs/diffusers/optimization/para_attn"
 PRUNA = "https://pruna.ai/blog/comparison-flux-torch-compile-tensor-rt-pruna"
 FAL = "https://github.com/fal-ai/stable-diffusion-benchmarks"
-VLLM_OMNI = "https://github.com/vllm-project/vllm-omni/issues/3266"
 FLUMINA = "https://huggingface.co/fireworks-ai/FLUX.1-dev-fp8-flumina"
 
 
@@ -76,6 +75,8 @@ class Run:
 
 COMPILE = ("compile",)
 _H100, _A100, _L20, _L40S = "H100 SXM", "A100 80GB SXM", "L20", "L40S"
+"""BenchmarkFlux does not say which A100 (all have the same peaks). HF_BENCHMARKS says L40, of which the compiled FLUX.1-dev
+would need 199 of 181 TFLOP/s, on a machine with 128 GB as Amazon's with an L40S: it is taken for one."""
 _DEV, _SCHNELL, _QWEN, _SD35, _SDXL = "FLUX.1-dev", "FLUX.1-schnell", "Qwen-Image", "SD 3.5 large", "SDXL"
 
 MEASUREMENTS = (
@@ -141,10 +142,6 @@ MEASUREMENTS = (
     Run(gpu=_H100, model=_QWEN, steps=50, seconds=12.8, tflop=2 * QWEN, launches=2 * 5497, engine="SGLang",
         source=SGLANG),
     Run(gpu=_H100, model="Z-Image-Turbo", steps=9, seconds=0.906, tflop=ZIMAGE, engine="SGLang", source=SGLANG),
-    Run(gpu="H200", model=_QWEN, size=512, steps=20, seconds=2.166, tflop=16.65, ends=0, launches=5497,
-        launch_bound=True, engine="vLLM-Omni", on=COMPILE, source=VLLM_OMNI),
-    Run(gpu="B200", model="FLUX.2-dev", steps=50, seconds=0.98, tflop=FLUX_2, dtype="fp4", engine="not said",
-        on=("compile", "cache"), source="PEERS.md"),
     Run(gpu=_H100, model=_DEV, steps=28, seconds=4.24, tflop=FLUX / 4, launches=3795, launch_bound=True, engine="xDiT",
         on=("Ulysses 4",), source=XDIT),
     Run(gpu=_H100, model=_DEV, steps=28, seconds=1.63, tflop=FLUX / 4, launches=3795, engine="xDiT",

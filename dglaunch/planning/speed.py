@@ -11,7 +11,7 @@ plain diffusers reached (planning/measurements.py).
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from dglaunch.planning.gpus import GPUS, Gpu, gpus_of_memory
 from dglaunch.planning.measurements import MEASUREMENTS, Run
@@ -302,8 +302,8 @@ def _over(
         return Span(getattr(fastest, stage).low, getattr(slowest, stage).high)
 
     names = ", ".join(each.name for each in alike)
-    stages = ("load", "compiling", "encode", "denoise", "traffic", "decode")
-    return replace(
-        Seconds(basis=(f"{gpu.name} may be any of {names}: from the fastest of them to the slowest",)),
-        **{stage: between(stage) for stage in stages},
-    )
+    return Seconds(
+        load=between("load"), compiling=between("compiling"), encode=between("encode"), denoise=between("denoise"),
+        traffic=between("traffic"), decode=between("decode"),
+        basis=(f"a GPU with {gpu.name} may be any of {names}: from the fastest of them to the slowest",),
+    )  # fmt: skip

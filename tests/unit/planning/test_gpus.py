@@ -41,7 +41,7 @@ def test_every_name_leads_back_to_its_own_gpu() -> None:
         ("H300", "nearest: H200"),
         ("RTX 4099", "nearest: RTX 4090"),
         ("A100", "--gpu A100-40GB or --gpu A100-80GB"),
-        ("", "nearest"),
+        ("", "such as H100, or its memory, such as 80GiB"),
         ("0GiB", "1 to 1024 GiB"),
         ("-8GiB", "nearest"),
     ],
@@ -55,7 +55,7 @@ def test_an_unknown_gpu_gets_the_nearest_names_and_the_way_out(said: str, told: 
 @pytest.mark.parametrize("said", ["80GiB", "80 gib", "80GB", "80.0GiB"])
 def test_a_memory_alone_is_a_gpu_of_which_only_that_is_known(said: str) -> None:
     gpu = find_gpu(said)
-    assert gpu.memory == 80 * GIB and not gpu.known and gpu.name == "any GPU with 80 GiB"
+    assert gpu.memory == 80 * GIB and not gpu.known and gpu.name == "80GiB" and find_gpu(gpu.name) == gpu
     assert {gpu.name for gpu in gpus_of_memory(gpu.memory)} >= {"A100 80GB SXM", "H100 SXM", "H100 PCIe"}
     assert {gpu.name for gpu in gpus_of_memory(find_gpu("24GiB").memory)} >= {"L4", "RTX 4090", "A10"}
     assert gpus_of_memory(find_gpu("13GiB").memory) == ()

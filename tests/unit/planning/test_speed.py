@@ -44,7 +44,7 @@ def test_published_times_of_plain_diffusers_are_met_within_a_quarter(setup: tupl
 
 
 def test_every_plain_run_but_a_conflicting_one_is_met_by_itself() -> None:
-    """cache-dit's 9.30 s for 50 steps of FLUX.1-dev on an H100 are 27 % less than what four other sources say."""
+    """cache-dit's 9.30 s for 50 steps of FLUX.1-dev on an H100 are a quarter less than what four other sources say."""
     beyond = []
     for setup in SETUPS:
         check = left_out(setup)
