@@ -25,6 +25,7 @@ FLUX_FASTER = "https://github.com/xlite-dev/flux-faster"
 CACHE_DIT = "https://github.com/vipshop/cache-dit"
 PARA_ATTN = "https://huggingface.co/docs/diffusers/optimization/para_attn"
 PRUNA = "https://pruna.ai/blog/comparison-flux-torch-compile-tensor-rt-pruna"
+SDXL_TENSORRT = "https://huggingface.co/stabilityai/stable-diffusion-xl-1.0-tensorrt"
 FAL = "https://github.com/fal-ai/stable-diffusion-benchmarks"
 FLUMINA = "https://huggingface.co/fireworks-ai/FLUX.1-dev-fp8-flumina"
 
@@ -36,6 +37,7 @@ class Run:
     gpu: str
     """A name of planning/gpus.py."""
     model: str
+    """The hub's name of it, without its owner."""
     size: int = 1024
     steps: int
     seconds: float
@@ -77,7 +79,8 @@ COMPILE = ("compile",)
 _H100, _A100, _L20, _L40S = "H100 SXM", "A100 80GB SXM", "L20", "L40S"
 """BenchmarkFlux does not say which A100 (all have the same peaks). HF_BENCHMARKS says L40, of which the compiled FLUX.1-dev
 would need 199 of 181 TFLOP/s, on a machine with 128 GB as Amazon's with an L40S: it is taken for one."""
-_DEV, _SCHNELL, _QWEN, _SD35, _SDXL = "FLUX.1-dev", "FLUX.1-schnell", "Qwen-Image", "SD 3.5 large", "SDXL"
+_DEV, _SCHNELL, _QWEN = "FLUX.1-dev", "FLUX.1-schnell", "Qwen-Image"
+_SD35, _SDXL = "stable-diffusion-3.5-large", "stable-diffusion-xl-base-1.0"
 
 MEASUREMENTS = (
     # -- diffusers as it comes --
@@ -116,9 +119,15 @@ MEASUREMENTS = (
     Run(gpu=_L40S, model=_SDXL, steps=1, seconds=0.055, tflop=SDXL, ends=0, launches=1995, launch_bound=True,
         on=COMPILE, source=HF_BENCHMARKS),
     # -- other engines and types, caches, other kernels, several GPUs: shown, and not fitted to --
-    Run(gpu=_A100, model="SD 1.5", size=512, steps=50, seconds=1.604, tflop=2 * SD15, ends=0, launches=760,
+    Run(gpu=_A100, model="stable-diffusion-v1-5", size=512, steps=50, seconds=1.604, tflop=2 * SD15, ends=0, launches=760,
         launch_bound=True, dtype="float16", source=FAL),
     Run(gpu=_A100, model=_SDXL, steps=50, seconds=5.916, tflop=2 * SDXL, launches=2006, dtype="float16", source=FAL),
+    Run(gpu="A10", model=_SDXL, steps=30, seconds=9.399, tflop=2 * SDXL, launches=2006, dtype="float16",
+        engine="not optimized", source=SDXL_TENSORRT),
+    Run(gpu=_A100, model=_SDXL, steps=30, seconds=3.704, tflop=2 * SDXL, launches=2006, dtype="float16",
+        engine="not optimized", source=SDXL_TENSORRT),
+    Run(gpu=_H100, model=_SDXL, steps=30, seconds=2.496, tflop=2 * SDXL, launches=2006, dtype="float16",
+        launch_bound=True, engine="not optimized", source=SDXL_TENSORRT),
     Run(gpu=_A100, model=_DEV, steps=28, seconds=14.29, tflop=FLUX, launches=3795, on=("FlashAttention 2",),
         source=BENCHMARK_FLUX),
     Run(gpu=_A100, model=_DEV, steps=28, seconds=5.09, tflop=FLUX, launches=3795, on=("first-block cache 0.15",),

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from dglaunch.planning.gpus import GPUS, Gpu, gpus_of_memory
 from dglaunch.planning.measurements import MEASUREMENTS, Run
 
-SAME_MODEL, SAME_GPU, OTHER_MODE, OTHER_GPU = 1.1, 1.2, 1.25, 1.45
+SAME_MODEL, SAME_GPU, OTHER_MODE, OTHER_GPU = 1.1, 1.2, 1.25, 1.8
 """By how much a range is wider than what was published, each way: where this model was timed on this GPU; other models;
-only compiled, or only eager; other GPUs alone. The last is how far a GPU's runs are from a line through the others'."""
+only compiled, or only eager; other GPUs alone. The last is how far off a line through the other GPUs' runs is: 1.2 times for
+an A100 and an L40S, 1.7 for an L20 and an H100, 1.8 for an A10 (of which only a run in float16 is published)."""
 MOST = 0.95
 """No range claims more of a GPU's peak."""
 DISK = (0.5, 7.0)
@@ -72,7 +73,7 @@ class Work:
     """What one rank does for one batch."""
 
     model: str = ""
-    """As planning/measurements.py calls it, if it is there."""
+    """The hub's name of it, with or without its owner; a name that has no published run is as good as none."""
     encode_tflop: float = 0.0
     step_tflop: float
     """Of the whole batch, and of both passes where guidance runs the model twice."""
@@ -101,7 +102,10 @@ class Seconds:
     traffic: Span = NONE
     """Between the ranks of a replica, as far as the arithmetic waits for it."""
     decode: Span = NONE
-    basis: tuple[str, ...] = ()
+    likely: float
+    """Seconds a batch that the published runs make likeliest, within `a_batch`: for comparing layouts. It has no more digits
+    than its range, so that is what to show."""
+    basis: tuple[str, ...]
     """What this rests on, a sentence each."""
 
     @property
@@ -129,7 +133,7 @@ def share_of_peak(gpu: Gpu, model: str, compiled: bool, runs: Sequence[Run] = ME
     """Return the share of its bfloat16 peak that a GPU reaches, from what is published: this model on this GPU, else other
     models on it, else the same GPU compiled (or not) and the usual gain of compiling, else other GPUs."""
     mode = "with torch.compile" if compiled else "eager"
-    name = gpu.same_compute or gpu.name
+    name, model = gpu.same_compute or gpu.name, model.rpartition("/")[2]
     here = [run for run in _fitted(runs) if run.gpu == name]
     alike = [run for run in here if run.compiled == compiled]
     where = f"on one {name}" + (f", which computes as fast as the {gpu.name}" if gpu.same_compute else "")
@@ -243,32 +247,26 @@ def seconds_of(
     def of(tflop: float) -> Span:
         return Span(tflop / (peak * share.range.high), tflop / (peak * share.range.low))
 
-    step = of(work.step_tflop)
+    step, likely = of(work.step_tflop), work.step_tflop / (peak * share.likely)
     if work.launches_a_step:
         starting = launch_seconds(compiled, runs).times(work.launches_a_step)
-        if starting.middle > step.middle:
-            basis.append(
-                f"a step is bound by starting its {work.launches_a_step:,} kernels: a larger batch costs little"
-            )
+        if starting.middle > likely:
+            count = f"{work.launches_a_step:,}"
+            basis.append(f"a step is bound by starting its {count} kernels: a larger batch costs little")
         step = Span(max(step.low, starting.low), max(step.high, starting.high))
+        likely = max(likely, starting.middle)
+    traffic = _traffic(work, gpu)
+    ends = (work.encode_tflop + work.decode_tflop) / (peak * share.likely)
     return Seconds(
         load=_load(work),
         compiling=Span(*COMPILING) if compiled else NONE,
         encode=of(work.encode_tflop),
         denoise=step.times(work.steps),
-        traffic=_traffic(work, gpu),
+        traffic=traffic,
         decode=of(work.decode_tflop),
+        likely=work.steps * likely + ends + traffic.middle,
         basis=tuple(basis),
     )
-
-
-def likely_seconds(work: Work, gpu: Gpu, compiled: bool, runs: Sequence[Run] = MEASUREMENTS) -> float:
-    """Return the one number in the range that the published runs make likeliest, for comparing layouts and for tests. It
-    has no more digits than its range: show that."""
-    rate = gpu.peaks["bfloat16"] * share_of_peak(gpu, work.model, compiled, runs).likely
-    starting = launch_seconds(compiled, runs).middle * work.launches_a_step if work.launches_a_step else 0.0
-    step = max(work.step_tflop / rate, starting)
-    return work.steps * step + (work.encode_tflop + work.decode_tflop) / rate + _traffic(work, gpu).middle
 
 
 def _load(work: Work) -> Span:
@@ -304,6 +302,6 @@ def _over(
     names = ", ".join(each.name for each in alike)
     return Seconds(
         load=between("load"), compiling=between("compiling"), encode=between("encode"), denoise=between("denoise"),
-        traffic=between("traffic"), decode=between("decode"),
+        traffic=between("traffic"), decode=between("decode"), likely=math.sqrt(fastest.likely * slowest.likely),
         basis=(f"a GPU with {gpu.name} may be any of {names}: from the fastest of them to the slowest",),
     )  # fmt: skip
