@@ -157,7 +157,12 @@ GPUS = (
 )  # fmt: skip
 """The GPUs that a plan can be made for. A link is the whole of what a GPU can send at once: over NVLink or Infinity Fabric
 to all others together (an MI300X has 64 of its 448 GB/s to each), over PCIe through its slot. NVLink bridges between pairs
-of PCIe cards are not counted."""
+of PCIe cards are not counted.
+
+The data sheets themselves could not be opened where this was written: `source` names where a figure belongs. Compared with
+what others quote of them were bfloat16 of the A100, H100 (all three), H200, B200, MI300X, L20, L40, L40S, A10, RTX 3090, 4090
+and 5090, all peaks of L40 and L40S, most bandwidths and links, and the B200's memory. Not compared: the other types of the other GPUs, all of
+the L4, A10G and RTX 6000 Ada, and what each device reports as its memory (right to about 1 %)."""
 
 SHORT = {"H100": "H100 SXM", "A100 40GB": "A100 40GB SXM", "A100 80GB": "A100 80GB SXM", "A100 SXM": "A100 80GB SXM",
          "A100 PCIe": "A100 80GB PCIe", "H200 SXM": "H200", "B200 SXM": "B200"}  # fmt: skip
