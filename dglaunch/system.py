@@ -21,6 +21,8 @@ class Machine:
     memory: int | None
     """Bytes of the GPU, or of this rank's part of the host; None if unknown (a plan for another machine)."""
     dtype: str
+    capability: tuple[int, int] | None = None
+    """Compute capability of the GPU; None on a CPU, or if it is not known."""
 
 
 def host_memory() -> int:

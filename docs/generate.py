@@ -25,6 +25,9 @@ from dglaunch.models.optimizations import (  # noqa: E402
     XFUSER_ATTENTION,
     Optimization,
 )
+from dglaunch.planning.fit import as_plain, left_out  # noqa: E402
+from dglaunch.planning.gpus import GPUS  # noqa: E402
+from dglaunch.planning.measurements import MEASUREMENTS, Run  # noqa: E402
 
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 SECTION = re.compile(r"^<!-- begin (?P<name>.+?) -->\n(?P<text>.*?)^<!-- end (?P=name) -->$", re.DOTALL | re.MULTILINE)
@@ -228,6 +231,84 @@ def attention_backends() -> str:
     return table(["`--backend`", "`--attention_backend`", "device", "package"], rows)
 
 
+# -- GPUs and times -----------------------------------------------------------------------------------------------
+
+
+def gpus() -> str:
+    rows = [
+        [
+            gpu.name,
+            f"{gpu.memory / 2**30:.1f}",
+            *(f"{gpu.peaks[kind]:g}" if kind in gpu.peaks else "-" for kind in ("bfloat16", "float32", "fp8", "int8")),
+            f"{gpu.bandwidth:,.0f}",
+            f"{gpu.link:g} ({gpu.link_kind})",
+            ".".join(map(str, gpu.capability or ())),
+            gpu.source,
+        ]
+        for gpu in GPUS
+    ]
+    head = [
+        "`--gpu`",
+        "GiB",
+        "bf16 TFLOP/s",
+        "fp32",
+        "fp8",
+        "int8",
+        "memory GB/s",
+        "link GB/s, one way",
+        "capability",
+        "source",
+    ]
+    return table(head, rows)
+
+
+def source(run: Run) -> str:
+    """Where a figure stands, as a link if it has an address."""
+    host = re.match(r"https://(?:www\.)?(?P<place>[^/]+/[^/]+(?:/[^/]+)?)", run.source)
+    return f"[{host['place']}]({run.source})" if host else run.source
+
+
+def published_times() -> str:
+    """Plain diffusers as published, and as the other rows predict it."""
+    rows = []
+    for setup in dict.fromkeys(run.setup for run in MEASUREMENTS if run.plain):
+        gpu, model, size, compiled = setup
+        check = left_out(setup)
+        rows.append(
+            [
+                gpu,
+                f"{model}, {size}x{size}" + (", compiled" if compiled else ""),
+                str(check.runs[0].steps),
+                " to ".join(dict.fromkeys(f"{end:.3g}" for end in (check.published.low, check.published.high))),
+                str(check.predicted),
+                f"{check.likely / check.published.middle - 1:+.0%}",
+                ", ".join(dict.fromkeys(map(source, check.runs))),
+            ]
+        )
+    timed = {run.gpu for run in MEASUREMENTS if run.plain}
+    missing = ", ".join(gpu.name for gpu in GPUS if gpu.name not in timed and gpu.same_compute not in timed)
+    head = ["GPU", "model", "steps", "published s", "by the others", "likeliest", "source"]
+    return f"{table(head, rows)}\n\nNo such run was found for {missing}: their times rest on the other GPUs alone."
+
+
+def other_times() -> str:
+    """Other engines, caches, types and several GPUs, beside plain diffusers' range for the same work."""
+    rows = [
+        [
+            run.gpu,
+            f"{run.model}, {run.size}x{run.size}",
+            str(run.steps),
+            ", ".join([run.engine, run.dtype, *run.on]),
+            f"{run.seconds:.3g}",
+            str(as_plain(run)),
+            source(run),
+        ]
+        for run in MEASUREMENTS
+        if not run.plain
+    ]
+    return table(["GPU", "model", "steps", "with", "published s", "diffusers in bf16 by this page", "source"], rows)
+
+
 # -- the tree -----------------------------------------------------------------------------------------------------
 
 FIRST = ("errors.py", "system.py", "atomic.py", "config.py", "environment.py")
@@ -301,6 +382,9 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "optimizations": optimizations,
     "cache parameters": cache_parameters,
     "attention backends": attention_backends,
+    "gpus": gpus,
+    "published times": published_times,
+    "other times": other_times,
     "tree": tree,
 }
 

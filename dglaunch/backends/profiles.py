@@ -49,8 +49,8 @@ class Profile:
     """Whether it is this machine that sets how many images are best made together."""
     why_idle = "the model runs on this machine"
 
-    def resolve(self, config: RunConfig, topology: Topology) -> Target:
-        """Find the checkpoint and the device.
+    def resolve(self, config: RunConfig, topology: Topology, elsewhere: Machine | None = None) -> Target:
+        """Find the checkpoint and the device, or take the GPU of a plan in place of this machine's (`elsewhere`).
 
         Raises:
             UserError: there is no such checkpoint, or no such device.

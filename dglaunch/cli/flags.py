@@ -6,6 +6,7 @@ from typing import TypeVar
 from dglaunch.config import RunConfig
 from dglaunch.environment import check_variables, parse_value, reading, takes_text, types_of
 from dglaunch.errors import UserError
+from dglaunch.planning.gpus import Gpu, find_gpu
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -90,6 +91,13 @@ def take_world_size(arguments: list[str]) -> int | None:
     if not value.isdigit() or int(value) < 1:
         raise UserError(f"--world_size {value}: a number of ranks of 1 or more is needed.")
     return int(value)
+
+
+def take_gpu(arguments: list[str]) -> Gpu | None:
+    """Take the flag of `plan` and `tune` out of the arguments that names a GPU (H100) or a GPU's memory (80GiB)."""
+    rest, value = _without(arguments, "gpu")
+    arguments[:] = rest
+    return None if value is None else find_gpu(value)
 
 
 def without(arguments: Sequence[str], flag: str) -> list[str]:

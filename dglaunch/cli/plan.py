@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from dglaunch.cli.flags import parse, take_world_size
+from dglaunch.cli.flags import parse, take_gpu, take_world_size
 from dglaunch.config import COMMANDS
 from dglaunch.data.task import BatchSize, Bucket
 from dglaunch.environment import another_speaks
@@ -30,10 +30,10 @@ def plan(words: list[str], environ: Mapping[str, str]) -> int:
     command, rest = words[1] if len(words) > 1 else "", words[2:]
     if command not in COMMANDS:
         raise UserError(f"Name the command to plan: dglaunch plan {' or '.join(COMMANDS)} [flags].")
-    world_size = take_world_size(rest)
+    world_size, gpu = take_world_size(rest), take_gpu(rest)
     quiet = another_speaks(environ)
     config, origins = parse(COMMANDS[command], rest, environ, f"dglaunch plan {command}", quiet=quiet)
-    job = prepare(config, origins, environ, world_size)
+    job = prepare(config, origins, environ, world_size, None if gpu is None else gpu.machine)
     if job.topology.is_main:
         recalled = recall(config, job.machine, job.topology.parallel)
         limits = OutputFolder(config.output_dir).out_of_memory_limits()

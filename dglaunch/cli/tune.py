@@ -4,7 +4,8 @@
 
 Each parallel configuration is one start of torchrun on this machine, as a user would start the run (`dglaunch
 tune-rank`, which is no command for users). Within it batch sizes double until the throughput stops gaining or the memory ends. What was best is remembered
-in --cache_dir for (model, GPU, type of the weights, size, optimizations, degrees of a replica).
+in --cache_dir for (model, GPU, type of the weights, size, optimizations, degrees of a replica). With --gpu, only what fits
+that GPU's memory counts.
 """
 
 import json
@@ -21,13 +22,15 @@ from rich.table import Table
 from dglaunch import strict_json
 from dglaunch.backends.base import Backend
 from dglaunch.backends.profiles import profile_of
-from dglaunch.cli.flags import parse, without
+from dglaunch.cli.flags import parse, take_gpu, without
 from dglaunch.config import XDIT_PREFIX, RunConfig, T2IConfig
 from dglaunch.data.task import Batch, Record, Task
 from dglaunch.distributed.channel import Channel
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import EXIT_DONE, DglaunchError, UserError
 from dglaunch.planning.batches import into_buckets
+from dglaunch.planning.estimate import SPARE
+from dglaunch.planning.gpus import Gpu
 from dglaunch.planning.job import Job, prepare
 from dglaunch.planning.tuned import GAIN, Measured, describe, remember, sweet_spot, write_json
 from dglaunch.system import torchrun_command, versions
@@ -51,6 +54,8 @@ def tune(words: list[str], environ: Mapping[str, str]) -> int:
         UserError: it was started under torchrun, for another command, or the flags do not hold.
     """
     words = words[1:]
+    asked = ["dglaunch", "tune", *words]
+    gpu = take_gpu(words)
     if words[:1] != ["t2i"]:
         raise UserError("tune measures t2i only: dglaunch tune t2i [flags of t2i].")
     if "RANK" in environ:
@@ -70,23 +75,41 @@ def tune(words: list[str], environ: Mapping[str, str]) -> int:
         terminal.print(f"{describe(parallel)} on {ranks} rank{'s' if ranks > 1 else ''} ...")
         found, machine_here = _measure(rest, environ, parallel, ranks)
         machine |= machine_here
-        rows += found
+        rows += found if gpu is None else fitting(found, gpu)
     if not any(row.images_per_s for row in rows):
         raise DglaunchError(f"Nothing could be measured: {rows[-1].ended if rows else 'no configuration fits'}.")
     best, reason = sweet_spot(rows)
     record = {
         "model": config.backend.model_name, "ranks": ranks, **machine, "rows": [asdict(row) for row in rows],
-        "sweet_spot": asdict(best), "reason": reason, "command": ["dglaunch", "tune", *words],
+        "sweet_spot": asdict(best), "reason": reason, "command": asked,
         "versions": versions(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
     write_json(config.output_dir / "tune.json", record)
     show(terminal, rows, best, reason)
     terminal.print(f"{config.output_dir / 'tune.json'}{_plot(config.output_dir / 'tune.png', rows, record)}")
+    if gpu is not None and gpu.machine.name != machine["device"]:
+        terminal.print(f"Not remembered: it was measured on {machine['device']}, for the memory of a GPU {gpu.name}.")
+        return EXIT_DONE
     remember(config, machine, rows)
     terminal.print(
         f"--batch_size auto uses it from now on for {machine['device']}, {machine['dtype']}, {machine['shape']}."
     )
     return EXIT_DONE
+
+
+def fitting(rows: Sequence[Measured], gpu: Gpu) -> list[Measured]:
+    """Return what was measured, without the batches that need more memory than another GPU has (--gpu)."""
+    has = gpu.memory * SPARE
+    return [
+        row
+        if row.peak_memory <= has
+        else replace(
+            row,
+            images_per_s=0.0,
+            ended=f"{row.peak_memory / 2**30:.1f} GiB are more than {has / 2**30:.1f} of a GPU {gpu.name}",
+        )
+        for row in rows
+    ]
 
 
 def _gpus() -> int:

@@ -7,7 +7,7 @@ from dglaunch.config import BackendConfig, RunConfig, defaults, flags_that, sett
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
 from dglaunch.files import is_stream
-from dglaunch.system import need
+from dglaunch.system import Machine, need
 
 
 def check_flags_of_backend(config: RunConfig, profile: Profile, origins: Mapping[str, str]) -> None:
@@ -61,6 +61,22 @@ def check_table(config: RunConfig, world_size: int) -> None:
             f"{config.table} can be read once, and each of the {world_size} ranks must read the prompts. Save "
             "them to a file first, and name that."
         )
+
+
+def check_elsewhere(config: RunConfig, profile: Profile, elsewhere: Machine | None) -> None:
+    """Refuse a plan for a GPU of a job that would not run on one.
+
+    Raises:
+        UserError: with what to drop.
+    """
+    if elsewhere is None:
+        return
+    if not profile.has_estimates:
+        raise UserError(
+            f"--gpu would do nothing with --backend {config.backend.backend}, which needs no GPU here. Drop it."
+        )
+    if config.backend.device == "cpu":
+        raise UserError(f"--device cpu and --gpu ({elsewhere.name}) exclude each other. Drop one of them.")
 
 
 def check_layout(config: RunConfig) -> None:

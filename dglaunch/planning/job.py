@@ -145,13 +145,18 @@ def _size_reasons(checkpoint: Checkpoint, plan: Plan) -> dict[str, str]:
 
 
 def prepare(
-    config: RunConfig, origins: Mapping[str, str], environ: Mapping[str, str], world_size: int | None = None
+    config: RunConfig,
+    origins: Mapping[str, str],
+    environ: Mapping[str, str],
+    world_size: int | None = None,
+    elsewhere: Machine | None = None,
 ) -> Job:
     """Read and check everything that can be checked without loading a model.
 
     Args:
         origins: for each flag where its value came from.
         world_size: ranks to plan for, in place of those that there are.
+        elsewhere: the GPU to plan for, in place of this machine's.
 
     Raises:
         UserError: with the remedy.
@@ -163,7 +168,8 @@ def prepare(
     checks.check_debug(config, topology, planned=world_size is not None)
     checks.check_table(config, topology.world_size)
     checks.check_layout(config)
-    target = profile.resolve(config, topology)
+    checks.check_elsewhere(config, profile, elsewhere)
+    target = profile.resolve(config, topology, elsewhere)
     checkpoint, tasks = _read(config, profile, target.checkpoint)
     evaluations.check(config, tasks)
     target = replace(target, checkpoint=checkpoint)

@@ -61,7 +61,7 @@ class ApiProfile(Profile):
     can_replay = False
     can_tune = False
 
-    def resolve(self, config: RunConfig, topology: Topology) -> Target:
+    def resolve(self, config: RunConfig, topology: Topology, elsewhere: Machine | None = None) -> Target:
         api = api_of(config)
         checkpoint = Checkpoint(
             source=config.backend.model_name,

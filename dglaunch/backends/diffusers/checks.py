@@ -32,11 +32,19 @@ MAG_CACHE_STEPS = 28
 # -- optimizations ------------------------------------------------------------------------------------------------
 
 
-def check_optimizations(checkpoint: Checkpoint, config: RunConfig, topology: Topology, device: str, xdit: bool) -> None:
+def check_optimizations(
+    checkpoint: Checkpoint,
+    config: RunConfig,
+    topology: Topology,
+    device: str,
+    xdit: bool,
+    capability: tuple[int, int] | None = None,
+) -> None:
     """Refuse optimizations that cannot take effect here.
 
     Args:
         xdit: whether xfuser runs the model.
+        capability: the GPU's compute capability; None: a plan for GPUs that are not known.
 
     Raises:
         UserError: with the row's reason and what to do instead.
@@ -49,7 +57,7 @@ def check_optimizations(checkpoint: Checkpoint, config: RunConfig, topology: Top
         for other in rows:
             if other.name in row.excludes:
                 raise UserError(f"--{row.name} and --{other.name} do not go together; drop one of them.")
-        _check_machine(row, config, topology, device)
+        _check_machine(row, config, device, capability)
     if wanted.attention_backend is not None:
         _check_attention(wanted.attention_backend, xdit, device)
         if xdit and topology.parallel.ring_degree > 1 and wanted.attention_backend.upper() in WITHOUT_RING:
@@ -99,7 +107,7 @@ def _check_family(row: Optimization, checkpoint: Checkpoint, xdit: bool) -> None
         )
 
 
-def _check_machine(row: Optimization, config: RunConfig, topology: Topology, device: str) -> None:
+def _check_machine(row: Optimization, config: RunConfig, device: str, capability: tuple[int, int] | None) -> None:
     """Packages, the GPU and its generation, the type of the weights."""
     if row.gpu and device == "cpu":
         raise UserError(f"--{row.name} runs on GPUs only ({row.gpu}); drop it on a CPU.")
@@ -114,18 +122,12 @@ def _check_machine(row: Optimization, config: RunConfig, topology: Topology, dev
         )
     if row.package is not None and not _found(row.package[0]):
         raise MissingPackage(row.package[0], f"--{row.name}", row.package[1])
-    if row.capability > (0, 0) and device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            return  # a plan for another machine
-        have = torch.cuda.get_device_capability(topology.local_rank % torch.cuda.device_count())
-        if have < row.capability:
-            needed = ".".join(map(str, row.capability))
-            raise UserError(
-                f"--{row.name} needs compute capability {needed} (8.0: A100, 8.9: L40S and RTX 4090, 9.0: H100); this GPU "
-                f"has {have[0]}.{have[1]}. Drop it."
-            )
+    if device == "cuda" and capability is not None and capability < row.capability:
+        needed, have = (".".join(map(str, each)) for each in (row.capability, capability))
+        raise UserError(
+            f"--{row.name} needs compute capability {needed} (8.0: A100, 8.9: L40S and RTX 4090, 9.0: H100); this GPU "
+            f"has {have}. Drop it."
+        )
 
 
 def _check_pinned(checkpoint: Checkpoint, topology: Topology, dtype: str) -> None:

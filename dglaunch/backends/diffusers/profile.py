@@ -23,17 +23,19 @@ class DiffusersProfile(Profile):
     xdit = False
     """Whether xfuser runs the model."""
 
-    def resolve(self, config: RunConfig, topology: Topology) -> Target:
+    def resolve(self, config: RunConfig, topology: Topology, elsewhere: Machine | None = None) -> Target:
         checkpoint = resolve(config.backend)
         need("torch", "Running a model", "pip install torch")
         reasons: dict[str, str] = {}
-        device = _device(config, topology, reasons)
+        if elsewhere is None:
+            device = _device(config, topology, reasons)
+        else:
+            device, reasons["device"] = "cuda", f"cuda: planned for {elsewhere.name}, not for this machine"
         dtype = config.backend.torch_dtype
         if dtype is None:
             dtype = "bfloat16" if device == "cuda" else "float32"
             reasons["torch_dtype"] = f"{dtype}: the default on a {'GPU' if device == 'cuda' else 'CPU'}"
-        name, memory = _memory(device, topology)
-        machine = Machine(name=name, memory=memory, dtype=dtype)
+        machine = replace(_machine(device, topology) if elsewhere is None else elsewhere, dtype=dtype)
         return Target(checkpoint=checkpoint, device=device, machine=machine, reasons=reasons)
 
     def as_editor(self, config: RunConfig, checkpoint: Checkpoint, model_type: str | None) -> Checkpoint:
@@ -50,7 +52,7 @@ class DiffusersProfile(Profile):
             )
         checks.check_guidance(checkpoint, tasks)
         checks.check_text_length(checkpoint, config)
-        checks.check_optimizations(checkpoint, config, topology, target.device, self.xdit)
+        checks.check_optimizations(checkpoint, config, topology, target.device, self.xdit, target.machine.capability)
         checks.check_masks(checkpoint, config, tasks)
         checks.check_cache_steps(checkpoint, config, tasks)
         checks.check_encode(checkpoint, config)
@@ -96,13 +98,14 @@ def _device(config: RunConfig, topology: Topology, reasons: dict[str, str]) -> s
     return device
 
 
-def _memory(device: str, topology: Topology) -> tuple[str, int | None]:
-    """The device's name, and the bytes that this rank has of it (None: a plan for other machines)."""
+def _machine(device: str, topology: Topology) -> Machine:
+    """The device's name, the bytes that this rank has of it (None: a plan for other machines), and what it can."""
     if device == "cuda":
         import torch
 
-        properties = torch.cuda.get_device_properties(topology.local_rank)
-        return properties.name, properties.total_memory
+        found = torch.cuda.get_device_properties(topology.local_rank)
+        able = (found.major, found.minor)
+        return Machine(name=found.name, memory=found.total_memory, dtype="bfloat16", capability=able)
     if topology.world_size > 1 and not topology.distributed:
-        return "CPU", None
-    return "CPU", host_memory() // max(topology.local_world_size, 1)
+        return Machine(name="CPU", memory=None, dtype="float32")
+    return Machine(name="CPU", memory=host_memory() // max(topology.local_world_size, 1), dtype="float32")

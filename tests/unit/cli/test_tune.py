@@ -10,6 +10,7 @@ from dglaunch.cli import tune
 from dglaunch.config import BackendConfig, OptimizationConfig, ParallelConfig, T2IConfig
 from dglaunch.errors import UserError
 from dglaunch.models.shape import Shape
+from dglaunch.planning.gpus import find_gpu
 from dglaunch.planning.tuned import REMEMBERED, Measured, describe, recall, remember, sweet_spot
 from dglaunch.system import Machine
 from support.commands import dglaunch
@@ -103,6 +104,32 @@ def test_the_configurations_of_xdit_are_those_that_hold(tmp_path: Path) -> None:
     assert [describe(variables) for variables in found] == ["data parallel", "ulysses 2", "ulysses 4"]
     with pytest.raises(UserError, match="attention heads"):
         tune.configurations(wanted, {}, {"DG_XDIT_ULYSSES_DEGREE": "8"}, 8)
+
+
+def test_what_another_gpu_cannot_hold_does_not_count() -> None:
+    rows = [replace(row, peak_memory=row.batch_size * 10 * 2**30) for row in measured(1, 1.9, 3.0, 5.0)]
+    kept = tune.fitting(rows, find_gpu("40GiB"))
+    assert [bool(row.images_per_s) for row in kept] == [True, True, False, False]
+    assert "40.0 GiB are more than 36.0 of a GPU 40GiB" in kept[2].ended
+    best, _ = sweet_spot(kept)
+    assert best.batch_size == 2
+
+
+def test_tune_for_another_gpu_is_not_remembered_for_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = {"device": "CPU", "dtype": "float32", "shape": "64x64"}
+    given: list[object] = []
+
+    def measure(words: object, *_: object) -> tuple[list[Measured], dict[str, object]]:
+        given.append(words)
+        return [replace(row, peak_memory=2**30) for row in measured(1, 2)], dict(machine)
+
+    monkeypatch.setattr(tune, "_measure", measure)
+    flags = ("--prompt", "x", "--num_gpus", "1", "--cache_dir", tmp_path / "cache", "--output_dir", tmp_path / "out")
+    ended = dglaunch("tune", "t2i", "--gpu", "H100", *flags)
+    assert ended.code == 0 and "Not remembered: it was measured on CPU" in ended.output, ended.output
+    assert not (tmp_path / "cache" / REMEMBERED).exists()
+    assert "--gpu" not in str(given)
+    assert '"--gpu"' in (tmp_path / "out" / "tune.json").read_text()
 
 
 def test_what_ended_a_rank_is_told_and_not_that_torchrun_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
