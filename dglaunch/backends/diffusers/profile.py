@@ -27,6 +27,8 @@ class DiffusersProfile(Profile):
         checkpoint = resolve(config.backend)
         need("torch", "Running a model", "pip install torch")
         reasons: dict[str, str] = {}
+        if checkpoint.not_here is not None:
+            reasons["checkpoint"] = f"from the catalog of dglaunch, as {checkpoint.not_here.reason}"
         device = _device(config, topology, reasons)
         dtype = config.backend.torch_dtype
         if dtype is None:
@@ -63,7 +65,7 @@ class DiffusersProfile(Profile):
         bucket = edit_bucket(checkpoint) if config.edits else plain_bucket
         unit = checkpoint.family.text_bucket
         without_mask = self.xdit or config.optimization.attention_backend in WITHOUT_MASK
-        if not unit or not without_mask:
+        if not unit or not without_mask or checkpoint.not_here is not None:  # no tokenizer: texts count as equally long
             return bucket
         texts = sorted({task.prompt for task in tasks} | {task.negative_prompt or "" for task in tasks})
         lengths = dict(zip(texts, token_lengths(checkpoint, texts)))
