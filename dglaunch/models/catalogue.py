@@ -4,7 +4,7 @@
     entry.parameters["transformer"]                      # 11901408320
 
 A file's name is the model's id with `--` for the slash. `parameters` is what the installed classes have when they are
-built from `config` (tests/unit/models/test_building.py builds each anew). `checked` is "exact" where the published
+built from `config` (tests/torchrun/test_building.py builds each anew). `checked` is "exact" where the published
 weights have as many, and `confidence` says how sure the whole is: "checked" against published sizes, "from defaults" of
 the classes or converters, or "unverified". What has no source is left out. How to add one: CONTRIBUTING.md.
 """
@@ -68,6 +68,11 @@ class Entry:
         """What the pipeline or the model's card uses where nothing is said: steps, guidance, size, passes a step."""
         return cast("Mapping[str, object]", self.described["defaults"])
 
+    @property
+    def apart(self) -> Mapping[str, str]:
+        """Components that are in no repository of its own, and where they are: from_pretrained does not find them."""
+        return {name: part["repository"] for name, part in self._parts.items() if "repository" in part}
+
     @cached_property
     def components(self) -> Mapping[str, Component]:
         """Its transformer or U-Net, VAE, text encoders and scheduler; tokenizers have no entry."""
@@ -93,7 +98,8 @@ class Entry:
         return None if part is None or name != config_file(name.partition("/")[0]) else part["config"]
 
     def count(self) -> Mapping[str, int]:
-        return self.parameters
+        """Return the weights in the files of each component: its parameters and the buffers that are stored with them."""
+        return {name: count + int(self._parts[name].get("buffers", 0)) for name, count in self.parameters.items()}
 
     @property
     def _parts(self) -> Mapping[str, Mapping[str, Any]]:

@@ -9,11 +9,14 @@ import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from dglaunch.errors import UserError
 from dglaunch.models.components import INDEX, has_weights, parts_of, read_json
 from dglaunch.models.weights import bytes_a_weight, count_in_folder, loaded_files
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 REACH_S = 5.0
 """Within which the hub must answer the first time: looking up its name, connecting and one request."""
@@ -46,13 +49,17 @@ class Hub:
     @cached_property
     def is_reachable(self) -> bool:
         """Whether the hub answers, be it that it has no such model."""
-        from huggingface_hub import constants
+        # Imported before the clock starts: that takes seconds on a slow disk.
+        from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+
+        def ask() -> None:
+            get_hf_file_metadata(hf_hub_url(self.source, INDEX, revision=self._revision), timeout=REACH_S)
 
         endpoint = constants.ENDPOINT
         if time.monotonic() - _silent_since.get(endpoint, -REMEMBERED_S) < REMEMBERED_S:
             return False
         try:
-            within(REACH_S, self._ask)
+            within(REACH_S, ask)
         except ValueError:  # no valid id: what fetches a file says so
             return True
         except Exception as error:
@@ -62,11 +69,6 @@ class Hub:
             _silent_since[endpoint] = time.monotonic()
             return False
         return True
-
-    def _ask(self) -> None:
-        from huggingface_hub import get_hf_file_metadata, hf_hub_url
-
-        get_hf_file_metadata(hf_hub_url(self.source, INDEX, revision=self._revision), timeout=REACH_S)
 
     def json(self, name: str) -> Mapping[str, object] | None:
         """Return the JSON object in a file; None if the model has no such file.
@@ -116,10 +118,12 @@ class Hub:
         """Return the number of weights of each part: from the headers of what is in the cache, else from the sizes of the
         files that the hub lists. Parts of which neither is known are left out."""
         cached = self._count_cached()
+        from huggingface_hub import HfApi
+
         if set(filter(has_weights, parts_of(self))) <= cached.keys() or not self.is_reachable:
             return cached
         try:
-            listed = within(LIST_S, self._count_listed)
+            listed = within(LIST_S, lambda: self._count_listed(HfApi()))
         except UserError:
             raise
         except Exception:
@@ -130,10 +134,8 @@ class Hub:
         index = self._file(INDEX)
         return {} if index is None else count_in_folder(self, index.parent)
 
-    def _count_listed(self) -> dict[str, int]:
-        from huggingface_hub import HfApi
-
-        info = HfApi().model_info(self.source, revision=self._revision, files_metadata=True, timeout=REACH_S)
+    def _count_listed(self, api: "HfApi") -> dict[str, int]:
+        info = api.model_info(self.source, revision=self._revision, files_metadata=True, timeout=REACH_S)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
         counts: dict[str, int] = {}
         for part in parts_of(self):
@@ -141,15 +143,13 @@ class Hub:
             if loaded:
                 config = self.json(f"{part}/config.json") or {}
                 total = sum(sizes[name] for name in loaded)
-                counts[part] = round(total / bytes_a_weight(self._types_in(loaded[0]), config))
+                counts[part] = round(total / bytes_a_weight(self._types_in(api, loaded[0]), config))
         return counts
 
-    def _types_in(self, name: str) -> Mapping[str, int]:
+    def _types_in(self, api: "HfApi", name: str) -> Mapping[str, int]:
         """Number of weights by type, from the header of one file; {} if the hub does not give it."""
-        from huggingface_hub import HfApi
-
         try:
-            found = HfApi().parse_safetensors_file_metadata(self.source, name, revision=self._revision)
+            found = api.parse_safetensors_file_metadata(self.source, name, revision=self._revision)
         except Exception:
             return {}
         return dict(found.parameter_count)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# What is timed is the network and not the first import of the library.
+from huggingface_hub import get_hf_file_metadata, hf_hub_download  # noqa: F401
+
 from dglaunch.config import BackendConfig
 from dglaunch.errors import UserError
 from dglaunch.models import catalogue
@@ -139,7 +142,7 @@ def test_a_known_model_is_planned_from_the_catalog(tmp_path: Path, monkeypatch: 
     found, entry = resolved(KNOWN), catalogue.known(KNOWN)
     assert entry is not None
     assert found.pipeline_class == "FluxPipeline" and found.heads == 24 and found.family.name == "Flux"
-    assert found.parameters == entry.parameters and found.components == entry.components
+    assert found.parameters == entry.count() and found.components == entry.components
 
 
 def test_a_gated_model_is_planned_from_the_catalog(hub: HubServer) -> None:
