@@ -130,6 +130,12 @@ def nearest(name: str) -> str | None:
     return by_spelling[found[0]] if found else None
 
 
+def suggestion(name: str) -> str:
+    """Return a sentence about the known model that is spelt almost so; "" if there is none."""
+    near = nearest(name)
+    return f" Is {near} meant?" if near is not None and near != name else ""
+
+
 def first_version_with(class_name: str, entries: Iterable[Entry] | None = None) -> str | None:
     """Return the first version of diffusers that has a class of a known model; None if no model has it."""
     listed = entries if entries is not None else (entry for name in names() if (entry := known(name)) is not None)

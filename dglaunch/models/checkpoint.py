@@ -14,7 +14,7 @@ from pathlib import Path
 from dglaunch.config import BackendConfig
 from dglaunch.errors import UserError
 from dglaunch.files import at_home
-from dglaunch.models.catalogue import known, nearest
+from dglaunch.models.catalogue import known, suggestion
 from dglaunch.models.components import INDEX, CheckpointFiles, Component, parts_of, read_components, read_json
 from dglaunch.models.families import FAMILIES, OTHER, Family, editors
 from dglaunch.models.folder import Folder
@@ -156,23 +156,12 @@ def resolve(config: BackendConfig) -> Checkpoint:
     if folder.is_absolute() or config.model_name.startswith(".") or config.model_name.count("/") != 1:
         raise UserError(
             f"--model_name {config.model_name} is no folder here and no hub id (owner/name)."
-            f"{_did_you_mean(config.model_name)} Correct the path, or use `tiny`, which ships with dglaunch."
+            f"{suggestion(config.model_name)} Correct the path, or use `tiny`, which ships with dglaunch."
         )
     return _from_hub(config)
 
 
-def _did_you_mean(name: str) -> str:
-    """A sentence about the known model that is spelt almost so; "" if there is none."""
-    near = nearest(name)
-    return f" Is {near} meant?" if near not in (None, name) else ""
-
-
 def _from_folder(path: Path) -> Checkpoint:
-    if not (path / INDEX).is_file():
-        raise UserError(
-            f"{path} has no model_index.json, so it is no diffusers checkpoint. Give the folder that holds it (single "
-            "files must be converted first: DiffusionPipeline.from_single_file(...).save_pretrained(...))."
-        )
     settings = path / "dglaunch.json"
     return _checkpoint(Folder(path), read_json(settings) if settings.is_file() else {})
 
@@ -183,12 +172,17 @@ def _from_hub(config: BackendConfig) -> Checkpoint:
     except NotHere as error:
         entry = known(config.model_name)
         if entry is None:
-            raise UserError(f"{error}{_did_you_mean(config.model_name)}") from None
+            raise UserError(f"{error}{suggestion(config.model_name)}") from None
         return replace(_checkpoint(entry, {}), not_here=error)
 
 
 def _checkpoint(files: CheckpointFiles, defaults: dict[str, object]) -> Checkpoint:
-    index = files.json(INDEX) or {}
+    index = files.json(INDEX)
+    if index is None:
+        raise UserError(
+            f"{files.source} has no model_index.json, so it is no diffusers checkpoint. Give the folder that holds it (single "
+            "files must be converted first: DiffusionPipeline.from_single_file(...).save_pretrained(...))."
+        )
     name = index.get("_class_name")
     if not isinstance(name, str):
         raise UserError(

@@ -16,6 +16,7 @@ from dglaunch.files import read_bytes
 INDEX = "model_index.json"
 MOST_JSON = 1 << 24
 """Bytes of a checkpoint's configuration."""
+USUAL_PARTS = ("transformer", "unet", "vae", "text_encoder", "tokenizer", "scheduler")
 PREPARING = ("tokenizer", "processor", "image_processor", "feature_extractor")
 """How the names of parts begin that have neither weights nor a config.json."""
 
@@ -72,9 +73,9 @@ def parts_of(files: CheckpointFiles) -> dict[str, tuple[str, str]]:
     """
     parts: dict[str, tuple[str, str]] = {}
     for name, value in (files.json(INDEX) or {}).items():
-        if name.startswith("_") or not isinstance(value, list) or not all(_is_name(item) for item in value):
-            continue  # a setting of the pipeline's own
-        if len(value) != 2:
+        if value is None or not _is_part(name, value):
+            continue
+        if not isinstance(value, list) or len(value) != 2 or not all(_is_name(item) for item in value):
             raise UserError(
                 f"{files.source}/{INDEX}: {name} must be a list of its library and its class, such as "
                 f'["diffusers", "AutoencoderKL"], and is {strict_json.dumps(value)}. Fetch the checkpoint again, or '
@@ -84,6 +85,13 @@ def parts_of(files: CheckpointFiles) -> dict[str, tuple[str, str]]:
         if library is not None and class_name is not None:
             parts[name] = (library, class_name)
     return parts
+
+
+def _is_part(name: str, value: object) -> bool:
+    """Whether an entry of a model_index.json is meant as a part, and not as a setting of the pipeline's own."""
+    if name.startswith("_"):
+        return False
+    return name.startswith(USUAL_PARTS) or (isinstance(value, list) and _is_name(next(iter(value), 0)))
 
 
 def _is_name(item: object) -> bool:

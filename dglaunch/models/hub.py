@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from dglaunch.errors import UserError
+from dglaunch.models.catalogue import known, suggestion
 from dglaunch.models.components import INDEX, has_weights, parts_of, read_json
 from dglaunch.models.weights import bytes_a_weight, count_in_folder, loaded_files
 
@@ -110,25 +111,31 @@ class Hub:
     def _refusal(self, error: Exception) -> str:
         reason = str(error).strip().splitlines()[0]
         return (
-            f"The hub does not give {self.source}: {reason} Check the name; for a gated model accept its terms and log in "
-            "(hf auth login)."
+            f"The hub does not give {self.source}: {reason}{suggestion(self.source)} Check the name; for a gated model accept "
+            "its terms and log in (hf auth login)."
         )
 
     def count(self) -> dict[str, int]:
         """Return the number of weights of each part: from the headers of what is in the cache, else from the sizes of the
-        files that the hub lists. Parts of which neither is known are left out."""
+        files that the hub lists, else from the catalog. Parts of which none is known are left out."""
         cached = self._count_cached()
+        if set(filter(has_weights, parts_of(self))) <= cached.keys():
+            return cached
+        return {**self._count_known(), **cached}
+
+    def _count_known(self) -> Mapping[str, int]:
         from huggingface_hub import HfApi
 
-        if set(filter(has_weights, parts_of(self))) <= cached.keys() or not self.is_reachable:
-            return cached
+        entry = known(self.source)
+        otherwise = entry.count() if entry is not None else {}
+        if not self.is_reachable:
+            return otherwise
         try:
-            listed = within(LIST_S, lambda: self._count_listed(HfApi()))
+            return within(LIST_S, lambda: self._count_listed(HfApi()))
         except UserError:
             raise
-        except Exception:
-            return cached
-        return listed | cached
+        except Exception:  # the hub lists nothing, or not in time
+            return otherwise
 
     def _count_cached(self) -> dict[str, int]:
         index = self._file(INDEX)

@@ -33,11 +33,18 @@ def test_the_embedded_checkpoint_has_parts_too() -> None:
     assert tiny.parameters.keys() == {"transformer", "vae", "text_encoder", "text_encoder_2"}
 
 
-@pytest.mark.parametrize("value", [["diffusers"], ["diffusers", "AutoencoderKL", "x"]])
+@pytest.mark.parametrize(
+    "value", [["diffusers"], ["diffusers", "AutoencoderKL", "x"], ["diffusers", 5], [7, 8], "AutoencoderKL", {}]
+)
 def test_a_part_of_another_shape_is_named_with_its_file(tmp_path: Path, value: object) -> None:
     checkpoint_folder(tmp_path, vae=value)
     with pytest.raises(UserError, match=r"model_index\.json: vae must be .* Fetch the checkpoint again"):
         resolved(tmp_path)
+
+
+def test_settings_of_the_pipeline_are_no_parts(tmp_path: Path) -> None:
+    checkpoint_folder(tmp_path, hidden_states_layers=[10, 20, 30], names=[], is_distilled=True, text_encoder_2=None)
+    assert sorted(resolved(tmp_path).components) == ["scheduler", "text_encoder", "tokenizer", "transformer", "vae"]
 
 
 def test_a_missing_configuration_is_named(tmp_path: Path) -> None:

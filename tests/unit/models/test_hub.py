@@ -145,6 +145,30 @@ def test_a_known_model_is_planned_from_the_catalog(tmp_path: Path, monkeypatch: 
     assert found.parameters == entry.count() and found.components == entry.components
 
 
+def test_known_weights_are_counted_where_only_the_configurations_are_in_the_cache(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.models[KNOWN] = hub.models[MODEL]
+    assert resolved(KNOWN).components
+    use_endpoint(monkeypatch, SILENT["a refused connection"], tmp_path / "cache")
+    found, entry = resolved(KNOWN), catalogue.known(KNOWN)
+    assert entry is not None
+    assert found.not_here is None and found.parameters == entry.count()
+
+
+def test_a_model_in_another_format_is_refused(hub: HubServer) -> None:
+    (hub.models[MODEL] / "model_index.json").unlink()
+    with pytest.raises(
+        UserError, match=r"someone/some-model has no model_index\.json, so it is no diffusers checkpoint"
+    ):
+        resolved()
+
+
+def test_a_misspelt_model_that_the_hub_does_not_have_is_answered_with_the_right_one(hub: HubServer) -> None:
+    with pytest.raises(UserError, match=r"Is black-forest-labs/FLUX\.1-dev meant\?"):
+        resolved("black-forest-lab/FLUX1-dev")
+
+
 def test_a_gated_model_is_planned_from_the_catalog(hub: HubServer) -> None:
     hub.models[KNOWN] = hub.models[MODEL]
     hub.gated = {KNOWN, MODEL}
