@@ -17,7 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # this checkout's package, whatever is installed
 
 from dglaunch import config as configs  # noqa: E402
-from dglaunch.models.families import FAMILIES, Family, families_taking, xdit_families_taking  # noqa: E402
+from dglaunch.models.catalogue import Entry, known  # noqa: E402
+from dglaunch.models.catalogue import names as known_models  # noqa: E402
+from dglaunch.models.families import FAMILIES, OTHER, Family, families_taking, xdit_families_taking  # noqa: E402
 from dglaunch.models.optimizations import (  # noqa: E402
     ATTENTION,
     CACHE_FLAGS,
@@ -114,6 +116,63 @@ def models() -> str:
     ]
     rows.append(["any other of diffusers, such as StableDiffusionXL", "yes", "no", "no"])
     return table(["pipeline of the checkpoint", "`t2i`", "`edit`", "`--backend xdit` splits an image by"], rows)
+
+
+BILLION = 1e9
+
+
+def billions(count: int) -> str:
+    """A number of weights as people say it."""
+    return f"{count / BILLION:.2f}" if count < 10 * BILLION else f"{count / BILLION:.1f}"
+
+
+def runs(entry: Entry) -> str:
+    """Which commands run a known model."""
+    if entry.apart:
+        return f"no: {', '.join(f'`{name}`' for name in entry.apart)} is a repository of its own"
+    family = FAMILIES.get(entry.pipeline, OTHER)
+    commands = [] if family.only_edits else ["`t2i`"]
+    if family.edit is not None and not family.edit.known_trouble:
+        commands.append("`edit`")
+    return ", ".join(commands)
+
+
+def known_entries() -> list[Entry]:
+    return [entry for name in sorted(known_models(), key=str.lower) if (entry := known(name)) is not None]
+
+
+def catalogue() -> str:
+    rows = []
+    for entry in known_entries():
+        family = FAMILIES.get(entry.pipeline)
+        denoisers = [count for name, count in entry.parameters.items() if name.endswith(("transformer", "unet"))]
+        others = sum(entry.parameters.values()) - sum(denoisers)
+        rows.append(
+            [
+                entry.name,
+                family.name if family is not None else "none, plain diffusers",
+                runs(entry),
+                "not measured" if family is None else "yes" if batches(family) else "one image a call",
+                splits(family) if family is not None else "no",
+                " + ".join(map(billions, denoisers)),
+                billions(others),
+                entry.confidence,
+                entry.license or "not found",
+                "not found" if entry.gated is None else yes_or_no(entry.gated),
+                entry.diffusers,
+            ]
+        )
+    head = ["`--model_name`", "family", "runs with", "batches", "xDiT splits by", "denoiser, billions of weights",
+            "all else", "how sure", "license", "gated", "diffusers from"]  # fmt: skip
+    return table(head, rows)
+
+
+def catalogue_notes() -> str:
+    alike: dict[str, list[str]] = {}
+    for entry in known_entries():
+        if entry.notes:
+            alike.setdefault(entry.notes, []).append(entry.name)
+    return "\n".join(f"- {', '.join(names)}: {notes}." for notes, names in alike.items())
 
 
 def batches(family: Family) -> bool:
@@ -377,6 +436,8 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "flags": flags,
     "models": models,
     "families": families,
+    "known models": catalogue,
+    "notes on known models": catalogue_notes,
     "xdit families": xdit_families,
     "editing families": editing_families,
     "optimizations": optimizations,

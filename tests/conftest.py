@@ -15,6 +15,7 @@ from support.results import PROMPTS, write_jsonl
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # before torch is imported: threads of several processes wait for one another
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported, by whichever test comes first
 small_images.install()
 # tyro reads the source of a class again in each call, 40 ms of 70 under pytest: in one process once is enough.
 tyro_docstrings._ClassTokenization.make = staticmethod(cache(tyro_docstrings._ClassTokenization.make))  # type: ignore[method-assign]

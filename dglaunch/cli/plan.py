@@ -33,7 +33,7 @@ def plan(words: list[str], environ: Mapping[str, str]) -> int:
     world_size, gpu = take_world_size(rest), take_gpu(rest)
     quiet = another_speaks(environ)
     config, origins = parse(COMMANDS[command], rest, environ, f"dglaunch plan {command}", quiet=quiet)
-    job = prepare(config, origins, environ, world_size, None if gpu is None else gpu.machine)
+    job = prepare(config, origins, environ, world_size, None if gpu is None else gpu.machine, only_planned=True)
     if job.topology.is_main:
         recalled = recall(config, job.machine, job.topology.parallel)
         limits = OutputFolder(config.output_dir).out_of_memory_limits()

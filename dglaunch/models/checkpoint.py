@@ -5,24 +5,26 @@ the model's name. The rules of xDiT in these rows were measured (see tests/torch
 """
 
 import difflib
-import json
 import math
-import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from dglaunch import strict_json
 from dglaunch.config import BackendConfig
 from dglaunch.errors import UserError
-from dglaunch.files import at_home, open_regular, read_bytes
+from dglaunch.files import at_home
+from dglaunch.models.catalogue import known, suggestion
+from dglaunch.models.components import INDEX, CheckpointFiles, Component, parts_of, read_components, read_json
 from dglaunch.models.families import FAMILIES, OTHER, Family, editors
+from dglaunch.models.folder import Folder
+from dglaunch.models.hub import Hub, NotHere
 from dglaunch.models.shape import Shape
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 USUAL_STEPS = 28
 """Denoising steps where neither the user nor the checkpoint says how many."""
+DENOISERS = ("transformer", "unet")
 SIZED_BY_UNET = ("StableDiffusionXLPipeline", "StableDiffusionPipeline")
 """Pipelines without a row whose default size is the U-Net's sample_size, in latents of 8 pixels."""
 
@@ -42,6 +44,12 @@ class Checkpoint:
     local: bool
     tokenizers: tuple[str, ...] = ()
     """The names of those whose text encoder is there as well."""
+    files: CheckpointFiles | None = None
+    """What its files say, if it is no folder; None of what stands in for a checkpoint."""
+    not_here: NotHere | None = None
+    """Why its files cannot be had, where what is said here comes from dglaunch's catalog: it can be planned, not run."""
+    counted: Mapping[str, int] | None = None
+    """Its `parameters`, where rank 0 has counted them for all ranks."""
 
     @property
     def heads(self) -> int | None:
@@ -93,13 +101,28 @@ class Checkpoint:
         return math.ceil(shape.height / 16) * math.ceil(shape.width / 16)
 
     @cached_property
-    def parameters(self) -> dict[str, int]:
-        """Number of weights of each component, from the headers of the safetensors files; {} if not on this machine."""
-        return {
-            folder.name: sum(_parameters_in(file) for file in files)
-            for folder in sorted(Path(self.source).glob("*/"))
-            if self.local and (files := sorted(folder.glob("*.safetensors")))
-        }
+    def components(self) -> Mapping[str, Component]:
+        """Its parts by name, with their configurations: of a folder, of a model of the hub (JSON files only), or of the
+        catalog. {} of what stands in for a checkpoint.
+
+        Raises:
+            UserError: a file is missing or not as diffusers writes it; the message names the file and the key.
+        """
+        files = self._described_by
+        return read_components(files) if files is not None else {}
+
+    @cached_property
+    def parameters(self) -> Mapping[str, int]:
+        """Number of weights of each component that from_pretrained would load: from the headers of safetensors files on
+        this machine, from the sizes that the hub lists, or from the catalog; {} if not known."""
+        files = self._described_by
+        if self.counted is not None or files is None:
+            return self.counted or {}
+        return files.count()
+
+    @property
+    def _described_by(self) -> CheckpointFiles | None:
+        return Folder(Path(self.source)) if self.local else self.files
 
     def step_tflop(self, shape: Shape, text_tokens: int) -> float | None:
         """Work of one denoising step of one image in TFLOP; None if the transformer is not on this machine.
@@ -116,32 +139,9 @@ class Checkpoint:
         return (2 * 0.54 * weights * tokens + 4 * layers * tokens**2 * self.width_of_model) / 1e12
 
 
-MOST_HEADER = 100_000_000
-"""Bytes of a safetensors header; the library's own limit."""
-
-
-def _parameters_in(file: Path) -> int:
-    """Weights in one safetensors file: 8 bytes of header length, then the header as JSON.
-
-    Raises:
-        UserError: it is not whole.
-    """
-    try:
-        with open_regular(file) as data:
-            (length,) = struct.unpack("<Q", data.read(8))
-            if length > MOST_HEADER:
-                raise ValueError("its header has no end")
-            header = json.loads(data.read(length))
-        return sum(math.prod(map(int, entry["shape"])) for name, entry in header.items() if name != "__metadata__")
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, struct.error) as error:
-        raise UserError(
-            f"{file} is no whole safetensors file ({getattr(error, 'strerror', None) or error}), as after a download that "
-            "was interrupted; fetch the checkpoint again."
-        ) from None
-
-
 def resolve(config: BackendConfig) -> Checkpoint:
-    """Find a checkpoint and read its JSON files; from the hub only those are fetched.
+    """Find a checkpoint and read its JSON files; from the hub only those are fetched, and where it does not give them,
+    dglaunch's catalog says what it knows (`not_here`).
 
     Raises:
         UserError: there is no such folder, or it is no diffusers checkpoint, or the hub does not have it.
@@ -155,92 +155,63 @@ def resolve(config: BackendConfig) -> Checkpoint:
         return _from_folder(folder)
     if folder.is_absolute() or config.model_name.startswith(".") or config.model_name.count("/") != 1:
         raise UserError(
-            f"--model_name {config.model_name} is no folder here and no hub id (owner/name). Correct the path, or use "
-            "`tiny`, which ships with dglaunch."
+            f"--model_name {config.model_name} is no folder here and no hub id (owner/name)."
+            f"{suggestion(config.model_name)} Correct the path, or use `tiny`, which ships with dglaunch."
         )
     return _from_hub(config)
 
 
-def _from_folder(folder: Path) -> Checkpoint:
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise UserError(
-            f"{folder} has no model_index.json, so it is no diffusers checkpoint. Give the folder that holds it (single "
-            "files must be converted first: DiffusionPipeline.from_single_file(...).save_pretrained(...))."
-        )
-    configs = [folder / name / "config.json" for name in ("transformer", "unet")]
-    transformer = next((_json(file) for file in configs if file.is_file()), {})
-    settings = folder / "dglaunch.json"
-    return _checkpoint(
-        str(folder), _json(index), transformer, _json(settings) if settings.is_file() else {}, local=True
-    )
+def _from_folder(path: Path) -> Checkpoint:
+    settings = path / "dglaunch.json"
+    return _checkpoint(Folder(path), read_json(settings) if settings.is_file() else {})
 
 
 def _from_hub(config: BackendConfig) -> Checkpoint:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-
-    def fetch(name: str) -> dict[str, object]:
-        return _json(Path(hf_hub_download(config.model_name, name, revision=config.revision)))
-
     try:
-        index = fetch("model_index.json")
-    except LocalEntryNotFoundError:
-        raise UserError(
-            f"{config.model_name} is not in this machine's hub cache and the hub cannot be reached. Download it where "
-            f"there is a network (hf download {config.model_name}), or give a local folder."
-        ) from None
-    except (HfHubHTTPError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"The hub does not give {config.model_name}: {reason} Check the name; for a gated model accept its terms "
-            "and log in (hf auth login)."
-        ) from None
-    transformer: dict[str, object] = {}
-    for name in ("transformer", "unet"):
-        try:
-            transformer = fetch(f"{name}/config.json")
-            break
-        except EntryNotFoundError:
-            continue
-    return _checkpoint(config.model_name, index, transformer, {}, local=False)
+        return _checkpoint(Hub(config.model_name, config.revision), {})
+    except NotHere as error:
+        entry = known(config.model_name)
+        if entry is None:
+            raise UserError(f"{error}{suggestion(config.model_name)}") from None
+        return replace(_checkpoint(entry, {}), not_here=error)
 
 
-def _checkpoint(
-    source: str, index: dict[str, object], transformer: dict[str, object], defaults: dict[str, object], local: bool
-) -> Checkpoint:
+def _checkpoint(files: CheckpointFiles, defaults: dict[str, object]) -> Checkpoint:
+    index = files.json(INDEX)
+    if index is None:
+        raise UserError(
+            f"{files.source} has no model_index.json, so it is no diffusers checkpoint. Give the folder that holds it (single "
+            "files must be converted first: DiffusionPipeline.from_single_file(...).save_pretrained(...))."
+        )
     name = index.get("_class_name")
     if not isinstance(name, str):
-        raise UserError(f"The model_index.json of {source} names no pipeline class (_class_name); it cannot be loaded.")
+        raise UserError(
+            f"The model_index.json of {files.source} names no pipeline class (_class_name); it cannot be loaded."
+        )
+    parts = parts_of(files)
+    configs = (files.json(f"{part}/config.json") for part in DENOISERS if part in parts)
+    transformer = dict(next((config for config in configs if config is not None), {}))
     family = FAMILIES.get(name, OTHER)
     if family.sized_by_transformer or name in SIZED_BY_UNET:
         latents = transformer.get("sample_size")
         side = 8 * (latents if isinstance(latents, int) and latents else 128)
         defaults = {"height": side, "width": side} | defaults
-    return Checkpoint(source, name, family, defaults, transformer, local, _tokenizers(index))
+    return Checkpoint(
+        source=files.source,
+        pipeline_class=name,
+        family=family,
+        defaults=defaults,
+        transformer=transformer,
+        local=isinstance(files, Folder),
+        tokenizers=_tokenizers(parts),
+        files=files,
+    )
 
 
-def _tokenizers(index: dict[str, object]) -> tuple[str, ...]:
-    """Of a model_index.json, where a part that was left out has no library and no class."""
-    parts = [name for name, value in index.items() if isinstance(value, list) and None not in value]
+def _tokenizers(parts: Collection[str]) -> tuple[str, ...]:
+    """Of the parts that a checkpoint has."""
     tokenizers = [name for name in parts if name.startswith("tokenizer")]
     return tuple(sorted(name for name in tokenizers if name.replace("tokenizer", "text_encoder") in parts))
-
-
-MOST_JSON = 1 << 24
-"""Bytes of a checkpoint's configuration."""
-
-
-def _json(file: Path) -> dict[str, object]:
-    try:
-        found = strict_json.loads(read_bytes(file, MOST_JSON))
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}; fetch the checkpoint again.") from None
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error}); fetch the checkpoint again.") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{file} holds no JSON object; fetch the checkpoint again.")
-    return found
 
 
 def as_editor(checkpoint: Checkpoint, model_type: str | None) -> Checkpoint:

@@ -102,6 +102,7 @@ class Job:
         limits: Mapping[Shape, int],
         tuned: Mapping[Shape, BatchSize],
         memory: int | None,
+        parameters: Mapping[str, int] | None = None,
     ) -> Schedule:
         """Share out what is left to do. A pure function of the job and these, so that every rank gets the same.
 
@@ -110,10 +111,12 @@ class Job:
             limits: largest batch that did not run out of memory, by shape.
             tuned: what `dglaunch tune` measured, by shape.
             memory: bytes of a rank's device (rank 0's, so that all ranks plan alike); None if unknown.
+            parameters: number of weights by component, as rank 0 found it; None: as this process does.
         """
         bucket_of = self.profile.buckets(self.config, self.target, self.tasks)
         machine = replace(self.machine, memory=memory)
-        choose = chooser(self.profile, self.checkpoint, self.config, self.topology, machine, limits, tuned)
+        checkpoint = self.checkpoint if parameters is None else replace(self.checkpoint, counted=parameters)
+        choose = chooser(self.profile, checkpoint, self.config, self.topology, machine, limits, tuned)
 
         def cost(bucket: Bucket) -> float:
             return self.profile.cost(self.checkpoint, bucket)
@@ -150,6 +153,7 @@ def prepare(
     environ: Mapping[str, str],
     world_size: int | None = None,
     elsewhere: Machine | None = None,
+    only_planned: bool = False,
 ) -> Job:
     """Read and check everything that can be checked without loading a model.
 
@@ -157,6 +161,7 @@ def prepare(
         origins: for each flag where its value came from.
         world_size: ranks to plan for, in place of those that there are.
         elsewhere: the GPU to plan for, in place of this machine's.
+        only_planned: nothing will be run, so that the model's files need not be at hand if dglaunch's catalog knows it.
 
     Raises:
         UserError: with the remedy.
@@ -170,6 +175,8 @@ def prepare(
     checks.check_layout(config)
     checks.check_elsewhere(config, profile, elsewhere)
     target = profile.resolve(config, topology, elsewhere)
+    if target.checkpoint.not_here is not None and not only_planned:
+        raise target.checkpoint.not_here
     checkpoint, tasks = _read(config, profile, target.checkpoint)
     evaluations.check(config, tasks)
     target = replace(target, checkpoint=checkpoint)

@@ -37,6 +37,9 @@ class Known:
     """What `dglaunch tune` measured, by shape."""
     memory: int | None
     """Bytes of its device."""
+    parameters: Mapping[str, int]
+    """Number of the model's weights by component, if the batch size depends on it: the hub may answer one rank and not
+    another."""
     notes: list[str]
     """What the report should say of the files that this was read from."""
 
@@ -109,7 +112,8 @@ def _open_main_folder(job: Job, writer: Writer, journal: Journal, overwrite: boo
     recalled = recall(job.config, job.machine, job.topology.parallel)
     found = _open_folder(job, writer, journal, overwrite)
     limits = writer.folder.out_of_memory_limits()
-    return found, Known(limits, recalled.sizes, job.machine.memory, recalled.notes)
+    parameters = dict(job.checkpoint.parameters) if job.config.batch_size == "auto" else {}
+    return found, Known(limits, recalled.sizes, job.machine.memory, parameters, recalled.notes)
 
 
 def _refuse_inputs_as_outputs(job: Job, writer: Writer) -> None:

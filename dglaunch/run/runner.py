@@ -115,7 +115,7 @@ class _Run:
         """Plan, load, compute, collect and report."""
         notes = preflight.compare(channel, versions())
         known = opened.known
-        schedule = self.job.schedule(opened.done, known.limits, known.tuned, known.memory)
+        schedule = self.job.schedule(opened.done, known.limits, known.tuned, known.memory, known.parameters)
         self.journal.reasons = schedule.reasons
         self._report_plan(schedule, opened.damaged, notes + known.notes)
         context = self._context(channel, watch, schedule.plan)

@@ -92,8 +92,11 @@ def test_a_table_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, da
         survives(lambda name=name: list(read_table(folder / name)))
 
 
+NAMING = st.just(b'{"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}')
+
+
 @fuzz
-@given(index=TEXTS, config=TEXTS, header=TEXTS, length=st.integers(0, 2**64 - 1) | st.none())
+@given(index=TEXTS | NAMING, config=TEXTS, header=TEXTS, length=st.integers(0, 2**64 - 1) | st.none())
 def test_a_checkpoint_is_described_or_refused(
     tmp_path_factory: pytest.TempPathFactory, index: bytes, config: bytes, header: bytes, length: int | None
 ) -> None:
@@ -112,14 +115,19 @@ def test_a_checkpoint_is_described_or_refused(
 
 def use(folder: Path) -> None:
     found = checkpoint.resolve(BackendConfig(model_name=str(folder)))
-    assert found.parameters is not None
+    assert found.parameters is not None and found.components is not None
     found.step_tflop(Shape(64, 64), 10)
     found.image_tokens(Shape(64, 64))
     profile_of("diffusers")
 
 
 @pytest.mark.parametrize(
-    "index", [b'{"_class_name": "FluxPipeline"}', b'{"_class_name": "FluxPipeline", "transformer": 5}']
+    "index",
+    [
+        b'{"_class_name": "FluxPipeline"}',
+        b'{"_class_name": "FluxPipeline", "transformer": 5}',
+        b'{"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}',
+    ],
 )
 @fuzz
 @given(config=TEXTS)

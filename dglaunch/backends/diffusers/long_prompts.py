@@ -28,6 +28,11 @@ def check_long_prompts(checkpoint: Checkpoint, config: RunConfig, tasks: Sequenc
     """
     if config.on_long_prompt != "fail" or checkpoint.family.windows == ():
         return
+    if checkpoint.not_here is not None:
+        raise UserError(
+            f"--on_long_prompt fail needs the tokenizers of {checkpoint.source}, and {checkpoint.not_here.reason}. Drop the "
+            "flag, or plan where they are at hand."
+        )
     backend = config.backend
     load = partial(load_tokenizer, checkpoint, revision=backend.revision, trust_remote_code=backend.trust_remote_code)
     try:

@@ -27,6 +27,12 @@ class DiffusersProfile(Profile):
         checkpoint = resolve(config.backend)
         need("torch", "Running a model", "pip install torch")
         reasons: dict[str, str] = {}
+        if checkpoint.not_here is not None:
+            reasons["checkpoint"] = f"from the catalog of dglaunch, as {checkpoint.not_here.reason}"
+            if self._parts_lengths(config, checkpoint):
+                reasons["text_lengths"] = (
+                    "taken as equal, as there is no tokenizer here: with others there are more batches"
+                )
         if elsewhere is None:
             device = _device(config, topology, reasons)
         else:
@@ -63,10 +69,9 @@ class DiffusersProfile(Profile):
         the number of tokens as well."""
         checkpoint = target.checkpoint
         bucket = edit_bucket(checkpoint) if config.edits else plain_bucket
-        unit = checkpoint.family.text_bucket
-        without_mask = self.xdit or config.optimization.attention_backend in WITHOUT_MASK
-        if not unit or not without_mask:
+        if not self._parts_lengths(config, checkpoint) or checkpoint.not_here is not None:
             return bucket
+        unit = checkpoint.family.text_bucket
         texts = sorted({task.prompt for task in tasks} | {task.negative_prompt or "" for task in tasks})
         lengths = dict(zip(texts, token_lengths(checkpoint, texts)))
 
@@ -75,6 +80,11 @@ class DiffusersProfile(Profile):
             return replace(bucket(task), text_lengths=tuple(-(-count // unit) for count in counts))
 
         return with_lengths
+
+    def _parts_lengths(self, config: RunConfig, checkpoint: Checkpoint) -> bool:
+        """Whether prompts of different length may not share a batch."""
+        without_mask = self.xdit or config.optimization.attention_backend in WITHOUT_MASK
+        return bool(checkpoint.family.text_bucket) and without_mask
 
 
 def _device(config: RunConfig, topology: Topology, reasons: dict[str, str]) -> str:

@@ -39,7 +39,7 @@ SENT: dict[str, Any] = {
     "an ending": Ending("CUDA error", fatal=True),
     "what rank 0 found": (
         Found([1, 2], 3),
-        Known({Shape(64, 32): 4}, {Shape(8, 8): BatchSize(2, "as measured")}, None, ["a note"]),
+        Known({Shape(64, 32): 4}, {Shape(8, 8): BatchSize(2, "as measured")}, None, {"vae": 7}, ["a note"]),
     ),
     "the end": _Ended(RunResult("done", Counts(1, 0, 2, 3), Path("out")), None, {"num_ok": 1}),
     "preflight": ("node7", {"torch": "2.13"}, 1.5),

@@ -1,0 +1,109 @@
+"""How many weights each part of a checkpoint has, from the files that from_pretrained would load; torch is not imported.
+
+A folder may hold the same weights several times: in half precision under another name (`model.fp16.safetensors`), in one
+file and in shards. What is counted is what is loaded without `variant`.
+"""
+
+import json
+import math
+import re
+import struct
+from collections.abc import Collection, Mapping
+from pathlib import Path, PurePosixPath
+
+from dglaunch.errors import UserError
+from dglaunch.files import open_regular
+from dglaunch.models.components import CheckpointFiles, parts_of
+
+MOST_HEADER = 100_000_000
+"""Bytes of a safetensors header; the library's own limit."""
+SUFFIX = ".safetensors"
+STEMS = ("diffusion_pytorch_model", "model")
+"""How diffusers and transformers call a part's weights."""
+TYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}  # fmt: skip
+CONFIG_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+USUAL_BYTES = 2
+"""Of a weight whose type nothing tells."""
+VARIANT = re.compile(r"\.(fp16|bf16|fp32|non_ema)(-\d{5}-of-\d{5})?\.safetensors$")
+
+
+def loaded_files(files: CheckpointFiles, part: str, names: Collection[str]) -> list[str]:
+    """Return which of a part's files from_pretrained reads.
+
+    Args:
+        part: its name, which is its folder's.
+        names: all files of the checkpoint, by their paths in it.
+    """
+    inside = sorted(name for name in names if str(PurePosixPath(name).parent) == part and name.endswith(SUFFIX))
+    for stem in STEMS:
+        index, single = f"{part}/{stem}{SUFFIX}.index.json", f"{part}/{stem}{SUFFIX}"
+        # diffusers looks for shards first, transformers for the one file.
+        order = (index, single) if stem == STEMS[0] else (single, index)
+        chosen = next((name for name in order if name in names), None)
+        if chosen == single:
+            return [single]
+        if chosen == index:
+            return [name for name in _shards(files, part, index) if name in inside]
+    return [name for name in inside if not VARIANT.search(name)] or inside
+
+
+def _shards(files: CheckpointFiles, part: str, index: str) -> list[str]:
+    """The files that an index of shards names.
+
+    Raises:
+        UserError: it is not as the libraries write it.
+    """
+    found = (files.json(index) or {}).get("weight_map")
+    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found.values()):
+        raise UserError(
+            f"{files.source}/{index}: weight_map must say for each weight which file has it. Fetch the checkpoint again."
+        )
+    return sorted({f"{part}/{name}" for name in found.values()})
+
+
+def count_in_folder(files: CheckpointFiles, folder: Path) -> dict[str, int]:
+    """Return the number of weights of each part whose files are whole in a folder, from their headers.
+
+    Raises:
+        UserError: a file is no whole safetensors file.
+    """
+    counts: dict[str, int] = {}
+    for part in parts_of(files):
+        names = {f"{part}/{file.name}" for file in (folder / part).glob("*") if file.is_file()}
+        if loaded := loaded_files(files, part, names):
+            counts[part] = sum(_parameters_in(folder / name) for name in loaded)
+    return counts
+
+
+def _parameters_in(file: Path) -> int:
+    """Weights in one safetensors file: 8 bytes of header length, then the header as JSON.
+
+    Raises:
+        UserError: it is not whole.
+    """
+    try:
+        with open_regular(file) as data:
+            (length,) = struct.unpack("<Q", data.read(8))
+            if length > MOST_HEADER:
+                raise ValueError("its header has no end")
+            header = json.loads(data.read(length))
+        return sum(math.prod(map(int, entry["shape"])) for name, entry in header.items() if name != "__metadata__")
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, struct.error) as error:
+        raise UserError(
+            f"{file} is no whole safetensors file ({getattr(error, 'strerror', None) or error}), as after a download that "
+            "was interrupted; fetch the checkpoint again."
+        ) from None
+
+
+def bytes_a_weight(types: Mapping[str, int], config: Mapping[str, object]) -> float:
+    """Return the bytes that a part's files spend on a weight.
+
+    Args:
+        types: number of weights by their type, as a safetensors header lists them; {} if it is not known.
+        config: the part's config.json, which says a type in newer files.
+    """
+    known = {name: count for name, count in types.items() if name in TYPE_BYTES and count > 0}
+    if known:
+        return sum(TYPE_BYTES[name] * count for name, count in known.items()) / sum(known.values())
+    said = config.get("torch_dtype", config.get("dtype"))
+    return CONFIG_BYTES.get(said, USUAL_BYTES) if isinstance(said, str) else USUAL_BYTES
