@@ -93,7 +93,7 @@ class Entry:
         """Return what is in a file of the checkpoint, as far as it is known: model_index.json and the configurations."""
         if name == INDEX:
             parts = {part: [described["library"], described["class"]] for part, described in self._parts.items()}
-            return {"_class_name": self.pipeline, **parts}
+            return {"_class_name": self.pipeline, **self.described.get("settings", {}), **parts}
         part = self._parts.get(name.partition("/")[0])
         return None if part is None or name != config_file(name.partition("/")[0]) else part["config"]
 

@@ -15,7 +15,15 @@ from dglaunch.config import BackendConfig
 from dglaunch.errors import UserError
 from dglaunch.files import at_home
 from dglaunch.models.catalogue import known, suggestion
-from dglaunch.models.components import INDEX, CheckpointFiles, Component, parts_of, read_components, read_json
+from dglaunch.models.components import (
+    INDEX,
+    CheckpointFiles,
+    Component,
+    parts_of,
+    read_components,
+    read_json,
+    settings_of,
+)
 from dglaunch.models.families import FAMILIES, OTHER, Family, editors
 from dglaunch.models.folder import Folder
 from dglaunch.models.hub import Hub, NotHere
@@ -110,6 +118,16 @@ class Checkpoint:
         """
         files = self._described_by
         return read_components(files) if files is not None else {}
+
+    @cached_property
+    def settings(self) -> Mapping[str, object]:
+        """What its model_index.json tells the pipeline besides its parts, such as is_distilled.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        files = self._described_by
+        return settings_of(files) if files is not None else {}
 
     @cached_property
     def parameters(self) -> Mapping[str, int]:

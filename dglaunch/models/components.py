@@ -87,6 +87,19 @@ def parts_of(files: CheckpointFiles) -> dict[str, tuple[str, str]]:
     return parts
 
 
+def settings_of(files: CheckpointFiles) -> dict[str, object]:
+    """Return what a model_index.json says besides its parts: arguments of the pipeline, such as is_distilled.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    return {
+        name: value
+        for name, value in (files.json(INDEX) or {}).items()
+        if not name.startswith("_") and not _is_part(name, value)
+    }
+
+
 def _is_part(name: str, value: object) -> bool:
     """Whether an entry of a model_index.json is meant as a part, and not as a setting of the pipeline's own."""
     if name.startswith("_"):

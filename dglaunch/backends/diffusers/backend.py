@@ -14,7 +14,7 @@ from dglaunch.backends.diffusers.embedding_cache import EmbeddingCache, open_cac
 from dglaunch.backends.diffusers.engine import DiffusersEngine, Engine
 from dglaunch.backends.diffusers.loading import PipelineLoader, quiet_libraries, resize_each
 from dglaunch.backends.diffusers.long_prompts import windows_of
-from dglaunch.backends.diffusers.pixels import to_slots
+from dglaunch.backends.diffusers.pixels import ImageOf, image_of, to_slots
 from dglaunch.backends.diffusers.prompt_encoder import PromptEncoder
 from dglaunch.backends.diffusers.prompt_interception import PromptInterception
 from dglaunch.backends.diffusers.protocols import Pipeline, plain_pipeline
@@ -36,10 +36,23 @@ class DiffusersBackend:
     windows: PromptWindows
     """What its text encoders read of a prompt."""
 
-    def __init__(self, context: Context, engine: Engine | None = None) -> None:
+    def __init__(
+        self,
+        context: Context,
+        engine: Engine | None = None,
+        loader: PipelineLoader | None = None,
+        image_of: ImageOf = image_of,
+    ) -> None:
+        """
+        Args:
+            engine: diffusers' alone, if none is given.
+            loader: from files, if none is given.
+            image_of: makes an image of its pixels.
+        """
         self.context = context
         self.engine = engine if engine is not None else DiffusersEngine(context)
-        self.loader = PipelineLoader(context)
+        self.loader = loader if loader is not None else PipelineLoader(context)
+        self.image_of = image_of
         self.inputs = InputPrefetcher(() if context.config.debug else context.batches)
         self.stages = Stages(on_gpu=context.device == "cuda")
         self.seconds = self.stages.seconds
@@ -99,7 +112,7 @@ class DiffusersBackend:
             call = self.engine.prepare(self.pipeline, items.batch, arguments)
             output = call()
             if_it_breaks_off.pop_all()
-        return items.with_errors(to_slots(output) if output is not None else None)
+        return items.with_errors(to_slots(output, self.image_of) if output is not None else None)
 
     def close(self) -> None:
         self.undo.close()

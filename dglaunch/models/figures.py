@@ -1,0 +1,104 @@
+"""What a model needs at one size, as numbers: weights, memory and work of each stage. torch is not imported here.
+
+dglaunch.simulation.trace finds them; planning keeps them and adds them up.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from dglaunch.models.shape import Shape
+
+STAGES = ("encode", "denoise", "decode")
+DENOISERS = ("transformer", "unet", "transformer_2", "unet_2")
+"""Components that a denoising step runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A question about a model: one kind of batch, on one rank of one layout."""
+
+    shape: Shape
+    dtype: str
+    text_tokens: int
+    """Of a prompt, its template left out, where it is not padded."""
+    has_negative: bool = False
+    guidance_scale: float | None = None
+    """None: the pipeline's own."""
+    max_sequence_length: int | None = None
+    input_shapes: tuple[Shape, ...] = ()
+    """Of an edit: the sizes of its input images."""
+    ulysses_degree: int = 1
+    ring_degree: int = 1
+    use_cfg_parallel: bool = False
+    flags: tuple[str, ...] = ()
+    """Of the optimizations those that are traced: enable_vae_slicing, enable_vae_tiling, enable_layerwise_casting, ..."""
+
+    @property
+    def replica_size(self) -> int:
+        """Ranks that share one image."""
+        return self.ulysses_degree * self.ring_degree * (2 if self.use_cfg_parallel else 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageCost:
+    """What a stage takes on one rank."""
+
+    fixed_bytes: int = 0
+    """Live memory at its worst moment beyond the weights, however many images."""
+    image_bytes: int = 0
+    """And for each image of the batch."""
+    flops: float = 0.0
+    """For each image; of denoising, for each step as well."""
+    launches: int = 0
+    """Kernels that are started, whatever the images; of denoising in each step."""
+    sent_bytes: int = 0
+    """That the rank gives to others for each image, and step."""
+
+    def peak(self, images: int) -> int:
+        """Return the bytes beyond the weights of a batch of so many images."""
+        return self.fixed_bytes + images * self.image_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """The answer to a Request."""
+
+    weights: Mapping[str, int]
+    """Bytes of each component's weights."""
+    encode: StageCost
+    denoise: StageCost
+    decode: StageCost
+    num_inference_steps: int
+    """The pipeline's own default."""
+
+    def stage(self, name: str) -> StageCost:
+        """Return the costs of encode, denoise or decode."""
+        found: StageCost = getattr(self, name)
+        return found
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, object]) -> "Figures":
+        """Read what `as_json` wrote.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        try:
+            weights, steps = found["weights"], found["num_inference_steps"]
+            stages = {name: StageCost(**found[name]) for name in STAGES}  # type: ignore[arg-type]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"these are no figures: {error}") from None
+        numbers = [getattr(stage, name) for stage in stages.values() for name in StageCost.__slots__]
+        if not isinstance(weights, dict) or not all(
+            _is_count(number) for number in [*numbers, *weights.values(), steps]
+        ):
+            raise ValueError("these are no figures: a number is missing or negative")
+        assert isinstance(steps, int)
+        return cls(weights=weights, num_inference_steps=steps, **stages)
+
+
+def _is_count(number: object) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number < float("inf")

@@ -1,0 +1,33 @@
+"""One process as any rank of a world that is not there: collectives return at once, with the right shapes and no values."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch.distributed as dist
+
+
+@contextmanager
+def fake_cluster(world_size: int, rank: int) -> Iterator[None]:
+    """Let torch.distributed believe in a world of which this process is one rank.
+
+    Raises:
+        RuntimeError: the process is in a real world already.
+    """
+    import torch.distributed._tools.fake_collectives  # noqa: F401  # c10d's operations on fake tensors
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    if dist.is_initialized():
+        raise RuntimeError("this process has joined a real world, and cannot pretend another")
+    new_group = dist.new_group
+
+    def fake_group(ranks: Sequence[int] | None = None, *_args: Any, **_kwargs: Any) -> Any:
+        return new_group(ranks, backend="fake")
+
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+    try:
+        with mock.patch("torch.distributed.new_group", fake_group):
+            yield
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,99 @@
+"""In the place of a run's PipelineLoader: pipelines whose networks have their true size and no weights."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import diffusers
+import torch
+
+from dglaunch.backends.base import Context
+from dglaunch.backends.diffusers.loading import PipelineLoader
+from dglaunch.backends.diffusers.protocols import Pipeline, PretrainedPart
+from dglaunch.models.building import build
+from dglaunch.models.components import Component
+from dglaunch.simulation.meter import Meter
+from dglaunch.simulation.networks import weightless
+from dglaunch.simulation.tokenizers import NO_LIMIT, FixedTokenizer
+
+Cut = Callable[[str, torch.nn.Module], None]
+"""What is taken away of a network, by the name of its component."""
+
+
+@dataclass(slots=True)
+class Simulated:
+    """How a simulated pipeline is built."""
+
+    meter: Meter
+    text_tokens: int
+    """Of every prompt."""
+    cut: Cut = lambda _name, _network: None
+
+
+class WeightlessLoader(PipelineLoader):
+    """A weightless loader builds a pipeline from its configuration alone: it reads no weights and needs no network."""
+
+    def __init__(self, context: Context, simulated: Simulated) -> None:
+        super().__init__(context)
+        self.simulated = simulated
+        self.dtype: torch.dtype = getattr(torch, context.dtype)
+
+    def download(self) -> None:
+        """There is nothing to fetch."""
+
+    def load(self, pipeline_class: type[Pipeline] | None = None, **parts: object) -> Pipeline:
+        others = {name: parts.pop(name) for name in list(parts) if name == "engine_config"}
+        plain = self._pipeline({**self._left_out(), **parts})
+        # A pipeline of xfuser wraps one of diffusers.
+        return plain if pipeline_class is None else pipeline_class(plain, **others)  # type: ignore[call-arg]
+
+    def load_transformer(self, part_class: PretrainedPart) -> object:
+        component = self.checkpoint.components["transformer"]
+        return self._network("transformer", partial(part_class.from_config, component.config))  # type: ignore[attr-defined]
+
+    def load_text_encoders(self, pipeline: Pipeline) -> dict[str, torch.nn.Module]:
+        components = self.checkpoint.components
+        return {name: self._part(components[name]) for name in self._text_encoders() if name in components}
+
+    def _pipeline(self, given: dict[str, Any]) -> Pipeline:
+        """The checkpoint's pipeline of its parts; what has no configuration here is a tokenizer, or left out."""
+        cls, components = self.pipeline_class, self.checkpoint.components
+        parts: dict[str, Any] = dict(given)
+        for name, parameter in inspect.signature(cls).parameters.items():
+            if name in parts:
+                continue
+            if name.startswith(("tokenizer", "processor")):
+                parts[name] = self._tokenizer(name)
+            elif name in components:
+                parts[name] = self._part(components[name])
+            elif name in self.checkpoint.settings:
+                parts[name] = self.checkpoint.settings[name]
+            elif parameter.default is inspect.Parameter.empty:
+                parts[name] = None
+        pipeline: Any = cls(**parts)
+        self._add_template(pipeline)
+        return cast("Pipeline", pipeline)
+
+    def _add_template(self, pipeline: Any) -> None:
+        """The tokens of a template that the pipeline puts around a prompt, and drops once it is encoded."""
+        dropped = getattr(pipeline, "prompt_template_encode_start_idx", 0)
+        if isinstance(getattr(pipeline, "tokenizer", None), FixedTokenizer):
+            pipeline.tokenizer.num_tokens += dropped
+
+    def _part(self, component: Component) -> Any:
+        if "scheduler" in component.name:
+            return getattr(diffusers, component.class_name).from_config(dict(component.config))
+        return self._network(component.name, partial(build, component))
+
+    def _network(self, name: str, make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+        cut = partial(self.simulated.cut, name)
+        return weightless(make, self.dtype, self.simulated.meter, cut)
+
+    def _tokenizer(self, name: str) -> FixedTokenizer:
+        """CLIP's windows are its model's; the others read what the pipeline asks them for."""
+        encoder = self.checkpoint.components.get(name.replace("tokenizer", "text_encoder"))
+        has_own = encoder is not None and "CLIP" in encoder.class_name
+        window = encoder.config.get("max_position_embeddings") if encoder is not None and has_own else None
+        return FixedTokenizer(self.simulated.text_tokens, window if isinstance(window, int) else NO_LIMIT)

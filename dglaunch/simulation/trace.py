@@ -1,0 +1,306 @@
+"""What a model needs at its true size, found by running it on fake tensors with one block of each kind.
+
+trace(checkpoint, config, Request(shape=Shape(1024, 1024), dtype="bfloat16", text_tokens=128))
+
+The pipeline's own call runs for one image and for two: memory is linear in the images. While it denoises the first, the
+calls of its denoiser run again with one more block of each kind: work and weights are linear in the blocks.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from PIL import Image
+
+from dglaunch.backends.base import Context
+from dglaunch.backends.diffusers.backend import DiffusersBackend
+from dglaunch.backends.diffusers.loading import quiet_libraries
+from dglaunch.backends.xdit.backend import XDiTEngine
+from dglaunch.config import OptimizationConfig, ParallelConfig, RunConfig
+from dglaunch.data.images import InputImage
+from dglaunch.data.task import Batch, Task
+from dglaunch.distributed.channel import Channel
+from dglaunch.distributed.topology import Topology
+from dglaunch.models.checkpoint import Checkpoint
+from dglaunch.models.figures import DENOISERS, STAGES, Figures, Request, StageCost
+from dglaunch.models.shape import Shape
+from dglaunch.simulation.cluster import fake_cluster
+from dglaunch.simulation.loader import Simulated
+from dglaunch.simulation.meter import Meter
+from dglaunch.simulation.networks import Blocks, equal_blocks, keep, owner_of, weight_bytes
+from dglaunch.simulation.rehearsal import Stage, StageWatch, simulated_backend, simulating
+
+TRACED = ("enable_vae_slicing", "enable_vae_tiling", "enable_layerwise_casting", "enable_fuse_qkv")
+"""Optimizations whose memory and work show on fake tensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A kind of blocks, of which a traced network has one."""
+
+    component: str
+    path: str
+    """Of its list."""
+    position: int
+    """In the list that was cut."""
+    count: int
+    """Of the whole network."""
+
+
+_Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
+"""A module, and what it was called with."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    """Of the denoiser's calls in one step."""
+
+    peak: int
+    flops: float
+    launches: int
+    sent: int
+
+    def __add__(self, other: "_Cost") -> "_Cost":
+        return _Cost(
+            self.peak + other.peak, self.flops + other.flops, self.launches + other.launches, self.sent + other.sent
+        )
+
+    def more(self, base: "_Cost", times: int) -> "_Cost":
+        """What it has beyond another, so many times; a peak that falls is another moment's."""
+        return _Cost(
+            times * max(self.peak - base.peak, 0),
+            times * (self.flops - base.flops),
+            times * (self.launches - base.launches),
+            times * (self.sent - base.sent),
+        )
+
+
+NOTHING = _Cost(0, 0.0, 0, 0)
+
+
+def trace(checkpoint: Checkpoint, config: RunConfig, request: Request) -> Figures:
+    """Return what a batch takes on one rank of a replica.
+
+    Args:
+        checkpoint: needs no files beside its configurations.
+
+    Raises:
+        UserError: a component does not build.
+        Exception: whatever the pipeline raises; then nothing is known of it.
+    """
+    cuts: list[tuple[str, ...]] = [(*DENOISERS, "text_encoder"), DENOISERS, ()]
+    while True:
+        try:
+            return _Tracing(checkpoint, config, request, cuts.pop(0)).figures()
+        except (IndexError, KeyError):  # a network that counts its blocks itself
+            if not cuts:
+                raise
+
+
+class _Tracing:
+    """One trace: the backend of a run with fake weights, and the blocks that were left out."""
+
+    def __init__(self, checkpoint: Checkpoint, config: RunConfig, request: Request, cut: tuple[str, ...]) -> None:
+        """
+        Args:
+            cut: how the names of components begin of which blocks are left out.
+        """
+        self.request, self.cut = request, cut
+        self.checkpoint = replace(checkpoint, family=replace(checkpoint.family, tensor_output=True))
+        flags = dict.fromkeys(request.flags, True)
+        self.config = replace(
+            config, optimization=OptimizationConfig(encode="inline", **flags),  # type: ignore[arg-type]
+            max_sequence_length=request.max_sequence_length, debug=False,
+        )  # fmt: skip
+        self.meter = Meter()
+        self.kinds: list[_Kind] = []
+        self.extra: dict[str, _Cost] = {}
+        """What they would add to a stage."""
+        self.replaying = False
+        self.calls: list[_Call] = []
+        """Of the modules that run blocks of which some were left out, in the stage under way."""
+
+    def figures(self) -> Figures:
+        with _quietly(), _world(self.request), simulating(self.meter), TemporaryDirectory() as folder:
+            backend = self._backend()
+            try:
+                facts = backend.load()
+                weights = self._weights(backend)
+                one = self._run(backend, 1, Path(folder))
+                # A family that takes no batch has no second image.
+                two = self._run(backend, 2, Path(folder)) if self.checkpoint.family.batch else None
+            finally:
+                backend.undo.close()
+        steps = facts.defaults["num_inference_steps"]
+        return Figures(
+            weights=weights,
+            num_inference_steps=steps if isinstance(steps, int) else 0,
+            **{name: self._cost(name, one, two) for name in STAGES},
+        )
+
+    # -- the backend -----------------------------------------------------------------------------------------------
+
+    def _backend(self) -> DiffusersBackend:
+        request = self.request
+        several = request.replica_size > 1
+        topology = Topology(
+            world_size=request.replica_size,
+            local_world_size=request.replica_size,
+            distributed=several,
+            parallel=ParallelConfig(
+                ulysses_degree=request.ulysses_degree,
+                ring_degree=request.ring_degree,
+                use_cfg_parallel=request.use_cfg_parallel,
+            ),
+        )
+        context = Context(
+            config=self.config,
+            checkpoint=self.checkpoint,
+            topology=topology,
+            channel=Channel(Topology(), "cpu"),
+            device="cpu",
+            dtype=request.dtype,
+        )
+        simulated = Simulated(self.meter, request.text_tokens, self._cut)
+        return simulated_backend(context, simulated, XDiTEngine(context) if several else None)
+
+    def _cut(self, name: str, network: torch.nn.Module) -> None:
+        """Leave one block of each kind of a denoiser or text encoder."""
+        if not name.startswith(self.cut):
+            return
+        blocks = equal_blocks(network)
+        self.kinds += [_Kind(name, each.path, _position(each, blocks), len(each.numbers)) for each in blocks]
+        keep(network, dict.fromkeys(blocks, 1))
+
+    def _weights(self, backend: DiffusersBackend) -> dict[str, int]:
+        """Bytes of each component, as they are after the optimizations."""
+        parts = backend.pipeline.components
+        found = {name: weight_bytes(part) for name, part in parts.items() if isinstance(part, torch.nn.Module)}
+        for kind in self.kinds:
+            block = getattr(self._owner(backend, kind), kind.path.rpartition(".")[2])[kind.position]
+            found[kind.component] += weight_bytes(block) * (kind.count - 1)
+        return found
+
+    # -- its calls ---------------------------------------------------------------------------------------------------
+
+    def _run(self, backend: DiffusersBackend, images: int, folder: Path) -> dict[str, Stage]:
+        """A batch's stages; with the first one the blocks that were left out are looked at."""
+        with ExitStack() as undo:
+            if images == 1:
+                owners = {id(owner): owner for owner in (self._owner(backend, kind) for kind in self.kinds)}
+                for owner in owners.values():
+                    undo.callback(owner.register_forward_pre_hook(self._record, with_kwargs=True).remove)
+            after = partial(self._replay, backend) if images == 1 else None
+            stages, _ = StageWatch(backend, self.meter, after).run(self._batch(images, folder))
+        return stages
+
+    def _owner(self, backend: DiffusersBackend, kind: _Kind) -> torch.nn.Module:
+        """The module that runs a kind of blocks; xfuser's transformers may hold the one of diffusers."""
+        network: Any = backend.pipeline.components[kind.component]
+        return owner_of(getattr(network, "module", network), kind.path)
+
+    def _record(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self.replaying:
+            self.calls.append((module, args, kwargs))
+
+    def _replay(self, backend: DiffusersBackend, stage: str) -> None:
+        """A stage's calls once more, first as they were and then with one more block of each kind."""
+        calls, self.calls = self.calls, []
+        self.replaying = True
+        for kind in self.kinds:
+            owner = self._owner(backend, kind)
+            own = [call for call in calls if call[0] is owner]
+            if own:
+                name = kind.path.rpartition(".")[2]
+                blocks = getattr(owner, name)
+                base = self._cost_of(own)
+                setattr(owner, name, torch.nn.ModuleList(_doubled(blocks, kind.position)))
+                more = self._cost_of(own).more(base, kind.count - 1)
+                self.extra[stage] = self.extra.get(stage, NOTHING) + more
+                setattr(owner, name, blocks)
+        self.replaying = False
+
+    def _cost_of(self, calls: list[_Call]) -> _Cost:
+        self.meter.restart()
+        before = self.meter.live
+        with torch.inference_mode():
+            for module, args, kwargs in calls:
+                module.forward(*args, **kwargs)
+        meter = self.meter
+        return _Cost(
+            meter.peak - before, meter.flops, meter.launches, sum(call.num_bytes for call in meter.collectives)
+        )
+
+    def _cost(self, name: str, one: dict[str, Stage], two: dict[str, Stage] | None) -> StageCost:
+        stage = one[name]
+        extra = self.extra.get(name, NOTHING)
+        peak = stage.peak_bytes + extra.peak
+        slope = two[name].peak_bytes - stage.peak_bytes + extra.peak if two is not None else 0
+        return StageCost(
+            fixed_bytes=max(peak - slope, 0),
+            image_bytes=slope,
+            flops=stage.flops + extra.flops,
+            launches=stage.launches + extra.launches,
+            sent_bytes=sum(call.num_bytes for call in stage.collectives) + extra.sent,
+        )
+
+    def _batch(self, images: int, folder: Path) -> Batch:
+        request = self.request
+        inputs = tuple(_blank(shape, folder) for shape in request.input_shapes)
+        tasks = [
+            Task(
+                index=number, prompt="a", seed=number, stem=str(number), height=request.shape.height,
+                width=request.shape.width, num_inference_steps=1, guidance_scale=request.guidance_scale,
+                negative_prompt="b" if request.has_negative else None, images=inputs,
+            )
+            for number in range(images)
+        ]  # fmt: skip
+        return Batch(tuple(tasks))
+
+
+def _position(blocks: Blocks, others: list[Blocks]) -> int:
+    """Where the one block of a kind stands once the others have lost theirs."""
+    gone = {number for each in others if each.path == blocks.path for number in each.numbers[1:]}
+    return sum(number not in gone for number in range(blocks.numbers[0]))
+
+
+def _doubled(blocks: Any, position: int) -> list[torch.nn.Module]:
+    found = list(blocks)
+    return [*found[: position + 1], *found[position:]]
+
+
+def _blank(shape: Shape, folder: Path) -> InputImage:
+    out = BytesIO()
+    Image.new("RGB", (shape.width, shape.height)).save(out, "PNG")
+    data = out.getvalue()
+    source = folder / f"{shape}.png"
+    source.write_bytes(data)
+    return InputImage(
+        name=source.name, source=source, sha256=sha256(data).hexdigest(), shape=shape, suffix=source.suffix
+    )
+
+
+@contextmanager
+def _world(request: Request) -> Iterator[None]:
+    if request.replica_size == 1:
+        yield
+        return
+    with fake_cluster(request.replica_size, rank=0):
+        yield
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """One step is no schedule: what libraries warn of is not the user's."""
+    quiet_libraries()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

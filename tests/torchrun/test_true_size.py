@@ -1,0 +1,71 @@
+"""What a trace on fake tensors says of real models at their true size, against figures that were measured otherwise: a whole
+pipeline call, on fake tensors on a pretended GPU and on "meta" (the README of shared/simulation)."""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from dglaunch.config import BackendConfig, T2IConfig
+from dglaunch.models.checkpoint import resolve
+from dglaunch.models.figures import Figures, Request
+from dglaunch.models.shape import Shape
+from support.selection import rarely
+
+GIB = 2**30
+FLUX, QWEN, SD35 = "black-forest-labs/FLUX.1-dev", "Qwen/Qwen-Image", "stabilityai/stable-diffusion-3.5-large"
+ZIMAGE, FLUX2, SDXL = "Tongyi-MAI/Z-Image", "black-forest-labs/FLUX.2-dev", "stabilityai/stable-diffusion-xl-base-1.0"
+
+KNOWN = {
+    # model, size, what is asked: TFLOP a step, GiB of denoising and of decoding an image, MiB sent a step
+    (FLUX, 1024, ()): (74.4, 0.457, 1.505, 0),
+    (QWEN, 1024, ()): (70.6, 0.361, 3.383, 0),
+    (QWEN, 1024, ("has_negative",)): (141.2, 0.368, 3.389, 0),
+    (SD35, 1024, ()): (62.2, 0.503, 1.513, 0),
+    (SDXL, 1024, ()): (13.5, 0.309, 1.502, 0),
+    (ZIMAGE, 1024, ()): (113.2, 0.959, 1.503, 0),
+    (FLUX2, 1024, ()): (282.6, 1.153, 1.533, 0),
+    (FLUX, 1024, ("ulysses_degree=8",)): (9.30, 0.068, 1.505, 769),
+    (FLUX, 1024, ("ulysses_degree=4", "ring_degree=2")): (9.30, 0.091, 1.505, 769 + 385),
+    (FLUX, 1024, ("ring_degree=8",)): (9.30, 0.157, 1.505, 385),
+    (QWEN, 1024, ("ulysses_degree=8",)): (8.66, 0.077, 3.383, 730),
+    (FLUX2, 1024, ("ulysses_degree=8",)): (35.3, 0.163, 1.533, 1512),
+    (ZIMAGE, 1024, ("ulysses_degree=2", "use_cfg_parallel")): (27.8, 0.270, 1.503, 2012),
+}
+USUAL = [(FLUX, 1024, ("ulysses_degree=8",)), (ZIMAGE, 1024, ())]
+
+
+@cache
+def traced(model: str, size: int, asked: tuple[str, ...], flags: tuple[str, ...] = ()) -> Figures:
+    from dglaunch.simulation.trace import trace
+
+    given = {name: int(value) if value else True for name, _, value in (each.partition("=") for each in asked)}
+    backend = BackendConfig(
+        model_name=model, backend="xdit" if "ulysses" in str(asked) or "ring" in str(asked) else "diffusers"
+    )
+    request = Request(shape=Shape(size, size), dtype="bfloat16", text_tokens=128, flags=flags, **given)  # type: ignore[arg-type]
+    return trace(resolve(backend), T2IConfig(backend=backend, prompts_file=Path("unused")), request)
+
+
+@pytest.mark.parametrize(("model", "size", "asked"), rarely(KNOWN, KNOWN.keys() - USUAL))
+def test_work_and_memory_are_those_of_a_whole_call(model: str, size: int, asked: tuple[str, ...]) -> None:
+    step, denoise, decode, sent = KNOWN[model, size, asked]
+    figures = traced(model, size, asked)
+    weights = sum(bytes for name, bytes in figures.weights.items() if not name.startswith("text_encoder"))
+    assert figures.denoise.flops / 1e12 == pytest.approx(step, rel=0.02)
+    for stage, known in ((figures.denoise, denoise), (figures.decode, decode)):
+        assert weights + stage.peak(1) == pytest.approx(weights + known * GIB, rel=0.05)
+        assert stage.peak(1) / GIB == pytest.approx(known, rel=0.15)
+    assert figures.denoise.sent_bytes / 2**20 == pytest.approx(sent, rel=0.02)
+
+
+def test_a_sliced_batch_is_decoded_image_by_image() -> None:
+    plain, sliced = traced(ZIMAGE, 1024, ()), traced(ZIMAGE, 1024, (), ("enable_vae_slicing",))
+    assert plain.decode.peak(4) == pytest.approx(4 * plain.decode.peak(1), rel=0.02)
+    assert sliced.decode.peak(4) < 1.1 * plain.decode.peak(1)
+
+
+def test_weights_kept_in_eight_bits_are_half_as_many_bytes() -> None:
+    plain, cast = traced(ZIMAGE, 1024, ()), traced(ZIMAGE, 1024, (), ("enable_layerwise_casting",))
+    assert cast.weights["transformer"] == pytest.approx(plain.weights["transformer"] / 2, rel=0.03)
+    assert cast.weights["vae"] == plain.weights["vae"]
