@@ -1,11 +1,13 @@
 """The command line to a configuration: flags come before DG_* variables, and these before defaults."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from dglaunch.config import RunConfig
 from dglaunch.environment import check_variables, parse_value, reading, takes_text, types_of
 from dglaunch.errors import UserError
+from dglaunch.files import at_home
 from dglaunch.planning.gpus import Gpu, find_gpu
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -98,6 +100,27 @@ def take_gpu(arguments: list[str]) -> Gpu | None:
     rest, value = _without(arguments, "gpu")
     arguments[:] = rest
     return None if value is None else find_gpu(value)
+
+
+def take_switch(arguments: list[str], flag: str) -> bool:
+    """Take a command's own switch (--compare) out of the arguments; whether it was there."""
+    rest = [word for word in arguments if word.replace("-", "_").lstrip("_") != flag or not word.startswith("--")]
+    found = len(rest) < len(arguments)
+    arguments[:] = rest
+    return found
+
+
+def take_path(arguments: list[str], flag: str) -> Path | None:
+    """Take a command's own flag that names a file (--json FILE) out of the arguments.
+
+    Raises:
+        UserError: no file is named.
+    """
+    rest, value = _without(arguments, flag)
+    arguments[:] = rest
+    if value is not None and not value.strip():
+        raise UserError(f"--{flag} needs the name of a file.")
+    return None if value is None else at_home(Path(value))
 
 
 def without(arguments: Sequence[str], flag: str) -> list[str]:

@@ -24,7 +24,7 @@ from dglaunch.models.optimizations import image_settings
 from dglaunch.models.shape import Shape
 from dglaunch.planning import checks
 from dglaunch.planning.batches import Plan, build, share_of_node
-from dglaunch.planning.estimate import chooser
+from dglaunch.planning.estimate import FiguresOf, chooser
 from dglaunch.system import Machine
 
 SHOWN_SIZES = 8
@@ -103,6 +103,7 @@ class Job:
         tuned: Mapping[Shape, BatchSize],
         memory: int | None,
         parameters: Mapping[str, int] | None = None,
+        figures: FiguresOf = lambda _: None,
     ) -> Schedule:
         """Share out what is left to do. A pure function of the job and these, so that every rank gets the same.
 
@@ -112,11 +113,12 @@ class Job:
             tuned: what `dglaunch tune` measured, by shape.
             memory: bytes of a rank's device (rank 0's, so that all ranks plan alike); None if unknown.
             parameters: number of weights by component, as rank 0 found it; None: as this process does.
+            figures: memory and work of a bucket's batches, as rank 0 found them; without them there are formulas.
         """
         bucket_of = self.profile.buckets(self.config, self.target, self.tasks)
         machine = replace(self.machine, memory=memory)
         checkpoint = self.checkpoint if parameters is None else replace(self.checkpoint, counted=parameters)
-        choose = chooser(self.profile, checkpoint, self.config, self.topology, machine, limits, tuned)
+        choose = chooser(self.profile, checkpoint, self.config, self.topology, machine, limits, tuned, figures)
 
         def cost(bucket: Bucket) -> float:
             return self.profile.cost(self.checkpoint, bucket)

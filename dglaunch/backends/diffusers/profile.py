@@ -1,5 +1,7 @@
 """What plain diffusers says about a job before a model is loaded."""
 
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -87,11 +89,22 @@ class DiffusersProfile(Profile):
         return bool(checkpoint.family.text_bucket) and without_mask
 
 
-def _device(config: RunConfig, topology: Topology, reasons: dict[str, str]) -> str:
-    """The device that was asked for, else a GPU where there is one."""
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""NVIDIA's, AMD's and Windows' own, under Linux."""
+
+
+def _has_gpu() -> bool:
+    """Whether torch finds a GPU. It is not imported where the system has none: that takes seconds."""
+    if "torch" not in sys.modules and not any(map(os.path.exists, GPU_DEVICES)):
+        return False
     import torch
 
-    found = torch.cuda.is_available()
+    return torch.cuda.is_available()
+
+
+def _device(config: RunConfig, topology: Topology, reasons: dict[str, str]) -> str:
+    """The device that was asked for, else a GPU where there is one."""
+    found = _has_gpu()
     device = config.backend.device
     if device is None:
         device = "cuda" if found else "cpu"
@@ -100,11 +113,14 @@ def _device(config: RunConfig, topology: Topology, reasons: dict[str, str]) -> s
         raise UserError(
             "--device cuda, but torch finds no GPU here. Check nvidia-smi and the torch build, or use --device cpu."
         )
-    if device == "cuda" and topology.distributed and topology.local_world_size > torch.cuda.device_count():
-        raise UserError(
-            f"{topology.local_world_size} ranks on this machine, but torch finds {torch.cuda.device_count()} GPUs. Start "
-            "one rank a GPU (--nproc_per_node)."
-        )
+    if device == "cuda" and topology.distributed:
+        import torch
+
+        if topology.local_world_size > torch.cuda.device_count():
+            raise UserError(
+                f"{topology.local_world_size} ranks on this machine, but torch finds {torch.cuda.device_count()} GPUs. "
+                "Start one rank a GPU (--nproc_per_node)."
+            )
     return device
 
 
