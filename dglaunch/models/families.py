@@ -30,8 +30,6 @@ class XDiT:
     """Whether ring attention is right whatever the prompts' lengths."""
     cfg: bool = False
     """Whether the two branches of classifier-free guidance can go to two halves of the replica."""
-    pipefusion: bool = False
-    """Whether the layers can be split over ranks."""
     splits_text: bool = False
     """Whether the text (padded to max_sequence_length) is split, so that the degree must divide it."""
     fixed_text_length: bool = False
@@ -293,7 +291,6 @@ FAMILIES: dict[str, Family] = {
         xdit=XDiT(
             pipeline="xfuser:xFuserStableDiffusion3Pipeline",
             cfg=True,
-            pipefusion=True,
             fixed_text_length=True,
             image_unit="rows",
         ),
@@ -306,7 +303,7 @@ FAMILIES: dict[str, Family] = {
         windows=(TextWindow(lower=True),),
         arguments=(("use_resolution_binning", False),),
         text_outputs=_GUIDED_TEXT,
-        xdit=XDiT(pipeline="xfuser:xFuserPixArtSigmaPipeline", cfg=True, pipefusion=True, image_unit="rows"),
+        xdit=XDiT(pipeline="xfuser:xFuserPixArtSigmaPipeline", cfg=True, image_unit="rows"),
         takes=_GUIDED_TAKES,
     ),
     "Lumina2Pipeline": Family(

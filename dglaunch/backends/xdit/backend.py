@@ -1,4 +1,4 @@
-"""xfuser (xDiT): the ranks of a replica split one batch by sequence (Ulysses, ring), guidance branch or layers.
+"""xfuser (xDiT): the ranks of a replica split one batch by sequence (Ulysses, ring) or guidance branch.
 
 Three kinds of family (models.families.XDiT): xfuser's transformer, or the checkpoint's own turned into xfuser's in place, inside
 a plain diffusers pipeline, where every rank of the replica ends with the images; and an xfuser pipeline, where only the
@@ -85,8 +85,8 @@ class XDiTEngine:
         return partial(pipeline, **arguments)
 
     def _announce(self, batch: Batch, arguments: dict[str, object]) -> None:
-        """Tell xfuser the real size of each batch: the last one may be smaller than the others. Height and width only
-        size PipeFusion's bands, which these transformers do not have; xfuser wants them to divide all the same."""
+        """Tell xfuser the real size of each batch: the last one may be smaller than the others. Height and width
+        only size bands that these transformers do not have; xfuser wants them to divide all the same."""
         from xfuser.core.distributed import get_runtime_state
 
         length = arguments.get("max_sequence_length")
@@ -117,7 +117,6 @@ class XDiTEngine:
             **self._degrees(),
             classifier_free_guidance_degree=2 if parallel.use_cfg_parallel else 1,
             sequence_parallel_degree=topology.sequence_degree,
-            pipeline_parallel_degree=parallel.pipefusion_degree,
             backend=backend,
         )
 
@@ -130,7 +129,6 @@ class XDiTEngine:
                 **self._degrees(),
                 model=self.context.checkpoint.source,
                 use_cfg_parallel=parallel.use_cfg_parallel,
-                pipefusion_parallel_degree=parallel.pipefusion_degree,
                 attention_backend=self._attention_backend(),
                 trust_remote_code=self.context.config.backend.trust_remote_code,
             )

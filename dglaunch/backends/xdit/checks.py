@@ -12,7 +12,7 @@ from dglaunch.models.families import xdit_editors, xdit_families
 from dglaunch.system import need
 
 
-def check_degrees(checkpoint: Checkpoint, config: RunConfig, topology: Topology, device: str) -> None:
+def check_degrees(checkpoint: Checkpoint, config: RunConfig, topology: Topology) -> None:
     """Refuse a family that xfuser does not have, and degrees that it cannot split this model by."""
     family, parallel = checkpoint.family, topology.parallel
     if family.xdit is None:
@@ -22,14 +22,6 @@ def check_degrees(checkpoint: Checkpoint, config: RunConfig, topology: Topology,
             "Use --backend diffusers, where each rank is a replica."
         )
     need("xfuser", "--backend xdit", "pip install 'dglaunch[xdit]'")
-    if parallel.pipefusion_degree > 1:
-        if device == "cpu":
-            raise UserError("PipeFusion (DG_XDIT_PIPEFUSION_DEGREE) runs on GPUs only; unset it on a CPU.")
-        if not family.xdit.pipefusion:
-            raise UserError(
-                f"xfuser has no PipeFusion for {family.name}; unset DG_XDIT_PIPEFUSION_DEGREE and use "
-                "DG_XDIT_ULYSSES_DEGREE instead."
-            )
     if parallel.use_cfg_parallel and not family.xdit.cfg:
         raise UserError(
             f"{family.name} has no second guidance branch that xfuser could put on other ranks; unset "

@@ -58,7 +58,7 @@ WRONG: dict[str, tuple[str, dict[str, str]]] = {
         {"DG_XDIT_ULYSSES_DEGREE": "4"},
     ),
     "a model that xDiT does not have": (f"{T2I} --backend xdit --model_name sdxl", {}),
-    "PipeFusion on a CPU": (f"plan {FLUX} --backend xdit --world_size 2", {"DG_XDIT_PIPEFUSION_DEGREE": "2"}),
+    "PipeFusion": (f"plan {FLUX} --backend xdit --world_size 2", {"DG_XDIT_PIPEFUSION_DEGREE": "2"}),
     "CFG parallel for a distilled model": (f"plan {FLUX} --backend xdit --world_size 2", {"DG_XDIT_USE_CFG_PARALLEL": "1"}),
     "ring for Qwen": (f"plan {T2I} --backend xdit --model_name qwen --world_size 2", {"DG_XDIT_RING_DEGREE": "2"}),
     "prompts ahead for an unknown pipeline": (f"{T2I} --model_name sdxl --encode ahead", {}),
