@@ -36,6 +36,8 @@ class XDiT:
     """Whether xfuser's pipeline drops max_sequence_length and always uses the family's own."""
     pads_heads: bool = False
     """Whether the attention heads are padded, so that the Ulysses degree need not divide them."""
+    token_multiple: int | None = None
+    """Tokens are padded to multiples of it, which the sequence-parallel degree must then divide."""
     image_unit: Literal["tokens", "rows", "any"] = "tokens"
     """What of the image the sequence-parallel degree must divide: its tokens, its rows of tokens, or nothing (padded)."""
     takes: frozenset[str] = frozenset()
@@ -274,7 +276,13 @@ FAMILIES: dict[str, Family] = {
         chat_template=True,
         windows=(TextWindow(chat=True),),
         text_outputs=("list", "list"),
-        xdit=XDiT(in_place="dglaunch.backends.xdit.exact:wrap_zimage", cfg=True, pads_heads=True, image_unit="any"),
+        xdit=XDiT(
+            in_place="dglaunch.backends.xdit.exact:wrap_zimage",
+            cfg=True,
+            pads_heads=True,
+            token_multiple=32,
+            image_unit="any",
+        ),
         takes=_names("attention_backend enable_compile cache:cache_dit"),
     ),
     "StableDiffusion3Pipeline": Family(

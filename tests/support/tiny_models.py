@@ -40,6 +40,7 @@ WIDTH = 32  # hidden size of the text encoders; four heads of eight
 HEADS = 4
 HEAD_DIM = 16  # of the transformers, whose inner width is therefore 64
 ROPE = (4, 6, 6)  # adds up to HEAD_DIM
+NARROW_ROPE = (2, 2, 4)  # where there are as many heads as in the real model
 LAYERS = 2
 GAIN = 1.4  # at 1 some families barely see the prompt; at 2 SD3 amplifies rounding errors until they can be seen
 
@@ -309,13 +310,13 @@ def zimage() -> DiffusionPipeline:
         text_encoder=qwen3(cls=transformers.Qwen3Model),
         tokenizer=chat_tokenizer(),
         transformer=diffusers.ZImageTransformer2DModel(
-            dim=HEADS * HEAD_DIM,
+            dim=30 * sum(NARROW_ROPE),
             n_layers=LAYERS,
             n_refiner_layers=1,
-            n_heads=HEADS,
-            n_kv_heads=HEADS,
+            n_heads=30,
+            n_kv_heads=30,
             cap_feat_dim=WIDTH,
-            axes_dims=list(ROPE),
+            axes_dims=list(NARROW_ROPE),
         ),
     )
 

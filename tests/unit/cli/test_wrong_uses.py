@@ -53,6 +53,14 @@ WRONG: dict[str, tuple[str, dict[str, str]]] = {
         f"plan {FLUX} --backend xdit --world_size 2 --max_sequence_length 77",
         {"DG_XDIT_ULYSSES_DEGREE": "2"},
     ),
+    "a text length that xfuser drops": (
+        f"plan {T2I} --model_name sd3 --backend xdit --world_size 2 --max_sequence_length 128",
+        {"DG_XDIT_USE_CFG_PARALLEL": "1"},
+    ),
+    "tokens in multiples that cannot be split": (
+        f"plan {T2I} --model_name zimage --backend xdit --world_size 3",
+        {"DG_XDIT_ULYSSES_DEGREE": "3"},
+    ),
     "an image that cannot be split": (
         f"plan {FLUX} --backend xdit --world_size 4 --height 48 --width 48",
         {"DG_XDIT_ULYSSES_DEGREE": "4"},
@@ -99,7 +107,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, families: Path) -> Path:
     from support.tiny_models import build
 
     folder = tmp_path_factory.mktemp("wrong")
-    for name, family in (("flux", "flux"), ("qwen", "qwenimage"), ("sdxl", "sdxl"), ("lumina2", "lumina2")):
+    for name, family in [("qwen", "qwenimage"), *((f, f) for f in ("flux", "sdxl", "lumina2", "sd3", "zimage"))]:
         (folder / name).symlink_to(build(family, families / family))
     (folder / "plain").mkdir()
     (folder / "empty.jsonl").write_text("")
