@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from dglaunch.backends.base import Context
@@ -38,7 +39,7 @@ class XDiTEngine:
         assert family is not None, "planning refuses other families"
         self.context = context
         self.family = family
-        self.engine_config: object = None
+        self.engine_config: Any = None
 
     def start(self, undo: ExitStack) -> None:
         import_xfuser()
@@ -69,7 +70,7 @@ class XDiTEngine:
 
         wanted = self.context.config.optimization
         others = replace(wanted, attention_backend=None)
-        effects = optimizations.apply(pipeline, others, self.context.torch_device, undo)
+        effects = optimizations.apply(pipeline, others, self.context.torch_device, undo, self.context.num_cores)
         if wanted.attention_backend is not None:
             effects["attention_backend"] = f"xfuser {get_runtime_state().attention_backend.name}"
         return effects
@@ -135,6 +136,7 @@ class XDiTEngine:
             self.engine_config, _ = arguments.create_config()
         except (ValueError, KeyError, RuntimeError) as error:
             raise UserError(f"xfuser refuses this configuration: {error}.") from None
+        self.engine_config.runtime_config.dtype = getattr(torch, self.context.dtype)  # no argument sets it: float16
 
     def _initialize_runtime(self, pipeline: Pipeline) -> None:
         from xfuser.core.distributed import initialize_runtime_state
