@@ -137,7 +137,10 @@ CASES = [
     *(Case(family="zimage", what="unguided", extra=UNGUIDED, **split) for split in ({"ulysses": 2}, {"dp": 2})),
     *(Case(family="lumina2", what=what, extra=extra, **split) for what, extra in LUMINA2 for split in LUMINA2_SPLITS),
     Case(family="lumina2", cfg=2, what="odd-image", extra=ODD),
-    Case(family="lumina2", ulysses=2, what="odd-image", extra=ODD, refused="not a multiple of (patch_size"),
+    *(
+        Case(family=f, ulysses=2, what="odd-image", extra=ODD, refused="not a multiple of (patch_size")
+        for f in [*PIPELINES, "lumina2"]
+    ),
     Case(family="lumina2", ring=2, refused="currently supports Ulysses only"),
     Case(family="lumina2", ulysses=4),
     Case(family="lumina2", ulysses=3, refused="KV heads must be divisible"),
@@ -164,7 +167,9 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         (folder / "cases.json").write_text(json.dumps(cases))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world_size)]
         with open(folder / f"world{world_size}.log", "w") as log:
-            subprocess.run([*command, __file__, str(folder)], env=clean_environment(), stdout=log, stderr=log, timeout=600)
+            subprocess.run(
+                [*command, __file__, str(folder)], env=clean_environment(), stdout=log, stderr=log, timeout=600
+            )
         for path in folder.glob("rank*.jsonl"):
             for line in path.read_text().splitlines():
                 report = json.loads(line)

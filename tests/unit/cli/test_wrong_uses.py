@@ -46,8 +46,8 @@ WRONG: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "heads that cannot be divided": (f"plan {FLUX} --backend xdit --world_size 8", {"DG_XDIT_ULYSSES_DEGREE": "8"}),
     "heads of keys that cannot be divided": (
-        f"plan {T2I} --model_name lumina2 --backend xdit --world_size 4",
-        {"DG_XDIT_ULYSSES_DEGREE": "4"},
+        f"plan {T2I} --model_name lumina2 --backend xdit --world_size 3",
+        {"DG_XDIT_ULYSSES_DEGREE": "3"},
     ),
     "a text that cannot be split": (
         f"plan {FLUX} --backend xdit --world_size 2 --max_sequence_length 77",

@@ -1,7 +1,8 @@
-"""Which splits are let through, at the true numbers of heads of the published models. Pure: nothing is loaded."""
+"""Which splits are let through, at the true numbers of heads of the published models. Pure: nothing is loaded or imported."""
 
+import importlib.util
 from collections.abc import Callable
-from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,8 @@ from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.models.families import FAMILIES
 
+XFUSER = importlib.util.find_spec("xfuser")
+pytestmark = pytest.mark.skipif(XFUSER is None, reason="xfuser is not installed")
 HEADS: dict[str, tuple[str, dict[str, object], list[int]]] = {
     "FLUX.1-dev": ("FluxPipeline", {"num_attention_heads": 24}, [1, 2, 4, 8]),
     "FLUX.2-dev": ("Flux2Pipeline", {"num_attention_heads": 48}, [1, 2, 4, 8, 16]),
@@ -34,7 +37,6 @@ def passes(check: Callable[[], None]) -> bool:
     return True
 
 
-@pytest.mark.skipif(find_spec("xfuser") is None, reason="xfuser is not installed")
 @pytest.mark.parametrize("model", HEADS)
 def test_the_ulysses_degrees_of_the_published_models(model: str) -> None:
     pipeline, transformer, degrees = HEADS[model]
@@ -49,3 +51,13 @@ def test_the_ulysses_degrees_of_the_published_models(model: str) -> None:
         )
 
     assert [degree for degree in range(1, 17) if let_through(degree)] == degrees
+
+
+def test_whose_text_length_xfuser_drops() -> None:
+    assert XFUSER is not None and XFUSER.origin is not None
+    folder = Path(XFUSER.origin).parent / "model_executor" / "pipelines"
+    sources = [path.read_text(encoding="utf-8") for path in folder.glob("pipeline_*.py")]
+    for family in FAMILIES.values():
+        if family.xdit is not None and family.xdit.pipeline is not None:
+            (source,) = [text for text in sources if f"class {family.xdit.pipeline.split(':')[1]}(" in text]
+            assert family.xdit.fixed_text_length == ("max_sequence_length" not in source), family.name
