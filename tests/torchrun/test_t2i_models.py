@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from support.family_runs import DIFFERENT_LENGTHS, GUIDED, SIZE, T2I
-from support.ranks import Case, launch, on_ranks
+from support.ranks import Case, launch
 from support.results import PROMPTS, difference, images, ledger, run_json, write_jsonl
 from support.selection import rarely, selected
 from support.tiny_models import build
@@ -72,6 +72,8 @@ def runs(
         for split in [split for name, split in splits if name == family]:
             world, environment = SPLITS[split]
             planned[f"{family}-{split}"] = (world, [*model, "--backend", "xdit", "--batch_size", "3"], environment)
+    told = ["support.replica_checks:then_say_what_xfuser_was_told", "t2i", "--backend", "xdit", "--prompt", "a fox"]
+    planned["type"] = (1, [*told, "--torch_dtype", "bfloat16", "--num_inference_steps", "1"], {})
     results: dict[str, tuple[Path, Case]] = {}
     for world in sorted({world for world, _, _ in planned.values()}):
         names = [name for name, (needed, _, _) in planned.items() if needed == world]
@@ -158,10 +160,8 @@ def test_ledger_and_run_json_say_what_was_used(runs: dict[str, tuple[Path, Case]
     assert told["versions"]["diffusers"] and told["choices"]["torch_dtype"].startswith("float32")
 
 
-def test_xfuser_is_told_the_type_of_the_run(tmp_path: Path) -> None:
+def test_xfuser_is_told_the_type_of_the_run(runs: dict[str, tuple[Path, Case]]) -> None:
     """Its own default is float16, whatever the model's type."""
-    words = ["t2i", "--backend", "xdit", "--prompt", "a fox", "--num_inference_steps", "1"]
-    words += ["--torch_dtype", "bfloat16", "--output_dir", str(tmp_path / "out")]
-    case = on_ranks(tmp_path, 1, "support.replica_checks:then_say_what_xfuser_was_told", *words)
+    _, case = runs["type"]
     assert case.codes == [0], case.output
     assert "XFUSER torch.bfloat16" in case.output
