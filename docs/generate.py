@@ -99,7 +99,7 @@ def splits(family: Family) -> str:
     """How xDiT may divide one image of the family over several ranks."""
     if family.xdit is None:
         return "no"
-    ways = {"Ulysses": True, "ring": family.xdit.ring, "CFG": family.xdit.cfg, "PipeFusion": family.xdit.pipefusion}
+    ways = {"Ulysses": True, "ring": family.xdit.ring, "CFG": family.xdit.cfg}
     return ", ".join(way for way, possible in ways.items() if possible)
 
 
@@ -204,12 +204,12 @@ def xdit_families() -> str:
         [
             family.name,
             f"`{pipeline}`",
-            *map(yes_or_no, (True, family.xdit.ring, family.xdit.cfg, family.xdit.pipefusion)),
+            *map(yes_or_no, (True, family.xdit.ring, family.xdit.cfg)),
         ]
         for pipeline, family in FAMILIES.items()
         if family.xdit is not None
     ]
-    return table(["family", "pipeline class", "Ulysses", "ring", "CFG parallel", "PipeFusion (GPUs only)"], rows)
+    return table(["family", "pipeline class", "Ulysses", "ring", "CFG parallel"], rows)
 
 
 def editing_families() -> str:
