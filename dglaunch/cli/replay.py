@@ -41,7 +41,7 @@ from dglaunch.data.task import ROW_FIELDS, Record
 from dglaunch.environment import environment, parse_value, types_of
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, InputError, OutputError, UserError
 from dglaunch.files import open_regular
-from dglaunch.output.differences import difference
+from dglaunch.output.differences import difference_of_files
 from dglaunch.output.encode import decode_description
 from dglaunch.output.inputs import find_inputs, results_folder
 from dglaunch.output.ledger import FAILURES, IMAGE_SUFFIXES, OutputFolder, format_of, object_at
@@ -52,7 +52,6 @@ from dglaunch.terminal import Terminal
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from dglaunch.output.differences import Pixels
     from dglaunch.planning.job import Job
 
 ROW = ("prompt", *ROW_FIELDS)
@@ -324,7 +323,7 @@ def compare(file: Path, target: Path, tolerance: int, varied: bool) -> tuple[int
     sizes = size_of(file), size_of(target)
     if sizes[0] != sizes[1]:
         return EXIT_DONE if varied else EXIT_BROKEN, f"{sizes[1]}, the original is {sizes[0]}"
-    found = difference(pixels_of(file), pixels_of(target), seen=0)
+    found = difference_of_files(file, target, seen=0)
     text = f"largest difference of a pixel {found.greatest} of 255, {found.share:.2%} of the pixels differ"
     if varied:
         return EXIT_DONE, f"a variation ({text})"
@@ -357,13 +356,6 @@ def opened(file: Path) -> Iterator["Image"]:
 def size_of(file: Path) -> str:
     with opened(file) as image:
         return f"{image.width}x{image.height}"
-
-
-def pixels_of(file: Path) -> "Pixels":
-    import numpy as np
-
-    with opened(file) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 def explain_difference(file: Path, described: Record) -> list[str]:

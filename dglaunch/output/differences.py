@@ -12,7 +12,7 @@ Gaussian), averaged over all windows that lie wholly inside the image and over t
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -122,10 +122,16 @@ def difference_of_files(one: Path, other: Path, seen: int = SEEN) -> Difference:
         OSError: one of them cannot be read.
         ValueError: one of them is no image (BadImage), or their sizes differ.
     """
-    return difference(_pixels(one), _pixels(other), seen)
+    return difference(pixels_of(one), pixels_of(other), seen)
 
 
-def _pixels(file: Path) -> "Pixels":
+def pixels_of(file: Path) -> "Pixels":
+    """Return an image's pixels: height x width x RGB.
+
+    Raises:
+        OSError: it cannot be read.
+        BadImage: it is none.
+    """
     import numpy as np
 
     with open_regular(file) as data, damage_is_a_bad_image(), open_image(data) as image:
@@ -185,8 +191,27 @@ class Comparison:
             "psnr": psnr if math.isfinite(psnr) else None,
             "ssim": self.ssim,
             "worst": list(self.worst) if self.worst is not None else None,
-            "not_compared": [[*task, reason] for task, reason in self.not_compared.items()],
+            "images": [
+                {"index": index, "sample": sample, **asdict(image)} for (index, sample), image in self.images.items()
+            ],
+            "not_compared": [
+                {"index": index, "sample": sample, "reason": reason}
+                for (index, sample), reason in self.not_compared.items()
+            ],
         }
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Comparison":
+        """Return what `record` was made of.
+
+        Raises:
+            LookupError, TypeError: it was made of something else.
+        """
+        images = [dict(entry) for entry in record["images"]]
+        return cls(
+            {(image.pop("index"), image.pop("sample")): Difference(**image) for image in images},
+            {(entry["index"], entry["sample"]): entry["reason"] for entry in record["not_compared"]},
+        )
 
 
 def compare(folder: Path, reference: Path, seen: int = SEEN) -> Comparison:
