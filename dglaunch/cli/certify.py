@@ -9,7 +9,8 @@ case is exactly what a user would run and can be repeated alone; memory and time
 is killed costs no other; and 1, 2 or 8 ranks need no common world. The price is a load of the model for each case.
 
 It is for one machine. Started under torchrun, rank 0 does all this with as many ranks as torchrun has, and the others leave
-at once. Finished cases are kept in certify.json: the same command goes on where it was stopped.
+at once. Finished cases are kept in certify.json: the same command goes on where it was stopped, and tries once more what
+broke off.
 """
 
 import hashlib
@@ -21,18 +22,21 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 
 from rich.table import Table
 
+from dglaunch.backends.profiles import profile_of
 from dglaunch.cli import children
 from dglaunch.cli.flags import parse, without
 from dglaunch.config import COMMANDS, NOTHING, XDIT_PREFIX, EditingConfig, T2IConfig, flag
 from dglaunch.data.task import Record
 from dglaunch.distributed.topology import check_world
 from dglaunch.errors import EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED, DglaunchError, UserError
-from dglaunch.output.certificate import HEAD, Certificate, Result, read, table_of, write_page
+from dglaunch.files import is_stream
+from dglaunch.output.certificate import CASES, HEAD, Certificate, Result, read, table_of, write_page
 from dglaunch.output.differences import compare
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.planning.certification import (
@@ -100,14 +104,18 @@ class CertifyConfig:
 
 @dataclass(kw_only=True, slots=True)
 class CertifyT2IConfig(T2IConfig):
-    """Text to image, certified."""
+    """Draw the same images in every way in which this machine can run a model, and compare them with those of one rank with
+    plain diffusers. The flags are those of t2i and certify's own (`certify edit`: those of edit); each case is one run in a
+    folder of its own in --output_dir. --num_gpus is the number of ranks, by default all GPUs."""
 
     certify: CertifyConfig = field(default_factory=CertifyConfig)
 
 
 @dataclass(kw_only=True, slots=True)
 class CertifyEditingConfig(EditingConfig):
-    """Editing, certified."""
+    """Edit the same images in every way in which this machine can run a model, and compare them with those of one rank with
+    plain diffusers. The flags are those of edit and certify's own; each case is one run in a folder of its own in
+    --output_dir. --num_gpus is the number of ranks, by default all GPUs."""
 
     certify: CertifyConfig = field(default_factory=CertifyConfig)
 
@@ -228,6 +236,12 @@ def _refuse(
         if origins[name] != "default":
             given = f"--{name}" if origins[name] == "flag" else f"the variable {origins[name]}"
             raise UserError(f"certify chooses --{name} itself, for each case; drop {given}.")
+    if not profile_of(config.backend.backend).can_tune:
+        raise UserError(
+            f"certify runs a model on this machine, and --backend {config.backend.backend} asks another; drop it."
+        )
+    if config.table is not None and is_stream(config.table):
+        raise UserError(f"certify reads the table for each case, and {config.table} can be read once; give a file.")
     if config.backend.backend == "xdit":
         raise UserError(
             "certify runs plain diffusers and every split of xDiT's that the model allows; drop --backend xdit."
@@ -269,14 +283,12 @@ class Certification:
         self.terminal = terminal
         self.stop = stop
         self.folder = setup.folder
-        self.job = setup.job_of(Case(name=REFERENCE, shows="", words=()), self.folder_of(REFERENCE))
+        self.job = setup.job_of(Case(name=REFERENCE, shows="", words=()), self.folder / CASES / REFERENCE)
         """As one rank does it by default."""
-        self.cases = chosen(cases(self.job, setup.ranks, setup.degrees), setup.own.words)
+        self.all_cases = cases(self.job, setup.ranks, setup.degrees)
+        self.cases = chosen(self.all_cases, setup.own.words)
         self.limits = limits_for(self.job.machine.dtype, setup.own.limits)
         self.certificate = self._begun()
-
-    def folder_of(self, slug: str) -> Path:
-        return self.folder / "cases" / slug
 
     def _begun(self) -> Certificate:
         """The certificate of an earlier start, or a new one.
@@ -311,23 +323,35 @@ class Certification:
         }
 
     def make(self) -> int:
-        """Run what is not finished, and return the exit code.
+        """Run what is not finished, or broke off, and return the exit code.
 
         Raises:
             DglaunchError: the reference could not be made.
             Stopped: a signal came.
         """
-        for case in self.cases:
-            if not any(result.name == case.name for result in self.certificate.results):
-                self.terminal.print(f"{case.name}: {case.shows} ...")
-                self.certificate.results.append(self._result(case))
-                self.certificate.write(self.folder)
-        for result in self.certificate.results:
-            result.outside = self.limits.broken_by(result.comparison) if result.comparison is not None else []
-        self.certificate.about["outside"] = [result.name for result in self.certificate.results if result.is_wrong]
+        results = [result for result in self.certificate.results if not result.failed]
+        finished = {result.name for result in results}
+        self.certificate.results = results
         self.certificate.write(self.folder)
-        page = write_page(self.folder, self.certificate, REFERENCE)
-        return self._say(page)
+        for case in self.cases:
+            if case.name not in finished:
+                self.terminal.print(f"{case.name}: {case.shows} ...")
+                results.append(self._judged(self._result(case)))
+                self.certificate.write(self.folder)
+                self.terminal.print(f"{case.name}: {results[-1].verdict}")
+        order = {case.name: number for number, case in enumerate(self.all_cases)}
+        results.sort(key=lambda result: order.get(result.name, len(order)))
+        self.certificate.about |= {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "outside": [result.name for result in map(self._judged, results) if result.is_wrong],
+        }
+        self.certificate.write(self.folder)
+        return self._say(write_page(self.folder, self.certificate, REFERENCE))
+
+    def _judged(self, result: Result) -> Result:
+        """A result with what of it is outside of this start's limits."""
+        result.outside = self.limits.broken_by(result.comparison) if result.comparison is not None else []
+        return result
 
     def _say(self, page: Path) -> int:
         table = Table(*HEAD)
@@ -344,7 +368,7 @@ class Certification:
     def _result(self, case: Case) -> Result:
         """Run a case and compare its images with the reference's."""
         result = Result(name=case.name, shows=case.shows, ranks=case.ranks, refused=case.refused)
-        folder = self.folder_of(result.slug)
+        folder = self.folder / result.folder
         try:
             predicted = predict(self.setup.job_of(case, folder)) if not case.refused else Predicted()
         except UserError as error:
@@ -353,7 +377,6 @@ class Certification:
             raise UserError(f"The reference cannot be made: {result.refused}")
         if result.refused:
             return result
-        result.folder = folder.relative_to(self.folder).as_posix()
         result.command = _typed(case, self.setup.words_of(case, folder))
         result.planned_memory, result.planned_seconds = predicted.memory, predicted.seconds
         self._run(case, result, folder)
@@ -362,7 +385,7 @@ class Certification:
                 f"The reference could not be made: {result.failed}. {self._log(result)} has all it said."
             )
         if not (result.failed or result.refused):
-            result.comparison = compare(folder, self.folder_of(REFERENCE))
+            result.comparison = compare(folder, self.folder / CASES / REFERENCE) if case.name != REFERENCE else None
             _measure(result, folder)
         return result
 

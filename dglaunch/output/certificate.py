@@ -12,7 +12,7 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 RECORD = "certify.json"
 PAGE = "certify.html"
+CASES = "cases"
+"""The folder of the output folders."""
 SHOWN = 3
 """Images of a case on the page."""
 SIDE = 320
@@ -48,8 +50,6 @@ class Result:
     ranks: int
     command: str = ""
     """As it can be typed again."""
-    folder: str = ""
-    """Its images, below the certificate's folder."""
     refused: str = ""
     """Why it cannot be run here."""
     failed: str = ""
@@ -75,6 +75,11 @@ class Result:
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower())
 
     @property
+    def folder(self) -> str:
+        """Where its images are, below the certificate's folder."""
+        return f"{CASES}/{self.slug}"
+
+    @property
     def is_wrong(self) -> bool:
         return bool(self.failed or self.outside)
 
@@ -87,7 +92,12 @@ class Result:
             return "failed"
         if self.outside:
             return "outside the limits"
-        return "equal" if self.comparison is not None and self.comparison.greatest == 0 else "within the limits"
+        if self.comparison is None:
+            return "the reference"
+        return "equal" if self.comparison.greatest == 0 else "within the limits"
+
+
+NUMBERS = ("images_per_s", "seconds", "planned_seconds", "idle", "peak_memory", "planned_memory")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -107,7 +117,11 @@ class Certificate:
             OutputError: it cannot be written.
         """
         results = [
-            asdict(result) | {"comparison": result.comparison.record() if result.comparison is not None else None}
+            asdict(result)
+            | {
+                "comparison": result.comparison.record() if result.comparison is not None else None,
+                "verdict": result.verdict,
+            }
             for result in self.results
         ]
         _write(
@@ -116,21 +130,28 @@ class Certificate:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Certificate":
-        """Return what `write` has written.
+        """Return what `write` has written; the folder is the user's, so its values are looked at.
 
         Raises:
-            LookupError, TypeError: it is something else.
+            LookupError, TypeError, ValueError: it is something else.
         """
-        names = {item.name for item in fields(Result)}
-        results = [
-            Result(
-                **{name: value for name, value in entry.items() if name in names and name != "comparison"},
-                comparison=Comparison.of(entry["comparison"]) if entry["comparison"] else None,
-            )
-            for entry in record["cases"]
-        ]
+        results = [_result_of(entry) for entry in record["cases"]]
         about = {name: value for name, value in record.items() if name not in ("certificate", "cases")}
         return cls(asked=dict(record["certificate"]), about=about, results=results)
+
+
+def _result_of(entry: Mapping[str, Any]) -> Result:
+    values: dict[str, Any] = {name: entry[name] for name in NUMBERS}
+    if any(value is not None and not isinstance(value, int | float) for value in values.values()):
+        raise TypeError("a number is none")
+    values |= {name: str(entry[name]) for name in ("name", "shows", "command", "refused", "failed")}
+    compared = entry["comparison"]
+    return Result(
+        **values,
+        ranks=int(entry["ranks"]),
+        notes=[str(note) for note in entry["notes"]],
+        comparison=Comparison.of(compared) if compared is not None else None,
+    )
 
 
 def read(folder: Path) -> Certificate | None:
@@ -193,7 +214,7 @@ def write_page(folder: Path, certificate: Certificate, reference: str) -> Path:
         pictures={
             result.name: _pictures(folder, folder / result.folder, expected, result.comparison)
             for result in certificate.results
-            if result.comparison is not None and result.name != reference
+            if result.comparison is not None
         },
         style=style,
         policy=policy(style, ""),
@@ -257,7 +278,7 @@ def table_of(results: Sequence[Result]) -> list[list[str]]:
 
 
 HEAD = ("case", "ranks", "greatest", "mean", "beyond 2", "PSNR", "SSIM", "images/s", "idle", "seconds (plan)",
-        "GiB a rank (plan)", "images")  # fmt: skip
+        "GiB a rank (plan)", "verdict")  # fmt: skip
 
 
 def _far(comparison: Comparison | None) -> list[str]:

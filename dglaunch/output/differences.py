@@ -32,6 +32,8 @@ SEEN = 2
 """Of 255: differences up to here are rounding, and nobody sees them; the share of pixels beyond it is counted."""
 WINDOW = 7
 """Pixels of an SSIM window's side."""
+AVERAGES = ("mean", "share", "mean_square", "ssim")
+"""Of a Difference, over an image."""
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
@@ -51,6 +53,11 @@ class Difference:
     mean_square: float
     ssim: float
     """1 where both are equal."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Difference":
+        """Return the difference whose values these are, as JSON has them."""
+        return cls(greatest=int(values["greatest"]), **{name: float(values[name]) for name in AVERAGES})
 
     @property
     def psnr(self) -> float:
@@ -205,12 +212,12 @@ class Comparison:
         """Return what `record` was made of.
 
         Raises:
-            LookupError, TypeError: it was made of something else.
+            LookupError, TypeError, ValueError: it was made of something else.
         """
         images = [dict(entry) for entry in record["images"]]
         return cls(
-            {(image.pop("index"), image.pop("sample")): Difference(**image) for image in images},
-            {(entry["index"], entry["sample"]): entry["reason"] for entry in record["not_compared"]},
+            {(int(image.pop("index")), int(image.pop("sample"))): Difference.of(image) for image in images},
+            {(int(entry["index"]), int(entry["sample"])): str(entry["reason"]) for entry in record["not_compared"]},
         )
 
 

@@ -25,7 +25,7 @@ LARGEST_DIFFERENCE = 2
 """Of 255, of any pixel in float32: what another order of the same sums was measured to do."""
 LARGEST_MEAN = 8.0
 """Of 255, of the average pixel of an image in bfloat16 and float16, whose rounding sends single pixels far away: what
-kernels_bench allows there. Other noise (a wrong seed) is at 40 and more."""
+kernels_bench allows there. It tells another picture from rounding; in float32 smaller mistakes are seen, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,9 @@
 ranks: torchrun/test_certify.py."""
 
 import json
+import os
 import re
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from PIL import Image
 
 from dglaunch.cli import children
 from support.commands import Ended, dglaunch
+from support.edit_images import SINGLE, save_table
 from support.results import ledger, write_jsonl
 
 Spoil = Callable[[int, Sequence[str], Path], None]
@@ -42,12 +45,16 @@ def nothing(ranks: int, words: Sequence[str], out: Path) -> None:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
     Here.started.clear()
-    prompts = write_jsonl(tmp_path / "p.jsonl", [{"prompt": f"prompt <b>{n}</b>"} for n in range(5)])
+    five = write_jsonl(tmp_path / "p.jsonl", [{"prompt": f"prompt <b>{n}</b>"} for n in range(5)])
 
-    def certify(*words: str | Path, spoil: Spoil = nothing, **variables: str) -> Ended:
-        monkeypatch.setattr(children, "start", lambda *given: Here(spoil, *given))
-        base = ["--backend", "fake", "--prompts_file", prompts, "--num_gpus", "2", "--output_dir", tmp_path / "out"]
-        return dglaunch("certify", *base, *words, **variables)
+    def certify(
+        *words: str | Path, spoil: Spoil = nothing, start: Any = None, prompts: Path | None = five,
+        command: Sequence[str] = (), **variables: str,
+    ) -> Ended:  # fmt: skip
+        monkeypatch.setattr(children, "start", start or (lambda *given: Here(spoil, *given)))
+        base = ["--backend", "fake", "--num_gpus", "2", "--output_dir", tmp_path / "out"]
+        base += ["--prompts_file", prompts] if prompts is not None else []
+        return dglaunch("certify", *command, *base, *words, **variables)
 
     return certify
 
@@ -76,6 +83,7 @@ def test_every_case_is_run_or_told_why_not(run: Callable[..., Ended], tmp_path: 
     for case in ("batch 2", "2 replicas"):
         assert cases[case]["comparison"]["num_images"] == 5 and cases[case]["comparison"]["greatest"] == 0
         assert cases[case]["images_per_s"] > 0 and cases[case]["peak_memory"] > 0 and 0 <= cases[case]["idle"] <= 1
+    assert cases["again"]["verdict"] == "equal" and cases["ring 2"]["verdict"] == "not possible here"
     told = record(tmp_path / "out")
     assert told["certificate"]["versions"]["dglaunch"] and told["hardware"]["cores"] and told["outside"] == []
     page = (tmp_path / "out" / "certify.html").read_text()
@@ -117,6 +125,27 @@ def test_an_image_that_is_missing_or_a_run_that_breaks_off_is_exit_3(run: Callab
     assert "out of memory" in str(cases_of(tmp_path / "other")["batch 2"]["notes"]), "halved, and told"
 
 
+def test_what_broke_off_is_tried_once_more(run: Callable[..., Ended], tmp_path: Path) -> None:
+    class Broken(Here):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(nothing, *given)
+            if given[0] == 2:
+                given[-1].write_text("RuntimeError: NCCL is not what it was\n")
+                self.code = 1
+
+    ended = run("--cases", "replicas", start=Broken)
+    assert ended.code == 3 and "it left with exit code 1: RuntimeError: NCCL is not what it was" in ended.output
+    assert run("--cases", "replicas,again").code == 0
+    assert list(cases_of(tmp_path / "out")) == ["reference", "again", "2 replicas"], "in their own order"
+
+
+def test_edits_are_certified_as_well(run: Callable[..., Ended], tmp_path: Path) -> None:
+    table = save_table(tmp_path / "edits.csv", SINGLE[:2], task="make it new")
+    ended = run("--input", table, "--cases", "again,batch 2,replicas", command=["edit"], prompts=None)
+    assert ended.code == 0, ended.output
+    assert [words[0] for _, words, _ in Here.started] == ["edit"] * 4
+
+
 def test_a_reference_that_cannot_be_made_ends_it(run: Callable[..., Ended], tmp_path: Path) -> None:
     write_jsonl(tmp_path / "bad.jsonl", [{"prompt": "[item error] never"}])
     ended = run("--prompts_file", tmp_path / "bad.jsonl")
@@ -143,6 +172,32 @@ def test_finished_cases_are_kept(run: Callable[..., Ended], tmp_path: Path, monk
     assert "--overwrite" in words[0] and "--overwrite" not in words[1]
 
 
+class Endless:
+    """A child that goes on until it is asked to stop; a signal comes to certify meanwhile."""
+
+    asked = 0
+
+    def __init__(self, *_: object) -> None:
+        self.code: int | None = None
+
+    def poll(self) -> int | None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return self.code
+
+    def stop(self) -> None:
+        Endless.asked += 1
+        self.code = 130
+
+    def kill(self) -> None:
+        raise AssertionError("it has ended")
+
+
+def test_a_signal_stops_the_case_in_order(run: Callable[..., Ended], tmp_path: Path) -> None:
+    ended = run("--cases", "again", start=Endless)
+    assert ended.code == 130 and "The same command goes on" in ended.output and Endless.asked == 1
+    assert run("--cases", "again").code == 0
+
+
 def test_another_certificate_or_another_folder_is_left_alone(run: Callable[..., Ended], tmp_path: Path) -> None:
     assert run("--cases", "again").code == 0
     ended = run("--cases", "again", "--num_inference_steps", "3")
@@ -161,6 +216,8 @@ def test_another_certificate_or_another_folder_is_left_alone(run: Callable[..., 
         (["--cases", "again"], {"DG_ENCODE": "ahead"}, "drop the variable DG_ENCODE"),
         (["--overwrite"], {}, "certify chooses --overwrite itself"),
         (["--backend", "xdit"], {}, "drop --backend xdit"),
+        (["--backend", "openai"], {}, "--backend openai asks another; drop it"),
+        (["--prompts_file", "/dev/stdin"], {}, "/dev/stdin can be read once; give a file"),
         (["--max_share", "2"], {}, "--max_share is 2; it must be from 0 to 1"),
         (["--cases", "nosuch"], {}, "No case has one of the words nosuch in its name"),
         ([], {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"},
@@ -185,7 +242,6 @@ def test_under_torchrun_rank_0_does_it_with_as_many_ranks(run: Callable[..., End
 
 
 def test_without_prompts_it_has_its_own_and_enough_images(run: Callable[..., Ended], tmp_path: Path) -> None:
-    words = ["--backend", "fake", "--num_gpus", "8", "--cases", "again", "--output_dir", tmp_path / "own"]
-    assert dglaunch("certify", *words).code == 0
-    rows = ledger(tmp_path / "own" / "cases" / "again")
+    assert run("--num_gpus", "8", "--cases", "again", prompts=None).code == 0
+    rows = ledger(tmp_path / "out" / "cases" / "again")
     assert len(rows) == 16 and len({row["prompt"] for row in rows}) == 8
