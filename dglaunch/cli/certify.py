@@ -59,6 +59,8 @@ PROMPTS, NUM_PROMPTS = "certify_prompts.jsonl", 8
 """Of different lengths, in words that `tiny` knows, too."""
 IMAGES_A_RANK = 2
 """At least, so that a run can be stopped between two of them."""
+SHOWN = ("case", "greatest", "mean", "images/s", "GiB a rank (plan)", "verdict")
+"""Of the table's columns those for which a terminal has room; the page has all."""
 TRIES = 3
 """To stop a run in the middle before it ends by itself."""
 POLL_S = 0.02
@@ -354,9 +356,9 @@ class Certification:
         return result
 
     def _say(self, page: Path) -> int:
-        table = Table(*HEAD)
+        table = Table(*SHOWN, box=None, padding=(0, 2, 0, 0))
         for row in table_of(self.certificate.results):
-            table.add_row(*row)
+            table.add_row(*(cell for name, cell in zip(HEAD, row) if name in SHOWN))
         self.terminal.print(table)
         for result in self.certificate.results:
             for text in [result.refused, result.failed, *result.outside]:
@@ -394,44 +396,48 @@ class Certification:
         self._log(result).parent.mkdir(parents=True, exist_ok=True)
         self._log(result).unlink(missing_ok=True)
         words = self.setup.words_of(case, folder)
-        anew = [*words, "--overwrite"] if folder.exists() else words
         if case.stopped_by:
-            for _ in range(TRIES):
-                made = self._stop_in_the_middle(case, result, folder, anew)
-                anew = [*words, "--overwrite"]
-                if result.failed or made < len(self.job.makeable):
-                    break
-            else:
-                result.refused = "it ended before it could be stopped; give more prompts or more --num_inference_steps"
-                return
+            if self._stopped_in_the_middle(case, result, folder, words):
+                self._to_the_end(case, result, words)
+        else:
+            self._to_the_end(case, result, _anew(words, folder))
+
+    def _stopped_in_the_middle(self, case: Case, result: Result, folder: Path, words: Sequence[str]) -> bool:
+        """Start a run, stop it once it has made an image, and tell whether some are still missing."""
+        total = len(self.job.makeable)
+        for _ in range(TRIES):
+            self._stop_after_an_image(case, result, self._start(case, result, _anew(words, folder)), folder)
             if result.failed:
-                return
-            result.notes.append(f"Stopped with {made} of {len(self.job.makeable)} images, then started again.")
-            anew = words
-        self._to_the_end(self._start(case, result, anew), result)
+                return False
+            if (made := _made(folder)) < total:
+                result.notes.append(f"Stopped with {made} of {total} images, then started again.")
+                return True
+        result.refused = "it ended before it could be stopped; give more prompts or more --num_inference_steps"
+        return False
+
+    def _stop_after_an_image(self, case: Case, result: Result, child: children.Child, folder: Path) -> None:
+        code = self._wait(child, lambda: _made(folder) > 0)
+        if code is not None:
+            self._note_exit(result, code)
+            return
+        child.stop() if case.stopped_by == DRAIN else child.kill()
+        limit = time.monotonic() + ENDS_S
+        if self._wait(child, lambda: time.monotonic() > limit) is None:
+            child.kill()
+            result.failed = f"it did not end within {ENDS_S:.0f} s after SIGTERM"
+
+    def _to_the_end(self, case: Case, result: Result, words: Sequence[str]) -> None:
+        code = self._wait(self._start(case, result, words), lambda: False)
+        assert code is not None
+        self._note_exit(result, code)
+
+    def _note_exit(self, result: Result, code: int) -> None:
+        if code:
+            said = children.last_words(self._log(result))
+            result.failed = f"it left with exit code {code}" + (f": {said}" if said else "")
 
     def _start(self, case: Case, result: Result, words: Sequence[str]) -> children.Child:
         return children.start(case.ranks, words, dict(self.setup.environ) | dict(case.variables), self._log(result))
-
-    def _to_the_end(self, child: children.Child, result: Result) -> None:
-        code = self._wait(child, lambda: False)
-        if code:
-            said = children.last_words(self._log(result))
-            result.failed = f"it left with exit code {code}: {said}" if said else f"it left with exit code {code}"
-
-    def _stop_in_the_middle(self, case: Case, result: Result, folder: Path, words: Sequence[str]) -> int:
-        """Start a run, and stop it once it has made an image; returns how many it has made in the end."""
-        child = self._start(case, result, words)
-        code = self._wait(child, lambda: _made(folder) > 0)
-        if code is None:
-            child.stop() if case.stopped_by == DRAIN else child.kill()
-            limit = time.monotonic() + ENDS_S
-            if self._wait(child, lambda: time.monotonic() > limit) is None:
-                child.kill()
-                result.failed = f"it did not end within {ENDS_S:.0f} s after SIGTERM"
-        elif code:
-            result.failed = f"it left with exit code {code}: {children.last_words(self._log(result))}"
-        return _made(folder)
 
     def _wait(self, child: children.Child, condition: Callable[[], bool]) -> int | None:
         """Until the child ends (its exit code) or something is true (None).
@@ -458,6 +464,11 @@ class Certification:
 
     def _log(self, result: Result) -> Path:
         return self.folder / "logs" / f"{result.slug}.txt"
+
+
+def _anew(words: Sequence[str], folder: Path) -> list[str]:
+    """The command line of a run that goes on with nothing of a start before."""
+    return [*words, "--overwrite"] if folder.exists() else list(words)
 
 
 def _made(folder: Path) -> int:

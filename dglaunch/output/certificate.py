@@ -87,14 +87,14 @@ class Result:
     def verdict(self) -> str:
         """In one or two words."""
         if self.refused:
-            return "not possible here"
+            return "not possible"
         if self.failed:
             return "failed"
         if self.outside:
-            return "outside the limits"
+            return "outside limits"
         if self.comparison is None:
             return "the reference"
-        return "equal" if self.comparison.greatest == 0 else "within the limits"
+        return "equal" if self.comparison.greatest == 0 else "within limits"
 
 
 NUMBERS = ("images_per_s", "seconds", "planned_seconds", "idle", "peak_memory", "planned_memory")
