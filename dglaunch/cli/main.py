@@ -29,6 +29,7 @@ usage: dglaunch COMMAND [flags]      (several GPUs: torchrun --nproc_per_node 8 
   plan COMMAND   print what that command would do (topology, shards, batches, memory, time) and stop; --world_size 8 and
                  --gpu H100 (or 80GiB) plan for machines that are not here
   tune t2i       measure batch sizes and parallel configurations on the real model; --batch_size auto then uses it
+  certify        compare all ways to run a model on this machine: replicas, batches, splits, resume; a page and a JSON
   slurm COMMAND  print (or --submit) the batch script that runs that command on a Slurm cluster
   verify OUT     check a folder of results, file by file; --repair queues what is wrong to be made again
   status OUT     how far a job is, while it runs or after it
@@ -38,13 +39,14 @@ usage: dglaunch COMMAND [flags]      (several GPUs: torchrun --nproc_per_node 8 
   doctor         what is installed here, whether it is fine, and the remedy
 
 dglaunch COMMAND --help lists the flags. Exit codes: 0 everything done, 1 the run broke off, 2 a mistake in the command
-or its input, 3 some items failed, 130 stopped by a signal. Starting the same command again resumes."""
+or its input, 3 some items failed or differ, 130 stopped by a signal. Starting the same command again resumes."""
 
 COMMANDS = {
     "t2i": "dglaunch.cli.jobs:run_job",
     "edit": "dglaunch.cli.jobs:run_job",
     "plan": "dglaunch.cli.plan:plan",
     "tune": "dglaunch.cli.tune:tune",
+    "certify": "dglaunch.cli.certify:certify",
     "slurm": "dglaunch.cli.slurm:slurm",
 }
 """Commands with a job's flags: functions of the command line's words and the environment."""
