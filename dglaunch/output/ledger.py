@@ -9,6 +9,7 @@ has files of its own, named by its part of the job: metadata-node0of4.jsonl with
 
 import contextlib
 import fcntl
+import io
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -320,19 +321,47 @@ def scan(path: Path) -> Iterator[Line]:
         UserError: it cannot be read.
     """
     is_ours = _is_failure if path.name.startswith(FAILURES.stem) else _is_result
+    for raw in raw_lines(path):
+        yield _line(raw, is_ours) if raw else Line("", LineKind.TOO_LONG, {}, False)
+
+
+def raw_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file that anyone may have written, with their newlines; none if there is no such file. Of one
+    that is too long nothing is kept: it comes empty.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
         with open_regular(path) as data:
             while raw := data.readline(MOST_LINE):
                 if len(raw) == MOST_LINE and not raw.endswith(b"\n"):
                     while (more := data.readline(MOST_LINE)) and not more.endswith(b"\n"):
                         continue
-                    yield Line("", LineKind.TOO_LONG, {}, False)
-                    continue
-                yield _line(raw, is_ours)
+                    raw = b""
+                yield raw
     except FileNotFoundError:
         return
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def append_line(stream: io.FileIO, record: Record) -> None:
+    """Add one whole line; a half-written one is taken back, so that the file stays valid on a full disk.
+
+    The stream has no buffer: one would keep the rest of the line and write it later, behind the cut.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    end = stream.seek(0, os.SEEK_END)
+    left = memoryview((strict_json.dumps(record) + "\n").encode())
+    try:
+        while left:
+            left = left[stream.write(left) :]
+    except OSError:
+        os.ftruncate(stream.fileno(), end)
+        raise
 
 
 def _line(raw: bytes, is_ours: Callable[[Record], bool]) -> Line:
