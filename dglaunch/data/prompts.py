@@ -54,7 +54,8 @@ class RowReader:
         self.defaults = self._flag_values()
         self.problems: list[str] = []
         self.lines: dict[int, str] = {}
-        self.names: dict[str, str] = {}
+        self.names: dict[str, tuple[str, str]] = {}
+        """By `values.name_key`: the names of files that rows have, and which rows."""
         self.id_is_index: bool | None = None
         self.samples = evaluations.num_images_per_prompt(config)
 
@@ -188,9 +189,11 @@ class RowReader:
         return name
 
     def _claim(self, label: str, stems: list[str]) -> bool:
-        """Note the file names of a row; two rows must not share one, also where case does not count."""
-        taken = [stem for stem in stems if stem.lower() in self.names]
-        for stem in taken:
-            self.problems.append(f"{label}: the output name {stem!r} was used already in {self.names[stem.lower()]}")
-        self.names |= {stem.lower(): label for stem in stems}
+        """Note the file names of a row; two rows must not share one, also where case or accents do not count."""
+        keys = {values.name_key(stem): stem for stem in stems}
+        taken = [(stem, self.names[key]) for key, stem in keys.items() if key in self.names]
+        for stem, (other, line) in taken:
+            alike = "" if other == stem else f" (as {other!r}, which some file systems do not tell apart)"
+            self.problems.append(f"{label}: the output name {stem!r} was used already in {line}{alike}")
+        self.names |= {key: (stem, label) for key, stem in keys.items()}
         return not taken

@@ -102,7 +102,8 @@ def _folder(folder: Path) -> Iterator[Row]:
     for path in files:
         if path.suffix.lower() == ".txt":
             text = " ".join(text for _, row in read_table(path) for text in row.values())  # type: ignore[union-attr]  # a line of text is a row
-            yield path.name, {"prompt": text, PROMPT_FILE: path.stem}
+            empty = "the file is empty; write a prompt into it, or take it out of the folder"
+            yield path.name, {"prompt": text, PROMPT_FILE: path.stem} if text else empty
         else:
             yield from ((f"{path.name}, {label}", row) for label, row in read_table(path))
 
