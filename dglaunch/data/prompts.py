@@ -11,16 +11,19 @@ from typing import TypeVar
 from dglaunch import strict_json
 from dglaunch.config import MAX_SEED, RunConfig, T2IConfig
 from dglaunch.data import evaluations, values
-from dglaunch.data.tables import Row, read_stream, read_table
+from dglaunch.data.tables import Row, read_table, rows_of_pipe
 from dglaunch.data.task import ROW_FIELDS, Record, Task
 from dglaunch.errors import InputError, UserError
-from dglaunch.files import is_stream
 
 Value = TypeVar("Value")
 
 
-def read_prompts(config: T2IConfig, size_multiple: int = 1) -> list[Task]:
-    """Return all tasks of a text-to-image run; width and height must be multiples of `size_multiple` pixels.
+def read_prompts(config: T2IConfig, size_multiple: int = 1, piped: bytes | None = None) -> list[Task]:
+    """Return all tasks of a text-to-image run.
+
+    Args:
+        size_multiple: pixels of which width and height must be multiples.
+        piped: what came out of --prompts_file, if that is a pipe.
 
     Raises:
         InputError: rows are bad (all of them are named).
@@ -30,7 +33,8 @@ def read_prompts(config: T2IConfig, size_multiple: int = 1) -> list[Task]:
         rows: Iterable[Row] = [("--prompt", {"prompt": config.prompt})]
         source = "the command line"
     else:
-        table = (read_stream if is_stream(config.prompts_file) else read_table)(config.prompts_file)
+        path = config.prompts_file
+        table = read_table(path) if piped is None else rows_of_pipe(path, piped)
         rows = ((label, evaluations.read_row(config.layout, row)) for label, row in table)
         source = str(config.prompts_file)
     return RowReader(config, source, size_multiple).read(rows)

@@ -33,7 +33,7 @@ MOST_LINE = 1 << 24
 """Bytes of a ledger line; a longer one is none of dglaunch's."""
 MOST_RUN = 1 << 26
 """Bytes of a run.json."""
-_LOCK = ".dglaunch"
+_OWN = ".dglaunch"
 _OUT_OF_MEMORY = f"{TEMPORARY}oom-"
 _PARTS = re.compile(r"(-node\d+of\d+)?(-rank\d+of\d+)?")
 _RANK = re.compile(r"-rank\d+of\d+")
@@ -105,13 +105,17 @@ class OutputFolder:
         return self.files(kind, f"{part.node}-*")
 
     def lock_file(self, ledger_suffix: str = "") -> Path:
-        return self.path / f"{_LOCK}{ledger_suffix}.lock"
+        return self.path / f"{_OWN}{ledger_suffix}.lock"
+
+    def kept_prompts(self, ledger_suffix: str = "") -> Path:
+        """Return where a part keeps the prompts that came out of a pipe."""
+        return self.path / f"{_OWN}{ledger_suffix}.prompts"
 
     def lock_files(self, pattern: str = "*") -> list[Path]:
         return [
             path
-            for path in sorted(self.path.glob(f"{_LOCK}{pattern}.lock"))
-            if _PARTS.fullmatch(path.name.removeprefix(_LOCK).removesuffix(".lock")) and is_regular(path)
+            for path in sorted(self.path.glob(f"{_OWN}{pattern}.lock"))
+            if _PARTS.fullmatch(path.name.removeprefix(_OWN).removesuffix(".lock")) and is_regular(path)
         ]
 
     def temporary_files(self, ledger_suffix: str = "") -> list[Path]:

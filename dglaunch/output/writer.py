@@ -5,6 +5,7 @@ thread at a time.
 """
 
 import contextlib
+import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -110,6 +111,20 @@ class Writer:
             self._ledger = open_for_appending(self.ledger_path)
             self._failures = open_for_appending(self.failures_path)
         self.has_begun = True
+
+    def keep_prompts(self, data: bytes) -> None:
+        """Keep what came out of a pipe, for the next start; what an earlier one kept is moved aside.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        path = self.folder.kept_prompts(self.part.node)
+        with self._refusing():
+            if ownership.is_as_written(path, hashlib.sha256(data).hexdigest()):
+                return
+            ownership.set_aside(self.folder, path)
+            with self._replacing(path) as temporary:
+                temporary.write_bytes(data)
 
     @contextlib.contextmanager
     def _refusing(self) -> Iterator[None]:

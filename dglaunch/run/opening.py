@@ -135,4 +135,6 @@ def _open_folder(job: Job, writer: Writer, journal: Journal, overwrite: bool, kn
 
 def _begin(job: Job, writer: Writer, journal: Journal, progress: Progress) -> None:
     writer.begin(progress, job.tasks)
+    if job.piped is not None and job.topology.is_main:
+        writer.keep_prompts(job.piped.data)
     journal.write({"outcome": "running", "num_total": len(job.tasks)})

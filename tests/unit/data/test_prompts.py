@@ -11,13 +11,16 @@ import pytest
 
 from dglaunch import T2IConfig
 from dglaunch.data.prompts import read_prompts
+from dglaunch.data.tables import read_pipe
 from dglaunch.data.task import Task
 from dglaunch.errors import InputError, UserError
+from dglaunch.files import is_stream
 from support.results import write_jsonl
 
 
 def read(path: Path, multiple: int = 16, **flags: Any) -> list[Task]:
-    return read_prompts(T2IConfig(prompts_file=path, **flags), multiple)
+    piped = read_pipe(path) if is_stream(path) else None
+    return read_prompts(T2IConfig(prompts_file=path, **flags), multiple, piped)
 
 
 def problems(path: Path, **flags: Any) -> list[str]:
