@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from dglaunch import BackendConfig, T2IConfig
 from dglaunch.backends.diffusers.long_prompts import windows_of
-from dglaunch.data.prompt_windows import CUT, CUT_FOR, PromptWindows, load_tokenizer
+from dglaunch.data.prompt_windows import CUT, CUT_FOR, PromptWindows
 from dglaunch.data.task import Task
-from dglaunch.models.checkpoint import resolve
+from dglaunch.models.checkpoint import load_tokenizer, resolve
+from support.commands import Ended, dglaunch
+from support.edit_images import save_pictures
 from support.family_runs import T2I
 from support.ranks import on_ranks
 from support.results import ledger, run_json, write_jsonl
@@ -62,9 +65,7 @@ def test_what_is_counted_is_what_is_read(families: Path, family: str) -> None:
     checkpoint = resolve(config.backend)
     pipeline = DiffusionPipeline.from_pretrained(folder)
     windows = windows_of(checkpoint, config, lambda name: getattr(pipeline, name))
-    from_files = windows_of(
-        checkpoint, config, partial(load_tokenizer, checkpoint, revision=None, trust_remote_code=False)
-    )
+    from_files = windows_of(checkpoint, config, partial(load_tokenizer, checkpoint, config=config.backend))
 
     def text(count: int, end: str = "2") -> str:
         return "1" * (count - 1) + end  # each tokenizer makes a token of each digit
@@ -80,6 +81,44 @@ def test_what_is_counted_is_what_is_read(families: Path, family: str) -> None:
     assert torch.equal(one, other), "it is not read"
     named = tuple(told(windows, text(fitting)).get(CUT_FOR, {}))
     assert named == ENCODERS_OF_77.get(family, ())
+
+
+QUOTING = ["", "it's 'a word' and 12", 'don\'t "spell it" so', "\u2018this\u2019 \u201ctoo\u201d 'no end"]
+
+
+@pytest.mark.parametrize("begin", QUOTING)
+def test_longcat_fails_on_what_is_refused_and_only_there(
+    families: Path, longcat: Any, tmp_path: Path, begin: str
+) -> None:
+    folder = build("longcat_edit", families / "longcat_edit")
+    save_pictures(tmp_path)
+
+    def planned(count: int) -> Ended:
+        table = write_jsonl(tmp_path / "t.jsonl", [{"input_images": "a.png", "instruction": begin + "1" * count}])
+        return dglaunch("plan", "edit", "--model_name", folder, "--input", table)
+
+    picture = Image.new("RGB", (32, 32))
+    with torch.inference_mode():
+        fitting = longest_that_fits(lambda count: reads(longcat, begin + "1" * count, picture))
+    assert planned(fitting).code == 0, planned(fitting).output
+    ended = planned(fitting + 1)
+    assert ended.code == 2 and "513 tokens, of which tokenizer reads 512" in ended.output, ended.output
+    assert "Shorten the prompts: LongCatImageEditPipeline fails on longer ones" in ended.output
+
+
+@pytest.fixture(scope="module")
+def longcat(families: Path) -> Any:
+    from diffusers import DiffusionPipeline
+
+    return DiffusionPipeline.from_pretrained(build("longcat_edit", families / "longcat_edit"))
+
+
+def reads(pipeline: Any, text: str, picture: Image.Image) -> bool:
+    try:
+        pipeline._encode_prompt([text], picture)
+    except TypeError:  # len(len(...))
+        return False
+    return True
 
 
 @pytest.mark.parametrize("engine", ["diffusers", "xdit"])
