@@ -324,26 +324,43 @@ def scan(path: Path) -> Iterator[Line]:
     Raises:
         UserError: it cannot be read.
     """
-    is_ours = _is_failure if path.name.startswith(FAILURES.stem) else _is_result
-    for raw in raw_lines(path):
-        yield _line(raw, is_ours) if raw else Line("", LineKind.TOO_LONG, {}, False)
+    return (line for _, line in scan_places(path))
 
 
-def raw_lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file that anyone may have written, with their newlines; none if there is no such file. Of one
-    that is too long nothing is kept: it comes empty.
+def scan_places(path: Path) -> Iterator[tuple[int, Line]]:
+    """Yield the same with the byte at which each line begins, for `record_at`."""
+    is_ours = _shape_of(path)
+    for start, raw in raw_lines(path):
+        yield start, _line(raw, is_ours) if raw else Line("", LineKind.TOO_LONG, {}, False)
+
+
+def record_at(path: Path, data: BinaryIO, start: int) -> Record:
+    """Return our line that begins there in an open ledger of this path; an empty one if it is not ours."""
+    data.seek(start)
+    return _line(data.readline(MOST_LINE), _shape_of(path)).record
+
+
+def _shape_of(path: Path) -> Callable[[Record], bool]:
+    return _is_failure if path.name.startswith(FAILURES.stem) else _is_result
+
+
+def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a file that anyone may have written, with their newlines and the byte at which each begins; none if
+    there is no such file. Of a line that is too long nothing is kept: it comes empty.
 
     Raises:
         UserError: it cannot be read.
     """
     try:
         with open_regular(path) as data:
+            start = 0
             while raw := data.readline(MOST_LINE):
                 if len(raw) == MOST_LINE and not raw.endswith(b"\n"):
                     while (more := data.readline(MOST_LINE)) and not more.endswith(b"\n"):
                         continue
                     raw = b""
-                yield raw
+                yield start, raw
+                start = data.tell()
     except FileNotFoundError:
         return
     except OSError as error:

@@ -274,7 +274,7 @@ def _read_mark(path: Path) -> tuple[set[tuple[str, str]], bool]:
     """The names and hashes of a mark, and whether its last line was cut by a kill. Anyone may have written it."""
     written: set[tuple[str, str]] = set()
     raw = b"\n"
-    for raw in raw_lines(path):
+    for _, raw in raw_lines(path):
         try:
             line = strict_json.loads(raw)
         except ValueError:
