@@ -221,7 +221,7 @@ class Mark:
             filled: the folder in it.
 
         Raises:
-            UserError: the mark cannot be read.
+            UserError: the mark cannot be read, or is none.
         """
         self._filled = filled
         self._path = filled.with_name(f"{MARK}{filled.name}")
@@ -271,7 +271,11 @@ class Mark:
 
 
 def _read_mark(path: Path) -> tuple[set[tuple[str, str]], bool]:
-    """The names and hashes of a mark, and whether its last line was cut by a kill. Anyone may have written it."""
+    """The names and hashes of a mark, and whether its last line was cut by a kill. Anyone may have written it.
+
+    Raises:
+        UserError: it cannot be read, or is none.
+    """
     written: set[tuple[str, str]] = set()
     raw = b"\n"
     for _, raw in raw_lines(path):
@@ -281,6 +285,8 @@ def _read_mark(path: Path) -> tuple[set[tuple[str, str]], bool]:
             continue
         if isinstance(line, dict) and isinstance(line.get("file_name"), str) and isinstance(line.get("sha256"), str):
             written.add((line["file_name"], line["sha256"]))
+    if os.path.lexists(path) and not (written or is_empty(path)):
+        raise UserError(f"{path} is there, and dglaunch did not make it; rename it and start the same command again.")
     return written, not raw.endswith(b"\n")
 
 

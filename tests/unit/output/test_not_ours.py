@@ -394,6 +394,7 @@ def test_no_mark_gives_a_file_away(tmp_path: Path, line: str) -> None:
     mine(out / ".dglaunch-view-webdataset", line)
     named = "file_name" in line
     run(out, "--layout", "webdataset", code=0 if named else 2)
+    assert (out / ".dglaunch-view-webdataset").read_text().startswith(line)
     assert (out / ".dglaunch-aside" / "00000.tar" if named else tar).read_text() == "mine"
 
 
