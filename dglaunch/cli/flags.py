@@ -71,10 +71,9 @@ def read_words(
                 console_outputs=not quiet,
                 **options,
             )
-    except SystemExit:
+    finally:
         for text, is_error in ((shown.getvalue(), False), (told.getvalue(), True)):
             Stream(is_error).write(text if is_readable else readable(text))
-        raise
 
 
 def _with_texts_joined(arguments: Sequence[str], leaves: Mapping[str, object]) -> list[str]:
