@@ -2,12 +2,13 @@
 
 import difflib
 import errno
+import functools
 import importlib
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 
-from dglaunch.environment import another_speaks, environment, is_true, reading
+from dglaunch.environment import another_speaks, environment, is_true
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, EXIT_USER, DglaunchError, UserError
 from dglaunch.streams import lasting, say
 
@@ -137,7 +138,13 @@ def _version(words: list[str], environ: Mapping[str, str]) -> int:
 
 
 def _tool(words: list[str], environ: Mapping[str, str]) -> int:
-    import tyro
+    from dglaunch.cli.flags import read_words
 
     function = _imported(TOOLS[words[0]])
-    return tyro.cli(function, prog=f"dglaunch {words[0]}", args=words[1:], use_underscores=True, registry=reading())
+
+    @functools.wraps(function)
+    def called_later(*arguments: object, **flags: object) -> Callable[[], int]:
+        return functools.partial(function, *arguments, **flags)
+
+    call: Callable[[], int] = read_words(called_later, f"dglaunch {words[0]}", words[1:])
+    return call()

@@ -62,6 +62,8 @@ class TextWindow:
     """Whether it reads a prompt in small letters."""
     reserved: int = 0
     """Tokens of the window that the prompt does not get."""
+    spells_quotes: bool = False
+    """Whether quoted words are tokenized letter by letter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +99,8 @@ class Family:
     """Whether the pipeline puts a prompt into the tokenizer's chat template before it counts its tokens."""
     windows: tuple[TextWindow, ...] | None = None
     """What each text encoder reads of a prompt; () where they read all of it, None where it is not known."""
+    cuts_prompts: bool = True
+    """Whether its pipeline cuts a prompt that is too long; LongCat's fails instead (len(len(...)) in its warning)."""
     text_outputs: tuple[TextOutput, ...] = ()
     """What encode_prompt returns; () where prompts are not encoded ahead (they depend on an image, or it is unknown)."""
     tensor_output: bool = True
@@ -256,7 +260,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "LongCatImageEditPipeline": Family(
         name="LongCatImageEdit",
-        windows=(TextWindow(),),
+        windows=(TextWindow(spells_quotes=True),),
+        cuts_prompts=False,
         only_edits=True,
         edit=EditRules(
             name="longcat",

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dglaunch.data.edits import saved_names
 from dglaunch.data.task import BatchSize, file_name
 from dglaunch.distributed.channel import Channel
 from dglaunch.distributed.messages import message
@@ -123,7 +124,8 @@ def _refuse_inputs_as_outputs(job: Job, writer: Writer) -> None:
     filled = {job.config.layout, *(["inputs"] if job.config.saves_inputs else [])}
     ownership.refuse_inputs_as_outputs(writer.folder, set(inputs), names, filled)
     if job.config.saves_inputs:
-        ownership.refuse_foreign_copies(writer.folder)
+        copies = {name: image.sha256 for task in job.tasks for name, image in saved_names(task).items()}
+        ownership.refuse_foreign_copies(writer.folder, copies)
 
 
 def _open_folder(job: Job, writer: Writer, journal: Journal, overwrite: bool, known: Collection[int] = ()) -> Found:
@@ -137,4 +139,6 @@ def _open_folder(job: Job, writer: Writer, journal: Journal, overwrite: bool, kn
 
 def _begin(job: Job, writer: Writer, journal: Journal, progress: Progress) -> None:
     writer.begin(progress, job.tasks)
+    if job.piped is not None and job.topology.is_main:
+        writer.keep_prompts(job.piped.data)
     journal.write({"outcome": "running", "num_total": len(job.tasks)})

@@ -75,7 +75,7 @@ class DiffusersProfile(Profile):
             return bucket
         unit = checkpoint.family.text_bucket
         texts = sorted({task.prompt for task in tasks} | {task.negative_prompt or "" for task in tasks})
-        lengths = dict(zip(texts, token_lengths(checkpoint, texts)))
+        lengths = dict(zip(texts, token_lengths(checkpoint, texts, config.backend)))
 
         def with_lengths(task: Task) -> Bucket:
             counts = (lengths[task.prompt], lengths[task.negative_prompt or ""])
