@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from dglaunch.config import XDIT_PREFIX
 from dglaunch.errors import UserError
 from dglaunch.output.differences import SEEN, Comparison, Difference
-from dglaunch.planning import estimate
+from dglaunch.planning.figures import book_of, in_another_process
+from dglaunch.planning.gpus import gpu_of
 from dglaunch.planning.job import Job
+from dglaunch.planning.outlook import look_ahead
 from dglaunch.planning.tuned import describe
 
 REFERENCE = "reference"
@@ -159,19 +161,17 @@ def predict(job: Job) -> Predicted:
     """Return what `plan` says of a job; nothing for a backend without a model. The one place that asks the estimates."""
     if not job.profile.has_estimates:
         return Predicted()
-    plan = job.schedule((), {}, {}, job.machine.memory).plan
-    needed = [
-        memory.needed(size.size)
-        for bucket, size in plan.sizes.items()
-        if (memory := estimate.memory_of(
-            job.checkpoint, job.config, job.topology, job.machine.dtype,
-            job.checkpoint.shape(bucket.height, bucket.width), bucket.input_tokens,
-        )) is not None
-    ]  # fmt: skip
+    # On a CPU there is nothing to set a GPU's figures beside, so nothing is traced for it.
+    book = book_of(job, in_another_process(job.config) if job.device == "cuda" else None)
+    schedule = job.schedule((), {}, {}, job.machine.memory, figures=book)
+    outlook = look_ahead(job, schedule, book, gpu_of(job.machine))
+    if outlook is None or outlook.memory is None:
+        return Predicted()
+    known = outlook.seconds is not None
     return Predicted(
-        memory=max(needed, default=None),
-        seconds=estimate.seconds_of(job.checkpoint, job.config, job.topology, plan),
-        basis=f"H100s at {estimate.ASSUMED_TFLOPS:.0f} TFLOP/s each",
+        memory=outlook.memory.needed(outlook.images),
+        seconds=outlook.making.middle if known else None,
+        basis="; ".join(outlook.seconds.basis) if outlook.seconds is not None else f"memory: {outlook.memory.source}",
     )
 
 

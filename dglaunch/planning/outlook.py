@@ -78,6 +78,8 @@ class Outlook:
     """Of one such batch."""
     total: Span
     """Seconds of the longest share, with its start."""
+    making: Span
+    """And without it."""
     rate: Span
     """Images a second of all replicas, start-up left out."""
     layouts: Sequence[Layout]
@@ -225,7 +227,7 @@ class _Looking:
         num_images = self.schedule.plan.num_tasks
         outlook = Outlook(
             job=job, gpu=self.gpu, bucket=bucket, images=images, figures=figures, memory=memory, seconds=seconds,
-            total=total, rate=_rate(num_images, making), steps=self.steps(bucket, figures),
+            total=total, making=making, rate=_rate(num_images, making), steps=self.steps(bucket, figures),
             layouts=self.layouts() if compare else [], advice=[],
         )  # fmt: skip
         return replace(outlook, advice=list(self.advice(outlook)))

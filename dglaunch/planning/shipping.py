@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dglaunch.atomic import atomic_write
+from dglaunch.backends.xdit.checks import check_degrees
 from dglaunch.config import BackendConfig, EditingConfig, ParallelConfig, RunConfig, T2IConfig
 from dglaunch.data.task import Bucket
 from dglaunch.distributed.topology import Topology
@@ -62,10 +63,8 @@ def _splits(checkpoint: Checkpoint, config: RunConfig) -> list[ParallelConfig]:
 
 
 def _is_allowed(checkpoint: Checkpoint, config: RunConfig, topology: Topology) -> bool:
-    from dglaunch.backends.xdit.checks import check_degrees
-
     try:
-        check_degrees(checkpoint, config, topology, "cuda")
+        check_degrees(checkpoint, config, topology)
     except UserError:
         return False
     return checkpoint.family.xdit is not None
