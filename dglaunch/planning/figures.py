@@ -80,15 +80,17 @@ class FigureBook:
 
     def __init__(
         self, checkpoint: Checkpoint, config: RunConfig, parallel: ParallelConfig, dtype: str,
-        trace: Trace | None = None, text_tokens: int = USUAL_PROMPT,
+        trace: Trace | None = None, text_tokens: int = USUAL_PROMPT, known: Mapping[Request, Figures] | None = None,
     ) -> None:  # fmt: skip
         """
         Args:
             trace: finds figures that are neither shipped nor kept; None leaves them out.
+            known: all that it may say; None: whatever it finds.
         """
         self.checkpoint, self.config, self.parallel, self.dtype = checkpoint, config, parallel, dtype
         self.trace, self.text_tokens = trace, text_tokens
-        self.known: dict[Request, Figures] = {}
+        self.known: dict[Request, Figures] = dict(known or {})
+        self.is_closed = known is not None
         self.problem = ""
         """Why there are none."""
         self._folder = config.backend.cache / "figures"
@@ -113,6 +115,8 @@ class FigureBook:
     def find(self, request: Request) -> Figures | None:
         """Return the figures of a request: known, shipped, kept, traced now, or scaled from those of another size."""
         if request not in self.known:
+            if self.is_closed:
+                return None
             found = self._look_up(request) or self._trace(request) or self._scaled(request)
             if found is None:
                 return None
@@ -188,12 +192,16 @@ def _but_sizes(request: Request) -> Request:
     return replace(request, shape=Shape(0, 0), input_shapes=tuple(Shape(0, 0) for _ in request.input_shapes))
 
 
-def book_of(job: Job, trace: Trace | None) -> FigureBook:
-    """Return the figure book of a job."""
+def book_of(job: Job, trace: Trace | None, known: Mapping[Request, Figures] | None = None) -> FigureBook:
+    """Return the figure book of a job.
+
+    Args:
+        known: all that it may say: rank 0's, so that all ranks plan alike.
+    """
     tokens = USUAL_PROMPT
     if job.checkpoint.family.text_bucket:
         tokens = longest_prompt(text for task in job.tasks for text in (task.prompt, task.negative_prompt))
-    return FigureBook(job.checkpoint, job.config, job.topology.parallel, job.machine.dtype, trace, tokens)
+    return FigureBook(job.checkpoint, job.config, job.topology.parallel, job.machine.dtype, trace, tokens, known)
 
 
 # -- keys ---------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@
 What cannot be traced is named at the end, with the reason.
 """
 
+import gc
 import json
 import os
 import sys
@@ -39,25 +40,31 @@ def usual_requests(checkpoint: Checkpoint, config: RunConfig) -> Iterator[Reques
     entry = known(checkpoint.source)
     card = entry.defaults if entry is not None else {}
     scale = card.get("guidance_scale", card.get("true_cfg_scale"))
-    guidances = [None, *([float(scale)] if isinstance(scale, int | float) else [])]
-    inputs = (Shape(1024, 1024),) if config.edits else ()
+
+    def request(size: int, guidance: float | None, parallel: ParallelConfig) -> Request:
+        bucket = Bucket(
+            height=size, width=size, guidance_scale=guidance,
+            has_negative=family.guidance_needs_negative and guidance is not None,
+            input_shapes=(Shape(1024, 1024),) if config.edits else (),
+        )  # fmt: skip
+        return request_of(checkpoint, config, parallel, "bfloat16", bucket, USUAL_PROMPT)
+
     for size in SIZES:
-        for guidance in guidances:
-            bucket = Bucket(
-                height=size, width=size, guidance_scale=guidance, input_shapes=inputs,
-                has_negative=family.guidance_needs_negative and guidance is not None,
-            )  # fmt: skip
-            for parallel in _splits(checkpoint, config) if size == SPLIT_AT else [ParallelConfig()]:
-                yield request_of(checkpoint, config, parallel, "bfloat16", bucket, USUAL_PROMPT)
+        yield request(size, None, ParallelConfig())
+    if isinstance(scale, int | float):
+        yield request(SPLIT_AT, float(scale), ParallelConfig())
+    for parallel in _splits(checkpoint, config):
+        yield request(SPLIT_AT, None, parallel)
 
 
 def _splits(checkpoint: Checkpoint, config: RunConfig) -> list[ParallelConfig]:
-    """One rank, and every split that xfuser has for the family."""
-    found = [ParallelConfig()]
+    """Every split that xfuser has for the family, but for the ring's."""
+    found: list[ParallelConfig] = []
     for world in WORLDS:
         for parallel in splits(world):
             topology = Topology(world_size=world, parallel=parallel)
-            if topology.replica_size == world and _is_allowed(checkpoint, config, topology):
+            fits = topology.replica_size == world and parallel.ring_degree == 1
+            if fits and _is_allowed(checkpoint, config, topology):
                 found.append(parallel)
     return found
 
@@ -67,7 +74,7 @@ def _is_allowed(checkpoint: Checkpoint, config: RunConfig, topology: Topology) -
         check_degrees(checkpoint, config, topology)
     except UserError:
         return False
-    return checkpoint.family.xdit is not None
+    return True
 
 
 def checkpoint_of(name: str) -> tuple[Checkpoint, RunConfig]:
@@ -91,6 +98,7 @@ def main(chosen: Sequence[str]) -> int:
             key = key_of(checkpoint, request)
             if key in figures or name in failed:
                 continue
+            gc.collect()
             try:
                 found: Figures = in_this_process(checkpoint, config)(request)
             except Exception as error:  # whatever the pipeline raises; it is told at the end
