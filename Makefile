@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 # Where it is set, pytest would compile each test file again in each of its processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo quick test lint soak gpu docs system-packages clean
+.PHONY: demo quick test lint soak gpu figures docs system-packages clean
 
 # torch first and pinned: the newest would bring several GB of CUDA packages to a machine without a GPU.
 $(BIN)/.installed: pyproject.toml constraints.txt
@@ -62,6 +62,10 @@ soak: $(BIN)/.installed
 # to kernels_bench/results. Elsewhere all of it is skipped.
 gpu:
 	CERTIFY_MODEL=$(MODEL) $(PYTHON) -m pytest tests/gpu -s
+
+# Trace the known models anew at the usual sizes, after an update of torch, diffusers or transformers: an hour.
+figures: $(BIN)/.installed
+	$(BIN)/python -m dglaunch.planning.shipping
 
 # The generated parts of README.md and docs/: flags, families, optimizations, the tree.
 docs: $(BIN)/.installed

@@ -29,6 +29,8 @@ class Target:
     machine: Machine
     reasons: dict[str, str] = field(default_factory=dict)
     """Every automatic choice, and why."""
+    here: bool = True
+    """Whether it is this machine's; False: planned for a GPU elsewhere."""
 
 
 class Profile:

@@ -243,6 +243,9 @@ def in_this_process(checkpoint: Checkpoint, config: RunConfig) -> Trace:
     """Return a trace that runs here: for a command that computes nothing else."""
 
     def trace_here(request: Request) -> Figures:
+        from dglaunch.backends.diffusers.loading import quiet_libraries
+
+        quiet_libraries()
         from dglaunch.simulation.trace import trace
 
         return trace(checkpoint, config, request)

@@ -44,7 +44,7 @@ class DiffusersProfile(Profile):
             dtype = "bfloat16" if device == "cuda" else "float32"
             reasons["torch_dtype"] = f"{dtype}: the default on a {'GPU' if device == 'cuda' else 'CPU'}"
         machine = replace(_machine(device, topology) if elsewhere is None else elsewhere, dtype=dtype)
-        return Target(checkpoint=checkpoint, device=device, machine=machine, reasons=reasons)
+        return Target(checkpoint=checkpoint, device=device, machine=machine, reasons=reasons, here=elsewhere is None)
 
     def as_editor(self, config: RunConfig, checkpoint: Checkpoint, model_type: str | None) -> Checkpoint:
         return as_editor(checkpoint, model_type)
@@ -60,7 +60,9 @@ class DiffusersProfile(Profile):
             )
         checks.check_guidance(checkpoint, tasks)
         checks.check_text_length(checkpoint, config)
-        checks.check_optimizations(checkpoint, config, topology, target.device, self.xdit, target.machine.capability)
+        checks.check_optimizations(
+            checkpoint, config, topology, target.device, self.xdit, target.machine.capability, target.here
+        )
         checks.check_masks(checkpoint, config, tasks)
         checks.check_cache_steps(checkpoint, config, tasks)
         checks.check_encode(checkpoint, config)
