@@ -109,11 +109,11 @@ OPTIMIZATIONS = (
         changes="yes", excludes=_MOVING,
     ),
     Optimization(
-        flag="enable_cpu_offload", does="each network is on the GPU only while it runs", gpu="the weights are in host memory already",
+        flag="enable_cpu_offload", does="each network is on the GPU only while it runs: slower", gpu="the weights are in host memory already",
         xdit=_MOVED, excludes=("enable_group_offloading",),
     ),
     Optimization(
-        flag="enable_group_offloading", does="each layer of the transformer is on the GPU only while it runs",
+        flag="enable_group_offloading", does="each layer of the transformer is on the GPU only while it runs: slower",
         gpu="the weights are in host memory already", xdit=_MOVED,
     ),
     Optimization(flag="enable_channels_last", does="the convolutions of VAE and U-Net in NHWC order"),
