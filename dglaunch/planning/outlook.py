@@ -449,7 +449,8 @@ class _Looking:
         room = self.job.machine.memory
         if outlook.memory is not None and room is not None and self.job.checkpoint.family.batch:
             more = min(2 * images, outlook.memory.most_images(room * SPARE))
-            larger = self.seconds(self.largest[0], more) if more > images else None
+            enough = self.schedule.plan.num_tasks >= more * self.job.topology.num_replicas
+            larger = self.seconds(self.largest[0], more) if enough and more > images else None
             if larger is not None and (gain := (seconds.likely / images) / (larger.likely / more) - 1) > WORTH:
                 yield f"--batch_size {more}: about {gain:.0%} more images a second, and it fits"
         slow = estimate.bottleneck(
