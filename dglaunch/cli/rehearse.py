@@ -57,7 +57,7 @@ def _rehearse(job: Job) -> int:
     )
     for note in rehearsed.notes:
         terminal.print(f"note: {note}")
-    found = rehearse_replica(rehearsed.context, rehearsed.text_tokens, rehearsed.own_tokenizers)
+    found = rehearse_replica(rehearsed.context, rehearsed.setting)
     _show(terminal, job, found)
     terminal.print(f"not seen: {CANNOT_SEE}")
     return EXIT_DONE if _is_well(terminal, job, found) else EXIT_USER

@@ -11,6 +11,7 @@ from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
 from dglaunch.planning.batches import Plan
 from dglaunch.planning.job import Job
+from dglaunch.simulation.rank import Setting
 
 NUM_STEPS = 2
 """Of a rehearsal: the first denoising step may prepare what the others use."""
@@ -30,14 +31,13 @@ CANNOT_SEE = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Rehearsed:
     """A job as it is rehearsed."""
 
     context: Context
     """Of the first replica's first rank, with the batches to make."""
-    text_tokens: int
-    own_tokenizers: bool
+    setting: Setting
     notes: list[str]
     """What is left out or taken for granted."""
 
@@ -74,7 +74,7 @@ def to_rehearse(job: Job, plan: Plan) -> Rehearsed:
         dtype=job.machine.dtype,
         batches=[_shortened(batch) for batch in chosen],
     )
-    return Rehearsed(context=context, text_tokens=text_tokens, own_tokenizers=own_tokenizers, notes=notes)
+    return Rehearsed(context, Setting(text_tokens=text_tokens, own_tokenizers=own_tokenizers), notes)
 
 
 def _check(job: Job) -> None:

@@ -16,7 +16,7 @@ from dglaunch.models.building import build
 from dglaunch.models.components import Component
 from dglaunch.simulation.meter import Meter
 from dglaunch.simulation.networks import weightless
-from dglaunch.simulation.tokenizers import NO_LIMIT, FixedTokenizer
+from dglaunch.simulation.tokenizers import NO_LIMIT, FixedTokenizer, TextTokens
 
 Cut = Callable[[str, torch.nn.Module], None]
 """What is taken away of a network, by the name of its component."""
@@ -27,8 +27,8 @@ class Simulated:
     """How a simulated pipeline is built."""
 
     meter: Meter
-    text_tokens: int
-    """Of every prompt."""
+    text_tokens: TextTokens
+    """Of a prompt."""
     cut: Cut = lambda _name, _network: None
     own_tokenizers: bool = False
     """Whether the checkpoint's tokenizers are here and read the prompts, which then have the tokens that they have."""
@@ -85,7 +85,7 @@ class WeightlessLoader(PipelineLoader):
         """The tokens of a template that the pipeline puts around a prompt, and drops once it is encoded."""
         dropped = getattr(pipeline, "prompt_template_encode_start_idx", 0)
         if isinstance(getattr(pipeline, "tokenizer", None), FixedTokenizer):
-            pipeline.tokenizer.num_tokens += dropped
+            pipeline.tokenizer.num_template_tokens += dropped
 
     def _part(self, component: Component) -> Any:
         if "scheduler" in component.name:

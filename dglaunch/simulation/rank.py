@@ -27,6 +27,7 @@ from dglaunch.simulation.loader import Simulated, WeightlessLoader
 from dglaunch.simulation.meter import Meter
 from dglaunch.simulation.networks import equal_blocks, keep, weight_bytes
 from dglaunch.simulation.rehearsal import Stage, StageWatch, simulated_backend, simulating
+from dglaunch.simulation.tokenizers import TextTokens
 
 LOADING = "load"
 """The stage before the first batch."""
@@ -73,8 +74,8 @@ class RankRun:
 class Setting:
     """How a rank is rehearsed."""
 
-    text_tokens: int
-    """Of every prompt, where the tokenizers are not here."""
+    text_tokens: TextTokens
+    """Of a prompt, where the tokenizers are not here."""
     own_tokenizers: bool
     """Whether they are."""
     cut: tuple[str, ...] = ()

@@ -1,10 +1,11 @@
 """A replica rehearsed: each of its ranks in a child process of its own, one of them with all of the model's blocks.
 
-found = rehearse_replica(context, text_tokens=512, own_tokenizers=False)
+found = rehearse_replica(context, Setting(text_tokens=512, own_tokenizers=False))
 found.crashes, found.batches[0].disagreement, found.batches[0].stages["decode"].peak_bytes
 """
 
 import importlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -76,35 +77,38 @@ class ReplicaReport:
         return [batch.disagreement for batch in self.batches if batch.disagreement is not None]
 
 
-def rehearse_replica(context: Context, text_tokens: int, own_tokenizers: bool) -> ReplicaReport:
+def rehearse_replica(context: Context, setting: Setting) -> ReplicaReport:
     """Rehearse the context's batches on every rank of its replica.
 
     The leader has all blocks, so that its memory and work are those of a run. All ranks, the leader once more, have one
     block of each kind: enough to see whether they crash and whether they agree.
     """
-    _import_libraries(context)
-    setting = Setting(text_tokens=text_tokens, own_tokenizers=own_tokenizers)
-    ranks = list(context.topology.replica_ranks)
-    leader = as_rank(context, ranks[-1])
-    if len(ranks) == 1:
-        return _report(context.batches, _run_ranks([leader], setting)[0], [])
-    whole, *short = _run_ranks([leader], setting) + _run_short(context, setting, ranks)
-    return _report(context.batches, whole, short)
+    topology = context.topology
+    import_libraries(context)
+    (whole,) = _run_ranks([as_rank(context, topology.replica_ranks[-1])], setting)
+    return _report(context.batches, whole, run_short(context, setting) if topology.replica_size > 1 else [])
 
 
-def _run_short(context: Context, setting: Setting, ranks: Sequence[int]) -> list[RankRun]:
-    """Run the ranks with as few blocks as the networks can do with: some count theirs themselves."""
+def run_short(context: Context, setting: Setting) -> list[RankRun]:
+    """Run all ranks of a replica with as few blocks as the networks can do with: some count theirs themselves."""
+    import_libraries(context)
     runs: list[RankRun] = []
     for cut in CUTS:
-        runs = _run_ranks([as_rank(context, rank) for rank in ranks], replace(setting, cut=cut))
+        ranks = [as_rank(context, rank) for rank in context.topology.replica_ranks]
+        runs = _run_ranks(ranks, replace(setting, cut=cut))
         if not any(_misses_a_block(run) for run in runs):
             break
     return runs
 
 
+def agreement_of(runs: Sequence[RankRun], number: int) -> str | None:
+    """Return where ranks would wait for one another in a batch, or exchange what does not fit."""
+    return disagreement({run.rank: _collectives(run.batches[number]) for run in runs})
+
+
 def _misses_a_block(run: RankRun) -> bool:
     crashes = [run.crash, *(batch.crash for batch in run.batches)]
-    return any(crash is not None and crash.message.startswith(("IndexError", "KeyError")) for crash in crashes)
+    return any(crash is not None and re.search("IndexError|KeyError", crash.message) for crash in crashes)
 
 
 def _run_ranks(contexts: Sequence[Context], setting: Setting) -> list[RankRun]:
@@ -132,30 +136,26 @@ def _died(rank: int, exit_code: int) -> RankRun:
 
 
 def _report(batches: Sequence[Batch], whole: RankRun, short: Sequence[RankRun]) -> ReplicaReport:
-    runs = [whole, *short]
-    loading = [run.crash for run in runs if run.crash is not None]
+    loading = [run.crash for run in (whole, *short) if run.crash is not None]
     return ReplicaReport(
         weights=whole.weights,
         ahead=whole.ahead,
         crashes=_distinct(loading),
-        batches=[] if loading else [_batch_report(number, batch, runs) for number, batch in enumerate(batches)],
+        batches=[] if loading else [_batch_report(number, batch, whole, short) for number, batch in enumerate(batches)],
     )
 
 
-def _batch_report(number: int, batch: Batch, runs: Sequence[RankRun]) -> BatchReport:
-    whole, *short = [(run.rank, run.batches[number]) for run in runs]
-    every = [whole, *short]
-    crashes = [run.crash for _, run in every if run.crash is not None]
+def _batch_report(number: int, batch: Batch, whole: RankRun, short: Sequence[RankRun]) -> BatchReport:
+    runs = [run.batches[number] for run in (whole, *short)]
+    crashes = [run.crash for run in runs if run.crash is not None]
     guesses: dict[str, int] = {}
-    for _, run in every:
-        for stage in run.stages.values():
-            for place, count in stage.guesses.items():
-                guesses[place] = max(guesses.get(place, 0), count)
+    for stage in (stage for run in runs for stage in run.stages.values()):
+        guesses |= {place: max(count, guesses.get(place, 0)) for place, count in stage.guesses.items()}
     return BatchReport(
         batch=batch,
-        stages={} if whole[1].crash is not None else _stages([run for _, run in every]),
+        stages={} if runs[0].crash is not None else _stages(runs),
         crashes=_distinct(crashes),
-        disagreement=None if crashes else disagreement({rank: _collectives(run) for rank, run in short}),
+        disagreement=None if crashes else agreement_of(short, number),
         guesses=guesses,
     )
 
@@ -182,7 +182,7 @@ def _distinct(crashes: Iterable[Crash]) -> list[Crash]:
     return list({(crash.rank, crash.stage, crash.place): crash for crash in crashes}.values())
 
 
-def _import_libraries(context: Context) -> None:
+def import_libraries(context: Context) -> None:
     """What each child would import for itself, which takes it ten seconds."""
     quiet_libraries()
     import torch.distributed._tools.fake_collectives  # noqa: F401
