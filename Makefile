@@ -2,11 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What `make gpu` certifies: a hub id or a folder.
+MODEL ?= tiny
 export OMP_NUM_THREADS ?= 1
 # Where it is set, pytest would compile each test file again in each of its processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo quick test lint soak gpu docs system-packages clean
+.PHONY: demo quick test lint soak gpu figures docs system-packages clean
 
 # torch first and pinned: the newest would bring several GB of CUDA packages to a machine without a GPU.
 $(BIN)/.installed: pyproject.toml constraints.txt
@@ -55,10 +57,15 @@ test: lint system-packages
 soak: $(BIN)/.installed
 	$(BIN)/python -m pytest -m slow
 
-# On a machine with a CUDA GPU, with the Python that has its torch (not .venv, whose torch is for CPUs): the flags that need
-# one, and FLUX.1-dev's true size, whose row is appended to kernels_bench/results. Elsewhere all of it is skipped.
+# On a machine with a CUDA GPU, with the Python that has its torch (not .venv, whose torch is for CPUs): `dglaunch certify` of
+# MODEL on all GPUs (outputs/certify has its page), the flags that need a GPU, and FLUX.1-dev's true size, whose row is appended
+# to kernels_bench/results. Elsewhere all of it is skipped.
 gpu:
-	$(PYTHON) -m pytest tests/gpu -s
+	CERTIFY_MODEL=$(MODEL) $(PYTHON) -m pytest tests/gpu -s
+
+# Trace the known models anew at the usual sizes, after an update of torch, diffusers or transformers: an hour.
+figures: $(BIN)/.installed
+	$(BIN)/python -m dglaunch.planning.shipping
 
 # The generated parts of README.md and docs/: flags, families, optimizations, the tree.
 docs: $(BIN)/.installed

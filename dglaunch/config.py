@@ -374,7 +374,6 @@ class ParallelConfig:
 
     ulysses_degree: int = 1
     ring_degree: int = 1
-    pipefusion_degree: int = 1
     use_cfg_parallel: bool = False
     data_parallel_degree: int | None = None
     """Replicas. Default: what is left of the world."""

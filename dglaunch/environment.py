@@ -19,6 +19,8 @@ from dglaunch.files import at_home
 if TYPE_CHECKING:
     from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+PIPEFUSION = f"{XDIT_PREFIX}PIPEFUSION_DEGREE"
+"""xfuser has it, and dglaunch does not: known, so that whoever sets it learns why, and what splits an image instead."""
 JOB_TOKEN = "DG_JOB_TOKEN"
 """The job's token. No flag: the words of a command can be read by everyone on the machine."""
 _TRUTH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
@@ -118,18 +120,29 @@ def parallel_from_environment(environ: Mapping[str, str]) -> ParallelConfig:
     """Return the DG_XDIT_* degrees.
 
     Raises:
-        UserError: a variable does not parse or is below 1.
+        UserError: a variable does not parse or is below 1, or it asks for PipeFusion.
     """
     parallel = ParallelConfig()
     for name, hint in types_of(ParallelConfig).items():
         variable = XDIT_PREFIX + name.upper()
-        if variable not in environ:
-            continue
-        value = parse_value(variable, environ[variable], hint)
-        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-            raise UserError(f"{variable}={environ[variable]} must be 1 or more; unset it to leave it at 1.")
-        setattr(parallel, name, value)
+        if variable in environ:
+            setattr(parallel, name, _degree(variable, environ[variable], hint))
+    if PIPEFUSION in environ and _degree(PIPEFUSION, environ[PIPEFUSION], int) != 1:
+        raise UserError(
+            f"{PIPEFUSION}={environ[PIPEFUSION]}: xfuser 0.7's PipeFusion receives in float16 whatever the model's type, caches "
+            "keys and values twice, which breaks off its first asynchronous step, and hangs where two ranks tell each other a "
+            f"shape; mended, it still only approximates the model's image. Unset it, and split an image by "
+            f"{XDIT_PREFIX}ULYSSES_DEGREE or, with guidance, by {XDIT_PREFIX}USE_CFG_PARALLEL."
+        )
     return parallel
+
+
+def _degree(variable: str, text: str, hint: object) -> object:
+    """One of xDiT's degrees, or its truth value."""
+    value = parse_value(variable, text, hint)
+    if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+        raise UserError(f"{variable}={text} must be 1 or more; unset it to leave it at 1.")
+    return value
 
 
 def known_flags() -> set[str]:
@@ -144,7 +157,7 @@ def check_variables(environ: Mapping[str, str]) -> None:
         UserError: with the nearest name; or DG_JOB_TOKEN is set to nothing.
     """
     flags = {f"DG_{name.upper()}" for name in known_flags()}
-    allowed = flags | {XDIT_PREFIX + item.name.upper() for item in fields(ParallelConfig)} | {JOB_TOKEN}
+    allowed = flags | {XDIT_PREFIX + item.name.upper() for item in fields(ParallelConfig)} | {PIPEFUSION, JOB_TOKEN}
     if environ.get(JOB_TOKEN) == "":
         raise UserError(
             f"{JOB_TOKEN} is set to nothing, so it would keep nobody out. Give it a long random text, or unset it."

@@ -8,18 +8,24 @@ A new section is a function in SECTIONS and a pair of marks in a page. No torch 
 
 import ast
 import dataclasses
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, str(ROOT))  # this checkout's package, whatever is installed
 
 from dglaunch import config as configs  # noqa: E402
+from dglaunch.config import ParallelConfig  # noqa: E402
+from dglaunch.data.task import Bucket  # noqa: E402
+from dglaunch.distributed.topology import Topology  # noqa: E402
 from dglaunch.models.catalogue import Entry, known  # noqa: E402
 from dglaunch.models.catalogue import names as known_models  # noqa: E402
 from dglaunch.models.families import FAMILIES, OTHER, Family, families_taking, xdit_families_taking  # noqa: E402
+from dglaunch.models.figures import Figures  # noqa: E402
 from dglaunch.models.optimizations import (  # noqa: E402
     ATTENTION,
     CACHE_FLAGS,
@@ -27,9 +33,14 @@ from dglaunch.models.optimizations import (  # noqa: E402
     XFUSER_ATTENTION,
     Optimization,
 )
+from dglaunch.models.shape import Shape  # noqa: E402
+from dglaunch.planning.estimate import SPARE, Memory, memory_of  # noqa: E402
+from dglaunch.planning.figures import FigureBook  # noqa: E402
 from dglaunch.planning.fit import as_plain, left_out  # noqa: E402
-from dglaunch.planning.gpus import GPUS  # noqa: E402
+from dglaunch.planning.gpus import GPUS, Gpu, find_gpu  # noqa: E402
 from dglaunch.planning.measurements import MEASUREMENTS, Run  # noqa: E402
+from dglaunch.planning.shipping import checkpoint_of  # noqa: E402
+from dglaunch.planning.speed import Work, seconds_of  # noqa: E402
 
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 SECTION = re.compile(r"^<!-- begin (?P<name>.+?) -->\n(?P<text>.*?)^<!-- end (?P=name) -->$", re.DOTALL | re.MULTILINE)
@@ -99,7 +110,7 @@ def splits(family: Family) -> str:
     """How xDiT may divide one image of the family over several ranks."""
     if family.xdit is None:
         return "no"
-    ways = {"Ulysses": True, "ring": family.xdit.ring, "CFG": family.xdit.cfg, "PipeFusion": family.xdit.pipefusion}
+    ways = {"Ulysses": True, "ring": family.xdit.ring, "CFG": family.xdit.cfg}
     return ", ".join(way for way, possible in ways.items() if possible)
 
 
@@ -204,12 +215,12 @@ def xdit_families() -> str:
         [
             family.name,
             f"`{pipeline}`",
-            *map(yes_or_no, (True, family.xdit.ring, family.xdit.cfg, family.xdit.pipefusion)),
+            *map(yes_or_no, (True, family.xdit.ring, family.xdit.cfg)),
         ]
         for pipeline, family in FAMILIES.items()
         if family.xdit is not None
     ]
-    return table(["family", "pipeline class", "Ulysses", "ring", "CFG parallel", "PipeFusion (GPUs only)"], rows)
+    return table(["family", "pipeline class", "Ulysses", "ring", "CFG parallel"], rows)
 
 
 def editing_families() -> str:
@@ -327,6 +338,51 @@ def source(run: Run) -> str:
     return f"[{host['place']}]({run.source})" if host else run.source
 
 
+PLANNED = (
+    "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.2-dev", "black-forest-labs/FLUX.2-klein-4B", "Qwen/Qwen-Image",
+    "Tongyi-MAI/Z-Image", "stabilityai/stable-diffusion-3.5-large", "stabilityai/stable-diffusion-xl-base-1.0",
+)  # fmt: skip
+PLANNED_ON = ("H100", "A100 80GB", "L40S", "RTX 4090")
+PLANNED_BATCHES = (1, 2, 4, 8)
+
+
+def memory_and_time() -> str:
+    """What the traces that dglaunch ships say of well-known models, and the seconds that follow on some GPUs."""
+    rows = [planned_row(model, size) for model in PLANNED for size in (512, 1024)]
+    head = ["model", "size", "weights, GiB", *(f"peak, batch {n}" for n in PLANNED_BATCHES), "TFLOP an image"]
+    return table([*head, *(f"s an image, {gpu}" for gpu in PLANNED_ON)], rows)
+
+
+def planned_row(model: str, size: int) -> list[str]:
+    checkpoint, config = checkpoint_of(model)
+    bucket = Bucket(height=size, width=size)
+    book = FigureBook(checkpoint, config, ParallelConfig(), "bfloat16")
+    figures = book(bucket)
+    assert figures is not None, f"{model} at {size} is not among the figures that are shipped: make figures"
+    shape = Shape(size, size)
+    memory = memory_of(checkpoint, config, Topology(), "bfloat16", shape, figures=figures)
+    assert memory is not None
+    steps = figures.num_inference_steps
+    tflop = (figures.encode.flops + steps * figures.denoise.flops + figures.decode.flops) / 1e12
+    cells = [f"{memory.needed(images) / 2**30:.1f}" for images in PLANNED_BATCHES]
+    times = [seconds_on(find_gpu(gpu), model, figures, memory) for gpu in PLANNED_ON]
+    name = model.partition("/")[2]
+    return [f"{name}, {steps} steps", f"{shape}", f"{memory.weights / 2**30:.1f}", *cells, f"{tflop:,.0f}", *times]
+
+
+def seconds_on(gpu: Gpu, model: str, figures: Figures, memory: Memory) -> str:
+    """Of one image alone; what does not fit is said."""
+    if memory.needed(1) > gpu.memory * SPARE:
+        return "does not fit"
+    work = Work(
+        model=model, encode_tflop=figures.encode.flops / 1e12, step_tflop=figures.denoise.flops / 1e12,
+        steps=figures.num_inference_steps, decode_tflop=figures.decode.flops / 1e12,
+        launches_a_step=figures.denoise.launches,
+    )  # fmt: skip
+    seconds = seconds_of(work, gpu)
+    return "?" if seconds is None else str(seconds.a_batch)
+
+
 def published_times() -> str:
     """Plain diffusers as published, and as the other rows predict it."""
     rows = []
@@ -384,6 +440,7 @@ PACKAGES = {
     "backends/diffusers": "plain diffusers pipelines, each rank a replica",
     "backends/xdit": "xfuser: several ranks share one image",
     "backends/api": "images from a provider's API",
+    "simulation": "a run on fake tensors: what it holds, computes and sends at the model's true size",
     "planning": "what will happen, decided before a model is loaded",
     "run": "the run itself",
     "cli": "one file a command",
@@ -434,6 +491,7 @@ def tree() -> str:
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "flags": flags,
+    "memory and time": memory_and_time,
     "models": models,
     "families": families,
     "known models": catalogue,

@@ -27,6 +27,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "/unit/" in item.path.as_posix())
 
 
+@pytest.fixture(autouse=True)
+def untraced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`plan` in this process has the figures that dglaunch ships, or formulas: a trace takes seconds. `traced` marks the tests
+    of traces."""
+    if request.node.get_closest_marker("traced") is None:
+        monkeypatch.setattr("dglaunch.cli.plan.in_this_process", lambda *_: None)
+
+
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     """23 prompts, a number that no batch size or world size divides."""

@@ -20,6 +20,7 @@ item only: it is recorded and not tried again (an API must not be paid twice for
 run: the user's mistake showed only at the server. None in a slot: the run was stopped first, the image stays pending.
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -103,6 +104,11 @@ class Context:
     def torch_device(self) -> str:
         """This rank's device, as torch names it: cuda:1."""
         return f"cuda:{self.topology.local_rank}" if self.device == "cuda" else "cpu"
+
+    @property
+    def num_cores(self) -> int:
+        """This rank's share of the machine's cores."""
+        return max(1, (os.cpu_count() or 1) // self.topology.local_world_size)
 
 
 @dataclass(slots=True)

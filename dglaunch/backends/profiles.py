@@ -13,6 +13,7 @@ from dglaunch.backends.registry import BACKENDS, imported
 from dglaunch.config import API, Concern, RunConfig
 from dglaunch.data.task import BatchSize, Bucket, Task, plain_bucket
 from dglaunch.distributed.topology import Topology
+from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint, as_editor
 from dglaunch.models.families import OTHER
 from dglaunch.system import Machine
@@ -28,6 +29,8 @@ class Target:
     machine: Machine
     reasons: dict[str, str] = field(default_factory=dict)
     """Every automatic choice, and why."""
+    here: bool = True
+    """Whether it is this machine's; False: planned for a GPU elsewhere."""
 
 
 class Profile:
@@ -84,6 +87,11 @@ class Profile:
         Raises:
             UserError: with the remedy.
         """
+        if config.on_long_prompt == "fail":
+            raise UserError(
+                f"--backend {config.backend.backend} has no text encoder of which it is known how much it reads, so "
+                "--on_long_prompt fail would do nothing. Drop it."
+            )
 
     def buckets(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Callable[[Task], Bucket]:
         """Return the function that says what must be equal in a batch."""

@@ -1,12 +1,17 @@
 """The command line to a configuration: flags come before DG_* variables, and these before defaults."""
 
-from collections.abc import Mapping, Sequence
-from typing import TypeVar
+import io
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, TypeVar
 
 from dglaunch.config import RunConfig
 from dglaunch.environment import check_variables, parse_value, reading, takes_text, types_of
 from dglaunch.errors import UserError
+from dglaunch.files import at_home
 from dglaunch.planning.gpus import Gpu, find_gpu
+from dglaunch.streams import Stream, readable
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -18,7 +23,7 @@ def parse(
 
     A flag that tyro cannot parse ends the process with exit 2 and tyro's text, unless `quiet` (other ranks).
     """
-    import tyro
+    from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes
 
     leaves = types_of(config_type)
     check_variables(environ)
@@ -37,19 +42,41 @@ def parse(
     }
     missing = {name: value for name, value in from_environment.items() if name not in given}
     words = [word for name, value in missing.items() for word in _as_words(name, value)]
-    config = tyro.cli(
-        config_type,
-        prog=prog,
-        args=[*words, *arguments],
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-        use_underscores=True,
-        registry=reading(),
-        console_outputs=not quiet,
+    config: Config = read_words(
+        config_type, prog, [*words, *arguments], quiet, config=(OmitArgPrefixes, OmitSubcommandPrefixes)
     )
     origins = dict.fromkeys(leaves, "default")
     origins |= {name: f"DG_{name.upper()}" for name in missing}
     origins |= {name: "flag" for name in leaves if name in given}
     return config, origins
+
+
+def read_words(
+    kind: Callable[..., object], prog: str, words: Sequence[str], quiet: bool = False, **options: object
+) -> Any:
+    """Return what tyro makes of a command's words: the only call of it that may print.
+
+    What tyro refuses it shows, and ends the process with exit 2. It shows words as they are; what a terminal would obey in
+    them becomes an escape, and then nothing has colors, which are such characters, too.
+    """
+    import tyro
+
+    told, shown = io.StringIO(), io.StringIO()
+    is_readable = all(readable(word) == word for word in words)
+    try:
+        with redirect_stderr(told), nullcontext() if is_readable else redirect_stdout(shown):
+            return tyro.cli(  # type: ignore[call-overload]  # its options are other for each type
+                kind,
+                prog=prog,
+                args=words,
+                use_underscores=True,
+                registry=reading(),
+                console_outputs=not quiet,
+                **options,
+            )
+    finally:
+        for text, is_error in ((shown.getvalue(), False), (told.getvalue(), True)):
+            Stream(is_error).write(text if is_readable else readable(text))
 
 
 def _with_texts_joined(arguments: Sequence[str], leaves: Mapping[str, object]) -> list[str]:
@@ -98,6 +125,27 @@ def take_gpu(arguments: list[str]) -> Gpu | None:
     rest, value = _without(arguments, "gpu")
     arguments[:] = rest
     return None if value is None else find_gpu(value)
+
+
+def take_switch(arguments: list[str], flag: str) -> bool:
+    """Take a command's own switch (--compare) out of the arguments; whether it was there."""
+    rest = [word for word in arguments if word.replace("-", "_").lstrip("_") != flag or not word.startswith("--")]
+    found = len(rest) < len(arguments)
+    arguments[:] = rest
+    return found
+
+
+def take_path(arguments: list[str], flag: str) -> Path | None:
+    """Take a command's own flag that names a file (--json FILE) out of the arguments.
+
+    Raises:
+        UserError: no file is named.
+    """
+    rest, value = _without(arguments, flag)
+    arguments[:] = rest
+    if value is not None and not value.strip():
+        raise UserError(f"--{flag} needs the name of a file.")
+    return None if value is None else at_home(Path(value))
 
 
 def without(arguments: Sequence[str], flag: str) -> list[str]:

@@ -5,8 +5,9 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from dglaunch.errors import EXIT_DONE, UserError
-from dglaunch.output.gallery import is_failed, read_rows, write_page
+from dglaunch.output.gallery import write_page
 from dglaunch.output.ledger import OutputFolder
+from dglaunch.output.sorted_lines import SortedLines
 from dglaunch.output.thumbnails import write_contact_sheet
 from dglaunch.terminal import Terminal
 
@@ -30,12 +31,12 @@ def gallery(
         raise UserError(f"--thumbnails {thumbnails}: 0 (none) to 512 pixels; 96 to 160 are usual.")
     OutputFolder(folder).require_results()
     terminal = Terminal()
-    rows = read_rows(folder)
+    rows = SortedLines(OutputFolder(folder))
     page = write_page(folder, output, thumbnails, rows)
-    failed = sum(map(is_failed, rows))
-    terminal.print(f"{len(rows) - failed:,} images and {failed:,} failures are in {page}")
+    made = len(rows) - rows.num_failed
+    terminal.print(f"{made:,} images and {rows.num_failed:,} failures are in {page}")
     if contact_sheet is not None:
         shown = write_contact_sheet(folder, contact_sheet, rows)
-        rest = len(rows) - failed - shown
+        rest = made - shown
         terminal.print(f"{shown:,} images are on {contact_sheet}" + (f"; {rest:,} more are not" if rest else ""))
     return EXIT_DONE

@@ -45,7 +45,4 @@ def start_torchrun(config: RunConfig, num_gpus: int, words: list[str], environ: 
         return
     if config.debug:
         raise UserError("--debug runs in one process; drop --num_gpus.")
-    from dglaunch.planning.checks import check_table
-
-    check_table(config, num_gpus)
     os.execv(sys.executable, torchrun_command(num_gpus, "-m", "dglaunch", *without(words, "num_gpus")))

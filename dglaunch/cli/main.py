@@ -2,12 +2,13 @@
 
 import difflib
 import errno
+import functools
 import importlib
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 
-from dglaunch.environment import another_speaks, environment, is_true, reading
+from dglaunch.environment import another_speaks, environment, is_true
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, EXIT_USER, DglaunchError, UserError
 from dglaunch.streams import lasting, say
 
@@ -31,6 +32,7 @@ usage: dglaunch COMMAND [flags]      (several GPUs: torchrun --nproc_per_node 8 
   rehearse COMMAND    run that command's own code as every rank of a replica, at the model's true size, without its GPUs and
                  weights: does it crash, does it fit (--world_size 8 --gpu H100)
   tune t2i       measure batch sizes and parallel configurations on the real model; --batch_size auto then uses it
+  certify        compare all ways to run a model on this machine: replicas, batches, splits, resume; a page and a JSON
   slurm COMMAND  print (or --submit) the batch script that runs that command on a Slurm cluster
   verify OUT     check a folder of results, file by file; --repair queues what is wrong to be made again
   status OUT     how far a job is, while it runs or after it
@@ -40,7 +42,7 @@ usage: dglaunch COMMAND [flags]      (several GPUs: torchrun --nproc_per_node 8 
   doctor         what is installed here, whether it is fine, and the remedy
 
 dglaunch COMMAND --help lists the flags. Exit codes: 0 everything done, 1 the run broke off, 2 a mistake in the command
-or its input, 3 some items failed, 130 stopped by a signal. Starting the same command again resumes."""
+or its input, 3 some items failed or differ, 130 stopped by a signal. Starting the same command again resumes."""
 
 COMMANDS = {
     "t2i": "dglaunch.cli.jobs:run_job",
@@ -48,6 +50,7 @@ COMMANDS = {
     "plan": "dglaunch.cli.plan:plan",
     "rehearse": "dglaunch.cli.rehearse:rehearse",
     "tune": "dglaunch.cli.tune:tune",
+    "certify": "dglaunch.cli.certify:certify",
     "slurm": "dglaunch.cli.slurm:slurm",
 }
 """Commands with a job's flags: functions of the command line's words and the environment."""
@@ -138,7 +141,13 @@ def _version(words: list[str], environ: Mapping[str, str]) -> int:
 
 
 def _tool(words: list[str], environ: Mapping[str, str]) -> int:
-    import tyro
+    from dglaunch.cli.flags import read_words
 
     function = _imported(TOOLS[words[0]])
-    return tyro.cli(function, prog=f"dglaunch {words[0]}", args=words[1:], use_underscores=True, registry=reading())
+
+    @functools.wraps(function)
+    def called_later(*arguments: object, **flags: object) -> Callable[[], int]:
+        return functools.partial(function, *arguments, **flags)
+
+    call: Callable[[], int] = read_words(called_later, f"dglaunch {words[0]}", words[1:])
+    return call()

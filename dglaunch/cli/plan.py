@@ -1,24 +1,33 @@
 """The command `plan`: what a run would do, without it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from rich.table import Table
 
-from dglaunch.cli.flags import parse, take_gpu, take_world_size
+from dglaunch.cli.flags import parse, take_gpu, take_path, take_switch, take_world_size
 from dglaunch.config import COMMANDS
-from dglaunch.data.task import BatchSize, Bucket
 from dglaunch.environment import another_speaks
 from dglaunch.errors import EXIT_DONE, UserError
 from dglaunch.output.ledger import OutputFolder
-from dglaunch.planning import estimate
 from dglaunch.planning.batches import Plan
-from dglaunch.planning.job import SHOWN_SIZES, Job, Schedule, prepare
-from dglaunch.planning.tuned import recall
-from dglaunch.run.report import duration, number
+from dglaunch.planning.estimate import SPARE
+from dglaunch.planning.figures import book_of, in_this_process
+from dglaunch.planning.gpus import Gpu, find_gpu, gpu_of
+from dglaunch.planning.job import Job, Schedule, prepare
+from dglaunch.planning.outlook import GIB, Layout, Outlook, look_ahead
+from dglaunch.planning.speed import Span
+from dglaunch.planning.tuned import recall, write_json
+from dglaunch.run.report import number
 from dglaunch.terminal import Terminal
 
 SHOWN_ERRORS = 5
 SHOWN_REPLICAS = 16
+
+
+ASSUMED_GPU = "H100"
+"""What a model that is not on this machine is planned for, where there is no GPU and none is named."""
+SHOWN_ADVICE = 8
 
 
 def plan(words: list[str], environ: Mapping[str, str]) -> int:
@@ -31,17 +40,43 @@ def plan(words: list[str], environ: Mapping[str, str]) -> int:
     if command not in COMMANDS:
         raise UserError(f"Name the command to plan: dglaunch plan {' or '.join(COMMANDS)} [flags].")
     world_size, gpu = take_world_size(rest), take_gpu(rest)
+    compare, file = take_switch(rest, "compare"), take_path(rest, "json")
     quiet = another_speaks(environ)
     config, origins = parse(COMMANDS[command], rest, environ, f"dglaunch plan {command}", quiet=quiet)
     job = prepare(config, origins, environ, world_size, None if gpu is None else gpu.machine, only_planned=True)
+    if gpu is None and _is_elsewhere(job):
+        gpu = find_gpu(ASSUMED_GPU)
+        job = prepare(config, origins, environ, world_size, gpu.machine, only_planned=True)
     if job.topology.is_main:
-        recalled = recall(config, job.machine, job.topology.parallel)
-        limits = OutputFolder(config.output_dir).out_of_memory_limits()
-        terminal = Terminal()
-        _show(terminal, job, job.schedule((), limits, recalled.sizes, job.machine.memory))
-        for note in recalled.notes:
-            terminal.print(note)
+        _print(Terminal(), job, gpu or gpu_of(job.machine), compare, file)
     return EXIT_DONE
+
+
+def _is_elsewhere(job: Job) -> bool:
+    """Whether neither the model nor a GPU is on this machine: who asks means another one."""
+    return (
+        job.profile.has_estimates
+        and not job.checkpoint.local
+        and job.device == "cpu"
+        and job.config.backend.device is None
+    )
+
+
+def _print(terminal: Terminal, job: Job, gpu: Gpu | None, compare: bool, file: Path | None) -> None:
+    recalled = recall(job.config, job.machine, job.topology.parallel)
+    limits = OutputFolder(job.config.output_dir).out_of_memory_limits()
+    book = book_of(job, in_this_process(job.checkpoint, job.config))
+    figures = book if job.profile.has_estimates else lambda _: None
+    schedule = job.schedule((), limits, recalled.sizes, job.machine.memory, figures=figures)
+    outlook = look_ahead(job, schedule, book, gpu, compare) if job.profile.has_estimates else None
+    _show(terminal, job, schedule)
+    if outlook is not None:
+        _show_outlook(terminal, outlook, book.problem)
+    for note in recalled.notes:
+        terminal.print(note)
+    if file is not None:
+        found = outlook.as_json() if outlook is not None else {}
+        write_json(file, found | {"reasons": schedule.reasons, "num_images": schedule.plan.num_tasks})
 
 
 def _show(terminal: Terminal, job: Job, schedule: Schedule) -> None:
@@ -64,8 +99,6 @@ def _show(terminal: Terminal, job: Job, schedule: Schedule) -> None:
         terminal.print(
             f"... {len(images) - SHOWN_REPLICAS:,} more replicas; {min(images):,} to {max(images):,} images each"
         )
-    if job.profile.has_estimates:
-        _print_estimates(terminal, job, plan)
 
 
 def _replicas(job: Job, plan: Plan) -> Table:
@@ -83,33 +116,74 @@ def _sizes(sizes: Sequence[int]) -> str:
     return ", ".join(f"{sizes.count(size)} of {size}" for size in sorted(set(sizes), reverse=True))
 
 
-def _print_estimates(terminal: Terminal, job: Job, plan: Plan) -> None:
-    for bucket, size in list(_by_size(plan).items())[:SHOWN_SIZES]:
-        shape = job.checkpoint.shape(bucket.height, bucket.width)
-        memory = estimate.memory_of(
-            job.checkpoint, job.config, job.topology, job.machine.dtype, shape, bucket.input_tokens
-        )
-        if memory is None:
-            terminal.print("memory and time: not estimated, the weights are not on this machine")
-            return
-        gib = 2**30
+def _show_outlook(terminal: Terminal, outlook: Outlook, problem: str) -> None:
+    for line in _memory_lines(outlook, problem):
+        terminal.print(line)
+    if outlook.seconds is not None:
+        seconds = outlook.seconds
+        name = outlook.gpu.name if outlook.gpu is not None else ""
         terminal.print(
-            f"memory a rank at {shape}, batch {size.size}: about {memory.needed(size.size) / gib:.2f} GiB "
-            f"({memory.weights / gib:.2f} weights + {size.size} x {memory.image / gib:.2f})"
+            f"time on {name}: {_time(outlook.total)} in all; {_time(seconds.a_batch)} a batch of {outlook.images}, "
+            f"{outlook.rate} images/s, start-up left out"
         )
-    seconds = estimate.seconds_of(job.checkpoint, job.config, job.topology, plan)
-    if seconds is not None:
-        terminal.print(
-            f"time: about {duration(seconds)} on H100s at {estimate.ASSUMED_TFLOPS:.0f} TFLOP/s each, start-up left "
-            "out (arithmetic, not a measurement)"
-        )
-        if (slow := estimate.bottleneck(job.checkpoint, job.topology, plan, seconds)) is not None:
-            terminal.print(slow)
+        for sentence in seconds.basis:
+            terminal.print(f"  {sentence}")
+    elif outlook.figures is not None:
+        terminal.print("time: not known on this device; --gpu NAME tells it for a GPU")
+    if outlook.layouts:
+        terminal.print(_layouts(outlook.layouts))
+        if (best := outlook.recommended) is not None:
+            terminal.print(f"most images a second: {best.name}")
+    for line in list(outlook.advice)[:SHOWN_ADVICE]:
+        terminal.print(f"advice: {line}")
 
 
-def _by_size(plan: Plan) -> dict[Bucket, BatchSize]:
-    """One bucket of each output size."""
-    return {
-        bucket: plan.sizes[bucket]
-        for bucket in {(bucket.height, bucket.width): bucket for bucket in plan.sizes}.values()
-    }
+def _memory_lines(outlook: Outlook, problem: str) -> Iterator[str]:
+    memory, room, images = outlook.memory, outlook.job.machine.memory, outlook.images
+    if memory is None:
+        yield f"memory and time: not known{f', as {problem}' if problem else ''}"
+        return
+    shape = outlook.job.checkpoint.shape(outlook.bucket.height, outlook.bucket.width)
+    stages = ", ".join(f"{name} {stage.needed(images) / GIB:.2f}" for name, stage in memory.stages.items())
+    yield (
+        f"memory a rank at {shape}, batch {images}: {memory.needed(images) / GIB:.2f} GiB at its worst, while it "
+        f"{VERBS[memory.peak_stage(images)]} ({stages}; {memory.weights / GIB:.2f} of it weights; {memory.source})"
+    )
+    if memory.source == "formula" and problem:
+        yield f"  a formula, as it could not be traced: {problem}"
+    if room is None:
+        return
+    left = (room - memory.needed(images)) / GIB
+    if outlook.fits:
+        yield f"  fits into {room / GIB:.1f} GiB; {left:.1f} GiB are left"
+    elif left > 0:
+        yield f"  does not fit: {room / GIB:.1f} GiB, of which {SPARE:.0%} are planned for, are {left:.1f} more"
+    else:
+        yield f"  does not fit: {room / GIB:.1f} GiB are {-left:.1f} too few"
+
+
+VERBS = {"encode": "encodes prompts", "denoise": "denoises", "decode": "decodes"}
+
+
+def _layouts(layouts: Sequence[Layout]) -> Table:
+    table = Table("layout", "batch", "GiB a rank", "s an image", "images/s", "the whole job")
+    for layout in layouts:
+        if layout.refused:
+            table.add_row(layout.name, "", "", "", "", layout.refused.partition(". ")[0])
+            continue
+        memory = "?" if layout.memory is None else f"{layout.memory.needed(layout.images) / GIB:.1f}"
+        fits = "" if layout.fits is not False else " (does not fit)"
+        known = layout.rate.high > 0
+        table.add_row(
+            layout.name, str(layout.images), memory + fits, str(layout.image) if known else "?",
+            str(layout.rate) if known else "?", _time(layout.job) if known else "?",
+        )  # fmt: skip
+    return table
+
+
+def _time(span: Span) -> str:
+    """A range of seconds in the unit that fits."""
+    for unit, factor in (("h", 3600), ("min", 60)):
+        if span.low >= 2 * factor:
+            return f"{span.times(1 / factor)} {unit}"
+    return f"{span} s"

@@ -16,9 +16,9 @@ from typing import Annotated
 
 import tyro
 
-from dglaunch.cli.flags import parse, without
+from dglaunch.cli.flags import parse, read_words, without
 from dglaunch.config import COMMANDS
-from dglaunch.environment import JOB_TOKEN, reading
+from dglaunch.environment import JOB_TOKEN
 from dglaunch.errors import EXIT_DONE, UserError
 from dglaunch.streams import Stream
 
@@ -93,11 +93,13 @@ EXAMPLE_ARGUMENTS = {
 
 def slurm(words: Sequence[str], environ: Mapping[str, str]) -> int:
     """Print the batch script of a job, or submit it (`dglaunch slurm t2i ... [--submit]`)."""
-    cluster, rest = tyro.cli(
-        SlurmConfig, prog="dglaunch slurm t2i", args=list(words[1:]), return_unknown_args=True, use_underscores=True,
-        registry=reading(),
+    cluster, rest = read_words(
+        SlurmConfig,
+        "dglaunch slurm t2i",
+        words[1:],
+        return_unknown_args=True,
         description="Print a batch script for Slurm that runs a command of dglaunch, with the command's own flags.",
-    )  # fmt: skip
+    )
     command = rest[0] if rest else ""
     if command not in COMMANDS:
         raise UserError(f"Name the command to run first: dglaunch slurm {' or '.join(COMMANDS)} [flags].")

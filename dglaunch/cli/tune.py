@@ -28,6 +28,7 @@ from dglaunch.data.task import Batch, Record, Task
 from dglaunch.distributed.channel import Channel
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import EXIT_DONE, DglaunchError, UserError
+from dglaunch.files import is_stream
 from dglaunch.planning.batches import into_buckets
 from dglaunch.planning.estimate import SPARE
 from dglaunch.planning.gpus import Gpu
@@ -65,6 +66,11 @@ def tune(words: list[str], environ: Mapping[str, str]) -> int:
     if not profile.can_tune or config.debug or config.batch_size != "auto":
         raise UserError(
             "tune chooses the batch size on this machine's ranks; drop --batch_size, --debug and remote backends."
+        )
+    if config.prompts_file is not None and is_stream(config.prompts_file):
+        raise UserError(
+            f"tune reads the prompts once for each configuration, and {config.prompts_file} can be read once. Save them to a "
+            "file first, and name that."
         )
     ranks = config.num_gpus or _gpus()
     rest = without(without(words[1:], "num_gpus"), "output_dir")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from dglaunch.config import RunConfig
 from dglaunch.data.tables import PROMPT_FILE
 from dglaunch.data.task import Record, Task
+from dglaunch.data.values import name_key
 from dglaunch.errors import UserError
 
 
@@ -112,7 +113,7 @@ def check(config: RunConfig, tasks: Sequence[Task]) -> None:
 
 def _check_dpg(flag: str, tasks: Sequence[Task]) -> None:
     """Its script cuts squares out of one image for each prompt, found by the name up to the first dot."""
-    seen: dict[str, int] = {}
+    seen: dict[str, Task] = {}
     if len(set(Counter(task.index for task in tasks).values())) > 1:
         raise UserError(
             f"{flag}: its evaluation takes as many images of each prompt; drop the rows' own numbers of them."
@@ -121,7 +122,11 @@ def _check_dpg(flag: str, tasks: Sequence[Task]) -> None:
         name = str((task.extra or {})[PROMPT_FILE])
         if "." in name or "/" in name or "\\" in name or not name.isprintable():
             raise UserError(f"{flag}: the name {name!r} of row {task.index} has a dot, a slash or a control character.")
-        if seen.setdefault(name, task.index) != task.index:
-            raise UserError(f"{flag}: rows {seen[name]} and {task.index} have the same {PROMPT_FILE} {name!r}.")
+        other = seen.setdefault(name_key(name), task)
+        if other.index != task.index:
+            raise UserError(
+                f"{flag}: rows {other.index} and {task.index} have the same {PROMPT_FILE} {name!r}, or two that some file "
+                "systems do not tell apart. Rename one of them."
+            )
         if None not in (task.width, task.height) and task.width != task.height:
             raise UserError(f"{flag}: row {task.index} is {task.width}x{task.height}; its evaluation cuts out squares.")

@@ -8,6 +8,7 @@ text has for it, and how many it reads. Where one of them does read it to its en
 CLIP, which reads 77 tokens and gives the pooled embedding only, beside its T5). The same with `negative_` before it.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,8 +26,10 @@ UNLIMITED = 10**9
 """A tokenizer that does not know its text encoder's limit gives a number beyond this."""
 AT_A_TIME = 256
 """Texts whose tokens are in memory together: before a run all of a table are counted."""
+_QUOTED = re.compile(r"""('[^']*'|"[^"]*"|\u2018[^\u2018\u2019]*\u2019|\u201c[^\u201c\u201d]*\u201d)""")
+_APOSTROPHE = re.compile(r"(?<=[a-zA-Z])'(?=[a-zA-Z])")
 MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
-"""Stands for the prompt in a chat template."""
+"""Stands for the prompt in a chat template, and for an apostrophe where quotes are looked for."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -123,11 +126,22 @@ class _Encoder:
         return {text: count - room for text, count in zip(long, self._count(written)) if count > room}
 
     def _count(self, texts: Sequence[str]) -> list[int]:
+        if self._window.spells_quotes:
+            return [sum(self._tokens(_spelled(text))) for text in texts]
+        return self._tokens(texts)
+
+    def _tokens(self, texts: Sequence[str]) -> list[int]:
         counts: list[int] = []
         for start in range(0, len(texts), AT_A_TIME):
             part = texts[start : start + AT_A_TIME]
             counts += map(len, self._tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"])
         return counts
+
+
+def _spelled(text: str) -> list[str]:
+    """The parts of a text that are tokenized each by itself, where quoted words are spelled. An apostrophe is no quote."""
+    parts = [part.replace(MARK, "'") for part in _QUOTED.split(_APOSTROPHE.sub(MARK, text))]
+    return [piece for number, part in enumerate(parts) for piece in (part if number % 2 else [part])]
 
 
 def _windows(checkpoint: Checkpoint) -> Iterable[TextWindow]:
@@ -150,16 +164,3 @@ def _before_in_chat(window: TextWindow, found: Any) -> str:
         messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in parts.items()]
     written: str = found.apply_chat_template(messages, tokenize=False)
     return written.partition(MARK)[0]
-
-
-def load_tokenizer(checkpoint: Checkpoint, name: str, revision: str | None, trust_remote_code: bool) -> object:
-    """Load one tokenizer from the checkpoint's files, and nothing else.
-
-    Raises:
-        OSError, ValueError: it cannot be read.
-    """
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(
-        checkpoint.source, subfolder=name, revision=revision, trust_remote_code=trust_remote_code
-    )

@@ -11,16 +11,19 @@ from typing import TypeVar
 from dglaunch import strict_json
 from dglaunch.config import MAX_SEED, RunConfig, T2IConfig
 from dglaunch.data import evaluations, values
-from dglaunch.data.tables import Row, read_stream, read_table
+from dglaunch.data.tables import Row, read_table, rows_of_pipe
 from dglaunch.data.task import ROW_FIELDS, Record, Task
 from dglaunch.errors import InputError, UserError
-from dglaunch.files import is_stream
 
 Value = TypeVar("Value")
 
 
-def read_prompts(config: T2IConfig, size_multiple: int = 1) -> list[Task]:
-    """Return all tasks of a text-to-image run; width and height must be multiples of `size_multiple` pixels.
+def read_prompts(config: T2IConfig, size_multiple: int = 1, piped: bytes | None = None) -> list[Task]:
+    """Return all tasks of a text-to-image run.
+
+    Args:
+        size_multiple: pixels of which width and height must be multiples.
+        piped: what came out of --prompts_file, if that is a pipe.
 
     Raises:
         InputError: rows are bad (all of them are named).
@@ -30,7 +33,8 @@ def read_prompts(config: T2IConfig, size_multiple: int = 1) -> list[Task]:
         rows: Iterable[Row] = [("--prompt", {"prompt": config.prompt})]
         source = "the command line"
     else:
-        table = (read_stream if is_stream(config.prompts_file) else read_table)(config.prompts_file)
+        path = config.prompts_file
+        table = read_table(path) if piped is None else rows_of_pipe(path, piped)
         rows = ((label, evaluations.read_row(config.layout, row)) for label, row in table)
         source = str(config.prompts_file)
     return RowReader(config, source, size_multiple).read(rows)
@@ -54,7 +58,8 @@ class RowReader:
         self.defaults = self._flag_values()
         self.problems: list[str] = []
         self.lines: dict[int, str] = {}
-        self.names: dict[str, str] = {}
+        self.names: dict[str, tuple[str, str]] = {}
+        """By `values.name_key`: the names of files that rows have, and which rows."""
         self.id_is_index: bool | None = None
         self.samples = evaluations.num_images_per_prompt(config)
 
@@ -188,9 +193,11 @@ class RowReader:
         return name
 
     def _claim(self, label: str, stems: list[str]) -> bool:
-        """Note the file names of a row; two rows must not share one, also where case does not count."""
-        taken = [stem for stem in stems if stem.lower() in self.names]
-        for stem in taken:
-            self.problems.append(f"{label}: the output name {stem!r} was used already in {self.names[stem.lower()]}")
-        self.names |= {stem.lower(): label for stem in stems}
+        """Note the file names of a row; two rows must not share one, also where case or accents do not count."""
+        keys = {values.name_key(stem): stem for stem in stems}
+        taken = [(stem, self.names[key]) for key, stem in keys.items() if key in self.names]
+        for stem, (other, line) in taken:
+            alike = "" if other == stem else f" (as {other!r}, which some file systems do not tell apart)"
+            self.problems.append(f"{label}: the output name {stem!r} was used already in {line}{alike}")
+        self.names |= {key: (stem, label) for key, stem in keys.items()}
         return not taken

@@ -51,15 +51,32 @@ def _file(path: Path) -> Iterator[Row]:
         yield from TEXT_READERS[suffix](lines)
 
 
-def read_stream(path: Path) -> Iterator[Row]:
-    """The rows that come out of a pipe, in the format that its name says, else JSONL or lines of text.
+def read_pipe(path: Path) -> bytes:
+    """All that comes out of a pipe.
 
     Raises:
-        UserError: it cannot be read, is too long, or not UTF-8.
+        UserError: it cannot be read, or is too long.
+    """
+    try:
+        with _errors_of(path):
+            return read_once(path)
+    except UserError as error:
+        if path.exists():
+            raise
+        raise UserError(
+            f"{error} Torchrun hands its standard input on to rank 0, and no other open file: pipe the prompts into it and "
+            "give --prompts_file -, or name a pipe that mkfifo made."
+        ) from None
+
+
+def rows_of_pipe(path: Path, data: bytes) -> Iterator[Row]:
+    """The rows that came out of a pipe, in the format that its name says, else JSONL or lines of text.
+
+    Raises:
+        UserError: it is not UTF-8.
     """
     suffix = path.suffix.lower()
     with _errors_of(path):
-        data = read_once(path)
         if suffix not in TEXT_READERS:
             suffix = ".jsonl" if data.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{") else ".txt"
         text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="" if suffix == ".csv" else None)
@@ -102,7 +119,8 @@ def _folder(folder: Path) -> Iterator[Row]:
     for path in files:
         if path.suffix.lower() == ".txt":
             text = " ".join(text for _, row in read_table(path) for text in row.values())  # type: ignore[union-attr]  # a line of text is a row
-            yield path.name, {"prompt": text, PROMPT_FILE: path.stem}
+            empty = "the file is empty; write a prompt into it, or take it out of the folder"
+            yield path.name, {"prompt": text, PROMPT_FILE: path.stem} if text else empty
         else:
             yield from ((f"{path.name}, {label}", row) for label, row in read_table(path))
 

@@ -5,6 +5,7 @@ Each function returns the value or raises a ValueError whose text ends a sentenc
 
 import math
 import re
+import unicodedata
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -106,6 +107,12 @@ def output_name(value: object) -> str:
     if len(name.encode()) > MAX_NAME_BYTES:
         raise ValueError(f"is longer than {MAX_NAME_BYTES} bytes")
     return name
+
+
+def name_key(name: str) -> str:
+    """Return what two names have in common that some file system takes for one: macOS and Windows know no case, and macOS
+    no difference between an "ä" and an "a" with two dots."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
 def is_given(value: object) -> bool:

@@ -5,15 +5,15 @@ import hmac
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from dglaunch.distributed import store as stores
 from dglaunch.distributed.messages import pack, unpack
+from dglaunch.distributed.store import connected
 from dglaunch.distributed.topology import RENDEZVOUS, Topology, no_world
-from dglaunch.errors import DglaunchError, LostPeer, UserError
+from dglaunch.errors import DglaunchError, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,7 @@ class Channel:
         import torch.distributed as dist
 
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-        with _connected():
+        with connected():
             if not dist.is_initialized():
                 self._join(backend)
         self._world = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
@@ -107,7 +107,7 @@ class Channel:
 
         body = _as_tensor(pack(value)) if self.topology.is_main else torch.empty(0, dtype=torch.uint8)
         length = torch.tensor([body.numel()])
-        with _connected():
+        with connected():
             dist.broadcast(length, src=0, group=self._world)
             if not self.topology.is_main:
                 body = torch.empty(int(length), dtype=torch.uint8)
@@ -151,7 +151,7 @@ class Channel:
         import torch.distributed as dist
 
         box = torch.tensor([int(flag)])
-        with _connected():
+        with connected():
             dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self._replica)
         return bool(box)
 
@@ -218,22 +218,13 @@ def _gather_equal(body: bytes, group: "ProcessGroup | None", size: int) -> list[
     import torch.distributed as dist
 
     bodies = [torch.empty(len(body), dtype=torch.uint8) for _ in range(size)]
-    with _connected():
+    with connected():
         dist.all_gather(bodies, _as_tensor(body), group=group)
     return [part.numpy().tobytes() for part in bodies]
 
 
 def _as_message(error: Exception) -> UserError | str:
     return error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-
-
-@contextmanager
-def _connected() -> Iterator[None]:
-    """What gloo raises when the process at the other end is gone, as what it means."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise LostPeer(f"The connection to the other ranks broke, as one of them has died: {error}") from None
 
 
 def variables_of_world() -> dict[str, str]:

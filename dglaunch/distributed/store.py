@@ -10,10 +10,13 @@ import os
 import socket
 import time
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from dglaunch.distributed.topology import Topology
+from dglaunch.errors import LostPeer, UserError
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -24,6 +27,20 @@ LOOPBACK = "127.0.0.1"
 LOOPBACK_INTERFACES = ("lo", "lo0")
 WAITING_CONNECTIONS = 2048
 """As many as torch lets wait at its own sockets of a store."""
+PIECE = 1 << 22
+"""Bytes that the store takes at once; torch refuses 8 MiB."""
+
+_served: "list[Store]" = []
+"""Stores that this process holds: each would end with its last owner, while others may be about to join it."""
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """What torch raises when the process at the other end is gone, as what it means."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostPeer(f"The connection to the other ranks broke, as one of them has died: {error}") from None
 
 
 def stay_on_this_machine(topology: Topology) -> None:
@@ -52,6 +69,8 @@ def connect(topology: Topology, timeout: timedelta) -> "Store":
         master_listen_fd=_listen(port) if is_master and stays_here else None,
     )  # fmt: skip
     store.set_timeout(timeout)
+    if is_master:
+        _served.append(store)
     return store
 
 
@@ -105,3 +124,43 @@ def _hand_out(store: "Store", world_size: int, timeout: timedelta) -> str:
                 answered.add(drawn)
         time.sleep(POLL_S)
     return attempt
+
+
+def hand_on(topology: Topology, read: Callable[[], bytes], timeout: timedelta) -> bytes:
+    """What rank 0 reads, on every rank, before there are groups. The others wait for as long as it reads.
+
+    Raises:
+        UserError: rank 0 cannot read it.
+        LostPeer: a rank has died.
+    """
+    with connected():
+        store = connect(topology, timeout)
+        shared = part(store, f"{agree_on_attempt(topology, store, timeout)}/read")
+        if topology.is_main:
+            return _give(shared, read, topology.world_size - 1)
+        while not shared.check(["pieces"]):
+            time.sleep(POLL_S)
+        pieces = int(shared.get("pieces"))
+        data = b"".join(shared.get(str(number)) for number in range(pieces))
+        shared.add("taken", 1)
+    if pieces < 0:
+        raise UserError("Rank 0 cannot read its input.")
+    return data
+
+
+def _give(shared: "Store", read: Callable[[], bytes], others: int) -> bytes:
+    """Read on rank 0, and stay until the others have it: the store may be this process's, and its memory is limited."""
+    try:
+        data = read()
+    except BaseException:
+        shared.set("pieces", "-1")
+        raise
+    pieces = [data[start : start + PIECE] for start in range(0, len(data), PIECE)]
+    for number, piece in enumerate(pieces):
+        shared.set(str(number), piece)  # type: ignore[arg-type]  # it takes bytes, too
+    shared.set("pieces", str(len(pieces)))
+    while shared.add("taken", 0) < others:
+        time.sleep(POLL_S)
+    for number in range(len(pieces)):
+        shared.delete_key(str(number))
+    return data

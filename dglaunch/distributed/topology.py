@@ -55,7 +55,7 @@ class Topology:
         """Ranks that share one image."""
         parallel = self.parallel
         cfg = 2 if parallel.use_cfg_parallel else 1
-        return parallel.ulysses_degree * parallel.ring_degree * parallel.pipefusion_degree * cfg
+        return parallel.ulysses_degree * parallel.ring_degree * cfg
 
     @property
     def sequence_degree(self) -> int:
@@ -122,7 +122,7 @@ class Topology:
         return node, "" if self.is_main else f"-rank{self.rank}of{self.world_size}"
 
     def describe(self) -> str:
-        names = ("ulysses_degree", "ring_degree", "pipefusion_degree")
+        names = ("ulysses_degree", "ring_degree")
         degrees = [f"{name.split('_')[0]} {n}" for name in names if (n := getattr(self.parallel, name)) > 1]
         degrees += ["cfg 2"] if self.parallel.use_cfg_parallel else []
         inside = f" of {self.replica_size} ranks ({', '.join(degrees)})" if degrees else " of one rank"
@@ -226,8 +226,9 @@ def _check_degrees(topology: Topology) -> None:
     if (data is None and world % product == 0 and world >= product) or (data is not None and product == world):
         return
     arithmetic = (
-        f"ulysses {parallel.ulysses_degree} x ring {parallel.ring_degree} x pipefusion {parallel.pipefusion_degree} "
-        f"x cfg {cfg}" + (f" x data {data}" if data is not None else "") + f" = {product}"
+        f"ulysses {parallel.ulysses_degree} x ring {parallel.ring_degree} x cfg {cfg}"
+        + (f" x data {data}" if data is not None else "")
+        + f" = {product}"
     )
     relation = "is not" if data is not None else "does not divide"
     fitting = [n for n in range(1, world + 1) if world % n == 0]

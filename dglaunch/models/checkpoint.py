@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from dglaunch.config import BackendConfig
 from dglaunch.errors import UserError
@@ -277,11 +278,22 @@ def _editing_pipeline(checkpoint: Checkpoint) -> str:
     )
 
 
-def token_lengths(checkpoint: Checkpoint, prompts: Sequence[str]) -> list[int]:
-    """Tokens of each prompt as the family's pipeline counts them (up to a constant for its template)."""
+def load_tokenizer(checkpoint: Checkpoint, name: str, config: BackendConfig) -> object:
+    """Load one tokenizer from the checkpoint's files, and nothing else.
+
+    Raises:
+        OSError, ValueError: it cannot be read.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.source, subfolder="tokenizer")
+    return AutoTokenizer.from_pretrained(
+        checkpoint.source, subfolder=name, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
+
+
+def token_lengths(checkpoint: Checkpoint, prompts: Sequence[str], config: BackendConfig) -> list[int]:
+    """Tokens of each prompt as the family's pipeline counts them (up to a constant for its template)."""
+    tokenizer: Any = load_tokenizer(checkpoint, "tokenizer", config)
     if checkpoint.family.chat_template:
         prompts = [
             tokenizer.apply_chat_template(

@@ -30,14 +30,14 @@ class XDiT:
     """Whether ring attention is right whatever the prompts' lengths."""
     cfg: bool = False
     """Whether the two branches of classifier-free guidance can go to two halves of the replica."""
-    pipefusion: bool = False
-    """Whether the layers can be split over ranks."""
     splits_text: bool = False
     """Whether the text (padded to max_sequence_length) is split, so that the degree must divide it."""
     fixed_text_length: bool = False
     """Whether xfuser's pipeline drops max_sequence_length and always uses the family's own."""
     pads_heads: bool = False
     """Whether the attention heads are padded, so that the Ulysses degree need not divide them."""
+    token_multiple: int | None = None
+    """Tokens are padded to multiples of it, which the sequence-parallel degree must then divide."""
     image_unit: Literal["tokens", "rows", "any"] = "tokens"
     """What of the image the sequence-parallel degree must divide: its tokens, its rows of tokens, or nothing (padded)."""
     takes: frozenset[str] = frozenset()
@@ -62,6 +62,8 @@ class TextWindow:
     """Whether it reads a prompt in small letters."""
     reserved: int = 0
     """Tokens of the window that the prompt does not get."""
+    spells_quotes: bool = False
+    """Whether quoted words are tokenized letter by letter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +99,8 @@ class Family:
     """Whether the pipeline puts a prompt into the tokenizer's chat template before it counts its tokens."""
     windows: tuple[TextWindow, ...] | None = None
     """What each text encoder reads of a prompt; () where they read all of it, None where it is not known."""
+    cuts_prompts: bool = True
+    """Whether its pipeline cuts a prompt that is too long; LongCat's fails instead (len(len(...)) in its warning)."""
     text_outputs: tuple[TextOutput, ...] = ()
     """What encode_prompt returns; () where prompts are not encoded ahead (they depend on an image, or it is unknown)."""
     tensor_output: bool = True
@@ -256,7 +260,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "LongCatImageEditPipeline": Family(
         name="LongCatImageEdit",
-        windows=(TextWindow(),),
+        windows=(TextWindow(spells_quotes=True),),
+        cuts_prompts=False,
         only_edits=True,
         edit=EditRules(
             name="longcat",
@@ -276,7 +281,13 @@ FAMILIES: dict[str, Family] = {
         chat_template=True,
         windows=(TextWindow(chat=True),),
         text_outputs=("list", "list"),
-        xdit=XDiT(in_place="dglaunch.backends.xdit.exact:wrap_zimage", cfg=True, pads_heads=True, image_unit="any"),
+        xdit=XDiT(
+            in_place="dglaunch.backends.xdit.exact:wrap_zimage",
+            cfg=True,
+            pads_heads=True,
+            token_multiple=32,
+            image_unit="any",
+        ),
         takes=_names("attention_backend enable_compile cache:cache_dit"),
     ),
     "StableDiffusion3Pipeline": Family(
@@ -293,7 +304,6 @@ FAMILIES: dict[str, Family] = {
         xdit=XDiT(
             pipeline="xfuser:xFuserStableDiffusion3Pipeline",
             cfg=True,
-            pipefusion=True,
             fixed_text_length=True,
             image_unit="rows",
         ),
@@ -306,7 +316,7 @@ FAMILIES: dict[str, Family] = {
         windows=(TextWindow(lower=True),),
         arguments=(("use_resolution_binning", False),),
         text_outputs=_GUIDED_TEXT,
-        xdit=XDiT(pipeline="xfuser:xFuserPixArtSigmaPipeline", cfg=True, pipefusion=True, image_unit="rows"),
+        xdit=XDiT(pipeline="xfuser:xFuserPixArtSigmaPipeline", cfg=True, image_unit="rows"),
         takes=_GUIDED_TAKES,
     ),
     "Lumina2Pipeline": Family(

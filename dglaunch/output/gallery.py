@@ -9,11 +9,13 @@ page's Content-Security-Policy names the script by its hash, so that no other wo
 """
 
 import base64
+import codecs
 import hashlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
@@ -23,58 +25,47 @@ from dglaunch.data.tables import base_of
 from dglaunch.data.task import Record
 from dglaunch.errors import MissingPackage, OutputError
 from dglaunch.output.inputs import inputs_of_row
-from dglaunch.output.ledger import FAILURES, OutputFolder, object_at
+from dglaunch.output.ledger import OutputFolder, object_at
 from dglaunch.output.ownership import path_inside, refuse_to_replace
+from dglaunch.output.sorted_lines import SortedLines
 from dglaunch.output.thumbnails import make_thumbnails
 
 PAGE = "gallery.html"
 LEFT_OUT = ("key", "sha256", "input_sha256", "input_file_names", "file_name")
 """Of a ledger line: long and of no use to a reader, or held elsewhere in the page's data."""
+ROWS_AT_A_TIME = 1024
+PIECE = 1 << 20
+"""Bytes of a column that are written at once."""
 MOST_EXACT = 2**53
 """JavaScript's numbers are exact up to here."""
-
-
-# -- the rows -----------------------------------------------------------------------------------------------------
-
-
-def read_rows(folder: Path) -> list[Record]:
-    """Return the ledger's lines in the order of their index, with the failures that no later start made good."""
-    output_folder = OutputFolder(folder)
-    rows = {**output_folder.records_by_id(FAILURES), **output_folder.records_by_id()}
-    return [rows[task_id] for task_id in sorted(rows)]
-
-
-def is_failed(row: Record) -> bool:
-    """Return whether it is a line of failures.jsonl: it names no file (a column of the table may be called "error")."""
-    return "file_name" not in row
 
 
 # -- the page -----------------------------------------------------------------------------------------------------
 
 
 def write_page(
-    folder: Path, output: Path | None = None, thumbnails: int = 0, rows: Sequence[Record] | None = None
+    folder: Path, output: Path | None = None, thumbnails: int = 0, rows: Iterable[Record] | None = None
 ) -> Path:
     """Write the page in one step and return its path: `output`, or gallery.html in the folder.
 
     Raises:
         MissingPackage: jinja2 is not there.
-        UserError: there is another file of that name.
+        UserError: there is another file of that name, or a ledger cannot be read.
         OutputError: it cannot be written.
     """
     output = output if output is not None else folder / PAGE
     refuse_to_replace(output)
-    text = render(folder, output.parent, thumbnails, read_rows(folder) if rows is None else rows)
+    rows = SortedLines(OutputFolder(folder)) if rows is None else rows
     try:
-        with atomic_write(output) as temporary:
-            temporary.write_text(text, encoding="utf-8", errors="replace")
+        with atomic_write(output) as temporary, temporary.open("w", encoding="utf-8", errors="replace") as out:
+            out.writelines(render(folder, output.parent, thumbnails, rows))
     except OSError as error:
         raise OutputError(f"The gallery {output} cannot be written: {error.strerror or error}.") from None
     return output
 
 
-def render(folder: Path, page_folder: Path, thumbnails: int, rows: Sequence[Record]) -> str:
-    """Return the page as text.
+def render(folder: Path, page_folder: Path, thumbnails: int, rows: Iterable[Record]) -> Iterator[str]:
+    """Return the page as text, in pieces.
 
     Args:
         folder: the results.
@@ -92,9 +83,9 @@ def render(folder: Path, page_folder: Path, thumbnails: int, rows: Sequence[Reco
     files = resources.files("dglaunch.output") / "page"
     style, script = ((files / name).read_text(encoding="utf-8") for name in ("gallery.css", "gallery.js"))
     run = next(iter(OutputFolder(folder).runs().values()), {})
-    return environment.get_template("gallery.html").render(
+    return environment.get_template("gallery.html").generate(
         title=folder.resolve().name,
-        data=script_json(page_data(folder, page_folder, thumbnails, rows)),
+        data=page_data(folder, page_folder, thumbnails, rows),
         summary=summary(run),
         settings=run_settings(run),
         style=style,
@@ -120,29 +111,82 @@ def policy(style: str, script: str) -> str:
     return f"default-src 'none'; script-src {digests[0]}; style-src {digests[1]}; {pictures}; base-uri 'none'; form-action 'none'"
 
 
-def page_data(folder: Path, page_folder: Path, thumbnails: int, rows: Sequence[Record]) -> Record:
-    """Return all that the script needs: the rows as columns, in which one value stands for a column of equal ones."""
-    names = list(dict.fromkeys(name for row in rows for name in row if name not in LEFT_OUT))
+def page_data(folder: Path, page_folder: Path, thumbnails: int, rows: Iterable[Record]) -> Iterator[str]:
+    """Return all that the script needs, as JSON in pieces: the rows as columns, in which one value stands for a column of
+    equal ones. In memory are the columns' texts, not the rows."""
     table = OutputFolder(folder).input_table()
     table_folder = base_of(table) if table is not None else None
     base = _relative(folder, page_folder)
-    files = [path_inside(row.get("file_name")) for row in rows]
-    inputs = [inputs_of_row(folder, table_folder, row) if "input_images" in row else [] for row in rows]
-    return {
-        "count": len(rows),
-        "folder": str(folder),
-        "columns": {name: _folded([_for_script(row.get(name)) for row in rows]) for name in names},
-        "files": files,
-        "base": "" if base == Path() else _url(base) + "/",
-        "inputs": _folded([[_url(_relative(path, page_folder)) for path in paths] for paths in inputs]),
-        "thumbnails": make_thumbnails(folder, files, thumbnails) if thumbnails else None,
-    }
+    columns: dict[str, Column] = {}
+    files, inputs, pictures = Column(), Column(), Column()
+    count, coming = 0, iter(rows)
+    while part := list(islice(coming, ROWS_AT_A_TIME)):
+        names = [path_inside(row.get("file_name")) for row in part]
+        for picture in make_thumbnails(folder, names, thumbnails) if thumbnails else []:
+            pictures.add(picture)
+        for row, name in zip(part, names):
+            columns |= {key: Column(count) for key in row if key not in columns and key not in LEFT_OUT}
+            for key, column in columns.items():
+                column.add(row.get(key))
+            found = inputs_of_row(folder, table_folder, row) if "input_images" in row else []
+            files.add(name)
+            inputs.add([_url(_relative(path, page_folder)) for path in found])
+            count += 1
+    known = {"count": count, "folder": str(folder), "base": "" if base == Path() else _url(base) + "/"}
+    yield script_json(known)[:-1] + ',"columns":{'
+    for number, (name, column) in enumerate(columns.items()):
+        yield "," * bool(number) + script_json(name) + ":"
+        yield from column.folded()
+    yield '},"files":'
+    yield from files.whole()
+    yield ',"inputs":'
+    yield from inputs.folded()
+    yield ',"thumbnails":'
+    yield from pictures.whole() if thumbnails else ["null"]
+    yield "}"
 
 
-def _folded(values: Sequence[object]) -> object:
-    """A column, or {"all": value} where every row has the same."""
-    same = len(values) > 1 and all(value == values[0] and type(value) is type(values[0]) for value in values)
-    return {"all": values[0]} if same else values
+class Column:
+    """The values of a column for the script, as JSON: while all are equal only the first of them, then a text that grows.
+
+    Args:
+        missing: rows before this one that did not have it.
+    """
+
+    def __init__(self, missing: int = 0) -> None:
+        self._count = missing
+        self._first = self._last = "null"
+        self._last_value: object = None
+        self._text: bytearray | None = None
+
+    def add(self, value: object) -> None:
+        if (
+            type(value) is not type(self._last_value)
+            or isinstance(value, float | dict | list)
+            or value != self._last_value
+        ):
+            self._last_value, self._last = value, script_json(_for_script(value))
+        if not self._count:
+            self._first = self._last
+        if self._text is None and self._last != self._first:
+            self._text = bytearray(",".join([self._first] * self._count).encode())
+        if self._text is not None:
+            self._text += b"," + self._last.encode()
+        self._count += 1
+
+    def whole(self) -> Iterator[str]:
+        """Return it as a list, in pieces."""
+        yield "["
+        if self._text is None:
+            yield ",".join([self._first] * self._count)
+        else:
+            pieces = (bytes(self._text[start : start + PIECE]) for start in range(0, len(self._text), PIECE))
+            yield from codecs.iterdecode(pieces, "utf-8")
+        yield "]"
+
+    def folded(self) -> Iterator[str]:
+        """Return it as a list, or as {"all": value} where every row has the same."""
+        return iter([f'{{"all":{self._first}}}']) if self._text is None and self._count > 1 else self.whole()
 
 
 def _for_script(value: object) -> object:

@@ -7,7 +7,7 @@ sha256 is the one that the file carries: a replay from another picture would com
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from dglaunch.data.tables import base_of, path_in, read_table
@@ -70,14 +70,24 @@ def find_inputs(file: Path, described: Record) -> list[bytes]:
         raise UserError(f"{file} names {len(names):,} input images; no model takes so many, so its text is made up.")
     folder = results_folder(file)
     table = folder.input_table()
+    wanted = list(zip(map(str, names), map(str, hashes)))
+    copies = _copies(folder, described)
+    looked = [
+        _look_in_files(_candidates(folder, table, copies[n : n + 1], name), digest)
+        for n, (name, digest) in enumerate(wanted)
+    ]
+    rest = {digest for (_, digest), result in zip(wanted, looked) if not isinstance(result, bytes)}
+    in_table = _look_in_table(table, rest) if table is not None and rest else {}
     found: list[bytes] = []
     problems: list[str] = []
-    for n, (name, digest) in enumerate(zip(map(str, names), map(str, hashes))):
-        result = _find_input(folder, table, described, name, n, digest)
-        if isinstance(result, bytes):
-            found.append(result)
+    for (name, digest), result in zip(wanted, looked):
+        data = result if isinstance(result, bytes) else in_table.get(digest)
+        if data is not None:
+            found.append(data)
+        elif isinstance(result, Path):
+            problems.append(f"{name} is not the one it was (another sha256 at {result})")
         else:
-            problems.append(f"{name} {result}")
+            problems.append(f"{name} was not found ({folder.path}, {table})")
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise UserError(
@@ -87,41 +97,45 @@ def find_inputs(file: Path, described: Record) -> list[bytes]:
     return found
 
 
-def _find_input(
-    folder: OutputFolder, table: Path | None, described: Record, name: str, position: int, digest: str
-) -> bytes | str:
-    """One input image's bytes, or what is wrong."""
+def _look_in_files(paths: Iterable[Path], digest: str) -> bytes | Path | None:
+    """The bytes of the file that has this hash; else the first file that has another; else None."""
     another: Path | None = None
-    for path, data in _candidates(folder, table, described, name, position):
+    for path in paths:
+        try:
+            data = read_bytes(path)
+        except OSError:  # missing, a folder, or no path at all: how Parquet calls its images
+            continue
         if hashlib.sha256(data).hexdigest() == digest:
             return data
         another = another or path
-    if another is not None:
-        return f"is not the one it was (another sha256 at {another})"
-    return f"was not found ({folder.path}, {table})"
+    return another
 
 
-def _candidates(
-    folder: OutputFolder, table: Path | None, described: Record, name: str, position: int
-) -> Iterator[tuple[Path, bytes]]:
-    """Files that may be this input image, and their bytes."""
+def _candidates(folder: OutputFolder, table: Path | None, copies: list[Path], name: str) -> list[Path]:
+    """Files that may be this input image."""
     bases = [folder.path, Path()] if table is None else [base_of(table), folder.path, Path()]
-    paths = [*_copies(folder, described, position), *(path_in(base, name) for base in bases)]
-    for path in dict.fromkeys(paths):
-        try:
-            yield path, read_bytes(path)
-        except OSError:  # missing, a folder, or no path at all: how Parquet calls its images
-            continue
-    if table is not None and os.path.exists(table) and (table.suffix.lower() == ".parquet" or table.is_dir()):
-        yield from ((table, data) for _, row in read_table(table) for data in _bytes_in(row))
+    return list(dict.fromkeys([*copies, *(path_in(base, name) for base in bases)]))
 
 
-def _copies(folder: OutputFolder, described: Record, position: int) -> list[Path]:
-    """What --save_inputs wrote beside the image, as its ledger line names it."""
+def _look_in_table(table: Path, digests: Collection[str]) -> dict[str, bytes]:
+    """The images of these hashes that the table itself holds, in one pass over it."""
+    found: dict[str, bytes] = {}
+    if not os.path.exists(table) or not (table.suffix.lower() == ".parquet" or table.is_dir()):
+        return found
+    for data in (data for _, row in read_table(table) for data in _bytes_in(row)):
+        digest = hashlib.sha256(data).hexdigest()
+        if digest in digests:
+            found[digest] = data
+            if len(found) == len(digests):
+                break
+    return found
+
+
+def _copies(folder: OutputFolder, described: Record) -> list[Path]:
+    """What --save_inputs wrote beside the image, as its ledger line names it, in the order of the row."""
     wanted = described.get("index"), described.get("sample")
     record = next((record for record in folder.records() if id_of(record) == wanted), None)
-    names = _list_at(record, "input_file_names") if record is not None else []
-    return [folder.path / str(names[position])] if position < len(names) else []
+    return [folder.path / (path_inside(name) or "") for name in _list_at(record or {}, "input_file_names")]
 
 
 def _bytes_in(value: object) -> Iterator[bytes]:

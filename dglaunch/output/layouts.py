@@ -19,6 +19,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -31,10 +32,10 @@ from dglaunch.data.values import MAX_NAME_BYTES
 from dglaunch.errors import OutputError, UserError
 from dglaunch.files import is_regular, read_bytes
 from dglaunch.output.ledger import IMAGE_SUFFIXES, OutputFolder, file_name_of
-from dglaunch.output.ownership import is_marked, link_or_copy, make_marked
+from dglaunch.output.ownership import SHOWN, Mark, link_or_copy, make_folder, set_aside, sha256_of
 
-WriteFile = Callable[[Path], None]
-"""Writes one file of a view to the path that it is given."""
+WriteFile = Callable[[Path], str]
+"""Writes one file of a view to the path that it is given, and returns its hash."""
 Files = dict[str, WriteFile]
 """The files of a view, by their names in it."""
 
@@ -82,19 +83,21 @@ def write(layout: str, folder: Path, tasks: Sequence[Task]) -> tuple[Path, int]:
     pictures = finished(folder, tasks)
     files = LAYOUTS[layout](pictures)
     view = folder / layout
-    _refuse_other_files(view, files)
+    output_folder = OutputFolder(folder)
+    mark = Mark(output_folder, view)
+    _refuse_other_files(view, mark, files)
     try:
-        make_marked(view)
-    except OSError as error:
-        raise OutputError(f"The layout {view} cannot be written: {error.strerror or error}.") from None
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        try:
-            list(pool.map(lambda name: _write_file(folder, view, name, files[name]), files))
-        except (OSError, ValueError) as error:  # a picture that was damaged since
-            raise OutputError(
-                f"The layout {view} cannot be written: {error}. The images are safe in {folder}; start "
-                "the same command again to write the layout."
-            ) from None
+        with closing(mark), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            _make_folders(view, files)
+            for name, may_replace in zip(files, pool.map(mark.may_replace, files)):
+                if not may_replace:
+                    set_aside(output_folder, view / name)
+            list(pool.map(lambda name: _write_file(folder, view, mark, name, files[name]), files))
+    except (OSError, ValueError) as error:  # a picture that was damaged since
+        raise OutputError(
+            f"The layout {view} cannot be written: {error}. The images are safe in {folder}; start "
+            "the same command again to write the layout."
+        ) from None
     return view, len(pictures)
 
 
@@ -113,7 +116,8 @@ def check(layout: str, folder: Path, tasks: Sequence[Task], output_format: str) 
                 SHARD_BYTES, {**(task.extra or {}), "prompt": task.prompt})
         for number, task in enumerate(tasks)
     ]  # fmt: skip
-    _refuse_other_files(folder / layout, LAYOUTS[layout](expected))
+    view = folder / layout
+    _refuse_other_files(view, Mark(OutputFolder(folder), view), LAYOUTS[layout](expected))
 
 
 def finished(folder: Path, tasks: Sequence[Task]) -> list[Picture]:
@@ -130,37 +134,59 @@ def finished(folder: Path, tasks: Sequence[Task]) -> list[Picture]:
     return pictures
 
 
-def _refuse_other_files(view: Path, files: Files) -> None:
-    """An evaluation takes all that it finds, so no image of an earlier job may be among them. (What an evaluation wrote
-    there itself is nobody's business.)"""
+def _refuse_other_files(view: Path, mark: Mark, files: Files) -> None:
+    """An evaluation takes all that it finds, so no image of an earlier job may be among them, and none of the user's. (What an
+    evaluation wrote there itself is nobody's business.)"""
     if view.is_symlink():
         raise UserError(f"{view} is a link, and what is written does not follow links; remove it.")
-    if view.exists() and not is_marked(view) and (not view.is_dir() or any(view.iterdir())):
+    if not view.exists():
+        return
+    paths = [(path, path.relative_to(view).as_posix()) for path in sorted(view.rglob("*"))]
+    if not view.is_dir() or (paths and mark.is_empty):
         raise UserError(f"{view} is there, and dglaunch did not make it; rename it and start the same command again.")
-    found = (path.relative_to(view).as_posix() for path in sorted(view.rglob("*")) if path.suffix in VIEW_SUFFIXES)
+    found = [name for path, name in paths if name in files or path.suffix in VIEW_SUFFIXES]
+    foreign = [name for name in found if not mark.has(name)]
+    if foreign:
+        raise UserError(
+            f"{view} has files that dglaunch did not make ({', '.join(foreign[:SHOWN])}). Move them away, or rename that "
+            "folder, and start the same command again."
+        )
     others = [name for name in found if name not in files]
     if others:
         raise UserError(
-            f"{view} holds files of another job ({', '.join(others[:5])}), which would be evaluated with this one's. Remove "
-            "that folder and start the same command again; images that are done lie beside it."
+            f"{view} holds files of another job ({', '.join(others[:SHOWN])}), which would be evaluated with this one's. "
+            "Remove that folder and start the same command again; images that are done lie beside it."
         )
 
 
-def _write_file(folder: Path, view: Path, name: str, write_file: WriteFile) -> None:
+def _make_folders(view: Path, files: Files) -> None:
+    """The view, and the folders in it that its files need."""
+    make_folder(view)
+    paths = [PurePosixPath(name) for name in files]
+    for path in paths:
+        if path.is_absolute() or ".." in path.parts:
+            raise OSError(f"{path} is no name in {view}")
+    here = view.resolve()
+    for parent in {path.parent for path in paths}:
+        if (view / parent).resolve() != here / parent:
+            raise OSError(f"{view / parent} is a link, and what is written does not follow links")
+        (view / parent).mkdir(parents=True, exist_ok=True)
+
+
+def _write_file(folder: Path, view: Path, mark: Mark, name: str, write_file: WriteFile) -> None:
     """The temporary file is beside the images: on the same file system, and never in an evaluation's sight."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
-        raise OSError(f"{name} is no name in {view}")
-    target = view / path
-    if target.parent.resolve() != view.resolve() / path.parent:
-        raise OSError(f"{target.parent} is a link, and what is written does not follow links")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(target, folder) as temporary:
-        write_file(temporary)
+    with atomic_write(view / name, folder) as temporary:
+        mark.add(name, write_file(temporary))
 
 
-def _write_text(text: str, target: Path) -> None:
+def _link(picture: Picture, target: Path) -> str:
+    link_or_copy(picture.file, target)
+    return str(picture.record["sha256"])
+
+
+def _write_text(text: str, target: Path) -> str:
     target.write_text(text, encoding="utf-8")
+    return sha256_of(target)
 
 
 def _json(record: Record) -> str:
@@ -185,7 +211,7 @@ def _geneval(pictures: list[Picture]) -> Files:
             _write_text, _json({name: record[name] for name in GENEVAL_FIELDS if name in record})
         )
         for picture in row:
-            files[f"{folder}/samples/{picture.sample:05d}.png"] = partial(link_or_copy, picture.file)
+            files[f"{folder}/samples/{picture.sample:05d}.png"] = partial(_link, picture)
     return files
 
 
@@ -195,12 +221,12 @@ def _dpg(pictures: list[Picture]) -> Files:
     for row in _by_row(pictures):
         first = row[0]
         if len(row) == first.samples:
-            write_file = partial(link_or_copy, first.file) if first.samples == 1 else partial(_write_grid, row)
+            write_file = partial(_link, first) if first.samples == 1 else partial(_write_grid, row)
             files[f"{first.record[PROMPT_FILE]}{first.file.suffix}"] = write_file
     return files
 
 
-def _write_grid(row: list[Picture], target: Path) -> None:
+def _write_grid(row: list[Picture], target: Path) -> str:
     """Four images of one size as one, two in a row."""
     from PIL import Image
 
@@ -217,14 +243,13 @@ def _write_grid(row: list[Picture], target: Path) -> None:
         grid.paste(image_in_rgb, (n % 2 * width, n // 2 * height))
     description: Record = {"prompt": row[0].prompt, "grid_of": [picture.file.name for picture in row]}
     target.write_bytes(encode(grid, row[0].file.suffix[1:], description))
+    return sha256_of(target)
 
 
 def _t2i_compbench(pictures: list[Picture]) -> Files:
     """Its scripts read the prompt up to the first `_` and the number after the last one."""
     return {
-        f"samples/{name_of(picture.prompt)}_{picture.number:06d}{picture.file.suffix}": partial(
-            link_or_copy, picture.file
-        )
+        f"samples/{name_of(picture.prompt)}_{picture.number:06d}{picture.file.suffix}": partial(_link, picture)
         for picture in pictures
     }
 
@@ -236,7 +261,7 @@ def name_of(prompt: str) -> str:
 
 
 def _genarena(pictures: list[Picture]) -> Files:
-    return {f"{picture.index:06d}{picture.file.suffix}": partial(link_or_copy, picture.file) for picture in pictures}
+    return {f"{picture.index:06d}{picture.file.suffix}": partial(_link, picture) for picture in pictures}
 
 
 # -- shards -------------------------------------------------------------------------------------------------------
@@ -260,7 +285,7 @@ def _webdataset(pictures: list[Picture]) -> Files:
     return {f"{n:05d}.tar": partial(_write_tar, shard) for n, shard in enumerate(_shards(pictures))}
 
 
-def _write_tar(pictures: list[Picture], target: Path) -> None:
+def _write_tar(pictures: list[Picture], target: Path) -> str:
     """Files with the same key stand together. The key has no dot: what follows the first one is the kind of a file."""
     with tarfile.open(target, "w") as tar:
         for picture in pictures:
@@ -276,13 +301,14 @@ def _write_tar(pictures: list[Picture], target: Path) -> None:
                 member = tarfile.TarInfo(key + suffix)
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
+    return sha256_of(target)
 
 
 def _parquet(pictures: list[Picture]) -> Files:
     return {f"{n:05d}.parquet": partial(_write_parquet, shard) for n, shard in enumerate(_shards(pictures))}
 
 
-def _write_parquet(pictures: list[Picture], target: Path) -> None:
+def _write_parquet(pictures: list[Picture], target: Path) -> str:
     """Typed columns for what every line has, and the whole line as JSON: rows may carry columns of any type."""
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
@@ -305,6 +331,7 @@ def _write_parquet(pictures: list[Picture], target: Path) -> None:
                 for picture in pictures[start : start + ROW_GROUP]
             ]
             out.write_table(pa.Table.from_pylist(rows, schema=schema))
+    return sha256_of(target)
 
 
 LAYOUTS: dict[str, Callable[[list[Picture]], Files]] = {

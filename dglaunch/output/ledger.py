@@ -9,6 +9,7 @@ has files of its own, named by its part of the job: metadata-node0of4.jsonl with
 
 import contextlib
 import fcntl
+import io
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ MOST_LINE = 1 << 24
 """Bytes of a ledger line; a longer one is none of dglaunch's."""
 MOST_RUN = 1 << 26
 """Bytes of a run.json."""
-_LOCK = ".dglaunch"
+_OWN = ".dglaunch"
 _OUT_OF_MEMORY = f"{TEMPORARY}oom-"
 _PARTS = re.compile(r"(-node\d+of\d+)?(-rank\d+of\d+)?")
 _RANK = re.compile(r"-rank\d+of\d+")
@@ -104,13 +105,17 @@ class OutputFolder:
         return self.files(kind, f"{part.node}-*")
 
     def lock_file(self, ledger_suffix: str = "") -> Path:
-        return self.path / f"{_LOCK}{ledger_suffix}.lock"
+        return self.path / f"{_OWN}{ledger_suffix}.lock"
+
+    def kept_prompts(self, ledger_suffix: str = "") -> Path:
+        """Return where a part keeps the prompts that came out of a pipe."""
+        return self.path / f"{_OWN}{ledger_suffix}.prompts"
 
     def lock_files(self, pattern: str = "*") -> list[Path]:
         return [
             path
-            for path in sorted(self.path.glob(f"{_LOCK}{pattern}.lock"))
-            if _PARTS.fullmatch(path.name.removeprefix(_LOCK).removesuffix(".lock")) and is_regular(path)
+            for path in sorted(self.path.glob(f"{_OWN}{pattern}.lock"))
+            if _PARTS.fullmatch(path.name.removeprefix(_OWN).removesuffix(".lock")) and is_regular(path)
         ]
 
     def temporary_files(self, ledger_suffix: str = "") -> list[Path]:
@@ -321,20 +326,65 @@ def scan(path: Path) -> Iterator[Line]:
     Raises:
         UserError: it cannot be read.
     """
-    is_ours = _is_failure if path.name.startswith(FAILURES.stem) else _is_result
+    return (line for _, line in scan_places(path))
+
+
+def scan_places(path: Path) -> Iterator[tuple[int, Line]]:
+    """Yield the same with the byte at which each line begins, for `record_at`."""
+    is_ours = _shape_of(path)
+    for start, raw in raw_lines(path):
+        yield start, _line(raw, is_ours) if raw else Line("", LineKind.TOO_LONG, {}, False)
+
+
+def record_at(path: Path, data: BinaryIO, start: int) -> Record:
+    """Return our line that begins there in an open ledger of this path; an empty one if it is not ours."""
+    data.seek(start)
+    return _line(data.readline(MOST_LINE), _shape_of(path)).record
+
+
+def _shape_of(path: Path) -> Callable[[Record], bool]:
+    return _is_failure if path.name.startswith(FAILURES.stem) else _is_result
+
+
+def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a file that anyone may have written, with their newlines and the byte at which each begins; none if
+    there is no such file. Of a line that is too long nothing is kept: it comes empty.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
         with open_regular(path) as data:
+            start = 0
             while raw := data.readline(MOST_LINE):
                 if len(raw) == MOST_LINE and not raw.endswith(b"\n"):
                     while (more := data.readline(MOST_LINE)) and not more.endswith(b"\n"):
                         continue
-                    yield Line("", LineKind.TOO_LONG, {}, False)
-                    continue
-                yield _line(raw, is_ours)
+                    raw = b""
+                yield start, raw
+                start = data.tell()
     except FileNotFoundError:
         return
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def append_line(stream: io.FileIO, record: Record) -> None:
+    """Add one whole line; a half-written one is taken back, so that the file stays valid on a full disk.
+
+    The stream has no buffer: one would keep the rest of the line and write it later, behind the cut.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    end = stream.seek(0, os.SEEK_END)
+    left = memoryview((strict_json.dumps(record) + "\n").encode())
+    try:
+        while left:
+            left = left[stream.write(left) :]
+    except OSError:
+        os.ftruncate(stream.fileno(), end)
+        raise
 
 
 def _line(raw: bytes, is_ours: Callable[[Record], bool]) -> Line:

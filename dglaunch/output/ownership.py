@@ -11,17 +11,20 @@ Nothing else is written, moved or deleted. Of ours, what could be wanted again i
 
 import contextlib
 import hashlib
+import io
 import os
 import re
 import shutil
+import threading
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
-from dglaunch.atomic import TEMPORARY, atomic_write
+from dglaunch import strict_json
+from dglaunch.atomic import TEMPORARY
 from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image
 from dglaunch.data.task import Record
 from dglaunch.errors import UserError
-from dglaunch.files import is_regular, open_for_appending, open_regular, read_bytes
+from dglaunch.files import is_regular, open_for_appending, open_regular
 from dglaunch.output.encode import decode_description
 from dglaunch.output.ledger import (
     FAILURES,
@@ -30,9 +33,11 @@ from dglaunch.output.ledger import (
     LineKind,
     OutputFolder,
     Part,
+    append_line,
     file_name_of,
     is_foreign_run,
     is_our_ledger,
+    raw_lines,
     read_run,
     scan,
 )
@@ -40,7 +45,7 @@ from dglaunch.output.ledger import (
 Identity = Mapping[str, object]
 """Whatever an image's own text must say alike to be the one that is meant: index, sample, prompt, seed, model, ..."""
 MARK = f"{TEMPORARY}view-"
-"""How a file beside each folder that dglaunch fills is called, with that folder's inode in it: not inside, where others look."""
+"""How the mark of a folder that dglaunch fills is called: it lies beside it, not inside, where others look."""
 ASIDE = f"{TEMPORARY}aside"
 """The folder, in the output folder, of what was in the way: hidden, so that no loader of images takes it for results."""
 PAGE_MARK = b"- dglaunch gallery</title>"
@@ -65,10 +70,19 @@ def path_inside(name: object) -> str | None:
 def is_as_written(path: Path, sha256: object) -> bool:
     """Return whether a regular file has these very bytes."""
     try:
-        with open_regular(path) as data:
-            return is_regular(path) and hashlib.file_digest(data, "sha256").hexdigest() == sha256
+        return is_regular(path) and sha256_of(path) == sha256
     except OSError:
         return False
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hash of a regular file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open_regular(path) as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 def own_text(path: Path) -> Record | None:
@@ -193,45 +207,111 @@ def refuse_inputs_as_outputs(
         )
 
 
-def is_marked(filled: Path) -> bool:
-    """Return whether this very folder in an output folder was made by dglaunch: the mark does not outlive the folder."""
-    try:
-        return read_bytes(_mark_of(filled), 64) == str(filled.stat().st_ino).encode()
-    except OSError:
-        return False
+class Mark:
+    """The mark of a folder that dglaunch fills: the names and hashes of all files that it has put there.
+
+    It lies beside that folder, so a copy of the two says the same as they do. A file that it does not name is not ours; one
+    that it names and that has other bytes by now is moved aside before its name is used again.
+    """
+
+    def __init__(self, folder: OutputFolder, filled: Path) -> None:
+        """
+        Args:
+            folder: the output folder.
+            filled: the folder in it.
+
+        Raises:
+            UserError: the mark cannot be read, or is none.
+        """
+        self._filled = filled
+        self._path = filled.with_name(f"{MARK}{filled.name}")
+        self._written, self._is_torn = _read_mark(self._path)
+        self._names = {name for name, _ in self._written}
+        self._images = {(info.st_dev, info.st_ino) for info in folder.regular_files().values()}
+        self._lines: io.FileIO | None = None
+        self._turn = threading.Lock()
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._names
+
+    def has(self, name: str) -> bool:
+        """Return whether dglaunch has put a file of this name there."""
+        return name in self._names
+
+    def may_replace(self, name: str) -> bool:
+        """Return whether nothing is lost with what has this name: there is none, or it is one more link to a file of the
+        output folder, or as dglaunch wrote it."""
+        path = self._filled / name
+        if not os.path.lexists(path):
+            return True
+        if not is_regular(path):
+            return False
+        info = path.lstat()
+        is_link = (info.st_dev, info.st_ino) in self._images
+        return is_link or (name in self._names and (name, sha256_of(path)) in self._written)
+
+    def add(self, name: str, sha256: str) -> None:
+        """Note a file before it takes its place; several threads may do so.
+
+        Raises:
+            OSError: the mark cannot be written.
+        """
+        if (name, sha256) in self._written:
+            return
+        with self._turn:
+            if self._lines is None:
+                self._lines = open_for_appending(self._path)
+                self._lines.write(b"\n" if self._is_torn else b"")
+            append_line(self._lines, {"file_name": name, "sha256": sha256})
+
+    def close(self) -> None:
+        if self._lines is not None:
+            self._lines.close()
 
 
-def make_marked(filled: Path) -> None:
-    """Make a folder in an output folder, and the mark beside it.
+def _read_mark(path: Path) -> tuple[set[tuple[str, str]], bool]:
+    """The names and hashes of a mark, and whether its last line was cut by a kill. Anyone may have written it.
 
     Raises:
-        OSError: it cannot be made, or is a link.
+        UserError: it cannot be read, or is none.
     """
-    _make_folder(filled)
-    if not is_marked(filled):
-        with atomic_write(_mark_of(filled)) as temporary:
-            temporary.write_text(str(filled.stat().st_ino))
+    written: set[tuple[str, str]] = set()
+    raw = b"\n"
+    for _, raw in raw_lines(path):
+        try:
+            line = strict_json.loads(raw)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("file_name"), str) and isinstance(line.get("sha256"), str):
+            written.add((line["file_name"], line["sha256"]))
+    if os.path.lexists(path) and not (written or is_empty(path)):
+        raise UserError(f"{path} is there, and dglaunch did not make it; rename it and start the same command again.")
+    return written, not raw.endswith(b"\n")
 
 
-def _mark_of(filled: Path) -> Path:
-    return filled.with_name(f"{MARK}{filled.name}")
+def refuse_foreign_copies(folder: OutputFolder, copies: Mapping[str, str]) -> None:
+    """Check that no copy of an input image would replace a file of the user's.
 
-
-def refuse_foreign_copies(folder: OutputFolder) -> None:
-    """Check that the folder for copies of input images holds nothing but them.
+    Args:
+        folder: the output folder.
+        copies: the names of the copies in it, with their hashes.
 
     Raises:
-        UserError: it has files that no ledger line names.
+        UserError: one would.
     """
-    copies = folder.path / "inputs"
-    if not copies.is_dir() or copies.is_symlink() or is_marked(copies):
+    there = folder.path / "inputs"
+    if not there.is_dir() or there.is_symlink():
         return
     named = {name for record in folder.records() for name in _copies(record)}
-    others = sorted(name for name in os.listdir(copies) if f"inputs/{name}" not in named)
+    present = [
+        name for name in (f"inputs/{name}" for name in os.listdir(there)) if name in copies and name not in named
+    ]
+    others = sorted(name for name in present if not is_as_written(folder.path / name, copies[name]))
     if others:
         raise UserError(
-            f"{copies} has files that --save_inputs did not write ({', '.join(others[:SHOWN])}). Choose another --output_dir, "
-            "or move them away."
+            f"{folder.path} has files that --save_inputs did not write ({', '.join(others[:SHOWN])}). Choose another "
+            "--output_dir, or move them away."
         )
 
 
@@ -247,7 +327,7 @@ def set_aside(folder: OutputFolder, path: Path) -> None:
     target_folder = folder.path / ASIDE
     if not os.path.lexists(path):
         return
-    _make_folder(target_folder)
+    make_folder(target_folder)
     target = target_folder / path.name
     number = 1
     while os.path.lexists(target):
@@ -265,12 +345,12 @@ def keep_bad_lines(folder: OutputFolder, name: str, lines: Iterable[str]) -> Non
     if not texts:
         return
     target = folder.path / ASIDE / name
-    _make_folder(target.parent)
+    make_folder(target.parent)
     with open_for_appending(target) as out:
         out.write("".join(texts).encode("utf-8", "surrogateescape"))
 
 
-def _make_folder(path: Path) -> None:
+def make_folder(path: Path) -> None:
     """Make a folder in the output folder; a link to one elsewhere is refused.
 
     Raises:

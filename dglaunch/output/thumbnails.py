@@ -44,7 +44,7 @@ def make_thumbnails(folder: Path, files: Sequence[str | None], side: int) -> lis
         return list(pool.map(data_address, files))
 
 
-def write_contact_sheet(folder: Path, path: Path, rows: Sequence[Record]) -> int:
+def write_contact_sheet(folder: Path, path: Path, rows: Iterable[Record]) -> int:
     """Write one image with the first results in rows and columns, each with its file name and the beginning of its prompt.
 
     Returns:

@@ -5,8 +5,8 @@ thread at a time.
 """
 
 import contextlib
+import hashlib
 import io
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -17,7 +17,7 @@ from dglaunch.data.task import ROW_FIELDS, Record, Result, Task, file_name
 from dglaunch.errors import OutputError, UserError
 from dglaunch.files import open_for_appending
 from dglaunch.output import ownership, resume
-from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, TaskId, read_run
+from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, TaskId, append_line, read_run
 
 if TYPE_CHECKING:
     from dglaunch.data.images import InputImage
@@ -112,6 +112,20 @@ class Writer:
             self._failures = open_for_appending(self.failures_path)
         self.has_begun = True
 
+    def keep_prompts(self, data: bytes) -> None:
+        """Keep what came out of a pipe, for the next start; what an earlier one kept is moved aside.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        path = self.folder.kept_prompts(self.part.node)
+        with self._refusing():
+            if ownership.is_as_written(path, hashlib.sha256(data).hexdigest()):
+                return
+            ownership.set_aside(self.folder, path)
+            with self._replacing(path) as temporary:
+                temporary.write_bytes(data)
+
     @contextlib.contextmanager
     def _refusing(self) -> Iterator[None]:
         try:
@@ -133,12 +147,12 @@ class Writer:
         assert self._ledger is not None and self._failures is not None, "open() comes first"
         try:
             if result.data is None:
-                _append(self._failures, result.record)
+                append_line(self._failures, result.record)
                 return
             ownership.make_way(self.folder, result.file_name, self._identity(result.task_id, result.record))
             with self._replacing(self.folder.path / result.file_name) as temporary:
                 temporary.write_bytes(result.data)
-            _append(self._ledger, {"file_name": result.file_name, **result.record, "bytes": len(result.data)})
+            append_line(self._ledger, {"file_name": result.file_name, **result.record, "bytes": len(result.data)})
         except OSError as error:
             raise OutputError(
                 f"Writing {result.file_name} to {self.folder.path} failed: {error.strerror or error}. Everything written "
@@ -154,7 +168,7 @@ class Writer:
         for name, image in images.items():
             target = self.folder.path / name
             try:
-                ownership.make_marked(target.parent)
+                ownership.make_folder(target.parent)
                 if ownership.is_as_written(target, image.sha256):
                     continue
                 if not ownership.is_empty(target):
@@ -217,17 +231,3 @@ class Writer:
         self._give_reserve_back()
         if ownership.is_empty(self.failures_path):
             ownership.remove([self.failures_path])
-
-
-def _append(stream: io.FileIO, record: Record) -> None:
-    """Add one whole line; a half-written one is taken back, so that the file stays valid on a full disk.
-
-    The stream has no buffer: one would keep the rest of the line and write it later, behind the cut."""
-    end = stream.seek(0, os.SEEK_END)
-    left = memoryview((strict_json.dumps(record) + "\n").encode())
-    try:
-        while left:
-            left = left[stream.write(left) :]
-    except OSError:
-        os.ftruncate(stream.fileno(), end)
-        raise

@@ -6,7 +6,6 @@ from dglaunch.backends.profiles import Profile
 from dglaunch.config import BackendConfig, RunConfig, defaults, flags_that, settings
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
-from dglaunch.files import is_stream
 from dglaunch.system import Machine, need
 
 
@@ -47,19 +46,6 @@ def check_debug(config: RunConfig, topology: Topology, planned: bool) -> None:
     if config.debug and topology.world_size > 1 and not planned:
         raise UserError(
             "--debug runs in one process; start it without torchrun: python -m dglaunch COMMAND --debug ..."
-        )
-
-
-def check_table(config: RunConfig, world_size: int) -> None:
-    """Refuse a pipe as the table of several ranks: each must read it.
-
-    Raises:
-        UserError: with what to do instead.
-    """
-    if config.table is not None and world_size > 1 and is_stream(config.table):
-        raise UserError(
-            f"{config.table} can be read once, and each of the {world_size} ranks must read the prompts. Save "
-            "them to a file first, and name that."
         )
 
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 
 from dglaunch.backends.profiles import Profile
 from dglaunch.config import OptimizationConfig, RunConfig
 from dglaunch.data.task import BatchSize, Bucket
 from dglaunch.distributed.topology import Topology
 from dglaunch.models.checkpoint import DTYPE_BYTES, Checkpoint
+from dglaunch.models.figures import DENOISERS, STAGES, Figures
 from dglaunch.models.shape import Shape
 from dglaunch.planning.batches import Plan
 from dglaunch.system import Machine
@@ -21,75 +21,149 @@ UNET_WIDTH = 1280
 """Of SDXL's widest level; U-Nets do not say theirs as transformers do."""
 SPARE = 0.9
 """Share of the memory that is planned for; the rest is the allocator's and the driver's."""
-ASSUMED_TFLOPS = 310.0
-"""Sustained bf16 rate of an H100 in eager FLUX.1-dev (2.08 PFLOP in 6.7 s, as published); torch.compile: about 480."""
+ENCODED_TOGETHER = 8
+"""Prompts in one forward pass of the text encoders where they are encoded ahead."""
 
 TAKEN_IN_MPIXELS = 240.0
 """Megapixels a second that one rank 0 takes in and writes: 234 PNGs of 1024x1024 and 1.5 MB, the median of `python -m
 kernels_bench gather` with 4 ranks on 4 busy cores (kernels_bench/results/gather.jsonl, 2026-11-23)."""
 
+FiguresOf = Callable[[Bucket], Figures | None]
+"""What a trace found of the batches of a bucket."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageMemory:
+    """What is on each rank's device during one stage."""
+
+    weights: int
+    fixed: int
+    """Bytes beside the weights, whatever the batch."""
+    image: int
+    """And for each image of it."""
+
+    def needed(self, images: int) -> int:
+        return self.weights + self.fixed + images * self.image
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Bytes on each rank's device."""
+    """Bytes on each rank's device, stage by stage."""
 
-    weights: int
-    image: int
-    """For each image of a batch."""
+    stages: Mapping[str, StageMemory]
+    source: str
+    """traced (the real classes on fake tensors), or formula."""
 
     def needed(self, images: int) -> int:
-        return self.weights + images * self.image
+        """Return the bytes at the worst moment of a batch of so many images."""
+        return max(stage.needed(images) for stage in self.stages.values())
+
+    def peak_stage(self, images: int) -> str:
+        """Return the stage of that moment."""
+        return max(self.stages, key=lambda name: self.stages[name].needed(images))
+
+    @property
+    def weights(self) -> int:
+        """What is there while it denoises."""
+        return self.stages["denoise"].weights
+
+    def most_images(self, memory: float) -> int:
+        """Return how many images of a batch fit into so many bytes; 0 if not even one does."""
+        most = MAX_AUTO
+        for stage in self.stages.values():
+            if stage.needed(0) > memory:
+                return 0
+            if stage.image:
+                most = min(most, int((memory - stage.needed(0)) // stage.image))
+        return most
 
 
 def memory_of(
-    checkpoint: Checkpoint, config: RunConfig, topology: Topology, dtype: str, shape: Shape, inputs: int = 0
-) -> Memory | None:
-    """Return the weights, and what each image of the batch adds at its worst moment; None if the weights are not on this machine.
-    `inputs` are the tokens of input images.
+    checkpoint: Checkpoint, config: RunConfig, topology: Topology, dtype: str, shape: Shape, inputs: int = 0,
+    figures: Figures | None = None,
+) -> Memory | None:  # fmt: skip
+    """Return what a batch needs at each stage; None if nothing is known of the model.
 
-    Denoising holds about 12 tensors of tokens x width at once (hidden state, q, k, v, attention out, the MLP's 4x and
-    its output), shared out by the sequence-parallel degree. Decoding holds about 1,024 channels at full resolution;
-    with slicing one image is decoded at a time, with tiling one tile.
+    Args:
+        inputs: tokens of input images.
+        figures: what a trace found; without them it is a formula.
     """
+    if figures is None:
+        return _by_formula(checkpoint, config, topology, dtype, shape, inputs)
+    whole = dict(figures.weights)
+    exact = True
+    if config.optimization.quantization is not None:
+        exact = False
+        share = STORED[config.optimization.quantization] / DTYPE_BYTES[dtype]
+        whole |= {name: int(whole[name] * share) for name in whole if name in DENOISERS}
+    ahead = checkpoint.encodes_ahead(config.optimization.encode)
+    stages = {
+        name: _stage_memory(figures, name, _resident(whole, name, config.optimization, ahead), ahead) for name in STAGES
+    }
+    exact = exact and not (config.optimization.enable_cpu_offload or config.optimization.enable_group_offloading)
+    return Memory(stages=stages, source="traced" if exact else "formula over traced parts")
+
+
+def _stage_memory(figures: Figures, name: str, weights: int, ahead: bool) -> StageMemory:
+    """Prompts that are encoded ahead come in chunks, whatever the batch."""
+    cost = figures.stage(name)
+    if name == "encode" and ahead:
+        return StageMemory(weights=weights, fixed=cost.peak(ENCODED_TOGETHER), image=0)
+    return StageMemory(weights=weights, fixed=cost.fixed_bytes, image=cost.image_bytes)
+
+
+def _resident(parts: Mapping[str, int], stage: str, config: OptimizationConfig, ahead: bool) -> int:
+    """Bytes of the weights that are on the device during a stage."""
+    texts = {name: size for name, size in parts.items() if name.startswith("text_encoder")}
+    others = {name: size for name, size in parts.items() if name not in texts}
+    denoisers = {name: size for name, size in others.items() if name in DENOISERS}
+    if config.enable_cpu_offload:  # one network at a time
+        alone = {"encode": texts, "denoise": denoisers, "decode": {"vae": parts.get("vae", 0)}}
+        return max(alone[stage].values(), default=0)
+    if config.enable_group_offloading:  # of the transformer a layer or two at a time
+        others = {name: size for name, size in others.items() if name not in denoisers}
+    if ahead:
+        return sum(texts.values()) if stage == "encode" else sum(others.values())
+    return sum(texts.values()) + sum(others.values())
+
+
+STORED = {"int8": 1.0, "fp8": 1.0, "nf4": 0.56}
+"""Bytes of a weight of the transformer once it is quantized, its scales included."""
+
+
+def _by_formula(
+    checkpoint: Checkpoint, config: RunConfig, topology: Topology, dtype: str, shape: Shape, inputs: int
+) -> Memory | None:
+    """Where nothing could be traced. Denoising holds about 12 tensors of tokens x width at once (hidden state, q, k, v,
+    attention out, the MLP's 4x and its output), shared out by the sequence-parallel degree. Decoding holds about 1,024
+    channels at full resolution; with slicing one image is decoded at a time, with tiling one tile."""
     if not checkpoint.parameters:
         return None
-    size = DTYPE_BYTES[dtype]
-    weights = _weights(checkpoint, config.optimization, size)
+    size, optimization = DTYPE_BYTES[dtype], config.optimization
+    stored = STORED.get(optimization.quantization or "", 1.0 if optimization.enable_layerwise_casting else float(size))
+    parts = {
+        name: int(count * (min(stored, size) if name in DENOISERS else size))
+        for name, count in checkpoint.parameters.items()
+    }
+    ahead = checkpoint.encodes_ahead(optimization.encode)
     tokens = checkpoint.image_tokens(shape) + inputs + checkpoint.text_length(config.max_sequence_length)
     denoise = 12 * tokens * (checkpoint.width_of_model or UNET_WIDTH) * size // topology.sequence_degree
     height, width = shape.height, shape.width
-    if config.optimization.enable_vae_tiling:
+    if optimization.enable_vae_tiling:
         height, width = min(height, 512), min(width, 512)
     decode = height * width * 1024 * size
-    if config.optimization.enable_vae_slicing:
-        weights, decode = weights + decode, 0
-    return Memory(weights=weights, image=max(denoise, decode))
-
-
-def _weights(checkpoint: Checkpoint, config: OptimizationConfig, size: int) -> int:
-    """Bytes of the weights that are on the device together: text encoders that encode ahead are gone before the others
-    come, and what is offloaded comes part by part."""
-    stored = float(size)
-    if config.quantization is not None:
-        stored = {"int8": 1.0, "fp8": 1.0, "nf4": 0.56}[config.quantization]
-    elif config.enable_layerwise_casting:
-        stored = 1.0
-    parts = {
-        name: int(count * (min(stored, size) if name in ("transformer", "unet") else size))
-        for name, count in checkpoint.parameters.items()
+    once = decode if optimization.enable_vae_slicing else 0
+    each = {"encode": (0, 0), "denoise": (0, denoise), "decode": (once, decode - once)}
+    stages = {
+        name: StageMemory(weights=_resident(parts, name, optimization, ahead), fixed=fixed, image=image)
+        for name, (fixed, image) in each.items()
     }
-    if config.enable_cpu_offload:
-        return max(parts.values())
-    if config.enable_group_offloading:
-        parts = {name: count for name, count in parts.items() if name not in ("transformer", "unet")}
-    texts = sum(count for name, count in parts.items() if name.startswith("text_encoder"))
-    others = sum(parts.values()) - texts
-    return max(texts, others) if checkpoint.encodes_ahead(config.encode) else texts + others
+    return Memory(stages=stages, source="formula")
 
 
 def chooser(
     profile: Profile, checkpoint: Checkpoint, config: RunConfig, topology: Topology, machine: Machine,
-    limits: Mapping[Shape, int], tuned: Mapping[Shape, BatchSize],
+    limits: Mapping[Shape, int], tuned: Mapping[Shape, BatchSize], figures: FiguresOf = lambda _: None,
 ) -> Callable[[Bucket], BatchSize]:  # fmt: skip
     """Return the function that says the batch size of each bucket: what the backend wants, else --batch_size, else what
     `tune` measured, else arithmetic; below a size that ran out of memory before (`limits`)."""
@@ -99,7 +173,7 @@ def chooser(
         if fixed is not None:
             return fixed
         shape = checkpoint.shape(bucket.height, bucket.width)
-        chosen = _given_or_auto(checkpoint, config, topology, machine, shape, bucket.input_tokens)
+        chosen = _given_or_auto(checkpoint, config, topology, machine, shape, bucket, figures)
         if config.batch_size == "auto" and not bucket.input_tokens and checkpoint.family.batch:
             chosen = tuned.get(shape, chosen)
         limit = limits.get(shape)
@@ -111,21 +185,28 @@ def chooser(
 
 
 def _given_or_auto(
-    checkpoint: Checkpoint, config: RunConfig, topology: Topology, machine: Machine, shape: Shape, inputs: int
-) -> BatchSize:
+    checkpoint: Checkpoint, config: RunConfig, topology: Topology, machine: Machine, shape: Shape, bucket: Bucket,
+    figures: FiguresOf,
+) -> BatchSize:  # fmt: skip
+    inputs = bucket.input_tokens
     if not checkpoint.family.batch:
         asked = f"not the {config.batch_size} asked for; " if config.batch_size not in (1, "auto") else ""
         return BatchSize(1, f"{asked}{checkpoint.family.name}: {checkpoint.family.batch_reason}")
     if config.batch_size != "auto":
         return BatchSize(config.batch_size, "as given")
     wanted = _by_tokens(checkpoint, topology, shape, inputs)
-    memory = memory_of(checkpoint, config, topology, machine.dtype, shape, inputs)
-    if memory is None or machine.memory is None:
+    if machine.memory is None:
         return BatchSize(wanted.size, wanted.reason + "; memory unknown before loading")
-    fits = max(int((machine.memory * SPARE - memory.weights) // memory.image), 1)
+    memory = memory_of(checkpoint, config, topology, machine.dtype, shape, inputs, figures(bucket))
+    if memory is None:
+        return BatchSize(wanted.size, wanted.reason + "; memory unknown before loading")
+    fits, gib = memory.most_images(machine.memory * SPARE), machine.memory / 2**30
+    if not fits:
+        needed = memory.needed(1) / 2**30
+        return BatchSize(1, f"one image of {shape} takes {needed:.1f} GiB ({memory.source}), and there are {gib:.0f}")
     if fits < wanted.size:
         images = f"{fits} image{'s' if fits > 1 else ''} of {shape}"
-        return BatchSize(fits, f"{machine.memory / 2**30:.0f} GiB hold the weights and {images}")
+        return BatchSize(fits, f"{gib:.0f} GiB hold the weights and {images}")
     return wanted
 
 
@@ -141,28 +222,6 @@ def _by_tokens(checkpoint: Checkpoint, topology: Topology, shape: Shape, inputs:
     return BatchSize(
         wanted, f"{shape} is {tokens} tokens{with_inputs}, {share}{divided}; {FULL_TOKENS} keep a GPU full"
     )
-
-
-def seconds_of(checkpoint: Checkpoint, config: RunConfig, topology: Topology, plan: Plan) -> float | None:
-    """Wall seconds of a plan's longest share on H100s, start-up left out; None if the weights are not here."""
-    length = checkpoint.text_length(config.max_sequence_length)
-
-    @cache
-    def image_tflop(height: int | None, width: int | None, steps: int | None, inputs: int) -> float | None:
-        step = checkpoint.step_tflop(checkpoint.shape(height, width), length + inputs)
-        return None if step is None else step * checkpoint.num_steps(steps)
-
-    worst = 0.0
-    for share in plan.batches:
-        work = 0.0
-        for batch in share:
-            first = batch.tasks[0]
-            image = image_tflop(first.height, first.width, first.num_inference_steps, first.input_tokens)
-            if image is None:
-                return None
-            work += image * len(batch)
-        worst = max(worst, work)
-    return worst / (ASSUMED_TFLOPS * topology.replica_size)
 
 
 def bottleneck(checkpoint: Checkpoint, topology: Topology, plan: Plan, seconds: float) -> str | None:

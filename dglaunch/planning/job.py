@@ -24,7 +24,8 @@ from dglaunch.models.optimizations import image_settings
 from dglaunch.models.shape import Shape
 from dglaunch.planning import checks
 from dglaunch.planning.batches import Plan, build, share_of_node
-from dglaunch.planning.estimate import chooser
+from dglaunch.planning.estimate import FiguresOf, chooser
+from dglaunch.planning.pipe import Piped, piped_table
 from dglaunch.system import Machine
 
 SHOWN_SIZES = 8
@@ -59,6 +60,8 @@ class Job:
     target: Target
     """The checkpoint and the device."""
     tasks: list[Task]
+    piped: Piped | None = None
+    """The table, where it came out of a pipe."""
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -103,6 +106,7 @@ class Job:
         tuned: Mapping[Shape, BatchSize],
         memory: int | None,
         parameters: Mapping[str, int] | None = None,
+        figures: FiguresOf = lambda _: None,
     ) -> Schedule:
         """Share out what is left to do. A pure function of the job and these, so that every rank gets the same.
 
@@ -112,11 +116,12 @@ class Job:
             tuned: what `dglaunch tune` measured, by shape.
             memory: bytes of a rank's device (rank 0's, so that all ranks plan alike); None if unknown.
             parameters: number of weights by component, as rank 0 found it; None: as this process does.
+            figures: memory and work of a bucket's batches, as rank 0 found them; without them there are formulas.
         """
         bucket_of = self.profile.buckets(self.config, self.target, self.tasks)
         machine = replace(self.machine, memory=memory)
         checkpoint = self.checkpoint if parameters is None else replace(self.checkpoint, counted=parameters)
-        choose = chooser(self.profile, checkpoint, self.config, self.topology, machine, limits, tuned)
+        choose = chooser(self.profile, checkpoint, self.config, self.topology, machine, limits, tuned, figures)
 
         def cost(bucket: Bucket) -> float:
             return self.profile.cost(self.checkpoint, bucket)
@@ -171,36 +176,44 @@ def prepare(
     checks.check_flags_of_backend(config, profile, origins)
     topology = topologies.from_environment(config, parallel_from_environment(environ), environ, world_size)
     checks.check_debug(config, topology, planned=world_size is not None)
-    checks.check_table(config, topology.world_size)
     checks.check_layout(config)
     checks.check_elsewhere(config, profile, elsewhere)
     target = profile.resolve(config, topology, elsewhere)
     if target.checkpoint.not_here is not None and not only_planned:
         raise target.checkpoint.not_here
-    checkpoint, tasks = _read(config, profile, target.checkpoint)
+    piped = piped_table(config, topology)
+    checkpoint, tasks = _read(config, profile, target.checkpoint, piped)
     evaluations.check(config, tasks)
-    target = replace(target, checkpoint=checkpoint)
-    job = Job(config=config, origins=origins, topology=topology, profile=profile, target=target, tasks=tasks)
+    target = replace(target, checkpoint=checkpoint, reasons=target.reasons | (piped.reasons if piped else {}))
+    job = Job(
+        config=config, origins=origins, topology=topology, profile=profile, target=target, tasks=tasks, piped=piped
+    )
     profile.check(config, target, topology, job.makeable)
     return job
 
 
 @singledispatch
-def _read(config: RunConfig, profile: Profile, checkpoint: Checkpoint) -> tuple[Checkpoint, list[Task]]:
+def _read(
+    config: RunConfig, profile: Profile, checkpoint: Checkpoint, piped: Piped | None
+) -> tuple[Checkpoint, list[Task]]:
     """The checkpoint as the command uses it, and the command's tasks."""
     raise TypeError(f"{type(config).__name__} is the configuration of no command")
 
 
 @_read.register
-def _(config: T2IConfig, profile: Profile, checkpoint: Checkpoint) -> tuple[Checkpoint, list[Task]]:
+def _(
+    config: T2IConfig, profile: Profile, checkpoint: Checkpoint, piped: Piped | None
+) -> tuple[Checkpoint, list[Task]]:
     if checkpoint.family.only_edits:
         raise UserError(
             f"{checkpoint.source} is a {checkpoint.pipeline_class}, which edits images: dglaunch edit --input TABLE."
         )
-    return checkpoint, read_prompts(config, checkpoint.family.size_multiple)
+    return checkpoint, read_prompts(config, checkpoint.family.size_multiple, None if piped is None else piped.data)
 
 
 @_read.register
-def _(config: EditingConfig, profile: Profile, checkpoint: Checkpoint) -> tuple[Checkpoint, list[Task]]:
+def _(
+    config: EditingConfig, profile: Profile, checkpoint: Checkpoint, piped: Piped | None
+) -> tuple[Checkpoint, list[Task]]:
     editor = profile.as_editor(config, checkpoint, config.model_type)
     return editor, read_edits(config, editor)

@@ -40,7 +40,7 @@ class Measured:
 def describe(variables: Mapping[str, str]) -> str:
     """Say the degrees of a replica in a few words."""
     parallel = environment.parallel_from_environment(variables)
-    names = ("ulysses_degree", "ring_degree", "pipefusion_degree")
+    names = ("ulysses_degree", "ring_degree")
     parts = [f"{name.split('_')[0]} {n}" for name in names if (n := getattr(parallel, name)) > 1]
     return ", ".join(parts + (["cfg 2"] if parallel.use_cfg_parallel else [])) or "data parallel"
 

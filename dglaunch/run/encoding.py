@@ -1,6 +1,5 @@
 """Images to files' bytes in threads of their own, while the model goes on."""
 
-import os
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -42,7 +41,7 @@ class Encoder:
         self._under_way: deque[Future[None]] = deque()
         self._threads: ThreadPoolExecutor | None = None
         if in_background:
-            count = max(1, min(MOST_ENCODERS, (os.cpu_count() or 1) // context.topology.local_world_size))
+            count = min(MOST_ENCODERS, context.num_cores)
             self._threads = ThreadPoolExecutor(count, initializer=self._use_gpu)
 
     def _use_gpu(self) -> None:

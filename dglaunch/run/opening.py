@@ -4,16 +4,22 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dglaunch.data.edits import saved_names
 from dglaunch.data.task import BatchSize, file_name
 from dglaunch.distributed.channel import Channel
 from dglaunch.distributed.messages import message
+from dglaunch.models.figures import Figures, Request, StageCost
 from dglaunch.models.shape import Shape
 from dglaunch.output import layouts, ownership
 from dglaunch.output.resume import Progress
 from dglaunch.output.writer import Writer
+from dglaunch.planning.figures import book_of, in_another_process
 from dglaunch.planning.job import Job
 from dglaunch.planning.tuned import recall
 from dglaunch.run.journal import Journal
+
+for _kind in (Request, StageCost, Figures):
+    message(_kind)
 
 
 @message
@@ -40,6 +46,8 @@ class Known:
     parameters: Mapping[str, int]
     """Number of the model's weights by component, if the batch size depends on it: the hub may answer one rank and not
     another."""
+    figures: Mapping[Request, Figures]
+    """Memory and work of the model at the job's sizes, if the batch size depends on it."""
     notes: list[str]
     """What the report should say of the files that this was read from."""
 
@@ -113,7 +121,19 @@ def _open_main_folder(job: Job, writer: Writer, journal: Journal, overwrite: boo
     found = _open_folder(job, writer, journal, overwrite)
     limits = writer.folder.out_of_memory_limits()
     parameters = dict(job.checkpoint.parameters) if job.config.batch_size == "auto" else {}
-    return found, Known(limits, recalled.sizes, job.machine.memory, parameters, recalled.notes)
+    return found, Known(limits, recalled.sizes, job.machine.memory, parameters, _figures(job), recalled.notes)
+
+
+def _figures(job: Job) -> Mapping[Request, Figures]:
+    """What is known, or can be traced, of the model on this GPU: on a CPU no batch size depends on it. The trace runs apart,
+    as this process has joined the run's world."""
+    if job.config.batch_size != "auto" or job.device != "cuda":
+        return {}
+    book = book_of(job, in_another_process(job.config))
+    bucket_of = job.profile.buckets(job.config, job.target, job.tasks)
+    for bucket in dict.fromkeys(map(bucket_of, job.makeable)):
+        book(bucket)
+    return book.known
 
 
 def _refuse_inputs_as_outputs(job: Job, writer: Writer) -> None:
@@ -123,7 +143,8 @@ def _refuse_inputs_as_outputs(job: Job, writer: Writer) -> None:
     filled = {job.config.layout, *(["inputs"] if job.config.saves_inputs else [])}
     ownership.refuse_inputs_as_outputs(writer.folder, set(inputs), names, filled)
     if job.config.saves_inputs:
-        ownership.refuse_foreign_copies(writer.folder)
+        copies = {name: image.sha256 for task in job.tasks for name, image in saved_names(task).items()}
+        ownership.refuse_foreign_copies(writer.folder, copies)
 
 
 def _open_folder(job: Job, writer: Writer, journal: Journal, overwrite: bool, known: Collection[int] = ()) -> Found:
@@ -137,4 +158,6 @@ def _open_folder(job: Job, writer: Writer, journal: Journal, overwrite: bool, kn
 
 def _begin(job: Job, writer: Writer, journal: Journal, progress: Progress) -> None:
     writer.begin(progress, job.tasks)
+    if job.piped is not None and job.topology.is_main:
+        writer.keep_prompts(job.piped.data)
     journal.write({"outcome": "running", "num_total": len(job.tasks)})

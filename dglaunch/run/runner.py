@@ -24,6 +24,7 @@ from dglaunch.output import layouts
 from dglaunch.output.ledger import METADATA
 from dglaunch.output.writer import Writer
 from dglaunch.planning.batches import Plan
+from dglaunch.planning.figures import book_of
 from dglaunch.planning.job import Job, Schedule
 from dglaunch.run.collect import Collector, Sink
 from dglaunch.run.encoding import Encoder
@@ -115,7 +116,8 @@ class _Run:
         """Plan, load, compute, collect and report."""
         notes = preflight.compare(channel, versions())
         known = opened.known
-        schedule = self.job.schedule(opened.done, known.limits, known.tuned, known.memory, known.parameters)
+        figures = book_of(self.job, trace=None, known=known.figures)
+        schedule = self.job.schedule(opened.done, known.limits, known.tuned, known.memory, known.parameters, figures)
         self.journal.reasons = schedule.reasons
         self._report_plan(schedule, opened.damaged, notes + known.notes)
         context = self._context(channel, watch, schedule.plan)

@@ -135,8 +135,9 @@ class _Tracing:
                 facts = backend.load()
                 weights = self._weights(backend)
                 one = self._run(backend, 1, Path(folder))
-                # A family that takes no batch has no second image.
-                two = self._run(backend, 2, Path(folder)) if self.checkpoint.family.batch else None
+                # A family that takes no batch has no second image, and a split image's memory is next to all its own.
+                several = self.checkpoint.family.batch and self.request.replica_size == 1
+                two = self._run(backend, 2, Path(folder)) if several else None
             finally:
                 backend.undo.close()
         steps = facts.defaults["num_inference_steps"]
@@ -243,7 +244,7 @@ class _Tracing:
         stage = one[name]
         extra = self.extra.get(name, NOTHING)
         peak = stage.peak_bytes + extra.peak
-        slope = two[name].peak_bytes - stage.peak_bytes + extra.peak if two is not None else 0
+        slope = two[name].peak_bytes - stage.peak_bytes + extra.peak if two is not None else peak
         return StageCost(
             fixed_bytes=max(peak - slope, 0),
             image_bytes=slope,

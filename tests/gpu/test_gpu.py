@@ -1,12 +1,14 @@
 """What only a GPU can show; `make gpu` runs it where there is one, everywhere else it is skipped with a word.
 
-**None of this has been run on a GPU yet**; tests/test_pretended_gpu.py shows what can be shown without one. Two parts: the
-flags that a CPU refuses, on `tiny`; and FLUX.1-dev's true size (`python -m kernels_bench true_size`), whose row is
-appended to kernels_bench/results with the hardware's name.
+**None of this has been run on a GPU yet**; tests/test_pretended_gpu.py shows what can be shown without one. Three
+parts: `dglaunch certify` on all GPUs, of the model that CERTIFY_MODEL names or `tiny`; the flags that a CPU refuses, on `tiny`;
+and FLUX.1-dev's true size (`python -m kernels_bench true_size`), whose row is appended to kernels_bench/results with the
+hardware's name.
 """
 
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from support.commands import ROOT, clean_environment, end
+from support.commands import ROOT, clean_environment, end, run_process
 from support.ranks import Case, launch
 from support.results import PROMPTS, difference, run_json, write_jsonl
 
@@ -66,6 +68,19 @@ def test_a_flag_takes_effect(runs: dict[str, tuple[Path, Case]], name: str) -> N
 @pytest.mark.parametrize("name", LOSSLESS)
 def test_moving_weights_does_not_change_the_image(runs: dict[str, tuple[Path, Case]], name: str) -> None:
     assert difference(runs[name][0], runs["plain"][0]) <= 2
+
+
+# -- every way to run a model --------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(6 * 3600)
+def test_every_way_to_run_the_model_draws_the_same(gpu: str) -> None:
+    """Interrupted and started again, it goes on; outputs/certify keeps the page."""
+    model = os.environ.get("CERTIFY_MODEL") or "tiny"
+    words = ["certify", "--model_name", model, "--device", "cuda", "--output_dir", ROOT / "outputs" / "certify"]
+    ended = run_process(*words, timeout=6 * 3600, HF_HUB_OFFLINE=os.environ.get("HF_HUB_OFFLINE", "0"))
+    print(ended.output)
+    assert ended.code == 0, ended.output
 
 
 # -- FLUX.1-dev's true size ---------------------------------------------------------------------------------------

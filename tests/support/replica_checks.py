@@ -70,6 +70,17 @@ def _fails_on_rank_1(error: Exception) -> int:
     return 0
 
 
+def then_say_what_xfuser_was_told(*words: str) -> int:
+    """A command; then the type that xfuser's state has for buffers."""
+    from dglaunch.cli.main import main
+
+    code = main(list(words))
+    from xfuser.core.distributed import get_runtime_state
+
+    print(f"XFUSER {get_runtime_state().runtime_config.dtype}", flush=True)
+    return code
+
+
 def with_tokens_of_their_own(*words: str) -> int:
     """A command on ranks of which each has another token."""
     from dglaunch.cli.main import main

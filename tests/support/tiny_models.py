@@ -2,12 +2,15 @@
 
     python tests/support/tiny_models.py flux /tmp/tiny/flux      # then: dglaunch ... --model_name /tmp/tiny/flux
 
-Nothing is downloaded: the tokenizers are made here, the networks have 2 layers of 4 heads, and a folder loads with
-plain `DiffusionPipeline.from_pretrained(folder)`, so the code under test cannot tell it from a real checkpoint. Three
+Nothing is downloaded: the tokenizers are made here, the networks have 2 narrow layers, and a folder loads with
+plain `DiffusionPipeline.from_pretrained(folder)`, so the code under test cannot tell it from a real checkpoint. Four
 choices make the images worth comparing:
 
 - Every matrix is drawn again with std GAIN/sqrt(fan_in) and every embedding with std 1. The usual initialisation
   (std 0.02, gates at zero) leaves the output almost independent of the prompt: a wrong prompt would go unnoticed.
+- There are as many attention heads as in the real model, as the splits that there are follow from it: 30 in Z-Image, 38 in
+  SD 3.5 large, 24 with 8 of keys and values in Lumina 2, 24 in Qwen-Image, 16 in PixArt. Not in FLUX, which attends to 512
+  tokens of text at this size too (6 times the seconds): its 24 heads, and FLUX.2's 48, allow what 4 allow and more.
 - The VAE shrinks by 8 as the real ones do, so image sizes mean as many tokens here as there.
 - Flux2 and Klein read hidden states 30 and 27 of their text encoders; these have as many (very narrow) layers, so that
   nothing has to be passed at run time that a user would not pass.
@@ -40,6 +43,7 @@ WIDTH = 32  # hidden size of the text encoders; four heads of eight
 HEADS = 4
 HEAD_DIM = 16  # of the transformers, whose inner width is therefore 64
 ROPE = (4, 6, 6)  # adds up to HEAD_DIM
+NARROW_ROPE = (2, 2, 4)  # where there are many heads
 LAYERS = 2
 GAIN = 1.4  # at 1 some families barely see the prompt; at 2 SD3 amplifies rounding errors until they can be seen
 
@@ -243,6 +247,11 @@ def flow_scheduler(dynamic: bool = False) -> diffusers.FlowMatchEulerDiscreteSch
 TRANSFORMER = {"num_layers": LAYERS, "num_attention_heads": HEADS, "attention_head_dim": HEAD_DIM}
 
 
+def narrow(heads: int, head_dim: int = sum(NARROW_ROPE)) -> dict[str, int]:
+    """As many heads as in the real model; so each is narrow."""
+    return TRANSFORMER | {"num_attention_heads": heads, "attention_head_dim": head_dim}
+
+
 def flux(pipeline: type = diffusers.FluxPipeline) -> DiffusionPipeline:
     return pipeline(
         scheduler=flow_scheduler(dynamic=True),
@@ -296,7 +305,7 @@ def qwenimage(
         text_encoder=qwen25_vl(),
         tokenizer=chat_tokenizer(),
         transformer=diffusers.QwenImageTransformer2DModel(
-            **TRANSFORMER, joint_attention_dim=WIDTH, axes_dims_rope=ROPE, zero_cond_t=zero_cond_t
+            **narrow(24), joint_attention_dim=WIDTH, axes_dims_rope=NARROW_ROPE, zero_cond_t=zero_cond_t
         ),
         **components,
     )
@@ -309,13 +318,13 @@ def zimage() -> DiffusionPipeline:
         text_encoder=qwen3(cls=transformers.Qwen3Model),
         tokenizer=chat_tokenizer(),
         transformer=diffusers.ZImageTransformer2DModel(
-            dim=HEADS * HEAD_DIM,
+            dim=30 * sum(NARROW_ROPE),
             n_layers=LAYERS,
             n_refiner_layers=1,
-            n_heads=HEADS,
-            n_kv_heads=HEADS,
+            n_heads=30,
+            n_kv_heads=30,
             cap_feat_dim=WIDTH,
-            axes_dims=list(ROPE),
+            axes_dims=list(NARROW_ROPE),
         ),
     )
 
@@ -331,9 +340,9 @@ def sd3() -> DiffusionPipeline:
         text_encoder_3=t5(2 * WIDTH),
         tokenizer_3=t5_tokenizer(),
         transformer=diffusers.SD3Transformer2DModel(
-            **TRANSFORMER,
+            **narrow(38, head_dim=4),
             joint_attention_dim=2 * WIDTH,
-            caption_projection_dim=HEADS * HEAD_DIM,
+            caption_projection_dim=38 * 4,
             pooled_projection_dim=2 * WIDTH,
             pos_embed_max_size=32,
         ),
@@ -347,8 +356,8 @@ def pixart_sigma() -> DiffusionPipeline:
         text_encoder=t5(),
         tokenizer=t5_tokenizer(),
         transformer=diffusers.PixArtTransformer2DModel(
-            **TRANSFORMER,
-            cross_attention_dim=HEADS * HEAD_DIM,
+            **narrow(16, head_dim=4),
+            cross_attention_dim=16 * 4,
             caption_channels=WIDTH,
             sample_size=32,  # the 256-pixel resolution bins, the smallest there are
             use_additional_conditions=False,
@@ -363,13 +372,13 @@ def lumina2() -> DiffusionPipeline:
         text_encoder=gemma2(),
         tokenizer=gemma_tokenizer(),
         transformer=diffusers.Lumina2Transformer2DModel(
-            hidden_size=HEADS * HEAD_DIM,
+            hidden_size=24 * sum(NARROW_ROPE),
             num_layers=LAYERS,
             num_refiner_layers=1,
-            num_attention_heads=HEADS,
-            num_kv_heads=HEADS // 2,  # fewer than heads, as in the real one
+            num_attention_heads=24,
+            num_kv_heads=8,
             multiple_of=16,
-            axes_dim_rope=ROPE,
+            axes_dim_rope=NARROW_ROPE,
             cap_feat_dim=WIDTH,
         ),
     )

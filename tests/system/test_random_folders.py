@@ -25,6 +25,7 @@ NAMES = [
     "run-node0of2.json", "run_config.json", "000001.png", "000003.png", "000099.png", "20250714_153012.jpg", "a.png", "..png",
     "gallery.html", ".dglaunch.lock", ".dglaunch-rank1of2.lock", ".dglaunch-aside", ".dglaunch-oom-64x64-4.json", "inputs",
     ".dglaunch-7-notes.tmp", "parquet", "inputs/1_1.png", "notes.txt", "prompts.jsonl",
+    "webdataset", "webdataset/00000.tar", "webdataset/notes.txt", ".dglaunch-view-webdataset",
 ]  # fmt: skip
 CONTENTS = [
     b"mine", b"{", b"[]", b"null\n", b"\xff\xfe\x00", b"[" * 20_000, b'{"num_tasks": 1e10}', b'{"file_name": "a.png", "text": "x"}\n',
@@ -71,7 +72,7 @@ def a_folder(finished: Path, started: bool) -> Iterator[Path]:
 
 def put(path: Path, made: str, content: bytes, elsewhere: Path) -> bool:
     """Something of the user's; whether there was room for it."""
-    if path.exists() or path.is_symlink() or (path.parent.exists() and not path.parent.is_dir()):
+    if path.exists() or path.is_symlink() or (os.path.lexists(path.parent) and not path.parent.is_dir()):
         return False
     path.parent.mkdir(exist_ok=True)
     if made == "file":

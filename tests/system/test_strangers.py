@@ -24,6 +24,7 @@ from dglaunch.models.shape import Shape
 from dglaunch.output import gallery, ownership
 from dglaunch.output.inspection import describe_missing, inspect
 from dglaunch.output.ledger import OutputFolder
+from dglaunch.output.sorted_lines import SortedLines
 from dglaunch.output.status import read_status
 from support.commands import dglaunch
 from support.results import write_jsonl
@@ -79,7 +80,7 @@ def test_a_folder_is_looked_at_whatever_its_files_say(
     survives(folder.require_results)
     survives(lambda: read_status(folder))
     survives(lambda: describe_missing(folder, inspect(folder).records))
-    survives(lambda: gallery.render(folder.path, folder.path, 0, gallery.read_rows(folder.path)))
+    survives(lambda: list(gallery.render(folder.path, folder.path, 0, SortedLines(folder))))
     survives(lambda: ownership.refuse_foreign_files(folder, {"000000.png": {"index": 0, "seed": 0}}))
 
 

@@ -78,7 +78,6 @@ def test_group_offloading_moves_layers_and_not_the_image(tiny_flux: Any) -> None
     """On a GPU alone it saves memory; that its hooks are there and right shows on a CPU too."""
     config = OptimizationConfig(enable_group_offloading=True)
     pipeline = tiny_flux()
-    optimizations.move(pipeline, "cpu", config)
     effects = optimizations.apply(pipeline, config, "cpu", ExitStack())
     assert int(effects["enable_group_offloading"].split()[0]) > 50
     assert abs(draw(pipeline) - draw(tiny_flux())).max() < 2e-6

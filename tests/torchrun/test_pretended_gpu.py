@@ -170,6 +170,31 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 TINY = ["t2i", "--num_inference_steps", "1", "--batch_size", "2"]
 
 
+@pytest.mark.parametrize("other", rarely(["", "--enable_fuse_qkv"], {"--enable_fuse_qkv"}))
+def test_weights_that_are_kept_in_8_bits_come_to_the_gpu_in_8_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    """Else the whole model in its full type has to fit there first: 22.3 GiB for FLUX.1-dev, which then needs 14.3."""
+    from diffusers import FluxTransformer2DModel
+
+    to, moved = FluxTransformer2DModel.to, []
+
+    def moving(self: FluxTransformer2DModel, *args: Any, **kwargs: Any) -> Any:
+        moved.append((self, num_bytes(self)))
+        return to(self, *args, **kwargs)
+
+    monkeypatch.setattr(FluxTransformer2DModel, "to", moving)
+    words = [*TINY, "--prompt", "a red fox", "--enable_layerwise_casting", *other.split()]
+    run(*words, "--output_dir", tmp_path / "o")
+    assert moved and place(moved[0][0]) == "gpu"
+    for model, size in moved:
+        assert size == num_bytes(model) < 2 * sum(weight.numel() for weight in model.parameters())
+
+
+def num_bytes(module: torch.nn.Module) -> int:
+    return sum(weight.nbytes for weight in module.parameters())
+
+
 def test_the_text_encoders_are_on_the_gpu_only_while_they_encode(
     prompts: Path, tmp_path: Path, seen: list[str]
 ) -> None:

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
-from dglaunch import BackendConfig, T2IConfig
+from dglaunch import BackendConfig, EditingConfig, T2IConfig
 from dglaunch.backends.diffusers.long_prompts import windows_of
-from dglaunch.data.prompt_windows import CUT, CUT_FOR, PromptWindows, load_tokenizer
+from dglaunch.data.prompt_windows import CUT, CUT_FOR, PromptWindows
 from dglaunch.data.task import Task
-from dglaunch.models.checkpoint import resolve
+from dglaunch.models.checkpoint import load_tokenizer, resolve
+from support.commands import dglaunch
+from support.edit_images import save_pictures
 from support.family_runs import T2I
 from support.ranks import on_ranks
 from support.results import ledger, run_json, write_jsonl
@@ -62,9 +65,7 @@ def test_what_is_counted_is_what_is_read(families: Path, family: str) -> None:
     checkpoint = resolve(config.backend)
     pipeline = DiffusionPipeline.from_pretrained(folder)
     windows = windows_of(checkpoint, config, lambda name: getattr(pipeline, name))
-    from_files = windows_of(
-        checkpoint, config, partial(load_tokenizer, checkpoint, revision=None, trust_remote_code=False)
-    )
+    from_files = windows_of(checkpoint, config, partial(load_tokenizer, checkpoint, config=config.backend))
 
     def text(count: int, end: str = "2") -> str:
         return "1" * (count - 1) + end  # each tokenizer makes a token of each digit
@@ -80,6 +81,36 @@ def test_what_is_counted_is_what_is_read(families: Path, family: str) -> None:
     assert torch.equal(one, other), "it is not read"
     named = tuple(told(windows, text(fitting)).get(CUT_FOR, {}))
     assert named == ENCODERS_OF_77.get(family, ())
+
+
+QUOTING = ["", "it's 'a word' and 12", 'don\'t "spell it" so', "\u2018this\u2019 \u201ctoo\u201d 'no end"]
+
+
+def test_longcat_fails_on_what_is_refused_and_only_there(families: Path, tmp_path: Path) -> None:
+    from diffusers import DiffusionPipeline
+
+    folder = build("longcat_edit", families / "longcat_edit")
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    config = EditingConfig(input=tmp_path / "t.jsonl", backend=BackendConfig(model_name=str(folder)))
+    windows = windows_of(resolve(config.backend), config, lambda name: getattr(pipeline, name))
+    picture = Image.new("RGB", (32, 32))
+
+    def is_read(text: str) -> bool:
+        try:
+            with torch.inference_mode():
+                pipeline._encode_prompt([text], picture)
+        except TypeError:  # len(len(...))
+            return False
+        return True
+
+    for begin in QUOTING:
+        fitting = longest_that_fits(lambda count, begin=begin: CUT not in told(windows, begin + "1" * count))  # type: ignore[misc]
+        assert is_read(begin + "1" * fitting) and not is_read(begin + "1" * (fitting + 1)), begin
+    save_pictures(tmp_path)
+    write_jsonl(tmp_path / "t.jsonl", [{"input_images": "a.png", "instruction": "1" * count} for count in (512, 513)])
+    ended = dglaunch("plan", "edit", "--model_name", folder, "--input", tmp_path / "t.jsonl")
+    assert ended.code == 2 and "row 1: the prompt has 513 tokens, of which tokenizer reads 512" in ended.output
+    assert "row 0" not in ended.output and "LongCatImageEditPipeline fails on longer ones" in ended.output
 
 
 @pytest.mark.parametrize("engine", ["diffusers", "xdit"])

@@ -1,7 +1,9 @@
 """`t2i` on several ranks with the fake backend: shares, kills, memory, and that all ranks leave together."""
 
+import os
 import random
 import re
+import threading
 import time
 from pathlib import Path
 
@@ -97,6 +99,24 @@ def test_num_gpus_starts_torchrun(tmp_path: Path, prompts: Path) -> None:
     ended = run_process(*FAKE, "--num_gpus", "2", "--prompts_file", prompts, "--output_dir", tmp_path / "out")
     assert ended.code == 0, ended.output
     assert run_json(tmp_path / "out")["topology"]["world_size"] == 2
+
+
+def test_rank_0_reads_a_pipe_for_all_ranks(tmp_path: Path) -> None:
+    """Two ranks on what are said to be two machines: more prompts than the store takes at once, then an unreadable pipe."""
+    pipe, text = tmp_path / "pipe", "\n".join([*PROMPTS[:3], " " * (9 << 20), *PROMPTS[3:]])
+    os.mkfifo(pipe)
+    threading.Thread(target=pipe.write_text, args=(text,), daemon=True).start()
+    command = [*FAKE, "--prompts_file", pipe, "--output_dir", tmp_path / "out"]
+    unreadable = [*FAKE, "--prompts_file", "/dev/fd/97", "--output_dir", tmp_path / "none"]
+    again = {"TORCHELASTIC_RESTART_COUNT": "1"}
+    world = World(tmp_path, 2, command, nodes=2, more=[(unreadable, {}), ([*command, "--layout", "genarena"], again)])
+    world.wait()
+    first, second, third = world.results()
+    assert first.codes == [0, 0], first.output
+    assert {line["rank"] for line in ledger(tmp_path / "out")} == {0, 1}
+    assert [line["prompt"] for line in sorted(ledger(tmp_path / "out"), key=lambda line: line["index"])] == PROMPTS
+    assert second.codes == [2, 2] and second.output.count("dglaunch: ") == 1, second.output
+    assert third.codes == [0, 0] and "23 are there already" in third.output, third.output
 
 
 def test_ranks_that_read_different_prompts_are_caught(tmp_path: Path) -> None:

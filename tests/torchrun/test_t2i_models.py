@@ -27,13 +27,16 @@ SPLITS: dict[str, tuple[int, dict[str, str]]] = {
     "cfg2": (2, {"DG_XDIT_USE_CFG_PARALLEL": "1"}),
     "data2": (2, {}),
     "ulysses2-data2": (4, {"DG_XDIT_ULYSSES_DEGREE": "2"}),
+    "ulysses4": (4, {"DG_XDIT_ULYSSES_DEGREE": "4"}),
 }
+TINY_SPLITS = ("ulysses2", "ring2", "data2", "ulysses2-data2")
 FAMILY_SPLITS = [
     *[(family, "ulysses2") for family in T2I],
     *[(family, "ring2") for family in ("flux", "sd3")],
     *[(family, "cfg2") for family in ("sd3", "pixart_sigma", "zimage", "lumina2")],
     *[(family, "data2") for family in ("qwenimage", "sd3", "lumina2")],
     *[(family, "ulysses2-data2") for family in ("flux", "sd3")],
+    ("zimage", "ulysses4"),  # which does not divide its 30 heads
 ]
 RARE_SPLITS = [
     *[(family, "cfg2") for family in ("pixart_sigma", "zimage", "lumina2")],
@@ -56,9 +59,9 @@ def runs(
     tiny = ["t2i", "--model_name", "tiny", "--num_inference_steps", "4", "--prompts_file", many]
     for world, batch in [(1, 1), (2, 4), *selected(request, "world", "batch")]:
         planned[f"tiny-{world}-{batch}"] = (world, [*tiny, "--batch_size", str(batch)], {})
-    for split, (world, environment) in SPLITS.items():
-        if split != "cfg2":
-            planned[f"tiny-{split}"] = (world, [*tiny, "--backend", "xdit", "--batch_size", "4"], environment)
+    for split in TINY_SPLITS:
+        world, environment = SPLITS[split]
+        planned[f"tiny-{split}"] = (world, [*tiny, "--backend", "xdit", "--batch_size", "4"], environment)
     splits, aheads = selected(request, "family", "split"), selected(request, "ahead")
     for family in T2I:
         build(family, families / family)
@@ -69,6 +72,8 @@ def runs(
         for split in [split for name, split in splits if name == family]:
             world, environment = SPLITS[split]
             planned[f"{family}-{split}"] = (world, [*model, "--backend", "xdit", "--batch_size", "3"], environment)
+    told = ["support.replica_checks:then_say_what_xfuser_was_told", "t2i", "--backend", "xdit", "--prompt", "a fox"]
+    planned["type"] = (1, [*told, "--torch_dtype", "bfloat16", "--num_inference_steps", "1"], {})
     results: dict[str, tuple[Path, Case]] = {}
     for world in sorted({world for world, _, _ in planned.values()}):
         names = [name for name, (needed, _, _) in planned.items() if needed == world]
@@ -97,7 +102,7 @@ def test_different_prompts_and_seeds_give_different_images(runs: dict[str, tuple
         assert min(abs(a.astype(int) - b.astype(int)).max() for a, b in pairwise(made)) > 10 * TOLERANCE, family
 
 
-@pytest.mark.parametrize("split", [split for split in SPLITS if split != "cfg2"])
+@pytest.mark.parametrize("split", TINY_SPLITS)
 def test_tiny_split_by_xdit_equals_one_rank(runs: dict[str, tuple[Path, Case]], split: str) -> None:
     folder, case = runs[f"tiny-{split}"]
     world = SPLITS[split][0]
@@ -153,3 +158,10 @@ def test_ledger_and_run_json_say_what_was_used(runs: dict[str, tuple[Path, Case]
     assert told["config"]["batch_size"] == {"value": 4, "from": "flag"}
     assert told["config"]["seed"]["from"] == "default"
     assert told["versions"]["diffusers"] and told["choices"]["torch_dtype"].startswith("float32")
+
+
+def test_xfuser_is_told_the_type_of_the_run(runs: dict[str, tuple[Path, Case]]) -> None:
+    """Its own default is float16, whatever the model's type."""
+    _, case = runs["type"]
+    assert case.codes == [0], case.output
+    assert "XFUSER torch.bfloat16" in case.output

@@ -90,6 +90,25 @@ def test_errors_show_escapes_of_what_was_typed(tmp_path: Path) -> None:
     assert r"\x1b]0;owned\x07[/b]" in ended.output and "\x1b" not in ended.output
 
 
+ESCAPE = "\x1b]0;owned\x07\u202e"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["t2i", f"--no_such{ESCAPE}", "x"], ["t2i", "--prompt", "x", "--no_such", ESCAPE], ["t2i", "--seed", ESCAPE],
+        ["edit", "--output_format", ESCAPE], ["plan", "t2i", f"--{ESCAPE}"], ["slurm", "--nodes", ESCAPE],
+        ["slurm", "t2i", "--seed", ESCAPE], ["verify", "a", ESCAPE], ["gallery", "a", "--thumbnails", ESCAPE],
+        ["tune", "t2i", "--seed", ESCAPE],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)  # fmt: skip
+def test_words_that_are_no_flags_are_shown_with_escapes(words: list[str]) -> None:
+    ended = dglaunch(*words)
+    assert ended.code == 2 and r"\x1b]0;owned\x07" in ended.output, ended.output
+    assert ended.output.replace("\n", "").isprintable(), ended.output
+
+
 def test_a_batch_script_is_handed_over_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes into a file: an escape there would name another folder."""
     stdout = io.BytesIO()

@@ -79,7 +79,6 @@ class DiffusersBackend:
         self.windows = windows_of(self.context.checkpoint, config, self._tokenizer)
         self.stages.watch(self.pipeline)
         effects = {"encode": self._encode_ahead(cache)} if self.loader.encodes_ahead else {}
-        optimizations.move(self.pipeline, self.context.torch_device, config.optimization)
         if rules is not None and rules.equal_size_batch:
             resize_each(self.pipeline.image_processor)
         effects |= self.engine.optimize(self.pipeline, self.undo)

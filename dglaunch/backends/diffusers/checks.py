@@ -39,12 +39,14 @@ def check_optimizations(
     device: str,
     xdit: bool,
     capability: tuple[int, int] | None = None,
+    here: bool = True,
 ) -> None:
-    """Refuse optimizations that cannot take effect here.
+    """Refuse optimizations that cannot take effect.
 
     Args:
         xdit: whether xfuser runs the model.
         capability: the GPU's compute capability; None: a plan for GPUs that are not known.
+        here: whether it is this machine that will run it, so that its packages and its host memory count.
 
     Raises:
         UserError: with the row's reason and what to do instead.
@@ -57,7 +59,7 @@ def check_optimizations(
         for other in rows:
             if other.name in row.excludes:
                 raise UserError(f"--{row.name} and --{other.name} do not go together; drop one of them.")
-        _check_machine(row, config, device, capability)
+        _check_machine(row, config, device, capability, here)
     if wanted.attention_backend is not None:
         _check_attention(wanted.attention_backend, xdit, device)
         if xdit and topology.parallel.ring_degree > 1 and wanted.attention_backend.upper() in WITHOUT_RING:
@@ -65,7 +67,7 @@ def check_optimizations(
                 f"--attention_backend {wanted.attention_backend} cannot be merged over a ring (DG_XDIT_RING_DEGREE); take "
                 "another, or use DG_XDIT_ULYSSES_DEGREE."
             )
-    if wanted.enable_group_offloading:
+    if wanted.enable_group_offloading and here:
         _check_pinned(checkpoint, topology, config.backend.torch_dtype or "bfloat16")
     _check_cache_flags(wanted)
     if wanted.compile_scope == "whole" and not wanted.enable_compile:
@@ -107,7 +109,9 @@ def _check_family(row: Optimization, checkpoint: Checkpoint, xdit: bool) -> None
         )
 
 
-def _check_machine(row: Optimization, config: RunConfig, device: str, capability: tuple[int, int] | None) -> None:
+def _check_machine(
+    row: Optimization, config: RunConfig, device: str, capability: tuple[int, int] | None, here: bool
+) -> None:
     """Packages, the GPU and its generation, the type of the weights."""
     if row.gpu and device == "cpu":
         raise UserError(f"--{row.name} runs on GPUs only ({row.gpu}); drop it on a CPU.")
@@ -120,7 +124,7 @@ def _check_machine(row: Optimization, config: RunConfig, device: str, capability
         raise UserError(
             f"--{row.name} needs --enable_compile on a GPU: {row.uncompiled}. Add it, or drop --{row.name}."
         )
-    if row.package is not None and not _found(row.package[0]):
+    if here and row.package is not None and not _found(row.package[0]):
         raise MissingPackage(row.package[0], f"--{row.name}", row.package[1])
     if device == "cuda" and capability is not None and capability < row.capability:
         needed, have = (".".join(map(str, each)) for each in (row.capability, capability))

@@ -34,7 +34,8 @@ class Engine(Protocol):
         ...
 
     def optimize(self, pipeline: Pipeline, undo: ExitStack) -> dict[str, str]:
-        """Do what the optimization flags ask for, and say for each of them what was found on the loaded modules."""
+        """Move the pipeline to its device, do what the optimization flags ask for, and say for each of them what was found
+        on the loaded modules."""
         ...
 
     def prepare(self, pipeline: Pipeline, batch: Batch, arguments: dict[str, object]) -> Call:
@@ -55,7 +56,8 @@ class DiffusersEngine:
         return loader.load()
 
     def optimize(self, pipeline: Pipeline, undo: ExitStack) -> dict[str, str]:
-        return optimizations.apply(pipeline, self.context.config.optimization, self.context.torch_device, undo)
+        context = self.context
+        return optimizations.apply(pipeline, context.config.optimization, context.torch_device, undo, context.num_cores)
 
     def prepare(self, pipeline: Pipeline, batch: Batch, arguments: dict[str, object]) -> Call:
         return partial(pipeline, **arguments)

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from dglaunch.config import RunConfig
-from dglaunch.data.prompt_windows import CUT, NEGATIVE, PromptWindows, load_tokenizer, longest
+from dglaunch.data.prompt_windows import CUT, NEGATIVE, PromptWindows, longest
 from dglaunch.data.task import Record, Task
 from dglaunch.errors import InputError, UserError
-from dglaunch.models.checkpoint import Checkpoint
+from dglaunch.models.checkpoint import Checkpoint, load_tokenizer
 
 
 def windows_of(checkpoint: Checkpoint, config: RunConfig, tokenizer_of: Callable[[str], object]) -> PromptWindows:
@@ -20,27 +20,30 @@ def windows_of(checkpoint: Checkpoint, config: RunConfig, tokenizer_of: Callable
 
 
 def check_long_prompts(checkpoint: Checkpoint, config: RunConfig, tasks: Sequence[Task]) -> None:
-    """With --on_long_prompt fail refuse prompts that no text encoder reads to their ends; only tokenizers are loaded.
+    """Refuse prompts that no text encoder reads to their ends: with --on_long_prompt fail, and where the pipeline would
+    fail on them itself. Only tokenizers are loaded.
 
     Raises:
         InputError: all rows that are too long.
         UserError: it cannot be told.
     """
-    if config.on_long_prompt != "fail" or checkpoint.family.windows == ():
+    family = checkpoint.family
+    if family.windows == () or (config.on_long_prompt != "fail" and family.cuts_prompts):
         return
     if checkpoint.not_here is not None:
+        if config.on_long_prompt != "fail":
+            return
         raise UserError(
             f"--on_long_prompt fail needs the tokenizers of {checkpoint.source}, and {checkpoint.not_here.reason}. Drop the "
             "flag, or plan where they are at hand."
         )
-    backend = config.backend
-    load = partial(load_tokenizer, checkpoint, revision=backend.revision, trust_remote_code=backend.trust_remote_code)
+    load = partial(load_tokenizer, checkpoint, config=config.backend)
     try:
         windows = windows_of(checkpoint, config, load)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"--on_long_prompt fail needs the tokenizers of {checkpoint.source}, which cannot be loaded: {reason} If files "
+            f"The prompts are counted with the tokenizers of {checkpoint.source}, which cannot be loaded: {reason} If files "
             "are missing, download the checkpoint again."
         ) from None
     if not windows.are_known:
@@ -54,7 +57,11 @@ def check_long_prompts(checkpoint: Checkpoint, config: RunConfig, tasks: Sequenc
         if (problem := _problem(cut))
     }
     if problems:
-        remedy = "Shorten the prompts, or drop --on_long_prompt fail, and their ends are cut."
+        remedy = (
+            "Shorten the prompts, or drop --on_long_prompt fail, and their ends are cut."
+            if family.cuts_prompts
+            else f"Shorten the prompts: {checkpoint.pipeline_class} fails on longer ones."
+        )
         raise InputError(config.table or "--prompt", list(problems), remedy)
 
 

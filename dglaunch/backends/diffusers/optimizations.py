@@ -41,6 +41,8 @@ class Target:
     device: str
     undo: ExitStack
     """Takes back at the end what was changed for the whole process."""
+    num_cores: int
+    """Of the host, that this rank may use."""
 
     @property
     def model(self) -> Denoiser:
@@ -66,7 +68,7 @@ def quantization_config(config: OptimizationConfig, dtype: str) -> object | None
     return wanted
 
 
-def move(pipeline: Pipeline, device: str, config: OptimizationConfig) -> None:
+def _move(pipeline: Pipeline, device: str, config: OptimizationConfig) -> None:
     """Move a loaded pipeline to its device, but for what is to stay in host memory."""
     model: object = denoiser(pipeline)
     if config.quantization in ("int8", "fp8") and isinstance(model, torch.nn.Module):
@@ -104,8 +106,16 @@ def _quantize(model: torch.nn.Module, kind: str, device: str) -> None:
 # -- once it is loaded --------------------------------------------------------------------------------------------
 
 
-def apply(pipeline: Pipeline, config: OptimizationConfig, device: str, undo: ExitStack) -> dict[str, str]:
-    """Do what was asked for to a loaded pipeline of diffusers.
+def apply(
+    pipeline: Pipeline, config: OptimizationConfig, device: str, undo: ExitStack, num_cores: int = 1
+) -> dict[str, str]:
+    """Move a pipeline that was loaded into host memory to its device, and do to it what was asked for.
+
+    Weights that are kept in 8 bits are cast, with all that has to be done before, on the host: in their full type they
+    may not fit on the device.
+
+    Args:
+        num_cores: of the host, that this rank may use; torchrun leaves a rank one thread.
 
     Returns:
         For each flag what was found on the loaded modules.
@@ -113,14 +123,32 @@ def apply(pipeline: Pipeline, config: OptimizationConfig, device: str, undo: Exi
     Raises:
         UserError: it cannot take effect here.
     """
-    target = Target(pipeline, config, device, undo)
+    target = Target(pipeline, config, device, undo, num_cores)
+    flags = [flag for flag in ACTIONS if getattr(config, flag) not in (None, False)]
+    on_host = flags.index("enable_layerwise_casting") + 1 if config.enable_layerwise_casting else 0
+    effects = _act(target, flags[:on_host])
+    _move(pipeline, device, config)
+    return effects | _act(target, flags[on_host:])
+
+
+def _act(target: Target, flags: Sequence[str]) -> dict[str, str]:
     effects: dict[str, str] = {}
-    for flag, action in ACTIONS.items():
-        value = getattr(config, flag)
-        if value not in (None, False):
-            with _explained(f"--{flag}" if value is True else f"--{flag} {value}"):
-                effects[flag] = action(target)
+    for flag in flags:
+        value = getattr(target.config, flag)
+        with _explained(f"--{flag}" if value is True else f"--{flag} {value}"):
+            effects[flag] = ACTIONS[flag](target)
     return effects
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Let torch compute with at least this many threads on the host."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(before, number))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def forget_steps(pipeline: Pipeline) -> None:
@@ -178,7 +206,7 @@ def _tf32(target: Target) -> str:
 
 
 def _quantization(target: Target) -> str:
-    """Done while loading or by `move`; here the weights are looked at."""
+    """Done while loading or by `_move`; here the weights are looked at."""
     kinds: dict[str, int] = {}
     linear = [module for module in target.model.modules() if isinstance(module, torch.nn.Linear)]
     for module in linear:
@@ -201,8 +229,10 @@ def _fuse_qkv(target: Target) -> str:
 
 
 def _layerwise_casting(target: Target) -> str:
+    """One thread takes 50 s to cast 12B weights."""
     model = target.model
-    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=model.dtype)
+    with _threads(target.num_cores):
+        model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=model.dtype)
     stored = [parameter.dtype == torch.float8_e4m3fn for parameter in model.parameters()]
     if not any(stored):
         raise ValueError(f"no weight of {type(model).__name__} may be kept in 8 bits")
@@ -287,7 +317,7 @@ def _group_offloading(target: Target) -> str:
 
 
 def _cpu_offload(target: Target) -> str:
-    """Done by `move`; here the hooks are looked at."""
+    """Done by `_move`; here the hooks are looked at."""
     parts = [name for name, part in target.pipeline.components.items() if hasattr(part, "_hf_hook")]
     if not parts:
         raise ValueError("no network can be moved")

@@ -1,5 +1,7 @@
 """What plain diffusers says about a job before a model is loaded."""
 
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -42,7 +44,7 @@ class DiffusersProfile(Profile):
             dtype = "bfloat16" if device == "cuda" else "float32"
             reasons["torch_dtype"] = f"{dtype}: the default on a {'GPU' if device == 'cuda' else 'CPU'}"
         machine = replace(_machine(device, topology) if elsewhere is None else elsewhere, dtype=dtype)
-        return Target(checkpoint=checkpoint, device=device, machine=machine, reasons=reasons)
+        return Target(checkpoint=checkpoint, device=device, machine=machine, reasons=reasons, here=elsewhere is None)
 
     def as_editor(self, config: RunConfig, checkpoint: Checkpoint, model_type: str | None) -> Checkpoint:
         return as_editor(checkpoint, model_type)
@@ -58,7 +60,9 @@ class DiffusersProfile(Profile):
             )
         checks.check_guidance(checkpoint, tasks)
         checks.check_text_length(checkpoint, config)
-        checks.check_optimizations(checkpoint, config, topology, target.device, self.xdit, target.machine.capability)
+        checks.check_optimizations(
+            checkpoint, config, topology, target.device, self.xdit, target.machine.capability, target.here
+        )
         checks.check_masks(checkpoint, config, tasks)
         checks.check_cache_steps(checkpoint, config, tasks)
         checks.check_encode(checkpoint, config)
@@ -73,7 +77,7 @@ class DiffusersProfile(Profile):
             return bucket
         unit = checkpoint.family.text_bucket
         texts = sorted({task.prompt for task in tasks} | {task.negative_prompt or "" for task in tasks})
-        lengths = dict(zip(texts, token_lengths(checkpoint, texts)))
+        lengths = dict(zip(texts, token_lengths(checkpoint, texts, config.backend)))
 
         def with_lengths(task: Task) -> Bucket:
             counts = (lengths[task.prompt], lengths[task.negative_prompt or ""])
@@ -87,11 +91,22 @@ class DiffusersProfile(Profile):
         return bool(checkpoint.family.text_bucket) and without_mask
 
 
-def _device(config: RunConfig, topology: Topology, reasons: dict[str, str]) -> str:
-    """The device that was asked for, else a GPU where there is one."""
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""NVIDIA's, AMD's and Windows' own, under Linux."""
+
+
+def _has_gpu() -> bool:
+    """Whether torch finds a GPU. It is not imported where the system has none: that takes seconds."""
+    if "torch" not in sys.modules and not any(map(os.path.exists, GPU_DEVICES)):
+        return False
     import torch
 
-    found = torch.cuda.is_available()
+    return torch.cuda.is_available()
+
+
+def _device(config: RunConfig, topology: Topology, reasons: dict[str, str]) -> str:
+    """The device that was asked for, else a GPU where there is one."""
+    found = _has_gpu()
     device = config.backend.device
     if device is None:
         device = "cuda" if found else "cpu"
@@ -100,11 +115,14 @@ def _device(config: RunConfig, topology: Topology, reasons: dict[str, str]) -> s
         raise UserError(
             "--device cuda, but torch finds no GPU here. Check nvidia-smi and the torch build, or use --device cpu."
         )
-    if device == "cuda" and topology.distributed and topology.local_world_size > torch.cuda.device_count():
-        raise UserError(
-            f"{topology.local_world_size} ranks on this machine, but torch finds {torch.cuda.device_count()} GPUs. Start "
-            "one rank a GPU (--nproc_per_node)."
-        )
+    if device == "cuda" and topology.distributed:
+        import torch
+
+        if topology.local_world_size > torch.cuda.device_count():
+            raise UserError(
+                f"{topology.local_world_size} ranks on this machine, but torch finds {torch.cuda.device_count()} GPUs. "
+                "Start one rank a GPU (--nproc_per_node)."
+            )
     return device
 
 

@@ -1,4 +1,4 @@
-"""xfuser (xDiT): the ranks of a replica split one batch by sequence (Ulysses, ring), guidance branch or layers.
+"""xfuser (xDiT): the ranks of a replica split one batch by sequence (Ulysses, ring) or guidance branch.
 
 Three kinds of family (models.families.XDiT): xfuser's transformer, or the checkpoint's own turned into xfuser's in place, inside
 a plain diffusers pipeline, where every rank of the replica ends with the images; and an xfuser pipeline, where only the
@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from dglaunch.backends.base import Context
@@ -38,7 +39,7 @@ class XDiTEngine:
         assert family is not None, "planning refuses other families"
         self.context = context
         self.family = family
-        self.engine_config: object = None
+        self.engine_config: Any = None
 
     def start(self, undo: ExitStack) -> None:
         import_xfuser()
@@ -69,7 +70,7 @@ class XDiTEngine:
 
         wanted = self.context.config.optimization
         others = replace(wanted, attention_backend=None)
-        effects = optimizations.apply(pipeline, others, self.context.torch_device, undo)
+        effects = optimizations.apply(pipeline, others, self.context.torch_device, undo, self.context.num_cores)
         if wanted.attention_backend is not None:
             effects["attention_backend"] = f"xfuser {get_runtime_state().attention_backend.name}"
         return effects
@@ -85,8 +86,8 @@ class XDiTEngine:
         return partial(pipeline, **arguments)
 
     def _announce(self, batch: Batch, arguments: dict[str, object]) -> None:
-        """Tell xfuser the real size of each batch: the last one may be smaller than the others. Height and width only
-        size PipeFusion's bands, which these transformers do not have; xfuser wants them to divide all the same."""
+        """Tell xfuser the real size of each batch: the last one may be smaller than the others. Height and width
+        only size bands that these transformers do not have; xfuser wants them to divide all the same."""
         from xfuser.core.distributed import get_runtime_state
 
         length = arguments.get("max_sequence_length")
@@ -117,7 +118,6 @@ class XDiTEngine:
             **self._degrees(),
             classifier_free_guidance_degree=2 if parallel.use_cfg_parallel else 1,
             sequence_parallel_degree=topology.sequence_degree,
-            pipeline_parallel_degree=parallel.pipefusion_degree,
             backend=backend,
         )
 
@@ -130,13 +130,13 @@ class XDiTEngine:
                 **self._degrees(),
                 model=self.context.checkpoint.source,
                 use_cfg_parallel=parallel.use_cfg_parallel,
-                pipefusion_parallel_degree=parallel.pipefusion_degree,
                 attention_backend=self._attention_backend(),
                 trust_remote_code=self.context.config.backend.trust_remote_code,
             )
             self.engine_config, _ = arguments.create_config()
         except (ValueError, KeyError, RuntimeError) as error:
             raise UserError(f"xfuser refuses this configuration: {error}.") from None
+        self.engine_config.runtime_config.dtype = getattr(torch, self.context.dtype)  # no argument sets it: float16
 
     def _initialize_runtime(self, pipeline: Pipeline) -> None:
         from xfuser.core.distributed import initialize_runtime_state

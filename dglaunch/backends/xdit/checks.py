@@ -12,7 +12,7 @@ from dglaunch.models.families import xdit_editors, xdit_families
 from dglaunch.system import need
 
 
-def check_degrees(checkpoint: Checkpoint, config: RunConfig, topology: Topology, device: str) -> None:
+def check_degrees(checkpoint: Checkpoint, config: RunConfig, topology: Topology) -> None:
     """Refuse a family that xfuser does not have, and degrees that it cannot split this model by."""
     family, parallel = checkpoint.family, topology.parallel
     if family.xdit is None:
@@ -22,14 +22,6 @@ def check_degrees(checkpoint: Checkpoint, config: RunConfig, topology: Topology,
             "Use --backend diffusers, where each rank is a replica."
         )
     need("xfuser", "--backend xdit", "pip install 'dglaunch[xdit]'")
-    if parallel.pipefusion_degree > 1:
-        if device == "cpu":
-            raise UserError("PipeFusion (DG_XDIT_PIPEFUSION_DEGREE) runs on GPUs only; unset it on a CPU.")
-        if not family.xdit.pipefusion:
-            raise UserError(
-                f"xfuser has no PipeFusion for {family.name}; unset DG_XDIT_PIPEFUSION_DEGREE and use "
-                "DG_XDIT_ULYSSES_DEGREE instead."
-            )
     if parallel.use_cfg_parallel and not family.xdit.cfg:
         raise UserError(
             f"{family.name} has no second guidance branch that xfuser could put on other ranks; unset "
@@ -45,11 +37,23 @@ def check_degrees(checkpoint: Checkpoint, config: RunConfig, topology: Topology,
         return
     shared = math.gcd(heads, kv_heads)
     if shared % ulysses:
-        fitting = [n for n in range(1, shared + 1) if shared % n == 0]
         counted = f"{heads} attention heads" + (f", {kv_heads} of keys and values" if kv_heads != heads else "")
         raise UserError(
             f"{family.name} here has {counted}, which DG_XDIT_ULYSSES_DEGREE={ulysses} does not divide. "
-            f"Degrees that do: {', '.join(map(str, fitting))}."
+            f"Degrees that do: {_divisors(shared)}."
+        )
+
+
+def check_text(checkpoint: Checkpoint, config: RunConfig) -> None:
+    """Refuse a text length that xfuser's pipeline, once it splits an image in any way, would not look at."""
+    family = checkpoint.family
+    assert family.xdit is not None
+    if (
+        family.xdit.fixed_text_length
+        and checkpoint.text_length(config.max_sequence_length) != family.max_sequence_length
+    ):
+        raise UserError(
+            f"xfuser's {family.name} pipeline drops --max_sequence_length and always uses {family.max_sequence_length}; drop the flag."
         )
 
 
@@ -68,9 +72,11 @@ def check_split(checkpoint: Checkpoint, config: RunConfig, topology: Topology, t
     family, degree = checkpoint.family, topology.sequence_degree
     assert family.xdit is not None
     length = checkpoint.text_length(config.max_sequence_length)
-    if family.xdit.fixed_text_length and length != family.max_sequence_length:
+    multiple = family.xdit.token_multiple
+    if multiple is not None and multiple % degree:
         raise UserError(
-            f"xfuser's {family.name} pipeline drops --max_sequence_length and always uses {family.max_sequence_length}; drop the flag."
+            f"{family.name} pads its tokens to multiples of {multiple}, which cannot be split evenly over {degree} ranks (Ulysses x "
+            f"ring): the images would be wrong. Degrees that divide it: {_divisors(multiple)}."
         )
     if family.xdit.splits_text and length % degree:
         low = length // degree * degree
@@ -95,6 +101,10 @@ def check_split(checkpoint: Checkpoint, config: RunConfig, topology: Topology, t
                 f"{shape.width}x{shape.height} is {count} {unit}, which cannot be split evenly over {degree} ranks (Ulysses x ring): "
                 f"the images would be wrong. The nearest heights: {_near_heights(shape.height, degree)}."
             )
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
 
 
 def _near_heights(height: int, degree: int) -> str:

@@ -14,6 +14,7 @@ tests/torchrun/test_xfuser_parity.py, fp32, 3 steps; all are below 5e-5 now.
 
 from collections.abc import Hashable, Iterable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -22,6 +23,7 @@ from xfuser.core.distributed import (
     get_ring_parallel_world_size,
     get_sequence_parallel_rank,
     get_sequence_parallel_world_size,
+    get_ulysses_parallel_world_size,
 )
 from xfuser.model_executor.layers import usp
 from xfuser.model_executor.models.transformers import transformer_qwen, transformer_z_image
@@ -192,7 +194,17 @@ def wrap_zimage(transformer: torch.nn.Module) -> torch.nn.Module:
     transformer.__class__ = ZImageTransformer
     for attention in transformer_z_image.z_image_attn_modules(transformer):
         attention.processor = transformer_z_image.xFuserZSingleStreamAttnProcessor()
+    _name_padded_heads(transformer.config)
     return transformer
+
+
+def _name_padded_heads(config: Any) -> None:
+    """Tell xfuser the heads that there are once its attention has padded them: of 30, four ranks hold 8 each.
+
+    Its runtime state refuses heads that the Ulysses degree does not divide, although the attention of this transformer
+    pads them. It looks for this name first; the network itself has its heads under `n_heads`.
+    """
+    config.num_attention_heads = config.n_heads + -config.n_heads % get_ulysses_parallel_world_size()
 
 
 class ZImageTransformer(transformer_z_image.xFuserZImageTransformer2DWrapper):  # type: ignore[misc]  # it has no types

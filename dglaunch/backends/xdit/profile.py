@@ -17,7 +17,9 @@ class XDiTProfile(DiffusersProfile):
 
     def check(self, config: RunConfig, target: Target, topology: Topology, tasks: Sequence[Task]) -> None:
         super().check(config, target, topology, tasks)
-        checks.check_degrees(target.checkpoint, config, topology, target.device)
+        checks.check_degrees(target.checkpoint, config, topology)
+        if topology.replica_size > 1:
+            checks.check_text(target.checkpoint, config)
         if topology.parallel.use_cfg_parallel:
             checks.check_branches(tasks)
         if topology.sequence_degree > 1:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from dglaunch import BackendConfig, OptimizationConfig, T2IConfig
+from dglaunch import BackendConfig, OptimizationConfig, ParallelConfig, T2IConfig
 from dglaunch.cli.flags import parse, without
 from dglaunch.environment import check_variables, known_flags, parallel_from_environment
 from dglaunch.errors import UserError
-from support.commands import run_module
+from support.commands import dglaunch, run_module
 
 
 def parsed(*words: str, **environ: str) -> tuple[T2IConfig, dict[str, str]]:
@@ -60,6 +60,17 @@ def test_xdit_degrees() -> None:
     for text in ("0", "-1", "two", "2.5", ""):
         with pytest.raises(UserError, match="DG_XDIT_RING_DEGREE"):
             parallel_from_environment({"DG_XDIT_RING_DEGREE": text})
+
+
+@pytest.mark.parametrize("words", ["", "--backend xdit", "--backend xdit --device cuda", "--backend fake"])
+def test_pipefusion_is_refused_with_its_reason_whatever_runs_it(tmp_path: Path, words: str) -> None:
+    """Also where it does not go with the world, so that nobody starts more ranks for it first."""
+    command = ["t2i", "--prompt", "a fox", "--output_dir", tmp_path / "o", *words.split()]
+    ended = dglaunch(*command, DG_XDIT_PIPEFUSION_DEGREE="2", COLUMNS="2000")
+    assert ended.code == 2, ended.output
+    assert "only approximates" in ended.output and "DG_XDIT_ULYSSES_DEGREE" in ended.output
+    assert not (tmp_path / "o").exists()
+    assert parallel_from_environment({"DG_XDIT_PIPEFUSION_DEGREE": "1"}) == ParallelConfig()
 
 
 def test_every_flag_has_a_variable() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from PIL import Image
 from dglaunch import system
 from dglaunch.cli.main import main
 from dglaunch.cli.replay import read_description
-from dglaunch.output import encode
+from dglaunch.data.tables import read_table
+from dglaunch.output import encode, inputs
+from dglaunch.output.ledger import OutputFolder
 from support.edit_images import png, save_pictures
 from support.results import write_jsonl
 
@@ -259,3 +262,25 @@ def test_an_edit_of_bytes_in_a_parquet_table(tmp_path: Path, capsys: pytest.Capt
     for name in ("000002.png", "genarena/000001.png"):
         code, text = said(capsys, tmp_path / "out" / name)
         assert (code, "the same, pixel for pixel" in text) == (0, True), text
+
+
+def test_the_ledger_and_the_table_are_read_once_for_all_images_of_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    images = [{"bytes": png(n), "path": f"{n}"} for n in range(40)]
+    pq.write_table(pa.Table.from_pylist([{"instruction": "x", "input_images": images}] * 2), tmp_path / "t.parquet")
+    words = ["edit", "--backend", "fake", "--input", str(tmp_path / "t.parquet"), "--model_type", "flux2"]
+    assert main([*words, "--output_dir", str(tmp_path / "out")]) == 0
+    reads: list[str] = []
+
+    def counting(name: str, read: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+        return lambda *arguments: (reads.append(name), read(*arguments))[1]
+
+    monkeypatch.setattr("dglaunch.output.inputs.read_table", counting("table", read_table))
+    monkeypatch.setattr(OutputFolder, "records", counting("ledger", OutputFolder.records))
+    file = tmp_path / "out" / "000000.png"
+    assert inputs.find_inputs(file, read_description(file)) == [image["bytes"] for image in images]
+    assert sorted(reads) == ["ledger", "table"]

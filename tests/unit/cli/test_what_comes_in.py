@@ -239,12 +239,37 @@ def test_prompts_from_this_process_s_input(tmp_path: Path, name: str) -> None:
     assert [line["prompt"] for line in ledger(tmp_path / "out")] == ["a"]
 
 
-@pytest.mark.parametrize("name", ["-", "/dev/stdin", "pipe"])
-def test_several_ranks_cannot_share_a_pipe(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("started_again", [False, True])
+def test_what_came_out_of_a_pipe_is_kept_for_the_next_start(tmp_path: Path, started_again: bool) -> None:
+    """The pipe of a start that torchrun repeats is not opened again: it would wait for ever."""
     os.mkfifo(tmp_path / "pipe")
-    text = said("plan", "t2i", *FAKE, "--prompts_file", name, "--world_size", "2", cwd=tmp_path)
-    assert "each of the 2 ranks must read" in text and "Save them to a file first" in text
-    assert said("t2i", *FAKE, "--prompts_file", name, "--num_gpus", "2", cwd=tmp_path) == text
+    words = ["t2i", *FAKE, "--prompts_file", "pipe", "--output_dir", "out"]
+    for text in (b"a\nb\n", b"a\nb\nc\n"):
+        threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(text,), daemon=True).start()
+        said(*words, code=0, cwd=tmp_path)
+    (tmp_path / "out" / "000001.png").unlink()
+    variables = {"TORCHELASTIC_RESTART_COUNT": "1"} if started_again else {}
+    if not started_again:
+        threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(b"",), daemon=True).start()
+    text = said(*words, code=0, cwd=tmp_path, **variables)
+    assert "as pipe gave them to an earlier start" in text and len(ledger(tmp_path / "out")) == 3
+    assert (tmp_path / "out" / ".dglaunch-aside" / ".dglaunch.prompts").read_bytes() == b"a\nb\n"
+
+
+def test_a_file_that_is_not_open_here_is_no_pipe(tmp_path: Path) -> None:
+    text = said("t2i", *FAKE, "--prompts_file", "/dev/fd/97", cwd=tmp_path)
+    assert "/dev/fd/97 cannot be read" in text and "--prompts_file -" in text
+
+
+def test_a_plan_for_several_ranks_reads_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(b"a\nb\n",), daemon=True).start()
+    words = ["plan", "t2i", *FAKE, "--prompts_file", "pipe", "--world_size", "2"]
+    assert "2 images" in said(*words, code=0, cwd=tmp_path) and not (tmp_path / "outputs").exists()
+
+
+def test_tune_reads_no_pipe(tmp_path: Path) -> None:
+    assert "can be read once" in said("tune", "t2i", "--prompts_file", "-", cwd=tmp_path)
 
 
 def test_a_table_of_edits_is_no_pipe(tmp_path: Path) -> None:

@@ -52,19 +52,27 @@ WRONG: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "heads that cannot be divided": (f"plan {FLUX} --backend xdit --world_size 8", {"DG_XDIT_ULYSSES_DEGREE": "8"}),
     "heads of keys that cannot be divided": (
-        f"plan {T2I} --model_name lumina2 --backend xdit --world_size 4",
-        {"DG_XDIT_ULYSSES_DEGREE": "4"},
+        f"plan {T2I} --model_name lumina2 --backend xdit --world_size 3",
+        {"DG_XDIT_ULYSSES_DEGREE": "3"},
     ),
     "a text that cannot be split": (
         f"plan {FLUX} --backend xdit --world_size 2 --max_sequence_length 77",
         {"DG_XDIT_ULYSSES_DEGREE": "2"},
+    ),
+    "a text length that xfuser drops": (
+        f"plan {T2I} --model_name sd3 --backend xdit --world_size 2 --max_sequence_length 128",
+        {"DG_XDIT_USE_CFG_PARALLEL": "1"},
+    ),
+    "tokens in multiples that cannot be split": (
+        f"plan {T2I} --model_name zimage --backend xdit --world_size 3",
+        {"DG_XDIT_ULYSSES_DEGREE": "3"},
     ),
     "an image that cannot be split": (
         f"plan {FLUX} --backend xdit --world_size 4 --height 48 --width 48",
         {"DG_XDIT_ULYSSES_DEGREE": "4"},
     ),
     "a model that xDiT does not have": (f"{T2I} --backend xdit --model_name sdxl", {}),
-    "PipeFusion on a CPU": (f"plan {FLUX} --backend xdit --world_size 2", {"DG_XDIT_PIPEFUSION_DEGREE": "2"}),
+    "PipeFusion": (f"plan {FLUX} --backend xdit --world_size 2", {"DG_XDIT_PIPEFUSION_DEGREE": "2"}),
     "CFG parallel for a distilled model": (f"plan {FLUX} --backend xdit --world_size 2", {"DG_XDIT_USE_CFG_PARALLEL": "1"}),
     "ring for Qwen": (f"plan {T2I} --backend xdit --model_name qwen --world_size 2", {"DG_XDIT_RING_DEGREE": "2"}),
     "prompts ahead for an unknown pipeline": (f"{T2I} --model_name sdxl --encode ahead", {}),
@@ -105,7 +113,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, families: Path) -> Path:
     from support.tiny_models import build
 
     folder = tmp_path_factory.mktemp("wrong")
-    for name, family in (("flux", "flux"), ("qwen", "qwenimage"), ("sdxl", "sdxl"), ("lumina2", "lumina2")):
+    for name, family in [("qwen", "qwenimage"), *((f, f) for f in ("flux", "sdxl", "lumina2", "sd3", "zimage"))]:
         (folder / name).symlink_to(build(family, families / family))
     (folder / "plain").mkdir()
     (folder / "empty.jsonl").write_text("")

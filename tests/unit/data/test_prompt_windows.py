@@ -94,6 +94,12 @@ def test_the_window_of_qwen_is_for_the_prompt_alone() -> None:
     assert cut(qwen, words(512)) == {} and cut(qwen, words(513)) == {"prompt_cut": {"tokenizer": [513, 512]}}
 
 
+def test_longcat_spells_what_is_quoted() -> None:
+    longcat = windows("LongCatImageEditPipeline", tokenizer=Words(100_000, specials=0))
+    assert cut(longcat, words(506) + ' "abcd"') == {} and cut(longcat, words(511) + " don't") == {}
+    assert cut(longcat, words(507) + ' "abcd"') == {"prompt_cut": {"tokenizer": [513, 512]}}
+
+
 def test_sana_loses_a_token_to_its_instruction() -> None:
     sana = windows("SanaPipeline", tokenizer=Words(100_000))
     assert cut(sana, words(298)) == {} and cut(sana, words(299)) == {"prompt_cut": {"tokenizer": [301, 300]}}

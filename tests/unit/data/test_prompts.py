@@ -11,13 +11,16 @@ import pytest
 
 from dglaunch import T2IConfig
 from dglaunch.data.prompts import read_prompts
+from dglaunch.data.tables import read_pipe
 from dglaunch.data.task import Task
 from dglaunch.errors import InputError, UserError
+from dglaunch.files import is_stream
 from support.results import write_jsonl
 
 
 def read(path: Path, multiple: int = 16, **flags: Any) -> list[Task]:
-    return read_prompts(T2IConfig(prompts_file=path, **flags), multiple)
+    piped = read_pipe(path) if is_stream(path) else None
+    return read_prompts(T2IConfig(prompts_file=path, **flags), multiple, piped)
 
 
 def problems(path: Path, **flags: Any) -> list[str]:
@@ -131,6 +134,23 @@ def test_output_names_must_differ_also_by_case_and_sample(tmp_path: Path) -> Non
             {"prompt": "d", "name": "dog_01"}]  # fmt: skip
     told = problems(write_jsonl(tmp_path / "p.jsonl", rows), output_name_column="name")
     assert [text.split(":")[0] for text in told] == ["line 2", "line 4"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("B\u00e4r", "Ba\u0308r"), ("STRASSE", "stra\u00dfe"), ("\u212b", "\u00e5.png"), ("\u03a3", "\u03c2"), ("\u1f82", "\u1f00\u0345\u0300")],
+)  # fmt: skip
+def test_output_names_must_differ_on_every_file_system(tmp_path: Path, first: str, second: str) -> None:
+    rows = [{"prompt": "a", "name": first}, {"prompt": "b", "name": second}, {"prompt": "c", "name": "other"}]
+    (told,) = problems(write_jsonl(tmp_path / "p.jsonl", rows), output_name_column="name")
+    assert told.startswith("line 2: the output name") and "in line 1" in told and "file systems" in told
+
+
+@pytest.mark.parametrize("content", ["", "\n \n", "\ufeff"])
+def test_an_empty_file_in_a_folder_of_prompts_is_a_bad_row(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.txt").write_text("a red fox")
+    (tmp_path / "b.txt").write_text(content, encoding="utf-8")
+    assert problems(tmp_path) == ["b.txt: the file is empty; write a prompt into it, or take it out of the folder"]
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,15 @@ def test_what_an_evaluation_would_stumble_over_is_told_first(
     assert says in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("names", [("a", "A"), ("ä", "a\u0308")])
+def test_prompt_files_of_one_name_are_told_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], names: tuple[str, str]
+) -> None:
+    rows = [{"prompt": name, "prompt_file": name} for name in names]
+    run("dpg", write_jsonl(tmp_path / "p.jsonl", rows), tmp_path / "out", code=2)
+    assert "rows 0 and 1 have the same prompt_file" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_a_missing_package_is_told_first(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

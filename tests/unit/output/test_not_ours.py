@@ -6,6 +6,7 @@ Each folder is looked at before and after: what is not ours has the same bytes.
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from hashlib import sha256
@@ -343,6 +344,83 @@ def test_a_layouts_folder_of_the_users_is_not_written_to(tmp_path: Path) -> None
     assert (out / "webdataset" / "00000.tar").stat().st_size > 1000
 
 
+COPIES = ["cp -r out copy", "cp -rL out copy", "mkdir copy && tar -C out -c . | tar -C copy -x"]
+
+
+@pytest.mark.parametrize("command", COPIES)
+@pytest.mark.parametrize("layout", ["webdataset", "genarena"])
+def test_a_view_of_ours_is_ours_in_a_copy_too(tmp_path: Path, command: str, layout: str) -> None:
+    run(tmp_path / "out", "--layout", layout)
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+    copy = tmp_path / "copy"
+    for count in (3, 4):
+        assert f"{count} images for {layout}" in run(copy, "--layout", layout, count=count)
+    assert len(contents(copy / layout)) == (4 if layout == "genarena" else 1)
+    assert not (copy / ".dglaunch-aside").exists()
+
+
+def test_a_file_that_somebody_put_into_a_view_is_not_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(out, "--layout", "genarena")
+    picture = photo(out / "genarena" / "000003.png")
+    before = contents(out)
+    said = run(out, "--layout", "genarena", count=4, code=2)
+    assert "dglaunch did not make (000003.png)" in said
+    assert contents(out) == before
+    picture.unlink()
+    mine(out / "genarena" / "scores.json")
+    run(out, "--layout", "genarena", count=4)
+    assert (out / "genarena" / "scores.json").read_text() == "mine"
+
+
+def test_what_was_changed_in_a_view_is_moved_aside(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(out, "--layout", "genarena")
+    for name in ("000001.png", "000002.png"):
+        (out / "genarena" / name).unlink()
+    mine(out / "genarena" / "000001.png")
+    (out / "genarena" / "000002.png").symlink_to(mine(tmp_path / "precious"))
+    run(out, "--layout", "genarena")
+    assert contents(out / ".dglaunch-aside") == {"000001.png": b"mine"}
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert (out / "genarena" / "000001.png").samefile(out / "000001.png")
+
+
+@pytest.mark.parametrize("line", ['{"file_name": "00000.tar", "sha256": "' + "0" * 64 + '"}\n', "1234", "[" * 2000])
+def test_no_mark_gives_a_file_away(tmp_path: Path, line: str) -> None:
+    """A stranger's mark, one of an older dglaunch, or one that is no text of ours."""
+    out = tmp_path / "out"
+    tar = mine(out / "webdataset" / "00000.tar")
+    mine(out / ".dglaunch-view-webdataset", line)
+    named = "file_name" in line
+    run(out, "--layout", "webdataset", code=0 if named else 2)
+    assert (out / ".dglaunch-view-webdataset").read_text().startswith(line)
+    assert (out / ".dglaunch-aside" / "00000.tar" if named else tar).read_text() == "mine"
+
+
+def test_a_mark_that_a_kill_has_cut_names_what_is_whole(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(out, "--layout", "webdataset")
+    mark = out / ".dglaunch-view-webdataset"
+    mark.write_bytes(mark.read_bytes() + b'{"file_name": "00001.t')
+    for count in (4, 5):
+        run(out, "--layout", "webdataset", count=count)
+    assert not (out / ".dglaunch-aside").exists()
+
+
+def test_copies_of_inputs_are_ours_in_a_copy_of_a_killed_run_too(tmp_path: Path) -> None:
+    table = save_table(tmp_path / "edits.csv", SINGLE[:3])
+    words = ["edit", "--backend", "fake", "--input", table, "--save_inputs", "--output_dir"]
+    assert dglaunch(*words, tmp_path / "out").code == 0
+    copy = shutil.copytree(tmp_path / "out", tmp_path / "copy")
+    lines = ledger(copy)
+    write_jsonl(copy / "metadata.jsonl", [line for line in lines if line["index"] != 1])
+    (copy / "000001.png").unlink()
+    mine(copy / "inputs" / "Thumbs.db")
+    assert dglaunch(*words, copy).code == 0
+    assert len(ledger(copy)) == 3 and not (copy / ".dglaunch-aside").exists()
+
+
 def test_a_link_inside_of_a_layouts_folder_is_not_followed(tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(out, "--layout", "t2i_compbench")
@@ -518,7 +596,7 @@ def test_a_view_of_the_users_in_the_place_of_ours_is_not_written_to(tmp_path: Pa
     run(out, "--layout", "t2i_compbench")
     (out / "t2i_compbench").rename(out / "old")
     mine(out / "t2i_compbench" / "samples" / "mine.png")
-    assert "dglaunch did not make it" in run(out, "--layout", "t2i_compbench", code=2)
+    assert "dglaunch did not make (samples/mine.png)" in run(out, "--layout", "t2i_compbench", code=2)
 
 
 LONG = "n" * 300

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from dglaunch import T2IConfig
+from dglaunch import BackendConfig, T2IConfig
 from dglaunch.backends.diffusers.long_prompts import check_long_prompts
 from dglaunch.data.task import Task
 from dglaunch.errors import UserError
-from dglaunch.models.checkpoint import Checkpoint
-from dglaunch.models.families import OTHER
+from dglaunch.models.checkpoint import Checkpoint, load_tokenizer, token_lengths
+from dglaunch.models.families import FAMILIES, OTHER
 from support.commands import Ended, dglaunch
 from support.results import write_jsonl
 
@@ -36,6 +36,31 @@ def test_what_fits_and_what_may_be_cut_passes(tmp_path: Path) -> None:
 def test_a_single_prompt_and_a_shorter_window(tmp_path: Path) -> None:
     ended = dglaunch("plan", "t2i", "--prompt", "red " * 16, "--on_long_prompt", "fail")
     assert ended.code == 2 and "--prompt, row 0: the prompt has 17 tokens" in ended.output
+
+
+def test_a_backend_without_text_encoders_refuses_the_flag(tmp_path: Path) -> None:
+    words = ["t2i", "--backend", "fake", "--prompt", "x", "--on_long_prompt", "fail", "--output_dir", tmp_path / "out"]
+    ended = dglaunch(*words)
+    assert ended.code == 2 and "--on_long_prompt fail would do nothing" in ended.output
+    assert not (tmp_path / "out").exists() and dglaunch(*words[:5], *words[7:]).code == 0
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "token_lengths"])
+def test_tokenizers_are_those_of_the_revision(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    asked: list[dict[str, object]] = []
+
+    def from_pretrained(source: str, **given: object) -> object:
+        asked.append(given)
+        return lambda texts: {"input_ids": [[1]] * len(texts)}
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", from_pretrained)
+    checkpoint = Checkpoint("owner/name", "QwenImagePipeline", FAMILIES["QwenImagePipeline"], {}, {}, False)
+    config = BackendConfig(model_name="owner/name", revision="v2", trust_remote_code=True)
+    if name == "tokenizer":
+        load_tokenizer(checkpoint, name, config)
+    else:
+        assert token_lengths(checkpoint, ["a", "b"], config) == [1, 1]
+    assert asked == [{"subfolder": "tokenizer", "revision": "v2", "trust_remote_code": True}]
 
 
 def test_what_is_not_known_cannot_be_promised() -> None:

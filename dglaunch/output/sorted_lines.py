@@ -1,0 +1,52 @@
+"""The lines of a folder in the order of their index. What they say is read as it is asked for: a job may have a million."""
+
+from array import array
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import numpy as np
+
+from dglaunch.data.task import Record
+from dglaunch.files import open_regular
+from dglaunch.output.ledger import FAILURES, METADATA, LineKind, OutputFolder, id_of, record_at, scan_places
+
+AT_A_TIME = 4096
+
+
+class SortedLines:
+    """The ledger's lines, and the failures that no later start made good; of several lines about one image the last counts.
+
+    In memory is only where each line stands. It can be gone through more than once.
+    """
+
+    def __init__(self, folder: OutputFolder) -> None:
+        """
+        Raises:
+            UserError: a ledger cannot be read.
+        """
+        failures = folder.files(FAILURES)
+        self._paths = [*failures, *folder.files(METADATA)]
+        numbers = array("q")
+        for file, path in enumerate(self._paths):
+            for start, line in scan_places(path):
+                if line.kind is LineKind.OURS:
+                    numbers.extend((*id_of(line.record), file, start))
+        places = np.frombuffer(numbers, dtype=np.int64).reshape(-1, 4)
+        places = places[np.lexsort((places[:, 1], places[:, 0]))]  # stable: the last of equal ones was read last
+        is_last = np.ones(len(places), dtype=bool)
+        is_last[:-1] = (places[1:, :2] != places[:-1, :2]).any(axis=1)
+        self._places = places[is_last]
+        self.num_failed = int((self._places[:, 2] < len(failures)).sum())
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[Record]:
+        """Yield the lines; one that a run has replaced meanwhile is left out."""
+        with ExitStack() as opened:
+            files = [opened.enter_context(open_regular(path)) for path in self._paths]
+            for first in range(0, len(self), AT_A_TIME):
+                for index, sample, file, start in self._places[first : first + AT_A_TIME].tolist():
+                    record = record_at(self._paths[file], files[file], start)
+                    if record and id_of(record) == (index, sample):
+                        yield record

@@ -1,0 +1,275 @@
+"""Where the figures of a model come from: shipped with dglaunch, kept from an earlier trace, or traced now.
+
+figures = FigureBook(checkpoint, config, topology.parallel, "bfloat16", trace=in_this_process)
+figures(bucket)            # what a batch of this bucket takes; None where nothing can be said
+figures.problem            # why not
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+
+from dglaunch import strict_json
+from dglaunch.atomic import atomic_write
+from dglaunch.config import OptimizationConfig, ParallelConfig, RunConfig
+from dglaunch.data.task import Bucket
+from dglaunch.errors import UserError
+from dglaunch.files import make_cache_folder, read_bytes
+from dglaunch.models.checkpoint import Checkpoint
+from dglaunch.models.figures import Figures, Request, StageCost
+from dglaunch.models.shape import Shape
+from dglaunch.planning.job import Job
+from dglaunch.system import versions
+
+SHIPPED = Path(__file__).with_name("figures.json")
+"""Figures of the catalog's models at the usual sizes; `make figures` traces them anew."""
+TRACED = ("enable_vae_slicing", "enable_vae_tiling", "enable_layerwise_casting", "enable_fuse_qkv")
+"""Optimizations whose memory and work show on fake tensors."""
+COUNTED_WITH = ("torch", "diffusers", "transformers")
+"""Packages of which another version may compute otherwise; with several ranks xfuser too."""
+USUAL_PROMPT = 128
+"""Tokens of a prompt that is not padded, unless a longer one is in the table."""
+CHARACTERS_A_TOKEN = 4
+GUIDED = 4.0
+MOST_TRACED = 4
+"""Sizes of one job that are traced; a table of photographs may have hundreds. The others are scaled by their pixels."""
+TRACE_SECONDS = 300
+FORMAT = 1
+"""Of the figures; another one makes those that were kept useless."""
+
+Trace = Callable[[Request], Figures]
+
+
+def request_of(
+    checkpoint: Checkpoint, config: RunConfig, parallel: ParallelConfig, dtype: str, bucket: Bucket, text_tokens: int
+) -> Request:
+    """Return what is asked about a model for the batches of a bucket."""
+    return Request(
+        shape=checkpoint.shape(bucket.height, bucket.width),
+        dtype=dtype,
+        text_tokens=text_tokens if checkpoint.family.text_bucket else USUAL_PROMPT,
+        has_negative=bucket.has_negative,
+        guidance_scale=guidance_asked(bucket.guidance_scale),
+        max_sequence_length=config.max_sequence_length,
+        input_shapes=bucket.input_shapes,
+        ulysses_degree=parallel.ulysses_degree,
+        ring_degree=parallel.ring_degree,
+        use_cfg_parallel=parallel.use_cfg_parallel,
+        flags=tuple(name for name in TRACED if getattr(config.optimization, name)),
+    )
+
+
+def guidance_asked(scale: float | None) -> float | None:
+    """Return the scale that stands for all that pipelines treat alike: above 1 there is guidance."""
+    return GUIDED if scale is not None and scale > 1 else scale
+
+
+def longest_prompt(prompts: Iterable[str | None]) -> int:
+    """Return about how many tokens the longest prompt has, in steps of USUAL_PROMPT."""
+    longest = max((len(prompt) for prompt in prompts if prompt), default=0) // CHARACTERS_A_TOKEN
+    return USUAL_PROMPT * max(-(-longest // USUAL_PROMPT), 1)
+
+
+class FigureBook:
+    """A figure book answers for each bucket of one job what a batch of it takes."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, config: RunConfig, parallel: ParallelConfig, dtype: str,
+        trace: Trace | None = None, text_tokens: int = USUAL_PROMPT, known: Mapping[Request, Figures] | None = None,
+    ) -> None:  # fmt: skip
+        """
+        Args:
+            trace: finds figures that are neither shipped nor kept; None leaves them out.
+            known: all that it may say; None: whatever it finds.
+        """
+        self.checkpoint, self.config, self.parallel, self.dtype = checkpoint, config, parallel, dtype
+        self.trace, self.text_tokens = trace, text_tokens
+        self.known: dict[Request, Figures] = dict(known or {})
+        self.is_closed = known is not None
+        self.problem = ""
+        """Why there are none."""
+        self._folder = config.backend.cache / "figures"
+        self._num_traced = 0
+
+    def __call__(self, bucket: Bucket) -> Figures | None:
+        return self.find(request_of(self.checkpoint, self.config, self.parallel, self.dtype, bucket, self.text_tokens))
+
+    def for_layout(self, parallel: ParallelConfig) -> "FigureBook":
+        """Return a book of the same job split otherwise."""
+        return self._another(parallel, self.config)
+
+    def for_optimization(self, optimization: OptimizationConfig) -> "FigureBook":
+        """Return a book of the same job with other optimizations."""
+        return self._another(self.parallel, replace(self.config, optimization=optimization))
+
+    def _another(self, parallel: ParallelConfig, config: RunConfig) -> "FigureBook":
+        other = FigureBook(self.checkpoint, config, parallel, self.dtype, self.trace, self.text_tokens)
+        other.problem = self.problem
+        return other
+
+    def find(self, request: Request) -> Figures | None:
+        """Return the figures of a request: known, shipped, kept, traced now, or scaled from those of another size."""
+        if request not in self.known:
+            if self.is_closed:
+                return None
+            found = self._look_up(request) or self._trace(request) or self._scaled(request)
+            if found is None:
+                return None
+            self.known[request] = found
+        return self.known[request]
+
+    def _look_up(self, request: Request) -> Figures | None:
+        try:
+            key = key_of(self.checkpoint, request)
+        except UserError as error:
+            self.problem = str(error)
+            return None
+        shipped = _shipped()
+        if key in shipped["figures"] and _versions(request).items() <= shipped["versions"].items():
+            return Figures.from_json(shipped["figures"][key])
+        try:
+            kept = strict_json.loads(read_bytes(self._file(key, request), 1 << 20))
+            return Figures.from_json(kept) if isinstance(kept, dict) else None
+        except (OSError, ValueError):
+            return None
+
+    def _trace(self, request: Request) -> Figures | None:
+        if self.trace is None or self.problem or self._num_traced >= MOST_TRACED:
+            return None
+        self._num_traced += 1
+        try:
+            found = self.trace(request)
+        except Exception as error:  # the pipeline's own code, of any family: then nothing is known of it
+            self.problem = " ".join(str(error).split()) or type(error).__name__
+            return None
+        self._keep(request, found)
+        return found
+
+    def _keep(self, request: Request, figures: Figures) -> None:
+        file = self._file(key_of(self.checkpoint, request), request)
+        try:
+            make_cache_folder(file.parent)
+            with atomic_write(file) as temporary:
+                temporary.write_text(strict_json.dumps(figures.as_json()), encoding="utf-8")
+        except OSError:  # the next plan traces it again
+            return
+
+    def _file(self, key: str, request: Request) -> Path:
+        versions = hashlib.sha256(json.dumps(_versions(request)).encode()).hexdigest()
+        return self._folder / f"{key}-{versions[:8]}.json"
+
+    def _scaled(self, request: Request) -> Figures | None:
+        """From the nearest size that is known, by pixels."""
+        alike = [other for other in self.known if _but_sizes(other) == _but_sizes(request)]
+        if not alike:
+            return None
+        nearest = min(alike, key=lambda other: abs(_pixels(other) - _pixels(request)))
+        return scaled(self.known[nearest], _pixels(request) / _pixels(nearest))
+
+
+def scaled(figures: Figures, factor: float) -> Figures:
+    """Return figures of an image that has so many times the pixels, as if all grew with them."""
+
+    def stage(cost: StageCost) -> StageCost:
+        return replace(
+            cost, image_bytes=int(cost.image_bytes * factor), flops=cost.flops * factor,
+            sent_bytes=int(cost.sent_bytes * factor),
+        )  # fmt: skip
+
+    return replace(figures, denoise=stage(figures.denoise), decode=stage(figures.decode))
+
+
+def _pixels(request: Request) -> int:
+    return request.shape.area + sum(shape.area for shape in request.input_shapes)
+
+
+def _but_sizes(request: Request) -> Request:
+    return replace(request, shape=Shape(0, 0), input_shapes=tuple(Shape(0, 0) for _ in request.input_shapes))
+
+
+def book_of(job: Job, trace: Trace | None, known: Mapping[Request, Figures] | None = None) -> FigureBook:
+    """Return the figure book of a job.
+
+    Args:
+        known: all that it may say: rank 0's, so that all ranks plan alike.
+    """
+    tokens = USUAL_PROMPT
+    if job.checkpoint.family.text_bucket:
+        tokens = longest_prompt(text for task in job.tasks for text in (task.prompt, task.negative_prompt))
+    return FigureBook(job.checkpoint, job.config, job.topology.parallel, job.machine.dtype, trace, tokens, known)
+
+
+# -- keys ---------------------------------------------------------------------------------------------------------
+
+
+def key_of(checkpoint: Checkpoint, request: Request) -> str:
+    """Return the hash of all that figures depend on, but for the versions of packages: models of the same configuration
+    share theirs.
+
+    Raises:
+        UserError: the checkpoint's configurations cannot be read.
+    """
+    parts = {
+        name: [part.library, part.class_name, dict(part.config)]
+        for name, part in sorted(checkpoint.components.items())
+        if part.config and not name.endswith("scheduler")
+    }
+    content = [FORMAT, checkpoint.pipeline_class, checkpoint.settings, parts, asdict(request)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _versions(request: Request) -> dict[str, str]:
+    names = (*COUNTED_WITH, *(["xfuser"] if request.replica_size > 1 else []))
+    return {name: versions().get(name, "") for name in names}
+
+
+@cache
+def _shipped() -> Mapping[str, Mapping[str, dict[str, object]]]:
+    if not SHIPPED.exists():
+        return {"versions": {}, "figures": {}}
+    found: Mapping[str, Mapping[str, dict[str, object]]] = json.loads(SHIPPED.read_text(encoding="utf-8"))
+    return found
+
+
+# -- tracing ------------------------------------------------------------------------------------------------------
+
+
+def in_this_process(checkpoint: Checkpoint, config: RunConfig) -> Trace:
+    """Return a trace that runs here: for a command that computes nothing else."""
+
+    def trace_here(request: Request) -> Figures:
+        from dglaunch.backends.diffusers.loading import quiet_libraries
+
+        quiet_libraries()
+        from dglaunch.simulation.trace import trace
+
+        return trace(checkpoint, config, request)
+
+    return trace_here
+
+
+def in_another_process(config: RunConfig) -> Trace:
+    """Return a trace that runs apart: a rank of a run has joined a world, and its process is the run's own."""
+
+    def trace_apart(request: Request) -> Figures:
+        asked = {
+            "backend": asdict(config.backend),
+            "edits": config.edits,
+            "model_type": getattr(config, "model_type", None),
+            "request": asdict(request),
+        }
+        ended = subprocess.run(
+            [sys.executable, "-P", "-m", "dglaunch.simulation"],
+            input=json.dumps(asked, default=str), capture_output=True, text=True, timeout=TRACE_SECONDS, check=True,
+        )  # fmt: skip
+        found = strict_json.loads(ended.stdout.encode())
+        if not isinstance(found, dict):
+            raise ValueError("the trace gave no figures")
+        return Figures.from_json(found)
+
+    return trace_apart

@@ -1,0 +1,467 @@
+"""What a job will take on named GPUs: memory by stage, time as a range, the ways to split it, and what would help.
+
+outlook = look_ahead(job, schedule, book, gpu)
+outlook.memory.fits, outlook.time.seconds, outlook.advice
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from dglaunch.backends.profiles import profile_of
+from dglaunch.config import ParallelConfig
+from dglaunch.data.task import Bucket, Task
+from dglaunch.distributed.topology import Topology
+from dglaunch.errors import UserError
+from dglaunch.models.figures import Figures
+from dglaunch.models.optimizations import OPTIMIZATIONS
+from dglaunch.planning import estimate
+from dglaunch.planning.estimate import SPARE, Memory, memory_of
+from dglaunch.planning.figures import FigureBook
+from dglaunch.planning.gpus import Gpu
+from dglaunch.planning.job import Job, Schedule
+from dglaunch.planning.speed import NONE, Seconds, Span, Work, gain_of_compiling, seconds_of
+
+GIB, TERA = 2**30, 1e12
+SAVING: tuple[tuple[str, ...], ...] = (
+    ("enable_vae_slicing",),
+    ("enable_vae_tiling",),
+    ("enable_layerwise_casting",),
+    ("quantization=fp8",),
+    ("quantization=nf4",),
+    ("enable_cpu_offload",),
+    ("enable_group_offloading",),
+    ("enable_group_offloading", "enable_vae_tiling"),
+)
+"""What may make a model fit, from the least to the greatest change."""
+WORTH = 0.03
+"""A gain below it is not advised."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """One way to put a job on its GPUs."""
+
+    name: str
+    parallel: ParallelConfig
+    num_replicas: int
+    memory: Memory | None = None
+    images: int = 1
+    """Of a batch."""
+    fits: bool | None = None
+    """None: unknown."""
+    image: Span = NONE
+    """Seconds until one image of a replica is there."""
+    rate: Span = NONE
+    """Images a second of all replicas."""
+    likely: float = 0.0
+    """Images a second that are likeliest: for comparing."""
+    job: Span = NONE
+    """Seconds of the whole job, its start included."""
+    refused: str = ""
+    """Why it cannot be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """What is known of a job before it runs."""
+
+    job: Job
+    gpu: Gpu | None
+    bucket: Bucket
+    """The one that needs the most memory."""
+    images: int
+    """Of a batch of it."""
+    figures: Figures | None
+    memory: Memory | None
+    seconds: Seconds | None
+    """Of one such batch."""
+    total: Span
+    """Seconds of the longest share, with its start."""
+    making: Span
+    """And without it."""
+    rate: Span
+    """Images a second of all replicas, start-up left out."""
+    layouts: Sequence[Layout]
+    advice: Sequence[str]
+    steps: int
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether a batch fits; None if the memory, or what is needed, is not known."""
+        room = self.job.machine.memory
+        return None if self.memory is None or room is None else self.memory.needed(self.images) <= room * SPARE
+
+    @property
+    def recommended(self) -> Layout | None:
+        """The layout with the most images a second, of those that fit."""
+        fitting = [
+            layout for layout in self.layouts if not layout.refused and layout.fits is not False and layout.likely
+        ]
+        return max(fitting, key=lambda layout: layout.likely, default=None)
+
+    def as_json(self) -> dict[str, object]:
+        """All of it, for `plan --json`."""
+        return {
+            "model": self.job.config.backend.model_name,
+            "family": self.job.checkpoint.pipeline_class,
+            "gpu": None if self.gpu is None else self.gpu.name,
+            "dtype": self.job.machine.dtype,
+            "world_size": self.job.topology.world_size,
+            "shape": str(self._shape),
+            "batch_size": self.images,
+            "memory": self._memory_json(),
+            "work": self._work_json(),
+            "time": self._time_json(),
+            "layouts": [self._layout_json(layout) for layout in self.layouts],
+            "recommended": None if self.recommended is None else self.recommended.name,
+            "advice": list(self.advice),
+        }
+
+    @property
+    def _shape(self) -> object:
+        return self.job.checkpoint.shape(self.bucket.height, self.bucket.width)
+
+    def _memory_json(self) -> dict[str, object]:
+        memory, room = self.memory, self.job.machine.memory
+        if memory is None:
+            return {"source": None, "weights_gib": None, "peak_gib": None, "peak_stage": None, "fits": None}
+        return {
+            "source": memory.source,
+            "weights_gib": memory.weights / GIB,
+            "peak_gib": memory.needed(self.images) / GIB,
+            "peak_stage": memory.peak_stage(self.images),
+            "fits": self.fits,
+            "left_gib": None if room is None else (room - memory.needed(self.images)) / GIB,
+            "gpu_gib": None if room is None else room / GIB,
+            "largest_batch": None if room is None else memory.most_images(room * SPARE),
+            "stages": {
+                name: {
+                    "weights_gib": stage.weights / GIB,
+                    "fixed_gib": stage.fixed / GIB,
+                    "image_gib": stage.image / GIB,
+                    "peak_gib": stage.needed(self.images) / GIB,
+                }
+                for name, stage in memory.stages.items()
+            },
+            "components_gib": {}
+            if self.figures is None
+            else {name: size / GIB for name, size in self.figures.weights.items()},
+        }
+
+    def _work_json(self) -> dict[str, object]:
+        if self.figures is None:
+            return {"source": None, "step_tflop": None, "decode_tflop": None, "encode_tflop": None}
+        return {
+            "source": "traced",
+            "encode_tflop": self.figures.encode.flops / TERA,
+            "step_tflop": self.figures.denoise.flops / TERA,
+            "decode_tflop": self.figures.decode.flops / TERA,
+            "steps": self.steps,
+            "sent_mib_a_step": self.figures.denoise.sent_bytes / 2**20,
+        }
+
+    def _time_json(self) -> dict[str, object]:
+        if self.seconds is None:
+            return {"seconds": None, "images_per_second": None, "basis": []}
+        stages = {
+            name: span_json(getattr(self.seconds, name))
+            for name in ("load", "compiling", "encode", "denoise", "traffic", "decode")
+        }
+        return {
+            "seconds": span_json(self.total),
+            "images_per_second": span_json(self.rate),
+            "batch": {"seconds": span_json(self.seconds.a_batch), "likely": self.seconds.likely},
+            "stages": stages,
+            "basis": list(self.seconds.basis),
+        }
+
+    def _layout_json(self, layout: Layout) -> dict[str, object]:
+        if layout.refused:
+            return {"name": layout.name, "refused": layout.refused}
+        memory = layout.memory
+        return {
+            "name": layout.name,
+            "replicas": layout.num_replicas,
+            "batch_size": layout.images,
+            "peak_gib": None if memory is None else memory.needed(layout.images) / GIB,
+            "fits": layout.fits,
+            "image_seconds": span_json(layout.image),
+            "images_per_second": span_json(layout.rate),
+            "seconds": span_json(layout.job),
+        }
+
+
+def span_json(span: Span) -> dict[str, float]:
+    """Return a range for JSON."""
+    return {"low": span.low, "high": span.high}
+
+
+def look_ahead(
+    job: Job, schedule: Schedule, book: FigureBook, gpu: Gpu | None, compare: bool = False
+) -> Outlook | None:
+    """Return what a job will take; None if it has nothing to do.
+
+    Args:
+        book: where the figures come from.
+        gpu: what it runs on; None: not a GPU that is known.
+        compare: whether the other ways to split it are looked at.
+    """
+    return None if not schedule.plan.sizes else _Looking(job, schedule, book, gpu).outlook(compare)
+
+
+class _Looking:
+    """What an outlook is made of."""
+
+    def __init__(self, job: Job, schedule: Schedule, book: FigureBook, gpu: Gpu | None) -> None:
+        self.job, self.schedule, self.book, self.gpu = job, schedule, book, gpu
+        self.optimization = job.config.optimization
+
+    def outlook(self, compare: bool) -> Outlook:
+        job = self.job
+        bucket, images = self.largest
+        figures = self.book(bucket)
+        memory = self.memory(bucket)
+        seconds = self.seconds(bucket, images)
+        total, making = self.shares()
+        num_images = self.schedule.plan.num_tasks
+        outlook = Outlook(
+            job=job, gpu=self.gpu, bucket=bucket, images=images, figures=figures, memory=memory, seconds=seconds,
+            total=total, making=making, rate=_rate(num_images, making), steps=self.steps(bucket, figures),
+            layouts=self.layouts() if compare else [], advice=[],
+        )  # fmt: skip
+        return replace(outlook, advice=list(self.advice(outlook)))
+
+    @cached_property
+    def largest(self) -> tuple[Bucket, int]:
+        """The bucket whose batches need the most memory, and how many images they have."""
+        longest: dict[Bucket, int] = {}
+        for share in self.schedule.plan.batches:
+            for batch in share:
+                bucket = self.bucket_of(batch.tasks[0])
+                longest[bucket] = max(longest.get(bucket, 0), len(batch))
+
+        def pixels(bucket: Bucket) -> int:
+            inputs = sum(shape.area for shape in bucket.input_shapes)
+            return longest[bucket] * (self.job.checkpoint.shape(bucket.height, bucket.width).area + inputs)
+
+        bucket = max(longest, key=pixels)
+        return bucket, longest[bucket]
+
+    @cached_property
+    def bucket_of(self) -> Callable[[Task], Bucket]:
+        job = self.job
+        return job.profile.buckets(job.config, job.target, job.tasks)
+
+    def memory(self, bucket: Bucket, figures: Figures | None = None, topology: Topology | None = None) -> Memory | None:
+        job = self.job
+        shape = job.checkpoint.shape(bucket.height, bucket.width)
+        found = figures if figures is not None else self.book(bucket)
+        return memory_of(
+            job.checkpoint, job.config, topology or job.topology, job.machine.dtype, shape, bucket.input_tokens, found
+        )
+
+    def steps(self, bucket: Bucket, figures: Figures | None) -> int:
+        checkpoint = self.job.checkpoint
+        default = checkpoint.default("num_inference_steps", figures.num_inference_steps if figures is not None else 0)
+        return bucket.num_inference_steps or default or checkpoint.num_steps(None)
+
+    # -- time --------------------------------------------------------------------------------------------------------
+
+    def seconds(
+        self, bucket: Bucket, images: int, figures: Figures | None = None, topology: Topology | None = None
+    ) -> Seconds | None:
+        """A batch of so many images on one replica."""
+        found = figures if figures is not None else self.book(bucket)
+        if found is None or self.gpu is None:
+            return None
+        config, topology = self.job.config, topology or self.job.topology
+        work = Work(
+            model=config.backend.model_name,
+            encode_tflop=images * found.encode.flops / TERA,
+            step_tflop=images * found.denoise.flops / TERA,
+            steps=self.steps(bucket, found),
+            decode_tflop=images * found.decode.flops / TERA,
+            launches_a_step=found.denoise.launches,
+            sent_bytes_a_step=images * found.denoise.sent_bytes,
+            overlapped=topology.parallel.ring_degree > 1,
+            weights_bytes=sum(found.weights.values()),
+        )
+        return seconds_of(work, self.gpu, dtype=self.job.machine.dtype, compiled=self.optimization.enable_compile)
+
+    def shares(self) -> tuple[Span, Span]:
+        """Seconds of the longest share with its start, and without it."""
+        known: dict[tuple[Bucket, int], Seconds | None] = {}
+        longest, start = NONE, NONE
+        for share in self.schedule.plan.batches:
+            making = NONE
+            for batch in share:
+                key = self.bucket_of(batch.tasks[0]), len(batch)
+                if key not in known:
+                    known[key] = self.seconds(*key)
+                seconds = known[key]
+                if seconds is None:
+                    return NONE, NONE
+                making += seconds.a_batch
+                start = seconds.load + seconds.compiling
+            longest = max(longest, making, key=lambda span: span.high)
+        return longest + start, longest
+
+    # -- layouts -----------------------------------------------------------------------------------------------------
+
+    def layouts(self) -> list[Layout]:
+        """All ways in which this many GPUs can share the job, each with its figures or why it cannot be."""
+        return [self.layout(parallel) for parallel in splits(self.job.topology.world_size)]
+
+    def layout(self, parallel: ParallelConfig) -> Layout:
+        job, bucket = self.job, self.largest[0]
+        topology = replace(job.topology, parallel=parallel)
+        name = name_of(parallel, topology)
+        try:
+            self.check(topology)
+        except UserError as error:
+            return Layout(name=name, parallel=parallel, num_replicas=topology.num_replicas, refused=str(error))
+        book = self.book if parallel == job.topology.parallel else self.book.for_layout(parallel)
+        figures = book(bucket)
+        memory = self.memory(bucket, figures, topology) if figures is not None else None
+        images = self.images_of(memory)
+        seconds = self.seconds(bucket, images, figures, topology)
+        room = job.machine.memory
+        batches = -(-self.schedule.plan.num_tasks // (images * topology.num_replicas))
+        return Layout(
+            name=name,
+            parallel=parallel,
+            num_replicas=topology.num_replicas,
+            memory=memory,
+            images=images,
+            fits=None if memory is None or room is None else memory.needed(images) <= room * SPARE,
+            image=seconds.a_batch if seconds is not None else NONE,
+            rate=_rate(images * topology.num_replicas, seconds.a_batch) if seconds is not None else NONE,
+            likely=images * topology.num_replicas / seconds.likely if seconds is not None else 0.0,
+            job=seconds.total(batches) if seconds is not None else NONE,
+        )
+
+    def images_of(self, memory: Memory | None) -> int:
+        """The batch of this plan, or what of it fits."""
+        room = self.job.machine.memory
+        if memory is None or room is None:
+            return self.largest[1]
+        return max(min(self.largest[1], memory.most_images(room * SPARE)), 1)
+
+    def check(self, topology: Topology) -> None:
+        """Refuse a layout that the backend could not run.
+
+        Raises:
+            UserError: with the reason.
+        """
+        job = self.job
+        if topology.replica_size > 1:
+            config = replace(job.config, backend=replace(job.config.backend, backend="xdit"))
+            profile_of("xdit").check(config, job.target, topology, job.makeable)
+
+    # -- advice ------------------------------------------------------------------------------------------------------
+
+    def advice(self, outlook: Outlook) -> Iterator[str]:
+        """One line for each thing that would help, with how much."""
+        if outlook.fits is False:
+            yield from self.what_fits(outlook)
+        elif outlook.seconds is not None:
+            yield from self.what_is_faster(outlook)
+
+    def what_fits(self, outlook: Outlook) -> Iterator[str]:
+        """The flags with which one image fits, and what each costs."""
+        room = self.job.machine.memory
+        assert room is not None and outlook.memory is not None
+        most = outlook.memory.most_images(room * SPARE)
+        if most:
+            yield f"--batch_size {most}: so many images fit"
+        found = False
+        for flags in SAVING:
+            memory = self.with_flags(flags)
+            if memory is not None and memory.needed(1) <= room * SPARE:
+                found = True
+                words = " ".join("--" + flag.replace("=", " ") for flag in flags)
+                yield f"{words}: {memory.needed(1) / GIB:.1f} GiB for one image ({memory.source}); {_costs(flags)}"
+        if not most and not found:
+            yield "no flag makes one image fit; take a GPU with more memory, or a smaller model or size"
+
+    def with_flags(self, flags: Sequence[str]) -> Memory | None:
+        """The memory of one image with other optimizations; None if the family or machine does not take them."""
+        given = {name: value or True for name, _, value in (flag.partition("=") for flag in flags)}
+        current = self.optimization
+        if all(getattr(current, name) == value for name, value in given.items()):
+            return None
+        try:
+            optimization = replace(current, **given)  # type: ignore[arg-type]
+            config = replace(self.job.config, optimization=optimization)
+            self.job.profile.check(config, self.job.target, self.job.topology, self.job.makeable)
+        except UserError:
+            return None
+        book = self.book.for_optimization(optimization)
+        bucket = self.largest[0]
+        shape = self.job.checkpoint.shape(bucket.height, bucket.width)
+        found = book(bucket)
+        if found is None:
+            return None
+        dtype = self.job.machine.dtype
+        return memory_of(self.job.checkpoint, config, self.job.topology, dtype, shape, bucket.input_tokens, found)
+
+    def what_is_faster(self, outlook: Outlook) -> Iterator[str]:
+        seconds, images = outlook.seconds, outlook.images
+        assert seconds is not None
+        takes = self.job.checkpoint.family.takes
+        if not self.optimization.enable_compile and (takes is None or "enable_compile" in takes):
+            yield f"--enable_compile: about {gain_of_compiling():.2f} times as fast once it is compiled (published runs)"
+        if self.optimization.encode == "inline" and self.job.checkpoint.family.text_outputs:
+            texts = sum(
+                size
+                for name, size in (outlook.figures.weights if outlook.figures else {}).items()
+                if name.startswith("text_encoder")
+            )
+            yield f"--encode ahead: {texts / GIB:.1f} GiB less while it denoises, and each prompt encoded once"
+        room = self.job.machine.memory
+        if outlook.memory is not None and room is not None and self.job.checkpoint.family.batch:
+            more = min(2 * images, outlook.memory.most_images(room * SPARE))
+            larger = self.seconds(self.largest[0], more) if more > images else None
+            if larger is not None and (gain := (seconds.likely / images) / (larger.likely / more) - 1) > WORTH:
+                yield f"--batch_size {more}: about {gain:.0%} more images a second, and it fits"
+        slow = estimate.bottleneck(
+            self.job.checkpoint, self.job.topology, self.schedule.plan, self.shares()[1].middle or 1.0
+        )
+        if slow is not None:
+            yield slow
+
+
+def _rate(images: int, seconds: Span) -> Span:
+    return NONE if seconds.low <= 0 else Span(images / seconds.high, images / seconds.low)
+
+
+def _costs(flags: Sequence[str]) -> str:
+    """What an optimization does and changes, as its table says."""
+    rows = [row for row in OPTIMIZATIONS for flag in flags if row.name == flag.replace("=", " ")]
+    return "; ".join(row.does + (f" (images change: {row.changes})" if row.changes else "") for row in rows)
+
+
+def splits(world_size: int) -> list[ParallelConfig]:
+    """Return the ways in which a world can be replicas: data parallel, then Ulysses, ring and guidance branches."""
+    found = [ParallelConfig()]
+    for cfg in (False, True):
+        for ulysses in _powers(world_size):
+            for ring in _powers(world_size):
+                size = ulysses * ring * (2 if cfg else 1)
+                if 1 < size <= world_size and world_size % size == 0:
+                    found.append(ParallelConfig(ulysses_degree=ulysses, ring_degree=ring, use_cfg_parallel=cfg))
+    return found
+
+
+def _powers(most: int) -> list[int]:
+    return [1 << n for n in range(most.bit_length()) if 1 << n <= most]
+
+
+def name_of(parallel: ParallelConfig, topology: Topology) -> str:
+    """Return a layout in words: "4 replicas of ulysses 2"."""
+    parts = [f"ulysses {parallel.ulysses_degree}"] if parallel.ulysses_degree > 1 else []
+    parts += [f"ring {parallel.ring_degree}"] if parallel.ring_degree > 1 else []
+    parts += ["cfg 2"] if parallel.use_cfg_parallel else []
+    count = topology.num_replicas
+    return f"{count} replica{'s' if count > 1 else ''} of {', '.join(parts) or 'one GPU'}"

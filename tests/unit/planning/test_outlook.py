@@ -1,0 +1,100 @@
+"""What `plan` says of well-known models on named GPUs, from the figures that dglaunch ships; no model, GPU or network."""
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dglaunch import strict_json
+from support.commands import dglaunch
+from support.results import write_jsonl
+
+FLUX = "black-forest-labs/FLUX.1-dev"
+
+
+def planned(folder: Path, model: str, *words: str, rows: Mapping[str, object] | None = None, images: int = 16) -> Any:
+    """What `plan --json` says, and on the terminal."""
+    table = write_jsonl(folder / "p.jsonl", [{"prompt": f"prompt {n}", **(rows or {})} for n in range(images)])
+    file = folder / "plan.json"
+    ended = dglaunch(
+        "plan", "t2i", "--model_name", model, "--prompts_file", table, "--output_dir", folder / "out", "--json", file, *words
+    )  # fmt: skip
+    assert ended.code == 0, ended.output
+    found: Any = strict_json.loads(file.read_bytes())
+    return found | {"said": " ".join(ended.output.split())}
+
+
+@pytest.mark.parametrize(
+    ("model", "rows", "step_tflop", "decode_gib"),
+    [
+        (FLUX, {}, 74.4, 1.5),
+        ("Qwen/Qwen-Image", {"negative_prompt": "ugly", "guidance_scale": 4}, 141.2, 3.38),
+        ("stabilityai/stable-diffusion-3.5-large", {}, 62.2, 1.5),
+        ("stabilityai/stable-diffusion-xl-base-1.0", {}, 13.5, 1.5),
+        ("Tongyi-MAI/Z-Image", {}, 113.2, 1.5),
+        ("black-forest-labs/FLUX.2-dev", {}, 282.6, 1.53),
+    ],
+)
+def test_work_and_memory_of_well_known_models(
+    tmp_path: Path, model: str, rows: dict[str, object], step_tflop: float, decode_gib: float
+) -> None:
+    found = planned(tmp_path, model, "--gpu", "H200", "--batch_size", "1", rows=rows)
+    assert found["work"]["source"] == "traced" and found["memory"]["source"] == "traced"
+    assert found["work"]["step_tflop"] == pytest.approx(step_tflop, rel=0.02)
+    decode = found["memory"]["stages"]["decode"]
+    assert decode["peak_gib"] - decode["weights_gib"] == pytest.approx(decode_gib, rel=0.02)
+    assert found["time"]["seconds"]["low"] < found["time"]["seconds"]["high"] and found["time"]["basis"]
+
+
+def test_flux_fits_an_h100_and_says_what_is_left(tmp_path: Path) -> None:
+    found = planned(tmp_path, FLUX, "--gpu", "H100", "--batch_size", "1")
+    memory = found["memory"]
+    assert memory["weights_gib"] == pytest.approx(22.3, rel=0.01) and memory["peak_gib"] == pytest.approx(
+        23.8, rel=0.01
+    )
+    assert memory["fits"] and memory["peak_stage"] == "decode"
+    assert "fits into 79.1 GiB; 55.3 GiB are left" in found["said"]
+    assert found["gpu"] == "H100 SXM" and found["family"] == "FluxPipeline"
+
+
+def test_what_does_not_fit_is_said_with_the_flags_that_make_it_fit(tmp_path: Path) -> None:
+    found = planned(tmp_path, FLUX, "--gpu", "RTX 4090")
+    assert found["memory"]["fits"] is False and found["batch_size"] == 1
+    assert "does not fit: 23.6 GiB are 0.2 too few" in found["said"]
+    advice = " ".join(found["advice"])
+    assert "--quantization fp8: 12." in advice and "formula over traced parts" in advice
+    assert ("--enable_group_offloading" in advice and "slower" in advice) or "host" in advice
+    assert "hold 1 image" not in found["said"]
+
+
+def test_layouts_stand_side_by_side(tmp_path: Path) -> None:
+    found = planned(tmp_path, FLUX, "--gpu", "H100", "--world_size", "8", "--compare", "--backend", "xdit", images=64)
+    layouts = {layout["name"]: layout for layout in found["layouts"]}
+    data, ulysses = layouts["8 replicas of one GPU"], layouts["1 replica of ulysses 8"]
+    assert data["images_per_second"]["high"] > ulysses["images_per_second"]["high"]
+    assert ulysses["image_seconds"]["high"] < data["image_seconds"]["high"]
+    assert "no second guidance branch" in layouts["4 replicas of cfg 2"]["refused"]
+    assert found["recommended"] == "8 replicas of one GPU"
+
+
+def test_prompts_that_are_encoded_in_each_batch_keep_the_text_encoders(tmp_path: Path) -> None:
+    ahead, inline = (planned(tmp_path, FLUX, "--gpu", "H100", "--encode", mode) for mode in ("ahead", "inline"))
+    assert inline["memory"]["peak_gib"] - ahead["memory"]["peak_gib"] == pytest.approx(9.35, abs=0.2)
+    assert any(line.startswith("--encode ahead: 9.3 GiB less") for line in inline["advice"])
+
+
+def test_a_model_that_is_not_here_is_planned_for_an_h100(tmp_path: Path) -> None:
+    found = planned(tmp_path, FLUX)
+    assert found["gpu"] == "H100 SXM" and found["dtype"] == "bfloat16"
+
+
+def test_known_figures_need_no_torch(tmp_path: Path) -> None:
+    table = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a cat"}])
+    words = ["plan", "t2i", "--model_name", FLUX, "--prompts_file", str(table), "--output_dir", str(tmp_path / "out")]
+    script = f"import sys\nfrom dglaunch.cli.main import main\nmain({words!r})\nassert 'torch' not in sys.modules"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert "GiB at its worst" in ended.stdout
