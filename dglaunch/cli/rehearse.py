@@ -1,25 +1,27 @@
 """The command `rehearse`: a job's own code at the model's true size, on a machine that has neither the GPUs nor the weights."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from dglaunch.cli.flags import parse, take_gpu, take_world_size
+from dglaunch.cli.flags import parse, take_gpu, take_path, take_world_size
 from dglaunch.config import COMMANDS
 from dglaunch.environment import another_speaks
 from dglaunch.errors import EXIT_DONE, EXIT_USER, UserError
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.planning.estimate import SPARE
+from dglaunch.planning.figures import book_of, in_this_process
 from dglaunch.planning.job import Job, prepare
-from dglaunch.planning.tuned import recall
+from dglaunch.planning.tuned import recall, write_json
 from dglaunch.run.report import number
 from dglaunch.terminal import Terminal
 
 if TYPE_CHECKING:
+    from dglaunch.simulation.rank import Crash
     from dglaunch.simulation.replica import BatchReport, ReplicaReport
 
-NUM_STEPS = 2
 GIB, MIB = 2**30, 2**20
 
 
@@ -32,21 +34,23 @@ def rehearse(words: list[str], environ: Mapping[str, str]) -> int:
     command, rest = words[1] if len(words) > 1 else "", words[2:]
     if command not in COMMANDS:
         raise UserError(f"Name the command to rehearse: dglaunch rehearse {' or '.join(COMMANDS)} [flags].")
-    world_size, gpu = take_world_size(rest), take_gpu(rest)
+    world_size, gpu, file = take_world_size(rest), take_gpu(rest), take_path(rest, "json")
     quiet = another_speaks(environ)
     config, origins = parse(COMMANDS[command], rest, environ, f"dglaunch rehearse {command}", quiet=quiet)
     job = prepare(config, origins, environ, world_size, None if gpu is None else gpu.machine, only_planned=True)
     if not job.topology.is_main:
         return EXIT_DONE
-    return _rehearse(job)
+    return _rehearse(job, file)
 
 
-def _rehearse(job: Job) -> int:
-    from dglaunch.planning.rehearsal import CANNOT_SEE, to_rehearse
+def _rehearse(job: Job, file: Path | None) -> int:
+    from dglaunch.planning.rehearsal import CANNOT_SEE, check, to_rehearse
 
+    check(job)
     recalled = recall(job.config, job.machine, job.topology.parallel)
     limits = OutputFolder(job.config.output_dir).out_of_memory_limits()
-    schedule = job.schedule((), limits, recalled.sizes, job.machine.memory)
+    figures = book_of(job, in_this_process(job.checkpoint, job.config))
+    schedule = job.schedule((), limits, recalled.sizes, job.machine.memory, figures=figures)
     rehearsed = to_rehearse(job, schedule.plan)
     from dglaunch.simulation.replica import rehearse_replica
 
@@ -60,7 +64,14 @@ def _rehearse(job: Job) -> int:
     found = rehearse_replica(rehearsed.context, rehearsed.setting)
     _show(terminal, job, found)
     terminal.print(f"not seen: {CANNOT_SEE}")
-    return EXIT_DONE if _is_well(terminal, job, found) else EXIT_USER
+    problems = [*_crashes(job, found), *_disagreements(job, found), *_lack_of_room(job, found)]
+    for problem in problems:
+        terminal.print(problem)
+    if not problems:
+        terminal.print(f"fits: {_room(job, found)}")
+    if file is not None:
+        write_json(file, found.as_json() | {"problems": problems, "notes": rehearsed.notes, "not_seen": CANNOT_SEE})
+    return EXIT_USER if problems else EXIT_DONE
 
 
 def _show(terminal: Terminal, job: Job, found: "ReplicaReport") -> None:
@@ -82,45 +93,47 @@ def _stages_table(job: Job, found: "ReplicaReport") -> Table:
     for batch in found.batches:
         if batch.stages:
             held = {name: weights + stage.peak_bytes for name, stage in batch.stages.items()}
-            denoise = batch.stages["denoise"]
+            denoise, steps = batch.stages["denoise"], batch.num_steps
             table.add_row(
                 _words(job, batch),
                 *[_gib(held[name]) if name in held else "" for name in ("encode", "denoise", "decode")],
-                f"{denoise.flops / NUM_STEPS / 1e12:,.2f}",
-                f"{denoise.sent_bytes / NUM_STEPS / MIB:,.1f}",
+                f"{denoise.flops / steps / 1e12:,.2f}",
+                f"{denoise.sent_bytes / steps / MIB:,.1f}",
                 f"{max(held.values()) / job.machine.memory:.0%}" if job.machine.memory else "",
             )
     return table
 
 
-def _is_well(terminal: Terminal, job: Job, found: "ReplicaReport") -> bool:
-    """Say what would go wrong, and whether anything would."""
+def _crashes(job: Job, found: "ReplicaReport") -> list[str]:
+    """What ranks would raise; what several raise alike, once."""
+    alike: dict[tuple[str, str, str], list[Crash]] = {}
     for crash in found.all_crashes:
-        where = f", {crash.stage}" if crash.stage else ""
-        terminal.print(f"would crash: rank {crash.rank}{where}: {crash.message} ({crash.place})")
-        if job.config.debug:
-            terminal.print(crash.traceback)
-    for batch in found.batches:
-        if batch.disagreement is not None:
-            terminal.print(f"the ranks do not agree on {_words(job, batch)}: {batch.disagreement}")
-    peak, memory = found.peak, job.machine.memory
-    fits = memory is None or peak <= memory
-    if not found.all_crashes and not found.disagreements:
-        terminal.print(_room(peak, memory))
-    return fits and not found.all_crashes and not found.disagreements
+        alike.setdefault((crash.stage, crash.message, crash.place), []).append(crash)
+    said = []
+    for (stage, message, place), crashes in alike.items():
+        ranks = ", ".join(map(str, sorted({crash.rank for crash in crashes})))
+        details = f"\n{crashes[0].traceback}" if job.config.debug else ""
+        said.append(f"would crash: rank {ranks}, {stage}: {message} ({place}){details}")
+    return said
 
 
-def _room(peak: int, memory: int | None) -> str:
-    if memory is None:
-        return f"it takes {_gib(peak)} GiB"
-    if peak > memory:
-        return f"does not fit: it takes {_gib(peak)} GiB, and the GPU has {_gib(memory)}; {_gib(peak - memory)} GiB too much"
-    if peak > memory * SPARE:
-        return (
-            f"may fit: it takes {_gib(peak)} of {_gib(memory)} GiB, which leaves {_gib(memory - peak)} for what a rehearsal "
-            "does not see"
-        )
-    return f"fits: it takes {_gib(peak)} of {_gib(memory)} GiB"
+def _disagreements(job: Job, found: "ReplicaReport") -> list[str]:
+    return [
+        f"the ranks do not agree on {_words(job, batch)}: {batch.disagreement}"
+        for batch in found.batches
+        if batch.disagreement is not None
+    ]
+
+
+def _lack_of_room(job: Job, found: "ReplicaReport") -> list[str]:
+    memory = job.machine.memory
+    if memory is None or found.peak <= memory * SPARE:
+        return []
+    return [f"does not fit: {_room(job, found)}, of which a tenth is left for what a rehearsal does not see"]
+
+
+def _room(job: Job, found: "ReplicaReport") -> str:
+    return f"it takes {_gib(found.peak)} of {_gib(job.machine.memory or 0)} GiB"
 
 
 def _words(job: Job, batch: "BatchReport") -> str:

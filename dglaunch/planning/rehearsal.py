@@ -46,9 +46,8 @@ def to_rehearse(job: Job, plan: Plan) -> Rehearsed:
     """Choose what of a job is rehearsed.
 
     Raises:
-        UserError: a flag makes memory unknowable, or there is nothing to make.
+        UserError: there is nothing to make.
     """
-    _check(job)
     bucket_of = job.profile.buckets(job.config, job.target, job.tasks)
     chosen, num_kinds = differing([batch for share in plan.batches for batch in share], bucket_of, _pixels(job))
     if not chosen:
@@ -77,7 +76,12 @@ def to_rehearse(job: Job, plan: Plan) -> Rehearsed:
     return Rehearsed(context, Setting(text_tokens=text_tokens, own_tokenizers=own_tokenizers), notes)
 
 
-def _check(job: Job) -> None:
+def check(job: Job) -> None:
+    """Refuse what a rehearsal cannot show.
+
+    Raises:
+        UserError: with what to do instead.
+    """
     if not job.profile.has_estimates:
         raise UserError(
             f"--backend {job.config.backend.backend} runs no model here that could be rehearsed; use diffusers or xdit."

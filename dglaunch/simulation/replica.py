@@ -7,7 +7,7 @@ found.crashes, found.batches[0].disagreement, found.batches[0].stages["decode"].
 import importlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from dglaunch.backends.base import Context
@@ -48,6 +48,25 @@ class BatchReport:
     guesses: dict[str, int]
     """Where a value was asked for that fake tensors do not have, and how often."""
 
+    @property
+    def num_steps(self) -> int:
+        """Denoising steps that were rehearsed."""
+        return self.batch.tasks[0].num_inference_steps or 1
+
+    def as_json(self) -> dict[str, object]:
+        task = self.batch.tasks[0]
+        return {
+            "images": len(self.batch),
+            "height": task.height,
+            "width": task.width,
+            "guidance_scale": task.guidance_scale,
+            "num_steps": self.num_steps,
+            "stages": {name: asdict(stage) for name, stage in self.stages.items()},
+            "crashes": [asdict(crash) for crash in self.crashes],
+            "disagreement": self.disagreement,
+            "guesses": self.guesses,
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaReport:
@@ -61,6 +80,15 @@ class ReplicaReport:
     crashes: list[Crash]
     """While loading."""
 
+    def as_json(self) -> dict[str, object]:
+        return {
+            "weights": self.weights,
+            "ahead": self.ahead,
+            "peak": self.peak,
+            "crashes": [asdict(crash) for crash in self.crashes],
+            "batches": [batch.as_json() for batch in self.batches],
+        }
+
     @property
     def all_crashes(self) -> list[Crash]:
         return [*self.crashes, *(crash for batch in self.batches for crash in batch.crashes)]
@@ -71,10 +99,6 @@ class ReplicaReport:
         weights = sum(self.weights.values())
         stages = [stage for batch in self.batches for stage in batch.stages.values()]
         return max([self.ahead or 0, *(weights + stage.peak_bytes for stage in stages)])
-
-    @property
-    def disagreements(self) -> list[str]:
-        return [batch.disagreement for batch in self.batches if batch.disagreement is not None]
 
 
 def rehearse_replica(context: Context, setting: Setting) -> ReplicaReport:
