@@ -1,22 +1,21 @@
 """What of a job is rehearsed: which of its batches, with which of its flags, and what is to be said of the rest."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from dglaunch.backends.base import Context
 from dglaunch.config import RunConfig
-from dglaunch.data.task import Batch, Bucket, Task
+from dglaunch.data.task import Batch, Task
 from dglaunch.distributed.channel import Channel
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
 from dglaunch.planning.batches import Plan
+from dglaunch.planning.differing import differing
 from dglaunch.planning.job import Job
 from dglaunch.simulation.rank import Setting
 
 NUM_STEPS = 2
 """Of a rehearsal: the first denoising step may prepare what the others use."""
-MOST_BATCHES = 8
-"""Different batches that are rehearsed; each takes every rank a second or more."""
 UNSEEN = {
     "quantization": "the weights are packed by libraries that need a GPU",
     "enable_cpu_offload": "memory then depends on when a network is moved",
@@ -105,24 +104,6 @@ def _without_unseen(config: RunConfig) -> tuple[RunConfig, list[str]]:
 
 def _pixels(job: Job) -> Callable[[Task], int]:
     return lambda task: job.checkpoint.shape(task.height, task.width).area
-
-
-def differing(
-    batches: Iterable[Batch], bucket_of: Callable[[Task], Bucket], pixels: Callable[[Task], int]
-) -> tuple[list[Batch], int]:
-    """Return one batch of each kind, the largest first and MOST_BATCHES at most, and how many kinds there are.
-
-    Batches are of one kind if their images have one size, as many prompts and what else a call depends on; the numbers
-    of steps do not matter. Of a kind the greatest and the smallest batch are taken (the last one is often smaller).
-    """
-    kinds: dict[Bucket, dict[int, Batch]] = {}
-    for batch in batches:
-        bucket = replace(bucket_of(batch.tasks[0]), num_inference_steps=None, input_sha256=(), row=None)
-        kinds.setdefault(bucket, {}).setdefault(len(batch), batch)
-    ends = [{max(sizes): sizes[max(sizes)], min(sizes): sizes[min(sizes)]} for sizes in kinds.values()]
-    found = [batch for of_kind in ends for batch in of_kind.values()]
-    found.sort(key=lambda batch: -pixels(batch.tasks[0]) * len(batch))
-    return found[:MOST_BATCHES], len(found)
 
 
 def _shortened(batch: Batch) -> Batch:

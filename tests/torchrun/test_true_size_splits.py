@@ -3,8 +3,8 @@ on what they exchange, and what they compute together is the whole. On fake tens
 
     python -m pytest -m slow tests/torchrun/test_true_size_splits.py -k "FLUX.1 and ulysses8"       or `make rehearsals`
 
-One block of each kind, no image decoded twice, one prompt of a word beside one of a whole window: what differs between
-blocks or steps is not seen here.
+One block of each kind, one denoising step, a prompt of a word beside a long one: what differs between blocks or steps is
+not seen here.
 """
 
 import itertools
@@ -17,6 +17,7 @@ import pytest
 
 from dglaunch.cli.flags import parse
 from dglaunch.config import XDIT_PREFIX, T2IConfig
+from dglaunch.data.task import Batch
 from dglaunch.errors import UserError
 from dglaunch.planning.gpus import find_gpu
 from dglaunch.planning.job import Job, prepare
@@ -61,14 +62,11 @@ def words(text: str) -> int:
     return len(text.split()) + 1
 
 
-QUICK = [
-    ("Tongyi-MAI/Z-Image", "xdit", 2, (2, 1, False)),
-    ("Qwen/Qwen-Image", "xdit", 2, (2, 1, False)),
-]
-"""Of all cases, with the smallest size alone."""
 ALONE: Split = (1, 1, False)
+QUICK = ("Tongyi-MAI/Z-Image", "xdit", 4, (4, 1, False), SIZES[:1])
+"""Its 30 heads are padded."""
 CASES = [
-    (model, backend, world, split)
+    (model, backend, world, split, SIZES)
     for model in MODELS
     for backend, world, split in [
         ("diffusers", 1, ALONE),
@@ -84,22 +82,21 @@ CASES = [
 
 
 def named(case: object) -> str:
+    if case in (SIZES, QUICK[-1]):
+        return "quick" if case == QUICK[-1] else ""
     if isinstance(case, tuple):
         ulysses, ring, cfg = case
         return f"ulysses{ulysses}_ring{ring}" + ("_cfg" if cfg else "")
     return str(case).rpartition("/")[2]
 
 
-@pytest.mark.parametrize(
-    ("model", "backend", "world", "split"), rarely(CASES, [case for case in CASES if case not in QUICK]), ids=named
-)
+@pytest.mark.parametrize(("model", "backend", "world", "split", "sizes"), rarely([QUICK, *CASES], CASES), ids=named)
 def test_ranks_run_and_agree_and_compute_the_whole(
-    model: str, backend: str, world: int, split: Split, tmp_path: Path, request: pytest.FixtureRequest
+    model: str, backend: str, world: int, split: Split, sizes: Sequence[int], tmp_path: Path
 ) -> None:
     from dglaunch.simulation.replica import agreement_of
 
-    every = "slow" in request.config.getoption("-m") or (model, backend, world, split) not in QUICK
-    sizes = allowed(model, backend, world, split, SIZES if every else SIZES[:1], tmp_path)
+    sizes = allowed(model, backend, world, split, sizes, tmp_path)
     runs = rehearsed(model, backend, world, split, sizes, tmp_path)
     crashes = [crash for run in runs for crash in (run.crash, *(batch.crash for batch in run.batches)) if crash]
     assert not crashes, crashes[0].traceback
@@ -150,8 +147,12 @@ def rehearsed(
         job = job_of(model, backend, world, split, size, folder)
         one = replace(job, topology=replace(job.topology, world_size=job.topology.replica_size))
         contexts.append(to_rehearse(job, one.schedule((), {}, {}, None).plan).context)
-    batches = [batch for context in contexts for batch in context.batches]
+    batches = [one_step(batch) for context in contexts for batch in context.batches]
     return run_short(replace(contexts[0], batches=batches), Setting(text_tokens=words, own_tokenizers=False))
+
+
+def one_step(batch: Batch) -> Batch:
+    return Batch(tuple(replace(task, num_inference_steps=1) for task in batch.tasks))
 
 
 def work_of(runs: "Sequence[RankRun]") -> list[float]:
