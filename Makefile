@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 # Where it is set, pytest would compile each test file again in each of its processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo quick test lint soak gpu figures docs system-packages clean
+.PHONY: demo quick test lint soak rehearsals gpu figures docs system-packages clean
 
 # torch first and pinned: the newest would bring several GB of CUDA packages to a machine without a GPU.
 $(BIN)/.installed: pyproject.toml constraints.txt
@@ -55,7 +55,11 @@ test: lint system-packages
 
 # Slow and rare: every split of every family, 20 kills, a million prompts. One at a time, as some take the whole machine.
 soak: $(BIN)/.installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --ignore tests/torchrun/test_true_size_splits.py
+
+# Every split of every family at the true size of a published model, on fake tensors: an hour. Each test takes all cores.
+rehearsals: $(BIN)/.installed
+	$(BIN)/python -m pytest -m slow tests/torchrun/test_true_size_splits.py
 
 # On a machine with a CUDA GPU, with the Python that has its torch (not .venv, whose torch is for CPUs): `dglaunch certify` of
 # MODEL on all GPUs (outputs/certify has its page), the flags that need a GPU, and FLUX.1-dev's true size, whose row is appended

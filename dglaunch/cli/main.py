@@ -29,6 +29,8 @@ usage: dglaunch COMMAND [flags]      (several GPUs: torchrun --nproc_per_node 8 
   edit           a table of images and instructions to a folder of edited images
   plan COMMAND   print what that command would do (topology, shards, batches, memory, time) and stop; --world_size 8 and
                  --gpu H100 (or 80GiB) plan for machines that are not here
+  rehearse COMMAND    run that command's own code as every rank of a replica, at the model's true size, without its GPUs and
+                 weights: does it crash, does it fit (--world_size 8 --gpu H100)
   tune t2i       measure batch sizes and parallel configurations on the real model; --batch_size auto then uses it
   certify        compare all ways to run a model on this machine: replicas, batches, splits, resume; a page and a JSON
   slurm COMMAND  print (or --submit) the batch script that runs that command on a Slurm cluster
@@ -46,6 +48,7 @@ COMMANDS = {
     "t2i": "dglaunch.cli.jobs:run_job",
     "edit": "dglaunch.cli.jobs:run_job",
     "plan": "dglaunch.cli.plan:plan",
+    "rehearse": "dglaunch.cli.rehearse:rehearse",
     "tune": "dglaunch.cli.tune:tune",
     "certify": "dglaunch.cli.certify:certify",
     "slurm": "dglaunch.cli.slurm:slurm",

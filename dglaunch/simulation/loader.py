@@ -16,7 +16,7 @@ from dglaunch.models.building import build
 from dglaunch.models.components import Component
 from dglaunch.simulation.meter import Meter
 from dglaunch.simulation.networks import weightless
-from dglaunch.simulation.tokenizers import NO_LIMIT, FixedTokenizer
+from dglaunch.simulation.tokenizers import NO_LIMIT, FixedTokenizer, TextTokens
 
 Cut = Callable[[str, torch.nn.Module], None]
 """What is taken away of a network, by the name of its component."""
@@ -27,9 +27,11 @@ class Simulated:
     """How a simulated pipeline is built."""
 
     meter: Meter
-    text_tokens: int
-    """Of every prompt."""
+    text_tokens: TextTokens
+    """Of a prompt."""
     cut: Cut = lambda _name, _network: None
+    own_tokenizers: bool = False
+    """Whether the checkpoint's tokenizers are here and read the prompts, which then have the tokens that they have."""
 
 
 class WeightlessLoader(PipelineLoader):
@@ -39,6 +41,8 @@ class WeightlessLoader(PipelineLoader):
         super().__init__(context)
         self.simulated = simulated
         self.dtype: torch.dtype = getattr(torch, context.dtype)
+        self.live_before_encoders: int | None = None
+        """Bytes of the other networks when the text encoders came on their own; None: they did not."""
 
     def download(self) -> None:
         """There is nothing to fetch."""
@@ -55,6 +59,7 @@ class WeightlessLoader(PipelineLoader):
 
     def load_text_encoders(self, pipeline: Pipeline) -> dict[str, torch.nn.Module]:
         components = self.checkpoint.components
+        self.live_before_encoders = self.simulated.meter.live
         return {name: self._part(components[name]) for name in self._text_encoders() if name in components}
 
     def _pipeline(self, given: dict[str, Any]) -> Pipeline:
@@ -80,7 +85,7 @@ class WeightlessLoader(PipelineLoader):
         """The tokens of a template that the pipeline puts around a prompt, and drops once it is encoded."""
         dropped = getattr(pipeline, "prompt_template_encode_start_idx", 0)
         if isinstance(getattr(pipeline, "tokenizer", None), FixedTokenizer):
-            pipeline.tokenizer.num_tokens += dropped
+            pipeline.tokenizer.num_template_tokens += dropped
 
     def _part(self, component: Component) -> Any:
         if "scheduler" in component.name:
@@ -91,8 +96,19 @@ class WeightlessLoader(PipelineLoader):
         cut = partial(self.simulated.cut, name)
         return weightless(make, self.dtype, self.simulated.meter, cut)
 
-    def _tokenizer(self, name: str) -> FixedTokenizer:
-        """CLIP's windows are its model's; the others read what the pipeline asks them for."""
+    def _own(self, name: str) -> Any:
+        """A tokenizer or processor of the checkpoint; these have no weights."""
+        import transformers
+
+        cls = getattr(transformers, self.checkpoint.components[name].class_name)
+        revision = self.context.config.backend.revision
+        return cls.from_pretrained(self.checkpoint.source, subfolder=name, revision=revision)
+
+    def _tokenizer(self, name: str) -> Any:
+        """The checkpoint's own, or one in its place: CLIP's windows are its model's; the others read what the pipeline
+        asks them for."""
+        if self.simulated.own_tokenizers and name in self.checkpoint.components:
+            return self._own(name)
         encoder = self.checkpoint.components.get(name.replace("tokenizer", "text_encoder"))
         has_own = encoder is not None and "CLIP" in encoder.class_name
         window = encoder.config.get("max_position_embeddings") if encoder is not None and has_own else None

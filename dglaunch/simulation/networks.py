@@ -154,5 +154,6 @@ def _apply(
 
 
 def weight_bytes(network: torch.nn.Module) -> int:
-    """Return the bytes of a network's parameters, each counted once."""
-    return sum({id(weight): weight.numel() * weight.element_size() for weight in network.parameters()}.values())
+    """Return the bytes of a network's parameters and buffers, each counted once."""
+    held = (*network.parameters(), *network.buffers())
+    return sum({id(weight): weight.numel() * weight.element_size() for weight in held}.values())

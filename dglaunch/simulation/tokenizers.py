@@ -1,6 +1,6 @@
-"""A tokenizer for a model whose own is not on this machine: every text is so many tokens long."""
+"""A tokenizer for a model whose own is not on this machine: how many tokens a text has is said from outside."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,17 +10,22 @@ NO_LIMIT = 1 << 20
 """Tokens; transformers says a huge number where a tokenizer has no limit."""
 
 
+TextTokens = int | Callable[[str], int]
+"""Tokens of every text, or of the one that is asked about."""
+
+
 class FixedTokenizer:
-    """A fixed tokenizer makes the same number of tokens of every text, and pads as it is asked to; it takes the calls
+    """A fixed tokenizer makes as many tokens of a text as it was told, and pads as it is asked to; it takes the calls
     that diffusers' pipelines make of tokenizers and of the processors that read messages."""
 
-    def __init__(self, num_tokens: int, model_max_length: int) -> None:
+    def __init__(self, num_tokens: "TextTokens", model_max_length: int) -> None:
         """
         Args:
-            num_tokens: of a text, its template included.
+            num_tokens: of a text, without what a template adds.
             model_max_length: how many the model reads (CLIP: 77).
         """
         self.num_tokens = num_tokens
+        self.num_template_tokens = 0
         self.model_max_length = model_max_length
         self.tokenizer = self
         self.padding_side = "right"
@@ -39,21 +44,28 @@ class FixedTokenizer:
     ) -> Any:
         from transformers import BatchEncoding
 
-        rows = 1 if text is None or isinstance(text, str) else len(text)
+        texts = [text or ""] if text is None or isinstance(text, str) else list(text)
         limit = min(max_length or NO_LIMIT, self.model_max_length)
-        length = min(self.num_tokens, limit) if truncation or max_length is None else self.num_tokens
-        width = limit if padding == "max_length" else length
-        ids = torch.ones(rows, width, dtype=torch.long)
-        mask = torch.zeros(rows, width, dtype=torch.long)
-        mask[:, :length] = 1
+        lengths = [self._length(each) for each in texts]
+        if truncation or max_length is None:
+            lengths = [min(length, limit) for length in lengths]
+        width = limit if padding == "max_length" else max(lengths)
+        ids = torch.ones(len(texts), width, dtype=torch.long)
+        mask = torch.zeros(len(texts), width, dtype=torch.long)
+        for row, length in enumerate(lengths):
+            mask[row, :length] = 1
         return BatchEncoding({"input_ids": ids, "attention_mask": mask})
+
+    def _length(self, text: str) -> int:
+        own = self.num_tokens(text) if callable(self.num_tokens) else self.num_tokens
+        return own + self.num_template_tokens
 
     def apply_chat_template(
         self, messages: Sequence[object], *, tokenize: bool = True, return_dict: bool = False, **asked: Any
     ) -> Any:
-        """One conversation, or a list of them."""
+        """One conversation, or a list of them, as the text of its last message."""
         several = bool(messages) and isinstance(messages[0], list | tuple)
-        texts = ["" for _ in messages] if several else ""
+        texts = [_last_text(each) for each in messages] if several else _last_text(messages)
         if not tokenize:
             return texts
         encoded = self(texts, **asked)
@@ -68,3 +80,11 @@ class FixedTokenizer:
 
     def batch_decode(self, ids: Sequence[object], **_: object) -> list[str]:
         return ["" for _ in ids]
+
+
+def _last_text(messages: Any) -> str:
+    """A message's content is a text, or a list of parts of which one has it."""
+    content = messages[-1]["content"] if messages else ""
+    if isinstance(content, str):
+        return content
+    return next((part["text"] for part in content if "text" in part), "")

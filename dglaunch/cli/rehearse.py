@@ -1,0 +1,148 @@
+"""The command `rehearse`: a job's own code at the model's true size, on a machine that has neither the GPUs nor the weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from dglaunch.cli.flags import parse, take_gpu, take_path, take_world_size
+from dglaunch.config import COMMANDS
+from dglaunch.environment import another_speaks
+from dglaunch.errors import EXIT_DONE, EXIT_USER, UserError
+from dglaunch.output.ledger import OutputFolder
+from dglaunch.planning.estimate import SPARE
+from dglaunch.planning.figures import book_of, in_this_process
+from dglaunch.planning.job import Job, prepare
+from dglaunch.planning.tuned import recall, write_json
+from dglaunch.run.report import number
+from dglaunch.terminal import Terminal
+
+if TYPE_CHECKING:
+    from dglaunch.simulation.rank import Crash
+    from dglaunch.simulation.replica import BatchReport, ReplicaReport
+
+GIB, MIB = 2**30, 2**20
+
+
+def rehearse(words: list[str], environ: Mapping[str, str]) -> int:
+    """Rehearse a job (`dglaunch rehearse t2i [flags of t2i] --world_size 8 --gpu H100`).
+
+    Raises:
+        UserError: whatever would keep the run from beginning.
+    """
+    command, rest = words[1] if len(words) > 1 else "", words[2:]
+    if command not in COMMANDS:
+        raise UserError(f"Name the command to rehearse: dglaunch rehearse {' or '.join(COMMANDS)} [flags].")
+    world_size, gpu, file = take_world_size(rest), take_gpu(rest), take_path(rest, "json")
+    quiet = another_speaks(environ)
+    config, origins = parse(COMMANDS[command], rest, environ, f"dglaunch rehearse {command}", quiet=quiet)
+    job = prepare(config, origins, environ, world_size, None if gpu is None else gpu.machine, only_planned=True)
+    if not job.topology.is_main:
+        return EXIT_DONE
+    return _rehearse(job, file)
+
+
+def _rehearse(job: Job, file: Path | None) -> int:
+    from dglaunch.planning.rehearsal import CANNOT_SEE, check, to_rehearse
+
+    check(job)
+    recalled = recall(job.config, job.machine, job.topology.parallel)
+    limits = OutputFolder(job.config.output_dir).out_of_memory_limits()
+    figures = book_of(job, in_this_process(job.checkpoint, job.config))
+    schedule = job.schedule((), limits, recalled.sizes, job.machine.memory, figures=figures)
+    rehearsed = to_rehearse(job, schedule.plan)
+    from dglaunch.simulation.replica import rehearse_replica
+
+    terminal = Terminal()
+    terminal.print(
+        f"{job.config.backend.model_name} ({job.checkpoint.pipeline_class}), {job.machine.dtype}: "
+        f"{job.topology.describe()}, for {job.machine.name}"
+    )
+    for note in rehearsed.notes:
+        terminal.print(f"note: {note}")
+    found = rehearse_replica(rehearsed.context, rehearsed.setting)
+    _show(terminal, job, found)
+    terminal.print(f"not seen: {CANNOT_SEE}")
+    problems = [*_crashes(job, found), *_disagreements(job, found), *_lack_of_room(job, found)]
+    for problem in problems:
+        terminal.print(problem)
+    if not problems:
+        terminal.print(f"fits: {_room(job, found)}")
+    if file is not None:
+        write_json(file, found.as_json() | {"problems": problems, "notes": rehearsed.notes, "not_seen": CANNOT_SEE})
+    return EXIT_USER if problems else EXIT_DONE
+
+
+def _show(terminal: Terminal, job: Job, found: "ReplicaReport") -> None:
+    if found.weights:
+        parts = ", ".join(f"{name} {_gib(size)}" for name, size in found.weights.items())
+        terminal.print(f"weights on each rank: {_gib(sum(found.weights.values()))} GiB ({parts})")
+    if found.ahead is not None:
+        terminal.print(
+            f"prompts are encoded ahead, which takes {_gib(found.ahead)} GiB and is over before the weights come"
+        )
+    if any(batch.stages for batch in found.batches):
+        terminal.print(_stages_table(job, found))
+
+
+def _stages_table(job: Job, found: "ReplicaReport") -> Table:
+    """A row a batch: what its worst rank holds in each stage, weights included."""
+    table = Table("batch", "encode GiB", "denoise GiB", "decode GiB", "TFLOP a step", "MiB sent a step", "of the GPU")
+    weights = sum(found.weights.values())
+    for batch in found.batches:
+        if batch.stages:
+            held = {name: weights + stage.peak_bytes for name, stage in batch.stages.items()}
+            denoise, steps = batch.stages["denoise"], batch.num_steps
+            table.add_row(
+                _words(job, batch),
+                *[_gib(held[name]) if name in held else "" for name in ("encode", "denoise", "decode")],
+                f"{denoise.flops / steps / 1e12:,.2f}",
+                f"{denoise.sent_bytes / steps / MIB:,.1f}",
+                f"{max(held.values()) / job.machine.memory:.0%}" if job.machine.memory else "",
+            )
+    return table
+
+
+def _crashes(job: Job, found: "ReplicaReport") -> list[str]:
+    """What ranks would raise; what several raise alike, once."""
+    alike: dict[tuple[str, str, str], list[Crash]] = {}
+    for crash in found.all_crashes:
+        alike.setdefault((crash.stage, crash.message, crash.place), []).append(crash)
+    said = []
+    for (stage, message, place), crashes in alike.items():
+        ranks = ", ".join(map(str, sorted({crash.rank for crash in crashes})))
+        details = f"\n{crashes[0].traceback}" if job.config.debug else ""
+        said.append(f"would crash: rank {ranks}, {stage}: {message} ({place}){details}")
+    return said
+
+
+def _disagreements(job: Job, found: "ReplicaReport") -> list[str]:
+    return [
+        f"the ranks do not agree on {_words(job, batch)}: {batch.disagreement}"
+        for batch in found.batches
+        if batch.disagreement is not None
+    ]
+
+
+def _lack_of_room(job: Job, found: "ReplicaReport") -> list[str]:
+    memory = job.machine.memory
+    if memory is None or found.peak <= memory * SPARE:
+        return []
+    return [f"does not fit: {_room(job, found)}, of which a tenth is left for what a rehearsal does not see"]
+
+
+def _room(job: Job, found: "ReplicaReport") -> str:
+    return f"it takes {_gib(found.peak)} of {_gib(job.machine.memory or 0)} GiB"
+
+
+def _words(job: Job, batch: "BatchReport") -> str:
+    task = batch.batch.tasks[0]
+    guidance = f", guidance {task.guidance_scale:g}" if task.guidance_scale is not None else ""
+    inputs = f", {number(len(task.images), 'input image')} each" if task.images else ""
+    negative = ", negative prompts" if task.negative_prompt is not None else ""
+    return f"{len(batch.batch)} of {job.checkpoint.shape(task.height, task.width)}{inputs}{guidance}{negative}"
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:,.2f}"

@@ -1,0 +1,110 @@
+"""What of a job is rehearsed: which of its batches, with which of its flags, and what is to be said of the rest."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from dglaunch.backends.base import Context
+from dglaunch.config import RunConfig
+from dglaunch.data.task import Batch, Task
+from dglaunch.distributed.channel import Channel
+from dglaunch.distributed.topology import Topology
+from dglaunch.errors import UserError
+from dglaunch.planning.batches import Plan
+from dglaunch.planning.differing import differing
+from dglaunch.planning.job import Job
+from dglaunch.simulation.rank import Setting
+
+NUM_STEPS = 2
+"""Of a rehearsal: the first denoising step may prepare what the others use."""
+UNSEEN = {
+    "quantization": "the weights are packed by libraries that need a GPU",
+    "enable_cpu_offload": "memory then depends on when a network is moved",
+    "enable_group_offloading": "memory then depends on when a layer is moved",
+}
+"""Flags with which what a rehearsal says of memory would be wrong."""
+LEFT_OUT = ("attention_backend", "cache_type", "enable_compile", "enable_channels_last", "enable_tf32")
+"""Flags of which fake tensors on a host show nothing, or that need values; images and memory are about the same without."""
+CANNOT_SEE = (
+    "values (a wrong mask, a prompt that is cut, an image that is not a number), mixtures of half types, NCCL's buffers and "
+    "hangs, workspaces of cuDNN and cuBLAS, fragmentation, the CUDA context, offloads, quantization, compiled kernels"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsed:
+    """A job as it is rehearsed."""
+
+    context: Context
+    """Of the first replica's first rank, with the batches to make."""
+    setting: Setting
+    notes: list[str]
+    """What is left out or taken for granted."""
+
+
+def to_rehearse(job: Job, plan: Plan) -> Rehearsed:
+    """Choose what of a job is rehearsed.
+
+    Raises:
+        UserError: there is nothing to make.
+    """
+    bucket_of = job.profile.buckets(job.config, job.target, job.tasks)
+    chosen, num_kinds = differing([batch for share in plan.batches for batch in share], bucket_of, _pixels(job))
+    if not chosen:
+        raise UserError("There is nothing to rehearse: no row of the table can be made.")
+    notes = []
+    if num_kinds > len(chosen):
+        notes.append(f"the {len(chosen)} largest of {num_kinds} different batches are rehearsed")
+    config, left_out = _without_unseen(job.config)
+    if left_out:
+        notes.append(f"left out, as no rehearsal shows it: {', '.join(f'--{flag}' for flag in left_out)}")
+    own_tokenizers = job.checkpoint.not_here is None
+    text_tokens = job.checkpoint.text_length(config.max_sequence_length)
+    if not own_tokenizers:
+        notes.append(f"there is no tokenizer here, so that every prompt is taken to fill its {text_tokens} tokens")
+    # Only as tensors can images be fake.
+    checkpoint = replace(job.checkpoint, family=replace(job.checkpoint.family, tensor_output=True))
+    context = Context(
+        config=config,
+        checkpoint=checkpoint,
+        topology=replace(job.topology, distributed=job.config.backend.backend == "xdit"),
+        channel=Channel(Topology(), "cpu"),
+        device="cpu",
+        dtype=job.machine.dtype,
+        batches=[_shortened(batch) for batch in chosen],
+    )
+    return Rehearsed(context, Setting(text_tokens=text_tokens, own_tokenizers=own_tokenizers), notes)
+
+
+def check(job: Job) -> None:
+    """Refuse what a rehearsal cannot show.
+
+    Raises:
+        UserError: with what to do instead.
+    """
+    if not job.profile.has_estimates:
+        raise UserError(
+            f"--backend {job.config.backend.backend} runs no model here that could be rehearsed; use diffusers or xdit."
+        )
+    if job.device == "cpu":
+        raise UserError(
+            "A rehearsal needs to know for which GPU: --gpu H100, or its memory, --gpu 80GiB (dglaunch plan lists them)."
+        )
+    for flag, reason in UNSEEN.items():
+        if getattr(job.config.optimization, flag) not in (None, False):
+            raise UserError(f"--{flag} cannot be rehearsed: {reason}. Drop it here; dglaunch plan estimates it.")
+
+
+def _without_unseen(config: RunConfig) -> tuple[RunConfig, list[str]]:
+    wanted = config.optimization
+    left_out = [flag for flag in LEFT_OUT if getattr(wanted, flag) not in (None, False)]
+    plain = {flag: None if flag in ("attention_backend", "cache_type") else False for flag in left_out}
+    seen = replace(wanted, embedding_cache=None, **plain)  # type: ignore[arg-type]
+    return replace(config, optimization=seen, debug=False), left_out
+
+
+def _pixels(job: Job) -> Callable[[Task], int]:
+    return lambda task: job.checkpoint.shape(task.height, task.width).area
+
+
+def _shortened(batch: Batch) -> Batch:
+    return Batch(tuple(replace(task, num_inference_steps=NUM_STEPS) for task in batch.tasks))

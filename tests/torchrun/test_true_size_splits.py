@@ -1,0 +1,172 @@
+"""Every split that the families' table allows, at the size of a published model: each rank of a replica runs, all of them agree
+on what they exchange, and what they compute together is the whole. On fake tensors, as `dglaunch rehearse` does.
+
+    python -m pytest -m slow tests/torchrun/test_true_size_splits.py -k "FLUX.1 and ulysses8"       or `make rehearsals`
+
+One block of each kind, one denoising step, a prompt of a word beside a long one: what differs between blocks or steps is
+not seen here.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dglaunch.cli.flags import parse
+from dglaunch.config import XDIT_PREFIX, T2IConfig
+from dglaunch.data.task import Batch
+from dglaunch.errors import UserError
+from dglaunch.planning.gpus import find_gpu
+from dglaunch.planning.job import Job, prepare
+from support.results import write_jsonl
+from support.selection import rarely
+
+if TYPE_CHECKING:
+    from dglaunch.simulation.rank import RankRun
+
+MODELS = {
+    "black-forest-labs/FLUX.1-dev": {},
+    "black-forest-labs/FLUX.2-dev": {},
+    "black-forest-labs/FLUX.2-klein-4B": {},
+    "Qwen/Qwen-Image": {"negative_prompt": "blurred"},
+    "Tongyi-MAI/Z-Image": {"negative_prompt": "blurred"},
+    "stabilityai/stable-diffusion-3.5-large": {"negative_prompt": "blurred"},
+    "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": {"negative_prompt": "blurred"},
+    "Alpha-VLLM/Lumina-Image-2.0": {"negative_prompt": "blurred"},
+}
+"""One of each family that draws from text, and what its rows have besides a prompt."""
+SIZES = (512, 1024, 2048)
+WORLDS = (1, 2, 4, 8)
+Split = tuple[int, int, bool]
+"""Ulysses degree, ring degree, CFG parallelism."""
+SPLITS: list[Split] = [
+    (ulysses, ring, cfg)
+    for ulysses, ring, cfg in itertools.product((1, 2, 4, 8), (1, 2, 4, 8), (False, True))
+    if 1 < ulysses * ring * (1 + cfg) <= max(WORLDS)
+]
+
+
+def size_of(split: Split) -> int:
+    ulysses, ring, cfg = split
+    return ulysses * ring * (2 if cfg else 1)
+
+
+LONG = "a harbor at night, with lights on the water " * 12
+
+
+def words(text: str) -> int:
+    """A tokenizer in the place of the model's."""
+    return len(text.split()) + 1
+
+
+ALONE: Split = (1, 1, False)
+QUICK = ("Tongyi-MAI/Z-Image", "xdit", 4, (4, 1, False), SIZES[:1])
+"""Its 30 heads are padded."""
+CASES = [
+    (model, backend, world, split, SIZES)
+    for model in MODELS
+    for backend, world, split in [
+        ("diffusers", 1, ALONE),
+        *(
+            ("xdit", world, split)
+            for split in [ALONE, *SPLITS]
+            for world in WORLDS
+            if size_of(split) in (world, world / 4)
+        ),
+    ]
+]
+"""A replica that is the world, and one of four."""
+
+
+def named(case: object) -> str:
+    if case in (SIZES, QUICK[-1]):
+        return "quick" if case == QUICK[-1] else ""
+    if isinstance(case, tuple):
+        ulysses, ring, cfg = case
+        return f"ulysses{ulysses}_ring{ring}" + ("_cfg" if cfg else "")
+    return str(case).rpartition("/")[2]
+
+
+@pytest.mark.parametrize(("model", "backend", "world", "split", "sizes"), rarely([QUICK, *CASES], CASES), ids=named)
+def test_ranks_run_and_agree_and_compute_the_whole(
+    model: str, backend: str, world: int, split: Split, sizes: Sequence[int], tmp_path: Path
+) -> None:
+    from dglaunch.simulation.replica import agreement_of
+
+    sizes = allowed(model, backend, world, split, sizes, tmp_path)
+    runs = rehearsed(model, backend, world, split, sizes, tmp_path)
+    crashes = [crash for run in runs for crash in (run.crash, *(batch.crash for batch in run.batches)) if crash]
+    assert not crashes, crashes[0].traceback
+    assert [agreement_of(runs, number) for number in range(len(runs[0].batches))] == [None] * len(runs[0].batches)
+    assert len(runs) == size_of(split) and len(runs[0].batches) == 2 * len(sizes)
+    if size_of(split) > 1:
+        together = work_of(runs)
+        assert together == pytest.approx(alone(model, sizes, tmp_path), rel=0.05)
+
+
+def allowed(model: str, backend: str, world: int, split: Split, sizes: Iterable[int], folder: Path) -> list[int]:
+    """The sizes at which dglaunch lets the split through; the test is skipped if there are none."""
+    taken, refusal = [], ""
+    for size in sizes:
+        try:
+            job_of(model, backend, world, split, size, folder)
+            taken.append(size)
+        except UserError as error:
+            refusal = str(error)
+    if not taken:
+        pytest.skip(refusal)
+    return taken
+
+
+def job_of(model: str, backend: str, world: int, split: Split, size: int, folder: Path) -> Job:
+    """Two prompts of unequal length in one batch, and a last batch of one."""
+    rows = [{"prompt": prompt, **MODELS[model]} for prompt in ("dogs", LONG, "two cats")]
+    table = write_jsonl(folder / f"{size}.jsonl", rows)
+    flags = ["--model_name", model, "--backend", backend, "--prompts_file", str(table), "--batch_size", "2"]
+    flags += ["--output_dir", str(folder / "out"), "--height", str(size), "--width", str(size)]
+    ulysses, ring, cfg = split
+    degrees = {"ULYSSES_DEGREE": ulysses, "RING_DEGREE": ring, "USE_CFG_PARALLEL": int(cfg)}
+    environ = {f"{XDIT_PREFIX}{name}": str(value) for name, value in degrees.items()} if backend == "xdit" else {}
+    config, origins = parse(T2IConfig, flags, environ, "rehearse", quiet=True)
+    return prepare(config, origins, environ, world, find_gpu("H100").machine, only_planned=True)
+
+
+def rehearsed(
+    model: str, backend: str, world: int, split: Split, sizes: Sequence[int], folder: Path
+) -> "list[RankRun]":
+    """The ranks of the first replica, with all sizes one after the other; the plan is one replica's, as the table is small."""
+    from dglaunch.planning.rehearsal import to_rehearse
+    from dglaunch.simulation.rank import Setting
+    from dglaunch.simulation.replica import run_short
+
+    contexts = []
+    for size in sizes:
+        job = job_of(model, backend, world, split, size, folder)
+        one = replace(job, topology=replace(job.topology, world_size=job.topology.replica_size))
+        contexts.append(to_rehearse(job, one.schedule((), {}, {}, None).plan).context)
+    batches = [one_step(batch) for context in contexts for batch in context.batches]
+    return run_short(replace(contexts[0], batches=batches), Setting(text_tokens=words, own_tokenizers=False))
+
+
+def one_step(batch: Batch) -> Batch:
+    return Batch(tuple(replace(task, num_inference_steps=1) for task in batch.tasks))
+
+
+def work_of(runs: "Sequence[RankRun]") -> list[float]:
+    """What the ranks compute together in the denoising of each batch."""
+    return [sum(run.batches[number].stages["denoise"].flops for run in runs) for number in range(len(runs[0].batches))]
+
+
+WHOLE: dict[tuple[str, int], list[float]] = {}
+
+
+def alone(model: str, sizes: Sequence[int], folder: Path) -> list[float]:
+    """The same on one rank."""
+    missing = [size for size in sizes if (model, size) not in WHOLE]
+    if missing:
+        work = work_of(rehearsed(model, "xdit", 1, ALONE, missing, folder))
+        WHOLE.update({(model, size): work[2 * n : 2 * n + 2] for n, size in enumerate(missing)})
+    return [each for size in sizes for each in WHOLE[model, size]]
