@@ -180,8 +180,9 @@ def matmul_flops(payload: dict[str, Any]) -> float:
 
 def _psnr(images: Any, reference: Any) -> float:
     """In dB, of all images together."""
-    error = ((images.astype(float) - reference.astype(float)) ** 2).mean()
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+    from dglaunch.output.differences import psnr_of
+
+    return psnr_of(float(((images.astype(float) - reference.astype(float)) ** 2).mean()))
 
 
 def _peak_bytes(cuda: bool) -> int:

@@ -41,6 +41,7 @@ from dglaunch.data.task import ROW_FIELDS, Record
 from dglaunch.environment import environment, parse_value, types_of
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, InputError, OutputError, UserError
 from dglaunch.files import open_regular
+from dglaunch.output.differences import difference
 from dglaunch.output.encode import decode_description
 from dglaunch.output.inputs import find_inputs, results_folder
 from dglaunch.output.ledger import FAILURES, IMAGE_SUFFIXES, OutputFolder, format_of, object_at
@@ -51,6 +52,7 @@ from dglaunch.terminal import Terminal
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from dglaunch.output.differences import Pixels
     from dglaunch.planning.job import Job
 
 ROW = ("prompt", *ROW_FIELDS)
@@ -322,13 +324,13 @@ def compare(file: Path, target: Path, tolerance: int, varied: bool) -> tuple[int
     sizes = size_of(file), size_of(target)
     if sizes[0] != sizes[1]:
         return EXIT_DONE if varied else EXIT_BROKEN, f"{sizes[1]}, the original is {sizes[0]}"
-    most, share = distance(file, target)
-    text = f"largest difference of a pixel {most} of 255, {share:.2%} of the pixels differ"
+    found = difference(pixels_of(file), pixels_of(target), seen=0)
+    text = f"largest difference of a pixel {found.greatest} of 255, {found.share:.2%} of the pixels differ"
     if varied:
         return EXIT_DONE, f"a variation ({text})"
-    if most == 0:
+    if found.greatest == 0:
         return EXIT_DONE, "the same, pixel for pixel"
-    if most <= tolerance:
+    if found.greatest <= tolerance:
         return EXIT_DONE, f"the same but for rounding ({text})"
     return EXIT_BROKEN, f"NOT the same ({text})"
 
@@ -357,13 +359,11 @@ def size_of(file: Path) -> str:
         return f"{image.width}x{image.height}"
 
 
-def distance(one: Path, other: Path) -> tuple[int, float]:
-    """Return the largest difference of a value between two images of one size, and the part of the pixels that differ."""
+def pixels_of(file: Path) -> "Pixels":
     import numpy as np
 
-    with opened(one) as first, opened(other) as second:
-        apart = np.abs(np.asarray(first.convert("RGB")).astype(int) - np.asarray(second.convert("RGB")).astype(int))
-    return int(apart.max()), float((apart.max(axis=2) > 0).mean())
+    with opened(file) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def explain_difference(file: Path, described: Record) -> list[str]:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dglaunch.output import differences
+
 PROMPTS = [f"a {colour} {shape}" for colour in ("red", "green", "blue", "yellow") for shape in ("circle", "star", "square",
            "triangle", "heart", "cross")][:23]  # fmt: skip
 """A number that no batch size or world size divides."""
@@ -30,7 +32,7 @@ def difference(one: Path, other: Path) -> int:
     """Largest difference of a pixel (of 255) between two folders that must have the same files."""
     mine, theirs = images(one), images(other)
     assert mine.keys() == theirs.keys() and mine, f"{sorted(mine)} and {sorted(theirs)}"
-    return max(int(np.abs(mine[name].astype(int) - theirs[name].astype(int)).max()) for name in mine)
+    return max(differences.difference(mine[name], theirs[name]).greatest for name in mine)
 
 
 def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
