@@ -9,6 +9,8 @@ from dglaunch.errors import UserError
 from dglaunch.planning.gpus import Gpu, find_gpu
 
 Config = TypeVar("Config", bound=RunConfig)
+MOST_DIFFERENCE = 5.0
+"""--max_difference of `tune --search`, of 255: about 30 dB."""
 
 
 def parse(
@@ -98,6 +100,29 @@ def take_gpu(arguments: list[str]) -> Gpu | None:
     rest, value = _without(arguments, "gpu")
     arguments[:] = rest
     return None if value is None else find_gpu(value)
+
+
+def take_search(arguments: list[str]) -> float | None:
+    """Take `tune`'s own flags out of the arguments: --search, and --max_difference with it. Return the greatest difference
+    that is wanted, or None without --search.
+
+    Raises:
+        UserError: --max_difference is no number from 0 to 255, or there is no --search.
+    """
+    rest, value = _without(arguments, "max_difference")
+    searches = "--search" in rest
+    arguments[:] = [word for word in rest if word != "--search"]
+    if value is None:
+        return MOST_DIFFERENCE if searches else None
+    if not searches:
+        raise UserError("--max_difference does nothing without --search; add it, or drop --max_difference.")
+    try:
+        most = float(value)
+    except ValueError:
+        most = -1.0
+    if not 0 <= most <= 255:
+        raise UserError(f"--max_difference {value}: a number from 0 to 255 is needed.")
+    return most
 
 
 def without(arguments: Sequence[str], flag: str) -> list[str]:
