@@ -384,6 +384,7 @@ PACKAGES = {
     "backends/diffusers": "plain diffusers pipelines, each rank a replica",
     "backends/xdit": "xfuser: several ranks share one image",
     "backends/api": "images from a provider's API",
+    "simulation": "a run on fake tensors: what it holds, computes and sends at the model's true size",
     "planning": "what will happen, decided before a model is loaded",
     "run": "the run itself",
     "cli": "one file a command",

@@ -28,7 +28,8 @@ usage: dglaunch COMMAND [flags]      (several GPUs: torchrun --nproc_per_node 8 
   edit           a table of images and instructions to a folder of edited images
   plan COMMAND   print what that command would do (topology, shards, batches, memory, time) and stop; --world_size 8 and
                  --gpu H100 (or 80GiB) plan for machines that are not here
-  tune t2i       measure batch sizes and parallel configurations on the real model; --batch_size auto then uses it
+  tune t2i       measure batch sizes and parallel configurations on the real model; --batch_size auto then uses it;
+                 with --search the optimizations, too, and what each does to the images
   slurm COMMAND  print (or --submit) the batch script that runs that command on a Slurm cluster
   verify OUT     check a folder of results, file by file; --repair queues what is wrong to be made again
   status OUT     how far a job is, while it runs or after it

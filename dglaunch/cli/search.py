@@ -36,7 +36,7 @@ from dglaunch.planning.estimate import SPARE
 from dglaunch.planning.gpus import Gpu
 from dglaunch.planning.job import Job
 from dglaunch.planning.search import Found, Point, Trial
-from dglaunch.planning.tuned import describe, write_json
+from dglaunch.planning.tuned import GAIN, describe, write_json
 from dglaunch.system import torchrun_command, versions
 from dglaunch.terminal import Terminal
 
@@ -154,6 +154,8 @@ class Search:
     gpu: Gpu | None
     """Whose memory counts, instead of this machine's."""
     terminal: Terminal
+    candidates: dict[str, Candidate] = field(default_factory=dict)
+    """Those that are tried, by their names; what else the notebook has does not count."""
     refused: list[Candidate] = field(default_factory=list)
 
     def run(self) -> int:
@@ -163,10 +165,10 @@ class Search:
             DglaunchError: the plain run could not be measured.
         """
         self._write_prompts()
-        first = [Candidate(), *self._rebatched()]
         alone = singles(self.job)
-        self._measure_all([*first, *self._possible(alone)], "optimizations one by one")
-        known = {candidate.name for candidate in (*first, *alone)}
+        one_by_one = [Candidate(), *self._rebatched(), *self._possible(alone), Candidate(again=True)]
+        self._measure_all(one_by_one, "optimizations one by one")
+        known = {candidate.name for candidate in alone}
         together = pairs(self.job, self.found.worth_pairing(alone), known)
         self._measure_all(self._possible(together), "pairs of those that gained")
         self._say()
@@ -174,7 +176,7 @@ class Search:
 
     @property
     def found(self) -> Found:
-        return Found(self.notebook.trials)
+        return Found([trial for trial in self.notebook.trials if trial.name in self.candidates])
 
     @property
     def folder(self) -> Path:
@@ -208,6 +210,7 @@ class Search:
             temporary.write_text("".join(strict_json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     def _measure_all(self, candidates: Sequence[Candidate], what: str) -> None:
+        self.candidates |= {candidate.name: candidate for candidate in candidates}
         done = {trial.name for trial in self.notebook.trials}
         left = [candidate for candidate in candidates if candidate.name not in done]
         before = f"; {len(candidates) - len(left)} were measured before" if len(left) < len(candidates) else ""
@@ -235,9 +238,9 @@ class Search:
         code, output = self.start(command, self._variables())
         trial = Trial(
             name=candidate.name,
-            flags=shlex.join(candidate.flags),
+            num_flags=len(candidate.settings),
             changes=candidate.changes,
-            rebatched=candidate.batch_size is not None,
+            is_check=candidate.is_check,
         )
         run = read_run(OutputFolder(folder).file(RUN))
         if code or run is None:
@@ -274,7 +277,7 @@ class Search:
             return trial
         has = self.gpu.memory * SPARE / 2**30
         ended = f"{trial.peak_memory / 2**30:.1f} GiB are more than {has:.1f} of a GPU {self.gpu.name}"
-        return Trial(name=trial.name, flags=trial.flags, changes=trial.changes, ended=ended)
+        return Trial(name=trial.name, ended=ended)
 
     # -- what it comes to -----------------------------------------------------------------------------------------
 
@@ -296,6 +299,11 @@ class Search:
             date=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         self.terminal.print(table(found, {trial.name for trial in choices.values()}))
+        if found.noise > GAIN:
+            self.terminal.print(
+                f"The run as given was {found.noise:.2f} times as fast at one time as at another: this machine does other "
+                "things, too. Gains up to that are not counted."
+            )
         for trial in found.trials:
             if trial.ended:
                 self.terminal.print(f"{trial.name}: {trial.ended}")
@@ -310,7 +318,14 @@ class Search:
         variables = [
             f"{name}={value}" for name, value in self.point.parallel.items() if self.environ.get(name) != value
         ]
-        words = ["dglaunch", "t2i", *self.words, *shlex.split(trial.flags), "--batch_size", str(self.point.batch_size)]
+        words = [
+            "dglaunch",
+            "t2i",
+            *self.words,
+            *self.candidates[trial.name].flags,
+            "--batch_size",
+            str(self.point.batch_size),
+        ]
         ranks = self.job.topology.world_size
         words += [*(["--num_gpus", str(ranks)] if ranks > 1 else []), "--output_dir", "out"]
         return " ".join([*variables, shlex.join(words)])

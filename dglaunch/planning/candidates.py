@@ -17,6 +17,8 @@ from dglaunch.planning.job import Job
 
 PLAIN = "as given"
 """The name of the run without any of them, with which the others are compared."""
+AGAIN = f"{PLAIN}, again"
+"""The name of the same run, later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,13 +29,22 @@ class Candidate:
     """Their flags, and the values of these."""
     batch_size: int | None = None
     """Images per forward pass; None: as all others."""
+    again: bool = False
+    """Whether it is the run as given once more."""
     changes: bool = False
     """Whether they may change the images beyond rounding, as the table says."""
     refused: str = ""
     """Why they cannot be had here."""
 
     @property
+    def is_check(self) -> bool:
+        """Whether it shows only what rounding and noise are here."""
+        return self.again or self.batch_size is not None
+
+    @property
     def name(self) -> str:
+        if self.again:
+            return AGAIN
         parts = [flag if value is True else f"{flag} {value}" for flag, value in self.settings.items()]
         if self.batch_size is not None:
             parts.append(f"in batches of {self.batch_size}")

@@ -9,7 +9,7 @@ from typing import Self, get_type_hints
 
 from dglaunch.data.task import Record
 from dglaunch.output.differences import SEEN
-from dglaunch.planning.candidates import PLAIN, Candidate
+from dglaunch.planning.candidates import AGAIN, PLAIN, Candidate
 from dglaunch.planning.tuned import GAIN
 
 ROUNDING = 2.0
@@ -30,12 +30,11 @@ class Trial:
     """What one candidate came to."""
 
     name: str
-    flags: str = ""
-    """As they are typed."""
+    num_flags: int = 0
     changes: bool = False
     """Whether it may change the images beyond rounding, as the table says."""
-    rebatched: bool = False
-    """Whether it is the plain run in batches of another size: no choice, as that size was found to be slower."""
+    is_check: bool = False
+    """Whether it shows only what rounding and noise are here: the plain run in batches of another size, or once more."""
     images_per_s: float = 0.0
     """Of all replicas together; 0: it could not be measured."""
     seconds_per_step: float = 0.0
@@ -94,14 +93,20 @@ class Found:
         return trial.images_per_s / self.plain.images_per_s
 
     @property
+    def noise(self) -> float:
+        """How many times as fast the plain run was at one time as at another; at least GAIN, below which nothing counts."""
+        speeds = [trial.images_per_s for trial in self.measured if trial.name in (PLAIN, AGAIN)]
+        return max(GAIN, max(speeds) / min(speeds))
+
+    @property
     def front(self) -> list[Trial]:
         """Those than which no other is both as fast and as near to the plain run, the nearest first."""
-        return front(self.measured)
+        return front(self._choices)
 
     def is_lossless(self, trial: Trial) -> bool:
         """Whether it changes nothing beyond rounding: by the table, and as measured. What rounding does here is seen at the
         plain run in batches of another size."""
-        rounding = max((other.difference for other in self.measured if other.rebatched), default=0.0)
+        rounding = max((other.difference for other in self.measured if other.is_check), default=0.0)
         near = trial.greatest <= SEEN or trial.difference <= ROUNDING * rounding
         return not trial.changes and near
 
@@ -116,14 +121,13 @@ class Found:
 
     @property
     def _choices(self) -> list[Trial]:
-        return [trial for trial in self.measured if not trial.rebatched]
+        return [trial for trial in self.measured if not trial.is_check]
 
-    @staticmethod
-    def _fastest(trials: Sequence[Trial]) -> Trial:
+    def _fastest(self, trials: Sequence[Trial]) -> Trial:
         """Of those that are as fast as the fastest but for noise, the one with the fewest flags, then the nearest."""
         most = max(trial.images_per_s for trial in trials)
-        near = [trial for trial in trials if trial.images_per_s * GAIN >= most]
-        return min(near, key=lambda trial: (trial.flags.count("--"), trial.difference, -trial.images_per_s))
+        near = [trial for trial in trials if trial.images_per_s * self.noise >= most]
+        return min(near, key=lambda trial: (trial.num_flags, trial.difference, -trial.images_per_s))
 
     def worth_pairing(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Return those that were faster than the plain run and, of those with the same first flag, on the front."""
@@ -131,7 +135,7 @@ class Found:
         by_flag: dict[str, list[Trial]] = {}
         for candidate in candidates:
             trial = by_name.get(candidate.name)
-            if trial is not None and candidate.settings and self.gain(trial) >= GAIN:
+            if trial is not None and candidate.settings and self.gain(trial) >= self.noise:
                 by_flag.setdefault(next(iter(candidate.settings)), []).append(trial)
         worth = {trial.name for trials in by_flag.values() for trial in front(trials)}
         return [candidate for candidate in candidates if candidate.name in worth]

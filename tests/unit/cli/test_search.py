@@ -119,6 +119,7 @@ def test_all_is_measured_with_the_same_prompts_seeds_and_batch(done: tuple[Path,
     runs = [words for words in script.started if words[0] == "t2i"]
     sizes = [words[words.index("--batch_size") + 1] for words in runs]
     assert sizes[:2] == ["2", "1"] and set(sizes[2:]) == {"2"}, "as given, in batches of 1, and the rest"
+    assert script.flags.count("") == 3, "as given, in batches of 1, and as given once more"
 
 
 def test_the_fastest_are_told_with_a_command_to_copy(done: tuple[Path, Script, Ended], tmp_path: Path) -> None:
@@ -197,10 +198,23 @@ def test_an_interrupted_search_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     ended = search(tmp_path, second)
     assert ended.code == 0, ended.output
     assert "3 were measured before" in ended.output
-    assert second.flags == ["--enable_compile", "--enable_compile --compile_scope whole", "--cache_type pab --enable_compile"]  # fmt: skip
+    compiled = ["--enable_compile", "--enable_compile --compile_scope whole"]
+    assert second.flags == [*compiled, "", "--cache_type pab --enable_compile"], "and as given once more"
     assert not any(words[0] == "tune-rank" for words in second.started), "the batch size was found before"
     third = Script()
     assert search(tmp_path, third).code == 0 and third.started == []
+
+
+def test_flags_do_not_come_from_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anyone may have written it; what is run and what is told to be typed comes from the table."""
+    few(monkeypatch)
+    assert search(tmp_path, Script()).code == 0
+    record = notebook(tmp_path)
+    best = next(trial for trial in record["trials"] if trial["name"] == "enable_compile")
+    record["trials"].append(best | {"name": "trust_remote_code", "images_per_s": 900.0})
+    (tmp_path / "out" / "search.json").write_text(json.dumps(record))
+    ended = search(tmp_path, Script())
+    assert ended.code == 0 and "trust_remote_code" not in ended.output, ended.output
 
 
 def test_another_search_in_the_same_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +227,7 @@ def test_another_search_in_the_same_folder_is_refused(tmp_path: Path, monkeypatc
     assert script.started == [] and notebook(tmp_path) == before
     anew = Script()
     assert search(tmp_path, anew, "--guidance_scale", "3", "--overwrite").code == 0
-    assert len(anew.started) == 7, "the sweep and all runs"
+    assert len(anew.started) == 8, "the sweep and all runs"
     assert "--overwrite" not in json.dumps(notebook(tmp_path)["choices"])
 
 

@@ -11,9 +11,9 @@ from dglaunch.planning.search import Found, Trial, front
 
 
 def trial(name: str, speed: float, difference: float = 0.0, changes: bool = False, **more: object) -> Trial:
-    flags = "" if name == PLAIN else " ".join(f"--{part}" for part in name.split(" + "))
+    num_flags = 0 if name == PLAIN else 1 + name.count(" + ")
     more = {"greatest": round(4 * difference)} | more
-    return Trial(name=name, flags=flags, images_per_s=speed, difference=difference, changes=changes, **more)
+    return Trial(name=name, num_flags=num_flags, images_per_s=speed, difference=difference, changes=changes, **more)
 
 
 TRIALS = [
@@ -46,6 +46,18 @@ def test_noise_is_no_gain() -> None:
     assert Found([trial(PLAIN, 1.0), trial("fuse", 1.01)]).lossless.name == PLAIN
 
 
+def test_gains_within_what_the_plain_run_varies_by_do_not_count() -> None:
+    again = trial("as given, again", 1.6, is_check=True)
+    trials = [trial(PLAIN, 1.0), trial("compile", 1.5), trial("taylor", 2.5, 3.0, changes=True), again]
+    found = Found(trials)
+    assert found.noise == 1.6 and found.lossless.name == PLAIN and found.within(5).name == "taylor"
+    assert found.worth_pairing([Candidate(settings={"compile": True}), Candidate(settings={"taylor": True})]) == [
+        Candidate(settings={"taylor": True})
+    ]
+    assert [each.name for each in found.front] == ["compile", "taylor"]
+    assert Found(trials[:3]).noise == 1.02 and Found(trials[:3]).lossless.name == "compile"
+
+
 def test_a_cache_that_skipped_nothing_is_not_called_lossless() -> None:
     found = Found([trial(PLAIN, 1.0), trial("first_block_cache", 1.3, 0.0, changes=True)])
     assert found.lossless.name == PLAIN and found.within(0).name == "first_block_cache"
@@ -54,7 +66,7 @@ def test_a_cache_that_skipped_nothing_is_not_called_lossless() -> None:
 def test_lossless_is_what_moves_images_no_further_than_rounding_does_here() -> None:
     trials = [trial(PLAIN, 1.0), trial("compile", 1.5, 1.4, greatest=60)]
     assert Found(trials).lossless.name == PLAIN
-    rebatched = trial("in batches of 2", 1.6, 0.8, greatest=40, rebatched=True)
+    rebatched = trial("in batches of 2", 1.6, 0.8, greatest=40, is_check=True)
     assert Found([*trials, rebatched]).lossless.name == "compile"
     assert Found([*trials, replace(rebatched, difference=0.3)]).lossless.name == PLAIN
     assert Found([*trials, rebatched]).within(9).name == "compile", "another batch size is no choice"
