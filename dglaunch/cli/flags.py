@@ -84,24 +84,6 @@ def _as_words(name: str, value: object) -> list[str]:
     return [f"--{name}={value}"]
 
 
-def take_world_size(arguments: list[str]) -> int | None:
-    """Take `plan`'s own flag out of the arguments: the world to plan for, instead of the one that is there."""
-    rest, value = _without(arguments, "world_size")
-    arguments[:] = rest
-    if value is None:
-        return None
-    if not value.isdigit() or int(value) < 1:
-        raise UserError(f"--world_size {value}: a number of ranks of 1 or more is needed.")
-    return int(value)
-
-
-def take_gpu(arguments: list[str]) -> Gpu | None:
-    """Take the flag of `plan` and `tune` out of the arguments that names a GPU (H100) or a GPU's memory (80GiB)."""
-    rest, value = _without(arguments, "gpu")
-    arguments[:] = rest
-    return None if value is None else find_gpu(value)
-
-
 def take_search(arguments: list[str]) -> float | None:
     """Take `tune`'s own flags out of the arguments: --search, and --max_difference with it. Return the greatest difference
     that is wanted, or None without --search.
@@ -123,6 +105,24 @@ def take_search(arguments: list[str]) -> float | None:
     if not 0 <= most <= 255:
         raise UserError(f"--max_difference {value}: a number from 0 to 255 is needed.")
     return most
+
+
+def take_world_size(arguments: list[str]) -> int | None:
+    """Take `plan`'s own flag out of the arguments: the world to plan for, instead of the one that is there."""
+    rest, value = _without(arguments, "world_size")
+    arguments[:] = rest
+    if value is None:
+        return None
+    if not value.isdigit() or int(value) < 1:
+        raise UserError(f"--world_size {value}: a number of ranks of 1 or more is needed.")
+    return int(value)
+
+
+def take_gpu(arguments: list[str]) -> Gpu | None:
+    """Take the flag of `plan` and `tune` out of the arguments that names a GPU (H100) or a GPU's memory (80GiB)."""
+    rest, value = _without(arguments, "gpu")
+    arguments[:] = rest
+    return None if value is None else find_gpu(value)
 
 
 def without(arguments: Sequence[str], flag: str) -> list[str]:
