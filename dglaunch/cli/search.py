@@ -244,7 +244,7 @@ class Search:
         )
         run = read_run(OutputFolder(folder).file(RUN))
         if code or run is None:
-            return replace(trial, ended=why(folder, run, code, output))
+            return replace(trial, ended=why(folder, code, output))
         reference = folder if candidate.name == PLAIN else self.folder / Candidate().folder
         comparison = compare(folder, reference, most=MOST_COMPARED)
         if comparison.not_compared:
@@ -384,13 +384,11 @@ def _number(record: Record, name: str) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
 
-def why(folder: Path, run: Record | None, code: int, output: str) -> str:
-    """Say why a run came to nothing: by its own record, by what failed, or by the last error that it printed."""
-    if run is not None and isinstance(run.get("error"), str):
-        return str(run["error"])
-    for failure in OutputFolder(folder).records(FAILURES) if folder.is_dir() else ():
-        return str(failure.get("error"))
-    return last_error(output) or f"it left with exit code {code}"
+def why(folder: Path, code: int, output: str) -> str:
+    """Say why a run came to nothing: by the last error that it printed, or by what failed."""
+    failures = OutputFolder(folder).records(FAILURES) if folder.is_dir() else iter(())
+    failed = next((str(failure.get("error")) for failure in failures), "")
+    return last_error(output) or failed or f"it left with exit code {code}"
 
 
 def last_error(output: str) -> str:

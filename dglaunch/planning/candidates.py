@@ -114,7 +114,7 @@ def reasons(candidates: Iterable[Candidate]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for candidate in candidates:
         reason = candidate.refused
-        for flag, value in candidate.settings.items():
-            reason = reason.replace(f"--{flag} {value}" if value is not True else f"--{flag}", "it")
+        if len(candidate.settings) == 1:
+            reason = reason.replace(" ".join(candidate.flags), "it")
         found.setdefault(reason[:1].upper() + reason[1:], []).append(candidate.name)
     return found

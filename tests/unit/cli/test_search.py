@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from dglaunch.cli import tune
+from dglaunch.cli.search import why
 from support.commands import Ended, dglaunch
 from support.results import ledger, write_jsonl
 
@@ -246,6 +247,13 @@ def test_without_a_plain_run_there_is_nothing_to_compare_with(tmp_path: Path) ->
     script = Script(**{"--batch_size": "dglaunch: The disk is full. Make room."})
     ended = search(tmp_path, script)
     assert ended.code == 1 and "The run as given could not be measured: The disk is full. Make room." in ended.output
+
+
+def test_why_a_run_came_to_nothing_is_told(tmp_path: Path) -> None:
+    assert why(tmp_path, 1, "") == "it left with exit code 1"
+    write_jsonl(tmp_path / "failures.jsonl", [{"index": 0, "sample": 0, "error": "ValueError: the image is NaN"}])
+    assert why(tmp_path, 1, "...ChildFailedError: \n") == "ValueError: the image is NaN"
+    assert why(tmp_path, 1, "dglaunch: --x cannot take effect.\n...ChildFailedError: \n") == "--x cannot take effect."
 
 
 def test_variables_reach_the_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,6 +103,8 @@ def test_pairs_are_those_that_go_together(tmp_path: Path) -> None:
     assert not any("pab" in name and "taylor" in name for name in found), "one cache at a time"
     assert not known.keys() & found.keys()
     assert "do not go together" in found["quantization int8 + enable_fuse_qkv"].refused
+    (reason,) = reasons([found["quantization int8 + enable_fuse_qkv"]])
+    assert reason.startswith("--quantization int8 and --enable_fuse_qkv do not go together")
     assert found["cache_type pab + enable_fuse_qkv"].changes and not found["enable_compile + enable_fuse_qkv"].changes
 
 
