@@ -47,6 +47,8 @@ FOLDER = "search"
 BATCHES = 4
 """Of each replica, at least: one to warm up, and three."""
 LEAST_IMAGES, MOST_COMPARED = 8, 16
+MARKS = {">": "chosen", "*": "on the front", "=": "nothing beyond rounding"}
+"""In the table."""
 START = Callable[[Sequence[str], Mapping[str, str]], tuple[int, str]]
 """Runs a command line to its end and returns its exit code and what it said."""
 
@@ -304,9 +306,10 @@ class Search:
                 f"The run as given was {found.noise:.2f} times as fast at one time as at another: this machine does other "
                 "things, too. Gains up to that are not counted."
             )
+        self.terminal.print(", ".join(f"{mark} {meaning}" for mark, meaning in MARKS.items()))
         for trial in found.trials:
-            if trial.ended:
-                self.terminal.print(f"{trial.name}: {trial.ended}")
+            for said in filter(None, (trial.ended, trial.note)):
+                self.terminal.print(f"{trial.name}: {said}")
         for reason, names in not_tried.items():
             self.terminal.print(f"not tried: {', '.join(names)}. {reason}")
         for what, trial in choices.items():
@@ -406,23 +409,28 @@ def kind_of(found: Found, trial: Trial) -> str:
 
 
 def table(found: Found, chosen: set[str]) -> Table:
-    """Return all that was measured, the fastest first; the numbers are those of the picture."""
-    shown = Table("", "with", "images/s", "times", "s a step", "GiB", "PSNR", "SSIM", "worst image", "", box=None)
+    """Return all that was measured, the fastest first, narrow enough for a log; the numbers are those of the picture."""
+    shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    shown.add_column("", justify="right")
+    shown.add_column("")
+    shown.add_column("with", overflow="fold")
+    for head in ("images/s", "times", "s/step", "GiB", "PSNR", "SSIM", "worst", "image"):
+        shown.add_column(head, justify="right", no_wrap=True)
     front = {trial.name for trial in found.front}
     for number, trial in enumerate(found.measured, 1):
-        marks = ["front"] * (trial.name in front) + ["chosen"] * (trial.name in chosen)
-        marks += ["same but for rounding"] * (kind_of(found, trial) == "lossless") + [trial.note] * bool(trial.note)
+        holds = (trial.name in chosen, trial.name in front, kind_of(found, trial) != "lossy")
         shown.add_row(
             str(number),
+            "".join(mark for mark, held in zip(MARKS, holds) if held),
             trial.name,
-            f"{trial.images_per_s:.4g}",
+            f"{trial.images_per_s:.3g}",
             f"{found.gain(trial):.2f}",
-            f"{trial.seconds_per_step:.3g}",
-            f"{trial.peak_memory / 2**30:.2f}",
-            f"{trial.psnr:.1f}" if trial.psnr is not None else "equal",
-            f"{trial.ssim:.4f}",
-            f"{trial.difference:.2f} ({trial.worst})" if trial.worst else "0",
-            ", ".join(marks),
+            f"{trial.seconds_per_step:.2g}",
+            f"{trial.peak_memory / 2**30:.1f}",
+            f"{trial.psnr:.0f}" if trial.psnr is not None else "equal",
+            f"{trial.ssim:.3f}",
+            f"{trial.difference:.2f}",
+            Path(trial.worst).stem,
         )
     return shown
 
