@@ -35,6 +35,8 @@ class Optimization:
     """Why it cannot go with --backend xdit."""
     excludes: tuple[str, ...] = ()
     """Names of rows that cannot go with it."""
+    variants: tuple[tuple[str, str], ...] = ()
+    """Flags, and values of theirs, with which it is done in another way."""
 
     @property
     def name(self) -> str:
@@ -84,6 +86,7 @@ OPTIMIZATIONS = (
     ),
     Optimization(
         flag="enable_compile", does="torch.compile of the repeated blocks, or of the whole transformer", excludes=_MOVING,
+        variants=(("compile_scope", "whole"),),
     ),
     Optimization(
         flag="quantization", value="int8", does="torchao: transformer's weights and activations in 8-bit integers",
