@@ -8,6 +8,7 @@ in --cache_dir for (model, GPU, type of the weights, size, optimizations, degree
 that GPU's memory counts.
 """
 
+import io
 import json
 import subprocess
 import tempfile
@@ -20,20 +21,23 @@ from pathlib import Path
 from rich.table import Table
 
 from dglaunch import strict_json
+from dglaunch.atomic import atomic_write
 from dglaunch.backends.base import Backend
 from dglaunch.backends.profiles import profile_of
 from dglaunch.cli.flags import parse, take_gpu, without
 from dglaunch.config import XDIT_PREFIX, RunConfig, T2IConfig
+from dglaunch.data.images import open_image
 from dglaunch.data.task import Batch, Record, Task
 from dglaunch.distributed.channel import Channel
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import EXIT_DONE, DglaunchError, UserError
 from dglaunch.files import is_stream
+from dglaunch.output.ownership import WRITTEN_BY, refuse_to_replace, write_report
 from dglaunch.planning.batches import into_buckets
 from dglaunch.planning.estimate import SPARE
 from dglaunch.planning.gpus import Gpu
 from dglaunch.planning.job import Job, prepare
-from dglaunch.planning.tuned import GAIN, Measured, describe, remember, sweet_spot, write_json
+from dglaunch.planning.tuned import GAIN, Measured, describe, remember, sweet_spot
 from dglaunch.system import torchrun_command, versions
 from dglaunch.terminal import Terminal
 
@@ -72,6 +76,10 @@ def tune(words: list[str], environ: Mapping[str, str]) -> int:
             f"tune reads the prompts once for each configuration, and {config.prompts_file} can be read once. Save them to a "
             "file first, and name that."
         )
+    report, picture = config.output_dir / "tune.json", config.output_dir / "tune.png"
+    for file in (report, picture):
+        refuse_to_replace(file)
+    config.output_dir.mkdir(parents=True, exist_ok=True)  # if it cannot be made, that is told before hours of measuring
     ranks = config.num_gpus or _gpus()
     rest = without(without(words[1:], "num_gpus"), "output_dir")
     terminal = Terminal()
@@ -90,9 +98,9 @@ def tune(words: list[str], environ: Mapping[str, str]) -> int:
         "sweet_spot": asdict(best), "reason": reason, "command": asked,
         "versions": versions(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
-    write_json(config.output_dir / "tune.json", record)
+    write_report(report, "tune", record)
     show(terminal, rows, best, reason)
-    terminal.print(f"{config.output_dir / 'tune.json'}{_plot(config.output_dir / 'tune.png', rows, record)}")
+    terminal.print(f"{report}{_plot(picture, rows, record)}")
     if gpu is not None and gpu.machine.name != machine["device"]:
         terminal.print(f"Not remembered: it was measured on {machine['device']}, for the memory of a GPU {gpu.name}.")
         return EXIT_DONE
@@ -303,6 +311,8 @@ def show(terminal: Terminal, rows: Sequence[Measured], best: Measured, reason: s
 
 def _plot(path: Path, rows: Sequence[Measured], record: Mapping[str, object]) -> str:
     """Images a second over the batch, a line for each configuration; says what was written."""
+    from dglaunch.output.encode import encode
+
     try:
         import matplotlib
     except ImportError:
@@ -318,6 +328,9 @@ def _plot(path: Path, rows: Sequence[Measured], record: Mapping[str, object]) ->
     axes.set_xscale("log", base=2)
     axes.legend()
     figure.suptitle(f"{record['model']}, {record['shape']}, {record['dtype']}: {record['device']}", fontsize=10)
-    figure.savefig(path, dpi=120)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=120)
     pyplot.close(figure)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(encode(open_image(drawn.getvalue()), "png", {WRITTEN_BY: "tune"}))
     return f" and {path}"

@@ -332,6 +332,33 @@ def test_replay_replaces_nothing_but_what_replay_made(tmp_path: Path) -> None:
     assert [dglaunch(*again).code for _ in range(2)] == [0, 0]
 
 
+@pytest.mark.parametrize("name", ["run.json", "metadata.jsonl", "000000.png", "report.json", "link.json", "folder"])
+def test_a_plan_replaces_nothing_but_a_plan(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    run(out)
+    mine(out / "report.json", '{"reasons": {}}')
+    (out / "link.json").symlink_to(mine(tmp_path / "precious.json"))
+    (out / "folder").mkdir()
+    before = contents(out)
+    ended = dglaunch("plan", *FAKE, "--prompt", "x", "--json", out / name)
+    assert ended.code == 2 and name in ended.output and "Name another file" in ended.output, ended.output
+    assert contents(out) == before and (out / "link.json").is_symlink()
+    assert (tmp_path / "precious.json").read_text() == "mine"
+    again = ["plan", *FAKE, "--prompt", "x", "--json", tmp_path / "plan.json"]
+    assert [dglaunch(*again).code for _ in range(2)] == [0, 0]
+
+
+def test_a_column_of_the_users_makes_no_result_a_report(tmp_path: Path) -> None:
+    rows = [{"prompt": "x", "dglaunch": "plan", "contact_sheet": 3}]
+    table = write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert dglaunch(*FAKE, "--prompts_file", table, "--output_dir", tmp_path / "out").code == 0
+    before = contents(tmp_path / "out")
+    for name in ("metadata.jsonl", "000000.png"):
+        assert dglaunch("plan", *FAKE, "--prompt", "x", "--json", tmp_path / "out" / name).code == 2
+    assert dglaunch("gallery", tmp_path / "out", "--contact_sheet", tmp_path / "out" / "000000.png").code == 2
+    assert before.items() <= contents(tmp_path / "out").items()
+
+
 def test_a_layouts_folder_of_the_users_is_not_written_to(tmp_path: Path) -> None:
     out = tmp_path / "out"
     mine(out / "webdataset" / "00000.tar")
