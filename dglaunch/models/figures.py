@@ -102,6 +102,8 @@ class Figures:
             _is_count(number, int | float) for number in flops
         ):
             raise ValueError("these are no figures: a number is none, negative or beyond all models")
+        if steps < 1 or stages["denoise"].flops < 1:
+            raise ValueError("these are no figures: a model that does nothing")
         return cls(weights=weights, num_inference_steps=steps, **stages)
 
 

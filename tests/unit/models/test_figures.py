@@ -22,7 +22,7 @@ def test_figures_come_back_as_they_were() -> None:
         {"weights": {"vae": 10**400}}, {"weights": {"vae": 1.5}}, {"weights": {"vae": "7"}}, {"weights": [7]},
         {"denoise": COST | {"flops": 1e300}}, {"denoise": COST | {"flops": 10**400}}, {"denoise": COST | {"flops": float("nan")}},
         {"denoise": COST | {"image_bytes": 0.5}}, {"denoise": COST | {"launches": -1}}, {"denoise": COST | {"more": 1}},
-        {"denoise": {}, "encode": 5}, {"decode": []}, {"decode": None},
+        {"num_inference_steps": 0}, {"denoise": COST | {"flops": 0.0}}, {"denoise": {}, "encode": 5}, {"decode": []}, {"decode": None},
     ],
 )  # fmt: skip
 def test_what_is_no_figures_is_refused(changed: dict[str, Any]) -> None:
