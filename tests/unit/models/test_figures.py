@@ -1,10 +1,12 @@
 """Figures as JSON: what anyone may have put into the cache is taken as figures or refused, and breaks nothing later."""
 
+import json
 from typing import Any
 
 import pytest
 
 from dglaunch.models.figures import Figures, StageCost
+from dglaunch.planning.figures import SHIPPED
 
 COST = {"fixed_bytes": 1, "image_bytes": 2, "flops": 3.5, "launches": 4, "sent_bytes": 5}
 GOOD = {"weights": {"vae": 7}, "encode": COST, "denoise": COST, "decode": COST, "num_inference_steps": 28}
@@ -13,6 +15,12 @@ GOOD = {"weights": {"vae": 7}, "encode": COST, "denoise": COST, "decode": COST, 
 def test_figures_come_back_as_they_were() -> None:
     figures = Figures.from_json(GOOD)
     assert figures.denoise == StageCost(**COST) and Figures.from_json(figures.as_json()) == figures
+
+
+def test_all_that_is_shipped_are_figures() -> None:
+    if SHIPPED.exists():
+        for found in json.loads(SHIPPED.read_text())["figures"].values():
+            Figures.from_json(found)
 
 
 @pytest.mark.parametrize(
