@@ -6,6 +6,7 @@ dglaunch.simulation.trace finds them; planning keeps them and adds them up.
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import UnionType
+from typing import cast
 
 from dglaunch.models.shape import Shape
 
@@ -108,4 +109,5 @@ class Figures:
 
 
 def _is_count(number: object, kind: type | UnionType) -> bool:
-    return isinstance(number, kind) and not isinstance(number, bool) and 0 <= number <= MOST
+    is_number = isinstance(number, int | float) and isinstance(number, kind) and not isinstance(number, bool)
+    return is_number and 0 <= cast("float", number) <= MOST
