@@ -303,12 +303,12 @@ class Search:
             date=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         self.terminal.print(table(found, {trial.name for trial in choices.values()}))
+        self.terminal.print(", ".join(f"{mark} {meaning}" for mark, meaning in MARKS.items()))
         if found.noise > GAIN:
             self.terminal.print(
                 f"The run as given was {found.noise:.2f} times as fast at one time as at another: this machine does other "
                 "things, too. Gains up to that are not counted."
             )
-        self.terminal.print(", ".join(f"{mark} {meaning}" for mark, meaning in MARKS.items()))
         for trial in found.trials:
             for said in filter(None, (trial.ended, trial.note)):
                 self.terminal.print(f"{trial.name}: {said}")

@@ -28,7 +28,7 @@ PLOT = (80, 70, 700, 520)
 INSET = 16
 """Between the axis and a difference of 0."""
 LIST_LEFT, LINE = 730, 21
-WIDTH = 1240
+WIDTH = 1390
 MARK = 6
 DISTANCES = (15, 25, 36, 48, 62, 78, 96)
 """Of a number from its mark, the nearest first."""
