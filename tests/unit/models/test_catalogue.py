@@ -28,12 +28,12 @@ def test_it_has_the_models_that_it_is_for() -> None:
 def test_what_an_entry_says_has_a_source(name: str) -> None:
     entry = entry_of(name)
     described = entry.described
-    allowed = {"pipeline", "diffusers", "license", "gated", "confidence", "notes", "components", "defaults", "published", "sources"}  # fmt: skip
+    allowed = {"pipeline", "diffusers", "license", "gated", "confidence", "notes", "components", "defaults", "settings", "published", "sources"}  # fmt: skip
     assert described.keys() <= allowed
     assert entry.confidence in ("checked", "from defaults", "unverified")
     assert re.fullmatch(r"\d+\.\d+\.\d+", entry.diffusers)
     assert described["sources"].keys() >= {"pipeline", "diffusers", "defaults"}
-    for claim in ("license", "gated"):
+    for claim in ("license", "gated", "settings"):
         assert (claim in described) == (claim in described["sources"]), claim
     for part, details in described["components"].items():
         assert details["source"], part
