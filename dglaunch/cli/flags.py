@@ -14,6 +14,8 @@ from dglaunch.planning.gpus import Gpu, find_gpu
 from dglaunch.streams import Stream, readable
 
 Config = TypeVar("Config", bound=RunConfig)
+MOST_DIFFERENCE = 5.0
+"""--max_difference of `tune --search`, of 255: about 30 dB."""
 
 
 def parse(
@@ -107,6 +109,29 @@ def _as_words(name: str, value: object) -> list[str]:
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no_{name}"]
     return [f"--{name}={value}"]
+
+
+def take_search(arguments: list[str]) -> float | None:
+    """Take `tune`'s own flags out of the arguments: --search, and --max_difference with it. Return the greatest difference
+    that is wanted, or None without --search.
+
+    Raises:
+        UserError: --max_difference is no number from 0 to 255, or there is no --search.
+    """
+    rest, value = _without(arguments, "max_difference")
+    searches = "--search" in rest
+    arguments[:] = [word for word in rest if word != "--search"]
+    if value is None:
+        return MOST_DIFFERENCE if searches else None
+    if not searches:
+        raise UserError("--max_difference does nothing without --search; add it, or drop --max_difference.")
+    try:
+        most = float(value)
+    except ValueError:
+        most = -1.0
+    if not 0 <= most <= 255:
+        raise UserError(f"--max_difference {value}: a number from 0 to 255 is needed.")
+    return most
 
 
 def take_world_size(arguments: list[str]) -> int | None:

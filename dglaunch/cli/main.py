@@ -31,7 +31,8 @@ usage: dglaunch COMMAND [flags]      (several GPUs: torchrun --nproc_per_node 8 
                  --gpu H100 (or 80GiB) plan for machines that are not here
   rehearse COMMAND    run that command's own code as every rank of a replica, at the model's true size, without its GPUs and
                  weights: does it crash, does it fit (--world_size 8 --gpu H100)
-  tune t2i       measure batch sizes and parallel configurations on the real model; --batch_size auto then uses it
+  tune t2i       measure batch sizes and parallel configurations on the real model; --batch_size auto then uses it;
+                 with --search the optimizations, too, and what each does to the images
   certify        compare all ways to run a model on this machine: replicas, batches, splits, resume; a page and a JSON
   slurm COMMAND  print (or --submit) the batch script that runs that command on a Slurm cluster
   verify OUT     check a folder of results, file by file; --repair queues what is wrong to be made again

@@ -131,7 +131,9 @@ def _show_outlook(terminal: Terminal, outlook: Outlook, problem: str) -> None:
     elif outlook.figures is not None:
         terminal.print("time: not known on this device; --gpu NAME tells it for a GPU")
     if outlook.layouts:
-        terminal.print(_layouts(outlook.layouts))
+        terminal.print(_layouts([layout for layout in outlook.layouts if not layout.refused]))
+        for line in _refused(outlook.layouts):
+            terminal.print(line)
         if (best := outlook.recommended) is not None:
             terminal.print(f"most images a second: {best.name}")
     for line in list(outlook.advice)[:SHOWN_ADVICE]:
@@ -168,9 +170,6 @@ VERBS = {"encode": "encodes prompts", "denoise": "denoises", "decode": "decodes"
 def _layouts(layouts: Sequence[Layout]) -> Table:
     table = Table("layout", "batch", "GiB a rank", "s an image", "images/s", "the whole job")
     for layout in layouts:
-        if layout.refused:
-            table.add_row(layout.name, "", "", "", "", layout.refused.partition(". ")[0])
-            continue
         memory = "?" if layout.memory is None else f"{layout.memory.needed(layout.images) / GIB:.1f}"
         fits = "" if layout.fits is not False else " (does not fit)"
         known = layout.rate.high > 0
@@ -179,6 +178,13 @@ def _layouts(layouts: Sequence[Layout]) -> Table:
             str(layout.rate) if known else "?", _time(layout.job) if known else "?",
         )  # fmt: skip
     return table
+
+
+def _refused(layouts: Sequence[Layout]) -> Iterator[str]:
+    """What cannot be, a line for each reason."""
+    for reason in dict.fromkeys(layout.refused for layout in layouts if layout.refused):
+        names = [layout.name.partition(" of ")[2] for layout in layouts if layout.refused == reason]
+        yield f"not {'; '.join(names)}: {reason}"
 
 
 def _time(span: Span) -> str:

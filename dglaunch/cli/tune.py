@@ -5,7 +5,7 @@
 Each parallel configuration is one start of torchrun on this machine, as a user would start the run (`dglaunch
 tune-rank`, which is no command for users). Within it batch sizes double until the throughput stops gaining or the memory ends. What was best is remembered
 in --cache_dir for (model, GPU, type of the weights, size, optimizations, degrees of a replica). With --gpu, only what fits
-that GPU's memory counts.
+that GPU's memory counts. With --search, the optimizations come next (cli/search.py).
 """
 
 import json
@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from rich.table import Table
 from dglaunch import strict_json
 from dglaunch.backends.base import Backend
 from dglaunch.backends.profiles import profile_of
-from dglaunch.cli.flags import parse, take_gpu, without
+from dglaunch.cli.flags import parse, take_gpu, take_search, without
+from dglaunch.cli.search import Search, last_error, notebook_of, stopped_in_order
 from dglaunch.config import XDIT_PREFIX, RunConfig, T2IConfig
 from dglaunch.data.task import Batch, Record, Task
 from dglaunch.distributed.channel import Channel
@@ -33,6 +34,7 @@ from dglaunch.planning.batches import into_buckets
 from dglaunch.planning.estimate import SPARE
 from dglaunch.planning.gpus import Gpu
 from dglaunch.planning.job import Job, prepare
+from dglaunch.planning.search import Point
 from dglaunch.planning.tuned import GAIN, Measured, describe, remember, sweet_spot, write_json
 from dglaunch.system import torchrun_command, versions
 from dglaunch.terminal import Terminal
@@ -56,7 +58,7 @@ def tune(words: list[str], environ: Mapping[str, str]) -> int:
     """
     words = words[1:]
     asked = ["dglaunch", "tune", *words]
-    gpu = take_gpu(words)
+    gpu, most = take_gpu(words), take_search(words)
     if words[:1] != ["t2i"]:
         raise UserError("tune measures t2i only: dglaunch tune t2i [flags of t2i].")
     if "RANK" in environ:
@@ -74,33 +76,92 @@ def tune(words: list[str], environ: Mapping[str, str]) -> int:
         )
     ranks = config.num_gpus or _gpus()
     rest = without(without(words[1:], "num_gpus"), "output_dir")
-    terminal = Terminal()
-    rows: list[Measured] = []
-    machine: Record = {}
-    for parallel in configurations(config, origins, environ, ranks):
-        terminal.print(f"{describe(parallel)} on {ranks} rank{'s' if ranks > 1 else ''} ...")
-        found, machine_here = _measure(rest, environ, parallel, ranks)
-        machine |= machine_here
-        rows += found if gpu is None else fitting(found, gpu)
-    if not any(row.images_per_s for row in rows):
-        raise DglaunchError(f"Nothing could be measured: {rows[-1].ended if rows else 'no configuration fits'}.")
-    best, reason = sweet_spot(rows)
-    record = {
-        "model": config.backend.model_name, "ranks": ranks, **machine, "rows": [asdict(row) for row in rows],
-        "sweet_spot": asdict(best), "reason": reason, "command": asked,
-        "versions": versions(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip
-    write_json(config.output_dir / "tune.json", record)
-    show(terminal, rows, best, reason)
-    terminal.print(f"{config.output_dir / 'tune.json'}{_plot(config.output_dir / 'tune.png', rows, record)}")
-    if gpu is not None and gpu.machine.name != machine["device"]:
-        terminal.print(f"Not remembered: it was measured on {machine['device']}, for the memory of a GPU {gpu.name}.")
+    sweep = Sweep(config, configurations(config, origins, environ, ranks), rest, environ, ranks, gpu, Terminal())
+    if most is None:
+        sweep.run(asked)
         return EXIT_DONE
-    remember(config, machine, rows)
-    terminal.print(
-        f"--batch_size auto uses it from now on for {machine['device']}, {machine['dtype']}, {machine['shape']}."
-    )
-    return EXIT_DONE
+    with stopped_in_order(sweep.terminal, config.output_dir):
+        return _search(sweep, origins, asked, most)
+
+
+def _search(sweep: "Sweep", origins: dict[str, str], asked: list[str], most: float) -> int:
+    """Measure batch sizes and parallel configurations, unless an earlier start did, then the optimizations at the best."""
+    variables = {name: value for name, value in sweep.environ.items() if name.startswith(XDIT_PREFIX)}
+    job = prepare(sweep.config, origins, sweep.parallel[0], sweep.ranks)
+    tasks = commonest(job)
+    notebook = notebook_of(job, tasks, variables)
+    if notebook.point is None:
+        notebook.point = sweep.run(asked)
+        notebook.write()
+    job = replace(prepare(sweep.config, origins, notebook.point.parallel, sweep.ranks), tasks=tasks)
+    words = [word for word in sweep.words if word != "--overwrite"]
+    return Search(
+        job=job, words=words, environ=sweep.environ, start=_run, notebook=notebook, point=notebook.point, most=most,
+        gpu=sweep.gpu, terminal=sweep.terminal,
+    ).run()  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """A sweep measures batch sizes in each parallel configuration."""
+
+    config: T2IConfig
+    parallel: Sequence[dict[str, str]]
+    """The DG_XDIT_* variables of each."""
+    words: Sequence[str]
+    """The flags of the job."""
+    environ: Mapping[str, str]
+    ranks: int
+    gpu: Gpu | None
+    terminal: Terminal
+
+    def run(self, asked: Sequence[str]) -> Point:
+        """Measure, write down and show, and return the best.
+
+        Args:
+            asked: the command line, for the record.
+
+        Raises:
+            DglaunchError: nothing could be measured.
+        """
+        config, terminal = self.config, self.terminal
+        rows, machine = self._rows()
+        if not any(row.images_per_s for row in rows):
+            raise DglaunchError(f"Nothing could be measured: {rows[-1].ended if rows else 'no configuration fits'}.")
+        best, reason = sweet_spot(rows)
+        record = {
+            "model": config.backend.model_name, "ranks": self.ranks, **machine, "rows": [asdict(row) for row in rows],
+            "sweet_spot": asdict(best), "reason": reason, "command": asked,
+            "versions": versions(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        }  # fmt: skip
+        write_json(config.output_dir / "tune.json", record)
+        show(terminal, rows, best, reason)
+        terminal.print(f"{config.output_dir / 'tune.json'}{_plot(config.output_dir / 'tune.png', rows, record)}")
+        self._remember(machine, rows)
+        chosen = next(variables for variables in self.parallel if describe(variables) == best.parallel)
+        return Point(parallel=chosen, batch_size=best.batch_size)
+
+    def _rows(self) -> tuple[list[Measured], Record]:
+        rows: list[Measured] = []
+        machine: Record = {}
+        for variables in self.parallel:
+            self.terminal.print(f"{describe(variables)} on {self.ranks} rank{'s' if self.ranks > 1 else ''} ...")
+            found, machine_here = _measure(self.words, self.environ, variables, self.ranks)
+            machine |= machine_here
+            rows += found if self.gpu is None else fitting(found, self.gpu)
+        return rows, machine
+
+    def _remember(self, machine: Record, rows: Sequence[Measured]) -> None:
+        device = machine["device"]
+        if self.gpu is not None and self.gpu.machine.name != device:
+            self.terminal.print(
+                f"Not remembered: it was measured on {device}, for the memory of a GPU {self.gpu.name}."
+            )
+            return
+        remember(self.config, machine, rows)
+        self.terminal.print(
+            f"--batch_size auto uses it from now on for {device}, {machine['dtype']}, {machine['shape']}."
+        )
 
 
 def fitting(rows: Sequence[Measured], gpu: Gpu) -> list[Measured]:
@@ -171,11 +232,8 @@ def _measure(
     name = describe(parallel)
     rows = [Measured(parallel=name, **line) for line in lines[1:]]
     if code and not (rows and rows[-1].ended):
-        errors = [line for line in output.splitlines() if "Error" in line or "dglaunch: " in line]
-        causes = [line for line in errors if "ChildFailedError" not in line]  # torchrun's own, at the end
-        said = causes[-1] if causes else ""
         size = 2 * rows[-1].batch_size if rows else 1
-        rows.append(Measured(parallel=name, batch_size=size, ended=f"torchrun left with {code}: {said.strip()[:300]}"))
+        rows.append(Measured(parallel=name, batch_size=size, ended=f"torchrun left with {code}: {last_error(output)}"))
     return rows, machine
 
 

@@ -35,6 +35,8 @@ class Optimization:
     """Why it cannot go with --backend xdit."""
     excludes: tuple[str, ...] = ()
     """Names of rows that cannot go with it."""
+    variants: tuple[tuple[str, str], ...] = ()
+    """Flags, and values of theirs, with which it is done in another way."""
 
     @property
     def name(self) -> str:
@@ -84,6 +86,7 @@ OPTIMIZATIONS = (
     ),
     Optimization(
         flag="enable_compile", does="torch.compile of the repeated blocks, or of the whole transformer", excludes=_MOVING,
+        variants=(("compile_scope", "whole"),),
     ),
     Optimization(
         flag="quantization", value="int8", does="torchao: transformer's weights and activations in 8-bit integers",
@@ -109,11 +112,11 @@ OPTIMIZATIONS = (
         changes="yes", excludes=_MOVING,
     ),
     Optimization(
-        flag="enable_cpu_offload", does="each network is on the GPU only while it runs", gpu="the weights are in host memory already",
+        flag="enable_cpu_offload", does="each network is on the GPU only while it runs: slower", gpu="the weights are in host memory already",
         xdit=_MOVED, excludes=("enable_group_offloading",),
     ),
     Optimization(
-        flag="enable_group_offloading", does="each layer of the transformer is on the GPU only while it runs",
+        flag="enable_group_offloading", does="each layer of the transformer is on the GPU only while it runs: slower",
         gpu="the weights are in host memory already", xdit=_MOVED,
     ),
     Optimization(flag="enable_channels_last", does="the convolutions of VAE and U-Net in NHWC order"),

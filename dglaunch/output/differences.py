@@ -221,8 +221,12 @@ class Comparison:
         )
 
 
-def compare(folder: Path, reference: Path, seen: int = SEEN) -> Comparison:
+def compare(folder: Path, reference: Path, seen: int = SEEN, most: int | None = None) -> Comparison:
     """Compare the images of two output folders, matched by index and sample as their ledgers say.
+
+    Args:
+        seen: differences beyond it are counted in `share`.
+        most: compare only the first so many tasks.
 
     Raises:
         UserError: a ledger cannot be read.
@@ -230,7 +234,7 @@ def compare(folder: Path, reference: Path, seen: int = SEEN) -> Comparison:
     files, expected = (_files(path) for path in (folder, reference))
     images: dict[TaskId, Difference] = {}
     not_compared: dict[TaskId, str] = {}
-    for task in sorted(files.keys() | expected.keys()):
+    for task in sorted(files.keys() | expected.keys())[:most]:
         if task not in files or task not in expected:
             not_compared[task] = f"{folder if task not in files else reference} has no such image"
             continue

@@ -39,6 +39,10 @@ GUIDED = 4.0
 MOST_TRACED = 4
 """Sizes of one job that are traced; a table of photographs may have hundreds. The others are scaled by their pixels."""
 TRACE_SECONDS = 300
+MEASURED = "measured.json"
+"""In the folder of kept figures: what runs found of their peaks."""
+LEAST_FACTOR, MOST_FACTOR = 0.5, 4.0
+"""A run that found more or less than this measured something else."""
 FORMAT = 1
 """Of the figures; another one makes those that were kept useless."""
 
@@ -81,23 +85,33 @@ class FigureBook:
     def __init__(
         self, checkpoint: Checkpoint, config: RunConfig, parallel: ParallelConfig, dtype: str,
         trace: Trace | None = None, text_tokens: int = USUAL_PROMPT, known: Mapping[Request, Figures] | None = None,
+        machine: str = "",
     ) -> None:  # fmt: skip
         """
         Args:
             trace: finds figures that are neither shipped nor kept; None leaves them out.
             known: all that it may say; None: whatever it finds.
+            machine: the GPU, by the name that torch reports: runs may have measured what was planned for it.
         """
         self.checkpoint, self.config, self.parallel, self.dtype = checkpoint, config, parallel, dtype
-        self.trace, self.text_tokens = trace, text_tokens
+        self.trace, self.text_tokens, self.machine = trace, text_tokens, machine
         self.known: dict[Request, Figures] = dict(known or {})
         self.is_closed = known is not None
         self.problem = ""
         """Why there are none."""
+        self.measured = Measured(config.backend.cache / "figures" / MEASURED)
         self._folder = config.backend.cache / "figures"
         self._num_traced = 0
 
     def __call__(self, bucket: Bucket) -> Figures | None:
         return self.find(request_of(self.checkpoint, self.config, self.parallel, self.dtype, bucket, self.text_tokens))
+
+    def key(self, bucket: Bucket) -> str:
+        """Return what the figures of a bucket are kept under."""
+        return key_of(self.checkpoint, self._request(bucket))
+
+    def _request(self, bucket: Bucket) -> Request:
+        return request_of(self.checkpoint, self.config, self.parallel, self.dtype, bucket, self.text_tokens)
 
     def for_layout(self, parallel: ParallelConfig) -> "FigureBook":
         """Return a book of the same job split otherwise."""
@@ -108,7 +122,9 @@ class FigureBook:
         return self._another(self.parallel, replace(self.config, optimization=optimization))
 
     def _another(self, parallel: ParallelConfig, config: RunConfig) -> "FigureBook":
-        other = FigureBook(self.checkpoint, config, parallel, self.dtype, self.trace, self.text_tokens)
+        other = FigureBook(
+            self.checkpoint, config, parallel, self.dtype, self.trace, self.text_tokens, machine=self.machine
+        )
         other.problem = self.problem
         return other
 
@@ -117,7 +133,10 @@ class FigureBook:
         if request not in self.known:
             if self.is_closed:
                 return None
-            found = self._look_up(request) or self._trace(request) or self._scaled(request)
+            found = self._look_up(request) or self._trace(request)
+            if found is not None and (factor := self.measured.factor(self.machine, key_of(self.checkpoint, request))):
+                found = with_memory(found, factor)
+            found = found or self._scaled(request)
             if found is None:
                 return None
             self.known[request] = found
@@ -172,6 +191,48 @@ class FigureBook:
         return scaled(self.known[nearest], _pixels(request) / _pixels(nearest))
 
 
+class Measured:
+    """What runs found of their peaks: how many times what was planned the memory beside the weights was."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def factor(self, machine: str, key: str) -> float | None:
+        """Return the factor of a machine's GPU for a kind of batch; None if no run has measured it."""
+        factor = self._read().get(f"{machine} {key}")
+        known = isinstance(factor, int | float) and LEAST_FACTOR <= factor <= MOST_FACTOR
+        return float(factor) if known and isinstance(factor, int | float) else None
+
+    def note(self, machine: str, key: str, factor: float) -> None:
+        """Keep a factor for later runs and plans, on top of the one that this run's plan had; where it cannot be kept they do
+        without."""
+        whole = factor * (self.factor(machine, key) or 1.0)
+        entries = self._read() | {f"{machine} {key}": min(max(whole, LEAST_FACTOR), MOST_FACTOR)}
+        try:
+            make_cache_folder(self.path.parent)
+            with atomic_write(self.path) as temporary:
+                temporary.write_text(strict_json.dumps(entries, indent=1), encoding="utf-8")
+        except OSError:
+            return
+
+    def _read(self) -> dict[str, object]:
+        """A file that is missing or no such table counts as empty."""
+        try:
+            found = strict_json.loads(read_bytes(self.path, 1 << 20))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+
+def with_memory(figures: Figures, factor: float) -> Figures:
+    """Return figures whose memory beside the weights is so many times as large."""
+
+    def stage(cost: StageCost) -> StageCost:
+        return replace(cost, fixed_bytes=int(cost.fixed_bytes * factor), image_bytes=int(cost.image_bytes * factor))
+
+    return replace(figures, encode=stage(figures.encode), denoise=stage(figures.denoise), decode=stage(figures.decode))
+
+
 def scaled(figures: Figures, factor: float) -> Figures:
     """Return figures of an image that has so many times the pixels, as if all grew with them."""
 
@@ -201,7 +262,9 @@ def book_of(job: Job, trace: Trace | None, known: Mapping[Request, Figures] | No
     tokens = USUAL_PROMPT
     if job.checkpoint.family.text_bucket:
         tokens = longest_prompt(text for task in job.tasks for text in (task.prompt, task.negative_prompt))
-    return FigureBook(job.checkpoint, job.config, job.topology.parallel, job.machine.dtype, trace, tokens, known)
+    return FigureBook(
+        job.checkpoint, job.config, job.topology.parallel, job.machine.dtype, trace, tokens, known, job.machine.name
+    )
 
 
 # -- keys ---------------------------------------------------------------------------------------------------------

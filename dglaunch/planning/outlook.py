@@ -210,6 +210,33 @@ def look_ahead(
     return None if not schedule.plan.sizes else _Looking(job, schedule, book, gpu).outlook(compare)
 
 
+@dataclass(frozen=True, slots=True)
+class PlannedPeak:
+    """The peak of a run's largest batch, to be set beside what the run measures."""
+
+    bucket: Bucket
+    num_bytes: int
+    beside_weights: int
+
+    def factor(self, measured: int) -> float | None:
+        """Return how many times what was planned the memory beside the weights was; None if that says nothing."""
+        weights = self.num_bytes - self.beside_weights
+        return (measured - weights) / self.beside_weights if self.beside_weights and measured > weights else None
+
+
+def planned_peak(job: Job, schedule: Schedule, book: FigureBook) -> PlannedPeak | None:
+    """Return the peak that a run's figures say; None if there are none, or nothing to do."""
+    if not schedule.plan.sizes or not book.known:
+        return None
+    looking = _Looking(job, schedule, book, None)
+    bucket, images = looking.largest
+    if (memory := looking.memory(bucket)) is None or book(bucket) is None:
+        return None
+    stage = memory.stages[memory.peak_stage(images)]
+    needed = memory.needed(images)
+    return PlannedPeak(bucket, needed, needed - stage.weights)
+
+
 class _Looking:
     """What an outlook is made of."""
 
@@ -422,7 +449,8 @@ class _Looking:
         room = self.job.machine.memory
         if outlook.memory is not None and room is not None and self.job.checkpoint.family.batch:
             more = min(2 * images, outlook.memory.most_images(room * SPARE))
-            larger = self.seconds(self.largest[0], more) if more > images else None
+            enough = self.schedule.plan.num_tasks >= more * self.job.topology.num_replicas
+            larger = self.seconds(self.largest[0], more) if enough and more > images else None
             if larger is not None and (gain := (seconds.likely / images) / (larger.likely / more) - 1) > WORTH:
                 yield f"--batch_size {more}: about {gain:.0%} more images a second, and it fits"
         slow = estimate.bottleneck(

@@ -10,11 +10,12 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dglaunch.atomic import atomic_write
 from dglaunch.backends.xdit.checks import check_degrees
-from dglaunch.config import BackendConfig, EditingConfig, ParallelConfig, RunConfig, T2IConfig
+from dglaunch.config import BackendConfig, EditingConfig, OptimizationConfig, ParallelConfig, RunConfig, T2IConfig
 from dglaunch.data.task import Bucket
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
@@ -53,6 +54,10 @@ def usual_requests(checkpoint: Checkpoint, config: RunConfig) -> Iterator[Reques
         yield request(size, None, ParallelConfig())
     if isinstance(scale, int | float):
         yield request(SPLIT_AT, float(scale), ParallelConfig())
+    cast = replace(config, optimization=OptimizationConfig(enable_layerwise_casting=True))
+    yield request_of(
+        checkpoint, cast, ParallelConfig(), "bfloat16", Bucket(height=SPLIT_AT, width=SPLIT_AT), USUAL_PROMPT
+    )
     for parallel in _splits(checkpoint, config):
         yield request(SPLIT_AT, None, parallel)
 

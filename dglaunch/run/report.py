@@ -55,6 +55,8 @@ class Summary:
     """The part of wall_s that the replicas spent inside the pipeline, on average."""
     images_by_rank: dict[str, int]
     peak_memory_bytes: int
+    planned_memory_bytes: int | None = None
+    """What `plan` says of it, on a GPU."""
     usage: dict[str, float]
     events: list[str]
     outcome: Outcome

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from dglaunch.backends.base import Backend, Context, Facts, ItemError
 from dglaunch.backends.registry import create
@@ -26,6 +26,7 @@ from dglaunch.output.writer import Writer
 from dglaunch.planning.batches import Plan
 from dglaunch.planning.figures import book_of
 from dglaunch.planning.job import Job, Schedule
+from dglaunch.planning.outlook import PlannedPeak, planned_peak
 from dglaunch.run.collect import Collector, Sink
 from dglaunch.run.encoding import Encoder
 from dglaunch.run.images import ImageQueue
@@ -88,6 +89,7 @@ class _Run:
         self.terminal = terminal
         self.finished = finished
         self.report: Report | None = None
+        self.planned: PlannedPeak | None = None
         """On rank 0."""
         self.load_seconds = 0.0
         self.inputs = {task.id: saved_names(task) for task in job.tasks} if job.config.saves_inputs else {}
@@ -116,8 +118,9 @@ class _Run:
         """Plan, load, compute, collect and report."""
         notes = preflight.compare(channel, versions())
         known = opened.known
-        figures = book_of(self.job, trace=None, known=known.figures)
-        schedule = self.job.schedule(opened.done, known.limits, known.tuned, known.memory, known.parameters, figures)
+        self.book = book_of(self.job, trace=None, known=known.figures)
+        schedule = self.job.schedule(opened.done, known.limits, known.tuned, known.memory, known.parameters, self.book)
+        self.planned = planned_peak(self.job, schedule, self.book)
         self.journal.reasons = schedule.reasons
         self._report_plan(schedule, opened.damaged, notes + known.notes)
         context = self._context(channel, watch, schedule.plan)
@@ -250,6 +253,7 @@ class _Run:
             error = _unaccounted(report)
         outcome = outcome_of(error, drained, report.counts.num_failed)
         summary = report.summary(sink.reports, self.load_seconds, outcome, plan.num_batches)
+        summary = replace(summary, planned_memory_bytes=self._compare_memory(summary.peak_memory_bytes))
         report.end(summary, self.job.config.output_dir)
         record = self._close_journal(report, asdict(summary), error)
         if self.job.config.gallery and not drained:
@@ -257,6 +261,15 @@ class _Run:
         if not lost:
             self._join(report)
         return _Ended(RunResult(outcome, report.counts, self.job.config.output_dir), error, record)
+
+    def _compare_memory(self, measured: int) -> int | None:
+        """What was planned of the peak; on a GPU the next start and plan go by what it was."""
+        if self.planned is None:
+            return None
+        factor = self.planned.factor(measured) if self.job.device == "cuda" else None
+        if factor is not None:
+            self.book.measured.note(self.job.machine.name, self.book.key(self.planned.bucket), factor)
+        return self.planned.num_bytes
 
     def _close_journal(self, report: Report, summary: Record, error: DglaunchError | None) -> Record:
         self.journal.is_closed = True

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+CHARACTERS_A_TOKEN = 4
 NO_LIMIT = 1 << 20
 """Tokens; transformers says a huge number where a tokenizer has no limit."""
 
@@ -73,8 +74,9 @@ class FixedTokenizer:
     def tokenize(self, _text: str) -> list[str]:
         return []
 
-    def encode(self, _text: str, **_: object) -> list[int]:
-        return []
+    def encode(self, text: str, **_: object) -> list[int]:
+        """About as many tokens as this very text has, with those at its ends."""
+        return [1] * (len(text) // CHARACTERS_A_TOKEN + 2)
 
     def batch_decode(self, ids: Sequence[object], **_: object) -> list[str]:
         return ["" for _ in ids]

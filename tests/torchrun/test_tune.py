@@ -1,13 +1,21 @@
-"""A sweep of the fake backend under torchrun, then `--batch_size auto` with what it found; a sweep of xDiT (slow)."""
+"""A sweep of the fake backend under torchrun, then `--batch_size auto` with what it found; a search of the optimizations of
+`tiny` on ranks that are forks; a sweep of xDiT, and a search of all that there is, stopped in the middle (slow)."""
 
 import json
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from support.commands import Ended, dglaunch
-from support.results import write_jsonl
+from dglaunch.cli import tune
+from dglaunch.models.optimizations import OPTIMIZATIONS
+from dglaunch.planning import candidates
+from support.commands import Ended, descendants, dglaunch, end, start
+from support.ranks import on_ranks
+from support.results import PROMPTS, difference, images, run_json, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +66,88 @@ def test_a_sweep_of_xdit(tmp_path: Path) -> None:
     assert ended.code == 0, ended.output
     rows = json.loads((tmp_path / "tune.json").read_text())["rows"]
     assert {row["parallel"] for row in rows if row["images_per_s"]} == {"data parallel", "ulysses 2"}
+
+
+# -- a search -----------------------------------------------------------------------------------------------------
+
+
+def forks(folder: Path) -> Callable[[Sequence[str], Mapping[str, str]], tuple[int, str]]:
+    """What runs torchrun's command lines on ranks that start in 0.1 s, but for the sweep, whose end is given: batches of 2."""
+
+    def run(command: Sequence[str], environ: Mapping[str, str]) -> tuple[int, str]:
+        if "tune-rank" in command:
+            machine = {"device": "CPU", "dtype": "float32", "shape": "64x64"}
+            rows = [{"batch_size": size, "images_per_s": 1.0 + size} for size in (1, 2)]
+            write_jsonl(Path(command[command.index("tune-rank") + 1]), [machine, *rows])
+            return 0, ""
+        ranks = int(command[command.index("--nproc_per_node") + 1])
+        variables = {name: value for name, value in environ.items() if name.startswith("DG_")}
+        case = on_ranks(folder, ranks, *command[command.index("dglaunch") + 1 :], **variables)
+        return max(case.codes), case.output
+
+    return run
+
+
+def test_a_search_of_tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("cache_type taylor_seer", "enable_fuse_qkv", "quantization fp8")
+    monkeypatch.setattr(candidates, "OPTIMIZATIONS", [row for row in OPTIMIZATIONS if row.name in names])
+    monkeypatch.setattr(tune, "_run", forks(tmp_path))
+    monkeypatch.setattr(tune, "_plot", lambda *_: "")
+    prompts = write_jsonl(tmp_path / "p.jsonl", [{"prompt": prompt} for prompt in PROMPTS[:4]])
+    out = tmp_path / "out"
+    words = [
+        "--prompts_file",
+        prompts,
+        "--num_inference_steps",
+        "6",
+        "--num_gpus",
+        "1",
+        "--cache_dir",
+        tmp_path / "cache",
+    ]
+    ended = dglaunch("tune", "t2i", "--search", *words, "--output_dir", out)
+    assert ended.code == 0, ended.output
+    found = json.loads((out / "search.json").read_text())
+    trials = {trial["name"]: trial for trial in found["trials"]}
+    assert {"as given", "cache_type taylor_seer", "enable_fuse_qkv"} <= trials.keys()
+    assert all(trial["images_per_s"] > 0 and trial["peak_memory"] > 2**27 for trial in trials.values())
+    plain, fused, cached = (out / "search" / name for name in ("as-given", "enable_fuse_qkv", "cache_type-taylor_seer"))
+    assert trials["enable_fuse_qkv"]["greatest"] == difference(fused, plain) <= 2
+    assert trials["cache_type taylor_seer"]["greatest"] == difference(cached, plain) > 2
+    assert trials["cache_type taylor_seer"]["changes"] and trials["cache_type taylor_seer"]["psnr"] < 60
+    assert len(images(plain)) == trials["as given"]["num_compared"] >= 8
+    assert "fused projections" in run_json(fused)["effects"]["enable_fuse_qkv"]
+    assert found["not_tried"][0]["names"] == ["quantization fp8"] and "not tried: quantization fp8" in ended.output
+    assert (out / "search.png").read_bytes().startswith(b"\x89PNG")
+    lossless, _ = found["choices"].values()
+    assert lossless["name"] in ("as given", "enable_fuse_qkv") and lossless["command"] in ended.output
+
+
+@pytest.mark.slow  # twenty starts of torchrun, and gcc
+@pytest.mark.timeout(3000)
+def test_a_search_of_all_that_there_is_stopped_in_the_middle(tmp_path: Path) -> None:
+    prompts = write_jsonl(tmp_path / "p.jsonl", [{"prompt": prompt} for prompt in PROMPTS[:4]])
+    words = ["tune", "t2i", "--search", "--prompts_file", prompts, "--num_gpus", "1", "--cache_dir", tmp_path / "cache"]
+    command = [*words, "--output_dir", tmp_path / "out"]
+    notebook = tmp_path / "out" / "search.json"
+    process = start(command)
+    limit = time.monotonic() + 1000
+    while not notebook.exists() or len(json.loads(notebook.read_text())["trials"]) < 3:
+        assert process.poll() is None and time.monotonic() < limit
+        time.sleep(0.1)
+    children = descendants(process.pid)
+    process.send_signal(signal.SIGTERM)
+    ended = end(process)
+    assert ended.code == 130 and "The same command goes on" in ended.output
+    assert not any(Path(f"/proc/{pid}").exists() for pid in children)
+    before = json.loads(notebook.read_text())["trials"]
+    ended = end(start(command), timeout=2800)
+    assert ended.code == 0, ended.output
+    found = json.loads(notebook.read_text())
+    assert found["trials"][: len(before)] == before
+    tried = {trial["name"]: trial for trial in found["trials"]}
+    alone = {row.name for row in OPTIMIZATIONS if row.flag != "attention_backend"}
+    assert alone <= tried.keys() | {name for reason in found["not_tried"] for name in reason["names"]}
+    assert not any(trial["ended"] for trial in found["trials"])
+    kept = [trial for trial in found["trials"] if not trial["changes"]]
+    assert all(trial["greatest"] <= 2 for trial in kept) and len(kept) > 8

@@ -21,6 +21,7 @@ from dglaunch.distributed.channel import proof
 from dglaunch.distributed.messages import pack, unpack
 from dglaunch.distributed.topology import Topology, from_environment
 from dglaunch.errors import DglaunchError, InputError, LostPeer, MissingPackage, UserError
+from dglaunch.models.figures import Figures, Request, StageCost
 from dglaunch.models.shape import Shape
 from dglaunch.run.attempts import Ending
 from dglaunch.run.opening import Found, Known
@@ -30,6 +31,13 @@ from dglaunch.run.runner import _Ended
 
 RESULT = Result(task_id=(3, 1), file_name="000003_01.png", record={"prompt": "a \ud800 fox", "seed": 2**63, "n": [1.5]})
 REPORT = LeaderReport(1.0, 2.0, {"denoise": 1.0}, 5, True, ["a"], {"cost": 0.5}, error=None)
+FIGURES = Figures(
+    weights={"vae": 14},
+    encode=StageCost(),
+    denoise=StageCost(flops=2.5),
+    decode=StageCost(image_bytes=3),
+    num_inference_steps=4,
+)
 SENT: dict[str, Any] = {
     "plain": [None, True, 3, 2.5, "x", [], {}, {"a": {"b": (1, "c")}}, {7: "by a number"}, Path("a/b"), b"\0raw"],
     "a result": RESULT,
@@ -39,7 +47,14 @@ SENT: dict[str, Any] = {
     "an ending": Ending("CUDA error", fatal=True),
     "what rank 0 found": (
         Found([1, 2], 3),
-        Known({Shape(64, 32): 4}, {Shape(8, 8): BatchSize(2, "as measured")}, None, {"vae": 7}, ["a note"]),
+        Known(
+            {Shape(64, 32): 4},
+            {Shape(8, 8): BatchSize(2, "as measured")},
+            None,
+            {"vae": 7},
+            {Request(shape=Shape(8, 8), dtype="bfloat16", text_tokens=128): FIGURES},
+            ["a note"],
+        ),
     ),
     "the end": _Ended(RunResult("done", Counts(1, 0, 2, 3), Path("out")), None, {"num_ok": 1}),
     "preflight": ("node7", {"torch": "2.13"}, 1.5),
