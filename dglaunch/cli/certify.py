@@ -13,6 +13,7 @@ at once. Finished cases are kept in certify.json: the same command goes on where
 broke off.
 """
 
+import contextlib
 import hashlib
 import math
 import os
@@ -36,9 +37,19 @@ from dglaunch.data.task import Record
 from dglaunch.distributed.topology import check_world
 from dglaunch.errors import EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED, DglaunchError, UserError
 from dglaunch.files import is_stream
-from dglaunch.output.certificate import CASES, HEAD, Certificate, Result, read, table_of, write_page
+from dglaunch.output.certificate import (
+    CASES,
+    HEAD,
+    Certificate,
+    Result,
+    begin_log,
+    read,
+    refuse_others,
+    table_of,
+    write_page,
+)
 from dglaunch.output.differences import compare
-from dglaunch.output.ledger import OutputFolder
+from dglaunch.output.ledger import OutputFolder, Part
 from dglaunch.planning.certification import (
     DRAIN,
     REFERENCE,
@@ -151,7 +162,8 @@ def certify(words: list[str], environ: Mapping[str, str]) -> int:
     with stopping(stop):
         run = Certification(setup, Terminal(), stop)
         try:
-            return run.make()
+            with contextlib.closing(OutputFolder(setup.folder).lock(Part())):
+                return run.make()
         except Stopped:
             run.terminal.print(f"Stopped. The same command goes on with {setup.folder}.")
             return EXIT_DRAINED
@@ -306,6 +318,7 @@ class Certification:
                 f"{self.folder} holds another certificate ({', '.join(differing)} differ). Choose another --output_dir, or "
                 "remove it."
             )
+        refuse_others(self.folder, [_empty_result(case) for case in self.all_cases])
         certificate = found if found is not None else Certificate(asked=asked)
         basis = predict(self.job).basis
         certificate.about |= {"hardware": _hardware(self.job), "limits": asdict(self.limits), "plan": basis}
@@ -369,7 +382,7 @@ class Certification:
 
     def _result(self, case: Case) -> Result:
         """Run a case and compare its images with the reference's."""
-        result = Result(name=case.name, shows=case.shows, ranks=case.ranks, refused=case.refused)
+        result = _empty_result(case)
         folder = self.folder / result.folder
         try:
             predicted = predict(self.setup.job_of(case, folder)) if not case.refused else Predicted()
@@ -384,7 +397,7 @@ class Certification:
         self._run(case, result, folder)
         if result.failed and case.name == REFERENCE:
             raise DglaunchError(
-                f"The reference could not be made: {result.failed}. {self._log(result)} has all it said."
+                f"The reference could not be made: {result.failed}. {self.folder / result.log} has all it said."
             )
         if not (result.failed or result.refused):
             result.comparison = compare(folder, self.folder / CASES / REFERENCE) if case.name != REFERENCE else None
@@ -393,8 +406,7 @@ class Certification:
 
     def _run(self, case: Case, result: Result, folder: Path) -> None:
         """Start it, to its end; one that is to be stopped in the middle is started once more."""
-        self._log(result).parent.mkdir(parents=True, exist_ok=True)
-        self._log(result).unlink(missing_ok=True)
+        begin_log(self.folder, result)
         words = self.setup.words_of(case, folder)
         if case.stopped_by:
             if self._stopped_in_the_middle(case, result, folder, words):
@@ -433,11 +445,13 @@ class Certification:
 
     def _note_exit(self, result: Result, code: int) -> None:
         if code:
-            said = children.last_words(self._log(result))
+            said = children.last_words(self.folder / result.log)
             result.failed = f"it left with exit code {code}" + (f": {said}" if said else "")
 
     def _start(self, case: Case, result: Result, words: Sequence[str]) -> children.Child:
-        return children.start(case.ranks, words, dict(self.setup.environ) | dict(case.variables), self._log(result))
+        return children.start(
+            case.ranks, words, dict(self.setup.environ) | dict(case.variables), self.folder / result.log
+        )
 
     def _wait(self, child: children.Child, condition: Callable[[], bool]) -> int | None:
         """Until the child ends (its exit code) or something is true (None).
@@ -462,8 +476,9 @@ class Certification:
                 child.kill()
             raise
 
-    def _log(self, result: Result) -> Path:
-        return self.folder / "logs" / f"{result.slug}.txt"
+
+def _empty_result(case: Case) -> Result:
+    return Result(name=case.name, shows=case.shows, ranks=case.ranks, refused=case.refused)
 
 
 def _anew(words: Sequence[str], folder: Path) -> list[str]:

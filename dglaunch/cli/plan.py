@@ -10,6 +10,7 @@ from dglaunch.config import COMMANDS
 from dglaunch.environment import another_speaks
 from dglaunch.errors import EXIT_DONE, UserError
 from dglaunch.output.ledger import OutputFolder
+from dglaunch.output.ownership import refuse_to_replace, write_report
 from dglaunch.planning.batches import Plan
 from dglaunch.planning.estimate import SPARE
 from dglaunch.planning.figures import book_of, in_this_process
@@ -17,7 +18,7 @@ from dglaunch.planning.gpus import Gpu, find_gpu, gpu_of
 from dglaunch.planning.job import Job, Schedule, prepare
 from dglaunch.planning.outlook import GIB, Layout, Outlook, look_ahead
 from dglaunch.planning.speed import Span
-from dglaunch.planning.tuned import recall, write_json
+from dglaunch.planning.tuned import recall
 from dglaunch.run.report import number
 from dglaunch.terminal import Terminal
 
@@ -41,6 +42,8 @@ def plan(words: list[str], environ: Mapping[str, str]) -> int:
         raise UserError(f"Name the command to plan: dglaunch plan {' or '.join(COMMANDS)} [flags].")
     world_size, gpu = take_world_size(rest), take_gpu(rest)
     compare, file = take_switch(rest, "compare"), take_path(rest, "json")
+    if file is not None:
+        refuse_to_replace(file)
     quiet = another_speaks(environ)
     config, origins = parse(COMMANDS[command], rest, environ, f"dglaunch plan {command}", quiet=quiet)
     job = prepare(config, origins, environ, world_size, None if gpu is None else gpu.machine, only_planned=True)
@@ -76,7 +79,7 @@ def _print(terminal: Terminal, job: Job, gpu: Gpu | None, compare: bool, file: P
         terminal.print(note)
     if file is not None:
         found = outlook.as_json() if outlook is not None else {}
-        write_json(file, found | {"reasons": schedule.reasons, "num_images": schedule.plan.num_tasks})
+        write_report(file, "plan", found | {"reasons": schedule.reasons, "num_images": schedule.plan.num_tasks})
 
 
 def _show(terminal: Terminal, job: Job, schedule: Schedule) -> None:

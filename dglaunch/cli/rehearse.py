@@ -11,10 +11,11 @@ from dglaunch.config import COMMANDS
 from dglaunch.environment import another_speaks
 from dglaunch.errors import EXIT_DONE, EXIT_USER, UserError
 from dglaunch.output.ledger import OutputFolder
+from dglaunch.output.ownership import refuse_to_replace, write_report
 from dglaunch.planning.estimate import SPARE
 from dglaunch.planning.figures import book_of, in_this_process
 from dglaunch.planning.job import Job, prepare
-from dglaunch.planning.tuned import recall, write_json
+from dglaunch.planning.tuned import recall
 from dglaunch.run.report import number
 from dglaunch.terminal import Terminal
 
@@ -35,6 +36,8 @@ def rehearse(words: list[str], environ: Mapping[str, str]) -> int:
     if command not in COMMANDS:
         raise UserError(f"Name the command to rehearse: dglaunch rehearse {' or '.join(COMMANDS)} [flags].")
     world_size, gpu, file = take_world_size(rest), take_gpu(rest), take_path(rest, "json")
+    if file is not None:
+        refuse_to_replace(file)
     quiet = another_speaks(environ)
     config, origins = parse(COMMANDS[command], rest, environ, f"dglaunch rehearse {command}", quiet=quiet)
     job = prepare(config, origins, environ, world_size, None if gpu is None else gpu.machine, only_planned=True)
@@ -70,7 +73,8 @@ def _rehearse(job: Job, file: Path | None) -> int:
     if not problems:
         terminal.print(f"fits: {_room(job, found)}")
     if file is not None:
-        write_json(file, found.as_json() | {"problems": problems, "notes": rehearsed.notes, "not_seen": CANNOT_SEE})
+        report = found.as_json() | {"problems": problems, "notes": rehearsed.notes, "not_seen": CANNOT_SEE}
+        write_report(file, "rehearse", report)
     return EXIT_USER if problems else EXIT_DONE
 
 

@@ -20,7 +20,7 @@ from typing import Self
 from rich.table import Table
 
 from dglaunch import strict_json
-from dglaunch.atomic import atomic_write
+from dglaunch.atomic import TEMPORARY, atomic_write
 from dglaunch.config import CALL, LOCAL, ROW, TUNING, XDIT_PREFIX, defaults, flags_that, settings
 from dglaunch.data.task import ROW_FIELDS, Batch, Record, Task
 from dglaunch.environment import known_flags
@@ -29,6 +29,7 @@ from dglaunch.files import read_bytes
 from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.output.differences import Comparison, compare
 from dglaunch.output.ledger import FAILURES, RUN, OutputFolder, file_name_of, read_run
+from dglaunch.output.ownership import refuse_to_replace, write_report
 from dglaunch.output.tradeoff import Point as Mark
 from dglaunch.output.tradeoff import Tradeoff, write_png
 from dglaunch.planning.candidates import PLAIN, Candidate, pairs, reasons, singles
@@ -36,7 +37,7 @@ from dglaunch.planning.estimate import SPARE
 from dglaunch.planning.gpus import Gpu
 from dglaunch.planning.job import Job
 from dglaunch.planning.search import Found, Point, Trial
-from dglaunch.planning.tuned import GAIN, describe, write_json
+from dglaunch.planning.tuned import GAIN, describe
 from dglaunch.system import torchrun_command, versions
 from dglaunch.terminal import Terminal
 
@@ -113,7 +114,7 @@ class Notebook:
         """Write it, with more that is there for readers only."""
         point = None if self.point is None else asdict(self.point)
         record = {"asked": self.asked, "point": point, "trials": [trial.record() for trial in self.trials]}
-        write_json(self.path, record | more)
+        write_report(self.path, "tune", record | more)
 
 
 def notebook_of(job: Job, tasks: Sequence[Task], variables: Mapping[str, str]) -> Notebook:
@@ -122,6 +123,7 @@ def notebook_of(job: Job, tasks: Sequence[Task], variables: Mapping[str, str]) -
     Raises:
         UserError: it is of another search.
     """
+    refuse_to_replace(job.config.output_dir / PICTURE)
     given = settings(job.config)
     installed = {name: version for name, version in versions().items() if name != "host"}
     asked: Record = {
@@ -186,7 +188,7 @@ class Search:
 
     @property
     def prompts(self) -> Path:
-        return self.folder / "prompts.jsonl"
+        return self.folder / f"{TEMPORARY}prompts.jsonl"
 
     def _rebatched(self) -> list[Candidate]:
         """The plain run in batches of another size, to see what rounding does to the images on this machine."""

@@ -8,6 +8,7 @@ in --cache_dir for (model, GPU, type of the weights, size, optimizations, degree
 that GPU's memory counts. With --search, the optimizations come next (cli/search.py).
 """
 
+import io
 import json
 import subprocess
 import tempfile
@@ -20,22 +21,25 @@ from pathlib import Path
 from rich.table import Table
 
 from dglaunch import strict_json
+from dglaunch.atomic import atomic_write
 from dglaunch.backends.base import Backend
 from dglaunch.backends.profiles import profile_of
 from dglaunch.cli.flags import parse, take_gpu, take_search, without
 from dglaunch.cli.search import Search, last_error, notebook_of, stopped_in_order
 from dglaunch.config import XDIT_PREFIX, RunConfig, T2IConfig
+from dglaunch.data.images import open_image
 from dglaunch.data.task import Batch, Record, Task
 from dglaunch.distributed.channel import Channel
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import EXIT_DONE, DglaunchError, UserError
 from dglaunch.files import is_stream
+from dglaunch.output.ownership import WRITTEN_BY, refuse_to_replace, write_report
 from dglaunch.planning.batches import into_buckets
 from dglaunch.planning.estimate import SPARE
 from dglaunch.planning.gpus import Gpu
 from dglaunch.planning.job import Job, prepare
 from dglaunch.planning.search import Point
-from dglaunch.planning.tuned import GAIN, Measured, describe, remember, sweet_spot, write_json
+from dglaunch.planning.tuned import GAIN, Measured, describe, remember, sweet_spot
 from dglaunch.system import torchrun_command, versions
 from dglaunch.terminal import Terminal
 
@@ -74,6 +78,9 @@ def tune(words: list[str], environ: Mapping[str, str]) -> int:
             f"tune reads the prompts once for each configuration, and {config.prompts_file} can be read once. Save them to a "
             "file first, and name that."
         )
+    for file in reports_in(config.output_dir):
+        refuse_to_replace(file)
+    config.output_dir.mkdir(parents=True, exist_ok=True)  # if it cannot be made, that is told before hours of measuring
     ranks = config.num_gpus or _gpus()
     rest = without(without(words[1:], "num_gpus"), "output_dir")
     sweep = Sweep(config, configurations(config, origins, environ, ranks), rest, environ, ranks, gpu, Terminal())
@@ -82,6 +89,11 @@ def tune(words: list[str], environ: Mapping[str, str]) -> int:
         return EXIT_DONE
     with stopped_in_order(sweep.terminal, config.output_dir):
         return _search(sweep, origins, asked, most)
+
+
+def reports_in(folder: Path) -> tuple[Path, Path]:
+    """Return what tune writes into its folder: the figures, and their picture."""
+    return folder / "tune.json", folder / "tune.png"
 
 
 def _search(sweep: "Sweep", origins: dict[str, str], asked: list[str], most: float) -> int:
@@ -134,9 +146,10 @@ class Sweep:
             "sweet_spot": asdict(best), "reason": reason, "command": asked,
             "versions": versions(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
-        write_json(config.output_dir / "tune.json", record)
+        report, picture = reports_in(config.output_dir)
+        write_report(report, "tune", record)
         show(terminal, rows, best, reason)
-        terminal.print(f"{config.output_dir / 'tune.json'}{_plot(config.output_dir / 'tune.png', rows, record)}")
+        terminal.print(f"{report}{_plot(picture, rows, record)}")
         self._remember(machine, rows)
         chosen = next(variables for variables in self.parallel if describe(variables) == best.parallel)
         return Point(parallel=chosen, batch_size=best.batch_size)
@@ -361,6 +374,8 @@ def show(terminal: Terminal, rows: Sequence[Measured], best: Measured, reason: s
 
 def _plot(path: Path, rows: Sequence[Measured], record: Mapping[str, object]) -> str:
     """Images a second over the batch, a line for each configuration; says what was written."""
+    from dglaunch.output.encode import encode
+
     try:
         import matplotlib
     except ImportError:
@@ -376,6 +391,9 @@ def _plot(path: Path, rows: Sequence[Measured], record: Mapping[str, object]) ->
     axes.set_xscale("log", base=2)
     axes.legend()
     figure.suptitle(f"{record['model']}, {record['shape']}, {record['dtype']}: {record['device']}", fontsize=10)
-    figure.savefig(path, dpi=120)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=120)
     pyplot.close(figure)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(encode(open_image(drawn.getvalue()), "png", {WRITTEN_BY: "tune"}))
     return f" and {path}"

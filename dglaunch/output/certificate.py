@@ -10,6 +10,7 @@ The page holds its pictures and its style, and asks no network for anything.
 
 import base64
 import io
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,10 +23,11 @@ from dglaunch import strict_json
 from dglaunch.atomic import atomic_write
 from dglaunch.data.task import Record
 from dglaunch.errors import MissingPackage, OutputError, UserError
-from dglaunch.files import read_bytes
+from dglaunch.files import is_regular, open_regular, read_bytes
 from dglaunch.output.differences import Comparison, pixels_of
 from dglaunch.output.gallery import policy
 from dglaunch.output.ledger import OutputFolder, TaskId, file_name_of
+from dglaunch.output.ownership import refuse_to_replace
 
 if TYPE_CHECKING:
     from dglaunch.output.differences import Pixels
@@ -34,6 +36,10 @@ RECORD = "certify.json"
 PAGE = "certify.html"
 CASES = "cases"
 """The folder of the output folders."""
+LOGS = "logs"
+"""The folder of what the cases said."""
+LOG_HEAD = b"dglaunch certify: "
+"""How a log begins; what the case was follows."""
 SHOWN = 3
 """Images of a case on the page."""
 SIDE = 320
@@ -78,6 +84,11 @@ class Result:
     def folder(self) -> str:
         """Where its images are, below the certificate's folder."""
         return f"{CASES}/{self.slug}"
+
+    @property
+    def log(self) -> str:
+        """What it said, below the certificate's folder."""
+        return f"{LOGS}/{self.slug}.txt"
 
     @property
     def is_wrong(self) -> bool:
@@ -160,7 +171,8 @@ def read(folder: Path) -> Certificate | None:
     Raises:
         UserError: the folder has something else.
     """
-    if not folder.is_dir() or not any(folder.iterdir()):
+    lock = OutputFolder(folder).lock_file().name
+    if not folder.is_dir() or all(path.name == lock for path in folder.iterdir()):
         return None
     try:
         found = strict_json.loads(read_bytes(folder / RECORD))
@@ -172,6 +184,39 @@ def read(folder: Path) -> Certificate | None:
             f"{folder} is there and holds no {RECORD} that dglaunch certify can go on with. Choose another --output_dir, or "
             "remove it."
         ) from None
+
+
+def refuse_others(folder: Path, results: Sequence[Result]) -> None:
+    """Check that what these cases and their page are about to write replaces nothing of the user's, and leads nowhere else.
+
+    Raises:
+        UserError: it would.
+    """
+    refuse_to_replace(folder / PAGE)
+    filled = [folder / CASES, folder / LOGS, *(folder / result.folder for result in results)]
+    others = [path for path in filled if path.is_symlink() or (path.exists() and not path.is_dir())]
+    others += [log for result in results if not _may_replace(log := folder / result.log)]
+    if others:
+        raise UserError(
+            f"{others[0]} is there, and dglaunch certify did not make it. Choose another --output_dir, or move it away."
+        )
+
+
+def _may_replace(log: Path) -> bool:
+    try:
+        with open_regular(log) as said:
+            return is_regular(log) and said.read(len(LOG_HEAD)) == LOG_HEAD
+    except OSError:
+        return not os.path.lexists(log)
+
+
+def begin_log(folder: Path, result: Result) -> None:
+    """Make the log of a case anew, with its first line; `refuse_others` has come first.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    _write(folder / result.log, f"{LOG_HEAD.decode()}{result.name}\n")
 
 
 def _write(path: Path, text: str) -> None:

@@ -20,11 +20,11 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from dglaunch import strict_json
-from dglaunch.atomic import TEMPORARY
+from dglaunch.atomic import TEMPORARY, atomic_write
 from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image
 from dglaunch.data.task import Record
 from dglaunch.errors import UserError
-from dglaunch.files import is_regular, open_for_appending, open_regular
+from dglaunch.files import is_regular, open_for_appending, open_regular, read_bytes
 from dglaunch.output.encode import decode_description
 from dglaunch.output.ledger import (
     FAILURES,
@@ -48,10 +48,14 @@ MARK = f"{TEMPORARY}view-"
 """How the mark of a folder that dglaunch fills is called: it lies beside it, not inside, where others look."""
 ASIDE = f"{TEMPORARY}aside"
 """The folder, in the output folder, of what was in the way: hidden, so that no loader of images takes it for results."""
-PAGE_MARK = b"- dglaunch gallery</title>"
-"""What every page of the gallery has in its head."""
+PAGE_MARKS = (b"- dglaunch gallery</title>", b"- dglaunch certify</title>")
+"""What every page of ours has in its head."""
 CONTACT_SHEET = "contact_sheet"
 """What a contact sheet says of itself: how many images are on it."""
+WRITTEN_BY = "dglaunch"
+"""What a report in JSON (first of all) or as a picture says of itself: which command wrote it."""
+MOST_REPORT = 1 << 26
+"""Bytes of a report, at most."""
 SHOWN = 5
 _INPUT_COPY = re.compile(r"inputs/\d{1,20}_\d{1,9}\.[a-z]{3,4}", re.ASCII)
 
@@ -149,7 +153,7 @@ def refuse_foreign_files(folder: OutputFolder, images: Mapping[str, Identity]) -
 
 def refuse_to_replace(path: Path) -> None:
     """Check that a file which a command was told to write replaces at most an earlier one of its kind: a gallery, a contact
-    sheet, or an image of replay's that is no result of a job.
+    sheet, a report, or an image of replay's that is no result of a job.
 
     Raises:
         UserError: there is another file.
@@ -158,7 +162,8 @@ def refuse_to_replace(path: Path) -> None:
         return
     text = _text(path) or {}
     is_result = path.name in {file_name_of(record) for record in OutputFolder(path.parent).records()}
-    if not (_is_page(path) or CONTACT_SHEET in text or (own_text(path) is not None and not is_result)):
+    is_picture = CONTACT_SHEET in text or WRITTEN_BY in text or own_text(path) is not None
+    if is_result or not (is_picture or _is_page(path) or _is_report(path)):
         raise UserError(
             f"{path} is there, and it is not one of its kind that dglaunch made. Name another file, or remove it."
         )
@@ -167,9 +172,33 @@ def refuse_to_replace(path: Path) -> None:
 def _is_page(path: Path) -> bool:
     try:
         with open_regular(path) as data:
-            return is_regular(path) and PAGE_MARK in data.read(1 << 14)
+            head = data.read(1 << 14)
+            return is_regular(path) and any(mark in head for mark in PAGE_MARKS)
     except OSError:
         return False
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        found = strict_json.loads(read_bytes(path, MOST_REPORT))
+    except (OSError, ValueError):
+        return False
+    return is_regular(path) and isinstance(found, dict) and next(iter(found), None) == WRITTEN_BY
+
+
+def write_report(path: Path, command: str, record: Mapping[str, object]) -> None:
+    """Write what a command has found as JSON, whole or not at all; `refuse_to_replace` has come first.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    text = strict_json.dumps({WRITTEN_BY: command, **record}, indent=1)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}. Name another file.") from None
 
 
 def refuse_inputs_as_outputs(

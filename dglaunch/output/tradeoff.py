@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dglaunch.atomic import atomic_write
+from dglaunch.output.encode import encode
+from dglaunch.output.ownership import WRITTEN_BY
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
@@ -92,8 +94,8 @@ def write_png(path: Path, tradeoff: Tradeoff) -> None:
     _Drawing(ImageDraw.Draw(image), tradeoff).draw()
     small = image.resize((WIDTH, height), Image.Resampling.LANCZOS)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        small.save(file, "PNG")
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(encode(small, "png", {WRITTEN_BY: "tune"}))
 
 
 class _Drawing:

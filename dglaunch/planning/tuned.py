@@ -57,13 +57,6 @@ def sweet_spot(rows: Sequence[Measured]) -> tuple[Measured, str]:
     return best, f"batch {most.batch_size} gives {gain:.1%} more and needs more memory"
 
 
-def write_json(path: Path, record: Mapping[str, object]) -> None:
-    """Write a JSON file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
-        temporary.write_text(strict_json.dumps(record, indent=1), encoding="utf-8")
-
-
 def key_of(config: RunConfig, device: str, dtype: str, shape: str, parallel: str) -> str:
     """Return all that a measurement holds for, as the key under which it is remembered."""
     part = [config.backend.model_name, config.backend.revision, config.backend.backend, device, dtype, shape, parallel]
@@ -80,7 +73,8 @@ def remember(config: RunConfig, machine: Mapping[str, object], rows: Sequence[Me
         key = key_of(config, str(machine["device"]), str(machine["dtype"]), str(machine["shape"]), name)
         known[key] = {"batch_size": best.batch_size, "images_per_s": best.images_per_s, "date": when}
     make_cache_folder(path.parent)
-    write_json(path, known)
+    with atomic_write(path) as temporary:
+        temporary.write_text(strict_json.dumps(known, indent=1), encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)

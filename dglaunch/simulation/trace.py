@@ -247,7 +247,7 @@ class _Tracing:
         slope = two[name].peak_bytes - stage.peak_bytes + extra.peak if two is not None else peak
         return StageCost(
             fixed_bytes=max(peak - slope, 0),
-            image_bytes=slope,
+            image_bytes=max(slope, 0),
             flops=stage.flops + extra.flops,
             launches=stage.launches + extra.launches,
             sent_bytes=sum(call.num_bytes for call in stage.collectives) + extra.sent,

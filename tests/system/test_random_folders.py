@@ -1,6 +1,6 @@
 """Random folders of ours and of others, and commands on them: what is not ours stays, nothing crashes, nothing hangs.
 
-DG_TEST_FOLDERS=10000 pytest tests/system/test_random_folders.py --timeout 0
+DG_TEST_FOLDERS=10000 pytest tests/system/test_random_folders.py
 """
 
 import os
@@ -135,7 +135,7 @@ def run(folder: Path, finished: Path, words: list[str]) -> None:
     assert ended.code in (0, 1, 2, 3, 130) and "Traceback" not in ended.output, (command, ended.output)
 
 
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(600 + COUNT)
 @settings(max_examples=COUNT, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(
     started=st.booleans(),

@@ -1,8 +1,12 @@
 """Who joins a run without belonging to it, on real ranks; and where the ranks of one machine can be reached from."""
 
+import json
+import pickle
+import shutil
 import socket
 from pathlib import Path
 
+from dglaunch.tiny.folder import WEIGHTS
 from support.ranks import World, launch
 
 CHECKS = "support.replica_checks"
@@ -55,3 +59,34 @@ def test_on_one_machine_the_ranks_listen_on_the_loopback_device_only(tmp_path: P
     listened = [line.split()[1] for line in case.output.splitlines() if line.startswith("LISTENS")]
     assert len(listened) >= 3, case.output  # the store, and gloo on each rank
     assert set(listened) == {"0100007F"}, case.output
+
+
+class Runs:
+    """A pickle that makes a file where it is read."""
+
+    def __init__(self, made: Path) -> None:
+        self.made = made
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self.made,)
+
+
+def test_a_checkpoint_runs_no_code_unasked(tmp_path: Path) -> None:
+    """Neither by pickled weights nor by a module that lies in it."""
+    made = tmp_path / "made"
+    pickled, coded = (shutil.copytree(WEIGHTS, tmp_path / name) for name in ("pickled", "coded"))
+    for weights in (pickled / "transformer").glob("*.safetensors"):
+        weights.unlink()
+    (pickled / "transformer" / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Runs(made)))
+    index = json.loads((coded / "model_index.json").read_text())
+    (coded / "model_index.json").write_text(json.dumps(index | {"transformer": ["mine", "FluxTransformer2DModel"]}))
+    module = f"import pathlib\npathlib.Path({str(made)!r}).touch()\nclass FluxTransformer2DModel: pass\n"
+    for place in ("mine.py", "transformer/mine.py", "pipeline.py"):
+        (coded / place).write_text(module)
+    words = ["t2i", "--prompt", "x", "--device", "cpu", "--output_dir"]
+    cases = launch(
+        tmp_path, 1, [([*words, str(tmp_path / f"{model.name}-out"), "--model_name", str(model)], {}) for model in (pickled, coded)]
+    )  # fmt: skip
+    for case, flag in zip(cases, ("--allow_pickle", "--trust_remote_code")):
+        assert case.codes == [2] and flag in case.output, case.output
+    assert not made.exists()

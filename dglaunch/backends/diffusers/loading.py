@@ -180,6 +180,11 @@ def explained(context: Context) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, AttributeError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{context.checkpoint.source} comes with code of its own, which is not run unasked. Read it and, if you trust "
+                "it, add --trust_remote_code."
+            ) from None
         if not isinstance(context.config, EditingConfig) or context.config.model_type is None:
             raise
         reason = " ".join(str(error).split())

@@ -1,6 +1,7 @@
 """`dglaunch certify` over the fake backend, whose cases run in this process: which cases, what is kept, what is told. Real
 ranks: torchrun/test_certify.py."""
 
+import contextlib
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from dglaunch.cli import children
+from dglaunch.output.ledger import OutputFolder, Part
 from support.commands import Ended, dglaunch
 from support.edit_images import SINGLE, save_table
 from support.results import ledger, write_jsonl
@@ -30,7 +32,8 @@ class Here:
         given = {name: value for name, value in environ.items() if name.startswith("DG_")}
         self.started.append((ranks, list(words), given))
         ended = dglaunch(*words, **{name: value for name, value in given.items() if "XDIT" not in name})
-        log.write_text(ended.output)
+        with log.open("a") as said:
+            said.write(ended.output)
         self.code = ended.code
         spoil(ranks, words, Path(words[words.index("--output_dir") + 1]))
 
@@ -130,7 +133,8 @@ def test_what_broke_off_is_tried_once_more(run: Callable[..., Ended], tmp_path: 
         def __init__(self, *given: Any) -> None:
             super().__init__(nothing, *given)
             if given[0] == 2:
-                given[-1].write_text("RuntimeError: NCCL is not what it was\n")
+                with given[-1].open("a") as said:
+                    said.write("RuntimeError: NCCL is not what it was\n")
                 self.code = 1
 
     ended = run("--cases", "replicas", start=Broken)
@@ -207,6 +211,38 @@ def test_another_certificate_or_another_folder_is_left_alone(run: Callable[..., 
     ended = run("--output_dir", tmp_path / "mine")
     assert ended.code == 2 and "Choose another --output_dir" in ended.output
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["certify.json"]
+
+
+@pytest.mark.parametrize("name", ["certify.html", "logs/2-replicas.txt", "cases", "logs", "cases/2-replicas"])
+@pytest.mark.parametrize("as_link", [False, True])
+def test_what_is_not_certifys_is_not_written_to(
+    run: Callable[..., Ended], tmp_path: Path, name: str, as_link: bool
+) -> None:
+    assert run("--cases", "again").code == 0
+    Here.started.clear()
+    precious, place = tmp_path / "precious", tmp_path / "out" / name
+    is_folder = "." not in name
+    if place.exists():
+        place.rename(tmp_path / "before")
+    if not as_link:
+        place.write_text("mine")
+    elif is_folder:
+        precious.mkdir()
+        place.symlink_to(precious)
+    else:
+        precious.write_text("mine")
+        place.symlink_to(precious)
+    ended = run("--cases", "again,replicas")
+    assert ended.code == 2 and name in ended.output and not Here.started, ended.output
+    assert place.is_symlink() == as_link
+    assert not list(precious.iterdir()) if as_link and is_folder else place.read_text() == "mine"
+
+
+def test_two_do_not_write_into_one_folder(run: Callable[..., Ended], tmp_path: Path) -> None:
+    with contextlib.closing(OutputFolder(tmp_path / "out").lock(Part())):
+        ended = run("--cases", "again")
+    assert ended.code == 2 and "Another dglaunch is writing" in ended.output and not Here.started
+    assert run("--cases", "again").code == 0
 
 
 @pytest.mark.parametrize(

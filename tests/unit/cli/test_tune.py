@@ -132,6 +132,29 @@ def test_tune_for_another_gpu_is_not_remembered_for_this_one(tmp_path: Path, mon
     assert '"--gpu"' in (tmp_path / "out" / "tune.json").read_text()
 
 
+@pytest.mark.parametrize("name", ["tune.json", "tune.png"])
+def test_tune_replaces_nothing_but_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    out = tmp_path / "out"
+    measured_so_often: list[int] = []
+
+    def measure(*_: object) -> tuple[list[Measured], dict[str, object]]:
+        measured_so_often.append(1)
+        return measured(1, 2), {"device": "CPU", "dtype": "float32", "shape": "64x64"}
+
+    monkeypatch.setattr(tune, "_measure", measure)
+    words = ("tune", "t2i", "--prompt", "x", "--num_gpus", "1", "--cache_dir", tmp_path / "cache", "--output_dir", out)
+    assert [dglaunch(*words).code for _ in range(2)] == [0, 0]
+    (out / name).unlink()
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"mine")
+    for put in (lambda: (out / name).write_bytes(b"mine"), lambda: (out / name).symlink_to(precious)):
+        put()
+        ended = dglaunch(*words)
+        assert ended.code == 2 and name in ended.output and len(measured_so_often) == 2, ended.output
+        assert (out / name).read_bytes() == precious.read_bytes() == b"mine"
+        (out / name).unlink()
+
+
 def test_what_ended_a_rank_is_told_and_not_that_torchrun_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     output = (
         "Traceback ...\nOSError: [Errno 5] Input/output error\ntorch.distributed...errors.ChildFailedError:\n=====\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from dglaunch.output.encode import encode
 from support.commands import dglaunch
@@ -297,6 +297,74 @@ def test_what_is_no_file_does_not_hang_a_command(tmp_path: Path, kind: str) -> N
         path.unlink()
 
 
+@pytest.mark.parametrize("kind", ["a FIFO", "a device"])
+def test_an_input_image_that_is_no_file_fails_its_row(tmp_path: Path, kind: str) -> None:
+    table = save_table(tmp_path / "edits.csv", SINGLE[:2])
+    path = tmp_path / "images" / "a.png"
+    path.unlink()
+    os.mkfifo(path) if kind == "a FIFO" else path.symlink_to("/dev/zero")
+    ended = dglaunch("edit", "--backend", "fake", "--input", table, "--output_dir", tmp_path / "out")
+    assert ended.code == 3 and "Traceback" not in ended.output, ended.output
+    assert "no regular file" in ledger(tmp_path / "out", "failures.jsonl")[0]["error"]
+    assert len(ledger(tmp_path / "out")) == 1
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n%%EndProlog\nshowpage\n"
+
+
+def test_no_program_is_started_for_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow gives an EPS to ghostscript, whatever the file is called."""
+    started: list[object] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *given, **_: started.append(given))
+    out, eps = tmp_path / "out", tmp_path / "a.png"
+    run(out)
+    eps.write_bytes(EPS)
+    shutil.copy(eps, out / "000000.png")
+    lines = [line | {"bytes": len(EPS), "sha256": sha256(EPS).hexdigest()} for line in ledger(out)]
+    write_jsonl(out / "metadata.jsonl", lines)
+    table = write_jsonl(tmp_path / "t.jsonl", [{"input_images": "a.png", "instruction": "x"}])
+    for words in (
+        ["verify", out], ["gallery", out, "--thumbnails", "16", "--contact_sheet", tmp_path / "s.png"],
+        ["replay", out / "000000.png"], ["merge", out, "--output_dir", tmp_path / "m"], ["verify", out, "--repair"],
+        ["edit", "--backend", "fake", "--input", table, "--output_dir", tmp_path / "edited"],
+    ):  # fmt: skip
+        ended = dglaunch(*words)
+        assert ended.code in (0, 1, 2, 3) and "Traceback" not in ended.output, ended.output
+    assert not started
+
+
+# -- what only looks ----------------------------------------------------------------------------------------------
+
+
+def test_what_only_looks_leaves_no_trace(tmp_path: Path) -> None:
+    """A copy without its dot-files: not even a lock is made there."""
+    out = tmp_path / "out"
+    run(out)
+    for path in out.glob(".*"):
+        path.unlink()
+    (out / "000001.png").write_bytes(b"damaged")
+    before, times = contents(tmp_path), {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    table = tmp_path / "prompts3.jsonl"
+    for words in (
+        ["status", out], ["verify", out], ["plan", *FAKE, "--prompts_file", table, "--output_dir", out],
+        ["plan", *FAKE, "--prompts_file", table, "--output_dir", tmp_path / "new"],
+    ):  # fmt: skip
+        assert dglaunch(*words).code in (0, 1, 130)
+        assert contents(tmp_path) == before
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == times
+
+
+def test_merge_writes_into_an_empty_folder_and_leaves_the_parts(tmp_path: Path) -> None:
+    run(tmp_path / "out")
+    mine(tmp_path / "full" / "notes.txt")
+    before = contents(tmp_path)
+    assert dglaunch("merge", tmp_path / "out", "--output_dir", tmp_path / "full").code == 2
+    assert contents(tmp_path) == before
+    assert dglaunch("merge", tmp_path / "out", "--output_dir", tmp_path / "merged").code == 0
+    assert before.items() <= contents(tmp_path).items()
+    assert not any(path.is_symlink() for path in (tmp_path / "merged").rglob("*"))
+
+
 # -- what a command was told to write -----------------------------------------------------------------------------
 
 
@@ -330,6 +398,33 @@ def test_replay_replaces_nothing_but_what_replay_made(tmp_path: Path) -> None:
     assert contents(out) == before
     again = ["replay", out / "000000.png", "--output", tmp_path / "again.png"]
     assert [dglaunch(*again).code for _ in range(2)] == [0, 0]
+
+
+@pytest.mark.parametrize("name", ["run.json", "metadata.jsonl", "000000.png", "report.json", "link.json", "folder"])
+def test_a_plan_replaces_nothing_but_a_plan(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    run(out)
+    mine(out / "report.json", '{"reasons": {}}')
+    (out / "link.json").symlink_to(mine(tmp_path / "precious.json"))
+    (out / "folder").mkdir()
+    before = contents(out)
+    ended = dglaunch("plan", *FAKE, "--prompt", "x", "--json", out / name)
+    assert ended.code == 2 and name in ended.output and "Name another file" in ended.output, ended.output
+    assert contents(out) == before and (out / "link.json").is_symlink()
+    assert (tmp_path / "precious.json").read_text() == "mine"
+    again = ["plan", *FAKE, "--prompt", "x", "--json", tmp_path / "plan.json"]
+    assert [dglaunch(*again).code for _ in range(2)] == [0, 0]
+
+
+def test_a_column_of_the_users_makes_no_result_a_report(tmp_path: Path) -> None:
+    rows = [{"prompt": "x", "dglaunch": "plan", "contact_sheet": 3}]
+    table = write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert dglaunch(*FAKE, "--prompts_file", table, "--output_dir", tmp_path / "out").code == 0
+    before = contents(tmp_path / "out")
+    for name in ("metadata.jsonl", "000000.png"):
+        assert dglaunch("plan", *FAKE, "--prompt", "x", "--json", tmp_path / "out" / name).code == 2
+    assert dglaunch("gallery", tmp_path / "out", "--contact_sheet", tmp_path / "out" / "000000.png").code == 2
+    assert before.items() <= contents(tmp_path / "out").items()
 
 
 def test_a_layouts_folder_of_the_users_is_not_written_to(tmp_path: Path) -> None:
