@@ -143,7 +143,7 @@ def _room(job: Job, found: "ReplicaReport") -> str:
 def _words(job: Job, batch: "BatchReport") -> str:
     task = batch.batch.tasks[0]
     guidance = f", guidance {task.guidance_scale:g}" if task.guidance_scale is not None else ""
-    inputs = f", {number(len(task.images), 'input image')} each" if task.images else ""
+    inputs = f" of {number(len(task.images), 'input image')}" if task.images else ""
     negative = ", negative prompts" if task.negative_prompt is not None else ""
     return f"{len(batch.batch)} of {job.checkpoint.shape(task.height, task.width)}{inputs}{guidance}{negative}"
 

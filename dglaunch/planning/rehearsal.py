@@ -61,6 +61,8 @@ def to_rehearse(job: Job, plan: Plan) -> Rehearsed:
     text_tokens = job.checkpoint.text_length(config.max_sequence_length)
     if not own_tokenizers:
         notes.append(f"there is no tokenizer here, so that every prompt is taken to fill its {text_tokens} tokens")
+        if config.edits and not job.checkpoint.family.text_outputs:
+            notes.append("there is no processor here either, so that the text encoder sees no input images")
     # Only as tensors can images be fake.
     checkpoint = replace(job.checkpoint, family=replace(job.checkpoint.family, tensor_output=True))
     context = Context(
