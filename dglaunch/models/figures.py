@@ -5,8 +5,6 @@ dglaunch.simulation.trace finds them; planning keeps them and adds them up.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from types import UnionType
-from typing import cast
 
 from dglaunch.models.shape import Shape
 
@@ -97,17 +95,15 @@ class Figures:
             raise ValueError(f"these are no figures: {error}") from None
         if not isinstance(weights, dict) or not isinstance(steps, int):
             raise ValueError("these are no figures: a number is missing")
-        whole = [getattr(stage, name) for stage in stages.values() for name in StageCost.__slots__ if name != "flops"]
         flops = [stage.flops for stage in stages.values()]
-        if not all(_is_count(number, int) for number in [*whole, *weights.values(), steps]) or not all(
-            _is_count(number, int | float) for number in flops
-        ):
+        whole = [getattr(stage, name) for stage in stages.values() for name in StageCost.__slots__ if name != "flops"]
+        whole += [*weights.values(), steps]
+        if not all(map(_is_count, [*flops, *whole])) or not all(isinstance(number, int) for number in whole):
             raise ValueError("these are no figures: a number is none, negative or beyond all models")
         if steps < 1 or stages["denoise"].flops < 1:
             raise ValueError("these are no figures: a model that does nothing")
         return cls(weights=weights, num_inference_steps=steps, **stages)
 
 
-def _is_count(number: object, kind: type | UnionType) -> bool:
-    is_number = isinstance(number, int | float) and isinstance(number, kind) and not isinstance(number, bool)
-    return is_number and 0 <= cast("float", number) <= MOST
+def _is_count(number: object) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number <= MOST

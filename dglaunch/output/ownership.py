@@ -57,6 +57,7 @@ WRITTEN_BY = "dglaunch"
 MOST_REPORT = 1 << 26
 """Bytes of a report, at most."""
 SHOWN = 5
+_HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _INPUT_COPY = re.compile(r"inputs/\d{1,20}_\d{1,9}\.[a-z]{3,4}", re.ASCII)
 
 
@@ -312,11 +313,19 @@ def _read_mark(path: Path) -> tuple[set[tuple[str, str]], bool]:
             line = strict_json.loads(raw)
         except ValueError:
             continue
-        if isinstance(line, dict) and isinstance(line.get("file_name"), str) and isinstance(line.get("sha256"), str):
-            written.add((line["file_name"], line["sha256"]))
+        if (entry := _entry(line)) is not None:
+            written.add(entry)
     if os.path.lexists(path) and not (written or is_empty(path)):
         raise UserError(f"{path} is there, and dglaunch did not make it; rename it and start the same command again.")
     return written, not raw.endswith(b"\n")
+
+
+def _entry(line: object) -> tuple[str, str] | None:
+    """The name and the hash in a line of a mark; None if it is a line of something else, such as a ledger."""
+    if not isinstance(line, dict) or line.keys() != {"file_name", "sha256"}:
+        return None
+    name, sha256 = path_inside(line["file_name"]), line["sha256"]
+    return (name, sha256) if name is not None and isinstance(sha256, str) and _HASH.fullmatch(sha256) else None
 
 
 def refuse_foreign_copies(folder: OutputFolder, copies: Mapping[str, str]) -> None:

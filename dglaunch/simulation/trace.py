@@ -153,6 +153,8 @@ class _Tracing:
         request = self.request
         several = request.replica_size > 1
         topology = Topology(
+            rank=_leader(request),
+            local_rank=_leader(request),
             world_size=request.replica_size,
             local_world_size=request.replica_size,
             distributed=several,
@@ -289,12 +291,17 @@ def _blank(shape: Shape, folder: Path) -> InputImage:
     )
 
 
+def _leader(request: Request) -> int:
+    """The last rank of a replica: with xfuser's pipelines no other one decodes."""
+    return request.replica_size - 1
+
+
 @contextmanager
 def _world(request: Request) -> Iterator[None]:
     if request.replica_size == 1:
         yield
         return
-    with fake_cluster(request.replica_size, rank=0):
+    with fake_cluster(request.replica_size, rank=_leader(request)):
         yield
 
 

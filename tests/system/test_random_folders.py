@@ -16,16 +16,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from dglaunch.files import is_regular
 from support.commands import dglaunch
 from support.results import write_jsonl
 
 COUNT = int(os.environ.get("DG_TEST_FOLDERS", "200"))
+PROMPTS = ".dglaunch.prompts"
+"""What came out of a pipe has nothing that says whose it is: before it is written, what stands there is moved aside."""
 NAMES = [
     "metadata.jsonl", "metadata_val.jsonl", "metadata-node0of2.jsonl", "metadata-rank1of2.jsonl", "failures.jsonl", "run.json",
     "run-node0of2.json", "run_config.json", "000001.png", "000003.png", "000099.png", "20250714_153012.jpg", "a.png", "..png",
     "gallery.html", ".dglaunch.lock", ".dglaunch-rank1of2.lock", ".dglaunch-aside", ".dglaunch-oom-64x64-4.json", "inputs",
     ".dglaunch-7-notes.tmp", "parquet", "inputs/1_1.png", "notes.txt", "prompts.jsonl",
     "webdataset", "webdataset/00000.tar", "webdataset/notes.txt", ".dglaunch-view-webdataset",
+    PROMPTS, "plan.json", "certify.json", "certify.html", "logs/reference.txt", "cases",
 ]  # fmt: skip
 CONTENTS = [
     b"mine", b"{", b"[]", b"null\n", b"\xff\xfe\x00", b"[" * 20_000, b'{"num_tasks": 1e10}', b'{"file_name": "a.png", "text": "x"}\n',
@@ -45,7 +49,8 @@ DAMAGES = [
 COMMANDS: list[list[str]] = [
     ["status", "OUT"], ["verify", "OUT"], ["verify", "OUT", "--repair"], ["gallery", "OUT"], ["gallery", "OUT", "--thumbnails", "16"],
     ["merge", "OUT", "--output_dir", "MERGED"], ["T2I"], ["T2I", "--overwrite"], ["T2I", "--layout", "webdataset"],
-    ["T2I", "--writer", "rank"], ["T2I", "--node_rank", "0", "--num_nodes", "2"], ["replay", "OUT/000000.png"],
+    ["T2I", "--writer", "rank"], ["T2I", "--node_rank", "0", "--num_nodes", "2"], ["replay", "OUT/000000.png"], ["PIPE"],
+    ["plan", "T2I", "--json", "OUT/plan.json"], ["plan", "T2I", "--json", "OUT/metadata.jsonl"],
 ]  # fmt: skip
 MADE = st.sampled_from(["file", "file", "file", "picture", "link", "dangling", "zero", "fifo", "folder"])
 OTHERS = st.lists(st.tuples(st.sampled_from(NAMES), MADE, st.sampled_from(CONTENTS)), max_size=4)
@@ -119,6 +124,21 @@ def look(path: Path) -> object:
     return path.read_bytes() if stat.S_ISREG(mode) else stat.S_IFMT(mode)
 
 
+@contextmanager
+def from_stdin(data: bytes) -> Iterator[None]:
+    """What a pipe into this process would say."""
+    before, (reading, writing) = os.dup(0), os.pipe()
+    os.write(writing, data)
+    os.close(writing)
+    os.dup2(reading, 0)
+    try:
+        yield
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+        os.close(reading)
+
+
 def run(folder: Path, finished: Path, words: list[str]) -> None:
     job = [
         "t2i",
@@ -129,9 +149,11 @@ def run(folder: Path, finished: Path, words: list[str]) -> None:
         "--output_dir",
         str(folder / "out"),
     ]
-    named = {"OUT": [str(folder / "out")], "MERGED": [str(folder / "merged")], "T2I": job}
+    piped = ["t2i", "--backend", "fake", "--prompts_file", "-", "--output_dir", str(folder / "out")]
+    named = {"PIPE": piped, "OUT": [str(folder / "out")], "MERGED": [str(folder / "merged")], "T2I": job}
     command = [part.replace("OUT/", f"{folder}/out/") for word in words for part in named.get(word, [word])]
-    ended = dglaunch(*command, cwd=folder)
+    with from_stdin(b"prompt 0\nprompt 1\n"):
+        ended = dglaunch(*command, cwd=folder)
     assert ended.code in (0, 1, 2, 3, 130) and "Traceback" not in ended.output, (command, ended.output)
 
 
@@ -153,7 +175,8 @@ def test_what_is_not_ours_stays(
         first = out / "000000.png"
         painted = {first.read_bytes()} if "changed image" in damages and first.is_file() else set()
         mine = [out / name for name, made, content in others if put(out / name, made, content, folder / "elsewhere")]
-        before = {path: look(path) for path in mine if path != out / ".dglaunch-aside"}
+        before = {path: look(path) for path in mine if path.name not in (".dglaunch-aside", PROMPTS)}
+        painted |= {path.read_bytes() for path in mine if path.name == PROMPTS and is_regular(path)}
         for words in commands:
             run(folder, finished, words)
         for path, seen in before.items():

@@ -113,7 +113,9 @@ def test_all_is_measured_with_the_same_prompts_seeds_and_batch(done: tuple[Path,
     folder, script, ended = done
     assert ended.code == 0, ended.output
     assert [words[0] for words in script.started].count("tune-rank") == 1
-    rows = [json.loads(line) for line in (folder / "out" / "search" / "prompts.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (folder / "out" / "search" / ".dglaunch-prompts.jsonl").read_text().splitlines()
+    ]
     assert len(rows) == 8 and {row["guidance_scale"] for row in rows} == {2.0}
     assert len({(row["prompt"], row["seed"]) for row in rows}) == 8, "with too few prompts, other seeds"
     assert rows[0] == {"prompt": "a red circle 0", "seed": 7, "guidance_scale": 2.0}

@@ -481,13 +481,17 @@ def test_what_was_changed_in_a_view_is_moved_aside(tmp_path: Path) -> None:
     assert (out / "genarena" / "000001.png").samefile(out / "000001.png")
 
 
-@pytest.mark.parametrize("line", ['{"file_name": "00000.tar", "sha256": "' + "0" * 64 + '"}\n', "1234", "[" * 2000])
+NAMED = {"file_name": "00000.tar", "sha256": "0" * 64}
+LINES = [NAMED, NAMED | {"index": 0, "sample": 0}, NAMED | {"file_name": "../a"}, NAMED | {"sha256": "0"}]
+
+
+@pytest.mark.parametrize("line", [*(json.dumps(line) + "\n" for line in LINES), "1234", "[" * 2000])
 def test_no_mark_gives_a_file_away(tmp_path: Path, line: str) -> None:
     """A stranger's mark, one of an older dglaunch, or one that is no text of ours."""
     out = tmp_path / "out"
     tar = mine(out / "webdataset" / "00000.tar")
     mine(out / ".dglaunch-view-webdataset", line)
-    named = "file_name" in line
+    named = line == json.dumps(NAMED) + "\n"
     run(out, "--layout", "webdataset", code=0 if named else 2)
     assert (out / ".dglaunch-view-webdataset").read_text().startswith(line)
     assert (out / ".dglaunch-aside" / "00000.tar" if named else tar).read_text() == "mine"
