@@ -20,7 +20,7 @@ def in_children(calls: Sequence[Callable[[], Returned]]) -> list[Returned | int]
     running: dict[Connection, tuple[int, BaseProcess]] = {}
     waiting = list(enumerate(calls))
     while waiting or running:
-        while waiting and len(running) < _at_a_time():
+        while waiting and len(running) < at_a_time():
             number, call = waiting.pop(0)
             receiver, child = _start(call)
             running[receiver] = number, child
@@ -55,6 +55,7 @@ def _result(receiver: Connection, child: BaseProcess) -> Returned | int:
         child.join()
 
 
-def _at_a_time() -> int:
+def at_a_time() -> int:
+    """Return for how many children there are cores and memory."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(1, min(len(os.sched_getaffinity(0)), int(free // CHILD_BYTES)))

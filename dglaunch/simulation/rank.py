@@ -69,6 +69,11 @@ class RankRun:
     crash: Crash | None = None
     """Of the loading, so that there are no batches."""
 
+    @property
+    def all_crashes(self) -> list[Crash]:
+        found = (self.crash, *(batch.crash for batch in self.batches))
+        return [crash for crash in found if crash is not None]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
@@ -91,12 +96,12 @@ def rehearse_rank(context: Context, setting: Setting) -> RankRun:
         backend = _backend(context, setting, meter)
         try:
             run.ahead = _load(backend, meter)
+            run.weights = _weights(backend)
+            run.batches = [_batch_run(StageWatch(backend, meter), batch, run.rank) for batch in context.batches]
         except Exception as error:  # whatever it is: it would end the run, and is what was looked for
             run.crash = _crash(error, run.rank, LOADING)
-            return run
-        run.weights = _weights(backend)
-        run.batches = [_batch_run(StageWatch(backend, meter), batch, run.rank) for batch in context.batches]
-        backend.undo.close()
+        finally:
+            backend.undo.close()
     return run
 
 

@@ -17,7 +17,7 @@ from dglaunch.backends.xdit.cpu import import_xfuser
 from dglaunch.data.task import Batch
 from dglaunch.models.figures import DENOISERS, STAGES
 from dglaunch.simulation.agreement import disagreement
-from dglaunch.simulation.children import in_children
+from dglaunch.simulation.children import at_a_time, in_children
 from dglaunch.simulation.meter import Collective
 from dglaunch.simulation.rank import BatchRun, Crash, RankRun, Setting, rehearse_rank
 
@@ -131,15 +131,29 @@ def agreement_of(runs: Sequence[RankRun], number: int) -> str | None:
 
 
 def _misses_a_block(run: RankRun) -> bool:
-    crashes = [run.crash, *(batch.crash for batch in run.batches)]
-    return any(crash is not None and re.search("IndexError|KeyError", crash.message) for crash in crashes)
+    return any(re.search("IndexError|KeyError", crash.message) for crash in run.all_crashes)
 
 
 def _run_ranks(contexts: Sequence[Context], setting: Setting) -> list[RankRun]:
-    runs = in_children([partial(rehearse_rank, context, setting) for context in contexts])
-    return [
-        run if isinstance(run, RankRun) else _died(context.topology.rank, run) for context, run in zip(contexts, runs)
-    ]
+    """A child runs several ranks, as fake tensors are quicker where others of their shapes were before; a rank that breaks
+    down is its child's last, and the others get new ones."""
+    runs: dict[int, RankRun] = {}
+    while waiting := [context for context in contexts if context.topology.rank not in runs]:
+        children = min(at_a_time(), len(waiting))
+        hands = [waiting[number::children] for number in range(children)]
+        for hand, ended in zip(hands, in_children([partial(_until_a_crash, hand, setting) for hand in hands])):
+            found = [_died(hand[0].topology.rank, ended)] if isinstance(ended, int) else ended
+            runs |= {run.rank: run for run in found}
+    return [runs[context.topology.rank] for context in contexts]
+
+
+def _until_a_crash(contexts: Sequence[Context], setting: Setting) -> list[RankRun]:
+    runs: list[RankRun] = []
+    for context in contexts:
+        runs.append(rehearse_rank(context, setting))
+        if runs[-1].all_crashes:
+            break
+    return runs
 
 
 def as_rank(context: Context, rank: int) -> Context:

@@ -98,7 +98,7 @@ def test_ranks_run_and_agree_and_compute_the_whole(
 
     sizes = allowed(model, backend, world, split, sizes, tmp_path)
     runs = rehearsed(model, backend, world, split, sizes, tmp_path)
-    crashes = [crash for run in runs for crash in (run.crash, *(batch.crash for batch in run.batches)) if crash]
+    crashes = [crash for run in runs for crash in run.all_crashes]
     assert not crashes, crashes[0].traceback
     assert [agreement_of(runs, number) for number in range(len(runs[0].batches))] == [None] * len(runs[0].batches)
     assert len(runs) == size_of(split) and len(runs[0].batches) == 2 * len(sizes)
