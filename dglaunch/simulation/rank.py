@@ -1,10 +1,9 @@
 """One rank of a job, rehearsed: the run's own backend loads and makes batches at the model's true size, on fake tensors.
 
-report = rehearse_rank(context, setting)     # in a process of its own: xfuser's groups stay
+report = rehearse_rank(context, setting)     # in a child process: libraries set things for the whole of it
 report.batches[0].stages["denoise"].peak_bytes
 """
 
-import gc
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -173,9 +172,8 @@ def _as_on_a_gpu() -> Iterator[None]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Two steps are no schedule, and nothing is collected for long: what libraries warn of is not the user's."""
+    """Two steps are no schedule: what libraries warn of is not the user's."""
     torch.set_num_threads(1)
-    gc.freeze()
     quiet_libraries()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,9 +1,10 @@
-"""A replica rehearsed: each of its ranks in a child process of its own, one of them with all of the model's blocks.
+"""A replica rehearsed: its ranks in child processes, one of them with all of the model's blocks.
 
 found = rehearse_replica(context, Setting(text_tokens=512, own_tokenizers=False))
 found.crashes, found.batches[0].disagreement, found.batches[0].stages["decode"].peak_bytes
 """
 
+import gc
 import importlib
 import re
 from collections.abc import Iterable, Sequence
@@ -148,6 +149,7 @@ def _run_ranks(contexts: Sequence[Context], setting: Setting) -> list[RankRun]:
 
 
 def _until_a_crash(contexts: Sequence[Context], setting: Setting) -> list[RankRun]:
+    gc.freeze()  # what was imported is a third of the time if it is looked through again and again
     runs: list[RankRun] = []
     for context in contexts:
         runs.append(rehearse_rank(context, setting))
