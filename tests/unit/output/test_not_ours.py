@@ -615,12 +615,13 @@ def test_a_file_of_one_endless_line_is_not_ours(tmp_path: Path, name: str) -> No
 
 def test_an_input_in_a_view_is_not_replaced(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    photo(out / "genarena" / "000001.png")
-    table = write_jsonl(
-        tmp_path / "t.jsonl", [{"input_images": str(out / "genarena" / "000001.png"), "instruction": "x"}]
-    )
-    words = ["edit", "--backend", "fake", "--input", table, "--output_dir", out, "--layout", "genarena"]
-    assert dglaunch(*words).code == 2
+    run(out, "--layout", "genarena")
+    before = contents(out)
+    table = write_jsonl(tmp_path / "t.jsonl", [{"input_images": "out/genarena/000001.png", "instruction": "x"}] * 3)
+    words = ["edit", "--backend", "fake", "--input", table, "--output_dir", out, "--layout", "genarena", "--overwrite"]
+    ended = dglaunch(*words)
+    assert ended.code == 2 and "is read and would be written" in ended.output, ended.output
+    assert contents(out) == before
 
 
 @pytest.mark.parametrize("name", [".dglaunch-view-parquet", ".dglaunch-aside/metadata.jsonl", ".dglaunch.lock"])
