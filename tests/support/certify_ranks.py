@@ -15,13 +15,13 @@ class Ranks:
 
     def __init__(self, scratch: Path, ranks: int, words: Sequence[str], environ: Mapping[str, str], log: Path) -> None:
         variables = {name: value for name, value in environ.items() if name.startswith("DG_")}
-        self.log = log
+        self.log, self.begun = log, log.read_text()
         self.world = World(scratch, ranks, words, variables, distributed=ranks > 1)
 
     def poll(self) -> int | None:
         code = self.world.poll()
         if code is not None:
-            self.log.write_text(self.world.output())
+            self.log.write_text(self.begun + self.world.output())  # what a start says is added
         return code
 
     def stop(self) -> None:

@@ -58,7 +58,8 @@ def test_replicas_batches_splits_and_a_run_that_was_stopped_draw_the_same(certif
         assert not case["refused"] and not case["failed"] and not case["outside"], case
         assert name == "reference" or (case["comparison"]["num_images"] == 8 and case["comparison"]["greatest"] <= 2)
         assert case["images_per_s"] > 0 and 0 <= case["idle"] < 1, name
-        assert case["peak_memory"] > 2**27 and case["planned_memory"] > 2**20 and case["planned_seconds"] > 0
+        assert case["peak_memory"] > 2**27 and case["planned_memory"] > 2**20
+        assert case["planned_seconds"] is None, "what a CPU takes is not planned"
     (stopped,) = [note for note in cases["resume after SIGTERM"]["notes"] if "then started again" in note]
     assert int(stopped.split()[2]) in range(1, 8)
 
