@@ -27,7 +27,7 @@ CAUGHT = {
     "optimizations": "plain, the same batch twice: the output differs",
 }
 """What each bench says to spoilt outputs; end_to_end, whose runs take longer, is tried on made-up pictures."""
-SLOW = ("vae", "batch", "end_to_end", "optimizations", "attention")
+SLOW = ("vae", "batch", "end_to_end", "optimizations", "attention", "exchange", "gather")
 """A minute and more each, with their processes and models; make soak runs them. true_size has a test of its own."""
 RUN = [bench for bench in BENCHES if bench != "true_size"]
 

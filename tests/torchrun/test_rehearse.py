@@ -36,6 +36,7 @@ def in_each_call(monkeypatch: pytest.MonkeyPatch, rank: int, fault: Any) -> None
     monkeypatch.setattr(XDiTEngine, "prepare", with_fault)
 
 
+@pytest.mark.slow
 def test_a_job_that_runs_ends_with_what_each_stage_holds(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [{"prompt": "a red circle"}, {"prompt": "two"}, {"prompt": "a blue square"}]
     said = tmp_path / "said.json"

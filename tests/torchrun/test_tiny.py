@@ -50,6 +50,7 @@ def test_quick_evaluation_reaches_a_floor(folder):
     assert {kind: score.share() for kind, score in scores.items() if score.share() < FLOORS[kind]} == {}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")  # bfloat16 beside float32 norms, on a CPU only
 def test_training_runs_stops_and_goes_on(tmp_path, monkeypatch):
     from dglaunch.tiny.training import train, train_data

@@ -59,12 +59,14 @@ def test_work_and_memory_are_those_of_a_whole_call(model: str, size: int, asked:
     assert figures.denoise.sent_bytes / 2**20 == pytest.approx(sent, rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_sliced_batch_is_decoded_image_by_image() -> None:
     plain, sliced = traced(ZIMAGE, 1024, ()), traced(ZIMAGE, 1024, (), ("enable_vae_slicing",))
     assert plain.decode.peak(4) == pytest.approx(4 * plain.decode.peak(1), rel=0.02)
     assert sliced.decode.peak(4) < 1.1 * plain.decode.peak(1)
 
 
+@pytest.mark.slow
 def test_weights_kept_in_eight_bits_are_half_as_many_bytes() -> None:
     plain, cast = traced(ZIMAGE, 1024, ()), traced(ZIMAGE, 1024, (), ("enable_layerwise_casting",))
     assert cast.weights["transformer"] == pytest.approx(plain.weights["transformer"] / 2, rel=0.03)
