@@ -161,12 +161,12 @@ def test_each_costs_its_item_and_not_the_run(
 ) -> None:
     good = ["one", "two", "three [drip]"]
     bad = {
-        "a [always drip]": "no whole answer within 0.5 s (tried 2 times)",
+        "a [always drip]": "no whole answer within 1.5 s (tried 2 times)",
         "b [always endless]": "the answer is larger than 1,048,576 bytes",
         "c [always bomb]": "the answer is larger than 1,048,576 bytes",
         "d [always pixels]": "20000x20000, more than",
     }
-    out, flags = tmp_path / "out", ["--timeout", "0.5", "--api_max_retries", "1", "--num_processes", "4"]
+    out, flags = tmp_path / "out", ["--timeout", "1.5", "--api_max_retries", "1", "--num_processes", "4"]
     start = time.monotonic()
     assert main(words(server, backend, rows_of(tmp_path, [*good, *bad]), out, *flags)) == 3
     assert time.monotonic() - start < 10
