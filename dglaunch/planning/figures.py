@@ -104,7 +104,7 @@ class FigureBook:
         self._num_traced = 0
 
     def __call__(self, bucket: Bucket) -> Figures | None:
-        return self.find(request_of(self.checkpoint, self.config, self.parallel, self.dtype, bucket, self.text_tokens))
+        return self.find(self._request(bucket))
 
     def key(self, bucket: Bucket) -> str:
         """Return what the figures of a bucket are kept under."""
@@ -133,21 +133,24 @@ class FigureBook:
         if request not in self.known:
             if self.is_closed:
                 return None
-            found = self._look_up(request) or self._trace(request)
-            if found is not None and (factor := self.measured.factor(self.machine, key_of(self.checkpoint, request))):
-                found = with_memory(found, factor)
-            found = found or self._scaled(request)
+            found = self._find(request) or self._scaled(request)
             if found is None:
                 return None
             self.known[request] = found
         return self.known[request]
 
-    def _look_up(self, request: Request) -> Figures | None:
+    def _find(self, request: Request) -> Figures | None:
+        """For this very size, with the memory as runs on this machine have measured it."""
         try:
             key = key_of(self.checkpoint, request)
         except UserError as error:
             self.problem = str(error)
             return None
+        found = self._look_up(key, request) or self._trace(key, request)
+        factor = self.measured.factor(self.machine, key) if found is not None else None
+        return found if found is None or factor is None else with_memory(found, factor)
+
+    def _look_up(self, key: str, request: Request) -> Figures | None:
         shipped = _shipped()
         if key in shipped["figures"] and _versions(request).items() <= shipped["versions"].items():
             return Figures.from_json(shipped["figures"][key])
@@ -157,7 +160,7 @@ class FigureBook:
         except (OSError, ValueError):
             return None
 
-    def _trace(self, request: Request) -> Figures | None:
+    def _trace(self, key: str, request: Request) -> Figures | None:
         if self.trace is None or self.problem or self._num_traced >= MOST_TRACED:
             return None
         self._num_traced += 1
@@ -166,11 +169,10 @@ class FigureBook:
         except Exception as error:  # the pipeline's own code, of any family: then nothing is known of it
             self.problem = " ".join(str(error).split()) or type(error).__name__
             return None
-        self._keep(request, found)
+        self._keep(self._file(key, request), found)
         return found
 
-    def _keep(self, request: Request, figures: Figures) -> None:
-        file = self._file(key_of(self.checkpoint, request), request)
+    def _keep(self, file: Path, figures: Figures) -> None:
         try:
             make_cache_folder(file.parent)
             with atomic_write(file) as temporary:

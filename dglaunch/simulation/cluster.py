@@ -9,14 +9,20 @@ from unittest import mock
 
 import torch.distributed as dist
 
+from dglaunch.distributed.topology import Topology
+
 
 @contextmanager
-def fake_cluster(world_size: int, rank: int) -> Iterator[None]:
-    """Let torch.distributed believe in a world of which this process is one rank.
+def fake_cluster(topology: Topology) -> Iterator[None]:
+    """Let torch.distributed believe in the world of a topology, of which this process is one rank; without torchrun there is
+    none.
 
     Raises:
         RuntimeError: the process is in a real world already.
     """
+    if not topology.distributed:
+        yield
+        return
     import torch.distributed._tools.fake_collectives  # noqa: F401  # c10d's operations on fake tensors
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -27,7 +33,7 @@ def fake_cluster(world_size: int, rank: int) -> Iterator[None]:
     def fake_group(ranks: Sequence[int] | None = None, *_args: Any, **_kwargs: Any) -> Any:
         return new_group(ranks, backend="fake")
 
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+    dist.init_process_group("fake", store=FakeStore(), rank=topology.rank, world_size=topology.world_size)
     try:
         with mock.patch("torch.distributed.new_group", fake_group):
             yield

@@ -15,10 +15,14 @@ from unittest import mock
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from dglaunch.models.figures import DENOISERS
 from dglaunch.simulation.meter import Meter
 
 FEW = 2
 """Equal blocks that are not worth cutting: leaving one out takes a run more."""
+CUTS: tuple[tuple[str, ...], ...] = ((*DENOISERS, "text_encoder"), DENOISERS, ())
+"""How the names of the networks begin of whose equal blocks one is left, the quickest first: some networks count theirs
+themselves, and miss what is gone."""
 SMALL_BUFFER = 1 << 20
 """Numbers in a buffer up to which it keeps its values: rotary frequencies and the like."""
 

@@ -5,9 +5,8 @@ report.batches[0].stages["denoise"].peak_bytes
 """
 
 import traceback
-import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from unittest import mock
@@ -17,11 +16,8 @@ import torch
 from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers import prompt_encoder
 from dglaunch.backends.diffusers.backend import DiffusersBackend
-from dglaunch.backends.diffusers.loading import quiet_libraries
-from dglaunch.backends.xdit.backend import XDiTEngine
 from dglaunch.data.task import Batch
 from dglaunch.models.figures import STAGES
-from dglaunch.simulation.cluster import fake_cluster
 from dglaunch.simulation.loader import Simulated, WeightlessLoader
 from dglaunch.simulation.meter import Meter
 from dglaunch.simulation.networks import equal_blocks, keep, weight_bytes
@@ -91,7 +87,8 @@ def rehearse_rank(context: Context, setting: Setting) -> RankRun:
     """Load as this rank and make the context's batches, one after the other."""
     run = RankRun(rank=context.topology.rank)
     meter = Meter()
-    with _quietly(), _world(context), simulating(meter), _as_on_a_gpu():
+    torch.set_num_threads(1)
+    with simulating(meter, context.topology), _as_on_a_gpu():
         backend = _backend(context, setting, meter)
         try:
             run.ahead = _load(backend, meter)
@@ -108,8 +105,7 @@ def _backend(context: Context, setting: Setting, meter: Meter) -> DiffusersBacke
     simulated = Simulated(meter, setting.text_tokens, own_tokenizers=setting.own_tokenizers)
     if setting.cut:
         simulated.cut = partial(_one_of_each_kind, setting.cut)
-    engine = XDiTEngine(context) if context.config.backend.backend == "xdit" else None
-    return simulated_backend(context, simulated, engine)
+    return simulated_backend(context, simulated)
 
 
 def _one_of_each_kind(prefixes: tuple[str, ...], name: str, network: torch.nn.Module) -> None:
@@ -156,25 +152,7 @@ def _crash(error: Exception, rank: int, stage: str) -> Crash:
 
 
 @contextmanager
-def _world(context: Context) -> Iterator[None]:
-    with ExitStack() as undo:
-        if context.topology.distributed:
-            undo.enter_context(fake_cluster(context.topology.world_size, context.topology.rank))
-        yield
-
-
-@contextmanager
 def _as_on_a_gpu() -> Iterator[None]:
     """The fake tensors are on the host, where a run would encode prompts batch by batch and not all of them first."""
     with mock.patch.object(prompt_encoder, "GRADUAL_ON", ()):
-        yield
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Two steps are no schedule: what libraries warn of is not the user's."""
-    torch.set_num_threads(1)
-    quiet_libraries()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
         yield

@@ -1,6 +1,7 @@
 """One batch of a run on fake tensors: what each stage of it holds, computes and sends."""
 
 import gc
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -11,10 +12,13 @@ from PIL import Image
 
 from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers.backend import DiffusersBackend
-from dglaunch.backends.diffusers.engine import Engine
+from dglaunch.backends.diffusers.loading import quiet_libraries
 from dglaunch.backends.diffusers.protocols import denoiser, plain_pipeline
+from dglaunch.backends.xdit.backend import XDiTEngine
 from dglaunch.data.task import Batch
+from dglaunch.distributed.topology import Topology
 from dglaunch.models.figures import STAGES
+from dglaunch.simulation.cluster import fake_cluster
 from dglaunch.simulation.loader import Simulated, WeightlessLoader
 from dglaunch.simulation.meter import Collective, Meter
 from dglaunch.simulation.networks import movable
@@ -34,8 +38,9 @@ class Stage:
     """Where a value was asked for that a fake tensor does not have, and how often."""
 
 
-def simulated_backend(context: Context, simulated: Simulated, engine: Engine | None = None) -> DiffusersBackend:
-    """Return a run's backend whose networks have no weights, and whose images no content."""
+def simulated_backend(context: Context, simulated: Simulated) -> DiffusersBackend:
+    """Return a run's backend whose networks have no weights, and whose images no content; xfuser's where there is a world."""
+    engine = XDiTEngine(context) if context.topology.distributed else None
     return DiffusersBackend(context, engine, WeightlessLoader(context, simulated), _blank)
 
 
@@ -44,10 +49,18 @@ def _blank(pixels: torch.Tensor, _is_finite: torch.Tensor) -> Image.Image:
 
 
 @contextmanager
-def simulating(meter: Meter) -> Iterator[None]:
-    """What runs inside of it is counted, and may change the type of networks without weights."""
-    with movable(), meter:
-        yield
+def simulating(meter: Meter, topology: Topology) -> Iterator[None]:
+    """What runs inside of it is counted, as this rank of a world that is not there, and may change the type of networks
+    without weights. What libraries warn of is not the user's: a step or two are no schedule. And their own million objects
+    are not looked through again and again for garbage, which takes a third of the time."""
+    quiet_libraries()
+    gc.freeze()
+    try:
+        with warnings.catch_warnings(), fake_cluster(topology), movable(), meter:
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        gc.unfreeze()
 
 
 class StageWatch:

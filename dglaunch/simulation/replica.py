@@ -4,7 +4,6 @@ found = rehearse_replica(context, Setting(text_tokens=512, own_tokenizers=False)
 found.crashes, found.batches[0].disagreement, found.batches[0].stages["decode"].peak_bytes
 """
 
-import gc
 import importlib
 import re
 from collections.abc import Iterable, Sequence
@@ -16,14 +15,12 @@ from dglaunch.backends.diffusers.loading import PipelineLoader, quiet_libraries
 from dglaunch.backends.registry import imported
 from dglaunch.backends.xdit.cpu import import_xfuser
 from dglaunch.data.task import Batch
-from dglaunch.models.figures import DENOISERS, STAGES
+from dglaunch.models.figures import STAGES
 from dglaunch.simulation.agreement import disagreement
 from dglaunch.simulation.children import at_a_time, in_children
 from dglaunch.simulation.meter import Collective
+from dglaunch.simulation.networks import CUTS
 from dglaunch.simulation.rank import BatchRun, Crash, RankRun, Setting, rehearse_rank
-
-CUTS: tuple[tuple[str, ...], ...] = ((*DENOISERS, "text_encoder"), DENOISERS, ())
-"""How the names of the networks begin of whose equal blocks one is left, the quickest first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +146,6 @@ def _run_ranks(contexts: Sequence[Context], setting: Setting) -> list[RankRun]:
 
 
 def _until_a_crash(contexts: Sequence[Context], setting: Setting) -> list[RankRun]:
-    gc.freeze()  # what was imported is a third of the time if it is looked through again and again
     runs: list[RankRun] = []
     for context in contexts:
         runs.append(rehearse_rank(context, setting))

@@ -6,10 +6,7 @@ The pipeline's own call runs for one image and for two: memory is linear in the 
 calls of its denoiser run again with one more block of each kind: work and weights are linear in the blocks.
 """
 
-import gc
-import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -23,24 +20,18 @@ from PIL import Image
 
 from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers.backend import DiffusersBackend
-from dglaunch.backends.diffusers.loading import quiet_libraries
-from dglaunch.backends.xdit.backend import XDiTEngine
 from dglaunch.config import OptimizationConfig, ParallelConfig, RunConfig
 from dglaunch.data.images import InputImage
 from dglaunch.data.task import Batch, Task
 from dglaunch.distributed.channel import Channel
 from dglaunch.distributed.topology import Topology
 from dglaunch.models.checkpoint import Checkpoint
-from dglaunch.models.figures import DENOISERS, STAGES, Figures, Request, StageCost
+from dglaunch.models.figures import STAGES, Figures, Request, StageCost
 from dglaunch.models.shape import Shape
-from dglaunch.simulation.cluster import fake_cluster
 from dglaunch.simulation.loader import Simulated
 from dglaunch.simulation.meter import Meter
-from dglaunch.simulation.networks import Blocks, equal_blocks, keep, owner_of, weight_bytes
+from dglaunch.simulation.networks import CUTS, Blocks, equal_blocks, keep, owner_of, weight_bytes
 from dglaunch.simulation.rehearsal import Stage, StageWatch, simulated_backend, simulating
-
-TRACED = ("enable_vae_slicing", "enable_vae_tiling", "enable_layerwise_casting", "enable_fuse_qkv")
-"""Optimizations whose memory and work show on fake tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +88,10 @@ def trace(checkpoint: Checkpoint, config: RunConfig, request: Request) -> Figure
         UserError: a component does not build.
         Exception: whatever the pipeline raises; then nothing is known of it.
     """
-    cuts: list[tuple[str, ...]] = [(*DENOISERS, "text_encoder"), DENOISERS, ()]
-    while True:
-        try:
-            return _Tracing(checkpoint, config, request, cuts.pop(0)).figures()
-        except (IndexError, KeyError):  # a network that counts its blocks itself
-            if not cuts:
-                raise
+    for cut in CUTS[:-1]:
+        with suppress(IndexError, KeyError):  # a network misses a block
+            return _Tracing(checkpoint, config, request, cut).figures()
+    return _Tracing(checkpoint, config, request, CUTS[-1]).figures()
 
 
 class _Tracing:
@@ -130,8 +118,9 @@ class _Tracing:
         """Of the modules that run blocks of which some were left out, in the stage under way."""
 
     def figures(self) -> Figures:
-        with _quietly(), _world(self.request), simulating(self.meter), TemporaryDirectory() as folder:
-            backend = self._backend()
+        topology = _leader(self.request)
+        with simulating(self.meter, topology), TemporaryDirectory() as folder:
+            backend = self._backend(topology)
             try:
                 facts = backend.load()
                 weights = self._weights(backend)
@@ -150,31 +139,16 @@ class _Tracing:
 
     # -- the backend -----------------------------------------------------------------------------------------------
 
-    def _backend(self) -> DiffusersBackend:
-        request = self.request
-        several = request.replica_size > 1
-        topology = Topology(
-            rank=_leader(request),
-            local_rank=_leader(request),
-            world_size=request.replica_size,
-            local_world_size=request.replica_size,
-            distributed=several,
-            parallel=ParallelConfig(
-                ulysses_degree=request.ulysses_degree,
-                ring_degree=request.ring_degree,
-                use_cfg_parallel=request.use_cfg_parallel,
-            ),
-        )
+    def _backend(self, topology: Topology) -> DiffusersBackend:
         context = Context(
             config=self.config,
             checkpoint=self.checkpoint,
             topology=topology,
             channel=Channel(Topology(), "cpu"),
             device="cpu",
-            dtype=request.dtype,
+            dtype=self.request.dtype,
         )
-        simulated = Simulated(self.meter, request.text_tokens, self._cut)
-        return simulated_backend(context, simulated, XDiTEngine(context) if several else None)
+        return simulated_backend(context, Simulated(self.meter, self.request.text_tokens, self._cut))
 
     def _cut(self, name: str, network: torch.nn.Module) -> None:
         """Leave one block of each kind of a denoiser or text encoder."""
@@ -292,29 +266,18 @@ def _blank(shape: Shape, folder: Path) -> InputImage:
     )
 
 
-def _leader(request: Request) -> int:
+def _leader(request: Request) -> Topology:
     """The last rank of a replica: with xfuser's pipelines no other one decodes."""
-    return request.replica_size - 1
-
-
-@contextmanager
-def _world(request: Request) -> Iterator[None]:
-    if request.replica_size == 1:
-        yield
-        return
-    with fake_cluster(request.replica_size, rank=_leader(request)):
-        yield
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """One step is no schedule: what libraries warn of is not the user's. And the collector need not look at the libraries' own
-    million objects again and again, which takes a third of a trace."""
-    quiet_libraries()
-    gc.freeze()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        gc.unfreeze()
+    size = request.replica_size
+    return Topology(
+        rank=size - 1,
+        local_rank=size - 1,
+        world_size=size,
+        local_world_size=size,
+        distributed=size > 1,
+        parallel=ParallelConfig(
+            ulysses_degree=request.ulysses_degree,
+            ring_degree=request.ring_degree,
+            use_cfg_parallel=request.use_cfg_parallel,
+        ),
+    )
