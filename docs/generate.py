@@ -39,8 +39,9 @@ from dglaunch.planning.figures import FigureBook  # noqa: E402
 from dglaunch.planning.fit import as_plain, left_out  # noqa: E402
 from dglaunch.planning.gpus import GPUS, Gpu, find_gpu  # noqa: E402
 from dglaunch.planning.measurements import MEASUREMENTS, Run  # noqa: E402
+from dglaunch.planning.outlook import work_of  # noqa: E402
 from dglaunch.planning.shipping import checkpoint_of  # noqa: E402
-from dglaunch.planning.speed import Work, seconds_of  # noqa: E402
+from dglaunch.planning.speed import seconds_of  # noqa: E402
 
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 SECTION = re.compile(r"^<!-- begin (?P<name>.+?) -->\n(?P<text>.*?)^<!-- end (?P=name) -->$", re.DOTALL | re.MULTILINE)
@@ -374,12 +375,7 @@ def seconds_on(gpu: Gpu, model: str, figures: Figures, memory: Memory) -> str:
     """Of one image alone; what does not fit is said."""
     if memory.needed(1) > gpu.memory * SPARE:
         return "does not fit"
-    work = Work(
-        model=model, encode_tflop=figures.encode.flops / 1e12, step_tflop=figures.denoise.flops / 1e12,
-        steps=figures.num_inference_steps, decode_tflop=figures.decode.flops / 1e12,
-        launches_a_step=figures.denoise.launches,
-    )  # fmt: skip
-    seconds = seconds_of(work, gpu)
+    seconds = seconds_of(work_of(model, figures, 1, figures.num_inference_steps), gpu)
     return "?" if seconds is None else str(seconds.a_batch)
 
 

@@ -52,7 +52,7 @@ class Process:
         self._process.terminate()
 
     def kill(self) -> None:
-        for pid in [*descendants(self._process.pid), self._process.pid]:
+        for pid in [self._process.pid, *descendants(self._process.pid)]:  # it first, or it ends by itself without them
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._process.wait()
@@ -83,6 +83,11 @@ def descendants(pid: int) -> list[int]:
 
 def last_words(log: Path) -> str:
     """Return the last error that a command has told, in one line; torchrun's own summary at the end says nothing of it."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-    told = [line for line in lines if ("Error" in line or "dglaunch: " in line) and "ChildFailedError" not in line]
+    return last_error(log.read_text(encoding="utf-8", errors="replace")) if log.exists() else ""
+
+
+def last_error(output: str) -> str:
+    """Return the last error in what a command has printed, in one line."""
+    lines = [line for line in output.splitlines() if "Error" in line or "dglaunch: " in line]
+    told = [line for line in lines if "ChildFailedError" not in line]
     return told[-1].strip()[:300] if told else ""

@@ -6,7 +6,6 @@ needs in memory concerns no other. Speed is the median over the batches, which l
 of those that gained something. Finished candidates stand in search.json: the same command goes on with the others.
 """
 
-import re
 import shlex
 import signal
 import statistics
@@ -21,6 +20,7 @@ from rich.table import Table
 
 from dglaunch import strict_json
 from dglaunch.atomic import TEMPORARY, atomic_write
+from dglaunch.cli.children import last_error
 from dglaunch.config import CALL, LOCAL, ROW, TUNING, XDIT_PREFIX, defaults, flags_that, settings
 from dglaunch.data.task import ROW_FIELDS, Batch, Record, Task
 from dglaunch.environment import known_flags
@@ -393,14 +393,7 @@ def why(folder: Path, code: int, output: str) -> str:
     """Say why a run came to nothing: by the last error that it printed, or by what failed."""
     failures = OutputFolder(folder).records(FAILURES) if folder.is_dir() else iter(())
     failed = next((str(failure.get("error")) for failure in failures), "")
-    return last_error(output) or failed or f"it left with exit code {code}"
-
-
-def last_error(output: str) -> str:
-    """Return the last error in what a command has printed; torchrun's own, at the end, says nothing of it."""
-    lines = [line.strip() for line in output.splitlines() if "Error" in line or "dglaunch: " in line]
-    told = [re.sub(r"^dglaunch: ", "", line) for line in lines if "ChildFailedError" not in line]
-    return told[-1][:300] if told else ""
+    return last_error(output).removeprefix("dglaunch: ") or failed or f"it left with exit code {code}"
 
 
 def kind_of(found: Found, trial: Trial) -> str:

@@ -24,8 +24,9 @@ from dglaunch import strict_json
 from dglaunch.atomic import atomic_write
 from dglaunch.backends.base import Backend
 from dglaunch.backends.profiles import profile_of
+from dglaunch.cli.children import last_error
 from dglaunch.cli.flags import parse, take_gpu, take_search, without
-from dglaunch.cli.search import Search, last_error, notebook_of, stopped_in_order
+from dglaunch.cli.search import Search, notebook_of, stopped_in_order
 from dglaunch.config import XDIT_PREFIX, RunConfig, T2IConfig
 from dglaunch.data.images import open_image
 from dglaunch.data.task import Batch, Record, Task
@@ -246,7 +247,13 @@ def _measure(
     rows = [Measured(parallel=name, **line) for line in lines[1:]]
     if code and not (rows and rows[-1].ended):
         size = 2 * rows[-1].batch_size if rows else 1
-        rows.append(Measured(parallel=name, batch_size=size, ended=f"torchrun left with {code}: {last_error(output)}"))
+        rows.append(
+            Measured(
+                parallel=name,
+                batch_size=size,
+                ended=f"torchrun left with {code}: {last_error(output).removeprefix('dglaunch: ')}",
+            )
+        )
     return rows, machine
 
 

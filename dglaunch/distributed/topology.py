@@ -5,6 +5,7 @@ there are 4 replicas, and both ranks of a replica get the same batch. xfuser ord
 outermost, so that the ranks of a replica are neighbours.
 """
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -129,6 +130,20 @@ class Topology:
         node = f", node {self.node} of {self.num_nodes}" if self.num_nodes > 1 else ""
         writers = {"main": "", "node": ", each node writes its images", "rank": ", each replica writes its images"}
         return f"{self.num_replicas} replica{'s' if self.num_replicas > 1 else ''}{inside}{node}{writers[self.mode]}"
+
+
+def splits(world_size: int) -> list[ParallelConfig]:
+    """Return the ways in which ranks of a world can share an image: the degrees of Ulysses and ring, and the two branches of
+    guidance, whose product divides the world; the smallest replicas first."""
+    degrees = [n for n in range(1, world_size + 1) if world_size % n == 0]
+    found = [
+        ParallelConfig(ulysses_degree=ulysses, ring_degree=ring, use_cfg_parallel=cfg)
+        for ulysses, ring, cfg in itertools.product(degrees, degrees, (False, True))
+    ]
+    sizes = [Topology(parallel=split).replica_size for split in found]
+    fitting = [(size, split) for size, split in zip(sizes, found) if size > 1 and world_size % size == 0]
+    fitting.sort(key=lambda pair: (pair[0], pair[1].use_cfg_parallel, pair[1].ring_degree))
+    return [split for _, split in fitting]
 
 
 def from_environment(

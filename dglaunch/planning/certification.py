@@ -7,11 +7,11 @@
 Each case is one start of the same job, with the same prompts and seeds, that differs from the reference in one thing.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dglaunch.config import XDIT_PREFIX
+from dglaunch.config import XDIT_PREFIX, ParallelConfig
+from dglaunch.distributed.topology import splits
 from dglaunch.errors import UserError
 from dglaunch.output.differences import SEEN, Comparison, Difference
 from dglaunch.planning.figures import book_of, in_another_process
@@ -106,7 +106,7 @@ def _replicas(ranks: int) -> Case:
 
 def _splits(job: Job, ranks: int, degrees: Mapping[str, str]) -> list[Case]:
     """One image on several ranks, in each way that multiplies to a part of the world."""
-    wanted = [dict(degrees)] if degrees else [_variables(*split) for split in splits_of(ranks)]
+    wanted = [dict(degrees)] if degrees else [_variables(split) for split in splits(ranks)]
     backend = job.config.backend.backend
     refused = "" if backend == "diffusers" else f"--backend {backend} splits no image"
     if not wanted:
@@ -125,20 +125,12 @@ def _splits(job: Job, ranks: int, degrees: Mapping[str, str]) -> list[Case]:
     ]
 
 
-def splits_of(ranks: int) -> list[tuple[int, int, bool]]:
-    """Return the degrees of Ulysses and ring, and whether the guidance branches are split, whose product divides the ranks:
-    the smallest replicas first."""
-    degrees = [n for n in range(1, ranks + 1) if ranks % n == 0]
-    found = [
-        (ulysses, ring, cfg)
-        for ulysses, ring, cfg in itertools.product(degrees, degrees, (False, True))
-        if (product := ulysses * ring * (1 + cfg)) > 1 and ranks % product == 0
-    ]
-    return sorted(found, key=lambda split: (split[0] * split[1] * (1 + split[2]), split[2], split[1]))
-
-
-def _variables(ulysses: int, ring: int, cfg: bool) -> dict[str, str]:
-    found = {"ULYSSES_DEGREE": str(ulysses), "RING_DEGREE": str(ring), "USE_CFG_PARALLEL": "1" if cfg else "0"}
+def _variables(split: ParallelConfig) -> dict[str, str]:
+    found = {
+        "ULYSSES_DEGREE": str(split.ulysses_degree),
+        "RING_DEGREE": str(split.ring_degree),
+        "USE_CFG_PARALLEL": "1" if split.use_cfg_parallel else "0",
+    }
     return {XDIT_PREFIX + name: value for name, value in found.items() if value != ("0" if "CFG" in name else "1")}
 
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from dglaunch.backends.profiles import profile_of
 from dglaunch.config import ParallelConfig
 from dglaunch.data.task import Bucket, Task
-from dglaunch.distributed.topology import Topology
+from dglaunch.distributed.topology import Topology, splits
 from dglaunch.errors import UserError
 from dglaunch.models.figures import Figures
 from dglaunch.models.optimizations import OPTIMIZATIONS
@@ -302,16 +302,9 @@ class _Looking:
         found = figures if figures is not None else self.book(bucket)
         if found is None or self.gpu is None:
             return None
-        config, topology = self.job.config, topology or self.job.topology
-        work = Work(
-            model=config.backend.model_name,
-            encode_tflop=images * found.encode.flops / TERA,
-            step_tflop=images * found.denoise.flops / TERA,
-            steps=self.steps(bucket, found),
-            decode_tflop=images * found.decode.flops / TERA,
-            launches_a_step=found.denoise.launches,
-            sent_bytes_a_step=images * found.denoise.sent_bytes,
-            overlapped=topology.parallel.ring_degree > 1,
+        work = replace(
+            work_of(self.job.config.backend.model_name, found, images, self.steps(bucket, found)),
+            overlapped=(topology or self.job.topology).parallel.ring_degree > 1,
             weights_bytes=sum(found.weights.values()),
         )
         return seconds_of(work, self.gpu, dtype=self.job.machine.dtype, compiled=self.optimization.enable_compile)
@@ -338,7 +331,7 @@ class _Looking:
 
     def layouts(self) -> list[Layout]:
         """All ways in which this many GPUs can share the job, each with its figures or why it cannot be."""
-        return [self.layout(parallel) for parallel in splits(self.job.topology.world_size)]
+        return [self.layout(parallel) for parallel in (ParallelConfig(), *splits(self.job.topology.world_size))]
 
     def layout(self, parallel: ParallelConfig) -> Layout:
         job, bucket = self.job, self.largest[0]
@@ -460,6 +453,19 @@ class _Looking:
             yield slow
 
 
+def work_of(model: str, figures: Figures, images: int, steps: int) -> Work:
+    """Return what one rank does for a batch, its start left out."""
+    return Work(
+        model=model,
+        encode_tflop=images * figures.encode.flops / TERA,
+        step_tflop=images * figures.denoise.flops / TERA,
+        steps=steps,
+        decode_tflop=images * figures.decode.flops / TERA,
+        launches_a_step=figures.denoise.launches,
+        sent_bytes_a_step=images * figures.denoise.sent_bytes,
+    )
+
+
 def _rate(images: int, seconds: Span) -> Span:
     return NONE if seconds.low <= 0 else Span(images / seconds.high, images / seconds.low)
 
@@ -468,22 +474,6 @@ def _costs(flags: Sequence[str]) -> str:
     """What an optimization does and changes, as its table says."""
     rows = [row for row in OPTIMIZATIONS for flag in flags if row.name == flag.replace("=", " ")]
     return "; ".join(row.does + (f" (images change: {row.changes})" if row.changes else "") for row in rows)
-
-
-def splits(world_size: int) -> list[ParallelConfig]:
-    """Return the ways in which a world can be replicas: data parallel, then Ulysses, ring and guidance branches."""
-    found = [ParallelConfig()]
-    for cfg in (False, True):
-        for ulysses in _powers(world_size):
-            for ring in _powers(world_size):
-                size = ulysses * ring * (2 if cfg else 1)
-                if 1 < size <= world_size and world_size % size == 0:
-                    found.append(ParallelConfig(ulysses_degree=ulysses, ring_degree=ring, use_cfg_parallel=cfg))
-    return found
-
-
-def _powers(most: int) -> list[int]:
-    return [1 << n for n in range(most.bit_length()) if 1 << n <= most]
 
 
 def name_of(parallel: ParallelConfig, topology: Topology) -> str:

@@ -17,14 +17,13 @@ from dglaunch.atomic import atomic_write
 from dglaunch.backends.xdit.checks import check_degrees
 from dglaunch.config import BackendConfig, EditingConfig, OptimizationConfig, ParallelConfig, RunConfig, T2IConfig
 from dglaunch.data.task import Bucket
-from dglaunch.distributed.topology import Topology
+from dglaunch.distributed.topology import Topology, splits
 from dglaunch.errors import UserError
 from dglaunch.models.catalogue import known, names
 from dglaunch.models.checkpoint import Checkpoint, as_editor, resolve
 from dglaunch.models.figures import Figures, Request
 from dglaunch.models.shape import Shape
 from dglaunch.planning.figures import SHIPPED, USUAL_PROMPT, in_this_process, key_of, request_of
-from dglaunch.planning.outlook import splits
 from dglaunch.streams import say
 from dglaunch.system import versions
 

@@ -6,15 +6,19 @@ from pathlib import Path
 import pytest
 
 from dglaunch.cli.certify import Setup
+from dglaunch.distributed.topology import splits
 from dglaunch.errors import UserError
 from dglaunch.output.differences import Comparison, Difference
-from dglaunch.planning.certification import Case, Limits, cases, chosen, limits_for, splits_of
+from dglaunch.planning.certification import Case, Limits, cases, chosen, limits_for
 from support.commands import clean_environment
 
 FREE = Limits(max_difference=None, max_mean=None, max_share=None)
 
 
 def test_the_splits_of_a_world_multiply_to_a_part_of_it() -> None:
+    def splits_of(world_size: int) -> list[tuple[int, int, bool]]:
+        return [(each.ulysses_degree, each.ring_degree, each.use_cfg_parallel) for each in splits(world_size)]
+
     assert splits_of(1) == []
     assert splits_of(2) == [(2, 1, False), (1, 2, False), (1, 1, True)]
     assert splits_of(3) == [(3, 1, False), (1, 3, False)]
