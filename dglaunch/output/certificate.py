@@ -14,7 +14,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -22,12 +21,13 @@ from urllib.parse import quote
 from dglaunch import strict_json
 from dglaunch.atomic import atomic_write
 from dglaunch.data.task import Record
-from dglaunch.errors import MissingPackage, OutputError, UserError
+from dglaunch.errors import OutputError, UserError
 from dglaunch.files import is_regular, open_regular, read_bytes
 from dglaunch.output.differences import Comparison, pixels_of
 from dglaunch.output.gallery import policy
 from dglaunch.output.ledger import OutputFolder, TaskId, file_name_of
 from dglaunch.output.ownership import refuse_to_replace
+from dglaunch.output.templates import template, text_of
 
 if TYPE_CHECKING:
     from dglaunch.output.differences import Pixels
@@ -241,17 +241,10 @@ def write_page(folder: Path, certificate: Certificate, reference: str) -> Path:
         MissingPackage: jinja2 is not there.
         OutputError: it cannot be written.
     """
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError:
-        raise MissingPackage("jinja2", "The page", "pip install jinja2") from None
-
-    loader = PackageLoader("dglaunch.output", "page")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    files = resources.files("dglaunch.output") / "page"
-    style = "".join((files / name).read_text(encoding="utf-8") for name in ("gallery.css", "certify.css"))
+    page = template("certify.html", "The page")
+    style = text_of("gallery.css", "certify.css")
     expected = next((folder / result.folder for result in certificate.results if result.name == reference), folder)
-    text = environment.get_template("certify.html").render(
+    text = page.render(
         certificate=certificate,
         head=HEAD,
         rows=list(zip(certificate.results, table_of(certificate.results))),

@@ -14,7 +14,6 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from importlib import resources
 from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
@@ -23,11 +22,12 @@ from dglaunch import strict_json
 from dglaunch.atomic import atomic_write
 from dglaunch.data.tables import base_of
 from dglaunch.data.task import Record
-from dglaunch.errors import MissingPackage, OutputError
+from dglaunch.errors import OutputError
 from dglaunch.output.inputs import inputs_of_row
 from dglaunch.output.ledger import OutputFolder, object_at
 from dglaunch.output.ownership import path_inside, refuse_to_replace
 from dglaunch.output.sorted_lines import SortedLines
+from dglaunch.output.templates import template, text_of
 from dglaunch.output.thumbnails import make_thumbnails
 
 PAGE = "gallery.html"
@@ -73,17 +73,10 @@ def render(folder: Path, page_folder: Path, thumbnails: int, rows: Iterable[Reco
         thumbnails: pixels of the pictures in the page; 0 for links to the files.
         rows: ledger lines and failures.
     """
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError:
-        raise MissingPackage("jinja2", "The gallery", "pip install jinja2") from None
-
-    loader = PackageLoader("dglaunch.output", "page")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    files = resources.files("dglaunch.output") / "page"
-    style, script = ((files / name).read_text(encoding="utf-8") for name in ("gallery.css", "gallery.js"))
+    page = template("gallery.html", "The gallery")
+    style, script = text_of("gallery.css"), text_of("gallery.js")
     run = next(iter(OutputFolder(folder).runs().values()), {})
-    return environment.get_template("gallery.html").generate(
+    return page.generate(
         title=folder.resolve().name,
         data=page_data(folder, page_folder, thumbnails, rows),
         summary=summary(run),
