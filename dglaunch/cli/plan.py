@@ -13,13 +13,14 @@ from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.ownership import refuse_to_replace, write_report
 from dglaunch.planning.batches import Plan
 from dglaunch.planning.estimate import SPARE
-from dglaunch.planning.figures import book_of, in_this_process
-from dglaunch.planning.gpus import Gpu, find_gpu, gpu_of
+from dglaunch.planning.figures import FigureBook, book_of, in_this_process
+from dglaunch.planning.gpus import find_gpu, gpu_of
 from dglaunch.planning.job import Job, Schedule, prepare
 from dglaunch.planning.outlook import GIB, Layout, Outlook, look_ahead
 from dglaunch.planning.speed import Span
 from dglaunch.planning.tuned import recall
 from dglaunch.run.report import number
+from dglaunch.system import Machine
 from dglaunch.terminal import Terminal
 
 SHOWN_ERRORS = 5
@@ -37,45 +38,52 @@ def plan(words: list[str], environ: Mapping[str, str]) -> int:
     Raises:
         UserError: whatever would keep the run from beginning.
     """
-    command, rest = words[1] if len(words) > 1 else "", words[2:]
-    if command not in COMMANDS:
-        raise UserError(f"Name the command to plan: dglaunch plan {' or '.join(COMMANDS)} [flags].")
-    world_size, gpu = take_world_size(rest), take_gpu(rest)
-    compare, file = take_switch(rest, "compare"), take_path(rest, "json")
-    if file is not None:
-        refuse_to_replace(file)
-    quiet = another_speaks(environ)
-    config, origins = parse(COMMANDS[command], rest, environ, f"dglaunch plan {command}", quiet=quiet)
-    job = prepare(config, origins, environ, world_size, None if gpu is None else gpu.machine, only_planned=True)
-    if gpu is None and _is_elsewhere(job):
-        gpu = find_gpu(ASSUMED_GPU)
-        job = prepare(config, origins, environ, world_size, gpu.machine, only_planned=True)
+    compare = take_switch(words, "compare")
+    job, file = job_to_plan(words, environ, find_gpu(ASSUMED_GPU).machine)
     if job.topology.is_main:
-        _print(Terminal(), job, gpu or gpu_of(job.machine), compare, file)
+        _print(Terminal(), job, compare, file)
     return EXIT_DONE
 
 
-def _is_elsewhere(job: Job) -> bool:
-    """Whether neither the model nor a GPU is on this machine: who asks means another one."""
-    return (
-        job.profile.has_estimates
-        and not job.checkpoint.local
-        and job.device == "cpu"
-        and job.config.backend.device is None
-    )
+def job_to_plan(
+    words: list[str], environ: Mapping[str, str], assumed: Machine | None = None
+) -> tuple[Job, Path | None]:
+    """Prepare the job that is named after a command that only looks at it, and the file of its --json.
+
+    Args:
+        assumed: the GPU where none is named, and neither the model nor a GPU is on this machine.
+
+    Raises:
+        UserError: whatever would keep the run from beginning.
+    """
+    command, rest = words[1] if len(words) > 1 else "", words[2:]
+    if command not in COMMANDS:
+        raise UserError(f"Name the command to {words[0]}: dglaunch {words[0]} {' or '.join(COMMANDS)} [flags].")
+    world_size, gpu, file = take_world_size(rest), take_gpu(rest), take_path(rest, "json")
+    if file is not None:
+        refuse_to_replace(file)
+    quiet = another_speaks(environ)
+    config, origins = parse(COMMANDS[command], rest, environ, f"dglaunch {words[0]} {command}", quiet=quiet)
+    elsewhere = None if gpu is None else gpu.machine
+    return prepare(config, origins, environ, world_size, elsewhere, assumed, only_planned=True), file
 
 
-def _print(terminal: Terminal, job: Job, gpu: Gpu | None, compare: bool, file: Path | None) -> None:
+def schedule_to_plan(job: Job, book: FigureBook) -> tuple[Schedule, list[str]]:
+    """Return all of a job's batches, as a first start would make them, and notes on what was remembered of this machine."""
     recalled = recall(job.config, job.machine, job.topology.parallel)
     limits = OutputFolder(job.config.output_dir).out_of_memory_limits()
-    book = book_of(job, in_this_process(job.checkpoint, job.config))
     figures = book if job.profile.has_estimates else lambda _: None
-    schedule = job.schedule((), limits, recalled.sizes, job.machine.memory, figures=figures)
-    outlook = look_ahead(job, schedule, book, gpu, compare) if job.profile.has_estimates else None
+    return job.schedule((), limits, recalled.sizes, job.machine.memory, figures=figures), recalled.notes
+
+
+def _print(terminal: Terminal, job: Job, compare: bool, file: Path | None) -> None:
+    book = book_of(job, in_this_process(job.checkpoint, job.config))
+    schedule, notes = schedule_to_plan(job, book)
+    outlook = look_ahead(job, schedule, book, gpu_of(job.machine), compare) if job.profile.has_estimates else None
     _show(terminal, job, schedule)
     if outlook is not None:
         _show_outlook(terminal, outlook, book.problem)
-    for note in recalled.notes:
+    for note in notes:
         terminal.print(note)
     if file is not None:
         found = outlook.as_json() if outlook is not None else {}

@@ -6,16 +6,12 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from dglaunch.cli.flags import parse, take_gpu, take_path, take_world_size
-from dglaunch.config import COMMANDS
-from dglaunch.environment import another_speaks
-from dglaunch.errors import EXIT_DONE, EXIT_USER, UserError
-from dglaunch.output.ledger import OutputFolder
-from dglaunch.output.ownership import refuse_to_replace, write_report
+from dglaunch.cli.plan import job_to_plan, schedule_to_plan
+from dglaunch.errors import EXIT_DONE, EXIT_USER
+from dglaunch.output.ownership import write_report
 from dglaunch.planning.estimate import SPARE
 from dglaunch.planning.figures import book_of, in_this_process
-from dglaunch.planning.job import Job, prepare
-from dglaunch.planning.tuned import recall
+from dglaunch.planning.job import Job
 from dglaunch.run.report import number
 from dglaunch.terminal import Terminal
 
@@ -32,15 +28,7 @@ def rehearse(words: list[str], environ: Mapping[str, str]) -> int:
     Raises:
         UserError: whatever would keep the run from beginning.
     """
-    command, rest = words[1] if len(words) > 1 else "", words[2:]
-    if command not in COMMANDS:
-        raise UserError(f"Name the command to rehearse: dglaunch rehearse {' or '.join(COMMANDS)} [flags].")
-    world_size, gpu, file = take_world_size(rest), take_gpu(rest), take_path(rest, "json")
-    if file is not None:
-        refuse_to_replace(file)
-    quiet = another_speaks(environ)
-    config, origins = parse(COMMANDS[command], rest, environ, f"dglaunch rehearse {command}", quiet=quiet)
-    job = prepare(config, origins, environ, world_size, None if gpu is None else gpu.machine, only_planned=True)
+    job, file = job_to_plan(words, environ)
     if not job.topology.is_main:
         return EXIT_DONE
     return _rehearse(job, file)
@@ -50,11 +38,8 @@ def _rehearse(job: Job, file: Path | None) -> int:
     from dglaunch.planning.rehearsal import CANNOT_SEE, check, to_rehearse
 
     check(job)
-    recalled = recall(job.config, job.machine, job.topology.parallel)
-    limits = OutputFolder(job.config.output_dir).out_of_memory_limits()
-    figures = book_of(job, in_this_process(job.checkpoint, job.config))
-    schedule = job.schedule((), limits, recalled.sizes, job.machine.memory, figures=figures)
-    rehearsed = to_rehearse(job, schedule.plan)
+    schedule, _ = schedule_to_plan(job, book_of(job, in_this_process(job.checkpoint, job.config)))
+    rehearsed = to_rehearse(job, schedule)
     from dglaunch.simulation.replica import rehearse_replica
 
     terminal = Terminal()

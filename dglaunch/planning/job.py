@@ -5,7 +5,7 @@ schedule = job.schedule(done=(), limits={}, tuned={}, memory=job.machine.memory)
 schedule.plan.batches[topology.replica]         # what this replica computes, in this order
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import singledispatch
 
@@ -45,6 +45,8 @@ class Schedule:
     """Forward passes beyond those that one kind of rows would take."""
     reasons: dict[str, str]
     """Every automatic choice, and why."""
+    bucket_of: Callable[[Task], Bucket]
+    """What is equal in a batch: for some families it has counted the tokens of all prompts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +137,7 @@ class Job:
             plan=plan,
             num_extra_batches=plan.num_extra_batches if self.profile.mixes_rows else 0,
             reasons=self.target.reasons | _size_reasons(self.checkpoint, plan),
+            bucket_of=bucket_of,
         )
 
 
@@ -158,6 +161,7 @@ def prepare(
     environ: Mapping[str, str],
     world_size: int | None = None,
     elsewhere: Machine | None = None,
+    assumed: Machine | None = None,
     only_planned: bool = False,
 ) -> Job:
     """Read and check everything that can be checked without loading a model.
@@ -166,6 +170,7 @@ def prepare(
         origins: for each flag where its value came from.
         world_size: ranks to plan for, in place of those that there are.
         elsewhere: the GPU to plan for, in place of this machine's.
+        assumed: the same where none was asked for and neither the model nor a GPU is on this machine: another one is meant.
         only_planned: nothing will be run, so that the model's files need not be at hand if dglaunch's catalog knows it.
 
     Raises:
@@ -179,6 +184,8 @@ def prepare(
     checks.check_layout(config)
     checks.check_elsewhere(config, profile, elsewhere)
     target = profile.resolve(config, topology, elsewhere)
+    if assumed is not None and elsewhere is None and _is_elsewhere(config, profile, target):
+        target = profile.resolve(config, topology, assumed)
     if target.checkpoint.not_here is not None and not only_planned:
         raise target.checkpoint.not_here
     piped = piped_table(config, topology)
@@ -190,6 +197,12 @@ def prepare(
     )
     profile.check(config, target, topology, job.makeable)
     return job
+
+
+def _is_elsewhere(config: RunConfig, profile: Profile, target: Target) -> bool:
+    """Whether neither the model nor a GPU is on this machine."""
+    nothing_here = not target.checkpoint.local and target.device == "cpu"
+    return profile.has_estimates and nothing_here and config.backend.device is None
 
 
 @singledispatch

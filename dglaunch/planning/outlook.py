@@ -4,13 +4,13 @@ outlook = look_ahead(job, schedule, book, gpu)
 outlook.memory.fits, outlook.time.seconds, outlook.advice
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from dglaunch.backends.profiles import profile_of
 from dglaunch.config import ParallelConfig
-from dglaunch.data.task import Bucket, Task
+from dglaunch.data.task import Bucket
 from dglaunch.distributed.topology import Topology, splits
 from dglaunch.errors import UserError
 from dglaunch.models.figures import Figures
@@ -265,7 +265,7 @@ class _Looking:
         longest: dict[Bucket, int] = {}
         for share in self.schedule.plan.batches:
             for batch in share:
-                bucket = self.bucket_of(batch.tasks[0])
+                bucket = self.schedule.bucket_of(batch.tasks[0])
                 longest[bucket] = max(longest.get(bucket, 0), len(batch))
 
         def pixels(bucket: Bucket) -> int:
@@ -274,11 +274,6 @@ class _Looking:
 
         bucket = max(longest, key=pixels)
         return bucket, longest[bucket]
-
-    @cached_property
-    def bucket_of(self) -> Callable[[Task], Bucket]:
-        job = self.job
-        return job.profile.buckets(job.config, job.target, job.tasks)
 
     def memory(self, bucket: Bucket, figures: Figures | None = None, topology: Topology | None = None) -> Memory | None:
         job = self.job
@@ -316,7 +311,7 @@ class _Looking:
         for share in self.schedule.plan.batches:
             making = NONE
             for batch in share:
-                key = self.bucket_of(batch.tasks[0]), len(batch)
+                key = self.schedule.bucket_of(batch.tasks[0]), len(batch)
                 if key not in known:
                     known[key] = self.seconds(*key)
                 seconds = known[key]

@@ -9,9 +9,8 @@ from dglaunch.data.task import Batch, Task
 from dglaunch.distributed.channel import Channel
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
-from dglaunch.planning.batches import Plan
 from dglaunch.planning.differing import differing
-from dglaunch.planning.job import Job
+from dglaunch.planning.job import Job, Schedule
 from dglaunch.simulation.rank import Setting
 
 NUM_STEPS = 2
@@ -41,14 +40,14 @@ class Rehearsed:
     """What is left out or taken for granted."""
 
 
-def to_rehearse(job: Job, plan: Plan) -> Rehearsed:
+def to_rehearse(job: Job, schedule: Schedule) -> Rehearsed:
     """Choose what of a job is rehearsed.
 
     Raises:
         UserError: there is nothing to make.
     """
-    bucket_of = job.profile.buckets(job.config, job.target, job.tasks)
-    chosen, num_kinds = differing([batch for share in plan.batches for batch in share], bucket_of, _pixels(job))
+    batches = [batch for share in schedule.plan.batches for batch in share]
+    chosen, num_kinds = differing(batches, schedule.bucket_of, _pixels(job))
     if not chosen:
         raise UserError("There is nothing to rehearse: no row of the table can be made.")
     notes = []

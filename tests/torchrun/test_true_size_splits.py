@@ -146,7 +146,7 @@ def rehearsed(
     for size in sizes:
         job = job_of(model, backend, world, split, size, folder)
         one = replace(job, topology=replace(job.topology, world_size=job.topology.replica_size))
-        contexts.append(to_rehearse(job, one.schedule((), {}, {}, None).plan).context)
+        contexts.append(to_rehearse(job, one.schedule((), {}, {}, None)).context)
     batches = [one_step(batch) for context in contexts for batch in context.batches]
     return run_short(replace(contexts[0], batches=batches), Setting(text_tokens=words, own_tokenizers=False))
 
