@@ -76,7 +76,13 @@ def network(part: str, size: str, device: str, dtype: torch.dtype, seed: int = 0
     return made
 
 
-PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
+PARTS = {
+    "transformer": ("diffusers", "FluxTransformer2DModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "text_encoder_2": ("transformers", "T5EncoderModel"),
+}
+"""The networks, as a model_index.json names them."""
 
 
 def write_checkpoint(folder: Path, size: str) -> Path:
@@ -90,13 +96,14 @@ def write_checkpoint(folder: Path, size: str) -> Path:
         with (folder / part / "model.safetensors").open("wb") as file:
             file.write(struct.pack("<Q", len(header)) + header)
             file.truncate(8 + len(header) + 2 * count)
-        (folder / part / "config.json").write_text(json.dumps(SIZES[size][part]))
+        always = {"guidance_embeds": True} if part == "transformer" else {}
+        (folder / part / "config.json").write_text(json.dumps(SIZES[size][part] | always))
     FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True).save_pretrained(folder / "scheduler")
     for name, length in (("tokenizer", 77), ("tokenizer_2", 512)):
         tokenizer = _tokenizer()
         tokenizer.model_max_length = length
         tokenizer.save_pretrained(folder / name)
-    index = {"_class_name": "FluxPipeline"} | {part: ["seeded", part] for part in PARTS}
+    index = {"_class_name": "FluxPipeline", "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"), **PARTS}
     (folder / "model_index.json").write_text(json.dumps(index))
     (folder / "dglaunch.json").write_text(json.dumps(SIZES[size]["defaults"]))
     return folder

@@ -151,7 +151,7 @@ def variant(payload: dict[str, Any]) -> measure.Row:
         numpy.save(eager, numpy.stack(images))
     psnr = _psnr(numpy.stack(images), numpy.load(eager))
     peak, peak_flops = _peak_bytes(cuda), matmul_flops(payload)
-    flops = _flops(backend.context.checkpoint, payload)
+    flops = _flops(backend.context, payload)
     seconds = measure.spread(taken[1:])
     return {
         "name": payload["name"], "seconds": seconds, "psnr": f"{psnr:.1f} dB" if math.isfinite(psnr) else "equal",
@@ -161,10 +161,18 @@ def variant(payload: dict[str, Any]) -> measure.Row:
     }  # fmt: skip
 
 
-def _flops(checkpoint: Any, payload: dict[str, Any]) -> float:
+def _flops(context: Any, payload: dict[str, Any]) -> float:
+    """Of the denoising of one image, as `plan` counts it."""
+    from dglaunch.config import ParallelConfig
+    from dglaunch.data.task import Bucket
+    from dglaunch.planning.figures import USUAL_PROMPT, request_of
+    from dglaunch.simulation.trace import trace
+
     size = _size(payload)
-    step = checkpoint.step_tflop(size["height"], size["width"], checkpoint.text_length(None))
-    return step * size["num_inference_steps"] * 1e12
+    bucket = Bucket(height=size["height"], width=size["width"])
+    checkpoint, config = context.checkpoint, context.config
+    request = request_of(checkpoint, config, ParallelConfig(), context.dtype, bucket, USUAL_PROMPT)
+    return trace(checkpoint, config, request).denoise.flops * size["num_inference_steps"]
 
 
 def matmul_flops(payload: dict[str, Any]) -> float:

@@ -143,20 +143,6 @@ class Checkpoint:
     def _described_by(self) -> CheckpointFiles | None:
         return Folder(Path(self.source)) if self.local else self.files
 
-    def step_tflop(self, shape: Shape, text_tokens: int) -> float | None:
-        """Work of one denoising step of one image in TFLOP; None if the transformer is not on this machine.
-
-        Linear layers: 2 operations a weight and token, where in a double-stream transformer about 54 % of the weights
-        meet each token (the rest is the other stream's, and modulation). Attention: 4 x tokens^2 x width a layer. For
-        FLUX.1-dev at 1024x1024 that is 60 + 14.9, as counted layer by layer.
-        """
-        weights = self.parameters.get("transformer") or self.parameters.get("unet")
-        if not weights or self.width_of_model is None:
-            return None
-        tokens = self.image_tokens(shape) + text_tokens
-        layers = sum(self._number(name) or 0 for name in ("num_layers", "num_single_layers"))
-        return (2 * 0.54 * weights * tokens + 4 * layers * tokens**2 * self.width_of_model) / 1e12
-
 
 def resolve(config: BackendConfig) -> Checkpoint:
     """Find a checkpoint and read its JSON files; from the hub only those are fetched, and where it does not give them,

@@ -18,6 +18,8 @@ from dglaunch.simulation.meter import Meter
 from dglaunch.simulation.networks import weightless
 from dglaunch.simulation.tokenizers import NO_LIMIT, FixedTokenizer, TextTokens
 
+CLIP_WINDOW = 77
+"""Tokens, where a CLIP's configuration leaves it to the class."""
 Cut = Callable[[str, torch.nn.Module], None]
 """What is taken away of a network, by the name of its component."""
 
@@ -111,5 +113,5 @@ class WeightlessLoader(PipelineLoader):
             return self._own(name)
         encoder = self.checkpoint.components.get(name.replace("tokenizer", "text_encoder"))
         has_own = encoder is not None and "CLIP" in encoder.class_name
-        window = encoder.config.get("max_position_embeddings") if encoder is not None and has_own else None
+        window = encoder.config.get("max_position_embeddings", CLIP_WINDOW) if encoder is not None and has_own else None
         return FixedTokenizer(self.simulated.text_tokens, window if isinstance(window, int) else NO_LIMIT)
