@@ -102,8 +102,6 @@ def test_the_hub_is_tried_once_and_for_seconds(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_hub_that_takes_the_call_and_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import get_hf_file_metadata  # noqa: F401  # importing it is not waiting for the hub
-
     from dglaunch.models import hub
 
     monkeypatch.setattr(hub, "REACH_S", 0.3)
