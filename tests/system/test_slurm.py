@@ -120,7 +120,7 @@ def test_slurm_takes_the_script(cluster: Cluster, script: Path) -> None:
 @pytest.mark.parametrize("backend", rarely(("fake", "xdit"), {"xdit"}))
 def test_multi_node_is_drained_requeued_and_finished(cluster: Cluster, tmp_path: Path, backend: str) -> None:
     """The signal comes in the middle. With xdit: tiny with Ulysses 2 on two nodes, so that each node is a replica."""
-    num, split = 64, {"DG_XDIT_ULYSSES_DEGREE": "2"} if backend == "xdit" else {}
+    num, split = 48, {"DG_XDIT_ULYSSES_DEGREE": "2"} if backend == "xdit" else {}
     table = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"a red circle {n} [sleep 0.5]"} for n in range(num)])
     model = ["t2i", "--model_name", "tiny", "--backend", backend, "--batch_size", "2", "--num_inference_steps", "6"]
     words = [*model, "--prompts_file", table, "--nodes", "2"]

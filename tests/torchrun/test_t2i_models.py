@@ -41,11 +41,11 @@ FAMILY_SPLITS = [
 RARE_SPLITS = [
     *[(family, "cfg2") for family in ("pixart_sigma", "zimage", "lumina2")],
     *[(family, "data2") for family in ("sd3", "lumina2")],
-    ("flux", "ring2"), ("flux", "ulysses2-data2"), ("sd3", "ulysses2-data2"),
+    ("flux", "ring2"), ("qwenimage", "data2"), ("flux", "ulysses2-data2"), ("sd3", "ulysses2-data2"),
     ("flux2", "ulysses2"), ("pixart_sigma", "ulysses2"), ("zimage", "ulysses2"),
 ]  # fmt: skip
 WORLDS = [(1, 1), (1, 4), (1, 8), (2, 1), (2, 4), (2, 8), (4, 1), (4, 4), (4, 8)]
-RARE_WORLDS = [(1, 4), (2, 1), (2, 8), (4, 1), (4, 8)]
+RARE_WORLDS = [(1, 4), (1, 8), (2, 1), (2, 8), (4, 1), (4, 8)]
 
 
 @pytest.fixture(scope="module")
