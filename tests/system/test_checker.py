@@ -15,8 +15,8 @@ def test_drawn_objects_pass_the_checker_at_any_size(size):
     assert np.mean([checker.objects(draw.picture(item, *size), item)["all"] for item in items]) >= 0.95
 
 
-@pytest.mark.parametrize("count", [12, pytest.param(60, marks=pytest.mark.slow)])
-def test_the_checker_against_the_drawing_code(count):
-    scores = checker.self_test(count=count)
+@pytest.mark.slow
+def test_the_checker_against_the_drawing_code():
+    scores = checker.self_test(count=60)
     for name, share in scores.items():
         assert share >= 0.97 if name.endswith("right") else share <= 0.1, scores

@@ -73,7 +73,7 @@ DEATHS = {
 
 RARE = (
     "SIGINT to the agent", "SIGUSR2 to the agent", "SIGTERM to one rank", "SIGSTOP to rank 0", "SIGSTOP to another leader",
-    "SIGKILL to another leader", "SIGKILL to a follower",
+    "SIGKILL to another leader", "SIGKILL to a follower", "SIGKILL to the agent",
 )  # fmt: skip
 """Those that take the same way as another one here; make soak has them."""
 
