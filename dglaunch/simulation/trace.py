@@ -193,15 +193,17 @@ class _Tracing:
         """A stage's calls once more, first as they were and then with one more block of each kind."""
         calls, self.calls = self.calls, []
         self.replaying = True
+        as_they_were: dict[int, _Cost] = {}
         for kind in self.kinds:
             owner = self._owner(backend, kind)
             own = [call for call in calls if call[0] is owner]
             if own:
                 name = kind.path.rpartition(".")[2]
                 blocks = getattr(owner, name)
-                base = self._cost_of(own)
+                if id(owner) not in as_they_were:
+                    as_they_were[id(owner)] = self._cost_of(own)
                 setattr(owner, name, torch.nn.ModuleList(_doubled(blocks, kind.position)))
-                more = self._cost_of(own).more(base, kind.count - 1)
+                more = self._cost_of(own).more(as_they_were[id(owner)], kind.count - 1)
                 self.extra[stage] = self.extra.get(stage, NOTHING) + more
                 setattr(owner, name, blocks)
         self.replaying = False
