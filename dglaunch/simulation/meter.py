@@ -150,6 +150,8 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no
     def _attention(self, func: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One fused kernel, as on a GPU: its output and the log-sum-exp of each row; a boolean mask becomes a bias."""
         query, key, value = args[:3]
+        if query.dim() == 3:  # one head, without a dimension of its own
+            return self._attention(func, (*(each.unsqueeze(1) for each in args[:3]), *args[3:]), kwargs).squeeze(1)
         whole = func is aten.scaled_dot_product_attention.default
         mask = kwargs.get("attn_mask", args[3] if whole and len(args) > 3 else None)
         batch, heads, length, _ = query.shape

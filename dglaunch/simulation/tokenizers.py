@@ -40,6 +40,7 @@ class FixedTokenizer:
         padding: bool | str = False,
         max_length: int | None = None,
         truncation: bool | None = None,
+        return_tensors: str | None = None,
         **_: object,
     ) -> Any:
         from transformers import BatchEncoding
@@ -54,7 +55,11 @@ class FixedTokenizer:
         mask = torch.zeros(len(texts), width, dtype=torch.long)
         for row, length in enumerate(lengths):
             mask[row, :length] = 1
-        return BatchEncoding({"input_ids": ids, "attention_mask": mask})
+        found: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        if return_tensors is None:
+            one = text is None or isinstance(text, str)
+            found = {name: value[0].tolist() if one else value.tolist() for name, value in found.items()}
+        return BatchEncoding(found)
 
     def _length(self, text: str) -> int:
         own = self.num_tokens(text) if callable(self.num_tokens) else self.num_tokens

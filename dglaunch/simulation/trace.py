@@ -6,6 +6,7 @@ The pipeline's own call runs for one image and for two: memory is linear in the 
 calls of its denoiser run again with one more block of each kind: work and weights are linear in the blocks.
 """
 
+import copy
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -43,8 +44,13 @@ class _Kind:
     """Of its list."""
     position: int
     """In the list that was cut."""
-    count: int
-    """Of the whole network."""
+    numbers: tuple[int, ...]
+    """Their places in the list of the whole network."""
+
+    @property
+    def others(self) -> int:
+        """How many were left out."""
+        return len(self.numbers) - 1
 
 
 _Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
@@ -155,7 +161,7 @@ class _Tracing:
         if not name.startswith(self.cut):
             return
         blocks = equal_blocks(network)
-        self.kinds += [_Kind(name, each.path, _position(each, blocks), len(each.numbers)) for each in blocks]
+        self.kinds += [_Kind(name, each.path, _position(each, blocks), each.numbers) for each in blocks]
         keep(network, dict.fromkeys(blocks, 1))
 
     def _weights(self, backend: DiffusersBackend) -> dict[str, int]:
@@ -164,7 +170,7 @@ class _Tracing:
         found = {name: weight_bytes(part) for name, part in parts.items() if isinstance(part, torch.nn.Module)}
         for kind in self.kinds:
             block = getattr(self._owner(backend, kind), kind.path.rpartition(".")[2])[kind.position]
-            found[kind.component] += weight_bytes(block) * (kind.count - 1)
+            found[kind.component] += weight_bytes(block) * kind.others
         return found
 
     # -- its calls ---------------------------------------------------------------------------------------------------
@@ -202,8 +208,8 @@ class _Tracing:
                 blocks = getattr(owner, name)
                 if id(owner) not in as_they_were:
                     as_they_were[id(owner)] = self._cost_of(own)
-                setattr(owner, name, torch.nn.ModuleList(_doubled(blocks, kind.position)))
-                more = self._cost_of(own).more(as_they_were[id(owner)], kind.count - 1)
+                setattr(owner, name, torch.nn.ModuleList(_doubled(blocks, kind)))
+                more = self._cost_of(own).more(as_they_were[id(owner)], kind.others)
                 self.extra[stage] = self.extra.get(stage, NOTHING) + more
                 setattr(owner, name, blocks)
         self.replaying = False
@@ -252,9 +258,23 @@ def _position(blocks: Blocks, others: list[Blocks]) -> int:
     return sum(number not in gone for number in range(blocks.numbers[0]))
 
 
-def _doubled(blocks: Any, position: int) -> list[torch.nn.Module]:
+def _doubled(blocks: Any, kind: _Kind) -> list[torch.nn.Module]:
+    """A list with one more block of a kind, which stands beside the one that is there."""
     found = list(blocks)
-    return [*found[: position + 1], *found[position:]]
+    return [*found[: kind.position + 1], _twin(found[kind.position], kind.numbers[1]), *found[kind.position + 1 :]]
+
+
+def _twin(block: torch.nn.Module, number: int) -> torch.nn.Module:
+    """A second block with the weights of the first. Those of a language model keep keys and values by their number, so that
+    the second needs its own; of others the block itself is run twice."""
+    if not any(hasattr(module, "layer_idx") for module in block.modules()):
+        return block
+    held = {id(weight): weight for weight in (*block.parameters(), *block.buffers())}
+    twin = copy.deepcopy(block, held)
+    for module in twin.modules():
+        if hasattr(module, "layer_idx"):
+            module.layer_idx = number  # type: ignore[assignment]  # torch types every attribute as a module or a tensor
+    return twin
 
 
 def _blank(shape: Shape, folder: Path) -> InputImage:
