@@ -11,7 +11,7 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,7 +24,7 @@ from dglaunch.data.task import Bucket  # noqa: E402
 from dglaunch.distributed.topology import Topology  # noqa: E402
 from dglaunch.models.catalogue import Entry, known  # noqa: E402
 from dglaunch.models.catalogue import names as known_models  # noqa: E402
-from dglaunch.models.families import FAMILIES, OTHER, Family, families_taking, xdit_families_taking  # noqa: E402
+from dglaunch.models.families import FAMILIES, OTHER, Family, attends_twice, families_taking, xdit_families_taking  # noqa: E402
 from dglaunch.models.figures import Figures  # noqa: E402
 from dglaunch.models.optimizations import (  # noqa: E402
     ATTENTION,
@@ -107,11 +107,12 @@ def flags() -> str:
 # -- models -------------------------------------------------------------------------------------------------------
 
 
-def splits(family: Family) -> str:
+def splits(family: Family, transformer: Mapping[str, object]) -> str:
     """How xDiT may divide one image of the family over several ranks."""
     if family.xdit is None:
         return "no"
-    ways = {"Ulysses": True, "ring": family.xdit.ring, "CFG": family.xdit.cfg}
+    sequence = not attends_twice(transformer)
+    ways = {"Ulysses": sequence, "ring": sequence and family.xdit.ring, "CFG": family.xdit.cfg}
     return ", ".join(way for way, possible in ways.items() if possible)
 
 
@@ -123,7 +124,7 @@ def edits(family: Family) -> str:
 
 def models() -> str:
     rows = [
-        [pipeline.removesuffix("Pipeline"), yes_or_no(not family.only_edits), edits(family), splits(family)]
+        [pipeline.removesuffix("Pipeline"), yes_or_no(not family.only_edits), edits(family), splits(family, {})]
         for pipeline, family in FAMILIES.items()
     ]
     rows.append(["any other of diffusers, such as StableDiffusionXL", "yes", "no", "no"])
@@ -165,7 +166,7 @@ def catalogue() -> str:
                 family.name if family is not None else "none, plain diffusers",
                 runs(entry),
                 "not measured" if family is None else "yes" if batches(family) else "one image a call",
-                splits(family) if family is not None else "no",
+                splits(family, entry.json("transformer/config.json") or {}) if family is not None else "no",
                 " + ".join(map(billions, denoisers)),
                 billions(others),
                 entry.confidence,

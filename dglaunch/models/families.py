@@ -5,7 +5,7 @@ the optimizations were measured to work with it. The rules of xDiT were measured
 them). torch is not imported here.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -370,6 +370,12 @@ FAMILIES: dict[str, Family] = {
 }
 """Pipeline class -> family. A class that is not here runs with the backend diffusers under `OTHER`'s rules."""
 OTHER = Family(name="other", size_multiple=8, tensor_output=False)
+
+
+def attends_twice(transformer: Mapping[str, object]) -> bool:
+    """Whether blocks of a transformer's configuration have a second attention, of the image alone, which xfuser cannot
+    split over ranks: Stable Diffusion 3.5 medium has them."""
+    return bool(transformer.get("dual_attention_layers"))
 
 
 def xdit_families() -> list[str]:

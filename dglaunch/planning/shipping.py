@@ -41,7 +41,7 @@ def usual_requests(checkpoint: Checkpoint, config: RunConfig) -> Iterator[Reques
     card = entry.defaults if entry is not None else {}
     scale = card.get("guidance_scale", card.get("true_cfg_scale"))
 
-    def request(size: int, guidance: float | None, parallel: ParallelConfig) -> Request:
+    def request(size: int, guidance: float | None, parallel: ParallelConfig, config: RunConfig = config) -> Request:
         bucket = Bucket(
             height=size, width=size, guidance_scale=guidance,
             has_negative=family.guidance_needs_negative and guidance is not None,
@@ -54,9 +54,7 @@ def usual_requests(checkpoint: Checkpoint, config: RunConfig) -> Iterator[Reques
     if isinstance(scale, int | float):
         yield request(SPLIT_AT, float(scale), ParallelConfig())
     cast = replace(config, optimization=OptimizationConfig(enable_layerwise_casting=True))
-    yield request_of(
-        checkpoint, cast, ParallelConfig(), "bfloat16", Bucket(height=SPLIT_AT, width=SPLIT_AT), USUAL_PROMPT
-    )
+    yield request(SPLIT_AT, None, ParallelConfig(), cast)
     for parallel in _splits(checkpoint, config):
         yield request(SPLIT_AT, None, parallel)
 

@@ -8,7 +8,7 @@ from dglaunch.data.task import Task
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
-from dglaunch.models.families import xdit_editors, xdit_families
+from dglaunch.models.families import attends_twice, xdit_editors, xdit_families
 from dglaunch.system import need
 
 
@@ -31,6 +31,12 @@ def check_degrees(checkpoint: Checkpoint, config: RunConfig, topology: Topology)
         raise UserError(
             f"Ring attention is not right for {family.name} when a prompt's length is not a multiple of the degree; use "
             "DG_XDIT_ULYSSES_DEGREE instead of DG_XDIT_RING_DEGREE."
+        )
+    if topology.sequence_degree > 1 and attends_twice(checkpoint.transformer):
+        raise UserError(
+            f"This {family.name} has blocks with a second attention, of the image alone (Stable Diffusion 3.5 medium does): "
+            "xfuser cannot split them, and would end in an error. Unset DG_XDIT_ULYSSES_DEGREE and DG_XDIT_RING_DEGREE; "
+            "DG_XDIT_USE_CFG_PARALLEL=1 puts guidance on a second rank, and further ranks become replicas."
         )
     heads, kv_heads, ulysses = checkpoint.heads, checkpoint.kv_heads, parallel.ulysses_degree
     if heads is None or kv_heads is None or family.xdit.pads_heads:

@@ -23,6 +23,7 @@ HEADS: dict[str, tuple[str, dict[str, object], list[int]]] = {
     "Qwen-Image": ("QwenImagePipeline", {"num_attention_heads": 24}, [1, 2, 3, 4, 6, 8, 12]),
     "Z-Image": ("ZImagePipeline", {"n_heads": 30, "n_kv_heads": 30}, [1, 2, 4, 8, 16]),
     "SD 3.5 large": ("StableDiffusion3Pipeline", {"num_attention_heads": 38}, [1, 2]),
+    "SD 3.5 medium": ("StableDiffusion3Pipeline", {"num_attention_heads": 24, "dual_attention_layers": [0, 1, 2]}, [1]),
     "PixArt-Sigma": ("PixArtSigmaPipeline", {"num_attention_heads": 16}, [1, 2, 4, 8, 16]),
     "Lumina-Image 2.0": ("Lumina2Pipeline", {"num_attention_heads": 24, "num_kv_heads": 8}, [1, 2, 4, 8]),
 }
