@@ -4,12 +4,16 @@ The hub is tried once, for seconds: huggingface_hub itself would try for minutes
 is in this machine's cache is read in any case.
 """
 
+import os
+import platform
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
 
 from dglaunch.errors import UserError
 from dglaunch.models.catalogue import known, suggestion
@@ -50,17 +54,18 @@ class Hub:
     @cached_property
     def is_reachable(self) -> bool:
         """Whether the hub answers, be it that it has no such model."""
-        # Imported before the clock starts: that takes seconds on a slow disk.
-        from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-
-        def ask() -> None:
-            get_hf_file_metadata(hf_hub_url(self.source, INDEX, revision=self._revision), timeout=REACH_S)
+        from huggingface_hub import constants
 
         endpoint = constants.ENDPOINT
         if time.monotonic() - _silent_since.get(endpoint, -REMEMBERED_S) < REMEMBERED_S:
             return False
         try:
-            within(REACH_S, ask)
+            within(REACH_S, lambda: connect(endpoint))
+            # Imported while no clock runs: that takes seconds on a slow disk.
+            from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+            address = hf_hub_url(self.source, INDEX, revision=self._revision)
+            within(REACH_S, lambda: get_hf_file_metadata(address, timeout=REACH_S))
         except ValueError:  # no valid id: what fetches a file says so
             return True
         except Exception as error:
@@ -83,7 +88,16 @@ class Hub:
             self._read[name] = None if file is None else read_json(file)
         return self._read[name]
 
+    @property
+    def _is_cached(self) -> bool:
+        """Whether this machine's cache has anything of it."""
+        from huggingface_hub import constants
+
+        return Path(constants.HF_HUB_CACHE, f"models--{self.source.replace('/', '--')}").exists()
+
     def _file(self, name: str) -> Path | None:
+        if not self.is_reachable and not self._is_cached:
+            raise self._not_here
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import (
             EntryNotFoundError,
@@ -96,17 +110,21 @@ class Hub:
         try:
             return Path(hf_hub_download(self.source, name, revision=self._revision, local_files_only=offline))
         except LocalEntryNotFoundError:
-            raise NotHere(
-                f"{self.source} is not in this machine's hub cache and the hub cannot be reached. Download it where "
-                f"there is a network (hf download {self.source}), or give a local folder.",
-                "the hub cannot be reached",
-            ) from None
+            raise self._not_here from None
         except EntryNotFoundError:
             return None
         except GatedRepoError as error:
             raise NotHere(self._refusal(error), "the hub gives it only to those who accepted its terms") from None
         except (HfHubHTTPError, ValueError) as error:
             raise UserError(self._refusal(error)) from None
+
+    @property
+    def _not_here(self) -> NotHere:
+        return NotHere(
+            f"{self.source} is not in this machine's hub cache and the hub cannot be reached. Download it where there is a "
+            f"network (hf download {self.source}), or give a local folder.",
+            "the hub cannot be reached",
+        )
 
     def _refusal(self, error: Exception) -> str:
         reason = str(error).strip().splitlines()[0]
@@ -160,6 +178,29 @@ class Hub:
         except Exception:
             return {}
         return dict(found.parameter_count)
+
+
+def connect(endpoint: str) -> None:
+    """See that somebody listens at an address, without importing what speaks with the hub; where a proxy stands in between,
+    only that can tell.
+
+    Raises:
+        OSError: nobody does, or the name is not known.
+    """
+    parts = urlsplit(endpoint)
+    if parts.hostname and not _has_proxy():
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((parts.hostname, port), timeout=REACH_S).close()
+
+
+def _has_proxy() -> bool:
+    if any(name.lower().endswith("_proxy") for name in os.environ):
+        return True
+    if platform.system() == "Linux":
+        return False
+    from urllib.request import getproxies  # the system's own settings
+
+    return bool(getproxies())
 
 
 def within(seconds: float, call: Callable[[], Returned]) -> Returned:
