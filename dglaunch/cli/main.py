@@ -2,7 +2,6 @@
 
 import difflib
 import errno
-import functools
 import importlib
 import sys
 import traceback
@@ -110,6 +109,8 @@ def command_of(words: Sequence[str]) -> Callable[[list[str], Mapping[str, str]],
         return _help
     if name in ("-V", "--version"):
         return _version
+    if name in COMMANDS | TOOLS and any(word in ("-h", "--help") for word in words):
+        return _help_of
     if name in TOOLS:
         return _tool
     if name not in COMMANDS | INNER:
@@ -141,14 +142,19 @@ def _version(words: list[str], environ: Mapping[str, str]) -> int:
     return EXIT_DONE
 
 
+def _help_of(words: list[str], environ: Mapping[str, str]) -> int:
+    from dglaunch.cli.help import show_job_help, show_tool_help
+
+    if another_speaks(environ):
+        return EXIT_DONE
+    if words[0] in TOOLS:
+        show_tool_help(words[0], _imported(TOOLS[words[0]]))
+    else:
+        show_job_help(words)
+    return EXIT_DONE
+
+
 def _tool(words: list[str], environ: Mapping[str, str]) -> int:
-    from dglaunch.cli.flags import read_words
+    from dglaunch.cli.flags import call
 
-    function = _imported(TOOLS[words[0]])
-
-    @functools.wraps(function)
-    def called_later(*arguments: object, **flags: object) -> Callable[[], int]:
-        return functools.partial(function, *arguments, **flags)
-
-    call: Callable[[], int] = read_words(called_later, f"dglaunch {words[0]}", words[1:])
-    return call()
+    return call(_imported(TOOLS[words[0]]), words[1:], words[0])()
