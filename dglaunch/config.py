@@ -304,7 +304,7 @@ class RunConfig:
     """Longest prompt in tokens of the text encoder. Default: the pipeline's own."""
     on_long_prompt: Literal["cut", "fail"] = flag("cut", LOCAL, Group.IMAGES)
     """A prompt that no text encoder reads to its end: cut its end and say so, or refuse it before a model is loaded."""
-    seed: int = flag(0, ROW, Group.IMAGES, usual="Of the first image; the others count on")
+    seed: int = flag(0, ROW, Group.IMAGES, usual="The first image's; the others count on")
     """Image `sample` of row `index` gets seed + index * num_images_per_prompt + sample; a row's own seed wins."""
     gallery: bool = flag(False, NOTHING, Group.OUTPUT, usual="Write gallery.html at the end")
     """At the end write gallery.html to --output_dir: a page to look through the results (dglaunch gallery does it later)."""

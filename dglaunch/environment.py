@@ -18,7 +18,7 @@ PIPEFUSION = f"{XDIT_PREFIX}PIPEFUSION_DEGREE"
 """xfuser has it, and dglaunch does not: known, so that whoever sets it learns why, and what splits an image instead."""
 JOB_TOKEN = "DG_JOB_TOKEN"
 """The job's token. No flag: the words of a command can be read by everyone on the machine."""
-EMPTY = ", and this is empty (a variable of the shell that is not set?)"
+EMPTY = "; it is empty (a variable of the shell that is not set?)"
 _TRUTH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 

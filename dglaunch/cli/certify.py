@@ -31,7 +31,7 @@ from rich.table import Table
 
 from dglaunch.backends.profiles import profile_of
 from dglaunch.cli import children
-from dglaunch.cli.flags import TYPED, parse, read_flags, without
+from dglaunch.cli.flags import DEFAULT, named, parse, read_flags, without
 from dglaunch.cli.own_flags import CertifyFlags
 from dglaunch.config import COMMANDS, XDIT_PREFIX, RunConfig
 from dglaunch.data.task import Record
@@ -196,8 +196,8 @@ class Setup:
 def _refuse(config: RunConfig, origins: Mapping[str, str], ranks_of_torchrun: int) -> None:
     """Refuse what the cases differ in, and another number of ranks than torchrun's."""
     for name in CHOSEN:
-        if origins[name] != "default":
-            given = f"--{name}" if origins[name] == TYPED else f"it from {origins[name]}"
+        if origins[name] != DEFAULT:
+            given = named(name, origins[name])
             raise UserError(f"certify chooses --{name} itself, for each case; drop {given}.")
     if not profile_of(config.backend.backend).can_tune:
         raise UserError(

@@ -133,16 +133,28 @@ def _in_file(
     texts = read_job_file(path)
     if strangers := [f"--{name}" for name in texts if name not in flags]:
         raise UserError(f"--config {path}: {' '.join(told(name, flags, command) for name in strangers)}")
-    values = {name: value_of(f"--config {path}: {name}", texts[name], flags[name]) for name in texts}
+    if lists := [
+        name for name, found in texts.items() if isinstance(found, list) and not takes_several(flags[name].kind)
+    ]:
+        raise UserError(f"--config {path}: {lists[0]} is a list; --{lists[0]} takes one value.")
+    several = {name: [found] if isinstance(found, str) else found for name, found in texts.items()}
+    values = {name: value_of(f"--config {path}: {name}", several[name], flags[name]) for name in texts}
     values = {name: value for name, value in values.items() if name not in given}
     refuse_code(path, values)
-    return {name: (value, _as_words(flags[name], texts[name], value)) for name, value in values.items()}
+    return {name: (value, _as_words(flags[name], several[name], value)) for name, value in values.items()}
 
 
 def _as_words(flag: Flag, texts: Iterable[str], value: object) -> list[str]:
     if flag.is_switch:
         return [f"--{flag.name}" if value else f"--no_{flag.name}"]
     return [f"--{flag.name}={text}" for text in texts]
+
+
+def named(name: str, origin: str) -> str:
+    """Return what a flag is called where its value came from: --encode, the variable DG_ENCODE, encode in job.yaml."""
+    if origin == TYPED:
+        return f"--{name}"
+    return f"the variable {origin}" if origin.startswith("DG_") else f"{name} in {origin}"
 
 
 def build(config_type: type, values: Mapping[str, Any]) -> Any:
@@ -170,7 +182,7 @@ def call(function: Callable[..., int], words: Sequence[str], command: str) -> Ca
     values = values_of(given, flags)
     if missing := [flag for flag in flags.values() if flag.is_required and flag.name not in values]:
         raise UserError(
-            f"dglaunch {command} needs {_listed(map(_called, missing))}: {missing[0].text} dglaunch {command} --help says more."
+            f"dglaunch {command} needs {' and '.join(map(_called, missing))}; dglaunch {command} --help says what that is."
         )
     positional = [values[flag.name] for flag in by_place if flag.name in values]
     named = {flags[name].argument: value for name, value in values.items() if not flags[name].by_place}
@@ -179,10 +191,6 @@ def call(function: Callable[..., int], words: Sequence[str], command: str) -> Ca
 
 def _called(flag: Flag) -> str:
     return flag.name.upper() if flag.by_place else f"--{flag.name}"
-
-
-def _listed(names: Iterable[str]) -> str:
-    return " and ".join(names)
 
 
 def _placed(given: Sequence[Given], by_place: Sequence[Flag]) -> list[Given]:
@@ -244,7 +252,7 @@ def _given(words: Sequence[str], flags: Mapping[str, Flag]) -> Given:
     if flag is not None and flag.is_switch and not texts:
         texts = ("1",)
     if flag is not None and not texts:
-        raise UserError(f"--{name} needs a value: {describe(flag.kind)}.")
+        raise UserError(f"--{name} needs a value: {describe(flag.kind)}. {flag.first_sentence}")
     return Given(name, texts, tuple(words))
 
 
@@ -277,7 +285,7 @@ def refuse_strangers(given: Iterable[Given], flags: Mapping[str, Flag], command:
     """
     strangers = [item for item in given if item.name not in flags]
     if strangers:
-        names = [f"--{item.name}" if item.name else item.words[0] for item in strangers]
+        names = [item.words[0].partition("=")[0] if item.name else item.words[0] for item in strangers]
         raise UserError(" ".join(dict.fromkeys(told(name, flags, command) for name in names)))
 
 

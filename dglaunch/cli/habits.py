@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 
 from dglaunch.cli.flag_table import Flag, flags_of
-from dglaunch.cli.own_flags import AROUND, OwnFlags
+from dglaunch.cli.own_flags import AROUND
 from dglaunch.config import COMMANDS
 
 DEGREES = "xDiT's degrees are variables, with --backend xdit: {} (docs/xdit.md)."
@@ -92,30 +92,49 @@ HABITS: dict[str, str] = {
 """What is typed -> the flag that does it, or what to do instead as the end of a sentence."""
 
 
+TRUTHS = ("true", "false", "yes", "no", "on", "off", "1", "0")
+
+
 def told(word: str, flags: Mapping[str, Flag], command: str) -> str:
     """Return what is said of a word that is no flag of a command: a sentence or two with the remedy.
 
     Args:
         word: as it was typed: --stpes, or a text that stands alone.
         flags: what the command has.
-        command: t2i, plan, verify, ...
+        command: t2i, plan t2i, verify, ...
     """
-    here = f"dglaunch {command}"
     if not word.startswith("-"):
-        prompt = " A prompt stands behind --prompt, a file of them behind --prompts_file." if "prompt" in flags else ""
-        return f"{here} does not know what {word!r} is, which stands behind no flag.{prompt} {here} --help lists the flags."
-    name = word.lstrip("-")
+        return f"{command} does not know what {word!r} is, which stands behind no flag.{_place_of(word, flags)}"
+    name = word.lstrip("-").replace("-", "_")
+    if habit := _habit(name, flags):
+        return f"{command} has no {word}{habit}"
+    if others := _commands_with(name):
+        return f"{command} has no {word}, which is a flag of {_listed(others)}: dglaunch {others[0]} --help."
+    by_name = [flag for flag in flags if not flags[flag].by_place]
+    for near in difflib.get_close_matches(name, [*by_name, *HABITS], n=3):
+        if near in flags:
+            return f"{command} has no {word}. The nearest is --{near}: {flags[near].first_sentence}"
+        if habit := _habit(near, flags):
+            return f"{command} has no {word}, nor a --{near}{habit}"
+    return f"{command} has no {word}, nor anything near it; dglaunch {command} --help all lists the flags."
+
+
+def _habit(name: str, flags: Mapping[str, Flag]) -> str:
+    """What is said of a name that people type by habit, to follow the name; empty: nothing that helps with this command."""
     habit = HABITS.get(name, "")
     if habit.startswith("--"):
-        if habit[2:] in flags:
-            return f"{here} has no {word}; it is {habit} here: {flags[habit[2:]].first_sentence}"
-    elif habit:
-        return f"{here} has no {word}: {habit}"
-    if others := _commands_with(name):
-        return f"{here} has no {word}, which is a flag of {_listed(others)}: dglaunch {others[0]} --help."
-    if near := difflib.get_close_matches(name, [flag for flag in flags if not flags[flag].by_place], n=1):
-        return f"{here} has no {word}. The nearest is --{near[0]}: {flags[near[0]].first_sentence}"
-    return f"{here} has no {word}, nor anything near it; {here} --help all lists the flags."
+        flag = flags.get(habit[2:])
+        return f"; it is {habit} here: {flag.first_sentence}" if flag is not None else ""
+    return f": {habit}" if habit and "config" in flags else ""
+
+
+def _place_of(word: str, flags: Mapping[str, Flag]) -> str:
+    """Where a word that stands alone may belong."""
+    if word.lower() in TRUTHS:
+        return " A switch takes no value: --overwrite turns it on, and --no_overwrite off."
+    if "prompt" in flags:
+        return " A prompt stands behind --prompt, a file of them behind --prompts_file."
+    return ""
 
 
 def _commands_with(name: str) -> list[str]:
@@ -126,8 +145,3 @@ def _commands_with(name: str) -> list[str]:
 
 def _listed(names: Sequence[str]) -> str:
     return " and ".join(names)
-
-
-def own_of(command: str) -> type[OwnFlags]:
-    """Return the own flags of a command that has a job."""
-    return AROUND[command].own if command in AROUND else OwnFlags

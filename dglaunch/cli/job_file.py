@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 1 << 20
 """Of run.json, too, which says more than a job's flags."""
+YAML_TAG = "tag:yaml.org,2002:"
 SCALARS = (str, int, float, bool)
 CALLER = "caller"
 """Where all values came from if Python started the run, as run.json says it."""
-Texts = dict[str, tuple[str, ...]]
-"""The words that would stand behind each flag."""
+Texts = dict[str, str | list[str]]
+"""The word that would stand behind each flag; a list: the words."""
 
 
 def read_job_file(path: Path) -> Texts:
@@ -52,7 +53,7 @@ def read_job_file(path: Path) -> Texts:
     except RecursionError:
         raise UserError(f"--config {path}: it is nested without end. {_WANTED}") from None
     except ValueError as error:
-        raise UserError(f"--config {path}: {' '.join(str(error).split())}.") from None
+        raise UserError(f"--config {path}: {' '.join(str(error).split()).rstrip('.')}.") from None
     texts = {name.lstrip("-").replace("-", "_"): texts for name, texts in found.items()}
     if "config" in texts:
         raise UserError(f"--config {path} names config itself; a job's file leads to no other. Take it out.")
@@ -83,7 +84,10 @@ _WANTED = "A line for each flag is wanted, with its value: no sections, and list
 
 
 def _json(text: str) -> Texts:
-    found = strict_json.loads(text)
+    try:
+        found = strict_json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"it is no JSON that can be read: {error}") from None
     if isinstance(found, dict) and isinstance(found.get("config"), dict):
         return _of_run(found["config"])  # what a run has left in its folder
     return _texts(found)
@@ -104,7 +108,10 @@ def _of_run(config: Mapping[str, Any]) -> Texts:
 
 
 def _toml(text: str) -> Texts:
-    return _texts(tomllib.loads(text))
+    try:
+        return _texts(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"it is no TOML: {error}") from None
 
 
 def _texts(found: object) -> Texts:
@@ -117,7 +124,7 @@ def _texts(found: object) -> Texts:
         if any(item is not None and not isinstance(item, SCALARS) for item in values):
             raise ValueError(f"{name} is no plain value. {_WANTED}")
         if value is not None:
-            texts[str(name)] = tuple(_text(item) for item in values)
+            texts[str(name)] = [_text(item) for item in values] if isinstance(value, list) else _text(value)
     return texts
 
 
@@ -142,16 +149,18 @@ def _yaml(text: str) -> Texts:
         name = str(key.value)
         if name in texts:
             raise ValueError(f"it has {name} twice (line {key.start_mark.line + 1}); take one out")
-        nodes = value.value if isinstance(value, yaml.SequenceNode) else [value]
-        if not all(isinstance(node, yaml.ScalarNode) for node in [key, *nodes]):
+        is_list = isinstance(value, yaml.SequenceNode)
+        nodes = value.value if is_list else [value]
+        if not all(isinstance(node, yaml.ScalarNode) and _is_plain(node) for node in [key, *nodes]):
             raise ValueError(f"{name} (line {key.start_mark.line + 1}) is no plain value. {_WANTED}")
-        if not _is_null(value):
-            texts[name] = tuple(node.value for node in nodes)
+        if value.tag != f"{YAML_TAG}null":
+            texts[name] = [node.value for node in nodes] if is_list else value.value
     return texts
 
 
-def _is_null(node: "yaml.Node") -> bool:
-    return bool(node.tag == "tag:yaml.org,2002:null")
+def _is_plain(node: "yaml.ScalarNode") -> bool:
+    """Whether a value has none of the tags that ask for an object of Python's, or of the user's own."""
+    return str(node.tag).removeprefix(YAML_TAG) in ("str", "int", "float", "bool", "null", "timestamp")
 
 
 READERS = {".yaml": _yaml, ".yml": _yaml, ".toml": _toml, ".json": _json}
