@@ -93,7 +93,7 @@ def bash(known: Sequence[Command]) -> str:
     return f"""\
 # dglaunch completion bash > ~/.local/share/bash-completion/completions/dglaunch
 _dglaunch() {{
-    local current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD-1]}} command=${{COMP_WORDS[1]}} words= first=
+    local current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD-1]}} command=${{COMP_WORDS[1]}} words='' first=''
     if [[ $current == = ]]; then
         current=
     elif [[ $previous == = ]]; then
@@ -115,7 +115,7 @@ _dglaunch() {{
     esac
     if [[ $current == -* ]]; then
         mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
-    elif [[ -n $first && COMP_CWORD -eq 2 ]]; then
+    elif [[ -n $first ]] && (( COMP_CWORD == 2 )); then
         mapfile -t COMPREPLY < <(compgen -W "$first" -- "$current")
     else
         mapfile -t COMPREPLY < <(compgen -f -- "$current")
