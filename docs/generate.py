@@ -97,8 +97,8 @@ def flag_cells(flag: Flag) -> list[str]:
 def places_in_python(config_type: type) -> Iterable[tuple[str, str]]:
     """Flag -> where it stands in a configuration: of T2IConfig itself, or of the part of it that is named."""
     for item in dataclasses.fields(config_type):
-        part = item.default_factory
-        if dataclasses.is_dataclass(part):
+        part: object = item.default_factory
+        if isinstance(part, type) and dataclasses.is_dataclass(part):
             yield from ((inner.name, f"`{item.name}=`") for inner in dataclasses.fields(part))
         else:
             yield item.name, ""

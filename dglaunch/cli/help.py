@@ -124,6 +124,8 @@ class Page:
         in_short = bool(flag.usual) and not in_full
         name = f"  {_name(flag, in_short)}"
         text = flag.with_default(flag.usual if in_short else flag.text)
+        if len(name) > self._width:
+            name, text = f"  --{flag.name} NAME", f"{', '.join(flag.choices)}: {text}"
         if flag.is_required and not flag.by_place:
             text += " (needed)"
         lines = textwrap.wrap(text, self._width - FIRST_COLUMN, break_on_hyphens=False) or [""]

@@ -98,8 +98,8 @@ def test_of_several_ranks_one_answers() -> None:
 @pytest.mark.parametrize("columns", [20, 60, 100, 300])
 def test_help_fits_the_terminal_within_limits(columns: int) -> None:
     text = help_of("edit", "--help", "all", columns=columns)
-    wide = [line for line in text.splitlines() if len(line) > min(max(columns, 80), 100)]
-    assert not [line for line in wide if not line.startswith("  --")]
+    assert max(map(len, text.splitlines())) <= min(max(columns, 60), 100)
+    assert "taylor_seer" in text
 
 
 @pytest.mark.parametrize("config_type", JOBS.values())
