@@ -9,6 +9,7 @@ What a flag concerns is said on its field, and asked with `flags_that`; there is
 """
 
 import enum
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, TypeVar
@@ -26,8 +27,25 @@ MAX_PIXELS = 89_478_485
 """Beyond it an image may be a decompression bomb; Pillow's own limit, at which it only warns."""
 Layout = Literal["indexed", "geneval", "dpg", "t2i_compbench", "genarena", "webdataset", "parquet"]
 WriterName = Literal["main", "node", "rank"]
+DtypeName = Literal["bfloat16", "float16", "float32", "bf16", "fp16", "fp32", "half", "float"]
+OTHER_DTYPES: dict[str, DtypeName] = {
+    "bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32",
+}  # fmt: skip
+"""Other names of the types; a configuration holds the first ones."""
 CacheType = Literal["first_block_cache", "taylor_seer", "faster_cache", "pab", "mag_cache", "cache_dit"]
 Value = TypeVar("Value")
+
+
+class Group(enum.Enum):
+    """Where a flag stands in --help and in docs/flags.md; each field says it, in this order of groups."""
+
+    WHAT = "What to make"
+    MODEL = "Model"
+    IMAGES = "Images"
+    SPEED = "Speed and memory"
+    OUTPUT = "Output and resume"
+    MACHINES = "Several machines"
+    APIS = "APIs"
 
 
 class Concern(enum.Flag):
@@ -65,31 +83,55 @@ TRUST, TUNING, LOCAL, API, ROW, CALL = (
 )  # fmt: skip
 
 
-def flag(default: Value, concerns: Concern) -> Value:
-    """Return a dataclass field with its default and what it concerns (typed as the default, as `field()` is)."""
-    return field(default=default, metadata={"concerns": concerns})
+def flag(
+    default: Value,
+    concerns: Concern,
+    group: Group | None = None,
+    *,
+    usual: str = "",
+    also: Mapping[str, str] | None = None,
+) -> Value:
+    """Return a dataclass field with its default and what is known of it (typed as the default, as `field()` is).
+
+    Args:
+        default: what it is where nobody gives it.
+        concerns: what the flag concerns.
+        group: its place in --help. None: it is a command's own, such as --world_size of `plan`.
+        usual: --help shows the flag with these words; the rest stands in --help all, with the text under the field.
+        also: other names of its values, and the values.
+    """
+    metadata = {"concerns": concerns, "group": group, "usual": usual, "also": also or {}}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(kw_only=True, slots=True)
 class BackendConfig:
     """Which engine runs which checkpoint, and on what."""
 
-    backend: BackendName = flag("diffusers", FILE | REPLAY | TUNING)
+    backend: BackendName = flag(
+        "diffusers", FILE | REPLAY | TUNING, Group.MODEL, usual="diffusers (default), xdit, openai, google_genai"
+    )
     """Engine: diffusers (each rank a replica), xdit (groups from DG_XDIT_*), openai and google_genai (APIs), fake (tests)."""
-    model_name: str = flag("tiny", IDENTITY | REPLAY | TUNING)
+    model_name: str = flag("tiny", IDENTITY | REPLAY | TUNING, Group.MODEL, usual="Hub id, folder, or an API's model")
     """A hub id, a local diffusers folder, `tiny`, the checkpoint that ships with dglaunch, or an API's name of its model."""
-    revision: str | None = flag(None, IDENTITY | FILE | REPLAY | TUNING | LOCAL)
+    revision: str | None = flag(None, IDENTITY | FILE | REPLAY | TUNING | LOCAL, Group.MODEL)
     """Branch, tag or commit of a hub id."""
-    torch_dtype: Literal["bfloat16", "float16", "float32"] | None = flag(None, REPLAY | LOCAL)
+    torch_dtype: DtypeName | None = flag(
+        None, REPLAY | LOCAL, Group.MODEL, usual="bf16, fp16 or fp32 (default: by the device)", also=OTHER_DTYPES
+    )
     """Type of the weights. Default: bfloat16 on a GPU, float32 on a CPU."""
-    device: Literal["cuda", "cpu"] | None = flag(None, REPLAY | TRUST | LOCAL)
+    device: Literal["cuda", "cpu"] | None = flag(None, REPLAY | TRUST | LOCAL, Group.MODEL)
     """Where to run. Default: the GPU of this local rank, the CPU where there is none."""
-    trust_remote_code: bool = flag(False, REPLAY | TRUST | LOCAL)
+    trust_remote_code: bool = flag(False, REPLAY | TRUST | LOCAL, Group.MODEL)
     """Run Python code that comes with the checkpoint."""
-    allow_pickle: bool = flag(False, REPLAY | TRUST | LOCAL)
+    allow_pickle: bool = flag(False, REPLAY | TRUST | LOCAL, Group.MODEL)
     """Load weights that are not safetensors (a pickle can run any code)."""
-    cache_dir: Path = flag(Path("~/.cache/dglaunch"), REPLAY | TRUST | LOCAL)
+    cache_dir: Path = flag(Path("~/.cache/dglaunch"), REPLAY | TRUST | LOCAL, Group.MODEL)
     """Where dglaunch keeps what it builds once (not the hub's own cache)."""
+
+    def __post_init__(self) -> None:
+        if self.torch_dtype is not None:
+            self.torch_dtype = OTHER_DTYPES.get(self.torch_dtype, self.torch_dtype)
 
     @property
     def cache(self) -> Path:
@@ -105,41 +147,43 @@ class BackendConfig:
 class OptimizationConfig:
     """What is done to the pipeline. Each option takes effect or the run stops before loading the weights."""
 
-    enable_vae_slicing: bool = flag(False, REPLAY | TUNING | LOCAL)
+    enable_vae_slicing: bool = flag(False, REPLAY | TUNING | LOCAL, Group.SPEED)
     """Decode the images of a batch one after the other: less memory, same image."""
-    enable_vae_tiling: bool = flag(False, IDENTITY | IMAGE | REPLAY | TUNING | LOCAL)
+    enable_vae_tiling: bool = flag(False, IDENTITY | IMAGE | REPLAY | TUNING | LOCAL, Group.SPEED)
     """Decode each image in tiles: far less memory for large images, changes the image a little."""
-    attention_backend: str | None = flag(None, FILE | REPLAY | TUNING | LOCAL)
+    attention_backend: str | None = flag(None, FILE | REPLAY | TUNING | LOCAL, Group.SPEED)
     """diffusers' name (native, flash, sage, ...), with --backend xdit xfuser's (SDPA, FLASH_3, ...)."""
-    encode: Literal["auto", "ahead", "inline"] = flag("auto", TUNING | LOCAL)
+    encode: Literal["auto", "ahead", "inline"] = flag("auto", TUNING | LOCAL, Group.SPEED)
     """Encode all prompts ahead of the first batch, each distinct one once, and drop the text encoders; or in each batch."""
-    embedding_cache: Path | None = flag(None, TUNING | LOCAL)
+    embedding_cache: Path | None = flag(None, TUNING | LOCAL, Group.SPEED)
     """Folder that keeps encoded prompts between runs; with all of them there the text encoders are not even loaded."""
-    cache_type: CacheType | None = flag(None, IDENTITY | IMAGE | REPLAY | TUNING | LOCAL)
+    cache_type: CacheType | None = flag(None, IDENTITY | IMAGE | REPLAY | TUNING | LOCAL, Group.SPEED)
     """Reuse activations between denoising steps (diffusers' caches, cache-dit): faster, changes the image."""
-    cache_threshold: float | None = flag(None, IMAGE | REPLAY | TUNING | LOCAL)
+    cache_threshold: float | None = flag(None, IMAGE | REPLAY | TUNING | LOCAL, Group.SPEED)
     """Of first_block_cache, mag_cache and cache_dit: how much may change and yet be skipped. Default: 0.08, 0.06, 0.08."""
-    cache_interval: int | None = flag(None, IMAGE | REPLAY | TUNING | LOCAL)
+    cache_interval: int | None = flag(None, IMAGE | REPLAY | TUNING | LOCAL, Group.SPEED)
     """Of taylor_seer, faster_cache and pab: compute every so many steps. Default: 5, 2, 2."""
-    cache_warmup: int | None = flag(None, IMAGE | REPLAY | TUNING | LOCAL)
+    cache_warmup: int | None = flag(None, IMAGE | REPLAY | TUNING | LOCAL, Group.SPEED)
     """Of taylor_seer and cache_dit: first steps that are computed in full. Default: 3, 8."""
-    enable_compile: bool = flag(False, TUNING | LOCAL)
+    enable_compile: bool = flag(False, TUNING | LOCAL, Group.SPEED, usual="torch.compile: faster after a warm-up")
     """torch.compile: faster after a warm-up of a minute or so, kept in --cache_dir for later runs."""
-    compile_scope: Literal["regional", "whole"] = flag("regional", TUNING | LOCAL)
+    compile_scope: Literal["regional", "whole"] = flag("regional", TUNING | LOCAL, Group.SPEED)
     """With --enable_compile: the repeated blocks (compiled once for all) or the whole transformer (slower to compile)."""
-    quantization: Literal["int8", "fp8", "nf4"] | None = flag(None, IMAGE | REPLAY | TUNING | LOCAL)
+    quantization: Literal["int8", "fp8", "nf4"] | None = flag(
+        None, IMAGE | REPLAY | TUNING | LOCAL, Group.SPEED, usual="int8, fp8 or nf4: less memory, or faster"
+    )
     """Quantise the transformer while loading: int8 and fp8 (compute capability 8.9) for speed, nf4 for memory."""
-    enable_fuse_qkv: bool = flag(False, TUNING | LOCAL)
+    enable_fuse_qkv: bool = flag(False, TUNING | LOCAL, Group.SPEED)
     """One matrix product for query, key and value: same image."""
-    enable_layerwise_casting: bool = flag(False, IMAGE | REPLAY | TUNING | LOCAL)
+    enable_layerwise_casting: bool = flag(False, IMAGE | REPLAY | TUNING | LOCAL, Group.SPEED)
     """Keep the transformer's weights as float8 and cast each layer as it runs: half the memory of bfloat16."""
-    enable_cpu_offload: bool = flag(False, TUNING | LOCAL)
+    enable_cpu_offload: bool = flag(False, TUNING | LOCAL, Group.SPEED, usual="Less memory, slower")
     """Each network is on the GPU only while it runs: less memory, slower."""
-    enable_group_offloading: bool = flag(False, TUNING | LOCAL)
+    enable_group_offloading: bool = flag(False, TUNING | LOCAL, Group.SPEED)
     """Each layer of the transformer is on the GPU only while it runs: least memory, slower."""
-    enable_channels_last: bool = flag(False, TUNING | LOCAL)
+    enable_channels_last: bool = flag(False, TUNING | LOCAL, Group.SPEED)
     """Convolutions of VAE and U-Net in NHWC order: same image."""
-    enable_tf32: bool = flag(False, IMAGE | REPLAY | TUNING | LOCAL)
+    enable_tf32: bool = flag(False, IMAGE | REPLAY | TUNING | LOCAL, Group.SPEED)
     """float32 matrix products on TensorFloat-32 units (only with --torch_dtype float32 on a GPU)."""
 
     def __post_init__(self) -> None:
@@ -156,22 +200,22 @@ class OptimizationConfig:
 class RemoteConfig:
     """How the backends openai and google_genai ask. Keys come from OPENAI_API_KEY, GEMINI_API_KEY or GOOGLE_API_KEY only."""
 
-    num_processes: int = flag(4, API)
+    num_processes: int = flag(4, API, Group.APIS, usual="Requests at a time of each rank")
     """Concurrent requests of each rank (with --backend openai or google_genai, as all flags of this group)."""
-    max_global_workers: int | None = flag(None, API)
+    max_global_workers: int | None = flag(None, API, Group.APIS)
     """Concurrent requests of all ranks together; each rank takes its part."""
-    timeout: float = flag(180.0, API)
+    timeout: float = flag(180.0, API, Group.APIS)
     """Seconds to wait for a whole answer before the request is given up and sent again; the same for an image that an answer
     points to."""
-    api_max_retries: int = flag(5, API)
+    api_max_retries: int = flag(5, API, Group.APIS)
     """How often a request is sent again after 429, 5xx, a time-out, a dropped connection or a damaged answer."""
-    retry_delay: float = flag(1.0, API)
+    retry_delay: float = flag(1.0, API, Group.APIS)
     """Seconds before the first retry; doubled for each one after it, with jitter. A server's Retry-After comes first."""
-    api_base: str | None = flag(None, API)
+    api_base: str | None = flag(None, API, Group.APIS)
     """Address of a compatible server. Default: OPENAI_BASE_URL or GOOGLE_GEMINI_BASE_URL, else the provider's own."""
-    max_cost: float | None = flag(None, API)
+    max_cost: float | None = flag(None, API, Group.APIS)
     """Stop asking when the answers have reported this cost (US dollars, as the server counts); shared out over the ranks."""
-    max_requests: int | None = flag(None, API)
+    max_requests: int | None = flag(None, API, Group.APIS)
     """Stop asking after this many requests, retries included; shared out over the ranks. The same command goes on."""
 
     def __post_init__(self) -> None:
@@ -226,49 +270,57 @@ class RunConfig:
     backend: BackendConfig = field(default_factory=BackendConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     remote: RemoteConfig = field(default_factory=RemoteConfig)
-    output_dir: Path = flag(Path("outputs"), NOTHING)
+    output_dir: Path = flag(Path("outputs"), NOTHING, Group.OUTPUT, usual="For images and ledgers; resumed")
     """Folder for images, metadata.jsonl, failures.jsonl and run.json. An unfinished run there is resumed."""
-    overwrite: bool = flag(False, NOTHING)
+    overwrite: bool = flag(False, NOTHING, Group.OUTPUT, usual="Start anew instead of resuming")
     """Start anew: remove what an earlier run wrote to --output_dir."""
-    output_format: Literal["png", "jpg", "webp"] = flag("png", IDENTITY)
+    output_format: Literal["png", "jpg", "webp"] = flag("png", IDENTITY, Group.OUTPUT, usual="png, jpg or webp")
     """File type of the images."""
-    output_name_column: str | None = flag(None, NOTHING)
+    output_name_column: str | None = flag(None, NOTHING, Group.OUTPUT)
     """Column that names each output file; default is the index (000000.png)."""
-    layout: Layout = flag("indexed", NOTHING)
+    layout: Layout = flag("indexed", NOTHING, Group.OUTPUT)
     """At the end also write the images to --output_dir/LAYOUT as that evaluation or data loader reads them."""
-    batch_size: int | Literal["auto"] = flag("auto", NOTHING)
+    batch_size: int | Literal["auto"] = flag("auto", NOTHING, Group.SPEED, usual="Images at a time on each GPU")
     """Images per forward pass per replica, `auto` by size, memory and degrees; with an API samples of a prompt per request."""
-    num_images_per_prompt: int | None = flag(None, NOTHING)
+    num_images_per_prompt: int | None = flag(
+        None, NOTHING, Group.IMAGES, usual="Images of each row, each with its own seed"
+    )
     """Images for each row that does not say otherwise, each with a seed of its own. Default: 1, or what --layout wants."""
-    height: int | None = flag(None, ROW | CALL)
+    height: int | None = flag(None, ROW | CALL, Group.IMAGES, usual="Pixels (default: the checkpoint's)")
     """Pixels. Default: the checkpoint's own."""
-    width: int | None = flag(None, ROW | CALL)
+    width: int | None = flag(None, ROW | CALL, Group.IMAGES, usual="Pixels (default: the checkpoint's)")
     """Pixels. Default: the checkpoint's own."""
-    num_inference_steps: int | None = flag(None, ROW | CALL)
+    num_inference_steps: int | None = flag(
+        None, ROW | CALL, Group.IMAGES, usual="Denoising steps (default: the pipeline's)"
+    )
     """Denoising steps. Default: the pipeline's own."""
-    guidance_scale: float | None = flag(None, ROW | CALL)
+    guidance_scale: float | None = flag(
+        None, ROW | CALL, Group.IMAGES, usual="Guidance scale (default: the pipeline's)"
+    )
     """Guidance scale (true_cfg_scale for Qwen). Default: the pipeline's own; 0 is 0."""
-    negative_prompt: str | None = flag(None, ROW | CALL)
+    negative_prompt: str | None = flag(None, ROW | CALL, Group.IMAGES, usual="What to keep out of the images")
     """What to keep out of the image, for rows that do not say otherwise."""
-    max_sequence_length: int | None = flag(None, IDENTITY | FILE | REPLAY | TUNING | LOCAL | CALL)
+    max_sequence_length: int | None = flag(None, IDENTITY | FILE | REPLAY | TUNING | LOCAL | CALL, Group.IMAGES)
     """Longest prompt in tokens of the text encoder. Default: the pipeline's own."""
-    on_long_prompt: Literal["cut", "fail"] = flag("cut", LOCAL)
+    on_long_prompt: Literal["cut", "fail"] = flag("cut", LOCAL, Group.IMAGES)
     """A prompt that no text encoder reads to its end: cut its end and say so, or refuse it before a model is loaded."""
-    seed: int = flag(0, ROW)
+    seed: int = flag(0, ROW, Group.IMAGES, usual="The first image's; the others count on")
     """Image `sample` of row `index` gets seed + index * num_images_per_prompt + sample; a row's own seed wins."""
-    gallery: bool = flag(False, NOTHING)
+    gallery: bool = flag(False, NOTHING, Group.OUTPUT, usual="Write gallery.html at the end")
     """At the end write gallery.html to --output_dir: a page to look through the results (dglaunch gallery does it later)."""
-    num_gpus: int | None = flag(None, NOTHING)
+    num_gpus: int | None = flag(
+        None, NOTHING, Group.MACHINES, usual="Start torchrun with as many ranks on this machine"
+    )
     """Outside torchrun: start again under torchrun with this many ranks on this machine."""
-    node_rank: int | None = flag(None, NOTHING)
+    node_rank: int | None = flag(None, NOTHING, Group.MACHINES)
     """With --num_nodes: this machine's number. Each node takes its share, with no rendezvous between nodes."""
-    num_nodes: int | None = flag(None, NOTHING)
+    num_nodes: int | None = flag(None, NOTHING, Group.MACHINES)
     """Independent nodes that share the work and the output folder."""
-    writer: WriterName = flag("main", NOTHING)
+    writer: WriterName = flag("main", NOTHING, Group.MACHINES)
     """Who writes images: rank 0, the first replica of each node (needs no common folder: dglaunch merge), or each replica."""
-    stall_timeout: float = flag(1800.0, NOTHING)
+    stall_timeout: float = flag(1800.0, NOTHING, Group.MACHINES)
     """Seconds without progress, or without a sign of life from a peer, until a hung run is ended with stacks; 0: never."""
-    debug: bool = flag(False, NOTHING)
+    debug: bool = flag(False, NOTHING, Group.OUTPUT)
     """One process, no background threads, full tracebacks, stage timings and tensor shapes on the terminal."""
 
     def __post_init__(self) -> None:
@@ -308,9 +360,11 @@ class RunConfig:
 class T2IConfig(RunConfig):
     """Text to image: a file of prompts (or one prompt) to a folder of images."""
 
-    prompt: str | None = flag(None, NOTHING)
+    prompt: str | None = flag(None, NOTHING, Group.WHAT, usual="One prompt")
     """One prompt, instead of a file."""
-    prompts_file: Path | None = flag(None, NOTHING)
+    prompts_file: Path | None = flag(
+        None, NOTHING, Group.WHAT, usual="Many: .jsonl, .csv, .txt (a line each), .parquet"
+    )
     """Prompts as .jsonl, .csv, .txt (one a line) or .parquet, a folder of .txt (one a file) or .parquet files, or a pipe."""
 
     @property
@@ -328,17 +382,17 @@ class EditingConfig(RunConfig):
     """Editing: a table of images and instructions to a folder of edited images."""
 
     edits: ClassVar[bool] = True
-    input: Path | None = flag(None, NOTHING)
+    input: Path | None = flag(None, NOTHING, Group.WHAT, usual="Table with input_images and instruction")
     """Table (.csv, .jsonl, .parquet): input_images (a path, a JSON or comma list; in Parquet also bytes) and instruction."""
-    instruction_key: str = flag("instruction", NOTHING)
+    instruction_key: str = flag("instruction", NOTHING, Group.WHAT, usual="Column of the instructions")
     """Column of the instructions."""
-    filter_rows: str | None = flag(None, NOTHING)
+    filter_rows: str | None = flag(None, NOTHING, Group.WHAT, usual="Only these rows: 0:100,250")
     """Only these rows, by index: 0:100,250 is 0 to 99 and 250."""
-    max_pixels: int = flag(MAX_PIXELS, REPLAY | TRUST)
+    max_pixels: int = flag(MAX_PIXELS, REPLAY | TRUST, Group.WHAT)
     """Largest input image that is decoded; a row with a larger one fails. Raise it for photographs of 200 megapixels."""
-    model_type: str | None = flag(None, FILE | REPLAY | LOCAL)
+    model_type: str | None = flag(None, FILE | REPLAY | LOCAL, Group.MODEL)
     """qwen, qwen_singleimg, flux2, flux2_klein, flux1_kontext, longcat, glm_image. Default: by the checkpoint's pipeline."""
-    save_inputs: bool = flag(False, NOTHING)
+    save_inputs: bool = flag(False, NOTHING, Group.OUTPUT, usual="Copy the input images there, too")
     """Copy each row's input images to the folder inputs in --output_dir."""
 
     @property

@@ -1,28 +1,24 @@
 """The DG_* variables: the only place that reads them. A flag comes before its variable, and that before the default."""
 
 import difflib
-import io
 import os
 import types
 import typing
-from collections.abc import Mapping
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from dglaunch.config import COMMANDS, XDIT_PREFIX, ParallelConfig, leaf_fields
 from dglaunch.errors import UserError
 from dglaunch.files import at_home
 
-if TYPE_CHECKING:
-    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
-
 PIPEFUSION = f"{XDIT_PREFIX}PIPEFUSION_DEGREE"
 """xfuser has it, and dglaunch does not: known, so that whoever sets it learns why, and what splits an image instead."""
 JOB_TOKEN = "DG_JOB_TOKEN"
 """The job's token. No flag: the words of a command can be read by everyone on the machine."""
+EMPTY = "; it is empty (a variable of the shell that is not set?)"
 _TRUTH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
@@ -36,72 +32,69 @@ def types_of(config_type: type) -> dict[str, object]:
     return leaves
 
 
-@cache
-def reading() -> "ConstructorRegistry":
-    """Return how tyro reads texts and paths, of flags and of variables: a text is what was typed, also the word None; a
-    path is not empty, as that of an unset variable of the shell is, and may begin with ~."""
-    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
-
-    registry = ConstructorRegistry()
-
-    @registry.primitive_rule
-    def rule(info: "PrimitiveTypeInfo") -> "PrimitiveConstructorSpec[Any] | None":
-        kind = _optional(info.type)
-        if kind not in (str, Path):
-            return None
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="STR" if kind is str else "PATH",
-            instance_from_str=lambda words: words[0] if kind is str else _path(words[0]),
-            is_instance=lambda value: value is None or isinstance(value, str | Path),
-            str_from_instance=lambda value: [str(value)],
-        )
-
-    return registry
+def kinds_of(hint: object) -> tuple[Any, ...]:
+    """Return the types of which a flag's type is the union, without None."""
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    options = typing.get_args(hint) if is_union else (hint,)
+    return tuple(kind for kind in options if kind is not types.NoneType)
 
 
 def takes_text(hint: object) -> bool:
     """Return whether a flag of this type takes any text, also one that begins with a dash."""
-    return _optional(hint) in (str, Path)
+    return any(kind in (str, Path, tuple[str, ...], tuple[Path, ...]) for kind in kinds_of(hint))
 
 
-def _optional(hint: object) -> object:
-    """The type of which this one is `... | None`, else the type itself."""
-    kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
-    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-    return kinds[0] if is_union and len(kinds) == 1 else hint
+def takes_several(hint: object) -> bool:
+    """Return whether a flag of this type takes several words."""
+    return any(typing.get_origin(kind) is tuple for kind in kinds_of(hint))
 
 
 def _path(text: str) -> Path:
     if not text:
-        raise ValueError("an empty text is no path (a variable of the shell that is not set?); name a file or a folder")
+        raise ValueError
     return at_home(Path(text))
 
 
 def parse_value(variable: str, text: str, hint: object) -> object:
-    """Return one variable's text as its flag's type; tyro reads it as it reads the flag.
+    """Return one variable's text as its flag's type; a flag that takes several words takes those of the text.
 
     Raises:
         UserError: it is no such value.
     """
-    import tyro
-
-    if hint is bool:
-        if text.lower() not in _TRUTH:
-            raise UserError(f"{variable}={text!r} is no truth value; write 1 or 0.")
-        return _TRUTH[text.lower()]
-    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-    options = typing.get_args(hint) if is_union else (hint,)
-    kinds = tuple(kind for kind in options if kind is not types.NoneType)
-    positional: Any = tyro.conf.Positional  # a type made at run time, which no checker follows
     try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            union: Any = positional[typing.Union[kinds]]  # noqa: UP007  # a union of a tuple
-            value: object = tyro.cli(union, args=["--", text], console_outputs=False, registry=reading())
-    except SystemExit:
-        described = " or ".join(map(_describe, kinds))
-        raise UserError(f"{variable}={text!r} is not {described}; correct or unset it.") from None
-    return value
+        return read_value(text.split() if takes_several(hint) else [text], hint)
+    except ValueError as error:
+        raise UserError(f"{variable}={text!r} is not {error}; correct or unset it.") from None
+
+
+def read_value(texts: Sequence[str], hint: object) -> object:
+    """Return what was typed for a flag as the flag's type: a text is what was typed, also the word None; a path is not
+    empty, as that of an unset variable of the shell is, and may begin with ~.
+
+    Raises:
+        ValueError: it is no such value. Its text says what would be, to end a sentence with.
+    """
+    kinds = kinds_of(hint)
+    for kind in kinds:
+        with suppress(ValueError):
+            return _read(texts, kind)
+    raise ValueError(describe(hint) + (EMPTY if "" in texts else ""))
+
+
+def _read(texts: Sequence[str], kind: Any) -> object:
+    if takes_several(kind):
+        return tuple(read_value([text], typing.get_args(kind)[0]) for text in texts)
+    (text,) = texts
+    if typing.get_origin(kind) is Literal:
+        words = {str(choice): choice for choice in typing.get_args(kind)}
+        if text not in words:
+            raise ValueError
+        return words[text]
+    if kind is bool:
+        if text.lower() not in _TRUTH:
+            raise ValueError
+        return _TRUTH[text.lower()]
+    return _path(text) if kind is Path else kind(text)
 
 
 def is_true(text: str) -> bool:
@@ -109,10 +102,19 @@ def is_true(text: str) -> bool:
     return _TRUTH.get(text.lower(), False)
 
 
+def describe(hint: object) -> str:
+    """Return what a flag of this type takes, as the end of a sentence."""
+    return " or ".join(map(_describe, kinds_of(hint)))
+
+
 def _describe(kind: object) -> str:
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(kind)))
-    words: dict[object, str] = {int: "a whole number", float: "a number", str: "text", Path: "a path"}
+    if typing.get_origin(kind) is tuple:
+        return f"{_describe(typing.get_args(kind)[0])} or several"
+    words: dict[object, str] = {
+        int: "a whole number", float: "a number", str: "text", Path: "a path", bool: "a truth value (1 or 0)",
+    }  # fmt: skip
     return words.get(kind, getattr(kind, "__name__", str(kind)))
 
 

@@ -18,8 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, str(ROOT))  # this checkout's package, whatever is installed
 
-from dglaunch import config as configs  # noqa: E402
-from dglaunch.config import ParallelConfig  # noqa: E402
+from dglaunch.cli import main as cli  # noqa: E402
+from dglaunch.cli.flag_table import Flag, flags_of, flags_of_tool  # noqa: E402
+from dglaunch.cli.own_flags import AROUND  # noqa: E402
+from dglaunch.config import COMMANDS, Group, ParallelConfig  # noqa: E402
 from dglaunch.data.task import Bucket  # noqa: E402
 from dglaunch.distributed.topology import Topology  # noqa: E402
 from dglaunch.models.catalogue import Entry, known  # noqa: E402
@@ -66,41 +68,51 @@ def yes_or_no(value: bool) -> str:
 # -- flags --------------------------------------------------------------------------------------------------------
 
 
-def documented_fields() -> dict[str, list[tuple[str, str, str]]]:
-    """Class -> (field, type, help text), read from config.py: a help text is the string under its field."""
-    tree = ast.parse(Path(configs.__file__).read_text(encoding="utf-8"))
-    found: dict[str, list[tuple[str, str, str]]] = {}
-    for node in tree.body:
-        if not isinstance(node, ast.ClassDef):
-            continue
-        for item, after in zip(node.body, node.body[1:]):
-            if not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)):
-                continue
-            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-                entry = (item.target.id, ast.unparse(item.annotation), str(after.value.value))
-                found.setdefault(node.name, []).append(entry)
-    return found
-
-
 def flags() -> str:
+    """The flags of the jobs, in the groups of --help."""
+    of = {name: flags_of(config_type) for name, config_type in COMMANDS.items()}
+    known = {name: flag for found in of.values() for name, flag in found.items()}
+    places = {name: place for config_type in COMMANDS.values() for name, place in places_in_python(config_type)}
+    if silent := [name for name, flag in known.items() if flag.group is None or not flag.text]:
+        raise SystemExit(
+            f"dglaunch/config.py: --{silent[0]} has no group or no text; write flag(DEFAULT, CONCERNS, Group.X) and a text."
+        )
     rows: list[list[str]] = []
-    for name, documented in documented_fields().items():
-        if name == "ParallelConfig":  # has no flags: docs/xdit.md has its variables
-            continue
-        rows.append([f"**{name}**", "", ""])
-        items = {item.name: item for item in dataclasses.fields(getattr(configs, name))}
-        defaults = {item.name: item.default for item in items.values()}
-        for field, kind, text in documented:
-            if field not in defaults:  # a fact about the class, not a flag
-                continue
-            if "concerns" not in items[field].metadata:
-                raise SystemExit(
-                    f"dglaunch/config.py: --{field} does not say what it concerns; write flag(DEFAULT, CONCERNS)."
-                )
-            choices = re.findall(r"'([^']+)'", kind)
-            shown = f" `{{{','.join(choices)}}}`" if choices else ""
-            default = "" if defaults[field] in (None, dataclasses.MISSING) else f"`{defaults[field]}`"
-            rows.append([f"`--{field}`{shown}", default, text])
+    for group in Group:
+        rows.append([f"**{group.value}**", "", "", "", ""])
+        for flag in sorted((flag for flag in known.values() if flag.group is group), key=lambda flag: not flag.usual):
+            jobs = [name for name, found in of.items() if flag.name in found]
+            rows.append([*flag_cells(flag), "" if len(jobs) == len(of) else code(jobs), places[flag.name]])
+    return table(["flag", "default", "what it does", "of", "in Python"], rows)
+
+
+def flag_cells(flag: Flag) -> list[str]:
+    """A flag with its choices, its default, and its text."""
+    choices = f" `{{{','.join(flag.choices)}}}`" if flag.choices else ""
+    name = f"`{flag.name.upper()}`" if flag.by_place else f"`--{flag.name}`"
+    default = flag.with_default("").removeprefix(" (default: ").removesuffix(")")
+    return [f"{name}{choices}", f"`{default}`" if default else "", flag.text]
+
+
+def places_in_python(config_type: type) -> Iterable[tuple[str, str]]:
+    """Flag -> where it stands in a configuration: of T2IConfig itself, or of the part of it that is named."""
+    for item in dataclasses.fields(config_type):
+        part: object = item.default_factory
+        if isinstance(part, type) and dataclasses.is_dataclass(part):
+            yield from ((inner.name, f"`{item.name}=`") for inner in dataclasses.fields(part))
+        else:
+            yield item.name, ""
+
+
+def own_flags() -> str:
+    """The flags that a command has beside a job's, and those of the tools."""
+    rows: list[list[str]] = []
+    for command in [*cli.COMMANDS, *cli.TOOLS]:
+        if command in AROUND:
+            found = [flag for flag in flags_of(AROUND[command].own).values() if flag.group is None]
+        else:
+            found = list(flags_of_tool(cli.imported(cli.TOOLS[command])).values()) if command in cli.TOOLS else []
+        rows += [[f"**{command}**", "", ""], *map(flag_cells, found)] if found else []
     return table(["flag", "default", "what it does"], rows)
 
 
@@ -488,6 +500,7 @@ def tree() -> str:
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "flags": flags,
+    "own flags": own_flags,
     "memory and time": memory_and_time,
     "models": models,
     "families": families,

@@ -2,12 +2,10 @@
 
 import os
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tyro import _docstrings as tyro_docstrings
 
 from support import small_images
 from support.results import PROMPTS, write_jsonl
@@ -17,8 +15,6 @@ os.environ.setdefault(
 )  # before torch is imported: threads of several processes wait for one another
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported, by whichever test comes first
 small_images.install()
-# tyro reads the source of a class again in each call, 40 ms of 70 under pytest: in one process once is enough.
-tyro_docstrings._ClassTokenization.make = staticmethod(cache(tyro_docstrings._ClassTokenization.make))  # type: ignore[method-assign]
 
 
 @pytest.hookimpl(trylast=True)

@@ -21,8 +21,8 @@ import platform
 import shlex
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -31,8 +31,9 @@ from rich.table import Table
 
 from dglaunch.backends.profiles import profile_of
 from dglaunch.cli import children
-from dglaunch.cli.flags import parse, without
-from dglaunch.config import COMMANDS, NOTHING, XDIT_PREFIX, EditingConfig, T2IConfig, flag
+from dglaunch.cli.flags import DEFAULT, named, parse, read_flags, without
+from dglaunch.cli.own_flags import CertifyFlags
+from dglaunch.config import COMMANDS, XDIT_PREFIX, RunConfig
 from dglaunch.data.task import Record
 from dglaunch.distributed.topology import check_world
 from dglaunch.errors import EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED, DglaunchError, UserError
@@ -83,62 +84,8 @@ class Stopped(Exception):
     """A signal has asked certify itself to stop."""
 
 
-# -- flags --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(kw_only=True, slots=True)
-class CertifyConfig:
-    """What certify compares, and how equal it must be. Where no limit is given: --max_difference 2 in float32, and in
-    bfloat16 and float16 --max_mean 8."""
-
-    max_difference: float | None = flag(None, NOTHING)
-    """The most by which any pixel may differ, of 255."""
-    max_mean: float | None = flag(None, NOTHING)
-    """The most by which an image's pixels may differ on average, of 255."""
-    max_share: float | None = flag(None, NOTHING)
-    """The largest part of an image's pixels (0 to 1) that may differ by more than 2 of 255."""
-    cases: str | None = flag(None, NOTHING)
-    """Only the cases with one of these words in their names, such as batch,resume; the reference always."""
-
-    def __post_init__(self) -> None:
-        for name, most in (("max_difference", 255.0), ("max_mean", 255.0), ("max_share", 1.0)):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= most:
-                raise UserError(f"--{name} is {value:g}; it must be from 0 to {most:g}.")
-
-    @property
-    def words(self) -> list[str]:
-        return [word.strip() for word in (self.cases or "").split(",") if word.strip()]
-
-    @property
-    def limits(self) -> Limits:
-        return Limits(max_difference=self.max_difference, max_mean=self.max_mean, max_share=self.max_share)
-
-
-@dataclass(kw_only=True, slots=True)
-class CertifyT2IConfig(T2IConfig):
-    """Draw the same images in every way in which this machine can run a model, and compare them with those of one rank with
-    plain diffusers. The flags are those of t2i and certify's own (`certify edit`: those of edit); each case is one run in a
-    folder of its own in --output_dir. --num_gpus is the number of ranks, by default all GPUs."""
-
-    certify: CertifyConfig = field(default_factory=CertifyConfig)
-
-
-@dataclass(kw_only=True, slots=True)
-class CertifyEditingConfig(EditingConfig):
-    """Edit the same images in every way in which this machine can run a model, and compare them with those of one rank with
-    plain diffusers. The flags are those of edit and certify's own; each case is one run in a folder of its own in
-    --output_dir. --num_gpus is the number of ranks, by default all GPUs."""
-
-    certify: CertifyConfig = field(default_factory=CertifyConfig)
-
-
-CONFIGS: dict[str, type[CertifyT2IConfig] | type[CertifyEditingConfig]] = {
-    "t2i": CertifyT2IConfig,
-    "edit": CertifyEditingConfig,
-}
-SET_FOR_EACH = ("max_difference", "max_mean", "max_share", "cases", "num_gpus", "output_dir")
-"""Flags that are certify's own, or that it sets for each case."""
+SET_FOR_EACH = ("num_gpus", "output_dir")
+"""Flags that it sets for each case."""
 CHOSEN = ("batch_size", "encode", "debug", "overwrite", "layout", "num_nodes", "node_rank")
 """Flags that are not taken, as the cases differ in them or they would do nothing here."""
 
@@ -169,6 +116,10 @@ def certify(words: list[str], environ: Mapping[str, str]) -> int:
             return EXIT_DRAINED
 
 
+def _limits(own: CertifyFlags) -> Limits:
+    return Limits(max_difference=own.max_difference, max_mean=own.max_mean, max_share=own.max_share)
+
+
 def _under_torchrun(environ: Mapping[str, str]) -> int:
     """How many ranks torchrun has started on this one machine; 0 without it."""
     if "RANK" not in environ:
@@ -197,7 +148,7 @@ class Setup:
     """The DG_XDIT_* variables that are set."""
     ranks: int
     folder: Path
-    own: CertifyConfig
+    own: CertifyFlags
 
     @classmethod
     def of(cls, command: str, words: Sequence[str], environ: Mapping[str, str], ranks_of_torchrun: int) -> "Setup":
@@ -206,12 +157,12 @@ class Setup:
         Raises:
             UserError: with the remedy.
         """
-        given = _with_prompts(command, words, environ)
-        config, origins = parse(CONFIGS[command], given, environ, "dglaunch certify")
-        _refuse(config, origins, ranks_of_torchrun)
+        otherwise = _with_prompts if command == "t2i" else lambda _: ()
+        asked = read_flags(COMMANDS[command], CertifyFlags, words, environ, "certify", otherwise)
+        config = asked.config
+        _refuse(config, asked.origins, ranks_of_torchrun)
         ranks = ranks_of_torchrun or config.num_gpus or _gpus()
-        for name in SET_FOR_EACH:
-            given = without(given, name)
+        given = without(asked.words, *SET_FOR_EACH)
         if config.num_images_per_prompt is None and config.table == _prompts():
             samples = math.ceil(IMAGES_A_RANK * ranks / NUM_PROMPTS)
             given += ["--num_images_per_prompt", str(samples)]
@@ -223,7 +174,7 @@ class Setup:
             degrees=degrees,
             ranks=ranks,
             folder=config.output_dir,
-            own=config.certify,
+            own=asked.own,
         )
 
     def words_of(self, case: Case, folder: Path) -> list[str]:
@@ -238,17 +189,15 @@ class Setup:
         """
         variables = dict(self.environ) | dict(case.variables)
         words = self.words_of(case, folder)[1:]
-        config, origins = parse(COMMANDS[self.command], words, variables, "dglaunch certify")
+        config, origins = parse(COMMANDS[self.command], words, variables, "certify")
         return prepare(config, origins, variables, case.ranks)
 
 
-def _refuse(
-    config: CertifyT2IConfig | CertifyEditingConfig, origins: Mapping[str, str], ranks_of_torchrun: int
-) -> None:
+def _refuse(config: RunConfig, origins: Mapping[str, str], ranks_of_torchrun: int) -> None:
     """Refuse what the cases differ in, and another number of ranks than torchrun's."""
     for name in CHOSEN:
-        if origins[name] != "default":
-            given = f"--{name}" if origins[name] == "flag" else f"the variable {origins[name]}"
+        if origins[name] != DEFAULT:
+            given = named(name, origins[name])
             raise UserError(f"certify chooses --{name} itself, for each case; drop {given}.")
     if not profile_of(config.backend.backend).can_tune:
         raise UserError(
@@ -272,12 +221,8 @@ def _prompts() -> Path:
     return Path(str(resources.files("dglaunch.cli"))) / PROMPTS
 
 
-def _with_prompts(command: str, words: Sequence[str], environ: Mapping[str, str]) -> list[str]:
-    named = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
-    named |= {name.removeprefix("DG_").lower() for name in environ}
-    if command != "t2i" or named & {"prompt", "prompts_file", "help"}:
-        return list(words)
-    return ["--prompts_file", str(_prompts()), *words]
+def _with_prompts(given: Collection[str]) -> list[str]:
+    return [] if {"prompt", "prompts_file"} & set(given) else ["--prompts_file", str(_prompts())]
 
 
 def _gpus() -> int:
@@ -301,7 +246,7 @@ class Certification:
         """As one rank does it by default."""
         self.all_cases = cases(self.job, setup.ranks, setup.degrees)
         self.cases = chosen(self.all_cases, setup.own.words)
-        self.limits = limits_for(self.job.machine.dtype, setup.own.limits)
+        self.limits = limits_for(self.job.machine.dtype, _limits(setup.own))
         self.certificate = self._begun()
 
     def _begun(self) -> Certificate:

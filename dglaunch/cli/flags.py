@@ -1,192 +1,327 @@
-"""The command line to a configuration: flags come before DG_* variables, and these before defaults."""
+"""The words of a command to its configuration: a flag comes before its DG_* variable, this before the job's file (--config),
+and this before the default.
 
-import io
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, redirect_stderr, redirect_stdout
+    asked = read_flags(T2IConfig, PlanFlags, words, environ, "plan")
+    asked.config, asked.own, asked.origins
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-from dglaunch.config import RunConfig
-from dglaunch.environment import check_variables, parse_value, reading, takes_text, types_of
+from dglaunch.cli.flag_table import Flag, flags_of, flags_of_tool, is_optional
+from dglaunch.cli.habits import told
+from dglaunch.cli.job_file import read_job_file, refuse_code
+from dglaunch.cli.own_flags import AROUND, OwnFlags
+from dglaunch.config import COMMANDS, RunConfig
+from dglaunch.environment import check_variables, describe, parse_value, read_value, takes_several, takes_text
 from dglaunch.errors import UserError
-from dglaunch.files import at_home
-from dglaunch.planning.gpus import Gpu, find_gpu
-from dglaunch.streams import Stream, readable
 
 Config = TypeVar("Config", bound=RunConfig)
-MOST_DIFFERENCE = 5.0
-"""--max_difference of `tune --search`, of 255: about 30 dB."""
+Own = TypeVar("Own", bound=OwnFlags)
+DEFAULT, TYPED = "default", "flag"
+"""Where a value may come from, beside a variable or a file, which are named."""
+MOST_SHOWN = 200
+"""Characters of a wrong value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A flag as it was typed, or a word that stands alone."""
+
+    name: str
+    """Of the flag; empty: the word stands alone."""
+    texts: tuple[str, ...]
+    """Its values. A switch has 1 or 0."""
+    words: tuple[str, ...]
+    """All that was typed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked(Generic[Config, Own]):
+    """What a command line asks for."""
+
+    config: Config
+    own: Own
+    origins: Mapping[str, str]
+    """For each flag of the configuration where its value came from: flag, DG_..., the job's file, or default."""
+    words: list[str]
+    """The job's flags to hand on to another process: without the command's own, and with those of the job's file."""
 
 
 def parse(
-    config_type: type[Config], arguments: Sequence[str], environ: Mapping[str, str], prog: str, quiet: bool = False
-) -> tuple[Config, dict[str, str]]:
-    """Return a configuration from the command line and the environment, and for each flag where its value came from.
-
-    A flag that tyro cannot parse ends the process with exit 2 and tyro's text, unless `quiet` (other ranks).
-    """
-    from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes
-
-    leaves = types_of(config_type)
-    check_variables(environ)
-    from_environment = {
-        name: parse_value(f"DG_{name.upper()}", environ[f"DG_{name.upper()}"], hint)
-        for name, hint in leaves.items()
-        if f"DG_{name.upper()}" in environ
-    }
-    arguments = _with_texts_joined(arguments, leaves)
-    # The flags come first into a plain namespace, so that a value from the environment can satisfy a check
-    # (--prompts_file or --prompt) that the flags alone would not.
-    given = {
-        word.split("=")[0].lstrip("-").replace("-", "_").removeprefix("no_")
-        for word in arguments
-        if word.startswith("--")
-    }
-    missing = {name: value for name, value in from_environment.items() if name not in given}
-    words = [word for name, value in missing.items() for word in _as_words(name, value)]
-    config: Config = read_words(
-        config_type, prog, [*words, *arguments], quiet, config=(OmitArgPrefixes, OmitSubcommandPrefixes)
-    )
-    origins = dict.fromkeys(leaves, "default")
-    origins |= {name: f"DG_{name.upper()}" for name in missing}
-    origins |= {name: "flag" for name in leaves if name in given}
-    return config, origins
-
-
-def read_words(
-    kind: Callable[..., object], prog: str, words: Sequence[str], quiet: bool = False, **options: object
-) -> Any:
-    """Return what tyro makes of a command's words: the only call of it that may print.
-
-    What tyro refuses it shows, and ends the process with exit 2. It shows words as they are; what a terminal would obey in
-    them becomes an escape, and then nothing has colors, which are such characters, too.
-    """
-    import tyro
-
-    told, shown = io.StringIO(), io.StringIO()
-    is_readable = all(readable(word) == word for word in words)
-    try:
-        with redirect_stderr(told), nullcontext() if is_readable else redirect_stdout(shown):
-            return tyro.cli(  # type: ignore[call-overload]  # its options are other for each type
-                kind,
-                prog=prog,
-                args=words,
-                use_underscores=True,
-                registry=reading(),
-                console_outputs=not quiet,
-                **options,
-            )
-    finally:
-        for text, is_error in ((shown.getvalue(), False), (told.getvalue(), True)):
-            Stream(is_error).write(text if is_readable else readable(text))
-
-
-def _with_texts_joined(arguments: Sequence[str], leaves: Mapping[str, object]) -> list[str]:
-    """The arguments with --prompt=TEXT in place of --prompt TEXT where the text begins with a dash and is no flag itself:
-    tyro would take "--ar 16:9" for one."""
-    joined: list[str] = []
-    for word in arguments:
-        before = joined[-1] if joined else ""
-        name = before.removeprefix("--").replace("-", "_")
-        if (
-            word.startswith("-")
-            and before.startswith("--")
-            and takes_text(leaves.get(name))
-            and not _is_flag(word, leaves)
-        ):
-            joined[-1] = f"{before}={word}"
-        else:
-            joined.append(word)
-    return joined
-
-
-def _is_flag(word: str, leaves: Mapping[str, object]) -> bool:
-    name = word.partition("=")[0].removeprefix("--").replace("-", "_")
-    return word == "-h" or (word.startswith("--") and (name == "help" or name.removeprefix("no_") in leaves))
-
-
-def _as_words(name: str, value: object) -> list[str]:
-    if isinstance(value, bool):
-        return [f"--{name}" if value else f"--no_{name}"]
-    return [f"--{name}={value}"]
-
-
-def take_search(arguments: list[str]) -> float | None:
-    """Take `tune`'s own flags out of the arguments: --search, and --max_difference with it. Return the greatest difference
-    that is wanted, or None without --search.
+    config_type: type[Config], words: Sequence[str], environ: Mapping[str, str], command: str
+) -> tuple[Config, Mapping[str, str]]:
+    """Return the configuration of a command that has no flags of its own, and where each value came from.
 
     Raises:
-        UserError: --max_difference is no number from 0 to 255, or there is no --search.
+        UserError: with the remedy.
     """
-    rest, value = _without(arguments, "max_difference")
-    searches = "--search" in rest
-    arguments[:] = [word for word in rest if word != "--search"]
-    if value is None:
-        return MOST_DIFFERENCE if searches else None
-    if not searches:
-        raise UserError("--max_difference does nothing without --search; add it, or drop --max_difference.")
-    try:
-        most = float(value)
-    except ValueError:
-        most = -1.0
-    if not 0 <= most <= 255:
-        raise UserError(f"--max_difference {value}: a number from 0 to 255 is needed.")
-    return most
+    asked = read_flags(config_type, OwnFlags, words, environ, command)
+    return asked.config, asked.origins
 
 
-def take_world_size(arguments: list[str]) -> int | None:
-    """Take `plan`'s own flag out of the arguments: the world to plan for, instead of the one that is there."""
-    rest, value = _without(arguments, "world_size")
-    arguments[:] = rest
-    if value is None:
-        return None
-    if not value.isdigit() or int(value) < 1:
-        raise UserError(f"--world_size {value}: a number of ranks of 1 or more is needed.")
-    return int(value)
+def read_around(own_type: type[Own], words: Sequence[str], environ: Mapping[str, str]) -> Asked[RunConfig, Own]:
+    """Return what is asked for of a command around a job, whose name is the second word: plan t2i ...
+
+    Raises:
+        UserError: the job is not named, or as `read_flags`.
+    """
+    command, jobs = words[0], AROUND[words[0]].jobs
+    job = words[1] if len(words) > 1 else ""
+    if job not in jobs:
+        raise UserError(f"Name the command to {command} first: dglaunch {command} {' or '.join(jobs)} [flags].")
+    return read_flags(COMMANDS[job], own_type, words[2:], environ, f"{command} {job}")
 
 
-def take_gpu(arguments: list[str]) -> Gpu | None:
-    """Take the flag of `plan` and `tune` out of the arguments that names a GPU (H100) or a GPU's memory (80GiB)."""
-    rest, value = _without(arguments, "gpu")
-    arguments[:] = rest
-    return None if value is None else find_gpu(value)
+def read_flags(
+    config_type: type[Config],
+    own_type: type[Own],
+    words: Sequence[str],
+    environ: Mapping[str, str],
+    command: str,
+    otherwise: Callable[[Collection[str]], Sequence[str]] = lambda _: (),
+) -> Asked[Config, Own]:
+    """Return what the words after a command, the variables and the job's file ask for.
+
+    Args:
+        config_type: of the job.
+        own_type: of the command.
+        words: the flags as they were typed.
+        environ: with the DG_* variables.
+        command: for messages.
+        otherwise: the command's own defaults as words, by the names of the flags that were given.
+
+    Raises:
+        UserError: a flag is unknown or has no such value, or the configuration does not hold; with the remedy.
+    """
+    of_job, of_command = flags_of(config_type), flags_of(own_type)
+    flags = of_command | of_job
+    check_variables(environ)
+    given = split(words, flags)
+    refuse_strangers(given, flags, command)
+    typed = values_of(given, flags)
+    from_variables = {
+        name: parse_value(f"DG_{name.upper()}", environ[f"DG_{name.upper()}"], flag.kind)
+        for name, flag in of_job.items()
+        if name not in typed and f"DG_{name.upper()}" in environ
+    }
+    file = typed.get("config")
+    in_file = {} if file is None else _in_file(Path(str(file)), flags, {*typed, *from_variables}, command)
+    own_defaults = split(otherwise({*typed, *from_variables, *in_file}), flags)
+    values = values_of(own_defaults, flags)
+    values |= {name: value for name, (value, _) in in_file.items()} | from_variables | typed
+    origins = dict.fromkeys(of_job, DEFAULT)
+    origins |= {name: str(file) for name in in_file if name in of_job}
+    origins |= {name: f"DG_{name.upper()}" for name in from_variables}
+    origins |= {name: TYPED for name in typed if name in of_job}
+    handed_on = [word for item in own_defaults for word in item.words]
+    handed_on += [word for name, (_, same) in in_file.items() if name in of_job for word in same]
+    handed_on += [word for item in given if item.name in of_job for word in item.words]
+    return Asked(build(config_type, values), build(own_type, values), origins, handed_on)
 
 
-def take_switch(arguments: list[str], flag: str) -> bool:
-    """Take a command's own switch (--compare) out of the arguments; whether it was there."""
-    rest = [word for word in arguments if word.replace("-", "_").lstrip("_") != flag or not word.startswith("--")]
-    found = len(rest) < len(arguments)
-    arguments[:] = rest
+def _in_file(
+    path: Path, flags: Mapping[str, Flag], given: Collection[str], command: str
+) -> dict[str, tuple[object, list[str]]]:
+    """What a job's file says of flags that were not given elsewhere: their values, and the same as words.
+
+    Raises:
+        UserError: the file cannot be read, or has a flag or a value that there is not.
+    """
+    texts = read_job_file(path)
+    if strangers := [f"--{name}" for name in texts if name not in flags]:
+        raise UserError(f"--config {path}: {' '.join(told(name, flags, command) for name in strangers)}")
+    if lists := [
+        name for name, found in texts.items() if isinstance(found, list) and not takes_several(flags[name].kind)
+    ]:
+        raise UserError(f"--config {path}: {lists[0]} is a list; --{lists[0]} takes one value.")
+    several = {name: [found] if isinstance(found, str) else found for name, found in texts.items()}
+    values = {name: value_of(f"--config {path}: {name}", several[name], flags[name]) for name in texts}
+    values = {name: value for name, value in values.items() if name not in given}
+    refuse_code(path, values)
+    return {name: (value, _as_words(flags[name], several[name], value)) for name, value in values.items()}
+
+
+def _as_words(flag: Flag, texts: Iterable[str], value: object) -> list[str]:
+    if flag.is_switch:
+        return [f"--{flag.name}" if value else f"--no_{flag.name}"]
+    return [f"--{flag.name}={text}" for text in texts]
+
+
+def named(name: str, origin: str) -> str:
+    """Return what a flag is called where its value came from: --encode, the variable DG_ENCODE, encode in job.yaml."""
+    if origin == TYPED:
+        return f"--{name}"
+    return f"the variable {origin}" if origin.startswith("DG_") else f"{name} in {origin}"
+
+
+def build(config_type: type, values: Mapping[str, Any]) -> Any:
+    """Return a dataclass, and those in it, from values by the names of their fields; others are passed over."""
+    arguments = {}
+    for item in fields(config_type):
+        part: object = item.default_factory
+        if isinstance(part, type) and is_dataclass(part):
+            arguments[item.name] = build(part, values)
+        elif item.name in values:
+            arguments[item.name] = values[item.name]
+    return config_type(**arguments)
+
+
+def call(function: Callable[..., int], words: Sequence[str], command: str) -> Callable[[], int]:
+    """Return the call of a tool's function that its words ask for.
+
+    Raises:
+        UserError: with the remedy.
+    """
+    flags = flags_of_tool(function)
+    by_place = [flag for flag in flags.values() if flag.by_place]
+    given = _placed(split(words, flags), by_place)
+    refuse_strangers(given, flags, command)
+    values = values_of(given, flags)
+    if missing := [flag for flag in flags.values() if flag.is_required and flag.name not in values]:
+        raise UserError(
+            f"dglaunch {command} needs {' and '.join(map(_called, missing))}; dglaunch {command} --help says what that is."
+        )
+    positional = [values[flag.name] for flag in by_place if flag.name in values]
+    named = {flags[name].argument: value for name, value in values.items() if not flags[name].by_place}
+    return lambda: function(*positional, **named)
+
+
+def _called(flag: Flag) -> str:
+    return flag.name.upper() if flag.by_place else f"--{flag.name}"
+
+
+def _placed(given: Sequence[Given], by_place: Sequence[Flag]) -> list[Given]:
+    """The words that stand alone, as the flags whose places they have; what is too much stays alone."""
+    places = list(by_place)
+    found: list[Given] = []
+    for item in given:
+        if item.name or not places:
+            found.append(item)
+            continue
+        found.append(replace(item, name=places[0].name))
+        if not takes_several(places[0].kind):
+            places.pop(0)
     return found
 
 
-def take_path(arguments: list[str], flag: str) -> Path | None:
-    """Take a command's own flag that names a file (--json FILE) out of the arguments.
+# -- words --------------------------------------------------------------------------------------------------------
+
+
+def split(words: Sequence[str], flags: Mapping[str, Flag]) -> list[Given]:
+    """Return the flags and their values as they were typed, in their order, also those that are unknown.
 
     Raises:
-        UserError: no file is named.
+        UserError: a flag has no value.
     """
-    rest, value = _without(arguments, flag)
-    arguments[:] = rest
-    if value is not None and not value.strip():
-        raise UserError(f"--{flag} needs the name of a file.")
-    return None if value is None else at_home(Path(value))
+    found: list[Given] = []
+    at = 0
+    while at < len(words):
+        end = at + 1
+        if is_flag(words[at]):
+            end = _end_of_values(words, at, flags)
+        found.append(_given(words[at:end], flags))
+        at = end
+    return found
 
 
-def without(arguments: Sequence[str], flag: str) -> list[str]:
-    """Return the arguments without one flag and its value."""
-    return _without(arguments, flag)[0]
+def _end_of_values(words: Sequence[str], at: int, flags: Mapping[str, Flag]) -> int:
+    """Where the values of the flag end that stands at a place."""
+    flag, end = flags.get(plain(words[at])), at + 1
+    if "=" in words[at] or (flag is None and _switched(words[at], flags) is not None) or (flag and flag.is_switch):
+        return end
+    most = len(words) if flag is None or takes_several(flag.kind) else end + 1
+    if flag is not None and takes_text(flag.kind) and end < len(words) and not _is_known(words[end], flags):
+        end += 1  # a text may begin with a dash: --prompt "--ar 16:9"
+    while end < min(most, len(words)) and not is_flag(words[end]):
+        end += 1
+    return end
 
 
-def _without(arguments: Sequence[str], flag: str) -> tuple[list[str], str | None]:
-    """The arguments without one flag and its value, and that value (the last one given)."""
-    rest: list[str] = []
-    value: str | None = None
-    words = iter(arguments)
-    for word in words:
-        name, equals, text = word.partition("=")
-        if name.startswith("--") and name[2:].replace("-", "_") == flag:
-            value = text if equals else next(words, "")
-        else:
-            rest.append(word)
-    return rest, value
+def _given(words: Sequence[str], flags: Mapping[str, Flag]) -> Given:
+    """One flag and its values."""
+    if not is_flag(words[0]):
+        return Given("", tuple(words), tuple(words))
+    name = plain(words[0])
+    texts = (words[0].partition("=")[2],) if "=" in words[0] else tuple(words[1:])
+    flag, taken_back = flags.get(name), _switched(words[0], flags)
+    if flag is None and taken_back is not None:
+        return Given(taken_back, ("0",), tuple(words))
+    if flag is not None and flag.is_switch and not texts:
+        texts = ("1",)
+    if flag is not None and not texts:
+        raise UserError(f"--{name} needs a value: {describe(flag.kind)}. {flag.first_sentence}")
+    return Given(name, texts, tuple(words))
+
+
+def is_flag(word: str) -> bool:
+    """Return whether a word is a flag's name by its form: --name, --name=value or -n, but not -5."""
+    return len(word) > 1 and word[0] == "-" and (word[1].isalpha() or (word[1] == "-" and len(word) > 2))
+
+
+def plain(word: str) -> str:
+    """Return the name of the flag that a word is: --batch-size=4 is batch_size."""
+    return word.partition("=")[0].lstrip("-").replace("-", "_")
+
+
+def _is_known(word: str, flags: Mapping[str, Flag]) -> bool:
+    return word.startswith("--") and (plain(word) in flags or _switched(word, flags) is not None)
+
+
+def _switched(word: str, flags: Mapping[str, Flag]) -> str | None:
+    """The switch that a word takes back: --no_gallery is gallery."""
+    name = plain(word).removeprefix("no_")
+    is_one = plain(word).startswith("no_") and name in flags and flags[name].is_switch and "=" not in word
+    return name if is_one else None
+
+
+def refuse_strangers(given: Iterable[Given], flags: Mapping[str, Flag], command: str) -> None:
+    """Refuse flags that the command does not have, and words that stand alone.
+
+    Raises:
+        UserError: with what is there instead.
+    """
+    strangers = [item for item in given if item.name not in flags]
+    if strangers:
+        names = [item.words[0].partition("=")[0] if item.name else item.words[0] for item in strangers]
+        raise UserError(" ".join(dict.fromkeys(told(name, flags, command) for name in names)))
+
+
+def values_of(given: Iterable[Given], flags: Mapping[str, Flag]) -> dict[str, object]:
+    """Return the values of flags that were typed; the last one counts, and of a flag that takes several, all.
+
+    Raises:
+        UserError: a flag has no such value.
+    """
+    texts: dict[str, tuple[str, ...]] = {}
+    for item in given:
+        several = takes_several(flags[item.name].kind)
+        texts[item.name] = (*texts.get(item.name, ()), *item.texts) if several else item.texts
+    return {name: value_of(f"--{name}", texts[name], flags[name]) for name in texts}
+
+
+def value_of(said: str, texts: Sequence[str], flag: Flag) -> object:
+    """Return the value that a flag's texts stand for.
+
+    Args:
+        said: what the flag is called where they stand, for the message.
+
+    Raises:
+        UserError: there is no such value.
+    """
+    if list(texts) == ["None"] and is_optional(flag.kind) and not takes_text(flag.kind):
+        return None
+    try:
+        return read_value(texts, flag.kind)
+    except ValueError as error:
+        shown = repr(texts[0] if len(texts) == 1 else list(texts))
+        shown = shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]}..."
+        raise UserError(f"{said} {shown} is not {error}; correct it, or leave it out.") from None
+
+
+def without(words: Sequence[str], *names: str) -> list[str]:
+    """Return a job's words without some flags and their values."""
+    flags = flags_of(OwnFlags, *COMMANDS.values())
+    return [word for item in split(words, flags) if item.name not in names for word in item.words]

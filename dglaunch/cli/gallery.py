@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from tyro.conf import Positional
-
 from dglaunch.errors import EXIT_DONE, UserError
 from dglaunch.output.gallery import write_page
 from dglaunch.output.ledger import OutputFolder
@@ -13,7 +11,7 @@ from dglaunch.terminal import Terminal
 
 
 def gallery(
-    folder: Positional[Path],
+    folder: Path,
     /,
     output: Path | None = None,
     thumbnails: int = 0,

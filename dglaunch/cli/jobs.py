@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dglaunch.cli.flags import parse, without
 from dglaunch.config import COMMANDS, RunConfig
 from dglaunch.distributed.topology import check_world
-from dglaunch.environment import another_speaks
 from dglaunch.errors import UserError
 from dglaunch.system import torchrun_command
 
@@ -19,8 +18,7 @@ def run_job(words: list[str], environ: Mapping[str, str]) -> int:
         DglaunchError: a mistake of the user's, or the run broke off.
     """
     command = words[0]
-    quiet = another_speaks(environ)
-    config, origins = parse(COMMANDS[command], words[1:], environ, f"dglaunch {command}", quiet=quiet)
+    config, origins = parse(COMMANDS[command], words[1:], environ, command)
     if config.num_gpus is not None:
         start_torchrun(config, config.num_gpus, words, environ)
     from dglaunch.planning.job import prepare

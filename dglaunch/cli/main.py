@@ -2,7 +2,6 @@
 
 import difflib
 import errno
-import functools
 import importlib
 import sys
 import traceback
@@ -23,27 +22,41 @@ NAMES_AND_RIGHTS = (
 )
 """Errors of the system that are the user's to mend."""
 USAGE = """\
-usage: dglaunch COMMAND [flags]      (several GPUs: torchrun --nproc_per_node 8 -m dglaunch COMMAND [flags])
+usage: dglaunch COMMAND [flags]
+       torchrun --nproc_per_node 8 -m dglaunch COMMAND [flags]    (several GPUs)
 
-  t2i            text to image: a file of prompts to a folder of images
-  edit           a table of images and instructions to a folder of edited images
-  plan COMMAND   print what that command would do (topology, shards, batches, memory, time) and stop; --world_size 8 and
-                 --gpu H100 (or 80GiB) plan for machines that are not here
-  rehearse COMMAND    run that command's own code as every rank of a replica, at the model's true size, without its GPUs and
-                 weights: does it crash, does it fit (--world_size 8 --gpu H100)
-  tune t2i       measure batch sizes and parallel configurations on the real model; --batch_size auto then uses it;
-                 with --search the optimizations, too, and what each does to the images
-  certify        compare all ways to run a model on this machine: replicas, batches, splits, resume; a page and a JSON
-  slurm COMMAND  print (or --submit) the batch script that runs that command on a Slurm cluster
-  verify OUT     check a folder of results, file by file; --repair queues what is wrong to be made again
-  status OUT     how far a job is, while it runs or after it
-  merge OUT0 OUT1 ... --output_dir OUT    join the folders of nodes that share no file system
-  gallery OUT    an HTML page to look through the results; --contact_sheet for one image of them
-  replay FILE    make one image again from its own PNG text and compare; --set guidance_scale=5 for a variation
-  doctor         what is installed here, whether it is fine, and the remedy
+Make images
+  t2i               text to image: a file of prompts to a folder of images
+  edit              a table of images and instructions to edited images
+  slurm COMMAND     print (or --submit) that command's batch script for Slurm
 
-dglaunch COMMAND --help lists the flags. Exit codes: 0 everything done, 1 the run broke off, 2 a mistake in the command
-or its input, 3 some items failed or differ, 130 stopped by a signal. Starting the same command again resumes."""
+Before
+  plan COMMAND      what it would do: topology, shares, batches, memory, time;
+                    --world_size 8 --gpu H100 for machines that are not here
+  rehearse COMMAND  run its own code as every rank of a replica at true size,
+                    without GPUs and weights: does it crash, does it fit
+  tune t2i          measure batch sizes and parallel configurations here;
+                    --search: the optimizations, too
+  certify           compare all ways to run a model on this machine:
+                    replicas, batches, splits, resume; a page and a JSON
+  doctor            what is installed here, whether it is fine, and the remedy
+
+After
+  status OUT        how far a job is, while it runs or after it
+  verify OUT        check a folder of results, file by file;
+                    --repair queues what is wrong to be made again
+  gallery OUT       an HTML page of the results; --contact_sheet: one image
+  replay FILE       make one image again from its own text and compare;
+                    --set guidance_scale=5 for a variation
+  merge OUT0 OUT1 ... --output_dir OUT
+                    join the folders of nodes that share no file system
+
+  completion SHELL  what the Tab key needs to know: bash, zsh or fish
+
+dglaunch COMMAND --help lists the usual flags, --help all all of them.
+Exit codes: 0 everything done, 1 the run broke off, 2 a mistake in the command
+or its input, 3 some items failed or differ, 130 stopped by a signal.
+Starting the same command again resumes."""
 
 COMMANDS = {
     "t2i": "dglaunch.cli.jobs:run_job",
@@ -64,6 +77,7 @@ TOOLS = {
     "gallery": "dglaunch.cli.gallery:gallery",
     "replay": "dglaunch.cli.replay:replay",
     "doctor": "dglaunch.cli.doctor:doctor",
+    "completion": "dglaunch.cli.completion:completion",
 }
 """Commands that run no job: functions whose arguments are the flags. All functions of both tables return the exit code."""
 
@@ -110,6 +124,8 @@ def command_of(words: Sequence[str]) -> Callable[[list[str], Mapping[str, str]],
         return _help
     if name in ("-V", "--version"):
         return _version
+    if name in COMMANDS | TOOLS and any(word in ("-h", "--help") for word in words):
+        return _help_of
     if name in TOOLS:
         return _tool
     if name not in COMMANDS | INNER:
@@ -119,11 +135,12 @@ def command_of(words: Sequence[str]) -> Callable[[list[str], Mapping[str, str]],
             f"There is no command {name!r}.{nearest} Commands: {', '.join([*COMMANDS, *TOOLS])}; dglaunch --help says what "
             "they do."
         )
-    command: Callable[[list[str], Mapping[str, str]], int] = _imported((COMMANDS | INNER)[name])
+    command: Callable[[list[str], Mapping[str, str]], int] = imported((COMMANDS | INNER)[name])
     return command
 
 
-def _imported(name: str) -> Callable[..., int]:
+def imported(name: str) -> Callable[..., int]:
+    """Return the function that a table names; its module is imported only now."""
     module, _, attribute = name.partition(":")
     function: Callable[..., int] = getattr(importlib.import_module(module), attribute)
     return function
@@ -141,14 +158,19 @@ def _version(words: list[str], environ: Mapping[str, str]) -> int:
     return EXIT_DONE
 
 
+def _help_of(words: list[str], environ: Mapping[str, str]) -> int:
+    from dglaunch.cli.help import show_job_help, show_tool_help
+
+    if another_speaks(environ):
+        return EXIT_DONE
+    if words[0] in TOOLS:
+        show_tool_help(words[0], imported(TOOLS[words[0]]))
+    else:
+        show_job_help(words)
+    return EXIT_DONE
+
+
 def _tool(words: list[str], environ: Mapping[str, str]) -> int:
-    from dglaunch.cli.flags import read_words
+    from dglaunch.cli.flags import call
 
-    function = _imported(TOOLS[words[0]])
-
-    @functools.wraps(function)
-    def called_later(*arguments: object, **flags: object) -> Callable[[], int]:
-        return functools.partial(function, *arguments, **flags)
-
-    call: Callable[[], int] = read_words(called_later, f"dglaunch {words[0]}", words[1:])
-    return call()
+    return call(imported(TOOLS[words[0]]), words[1:], words[0])()

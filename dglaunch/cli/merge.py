@@ -2,15 +2,13 @@
 
 from pathlib import Path
 
-from tyro.conf import Positional
-
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.merging import merge_folders
 from dglaunch.terminal import Terminal
 
 
-def merge(folders: Positional[tuple[Path, ...]], /, output_dir: Path) -> int:
+def merge(folders: tuple[Path, ...], /, output_dir: Path) -> int:
     """Join the folders of nodes that share no file system into one, checking each image on the way.
 
     The images are linked where the folders are on one file system, else copied. Exit code 0: every image of the job is

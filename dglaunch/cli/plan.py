@@ -1,14 +1,13 @@
 """The command `plan`: what a run would do, without it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from typing import TypeVar
 
 from rich.table import Table
 
-from dglaunch.cli.flags import parse, take_gpu, take_path, take_switch, take_world_size
-from dglaunch.config import COMMANDS
-from dglaunch.environment import another_speaks
-from dglaunch.errors import EXIT_DONE, UserError
+from dglaunch.cli.flags import read_around
+from dglaunch.cli.own_flags import LookingFlags, PlanFlags
+from dglaunch.errors import EXIT_DONE
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.ownership import refuse_to_replace, write_report
 from dglaunch.planning.batches import Plan
@@ -23,6 +22,7 @@ from dglaunch.run.report import number
 from dglaunch.system import Machine
 from dglaunch.terminal import Terminal
 
+Looking = TypeVar("Looking", bound=LookingFlags)
 SHOWN_ERRORS = 5
 SHOWN_REPLICAS = 16
 
@@ -38,17 +38,16 @@ def plan(words: list[str], environ: Mapping[str, str]) -> int:
     Raises:
         UserError: whatever would keep the run from beginning.
     """
-    compare = take_switch(words, "compare")
-    job, file = job_to_plan(words, environ, find_gpu(ASSUMED_GPU).machine)
+    job, own = job_to_plan(PlanFlags, words, environ, find_gpu(ASSUMED_GPU).machine)
     if job.topology.is_main:
-        _print(Terminal(), job, compare, file)
+        _print(Terminal(), job, own)
     return EXIT_DONE
 
 
 def job_to_plan(
-    words: list[str], environ: Mapping[str, str], assumed: Machine | None = None
-) -> tuple[Job, Path | None]:
-    """Prepare the job that is named after a command that only looks at it, and the file of its --json.
+    own_type: type[Looking], words: list[str], environ: Mapping[str, str], assumed: Machine | None = None
+) -> tuple[Job, Looking]:
+    """Prepare the job that is named after a command that only looks at it, and return it with the command's own flags.
 
     Args:
         assumed: the GPU where none is named, and neither the model nor a GPU is on this machine.
@@ -56,16 +55,13 @@ def job_to_plan(
     Raises:
         UserError: whatever would keep the run from beginning.
     """
-    command, rest = words[1] if len(words) > 1 else "", words[2:]
-    if command not in COMMANDS:
-        raise UserError(f"Name the command to {words[0]}: dglaunch {words[0]} {' or '.join(COMMANDS)} [flags].")
-    world_size, gpu, file = take_world_size(rest), take_gpu(rest), take_path(rest, "json")
-    if file is not None:
-        refuse_to_replace(file)
-    quiet = another_speaks(environ)
-    config, origins = parse(COMMANDS[command], rest, environ, f"dglaunch {words[0]} {command}", quiet=quiet)
-    elsewhere = None if gpu is None else gpu.machine
-    return prepare(config, origins, environ, world_size, elsewhere, assumed, only_planned=True), file
+    asked = read_around(own_type, words, environ)
+    own = asked.own
+    elsewhere = None if own.gpu is None else find_gpu(own.gpu).machine
+    if own.json is not None:
+        refuse_to_replace(own.json)
+    job = prepare(asked.config, asked.origins, environ, own.world_size, elsewhere, assumed, only_planned=True)
+    return job, own
 
 
 def schedule_to_plan(job: Job, book: FigureBook) -> tuple[Schedule, list[str]]:
@@ -76,18 +72,18 @@ def schedule_to_plan(job: Job, book: FigureBook) -> tuple[Schedule, list[str]]:
     return job.schedule((), limits, recalled.sizes, job.machine.memory, figures=figures), recalled.notes
 
 
-def _print(terminal: Terminal, job: Job, compare: bool, file: Path | None) -> None:
+def _print(terminal: Terminal, job: Job, own: PlanFlags) -> None:
     book = book_of(job, in_this_process(job.checkpoint, job.config))
     schedule, notes = schedule_to_plan(job, book)
-    outlook = look_ahead(job, schedule, book, gpu_of(job.machine), compare) if job.profile.has_estimates else None
+    outlook = look_ahead(job, schedule, book, gpu_of(job.machine), own.compare) if job.profile.has_estimates else None
     _show(terminal, job, schedule)
     if outlook is not None:
         _show_outlook(terminal, outlook, book.problem)
     for note in notes:
         terminal.print(note)
-    if file is not None:
+    if own.json is not None:
         found = outlook.as_json() if outlook is not None else {}
-        write_report(file, "plan", found | {"reasons": schedule.reasons, "num_images": schedule.plan.num_tasks})
+        write_report(own.json, "plan", found | {"reasons": schedule.reasons, "num_images": schedule.plan.num_tasks})
 
 
 def _show(terminal: Terminal, job: Job, schedule: Schedule) -> None:

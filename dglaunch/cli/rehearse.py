@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from dglaunch.cli.own_flags import RehearseFlags
 from dglaunch.cli.plan import job_to_plan, schedule_to_plan
 from dglaunch.errors import EXIT_DONE, EXIT_USER
 from dglaunch.output.ownership import write_report
@@ -28,10 +29,10 @@ def rehearse(words: list[str], environ: Mapping[str, str]) -> int:
     Raises:
         UserError: whatever would keep the run from beginning.
     """
-    job, file = job_to_plan(words, environ)
+    job, own = job_to_plan(RehearseFlags, words, environ)
     if not job.topology.is_main:
         return EXIT_DONE
-    return _rehearse(job, file)
+    return _rehearse(job, own.json)
 
 
 def _rehearse(job: Job, file: Path | None) -> int:

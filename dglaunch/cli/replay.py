@@ -21,11 +21,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from tyro.conf import Positional, UseAppendAction, arg
-
 from dglaunch.atomic import atomic_write
 from dglaunch.backends.profiles import profile_of
 from dglaunch.backends.registry import BACKENDS
+from dglaunch.cli.flag_table import Named
 from dglaunch.config import (
     REPLAY,
     TRUST,
@@ -67,9 +66,9 @@ Config = TypeVar("Config")
 
 
 def replay(
-    file: Positional[Path],
+    file: Path,
     /,
-    changes: Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE")] = (),
+    changes: Annotated[tuple[str, ...], Named(name="set", metavar="KEY=VALUE")] = (),
     output: Path | None = None,
     tolerance: int = 2,
 ) -> int:

@@ -8,62 +8,14 @@ import shlex
 import shutil
 import subprocess
 import sys
-import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from dglaunch.cli.flags import parse, read_words, without
-from dglaunch.config import COMMANDS
+from dglaunch.cli.flags import read_around, without
+from dglaunch.cli.own_flags import SlurmFlags
 from dglaunch.environment import JOB_TOKEN
 from dglaunch.errors import EXIT_DONE, UserError
 from dglaunch.streams import Stream
-
-
-@dataclass(kw_only=True, slots=True)
-class SlurmConfig:
-    """Where and how long a job runs. All other flags are those of the command."""
-
-    nodes: int = 1
-    """Machines."""
-    gpus_per_node: int = 8
-    """GPUs, and ranks, on each."""
-    array: bool = False
-    """Independent nodes as a job array, with no rendezvous: each starts when Slurm has room for it."""
-    partition: str | None = None
-    """Slurm's partition. Default: the cluster's."""
-    time: str = "24:00:00"
-    """Time limit of each start; what is left then goes back to the queue."""
-    cpus_per_gpu: int = 4
-    """Cores for each rank: loading, and encoding images."""
-    venv: Path | None = None
-    """Virtual environment to activate on the nodes. Default: what is active when the job is submitted, or this command's."""
-    job_name: str = "dglaunch"
-    """Name in the queue, and of the log file."""
-    max_requeues: int = 20
-    """How often the job may put itself back into the queue."""
-    sbatch: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
-    """A further option for sbatch, e.g. --sbatch=--account=me; may be given several times."""
-    submit: bool = False
-    """Hand the script to sbatch instead of printing it."""
-
-    def __post_init__(self) -> None:
-        for name in ("nodes", "gpus_per_node", "cpus_per_gpu"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} is {getattr(self, name)}; it must be 1 or more.")
-        for name in ("partition", "time", "venv", "job_name", "sbatch"):
-            _refuse_line_breaks(name, getattr(self, name))
-
-
-def _refuse_line_breaks(name: str, value: str | Path | tuple[str, ...] | None) -> None:
-    """What stands behind #SBATCH ends with its line: the next one would be a command of the script."""
-    for text in value if isinstance(value, tuple) else [str(value or "")]:
-        if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in text):
-            raise UserError(f"--{name} {text!r} holds a line break or another control character; give it without.")
-
 
 KINDS: dict[str, dict[str, str]] = {
     "one_node": {"what": "dglaunch on one node.", "template": "base.sbatch.j2"},
@@ -79,11 +31,11 @@ KINDS: dict[str, dict[str, str]] = {
     },
 }
 
-EXAMPLES: dict[str, tuple[str, SlurmConfig, list[str]]] = {
-    "one_node": ("one_node", SlurmConfig(), ["t2i"]),
-    "multi_node": ("multi_node", SlurmConfig(nodes=4), ["t2i"]),
-    "array": ("array", SlurmConfig(nodes=4, array=True), ["t2i"]),
-    "edit": ("one_node", SlurmConfig(), ["edit"]),
+EXAMPLES: dict[str, tuple[str, SlurmFlags, list[str]]] = {
+    "one_node": ("one_node", SlurmFlags(), ["t2i"]),
+    "multi_node": ("multi_node", SlurmFlags(nodes=4), ["t2i"]),
+    "array": ("array", SlurmFlags(nodes=4, array=True), ["t2i"]),
+    "edit": ("one_node", SlurmFlags(), ["edit"]),
 }
 EXAMPLE_ARGUMENTS = {
     "t2i": ["t2i", "--model_name", "black-forest-labs/FLUX.1-dev", "--prompts_file", "prompts.jsonl"],
@@ -93,17 +45,8 @@ EXAMPLE_ARGUMENTS = {
 
 def slurm(words: Sequence[str], environ: Mapping[str, str]) -> int:
     """Print the batch script of a job, or submit it (`dglaunch slurm t2i ... [--submit]`)."""
-    cluster, rest = read_words(
-        SlurmConfig,
-        "dglaunch slurm t2i",
-        words[1:],
-        return_unknown_args=True,
-        description="Print a batch script for Slurm that runs a command of dglaunch, with the command's own flags.",
-    )
-    command = rest[0] if rest else ""
-    if command not in COMMANDS:
-        raise UserError(f"Name the command to run first: dglaunch slurm {' or '.join(COMMANDS)} [flags].")
-    config, _ = parse(COMMANDS[command], rest[1:], environ, f"dglaunch slurm {command}")
+    asked = read_around(SlurmFlags, words, environ)
+    config, cluster = asked.config, asked.own
     if config.num_gpus is not None or config.num_nodes is not None:
         raise UserError(
             "--num_gpus, --num_nodes and --node_rank are the script's to set; give --nodes and --gpus_per_node instead "
@@ -112,14 +55,14 @@ def slurm(words: Sequence[str], environ: Mapping[str, str]) -> int:
     cluster.venv = cluster.venv or _virtual_environment(environ)
     # The token is a secret, and scripts are shown around; sbatch hands it on from the environment.
     variables = {k: value for k, value in sorted(environ.items()) if k.startswith("DG_") and k != JOB_TOKEN}
-    script = render(_kind_of(cluster), cluster, rest, config.output_dir, variables)
+    script = render(_kind_of(cluster), cluster, [words[1], *asked.words], config.output_dir, variables)
     if not cluster.submit:
         Stream(error=False).hand_over(script)
         return EXIT_DONE
     return _submit(script)
 
 
-def _kind_of(cluster: SlurmConfig) -> str:
+def _kind_of(cluster: SlurmFlags) -> str:
     if cluster.array:
         return "array"
     return "multi_node" if cluster.nodes > 1 else "one_node"
@@ -143,7 +86,7 @@ def _submit(script: str) -> int:
 
 def render(
     kind: str,
-    cluster: SlurmConfig,
+    cluster: SlurmFlags,
     arguments: Sequence[str],
     output_dir: Path,
     variables: Mapping[str, str] | None = None,
@@ -166,7 +109,7 @@ def render(
         loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
     )
     jinja.filters |= {"quote": shlex.quote, "sbatch_quote": sbatch_quote, "sbatch_option": sbatch_option}
-    settings = {name: getattr(cluster, name) for name in SlurmConfig.__dataclass_fields__}
+    settings = {name: getattr(cluster, name) for name in SlurmFlags.__dataclass_fields__}
     settings["venv"] = str(cluster.venv or "")
     about = {"node_flags": "", "status_flags": "", **KINDS[kind]}
     return jinja.get_template(KINDS[kind]["template"]).render(

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from tyro.conf import Positional
-
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.status import JobStatus, RunStatus, read_status
@@ -14,7 +12,7 @@ STARTS_AGAIN = {"drained", "lost"}
 ENDED = {"done", "failed"}
 
 
-def status(folder: Positional[Path], /, node_rank: int | None = None) -> int:
+def status(folder: Path, /, node_rank: int | None = None) -> int:
     """Tell how far a job is, from another shell while it runs or after it.
 
     Exit code 0: nothing is left to do; 3: only images that failed; 130: work is left and the same command goes on (a

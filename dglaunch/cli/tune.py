@@ -25,7 +25,8 @@ from dglaunch.atomic import atomic_write
 from dglaunch.backends.base import Backend
 from dglaunch.backends.profiles import profile_of
 from dglaunch.cli.children import last_error
-from dglaunch.cli.flags import parse, take_gpu, take_search, without
+from dglaunch.cli.flags import parse, read_flags, without
+from dglaunch.cli.own_flags import TuneFlags
 from dglaunch.cli.search import Search, notebook_of, stopped_in_order
 from dglaunch.config import XDIT_PREFIX, RunConfig, T2IConfig
 from dglaunch.data.images import open_image
@@ -37,7 +38,7 @@ from dglaunch.files import is_stream
 from dglaunch.output.ownership import WRITTEN_BY, refuse_to_replace, write_report
 from dglaunch.planning.batches import into_buckets
 from dglaunch.planning.estimate import SPARE
-from dglaunch.planning.gpus import Gpu
+from dglaunch.planning.gpus import Gpu, find_gpu
 from dglaunch.planning.job import Job, prepare
 from dglaunch.planning.search import Point
 from dglaunch.planning.tuned import GAIN, Measured, describe, remember, sweet_spot
@@ -61,14 +62,13 @@ def tune(words: list[str], environ: Mapping[str, str]) -> int:
     Raises:
         UserError: it was started under torchrun, for another command, or the flags do not hold.
     """
-    words = words[1:]
-    asked = ["dglaunch", "tune", *words]
-    gpu, most = take_gpu(words), take_search(words)
-    if words[:1] != ["t2i"]:
+    if words[1:2] != ["t2i"]:
         raise UserError("tune measures t2i only: dglaunch tune t2i [flags of t2i].")
     if "RANK" in environ:
         raise UserError("tune starts torchrun itself, once for each configuration; start it without, with --num_gpus.")
-    config, origins = parse(T2IConfig, words[1:], environ, "dglaunch tune t2i")
+    asked = read_flags(T2IConfig, TuneFlags, words[2:], environ, "tune t2i")
+    config, origins = asked.config, asked.origins
+    gpu = None if asked.own.gpu is None else find_gpu(asked.own.gpu)
     profile = profile_of(config.backend.backend)
     if not profile.can_tune or config.debug or config.batch_size != "auto":
         raise UserError(
@@ -83,13 +83,14 @@ def tune(words: list[str], environ: Mapping[str, str]) -> int:
         refuse_to_replace(file)
     config.output_dir.mkdir(parents=True, exist_ok=True)  # if it cannot be made, that is told before hours of measuring
     ranks = config.num_gpus or _gpus()
-    rest = without(without(words[1:], "num_gpus"), "output_dir")
+    rest = without(asked.words, "num_gpus", "output_dir")
     sweep = Sweep(config, configurations(config, origins, environ, ranks), rest, environ, ranks, gpu, Terminal())
-    if most is None:
-        sweep.run(asked)
+    typed = ["dglaunch", *words]
+    if (most := asked.own.wanted) is None:
+        sweep.run(typed)
         return EXIT_DONE
     with stopped_in_order(sweep.terminal, config.output_dir):
-        return _search(sweep, origins, asked, most)
+        return _search(sweep, origins, typed, most)
 
 
 def reports_in(folder: Path) -> tuple[Path, Path]:
@@ -97,7 +98,7 @@ def reports_in(folder: Path) -> tuple[Path, Path]:
     return folder / "tune.json", folder / "tune.png"
 
 
-def _search(sweep: "Sweep", origins: dict[str, str], asked: list[str], most: float) -> int:
+def _search(sweep: "Sweep", origins: Mapping[str, str], asked: list[str], most: float) -> int:
     """Measure batch sizes and parallel configurations, unless an earlier start did, then the optimizations at the best."""
     variables = {name: value for name, value in sweep.environ.items() if name.startswith(XDIT_PREFIX)}
     job = prepare(sweep.config, origins, sweep.parallel[0], sweep.ranks)
@@ -200,7 +201,7 @@ def _gpus() -> int:
 
 
 def configurations(
-    config: RunConfig, origins: dict[str, str], environ: Mapping[str, str], ranks: int
+    config: RunConfig, origins: Mapping[str, str], environ: Mapping[str, str], ranks: int
 ) -> list[dict[str, str]]:
     """The DG_XDIT_* variables of each start: what is set, or with xdit all Ulysses degrees (and CFG) that the rules allow.
 
@@ -281,7 +282,7 @@ def measure_rank(words: Sequence[str], environ: Mapping[str, str]) -> int:
     from dglaunch.backends.registry import create
 
     measured = Path(words[1])
-    config, origins = parse(T2IConfig, words[2:], environ, "dglaunch tune", quiet=environ.get("RANK") != "0")
+    config, origins = parse(T2IConfig, words[2:], environ, "tune")
     job = prepare(config, origins, environ)
     topology, channel = job.topology, Channel(job.topology, job.device)
     tasks = commonest(job)

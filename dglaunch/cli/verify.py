@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tyro.conf import Positional
-
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE
 from dglaunch.output.inspection import describe_missing, inspect
 from dglaunch.output.inspection import repair as repair_folder
@@ -16,7 +14,7 @@ SHOWN = 20
 """Problems that are printed."""
 
 
-def verify(folder: Positional[Path], /, repair: bool = False) -> int:
+def verify(folder: Path, /, repair: bool = False) -> int:
     """Check a finished or stopped folder: ledger lines, files, sizes, sha256, pixels, and that none is missing.
 
     Exit code 0: all is right; 1: something is wrong or missing.

@@ -20,7 +20,7 @@ from typing import Any
 LIBRARIES = (
     "torch.distributed", "torch.distributed._functional_collectives", "torch.distributed.elastic.multiprocessing.errors",
     "torch.distributed.device_mesh", "torch.distributed.tensor", "torch._dynamo", "torchao.quantization", "accelerate",
-    "diffusers.hooks", "transformers.integrations", "rich.console", "rich.table", "rich.progress", "tyro", "jinja2",
+    "diffusers.hooks", "transformers.integrations", "rich.console", "rich.table", "rich.progress", "jinja2",
 )  # fmt: skip
 PIPELINES = (
     "FluxPipeline", "FluxKontextPipeline", "Flux2Pipeline", "Flux2KleinPipeline", "QwenImagePipeline",

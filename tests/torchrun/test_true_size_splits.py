@@ -130,7 +130,7 @@ def job_of(model: str, backend: str, world: int, split: Split, size: int, folder
     ulysses, ring, cfg = split
     degrees = {"ULYSSES_DEGREE": ulysses, "RING_DEGREE": ring, "USE_CFG_PARALLEL": int(cfg)}
     environ = {f"{XDIT_PREFIX}{name}": str(value) for name, value in degrees.items()} if backend == "xdit" else {}
-    config, origins = parse(T2IConfig, flags, environ, "rehearse", quiet=True)
+    config, origins = parse(T2IConfig, flags, environ, "rehearse")
     return prepare(config, origins, environ, world, find_gpu("H100").machine, only_planned=True)
 
 

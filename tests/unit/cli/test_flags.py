@@ -1,18 +1,20 @@
 """Flags, DG_* variables and defaults: which wins, and that a mistake in one is never a default. Pure."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from dglaunch import BackendConfig, OptimizationConfig, ParallelConfig, T2IConfig
 from dglaunch.cli.flags import parse, without
+from dglaunch.config import OTHER_DTYPES, DtypeName
 from dglaunch.environment import check_variables, known_flags, parallel_from_environment
 from dglaunch.errors import UserError
 from support.commands import dglaunch, run_module
 
 
-def parsed(*words: str, **environ: str) -> tuple[T2IConfig, dict[str, str]]:
-    return parse(T2IConfig, words, environ, "dglaunch t2i", quiet=True)
+def parsed(*words: str, **environ: str) -> tuple[T2IConfig, Mapping[str, str]]:
+    return parse(T2IConfig, words, environ, "t2i")
 
 
 def test_a_flag_wins_over_a_variable_and_both_are_remembered() -> None:
@@ -43,7 +45,7 @@ def test_the_prompt_may_come_from_the_environment_and_look_like_a_flag() -> None
     ("environ", "said"),
     [
         ({"DG_BATCH_SIZE": "3O"}, "DG_BATCH_SIZE='3O' is not a whole number or one of auto"),
-        ({"DG_ENABLE_VAE_SLICING": "maybe"}, "no truth value"),
+        ({"DG_ENABLE_VAE_SLICING": "maybe"}, "is not a truth value"),
         ({"DG_BACKEND": "xdti"}, "one of diffusers, xdit"),
         ({"DG_BATCHSIZE": "4"}, "The nearest is DG_BATCH_SIZE"),
         ({"DG_XDIT_ULYSES_DEGREE": "2"}, "The nearest is DG_XDIT_ULYSSES_DEGREE"),
@@ -91,10 +93,53 @@ def test_configs_are_usable_from_python() -> None:
 
 @pytest.mark.parametrize(
     ("heavy", "words"),
-    [("torch,numpy,PIL,pyarrow,rich,tyro", ["--help"]), ("torch,numpy,PIL,pyarrow", ["t2i", "--help"])],
+    [
+        ("torch,numpy,PIL,pyarrow,rich,tyro,yaml", ["--help"]),
+        *(
+            ("torch,numpy,PIL,pyarrow,tyro,yaml", [*words, "--help"])
+            for words in (["t2i"], ["plan"], ["certify", "edit"])
+        ),
+    ],
 )
 def test_help_imports_nothing_heavy(heavy: str, words: list[str]) -> None:
     """Half a second is only possible without it."""
     ended = run_module("support.imported", heavy, *words)
     assert ended.code == 0, ended.output
     assert "dglaunch" in ended.output
+
+
+@pytest.mark.parametrize(("other", "name"), OTHER_DTYPES.items())
+def test_the_short_names_of_types_are_taken_everywhere(other: DtypeName, name: str) -> None:
+    assert parsed("--prompt", "x", "--torch_dtype", other)[0].backend.torch_dtype == name
+    assert parsed("--prompt", "x", DG_TORCH_DTYPE=other)[0].backend.torch_dtype == name
+    assert BackendConfig(torch_dtype=other).torch_dtype == name
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--seed abc", "--seed 'abc' is not a whole number"),
+        ("--seed", "--seed needs a value: a whole number"),
+        ("--seed --debug", "--seed needs a value: a whole number"),
+        ("--batch_size some", "--batch_size 'some' is not a whole number or one of auto"),
+        ("--torch_dtype bf17", "is not one of bfloat16, float16, float32, bf16"),
+        ("--output_dir=", "--output_dir '' is not a path; it is empty"),
+    ],
+)
+def test_a_wrong_value_is_told_in_one_sentence(words: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        parsed("--prompt", "x", *words.split())
+
+
+def test_the_word_none_takes_a_number_back_and_is_a_text_elsewhere() -> None:
+    config, origins = parsed("--prompt", "None", "--height", "None", DG_HEIGHT="512")
+    assert (config.prompt, config.height, origins["height"]) == ("None", None, "flag")
+
+
+def test_of_a_flag_that_is_given_twice_the_last_counts() -> None:
+    assert parsed("--prompt", "a", "--seed", "1", "--seed=2")[0].seed == 2
+
+
+def test_a_prompt_that_looks_like_a_flag_is_not_cut_out_of_the_words() -> None:
+    words = ["--prompt", "--num_gpus 8", "--num_gpus", "2"]
+    assert without(words, "num_gpus") == ["--prompt", "--num_gpus 8"]

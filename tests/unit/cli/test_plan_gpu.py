@@ -1,21 +1,10 @@
 """`plan --gpu`: a plan on a laptop for the GPUs of a cluster."""
 
-import pytest
-
 from dglaunch import BackendConfig, T2IConfig
-from dglaunch.cli.flags import take_gpu
 from dglaunch.planning.gpus import GPUS, find_gpu, gpu_of
 from dglaunch.planning.job import prepare
 from dglaunch.system import Machine
 from support.commands import dglaunch
-
-
-@pytest.mark.parametrize("words", [["--gpu", "H100"], ["--gpu=h100"], ["--gpu", "A10", "--gpu", "H100"]])
-def test_the_flag_is_taken_out_of_a_jobs_flags(words: list[str]) -> None:
-    arguments = ["--prompt", "x", *words, "--seed", "3"]
-    gpu = take_gpu(arguments)
-    assert gpu is not None and gpu.name == "H100 SXM"
-    assert arguments == ["--prompt", "x", "--seed", "3"] and take_gpu(arguments) is None
 
 
 def test_a_job_is_planned_for_the_gpu_that_was_named() -> None:

@@ -283,8 +283,8 @@ def test_what_another_gpu_cannot_hold_does_not_count(tmp_path: Path, monkeypatch
     ("words", "said"),
     [
         (["--max_difference", "3"], "does nothing without --search"),
-        (["--search", "--max_difference", "far"], "--max_difference far: a number from 0 to 255"),
-        (["--search", "--max_difference", "nan"], "a number from 0 to 255"),
+        (["--search", "--max_difference", "far"], "--max_difference 'far' is not a number"),
+        (["--search", "--max_difference", "nan"], "it must be a number from 0 to 255"),
         (["--search", "--batch_size", "2"], "drop --batch_size"),
     ],
 )

@@ -37,7 +37,7 @@ def test_a_prompt_is_what_was_typed(tmp_path: Path, text: str) -> None:
 
 
 def test_a_flag_without_its_text_is_told(tmp_path: Path) -> None:
-    assert "Missing value for argument '--prompt'" in said("t2i", *FAKE, "--prompt", "--seed", "5", cwd=tmp_path)
+    assert "--prompt needs a value: text" in said("t2i", *FAKE, "--prompt", "--seed", "5", cwd=tmp_path)
 
 
 # -- paths --------------------------------------------------------------------------------------------------------

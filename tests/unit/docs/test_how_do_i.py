@@ -10,7 +10,7 @@ import pytest
 from dglaunch.cli.main import main
 from support.commands import ROOT
 from support.edit_images import SINGLE, save_table
-from support.results import ledger, write_jsonl
+from support.results import ledger, run_json, write_jsonl
 
 PAGE = ROOT / "docs" / "HOW_DO_I.md"
 
@@ -27,6 +27,7 @@ def prepare(folder: Path) -> None:
     (folder / "dpg_bench" / "prompts").mkdir(parents=True)
     (folder / "dpg_bench" / "prompts" / "7.txt").write_text("a long prompt")
     (folder / "color_val.txt").write_text("a green bench and a blue bowl\n")
+    (folder / "job.yaml").write_text(re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0])
 
 
 def type_in(command: str) -> int:
@@ -50,6 +51,11 @@ def test_every_command_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(commands()) > 20
     assert len(ledger(Path("out"))) == len(ledger(Path("shared"))) == 5
     assert Path("out/000002.png").exists() and Path("variation.png").exists() and Path("edit-again.png").exists()
+    assert [run_json(Path(f"from-file{suffix}"))["config"]["guidance_scale"]["value"] for suffix in ("", "-5", "-7")] == [
+        None, 5.0, None,
+    ]  # fmt: skip
+    assert [line["seed"] for line in ledger(Path("from-file-7"))] == [7, 8, 9, 10, 11]
+    assert Path("from-file/gallery.html").exists() and not Path("from-file-5/gallery.html").exists()
     views = ("bench/geneval/00000/samples/00003.png", "dpg/dpg/7.png", "out/webdataset/00000.tar")
     assert all(Path(name).exists() for name in views) and len(list(Path("color/t2i_compbench/samples").iterdir())) == 10
 
@@ -57,5 +63,5 @@ def test_every_command_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_every_topic_is_there_and_the_readme_leads_to_it() -> None:
     topics = re.findall(r"^## (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert topics == ["spread a job over nodes", "resume", "redo one image", "choose a batch size", "edit a table",
-                      "use an API", "generate for GenEval"]  # fmt: skip
+                      "use an API", "generate for GenEval", "keep a job in a file"]  # fmt: skip
     assert "(docs/HOW_DO_I.md)" in (ROOT / "README.md").read_text(encoding="utf-8")

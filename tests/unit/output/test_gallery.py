@@ -149,11 +149,10 @@ def test_wrong_uses(out: Path, tmp_path: Path, words: list[str], says: str, monk
 
 
 def gallery_of(words: list[str]) -> None:
-    import tyro
-
+    from dglaunch.cli.flags import call
     from dglaunch.cli.gallery import gallery as command
 
-    tyro.cli(command, args=words, use_underscores=True)
+    call(command, words, "gallery")()
 
 
 def test_t2i_writes_it_and_a_failing_one_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

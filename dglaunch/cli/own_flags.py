@@ -1,0 +1,169 @@
+"""The flags that a command has beside its job's: --world_size of `plan`, --nodes of `slurm`, --config of all.
+
+They are fields as in dglaunch/config.py, and read, shown and completed as these are. They concern no job, so they have no
+DG_* variable and do not stand in run.json.
+"""
+
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+from dglaunch.config import NOTHING, Group, flag
+from dglaunch.errors import UserError
+
+MOST_DIFFERENCE = 5.0
+"""--max_difference of `tune --search`, of 255: about 30 dB."""
+
+
+@dataclass(kw_only=True, slots=True)
+class OwnFlags:
+    """What every command that has a job takes."""
+
+    config: Path | None = flag(None, NOTHING, Group.WHAT, usual="Flags from a job's file, or from a run.json")
+    """Take flags from a job's file (.yaml, .toml, .json, or the run.json of a folder); the command line and DG_* win."""
+
+
+@dataclass(kw_only=True, slots=True)
+class LookingFlags(OwnFlags):
+    """What `plan` and `rehearse` take: the machines that the job is looked at for, and where the answer goes."""
+
+    world_size: int | None = flag(None, NOTHING)
+    """Ranks to plan for, instead of those that are here: 32 for 4 nodes of 8 GPUs."""
+    gpu: str | None = flag(None, NOTHING)
+    """A GPU that is not here, by its name (H100, A100-80GB, "RTX 4090") or by its memory (80GiB)."""
+    json: Path | None = flag(None, NOTHING)
+    """Write all figures to this file, too."""
+
+    def __post_init__(self) -> None:
+        if self.world_size is not None and self.world_size < 1:
+            raise UserError(f"--world_size is {self.world_size}; it must be 1 or more: a number of ranks.")
+
+
+@dataclass(kw_only=True, slots=True)
+class PlanFlags(LookingFlags):
+    """Print what a command would do (topology, shares, batches, memory, time, which flags make it fit) and stop."""
+
+    compare: bool = flag(False, NOTHING)
+    """Set the ways to lay the job out on the ranks side by side, with memory and time of each."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RehearseFlags(LookingFlags):
+    """Run a command's own code as every rank of a replica, at the model's true size, without its GPUs and weights: does it
+    crash, do the ranks agree, does it fit?"""
+
+
+@dataclass(kw_only=True, slots=True)
+class TuneFlags(OwnFlags):
+    """Measure batch sizes and parallel configurations on the real model on this machine; --batch_size auto uses it from then
+    on. --num_gpus is the number of ranks, by default all GPUs."""
+
+    gpu: str | None = flag(None, NOTHING)
+    """Count only what fits the memory of this GPU (H100, or 80GiB)."""
+    search: bool = flag(False, NOTHING)
+    """Measure the optimizations, too, and what each does to the images."""
+    max_difference: float | None = flag(None, NOTHING)
+    """With --search: the mean difference to the plain images, of 255, that is wanted at most. Default: 5, about 30 dB."""
+
+    def __post_init__(self) -> None:
+        if self.max_difference is None:
+            return
+        if not self.search:
+            raise UserError("--max_difference does nothing without --search; add it, or drop --max_difference.")
+        if not 0 <= self.max_difference <= 255:
+            raise UserError(f"--max_difference is {self.max_difference:g}; it must be a number from 0 to 255.")
+
+    @property
+    def wanted(self) -> float | None:
+        """The greatest difference that is wanted; None: nothing is searched."""
+        if not self.search:
+            return None
+        return MOST_DIFFERENCE if self.max_difference is None else self.max_difference
+
+
+@dataclass(kw_only=True, slots=True)
+class CertifyFlags(OwnFlags):
+    """Draw (or `certify edit`: edit) the same images in every way in which this machine can run a model, and compare them
+    with those of one rank with plain diffusers: a page and a JSON in --output_dir, where each case is one run in a folder of
+    its own. --num_gpus is the number of ranks, by default all GPUs. Where no limit is given: --max_difference 2 in float32,
+    and --max_mean 8 in bfloat16 and float16."""
+
+    max_difference: float | None = flag(None, NOTHING)
+    """The most by which any pixel may differ, of 255."""
+    max_mean: float | None = flag(None, NOTHING)
+    """The most by which an image's pixels may differ on average, of 255."""
+    max_share: float | None = flag(None, NOTHING)
+    """The largest part of an image's pixels (0 to 1) that may differ by more than 2 of 255."""
+    cases: str | None = flag(None, NOTHING)
+    """Only the cases with one of these words in their names, such as batch,resume; the reference always."""
+
+    def __post_init__(self) -> None:
+        for name, most in (("max_difference", 255.0), ("max_mean", 255.0), ("max_share", 1.0)):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= most:
+                raise UserError(f"--{name} is {value:g}; it must be from 0 to {most:g}.")
+
+    @property
+    def words(self) -> list[str]:
+        return [word.strip() for word in (self.cases or "").split(",") if word.strip()]
+
+
+@dataclass(kw_only=True, slots=True)
+class SlurmFlags(OwnFlags):
+    """Print (or --submit) the batch script that runs a command on a Slurm cluster: where and how long."""
+
+    nodes: int = flag(1, NOTHING)
+    """Machines."""
+    gpus_per_node: int = flag(8, NOTHING)
+    """GPUs, and ranks, on each."""
+    array: bool = flag(False, NOTHING)
+    """Independent nodes as a job array, with no rendezvous: each starts when Slurm has room for it."""
+    partition: str | None = flag(None, NOTHING)
+    """Slurm's partition. Default: the cluster's."""
+    time: str = flag("24:00:00", NOTHING)
+    """Time limit of each start; what is left then goes back to the queue."""
+    cpus_per_gpu: int = flag(4, NOTHING)
+    """Cores for each rank: loading, and encoding images."""
+    venv: Path | None = flag(None, NOTHING)
+    """Virtual environment to activate on the nodes. Default: what is active when the job is submitted, or this command's."""
+    job_name: str = flag("dglaunch", NOTHING)
+    """Name in the queue, and of the log file."""
+    max_requeues: int = flag(20, NOTHING)
+    """How often the job may put itself back into the queue."""
+    sbatch: tuple[str, ...] = flag((), NOTHING)
+    """A further option for sbatch, such as --sbatch=--account=me; may be given several times."""
+    submit: bool = flag(False, NOTHING)
+    """Hand the script to sbatch instead of printing it."""
+
+    def __post_init__(self) -> None:
+        for name in ("nodes", "gpus_per_node", "cpus_per_gpu"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} is {getattr(self, name)}; it must be 1 or more.")
+        for name in ("partition", "time", "venv", "job_name", "sbatch"):
+            _refuse_line_breaks(name, getattr(self, name))
+
+
+def _refuse_line_breaks(name: str, value: str | Path | tuple[str, ...] | None) -> None:
+    """What stands behind #SBATCH ends with its line: the next one would be a command of the script."""
+    for text in value if isinstance(value, tuple) else [str(value or "")]:
+        if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in text):
+            raise UserError(f"--{name} {text!r} holds a line break or another control character; give it without.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Around:
+    """A command around a job: its own flags, and of which commands it takes the flags, the usual one first."""
+
+    own: type[OwnFlags]
+    jobs: tuple[str, ...] = ("t2i", "edit")
+    needs_job: bool = True
+    """Whether the job's command must be named: `plan t2i`."""
+
+
+AROUND: dict[str, Around] = {
+    "plan": Around(own=PlanFlags),
+    "rehearse": Around(own=RehearseFlags),
+    "tune": Around(own=TuneFlags, jobs=("t2i",)),
+    "certify": Around(own=CertifyFlags, needs_job=False),
+    "slurm": Around(own=SlurmFlags),
+}
