@@ -3,6 +3,7 @@
 import difflib
 import io
 import os
+import shlex
 import types
 import typing
 from collections.abc import Mapping
@@ -62,7 +63,7 @@ def reading() -> "ConstructorRegistry":
 
 def takes_text(hint: object) -> bool:
     """Return whether a flag of this type takes any text, also one that begins with a dash."""
-    return _optional(hint) in (str, Path)
+    return _optional(hint) in (str, Path) or Path in typing.get_args(hint)
 
 
 def _optional(hint: object) -> object:
@@ -94,6 +95,8 @@ def parse_value(variable: str, text: str, hint: object) -> object:
     options = typing.get_args(hint) if is_union else (hint,)
     kinds = tuple(kind for kind in options if kind is not types.NoneType)
     positional: Any = tyro.conf.Positional  # a type made at run time, which no checker follows
+    if kinds == (tuple[str, ...],):
+        return _words_of(variable, text)
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             union: Any = positional[typing.Union[kinds]]  # noqa: UP007  # a union of a tuple
@@ -102,6 +105,14 @@ def parse_value(variable: str, text: str, hint: object) -> object:
         described = " or ".join(map(_describe, kinds))
         raise UserError(f"{variable}={text!r} is not {described}; correct or unset it.") from None
     return value
+
+
+def _words_of(variable: str, text: str) -> tuple[str, ...]:
+    """The words of a variable, as a shell would tell them apart."""
+    try:
+        return tuple(shlex.split(text))
+    except ValueError:
+        raise UserError(f"{variable}={text!r} has a quote that does not end; correct or unset it.") from None
 
 
 def is_true(text: str) -> bool:

@@ -99,7 +99,7 @@ def flags() -> str:
                 )
             choices = re.findall(r"'([^']+)'", kind)
             shown = f" `{{{','.join(choices)}}}`" if choices else ""
-            default = "" if defaults[field] in (None, dataclasses.MISSING) else f"`{defaults[field]}`"
+            default = "" if defaults[field] in (None, (), dataclasses.MISSING) else f"`{defaults[field]}`"
             rows.append([f"`--{field}`{shown}", default, text])
     return table(["flag", "default", "what it does"], rows)
 

@@ -33,6 +33,7 @@ from dglaunch.backends.profiles import profile_of
 from dglaunch.cli import children
 from dglaunch.cli.flags import parse, without
 from dglaunch.config import COMMANDS, NOTHING, XDIT_PREFIX, EditingConfig, T2IConfig, flag
+from dglaunch.data.tables import shown
 from dglaunch.data.task import Record
 from dglaunch.distributed.topology import check_world
 from dglaunch.errors import EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED, DglaunchError, UserError
@@ -212,7 +213,7 @@ class Setup:
         ranks = ranks_of_torchrun or config.num_gpus or _gpus()
         for name in SET_FOR_EACH:
             given = without(given, name)
-        if config.num_images_per_prompt is None and config.table == _prompts():
+        if config.num_images_per_prompt is None and config.tables == (_prompts(),):
             samples = math.ceil(IMAGES_A_RANK * ranks / NUM_PROMPTS)
             given += ["--num_images_per_prompt", str(samples)]
         degrees = {name: value for name, value in environ.items() if name.startswith(XDIT_PREFIX)}
@@ -254,8 +255,10 @@ def _refuse(
         raise UserError(
             f"certify runs a model on this machine, and --backend {config.backend.backend} asks another; drop it."
         )
-    if config.table is not None and is_stream(config.table):
-        raise UserError(f"certify reads the table for each case, and {config.table} can be read once; give a file.")
+    if any(map(is_stream, config.tables)):
+        raise UserError(
+            f"certify reads the table for each case, and {shown(config.tables)} can be read once; give a file."
+        )
     if config.backend.backend == "xdit":
         raise UserError(
             "certify runs plain diffusers and every split of xDiT's that the model allows; drop --backend xdit."

@@ -108,6 +108,8 @@ def _is_flag(word: str, leaves: Mapping[str, object]) -> bool:
 def _as_words(name: str, value: object) -> list[str]:
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no_{name}"]
+    if isinstance(value, tuple):
+        return [f"--{name}", *map(str, value)]
     return [f"--{name}={value}"]
 
 
