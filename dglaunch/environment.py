@@ -66,6 +66,11 @@ def takes_text(hint: object) -> bool:
     return _optional(hint) in (str, Path) or Path in typing.get_args(hint)
 
 
+def takes_several(hint: object) -> bool:
+    """Return whether a flag of this type takes more than one value."""
+    return any(typing.get_origin(kind) is tuple for kind in (hint, *typing.get_args(hint)))
+
+
 def _optional(hint: object) -> object:
     """The type of which this one is `... | None`, else the type itself."""
     kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]

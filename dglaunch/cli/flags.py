@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dglaunch.config import RunConfig
-from dglaunch.environment import check_variables, parse_value, reading, takes_text, types_of
+from dglaunch.environment import check_variables, parse_value, reading, takes_several, takes_text, types_of
 from dglaunch.errors import UserError
 from dglaunch.files import at_home
 from dglaunch.planning.gpus import Gpu, find_gpu
@@ -35,6 +35,7 @@ def parse(
         if f"DG_{name.upper()}" in environ
     }
     arguments = _with_texts_joined(arguments, leaves)
+    _refuse_lists_twice(arguments, leaves)
     # The flags come first into a plain namespace, so that a value from the environment can satisfy a check
     # (--prompts_file or --prompt) that the flags alone would not.
     given = {
@@ -98,6 +99,20 @@ def _with_texts_joined(arguments: Sequence[str], leaves: Mapping[str, object]) -
         else:
             joined.append(word)
     return joined
+
+
+def _refuse_lists_twice(arguments: Sequence[str], leaves: Mapping[str, object]) -> None:
+    """Of a flag that is given twice the last one counts; of one that takes several values the first ones would be lost.
+
+    Raises:
+        UserError: with how to write it.
+    """
+    given = [word.partition("=")[0].removeprefix("--").replace("-", "_") for word in arguments if word.startswith("--")]
+    for name in leaves:
+        if given.count(name) > 1 and takes_several(leaves[name]):
+            raise UserError(
+                f"--{name} is given twice, and the last one only would count. Write all after one --{name}."
+            )
 
 
 def _is_flag(word: str, leaves: Mapping[str, object]) -> bool:

@@ -147,6 +147,8 @@ class Columns:
         named = {name: getattr(config, flag, None) for name, flag in NAMED_BY.items() if name in self.names}
         self.flagged = {name: column for name, column in named.items() if column is not None}
         self.ignored = config.ignore_columns
+        self.used_otherwise: set[str] = set()
+        """Columns that something else than a setting uses."""
         self.axes: Mapping[str, Sequence[object]] = {}
         """What --grid varies beside them."""
         self._ask = past
@@ -220,12 +222,11 @@ class Columns:
 
     # -- the table ----------------------------------------------------------------------------------------------------
 
-    def check(self, source: str, others: Iterable[str] = ()) -> None:
+    def check(self, source: str) -> None:
         """Look at all columns, once the table is read to its end.
 
         Args:
             source: what the table is called.
-            others: columns that something else than a setting uses.
 
         Raises:
             UserError: a flag names a column that is not there, or a column looks like a setting and is none.
@@ -235,7 +236,7 @@ class Columns:
                 raise UserError(
                     f"--{flag} {quoted(column)}: {source} has no such column{there_are(self._seen)}. Correct it, or drop it."
                 )
-        near = {column: found for column, found in self._near.items() if column not in set(others)}
+        near = {column: found for column, found in self._near.items() if column not in self.used_otherwise}
         if near and self.past is Past.NEW:
             raise UserError(_refusal(source, near))
 
@@ -256,7 +257,8 @@ class Columns:
     def summary(self) -> str:
         """Return in one line what was used and what was kept."""
         used = [name if column.casefold() == name else f"{name} ({column})" for name, column in self._found.items()]
-        kept = [column for column in self._kept if column not in self._found.values()]
+        used += [f"{column} (in --prompt_template)" for column in self._kept if column in self.used_otherwise]
+        kept = [column for column in self._kept if column not in self.used_otherwise]
         return f"used: {_listed(used)}" + (f"; kept: {_listed(kept)}" if kept else "")
 
     @property

@@ -112,11 +112,12 @@ class RowReader:
                 tasks += self._row(label, row, number)
         if self.template is not None:
             self.template.check(self.source)
+            self.columns.used_otherwise = self.template.columns
         if self.problems:
             raise InputError(self.source, self.problems)
         if not tasks:
             raise UserError(f"{self.source} has no rows; there is nothing to make.")
-        self.columns.check(self.source, self.template.columns if self.template is not None else ())
+        self.columns.check(self.source)
         return tasks
 
     def _value(self, label: str, named: Named, name: str, check: Callable[[object], Value], default: Value) -> Value:

@@ -5,6 +5,7 @@ schedule = job.schedule(done=(), limits={}, tuned={}, memory=job.machine.memory)
 schedule.plan.batches[topology.replica]         # what this replica computes, in this order
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial, singledispatch
@@ -213,8 +214,12 @@ def _is_elsewhere(config: RunConfig, profile: Profile, target: Target) -> bool:
 
 
 def _column_reasons(config: RunConfig, columns: Columns) -> dict[str, str]:
-    """What the columns of a table were taken for, in one line."""
-    return {"columns": columns.summary} if config.tables else {}
+    """What the columns of a table were taken for, in one line, and how many rows a grid makes of each."""
+    found = {"columns": columns.summary} if config.tables else {}
+    if columns.axes:
+        axes = " x ".join(f"{len(values)} of {name}" for name, values in columns.axes.items())
+        found["grid"] = f"{math.prod(map(len, columns.axes.values()))} images of each: {axes}"
+    return found
 
 
 @singledispatch

@@ -47,7 +47,7 @@ def test_a_missing_column_is_its_rows_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["stile", "0.__class__", "name.__class__", "name[0]", "name!r", "name:>99999999"])
 def test_what_stands_between_braces_is_a_columns_name_and_nothing_else(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match="has no column .*there are: style, name") as caught:
+    with pytest.raises(UserError, match=r"has no column .*there are: style, name") as caught:
         read(tmp_path, [{"style": "oil", "name": "Ada"}], f"{{{name}}} of {{name}}")
     assert not isinstance(caught.value, InputError)
     odd: dict[str, Any] = {name: "as it is", "name": "Ada"}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dglaunch.data.table_formats import guess
+from dglaunch.data.table_formats import NO_OBJECT, guess
 from dglaunch.data.tables import Table, base_of, files_there, rows_of_pipe
 from dglaunch.errors import UserError
 from dglaunch.files import unpacked
@@ -54,7 +54,7 @@ def test_a_header_with_commas_in_quotes_and_semicolons(tmp_path: Path) -> None:
         ({"prompts": ["a"]}, [{"prompt": "a"}]),
         ({"prompt": "a", "tags": ["x", "y"]}, [{"prompt": "a", "tags": ["x", "y"]}]),
         ({"prompt": "a"}, [{"prompt": "a"}]),
-        ([{"prompt": "a"}, 5, {}], [{"prompt": "a"}, "a JSON object with columns was expected"] + ["a JSON object with columns was expected"]),
+        ([{"prompt": "a"}, 5, {}], [{"prompt": "a"}, NO_OBJECT, NO_OBJECT]),
     ],
 )  # fmt: skip
 def test_what_a_json_file_may_be(tmp_path: Path, value: Any, wanted: Any) -> None:
@@ -89,7 +89,7 @@ def test_several_files_and_patterns_are_one_table(tmp_path: Path) -> None:
     assert [label for label, _ in found] == ["line 2 of a.csv", "line 2 of b.csv", "line 3 of b.csv", "line 1 of z.txt", "line 1 of [odd].txt"]  # fmt: skip
     assert table.place(2) == (tmp_path / "b.csv", 1) and table.place(3) == (tmp_path / "z.txt", 0)
     assert files_there([tmp_path / "*.csv", tmp_path / "none.csv"]) == [tmp_path / "a.csv", tmp_path / "b.csv"]
-    with pytest.raises(UserError, match="There is no file that .*none fits"):
+    with pytest.raises(UserError, match=r"There is no file that .*none fits"):
         rows(tmp_path / "*.none")
 
 
@@ -106,7 +106,7 @@ def test_a_packed_file_that_is_torn_or_has_no_end(tmp_path: Path) -> None:
     whole = gzip.compress(CELLS["p.csv"].encode() * 1000)
     for data in (whole[:-20], b"no gzip at all", whole[:40] + bytes(40) + whole[80:]):
         (tmp_path / "p.csv.gz").write_bytes(data)
-        with pytest.raises(UserError, match="p.csv.gz cannot be read: "):
+        with pytest.raises(UserError, match=r"p\.csv\.gz cannot be read: "):
             rows(tmp_path / "p.csv.gz")
     (tmp_path / "p.csv.gz").write_bytes(gzip.compress(bytes(10_000)))
     with pytest.raises(OSError, match="unpacks to more than 5,000 bytes"):

@@ -128,3 +128,44 @@ def test_edits_of_tables_in_several_folders(tmp_path: Path, albums: list[Path]) 
 def test_the_old_name_of_a_flag_is_gone(tmp_path: Path, albums: list[Path]) -> None:
     ended = dglaunch("edit", "--backend", "fake", "--input", albums[0], "--instruction_key", "What")
     assert ended.code == 2 and "--instruction_key" in ended.output
+
+
+def test_a_list_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    words = ["plan", *FAKE, "--prompt", "a", "--grid", "seed=1,2", "--grid", "guidance_scale=2,3"]
+    ended = dglaunch(*words)
+    assert ended.code == 2 and "--grid is given twice" in ended.output
+
+
+def test_a_grid_of_a_template_in_run_json_and_in_each_ledger_line(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("Name,Style,note\nAda,oil,x\nBo,ink,y\n")
+    words = [*FAKE, "--prompts_file", tmp_path / "c.csv", "--prompt_template", "{style} photo of {name}"]
+    words += ["--grid", "guidance_scale=2,4,7", "seed=1,2", "--output_dir", tmp_path / "out"]
+    ended = dglaunch(*words)
+    assert ended.code == 0 and "grid 6 images of each: 3 of guidance_scale x 2 of seed" in ended.output, ended.output
+    assert "used: Name (in --prompt_template), Style (in --prompt_template); kept: note\n" in ended.output
+    run = run_json(tmp_path / "out")
+    assert run["grid"] == {"guidance_scale": [2, 4, 7], "seed": [1, 2]} and run["num_tasks"] == 12
+    assert [*run].index("grid") == [*run].index("settings") + 1 and list(run["grid"]) == ["guidance_scale", "seed"]
+    lines = sorted(ledger(tmp_path / "out"), key=lambda line: line["index"])
+    assert (lines[9]["prompt"], lines[9]["guidance_scale"], lines[9]["seed"], lines[9]["Style"]) == (
+        "ink photo of Bo",
+        4,
+        2,
+        "ink",
+    )
+    assert dglaunch(*words).code == 0 and run_json(tmp_path / "out")["num_skipped"] == 12
+    changed = dglaunch(*[word if word != "seed=1,2" else "seed=1,3" for word in words])
+    assert changed.code == 2 and "row 1, seed: 2 -> 3" in changed.output, changed.output
+    again = dglaunch("replay", tmp_path / "out" / "000009.png", "--output", tmp_path / "again.png")
+    assert again.code == 0 and "pixel for pixel" in again.output
+
+
+def test_edits_in_a_grid_share_their_image(tmp_path: Path) -> None:
+    picture(1).save(tmp_path / "a.png")
+    path = write_jsonl(tmp_path / "t.jsonl", [{"input_images": "a.png", "what": "red"}])
+    words = ["edit", "--backend", "fake", "--input", path, "--prompt_template", "make it {what}", "--grid", "seed=1,2"]
+    ended = dglaunch(*words, "--output_dir", tmp_path / "out", "--save_inputs")
+    assert ended.code == 0, ended.output
+    lines = sorted(ledger(tmp_path / "out"), key=lambda line: line["index"])
+    assert [(line["instruction"], line["seed"]) for line in lines] == [("make it red", 1), ("make it red", 2)]
+    assert lines[0]["input_sha256"] == lines[1]["input_sha256"]
