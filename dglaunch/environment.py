@@ -46,6 +46,18 @@ def reading() -> "ConstructorRegistry":
     registry = ConstructorRegistry()
 
     @registry.primitive_rule
+    def paths(info: "PrimitiveTypeInfo") -> "PrimitiveConstructorSpec[Any] | None":
+        if tuple[Path, ...] not in typing.get_args(info.type):
+            return None
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="PATH [PATH ...]",
+            instance_from_str=lambda words: _path(words[0]) if len(words) == 1 else tuple(map(_path, words)),
+            is_instance=lambda value: value is None or isinstance(value, str | Path | tuple),
+            str_from_instance=lambda value: list(map(str, value if isinstance(value, tuple) else (value,))),
+        )
+
+    @registry.primitive_rule
     def rule(info: "PrimitiveTypeInfo") -> "PrimitiveConstructorSpec[Any] | None":
         kind = _optional(info.type)
         if kind not in (str, Path):

@@ -115,7 +115,7 @@ class Meaning:
     """What is wrong with the names."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Named:
     """A row, and those of its values that dglaunch knows, by the names that it has for them."""
 
@@ -127,7 +127,7 @@ class Named:
     def rest(self) -> Record:
         """Return the columns whose values nobody has taken out, by the table's own names."""
         taken = {column for name, column in self.column_of.items() if name not in self.given}
-        return {column: value for column, value in self.row.items() if column not in taken} if taken else self.row
+        return {column: self.row[column] for column in self.row if column not in taken}
 
     def called(self, name: str) -> str:
         """Return what the table calls it."""
@@ -207,9 +207,10 @@ class Columns:
 
     def note(self, label: str, named: Named, kept: Iterable[str]) -> None:
         """Note what of a row was used, and what was kept."""
-        for name, column in named.column_of.items():
-            if name not in named.given and name not in self._found and is_given(named.row[column]):
-                self._found[name] = column
+        if not self._found.keys() >= named.column_of.keys():
+            for name, column in named.column_of.items():
+                if name not in named.given and name not in self._found and is_given(named.row[column]):
+                    self._found[name] = column
         for column in kept:
             if column not in self._kept:
                 self._kept[column] = None

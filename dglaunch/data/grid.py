@@ -8,6 +8,7 @@ import csv
 import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import product
+from typing import NamedTuple
 
 from dglaunch.data.columns import find
 from dglaunch.data.task import ROW_FIELDS, Record
@@ -15,6 +16,13 @@ from dglaunch.errors import UserError
 
 Check = Callable[[object], object]
 ALIASES = {"steps": "num_inference_steps"}
+
+
+class Point(NamedTuple):
+    """One combination: what it sets, and the columns that it stands in for."""
+
+    settings: Record
+    columns: Record
 
 
 class Grid:
@@ -36,7 +44,9 @@ class Grid:
             if name in self.axes:
                 raise UserError(f"--grid {word}: {name} is varied twice. Write all its values after one {name}=.")
             self.axes[name] = values
-        self.points: list[Record] = [dict(zip(self.axes, combination)) for combination in product(*self.axes.values())]
+        self.points = [_point(dict(zip(self.axes, values))) for values in product(*self.axes.values())]
+
+        self.largest_seed = max((seed for seed in self.axes.get("seed", ()) if isinstance(seed, int)), default=0)
 
     def __len__(self) -> int:
         """Return how many rows each row becomes."""
@@ -46,6 +56,11 @@ class Grid:
         """Say which of these names, that a row sets itself, the grid varies."""
         names = " and ".join(name for name in self.axes if name in given)
         return f"{names} is set in the row, and --grid varies it; drop one of them" if names else None
+
+
+def _point(values: Record) -> Point:
+    settings = {name: value for name, value in values.items() if name in ROW_FIELDS}
+    return Point(settings, {name: value for name, value in values.items() if name not in settings})
 
 
 def _axis(word: str, checks: Mapping[str, Check], columns: Sequence[str]) -> tuple[str, list[object]]:

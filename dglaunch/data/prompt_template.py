@@ -86,10 +86,11 @@ class PromptTemplate:
         if not self._never_seen or not self._seen:
             return
         name = next(iter(self._never_seen))
-        near = difflib.get_close_matches(name, self._seen, n=1, cutoff=0.6)
+        folded = {column.casefold(): column for column in self._seen}
+        near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
         raise UserError(
             f"{FLAG} {self._text!r}: {source} has no column {name!r}{there_are(self._seen)}."
-            f"{f' The nearest is {near[0]!r}.' if near else ''} Correct the name (between braces stands that of a column and "
+            f"{f' The nearest is {folded[near[0]]!r}.' if near else ''} Correct the name (between braces stands that of a column and "
             "nothing else; {{ is a brace)."
         )
 

@@ -12,7 +12,7 @@ from dglaunch import strict_json
 from dglaunch.config import MAX_SEED, RunConfig, T2IConfig, defaults
 from dglaunch.data import evaluations, values
 from dglaunch.data.columns import Columns, Named, find, there_are
-from dglaunch.data.grid import Check, Grid
+from dglaunch.data.grid import Check, Grid, Point
 from dglaunch.data.prompt_template import PromptTemplate
 from dglaunch.data.table_formats import Row
 from dglaunch.data.tables import Table, rows_of_pipe
@@ -157,31 +157,27 @@ class RowReader:
             return []
         tasks: list[Task] = []
         for n, (index, point) in enumerate(points):
-            prompt = prompts[n % len(prompts)]
             stem = f"{index:06d}" if name is None else name + f"_{index - first:02d}" * (len(self.grid) > 1)
-            tasks += self._samples(label, index, prompt, stem, count, content | {"seed": seed} | point, kept, place)
+            stems = [stem if count == 1 else f"{stem}_{sample:02d}" for sample in range(count)]
+            if self.config.output_name_column is not None and not self._claim(label, stems):
+                continue
+            settings = {"seed": seed, **content, **point.settings}
+            extra = {**kept, **point.columns} or None
+            task = Task(
+                index=index, prompt=prompts[n % len(prompts)], stem=stems[0], extra=extra, row=place, **settings
+            )  # type: ignore[arg-type]  # checked by self.checks
+            tasks.append(task)
+            tasks += (replace(task, sample=n, seed=task.seed + n, stem=stems[n]) for n in range(1, count))
         return tasks
 
-    def _samples(
-        self, label: str, index: int, prompt: str, stem: str, count: int, content: Record, kept: Record, place: str
-    ) -> list[Task]:
-        """The images of one index; none if their names are taken."""
-        stems = [stem if count == 1 else f"{stem}_{sample:02d}" for sample in range(count)]
-        if self.config.output_name_column is not None and not self._claim(label, stems):
-            return []
-        settings = {name: value for name, value in content.items() if name in ROW_FIELDS}
-        extra = kept | {name: value for name, value in content.items() if name not in ROW_FIELDS}
-        task = Task(index=index, prompt=prompt, stem=stem, extra=extra or None, row=place, **settings)  # type: ignore[arg-type]  # checked by self.checks
-        return [replace(task, sample=n, seed=task.seed + n, stem=stem) for n, stem in enumerate(stems)]
-
-    def _prompt(self, label: str, named: Named, point: Record) -> str:
+    def _prompt(self, label: str, named: Named, point: Point) -> str:
         """What is asked for: the row's own text, or what --prompt_template makes of its columns."""
         if self.template is None:
             if not values.is_given(named.given.get(self.text_column)):
                 self.problems.append(f"{label}: {self.columns.missing(self.text_column, named)}")
             return self._value(label, named, self.text_column, values.text, "")
         try:
-            return values.text(self.template.fill(named.row | point))
+            return values.text(self.template.fill(named.row | point.columns))
         except ValueError as error:
             self.problems.append(f"{label}: {error}")
             return ""
@@ -189,7 +185,7 @@ class RowReader:
     def _seed(self, label: str, seed: object, row_index: int, count: int, last_index: int) -> int:
         """The seed of a row's first image: its own, else as it follows from its number in the table."""
         first = seed if isinstance(seed, int) else self.config.seed + row_index * self.samples
-        largest = max([first, *(value for value in self.grid.axes.get("seed", []) if isinstance(value, int))])
+        largest = max(first, self.grid.largest_seed)
         if max(largest + count - 1, last_index) > MAX_SEED:
             own = (
                 "take a smaller one" if seed is not None else "give it a seed of its own, or number the rows with index"
@@ -222,7 +218,7 @@ class RowReader:
             if values.is_given(given.get("num_inference_steps")) and given["num_inference_steps"] != steps:
                 self.problems.append(f"{label}: steps and num_inference_steps differ; keep one of them")
             given["num_inference_steps"] = steps
-        if clash := self.grid.clash(self._set_by(named)):
+        if self.grid.axes and (clash := self.grid.clash(self._set_by(named))):
             self.problems.append(f"{label}: {clash}")
         content = self.defaults.copy()
         for name, check in self.checks.items():
@@ -233,7 +229,7 @@ class RowReader:
     def _set_by(self, named: Named) -> set[str]:
         """What a row sets itself, of what a grid may vary."""
         names = {name for name, value in named.given.items() if values.is_given(value)}
-        for name in self.template.names if self.template is not None and len(self.grid) > 1 else ():
+        for name in self.template.names if self.template is not None else ():
             column = find(named.row, name)
             if (
                 column is not None
