@@ -258,9 +258,9 @@ class RunConfig:
     """Whether a job of this kind edits images."""
 
     @property
-    def table(self) -> Path | None:
-        """The file or folder that the rows are read from."""
-        return None
+    def tables(self) -> tuple[Path, ...]:
+        """The files, patterns and folders that the rows are read from."""
+        return ()
 
     @property
     def saves_inputs(self) -> bool:
@@ -304,6 +304,16 @@ class RunConfig:
     """Longest prompt in tokens of the text encoder. Default: the pipeline's own."""
     on_long_prompt: Literal["cut", "fail"] = flag("cut", LOCAL, Group.IMAGES)
     """A prompt that no text encoder reads to its end: cut its end and say so, or refuse it before a model is loaded."""
+    seed_column: str | None = flag(None, NOTHING, Group.WHAT)
+    """Column of the rows' own seeds. Default: seed, in any case."""
+    negative_prompt_column: str | None = flag(None, NOTHING, Group.WHAT)
+    """Column of the rows' own negative prompts. Default: negative_prompt, in any case."""
+    ignore_columns: tuple[str, ...] = flag((), NOTHING, Group.WHAT)
+    """Columns that look like settings and are none (cfg sampler): they are only carried into the ledger."""
+    prompt_template: str | None = flag(None, NOTHING, Group.WHAT, usual='Prompts of columns: "{style} photo of {name}"')
+    """Makes the prompts (of edit: the instructions) of columns: "{style} photo of {name}"; {{ is a brace."""
+    grid: tuple[str, ...] = flag((), NOTHING, Group.WHAT, usual="Each row with guidance_scale=2,4 seed=1,2")
+    """Make each row with every combination of these values: guidance_scale=2,4,7 seed=1,2; also of a name in --prompt_template."""
     seed: int = flag(0, ROW, Group.IMAGES, usual="The first image's; the others count on")
     """Image `sample` of row `index` gets seed + index * num_images_per_prompt + sample; a row's own seed wins."""
     gallery: bool = flag(False, NOTHING, Group.OUTPUT, usual="Write gallery.html at the end")
@@ -362,19 +372,23 @@ class T2IConfig(RunConfig):
 
     prompt: str | None = flag(None, NOTHING, Group.WHAT, usual="One prompt")
     """One prompt, instead of a file."""
-    prompts_file: Path | None = flag(
+    prompts_file: Path | tuple[Path, ...] | None = flag(
         None, NOTHING, Group.WHAT, usual="Many: .jsonl, .csv, .txt (a line each), .parquet"
     )
-    """Prompts as .jsonl, .csv, .txt (one a line) or .parquet, a folder of .txt (one a file) or .parquet files, or a pipe."""
+    """Prompts as .jsonl, .json, .csv, .tsv, .txt (one a line) or .parquet, also .gz; several of them, 'patterns/*.csv', a folder
+    of .txt (one a file) or .parquet files; - for standard input."""
+    prompt_column: str | None = flag(None, NOTHING, Group.WHAT, usual="Column of the prompts (default: prompt)")
+    """Column of the prompts. Default: prompt, in any case."""
 
     @property
-    def table(self) -> Path | None:
-        return self.prompts_file
+    def tables(self) -> tuple[Path, ...]:
+        return _several(self.prompts_file)
 
     def __post_init__(self) -> None:
         RunConfig.__post_init__(self)
-        if (self.prompt is None) == (self.prompts_file is None):
+        if (self.prompt is None) == (not self.tables):
             raise UserError("Give either --prompts_file FILE (.jsonl, .csv, .txt, .parquet) or --prompt TEXT.")
+        _check_columns(self)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -382,10 +396,17 @@ class EditingConfig(RunConfig):
     """Editing: a table of images and instructions to a folder of edited images."""
 
     edits: ClassVar[bool] = True
-    input: Path | None = flag(None, NOTHING, Group.WHAT, usual="Table with input_images and instruction")
-    """Table (.csv, .jsonl, .parquet): input_images (a path, a JSON or comma list; in Parquet also bytes) and instruction."""
-    instruction_key: str = flag("instruction", NOTHING, Group.WHAT, usual="Column of the instructions")
-    """Column of the instructions."""
+    input: Path | tuple[Path, ...] | None = flag(
+        None, NOTHING, Group.WHAT, usual="Table with input_images and instruction"
+    )
+    """Table (as --prompts_file; several, 'patterns/*.csv'): input_images (a path, a JSON or comma list; in Parquet also bytes) and
+    instruction."""
+    instruction_column: str | None = flag(
+        None, NOTHING, Group.WHAT, usual="Column of the instructions (default: instruction)"
+    )
+    """Column of the instructions. Default: instruction, in any case."""
+    image_column: str | None = flag(None, NOTHING, Group.WHAT)
+    """Column of the input images. Default: input_images, in any case."""
     filter_rows: str | None = flag(None, NOTHING, Group.WHAT, usual="Only these rows: 0:100,250")
     """Only these rows, by index: 0:100,250 is 0 to 99 and 250."""
     max_pixels: int = flag(MAX_PIXELS, REPLAY | TRUST, Group.WHAT)
@@ -396,8 +417,8 @@ class EditingConfig(RunConfig):
     """Copy each row's input images to the folder inputs in --output_dir."""
 
     @property
-    def table(self) -> Path | None:
-        return self.input
+    def tables(self) -> tuple[Path, ...]:
+        return _several(self.input)
 
     @property
     def saves_inputs(self) -> bool:
@@ -407,8 +428,9 @@ class EditingConfig(RunConfig):
         RunConfig.__post_init__(self)
         if self.max_pixels < 1:
             raise UserError(f"--max_pixels is {self.max_pixels}; it must be 1 or more.")
-        if self.input is None:
+        if not self.tables:
             raise UserError("Give --input TABLE (.csv, .jsonl or .parquet) with columns input_images and instruction.")
+        _check_columns(self)
 
 
 def _find_home(config: OptimizationConfig | RunConfig) -> None:
@@ -417,6 +439,33 @@ def _find_home(config: OptimizationConfig | RunConfig) -> None:
         value = getattr(config, item.name)
         if isinstance(value, Path):
             setattr(config, item.name, at_home(value))
+        elif isinstance(value, tuple):
+            setattr(config, item.name, tuple(at_home(part) if isinstance(part, Path) else part for part in value))
+
+
+def _several(paths: Path | tuple[Path, ...] | None) -> tuple[Path, ...]:
+    """One path, several or none, as several."""
+    return paths if isinstance(paths, tuple) else () if paths is None else (paths,)
+
+
+OF_TABLES = (
+    *("prompt_column", "instruction_column", "image_column", "seed_column", "negative_prompt_column"),
+    *("ignore_columns", "prompt_template"),
+)
+"""Flags that say how a table is read."""
+
+
+def _check_columns(config: RunConfig) -> None:
+    """Refuse flags about columns that would do nothing."""
+    given = [name for name in OF_TABLES if getattr(config, name, None)]
+    if given and not config.tables:
+        flags = ", ".join(f"--{name}" for name in given)
+        raise UserError(
+            f"{flags} would do nothing without a table. Drop {'it' if len(given) == 1 else 'them'}, or name one."
+        )
+    text = "instruction_column" if config.edits else "prompt_column"
+    if config.prompt_template is not None and getattr(config, text) is not None:
+        raise UserError(f"--prompt_template makes the prompts, so --{text} would do nothing. Drop one of them.")
 
 
 XDIT_PREFIX = "DG_XDIT_"
@@ -448,6 +497,8 @@ def defaults(config_type: type) -> dict[str, object]:
 
 
 def _plain(value: object) -> object:
+    if isinstance(value, tuple):
+        return list(map(_plain, value))
     return str(value) if isinstance(value, Path) else value
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import shlex
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -56,13 +57,19 @@ def _path(text: str) -> Path:
 
 
 def parse_value(variable: str, text: str, hint: object) -> object:
-    """Return one variable's text as its flag's type; a flag that takes several words takes those of the text.
+    """Return one variable's text as its flag's type; a flag that takes nothing but several words takes those of the text, as
+    a shell would tell them apart.
 
     Raises:
         UserError: it is no such value.
     """
+    is_list = all(typing.get_origin(kind) is tuple for kind in kinds_of(hint))
     try:
-        return read_value(text.split() if takes_several(hint) else [text], hint)
+        texts = shlex.split(text) if is_list else [text]
+    except ValueError:
+        raise UserError(f"{variable}={text!r} has a quote that does not end; correct or unset it.") from None
+    try:
+        return read_value(texts, hint)
     except ValueError as error:
         raise UserError(f"{variable}={text!r} is not {error}; correct or unset it.") from None
 

@@ -1,4 +1,4 @@
-"""The one exception tree. Imports nothing, so that it works where nothing else does.
+"""The one exception tree. Imports nothing but Python's own `re`, so that it works where nothing else does.
 
     DglaunchError            exit 1: the run broke off (what was written stays valid; start again to resume)
     ├── UserError            exit 2: the user's mistake, told once, with the remedy, before a model is loaded
@@ -12,6 +12,7 @@
 `except Exception`, and the run ends with exit 130.
 """
 
+import re
 from collections.abc import Sequence
 
 OUT_OF_MEMORY_WORDS = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
@@ -31,18 +32,49 @@ class UserError(DglaunchError):
 
 
 class InputError(UserError):
-    """All bad rows of one table: `problems` are "line 3: ..." texts, shown up to a limit."""
+    """All bad rows of one table: `problems` are "line 3: ..." texts. Each cause is shown once, with its rows, up to a limit."""
 
     SHOWN = 50
 
-    def __init__(self, path: object, problems: Sequence[str], remedy: str = "Correct them and start again.") -> None:
+    def __init__(
+        self,
+        path: object,
+        problems: Sequence[str],
+        remedy: str = "Correct them and start again.",
+        each_row: bool = False,
+    ) -> None:
+        """
+        Args:
+            each_row: every row is shown for itself, as it has figures of its own.
+        """
         self.problems = list(problems)
-        rows = [f"  {path}, {problem}" for problem in self.problems[: self.SHOWN]]
-        if len(self.problems) > self.SHOWN:
-            rows.append(f"  ... and {len(self.problems) - self.SHOWN:,} more")
+        causes = self.problems if each_row else _by_cause(self.problems)
+        rows = [f"  {path}, {text}" for text in causes[: self.SHOWN]]
+        if len(causes) > self.SHOWN:
+            rows.append(f"  ... and {len(causes) - self.SHOWN:,} more")
         count = len(self.problems)
         head = f"{path} has {count:,} bad row{'s' if count != 1 else ''}; nothing was run. {remedy}"
         super().__init__("\n".join([head, *rows]))
+
+
+def _by_cause(problems: Sequence[str]) -> list[str]:
+    """The problems that differ by more than a value or a number: the first of each kind, with the rows that have it too."""
+    rows: dict[str, list[tuple[str, str]]] = {}
+    for problem in problems:
+        row, _, text = problem.partition(": ")
+        rows.setdefault(_VALUES.sub("", text), []).append((row, text))
+    return [f"{found[0][0]}: {found[0][1]}{_the_same_in([row for row, _ in found[1:]])}" for found in rows.values()]
+
+
+_VALUES = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\d[\d,.]*""")
+_SHOWN_ROWS = 10
+
+
+def _the_same_in(rows: Sequence[str]) -> str:
+    if not rows:
+        return ""
+    more = f" and {len(rows) - _SHOWN_ROWS:,} more" if len(rows) > _SHOWN_ROWS else ""
+    return f"; the same in {len(rows):,} more row{'s' if len(rows) > 1 else ''}: {', '.join(rows[:_SHOWN_ROWS])}{more}"
 
 
 class MissingPackage(UserError):

@@ -10,8 +10,12 @@ import io
 import os
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 from dglaunch.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 MOST_BYTES = 1 << 30
 """Of a file that is read whole."""
@@ -80,6 +84,43 @@ def read_once(path: Path, most: int = MOST_STREAM) -> bytes:
     if len(content) > most:
         raise OSError(errno.EFBIG, f"more than {most:,} bytes come out of it", str(path))
     return content
+
+
+class _Unpacked(io.RawIOBase):
+    """What a gzip file unpacks to, up to a limit: a few bytes may unpack to terabytes."""
+
+    def __init__(self, packed: BinaryIO, most: int) -> None:
+        import gzip
+
+        self._packed = packed
+        self._stream = gzip.GzipFile(fileobj=packed)
+        self._most = self._left = most
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        import zlib
+
+        view = memoryview(buffer).cast("B")
+        try:
+            data = self._stream.read(len(view))
+        except (EOFError, zlib.error) as error:
+            raise OSError(errno.EINVAL, f"it is no whole gzip file ({error})") from None
+        self._left -= len(data)
+        if self._left < 0:
+            raise OSError(errno.EFBIG, f"it unpacks to more than {self._most:,} bytes")
+        view[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._packed.close()
+        super().close()
+
+
+def unpacked(packed: BinaryIO, most: int = MOST_BYTES) -> io.BufferedReader:
+    """Return what a gzip file unpacks to; reading it raises an OSError where it is damaged, or larger than `most`."""
+    return io.BufferedReader(_Unpacked(packed, most))
 
 
 def open_for_appending(path: Path) -> io.FileIO:

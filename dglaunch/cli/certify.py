@@ -34,6 +34,7 @@ from dglaunch.cli import children
 from dglaunch.cli.flags import DEFAULT, named, parse, read_flags, without
 from dglaunch.cli.own_flags import CertifyFlags
 from dglaunch.config import COMMANDS, XDIT_PREFIX, RunConfig
+from dglaunch.data.tables import shown
 from dglaunch.data.task import Record
 from dglaunch.distributed.topology import check_world
 from dglaunch.errors import EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED, DglaunchError, UserError
@@ -163,7 +164,7 @@ class Setup:
         _refuse(config, asked.origins, ranks_of_torchrun)
         ranks = ranks_of_torchrun or config.num_gpus or _gpus()
         given = without(asked.words, *SET_FOR_EACH)
-        if config.num_images_per_prompt is None and config.table == _prompts():
+        if config.num_images_per_prompt is None and config.tables == (_prompts(),):
             samples = math.ceil(IMAGES_A_RANK * ranks / NUM_PROMPTS)
             given += ["--num_images_per_prompt", str(samples)]
         degrees = {name: value for name, value in environ.items() if name.startswith(XDIT_PREFIX)}
@@ -203,8 +204,10 @@ def _refuse(config: RunConfig, origins: Mapping[str, str], ranks_of_torchrun: in
         raise UserError(
             f"certify runs a model on this machine, and --backend {config.backend.backend} asks another; drop it."
         )
-    if config.table is not None and is_stream(config.table):
-        raise UserError(f"certify reads the table for each case, and {config.table} can be read once; give a file.")
+    if any(map(is_stream, config.tables)):
+        raise UserError(
+            f"certify reads the table for each case, and {shown(config.tables)} can be read once; give a file."
+        )
     if config.backend.backend == "xdit":
         raise UserError(
             "certify runs plain diffusers and every split of xDiT's that the model allows; drop --backend xdit."

@@ -30,6 +30,7 @@ from dglaunch.cli.own_flags import TuneFlags
 from dglaunch.cli.search import Search, notebook_of, stopped_in_order
 from dglaunch.config import XDIT_PREFIX, RunConfig, T2IConfig
 from dglaunch.data.images import open_image
+from dglaunch.data.tables import shown
 from dglaunch.data.task import Batch, Record, Task
 from dglaunch.distributed.channel import Channel
 from dglaunch.distributed.topology import Topology
@@ -74,9 +75,9 @@ def tune(words: list[str], environ: Mapping[str, str]) -> int:
         raise UserError(
             "tune chooses the batch size on this machine's ranks; drop --batch_size, --debug and remote backends."
         )
-    if config.prompts_file is not None and is_stream(config.prompts_file):
+    if any(map(is_stream, config.tables)):
         raise UserError(
-            f"tune reads the prompts once for each configuration, and {config.prompts_file} can be read once. Save them to a "
+            f"tune reads the prompts once for each configuration, and {shown(config.tables)} can be read once. Save them to a "
             "file first, and name that."
         )
     for file in reports_in(config.output_dir):

@@ -4,36 +4,39 @@ A bad *table* (no instruction, no column, broken JSON) stops the run before it b
 torn, a bomb, too many for the family) is its row's error: the task carries it, and the other rows are made.
 """
 
-from collections.abc import Iterable, Mapping
-from functools import cached_property
-from itertools import accumulate
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dglaunch import strict_json
 from dglaunch.config import EditingConfig
+from dglaunch.data.columns import IMAGES, Columns, Named
+from dglaunch.data.grid import Check
 from dglaunch.data.images import BadImage, Cell, InputImage, describe, probe, probe_files
 from dglaunch.data.prompts import RowReader
-from dglaunch.data.tables import Row, base_of, files_of, path_in, read_table
-from dglaunch.data.task import Record, Task
-from dglaunch.data.values import missing, too_long_for
+from dglaunch.data.table_formats import Row
+from dglaunch.data.tables import Table, base_of, path_in
+from dglaunch.data.task import Task
+from dglaunch.data.values import is_given, too_long_for
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
 
-COLUMN = "input_images"
 MAX_PATH = 4096
 """Characters; what is longer is no path, and asking the system for it would be an error."""
 
 
-def read_edits(config: EditingConfig, checkpoint: Checkpoint) -> list[Task]:
+def read_edits(config: EditingConfig, checkpoint: Checkpoint, columns: Columns | None = None) -> list[Task]:
     """Return all tasks of an editing run; those whose images the checkpoint's family cannot use carry an error.
+
+    Args:
+        columns: what the table's columns are; afterwards they say what was found of them.
 
     Raises:
         InputError: rows are bad (all of them are named).
         UserError: the file or a flag is wrong.
     """
-    assert config.input is not None
-    reader = EditReader(config, checkpoint)
-    return reader.with_images(reader.read(read_table(config.input)))
+    table = Table(config.tables)
+    reader = EditReader(config, checkpoint, table, columns if columns is not None else Columns(config))
+    return reader.with_images(reader.read(table.rows()))
 
 
 def parse_ranges(text: str) -> list[range]:
@@ -55,11 +58,14 @@ def parse_ranges(text: str) -> list[range]:
 class EditReader(RowReader):
     """Rows with images. The files are looked at after the table is read, each once, several at a time."""
 
-    def __init__(self, config: EditingConfig, checkpoint: Checkpoint) -> None:
-        super().__init__(config, str(config.input), checkpoint.family.size_multiple, config.instruction_key)
+    text_column = "instruction"
+
+    def __init__(self, config: EditingConfig, checkpoint: Checkpoint, table: Table, columns: Columns) -> None:
         assert checkpoint.family.edit is not None
         self.rules = checkpoint.family.edit
         self.checkpoint = checkpoint
+        super().__init__(config, str(table), checkpoint.family.size_multiple, columns)
+        self.table = table
         self.output_format = config.output_format
         self.max_pixels = config.max_pixels
         self.filter_rows = config.filter_rows
@@ -68,9 +74,9 @@ class EditReader(RowReader):
         """By index: the images of a row, by name and place."""
         self.files: dict[Path, str] = {}
         self.found: dict[Path | Cell, InputImage | BadImage] = {}
-        if not self.rules.sets_size:
-            self.checks |= {"width": self._no_size, "height": self._no_size}
-            self.defaults = self._flag_values()
+
+    def own_checks(self) -> dict[str, Check]:
+        return {} if self.rules.sets_size else {"width": self._no_size, "height": self._no_size}
 
     def _no_size(self, _value: object) -> object:
         raise ValueError(f"cannot be set: {self.checkpoint.pipeline_class} chooses the size itself; leave it out")
@@ -86,38 +92,42 @@ class EditReader(RowReader):
                 raise
         raise UserError(
             f"--filter_rows {self.filter_rows} leaves none of the {len(self.lines):,} rows of {self.source}, "
-            f"whose indices are {min(self.lines)} to {max(self.lines)}."
+            f"whose indices are {min(self.lines) * len(self.grid)} to {(max(self.lines) + 1) * len(self.grid) - 1}."
         )
 
     # -- a row's cell -------------------------------------------------------------------------------------------------
 
-    def take_references(self, label: str, row: Record, number: int, index: int) -> str:
-        cell = row.pop(COLUMN, None)
-        if cell is None:
-            self.problems.append(f"{label}: {missing(COLUMN, row)}")
+    def take_references(self, label: str, named: Named, number: int, indices: Sequence[int]) -> str:
+        cell = named.given.pop(IMAGES, None)
+        if not is_given(cell):
+            self.problems.append(f"{label}: {self.columns.missing(IMAGES, named)}")
             return ""
+        column = named.called(IMAGES)
         try:
-            self.references[index] = self._references(cell, number)
+            found = self._references(cell, number, column)
         except ValueError as error:
-            self.problems.append(f"{label}: {COLUMN} {error}")
+            self.problems.append(f"{label}: {column} {error}")
+        else:
+            self.references |= dict.fromkeys(indices, found)
         return f"{self.source}, {label}"
 
-    def _references(self, cell: object, number: int) -> list[tuple[str, Path | Cell]]:
+    def _references(self, cell: object, number: int, column: str) -> list[tuple[str, Path | Cell]]:
         """The images that a cell names.
 
         Raises:
             ValueError: it is neither a path, a list of paths nor bytes.
         """
+        file, row = self.table.place(number)
         items: list[object] = [cell]
         if isinstance(cell, str):
-            items = self._split(cell)
+            items = self._split(cell, file)
         elif isinstance(cell, list):
             items = cell
-        return [self._reference(item, number, position) for position, item in enumerate(items)]
+        return [self._reference(item, file, Cell(file, column, row, n)) for n, item in enumerate(items)]
 
-    def _split(self, text: str) -> list[object]:
+    def _split(self, text: str, table: Path) -> list[object]:
         """One path, a JSON list or a comma list; a file of that very name wins."""
-        if self._is_file(text):
+        if _is_file(table, text):
             return [text]
         if text.lstrip().startswith("["):
             try:
@@ -128,43 +138,23 @@ class EditReader(RowReader):
             return listed
         return [part.strip() for part in text.split(",")]
 
-    def _reference(self, item: object, number: int, position: int) -> tuple[str, Path | Cell]:
+    def _reference(self, item: object, table: Path, cell: Cell) -> tuple[str, Path | Cell]:
+        """The name and the place of one image of a cell: a file, or bytes in the table."""
         path, data = item, item
         if isinstance(item, dict):
             path, data = item.get("path"), item.get("bytes")
         if isinstance(data, bytes):
-            source = self._cell(number, position)
-            name = path if isinstance(path, str) and path else f"{COLUMN}[{position}]"
+            name = path if isinstance(path, str) and path else f"{cell.column}[{cell.position}]"
             try:
-                self.found[source] = probe(name, source, data, self.max_pixels)
+                self.found[cell] = probe(name, cell, data, self.max_pixels)
             except BadImage as error:
-                self.found[source] = error
-            return name, source
+                self.found[cell] = error
+            return name, cell
         if not isinstance(path, str) or not path.strip():
             raise ValueError(f"has {path!r} where a path is needed")
-        file = self._path(path)
-        self.files.setdefault(file, path)
-        return path, file
-
-    def _cell(self, number: int, position: int) -> Cell:
-        """Where the bytes of a row stand: in the table, or in that part of it which has the row."""
-        first, table = next(part for part in reversed(self._parts) if part[0] <= number)
-        return Cell(table, COLUMN, number - first, position)
-
-    @cached_property
-    def _parts(self) -> list[tuple[int, Path]]:
-        """The files that the table is made of, each with the number of its first row."""
-        from pyarrow.parquet import read_metadata
-
-        files = files_of(Path(self.source)) if Path(self.source).is_dir() else [Path(self.source)]
-        counts = [read_metadata(path).num_rows for path in files]
-        return list(zip(accumulate(counts, initial=0), files))
-
-    def _path(self, text: str) -> Path:
-        return path_in(base_of(Path(self.source)), text)
-
-    def _is_file(self, text: str) -> bool:
-        return len(text) < MAX_PATH and "\0" not in text and self._path(text).is_file()
+        file, name = path_in(base_of([table]), path), self.table.name_of(table, path)
+        self.files.setdefault(file, name)
+        return name, file
 
     # -- the images ---------------------------------------------------------------------------------------------------
 
@@ -216,6 +206,10 @@ class EditReader(RowReader):
         if max(shape.ratio, 1 / shape.ratio) > self.rules.max_aspect:
             return f"{shown}; {pipeline} takes at most {self.rules.max_aspect:g}:1"
         return None
+
+
+def _is_file(table: Path, text: str) -> bool:
+    return len(text) < MAX_PATH and "\0" not in text and path_in(base_of([table]), text).is_file()
 
 
 def saved_names(task: Task) -> Mapping[str, InputImage]:

@@ -4,64 +4,92 @@ The list is the same on every rank, whatever the world size. Bad rows are collec
 line, before any model is loaded.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from dglaunch import strict_json
-from dglaunch.config import MAX_SEED, RunConfig, T2IConfig
+from dglaunch.config import MAX_SEED, RunConfig, T2IConfig, defaults
 from dglaunch.data import evaluations, values
-from dglaunch.data.tables import Row, read_table, rows_of_pipe
+from dglaunch.data.columns import Columns, Named, find, there_are
+from dglaunch.data.grid import Check, Grid, Point
+from dglaunch.data.prompt_template import PromptTemplate
+from dglaunch.data.table_formats import Row
+from dglaunch.data.tables import Table, rows_of_pipe
 from dglaunch.data.task import ROW_FIELDS, Record, Task
 from dglaunch.errors import InputError, UserError
 
 Value = TypeVar("Value")
 
 
-def read_prompts(config: T2IConfig, size_multiple: int = 1, piped: bytes | None = None) -> list[Task]:
+def read_prompts(
+    config: T2IConfig, size_multiple: int = 1, piped: bytes | None = None, columns: Columns | None = None
+) -> list[Task]:
     """Return all tasks of a text-to-image run.
 
     Args:
         size_multiple: pixels of which width and height must be multiples.
         piped: what came out of --prompts_file, if that is a pipe.
+        columns: what the table's columns are; afterwards they say what was found of them.
 
     Raises:
         InputError: rows are bad (all of them are named).
         UserError: the file or a flag is wrong.
     """
+    if columns is None:
+        columns = Columns(config)
     if config.prompts_file is None:
-        rows: Iterable[Row] = [("--prompt", {"prompt": config.prompt})]
-        source = "the command line"
-    else:
-        path = config.prompts_file
-        table = read_table(path) if piped is None else rows_of_pipe(path, piped)
-        rows = ((label, evaluations.read_row(config.layout, row)) for label, row in table)
-        source = str(config.prompts_file)
-    return RowReader(config, source, size_multiple).read(rows)
+        reader = RowReader(config, "the command line", size_multiple, columns)
+        return reader.read([("--prompt", {"prompt": config.prompt})])
+    table = Table(config.tables)
+    text_column = columns.flagged.get("prompt", "prompt")
+    rows = table.rows() if piped is None else rows_of_pipe(table.named[0], piped, text_column)
+    reader = RowReader(config, str(table), size_multiple, columns)
+    return reader.read((label, evaluations.read_row(config.layout, row)) for label, row in rows)
 
 
 class RowReader:
     """Turns rows into tasks; collects what is wrong instead of stopping at the first."""
 
-    def __init__(self, config: RunConfig, source: str, size_multiple: int, text_column: str = "prompt") -> None:
+    text_column = "prompt"
+
+    def __init__(self, config: RunConfig, source: str, size_multiple: int, columns: Columns) -> None:
         self.config = config
         self.source = source
-        self.text_column = text_column
-        self.checks: dict[str, Callable[[object], object]] = {
+        self.columns = columns
+        self.checks: dict[str, Check] = {
             "negative_prompt": values.negative_prompt_text,
             "seed": values.whole_number,
             "width": lambda value: values.side(value, size_multiple, config.output_format),
             "height": lambda value: values.side(value, size_multiple, config.output_format),
             "num_inference_steps": lambda value: values.whole_number(value, 1, 100_000),
             "guidance_scale": values.number,
+            **self.own_checks(),
         }
         self.defaults = self._flag_values()
+        self.template = None if config.prompt_template is None else PromptTemplate(config.prompt_template)
+        self.grid = Grid(config.grid, self.checks, () if self.template is None else self.template.names)
+        columns.axes = self.grid.axes
+        self._refuse_flags_of_axes()
         self.problems: list[str] = []
         self.lines: dict[int, str] = {}
         self.names: dict[str, tuple[str, str]] = {}
         """By `values.name_key`: the names of files that rows have, and which rows."""
         self.id_is_index: bool | None = None
         self.samples = evaluations.num_images_per_prompt(config)
+
+    def own_checks(self) -> dict[str, Check]:
+        """What a setting must be here, where that is not what it must be elsewhere."""
+        return {}
+
+    def _refuse_flags_of_axes(self) -> None:
+        """A flag that --grid varies would do nothing."""
+        unset = defaults(type(self.config))
+        for name in self.grid.axes:
+            if name in ROW_FIELDS and getattr(self.config, name) != unset[name]:
+                raise UserError(
+                    f"--{name} would do nothing, as --grid varies it. Drop --{name}, or take it out of --grid."
+                )
 
     def _flag_values(self) -> Record:
         """What a row has that does not say otherwise; its seed follows from its index."""
@@ -82,59 +110,96 @@ class RowReader:
                 self.problems.append(f"{label}: {row}")
             elif any(map(values.is_given, row.values())):  # an empty row of a sheet comes from Parquet as gaps only
                 tasks += self._row(label, row, number)
+        if self.template is not None:
+            self.template.check(self.source)
+            self.columns.used_otherwise = self.template.columns
         if self.problems:
             raise InputError(self.source, self.problems)
         if not tasks:
             raise UserError(f"{self.source} has no rows; there is nothing to make.")
+        self.columns.check(self.source)
         return tasks
 
-    def _value(self, label: str, row: Record, column: str, check: Callable[[object], Value], default: Value) -> Value:
-        """Take one column out of a row; a bad value is noted and replaced by the default."""
-        value = row.pop(column, None)
+    def _value(self, label: str, named: Named, name: str, check: Callable[[object], Value], default: Value) -> Value:
+        """Take one value out of a row; a bad one is noted and replaced by the default."""
+        value = named.given.pop(name, None)
         if not values.is_given(value):
             return default
         try:
             return check(value)
         except ValueError as error:
-            self.problems.append(f"{label}: {column} {error}")
+            self.problems.append(f"{label}: {named.called(name)} {error}")
             return default
 
     def _row(self, label: str, row: Record, number: int) -> list[Task]:
         """The tasks of a row: one for each of its images; none if it is not wanted or bad."""
-        row = dict(row)
         before = len(self.problems)
-        index = self._index(label, row, number)
-        if not self.wants(index):
+        try:
+            named = self.columns.name(row)
+        except ValueError as error:
+            self.problems.append(f"{label}: {error}")
             return []
-        if not values.is_given(row.get(self.text_column)):
-            self.problems.append(f"{label}: {values.missing(self.text_column, row)}")
-        prompt = self._value(label, row, self.text_column, values.text, "")
-        content = self._content(label, row)
-        count = self._value(label, row, "num_images_per_prompt", values.num_samples, self.samples)
-        name = self._output_name(label, row, index)
-        references = self.take_references(label, row, number, index)
-        kept = self._kept(label, row)
+        row_index = self._index(label, named, number)
+        first = row_index * len(self.grid)
+        points = [(first + n, point) for n, point in enumerate(self.grid.points) if self.wants(first + n)]
+        if not points:
+            return []
+        content = self._content(label, named)
+        prompts = [
+            self._prompt(label, named, point) for _, point in (points if self.template is not None else points[:1])
+        ]
+        count = self._value(label, named, "num_images_per_prompt", values.num_samples, self.samples)
+        name = self._output_name(label, row)
+        place = self.take_references(label, named, number, [index for index, _ in points])
+        kept = self._kept(label, named)
+        seed = self._seed(label, content.pop("seed", None), row_index, count, points[-1][0])
         if len(self.problems) > before:
             return []
-        stems = [name if count == 1 else f"{name}_{sample:02d}" for sample in range(count)]
-        if self.config.output_name_column is not None and not self._claim(label, stems):
-            return []
-        seed = content.pop("seed", None)
-        first = seed if isinstance(seed, int) else self.config.seed + index * self.samples
-        if first + count - 1 > MAX_SEED:
+        tasks: list[Task] = []
+        for n, (index, point) in enumerate(points):
+            stem = f"{index:06d}" if name is None else name + f"_{index - first:02d}" * (len(self.grid) > 1)
+            stems = [stem if count == 1 else f"{stem}_{sample:02d}" for sample in range(count)]
+            if self.config.output_name_column is not None and not self._claim(label, stems):
+                continue
+            settings = {"seed": seed, **content, **point.settings}
+            extra = {**kept, **point.columns} or None
+            task = Task(  # type: ignore[arg-type]  # checked by self.checks
+                index=index, prompt=prompts[n % len(prompts)], stem=stems[0], extra=extra, row=place, **settings
+            )
+            tasks.append(task)
+            tasks += (replace(task, sample=n, seed=task.seed + n, stem=stems[n]) for n in range(1, count))
+        return tasks
+
+    def _prompt(self, label: str, named: Named, point: Point) -> str:
+        """What is asked for: the row's own text, or what --prompt_template makes of its columns."""
+        if self.template is None:
+            if not values.is_given(named.given.get(self.text_column)):
+                self.problems.append(f"{label}: {self.columns.missing(self.text_column, named)}")
+            return self._value(label, named, self.text_column, values.text, "")
+        try:
+            return values.text(self.template.fill(named.row | point.columns))
+        except ValueError as error:
+            self.problems.append(f"{label}: {error}")
+            return ""
+
+    def _seed(self, label: str, seed: object, row_index: int, count: int, last_index: int) -> int:
+        """The seed of a row's first image: its own, else as it follows from its number in the table."""
+        first = seed if isinstance(seed, int) else self.config.seed + row_index * self.samples
+        largest = max(first, self.grid.largest_seed)
+        if max(largest + count - 1, last_index) > MAX_SEED:
             own = (
                 "take a smaller one" if seed is not None else "give it a seed of its own, or number the rows with index"
             )
             samples = f" for {count} images" if count > 1 else ""
-            self.problems.append(f"{label}: the seed {first} is too large{samples} (at most 2^63 - 1 is taken); {own}")
-            return []
-        task = Task(index=index, prompt=prompt, seed=first, stem=name, extra=kept or None, row=references, **content)  # type: ignore[arg-type]  # checked by self.checks
-        return [replace(task, sample=n, seed=first + n, stem=stem) for n, stem in enumerate(stems)]
+            self.problems.append(
+                f"{label}: the seed {largest} is too large{samples} (at most 2^63 - 1 is taken); {own}"
+            )
+        return first
 
-    def _kept(self, label: str, row: Record) -> Record:
-        """The columns that dglaunch does not know; a value that no JSON can carry is a problem of the row."""
+    def _kept(self, label: str, named: Named) -> Record:
+        """The columns that dglaunch does not use; a value that no JSON can carry is a problem of the row."""
         kept: Record = {}
-        for column, value in row.items():
+        for column, value in named.rest().items():
             if not values.is_given(value):
                 continue
             problem = strict_json.problem_with(value)
@@ -142,55 +207,82 @@ class RowReader:
                 self.problems.append(f"{label}: {column} {problem}")
             elif not values.has_bytes(value):
                 kept[column] = value
+        self.columns.note(label, named, kept)
         return kept
 
-    def _content(self, label: str, row: Record) -> Record:
+    def _content(self, label: str, named: Named) -> Record:
         """What the row sets for itself, taken out of it, over what the flags set."""
-        if "steps" in row:
-            steps = row.pop("steps")
-            if values.is_given(row.setdefault("num_inference_steps", steps)) and row["num_inference_steps"] != steps:
+        given = named.given
+        steps = given.pop("steps", None)
+        if values.is_given(steps):
+            if values.is_given(given.get("num_inference_steps")) and given["num_inference_steps"] != steps:
                 self.problems.append(f"{label}: steps and num_inference_steps differ; keep one of them")
+            given["num_inference_steps"] = steps
+        if self.grid.axes and (clash := self.grid.clash(self._set_by(named))):
+            self.problems.append(f"{label}: {clash}")
         content = self.defaults.copy()
         for name, check in self.checks.items():
-            if name in row:
-                content[name] = self._value(label, row, name, check, content.get(name))
+            if name in given:
+                content[name] = self._value(label, named, name, check, content.get(name))
         return content
+
+    def _set_by(self, named: Named) -> set[str]:
+        """What a row sets itself, of what a grid may vary."""
+        names = {name for name, value in named.given.items() if values.is_given(value)}
+        for name in self.template.names if self.template is not None else ():
+            column = find(named.row, name)
+            if (
+                column is not None
+                and values.is_given(named.row[column])
+                and find([column], *self.columns.ignored) is None
+            ):
+                names.add(name)
+        return names
 
     def wants(self, index: int) -> bool:
         """Whether the row of this index is to be made; a row that is not is not looked at any further."""
         return True
 
-    def take_references(self, label: str, row: Record, number: int, index: int) -> str:
+    def take_references(self, label: str, named: Named, number: int, indices: Sequence[int]) -> str:
         """Take the input images out of a row of edits; problems go to `self.problems`.
+
+        Args:
+            number: of the row in the table.
+            indices: of the images that will be made of it.
 
         Returns:
             Table and line of such a row; "" for a row of prompts.
         """
         return ""
 
-    def _index(self, label: str, row: Record, number: int) -> int:
+    def _index(self, label: str, named: Named, number: int) -> int:
         """`index`, else an integer `id`, else the row's number. The first row decides whether ids are integers."""
+        given = named.given
         if self.id_is_index is None:
-            self.id_is_index = "index" not in row and values.is_whole_number(row.get("id"))
+            self.id_is_index = not values.is_given(given.get("index")) and values.is_whole_number(given.get("id"))
         column = "id" if self.id_is_index else "index"
-        if self.id_is_index and not values.is_given(row.get("id")):
+        if self.id_is_index and not values.is_given(given.get("id")):
             self.problems.append(f"{label}: no id, where other rows have one")
-        index = self._value(label, row, column, values.whole_number, number)
+        index = self._value(label, named, column, values.whole_number, number)
         if index in self.lines:
             self.problems.append(f"{label}: index {index} was used already in {self.lines[index]}")
         self.lines.setdefault(index, label)
         return index
 
-    def _output_name(self, label: str, row: Mapping[str, object], index: int) -> str:
+    def _output_name(self, label: str, row: Record) -> str | None:
+        """What its files are called, if a column says it."""
         column = self.config.output_name_column
         if column is None:
-            return f"{index:06d}"
+            return None
+        found = find(row, column)
+        if found is None:
+            self.problems.append(f"{label}: no {column}{there_are(row)}, which --output_name_column names")
+            return None
         try:
-            name = values.output_name(row.get(column, ""))
+            return values.output_name(row[found] if values.is_given(row[found]) else "")
         except ValueError as error:
-            self.problems.append(f"{label}: {column} {error}")
-            return ""
-        return name
+            self.problems.append(f"{label}: {found} {error}")
+            return None
 
     def _claim(self, label: str, stems: list[str]) -> bool:
         """Note the file names of a row; two rows must not share one, also where case or accents do not count."""

@@ -1,58 +1,114 @@
-"""Tables of rows as JSONL, CSV, TXT or Parquet, or a folder of them.
+"""Tables of rows: the files, patterns and folders that --prompts_file or --input names, read as one table.
 
-Bad rows are handed on with what is wrong with them, so that all can be shown at once.
+    table = Table([Path("a.csv"), Path("more/*.jsonl.gz")])
+    for label, row in table.rows(): ...
+
+What a file holds is in table_formats.py.
 """
 
-import codecs
-import csv
+import glob
 import io
-import json
 import os
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
-from typing import Any, TextIO
 
-from dglaunch import strict_json
-from dglaunch.errors import MissingPackage, UserError
-from dglaunch.files import at_home, read_once
+from dglaunch.data.table_formats import (
+    GZIP,
+    GZIP_MAGIC,
+    KINDS,
+    PARQUET,
+    TEXT_READERS,
+    Row,
+    guess,
+    kind_of,
+    read_parquet,
+    read_text,
+)
+from dglaunch.errors import UserError
+from dglaunch.files import MOST_STREAM, at_home, read_once, unpacked
 
 PROMPT_FILE = "prompt_file"
 """Column of a table that was read from a folder of .txt files: the name of the prompt's file without its suffix."""
 
 
-Row = tuple[str, dict[str, Any] | str]
-"""Where a row stands ("line 3") with its columns, or with what is wrong with it."""
+class Table:
+    """The rows of all files that are named, one after the other."""
+
+    def __init__(self, named: Sequence[Path]) -> None:
+        """
+        Args:
+            named: files, patterns of files (prompts/*.csv) and folders.
+        """
+        self.named = tuple(named)
+        self.base = base_of(self.named)
+        """What the relative paths in the table are relative to, as far as they stand for all of its files."""
+        self._firsts: list[int] = []
+        self._files: list[Path] = []
+
+    def __str__(self) -> str:
+        return shown(self.named)
+
+    def rows(self) -> Iterator[Row]:
+        """Yield all rows, in order; of several files each says in which of them it stands.
+
+        Raises:
+            UserError: a file is missing, unreadable, not UTF-8 or of another kind.
+        """
+        files = [(file, os.path.isdir(path)) for path in files_named(self.named) for file in _files_in(path)]
+        names = Counter(file.name for file, _ in files)
+        number = 0
+        for file, is_in_folder in files:
+            self._firsts.append(number)
+            self._files.append(file)
+            place = (file.name if names[file.name] == 1 else str(file)) if len(files) > 1 or is_in_folder else ""
+            for label, row in _prompt_of(file) if is_in_folder and _is_txt(file) else read_table(file):
+                yield " of ".join(filter(None, (label, place))), row
+                number += 1
+
+    def place(self, number: int) -> tuple[Path, int]:
+        """Return in which file a row that was read stands, and its number there."""
+        at = bisect_right(self._firsts, number) - 1
+        return self._files[at], number - self._firsts[at]
+
+    def name_of(self, file: Path, text: str) -> str:
+        """Return how a path that a row of this file names is called beside those of all files: as it stands there, unless
+        the file lies in another folder than the base."""
+        here = base_of([file])
+        if here == self.base or os.path.isabs(path_in(here, text)) != os.path.isabs(here):
+            return text
+        return os.path.relpath(path_in(here, text), self.base)
 
 
 def read_table(path: Path) -> Iterator[Row]:
-    """The rows of a .jsonl, .csv, .txt or .parquet file, or of the files of a folder, in order.
+    """Yield the rows of one file, in order.
 
     Raises:
         UserError: the file is missing, unreadable, not UTF-8 or of another kind.
     """
+    suffix, is_packed = kind_of(path)
     with _errors_of(path):
-        yield from _folder(path) if path.is_dir() else _file(path)
-
-
-def _file(path: Path) -> Iterator[Row]:
-    suffix = path.suffix.lower()
-    if suffix not in KINDS:
-        raise UserError(f"{path} is none of the tables dglaunch reads ({', '.join(KINDS)}); rename or convert it.")
-    if not path.is_file():
-        if path.exists():
-            raise UserError(f"{path} is no regular file; save what comes out of it to one first.")
-        raise UserError(f"There is no file {path} (looked in {Path.cwd()}).")
-    if suffix == ".parquet":
-        yield from _parquet(path)
-        return
-    with path.open(encoding="utf-8-sig", newline="" if suffix == ".csv" else None) as lines:
-        yield from TEXT_READERS[suffix](lines)
+        if suffix not in KINDS or (is_packed and suffix == PARQUET):
+            kinds = ", ".join(KINDS)
+            raise UserError(
+                f"{path} is none of the tables dglaunch reads ({kinds}; all but Parquet also as {GZIP}). Rename it, or save it "
+                "as one of them."
+            )
+        if not path.is_file():
+            if path.exists():
+                raise UserError(f"{path} is no regular file; save what comes out of it to one first.")
+            raise UserError(f"There is no file {path} (looked in {Path.cwd()}).")
+        if suffix == PARQUET:
+            yield from read_parquet(path)
+            return
+        data = path.open("rb")
+        yield from read_text(unpacked(data) if is_packed else data, suffix)
 
 
 def read_pipe(path: Path) -> bytes:
-    """All that comes out of a pipe.
+    """Return all that comes out of a pipe.
 
     Raises:
         UserError: it cannot be read, or is too long.
@@ -69,18 +125,17 @@ def read_pipe(path: Path) -> bytes:
         ) from None
 
 
-def rows_of_pipe(path: Path, data: bytes) -> Iterator[Row]:
-    """The rows that came out of a pipe, in the format that its name says, else JSONL or lines of text.
+def rows_of_pipe(path: Path, data: bytes, text_column: str = "prompt") -> Iterator[Row]:
+    """Yield the rows that came out of a pipe, in the format that its name says, else in that which they seem to have.
 
     Raises:
         UserError: it is not UTF-8.
     """
-    suffix = path.suffix.lower()
+    suffix, _ = kind_of(path)
     with _errors_of(path):
-        if suffix not in TEXT_READERS:
-            suffix = ".jsonl" if data.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{") else ".txt"
-        text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="" if suffix == ".csv" else None)
-        yield from TEXT_READERS[suffix](text)
+        if data.startswith(GZIP_MAGIC):
+            data = unpacked(io.BytesIO(data), MOST_STREAM).read()
+        yield from read_text(io.BytesIO(data), suffix if suffix in TEXT_READERS else guess(data, text_column))
 
 
 @contextmanager
@@ -93,114 +148,94 @@ def _errors_of(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
+# -- which files ----------------------------------------------------------------------------------------------------
+
+
+def shown(named: Sequence[Path]) -> str:
+    """Return a table's name for messages."""
+    return ", ".join(map(str, named))
+
+
+def files_named(named: Sequence[Path]) -> list[Path]:
+    """Return the files and folders that are named; in the place of a pattern all files that it fits, by name.
+
+    Raises:
+        UserError: a pattern fits none.
+    """
+    return [file for path in named for file in ([path] if not _is_pattern(path) else _matches(path))]
+
+
+def files_there(named: Sequence[Path]) -> list[Path]:
+    """Return those of the files and folders that are named which exist."""
+    found = [
+        name
+        for path in named
+        for name in (sorted(glob.glob(str(path), recursive=True)) if _is_pattern(path) else [path])
+    ]
+    return [Path(name) for name in found if os.path.exists(name)]
+
+
+def _is_pattern(path: Path) -> bool:
+    """Whether it stands for others: it has one of the characters *, ? and [, and there is no file of that very name."""
+    return glob.has_magic(str(path)) and not os.path.lexists(path)
+
+
+def _matches(pattern: Path) -> list[Path]:
+    files = [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True)) if os.path.isfile(name)]
+    if not files:
+        raise UserError(f"There is no file that {pattern} fits (looked in {Path.cwd()}).")
+    return files
+
+
+def _files_in(path: Path) -> list[Path]:
+    """The file itself, or those of a folder: .txt files with a prompt each, named as DPG-Bench does, or a table in parts, as
+    GenArena's."""
+    with _errors_of(path):
+        if not path.is_dir():
+            return [path]
+        files = files_of(path)
+    if not files:
+        raise UserError(
+            f"The folder {path} has neither .txt files with a prompt each nor .parquet files. Tables of another kind are "
+            f"named by a pattern: '{path}/*.csv'."
+        )
+    return files
+
+
 def files_of(folder: Path) -> list[Path]:
-    """The files that a folder of tables or prompts is made of: all of its .parquet, else all of its .txt, by name. Hidden
-    ones are none of them (macOS puts a ._a.txt beside each a.txt on a foreign disk)."""
+    """Return the files that a folder of tables or prompts is made of: all of its .parquet, else all of its .txt, by name.
+    Hidden ones are none of them (macOS puts a ._a.txt beside each a.txt on a foreign disk)."""
     files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    kinds = ([path for path in files if path.suffix.lower() == suffix] for suffix in (".parquet", ".txt"))
+    kinds = ([path for path in files if path.suffix.lower() == suffix] for suffix in (PARQUET, ".txt"))
     return next(filter(None, kinds), [])
 
 
-def base_of(table: Path) -> Path:
-    """What the relative paths in a table are relative to."""
-    return table if os.path.isdir(table) else table.parent  # also of a name that no file can have
+def _is_txt(file: Path) -> bool:
+    return file.suffix.lower() == ".txt"
+
+
+def _prompt_of(file: Path) -> Iterator[Row]:
+    """A file of a folder of prompts, as one row."""
+    text = " ".join(str(text) for _, row in read_table(file) if isinstance(row, dict) for text in row.values())
+    empty = "the file is empty; write a prompt into it, or take it out of the folder"
+    yield "", {"prompt": text, PROMPT_FILE: file.stem} if text else empty
+
+
+def base_of(named: Sequence[Path]) -> Path:
+    """Return what the relative paths in a table are relative to: its folder, or that which all of its files lie in. It does
+    not depend on which files there are."""
+    bases = list(dict.fromkeys(map(_base_of, named)))
+    return bases[0] if len(bases) == 1 else Path(os.path.commonpath(map(os.path.abspath, bases)))
+
+
+def _base_of(path: Path) -> Path:
+    if os.path.isdir(path):  # also of a name that no file can have
+        return path
+    while _is_pattern(path) and glob.has_magic(str(path.parent)):
+        path = path.parent
+    return path.parent
 
 
 def path_in(base: Path, text: str) -> Path:
-    """The file that a cell of a table names."""
+    """Return the file that a cell of a table names."""
     return base / at_home(Path(text))
-
-
-def _folder(folder: Path) -> Iterator[Row]:
-    """A folder of .txt files with a prompt each, named as DPG-Bench does, or a table in parts, as GenArena's."""
-    files = files_of(folder)
-    if not files:
-        raise UserError(f"The folder {folder} has neither .txt files with a prompt each nor .parquet files.")
-    for path in files:
-        if path.suffix.lower() == ".txt":
-            text = " ".join(text for _, row in read_table(path) for text in row.values())  # type: ignore[union-attr]  # a line of text is a row
-            empty = "the file is empty; write a prompt into it, or take it out of the folder"
-            yield path.name, {"prompt": text, PROMPT_FILE: path.stem} if text else empty
-        else:
-            yield from ((f"{path.name}, {label}", row) for label, row in read_table(path))
-
-
-def _jsonl(lines: TextIO) -> Iterator[Row]:
-    for number, line in enumerate(lines, 1):
-        if line.isspace():
-            continue
-        try:
-            row = strict_json.loads(line, allow_nan=False)
-            if "\\ud" in line or "\\uD" in line:  # an escape may name half a character, which no file can hold
-                json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            yield f"line {number}", f"has half a character ({error.object[error.start]!r}, a lone surrogate)"
-            continue
-        except json.JSONDecodeError as error:
-            yield f"line {number}", f"not valid JSON: {error}"
-            continue
-        except ValueError as error:
-            yield f"line {number}", str(error)
-            continue
-        yield f"line {number}", row if isinstance(row, dict) and row else "a JSON object with columns was expected"
-
-
-def _csv(lines: TextIO) -> Iterator[Row]:
-    csv.field_size_limit(2**30)
-    head = lines.readline()
-    delimiter = next((mark for mark in ";\t" if mark in head and "," not in head), ",")  # Excel's, by country
-    reader = csv.reader(chain([head], lines), strict=True, delimiter=delimiter)
-    start = 1
-    names: list[str] = []
-    try:
-        for cells in reader:
-            label, start = f"line {start}", reader.line_num + 1
-            if not any(cell.strip() for cell in cells):
-                continue  # Excel writes empty rows as commas, and empty columns too
-            if not names:
-                names = [cell.strip() or f"Unnamed: {n}" for n, cell in enumerate(cells)]
-                if len(set(names)) < len(names):
-                    yield label, "two columns have the same name; rename one of them"
-                    return
-                continue
-            while len(cells) > len(names) and not cells[-1].strip():
-                cells.pop()
-            if len(cells) != len(names):
-                yield label, f"{len(cells)} fields where the header has {len(names)} (a comma outside quotes?)"
-            else:
-                yield label, {name: cell for name, cell in zip(names, cells) if cell != ""}
-    except csv.Error as error:
-        yield f"line {start}", f"not valid CSV: {error}"
-
-
-def _txt(lines: TextIO) -> Iterator[Row]:
-    for number, line in enumerate(lines, 1):
-        if text := line.strip():
-            yield f"line {number}", {"prompt": text}
-
-
-TEXT_READERS: dict[str, Callable[[TextIO], Iterator[Row]]] = {
-    ".jsonl": _jsonl,
-    ".ndjson": _jsonl,
-    ".csv": _csv,
-    ".txt": _txt,
-}
-KINDS = (*TEXT_READERS, ".parquet")
-"""Suffixes of the tables that are read."""
-
-
-def _parquet(path: Path) -> Iterator[Row]:
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise MissingPackage("pyarrow", f"Reading {path}", "pip install 'dglaunch[parquet]'") from None
-    try:
-        file = ParquetFile(path)
-        # Images would fill the memory, thousands of rows at a time.
-        batches = file.iter_batches(batch_size=16 if "binary" in str(file.schema_arrow) else 4096)
-        rows = (row for batch in batches for row in batch.to_pylist())
-        for number, row in enumerate(rows):
-            yield f"row {number}", {name: value for name, value in row.items() if value is not None}
-    except ArrowException as error:
-        raise UserError(f"{path} is no readable Parquet file: {str(error).splitlines()[0]}.") from None

@@ -6,7 +6,6 @@ Each function returns the value or raises a ValueError whose text ends a sentenc
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
 from contextlib import suppress
 
 from dglaunch.config import MAX_SEED
@@ -125,11 +124,6 @@ def has_bytes(value: object) -> bool:
     if isinstance(value, dict):
         return any(map(has_bytes, value.values()))
     return isinstance(value, bytes) or (isinstance(value, list | tuple) and any(map(has_bytes, value)))
-
-
-def missing(column: str, row: Mapping[str, object]) -> str:
-    """Say that a row lacks a column that it needs; the others show how it may be called here."""
-    return f"no {column} (there are: {', '.join(row)})" if row else f"no {column}"
 
 
 def is_whole_number(value: object) -> bool:

@@ -108,7 +108,7 @@ def page_data(folder: Path, page_folder: Path, thumbnails: int, rows: Iterable[R
     """Return all that the script needs, as JSON in pieces: the rows as columns, in which one value stands for a column of
     equal ones. In memory are the columns' texts, not the rows."""
     table = OutputFolder(folder).input_table()
-    table_folder = base_of(table) if table is not None else None
+    table_folder = base_of(table) if table else None
     base = _relative(folder, page_folder)
     columns: dict[str, Column] = {}
     files, inputs, pictures = Column(), Column(), Column()

@@ -6,11 +6,11 @@ sha256 is the one that the file carries: a replay from another picture would com
 """
 
 import hashlib
-import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from dglaunch.data.tables import base_of, path_in, read_table
+from dglaunch.data.table_formats import PARQUET
+from dglaunch.data.tables import Table, base_of, files_there, path_in, shown
 from dglaunch.data.task import Record
 from dglaunch.errors import UserError
 from dglaunch.files import read_bytes
@@ -77,7 +77,7 @@ def find_inputs(file: Path, described: Record) -> list[bytes]:
         for n, (name, digest) in enumerate(wanted)
     ]
     rest = {digest for (_, digest), result in zip(wanted, looked) if not isinstance(result, bytes)}
-    in_table = _look_in_table(table, rest) if table is not None and rest else {}
+    in_table = _look_in_table(table, rest) if table and rest else {}
     found: list[bytes] = []
     problems: list[str] = []
     for (name, digest), result in zip(wanted, looked):
@@ -87,7 +87,7 @@ def find_inputs(file: Path, described: Record) -> list[bytes]:
         elif isinstance(result, Path):
             problems.append(f"{name} is not the one it was (another sha256 at {result})")
         else:
-            problems.append(f"{name} was not found ({folder.path}, {table})")
+            problems.append(f"{name} was not found ({folder.path}, {shown(table) or 'no table'})")
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise UserError(
@@ -111,18 +111,19 @@ def _look_in_files(paths: Iterable[Path], digest: str) -> bytes | Path | None:
     return another
 
 
-def _candidates(folder: OutputFolder, table: Path | None, copies: list[Path], name: str) -> list[Path]:
+def _candidates(folder: OutputFolder, table: Sequence[Path], copies: list[Path], name: str) -> list[Path]:
     """Files that may be this input image."""
-    bases = [folder.path, Path()] if table is None else [base_of(table), folder.path, Path()]
+    bases = [*([base_of(table)] if table else []), folder.path, Path()]
     return list(dict.fromkeys([*copies, *(path_in(base, name) for base in bases)]))
 
 
-def _look_in_table(table: Path, digests: Collection[str]) -> dict[str, bytes]:
+def _look_in_table(table: Sequence[Path], digests: Collection[str]) -> dict[str, bytes]:
     """The images of these hashes that the table itself holds, in one pass over it."""
     found: dict[str, bytes] = {}
-    if not os.path.exists(table) or not (table.suffix.lower() == ".parquet" or table.is_dir()):
+    parts = [path for path in files_there(table) if path.is_dir() or path.suffix.lower() == PARQUET]
+    if not parts:
         return found
-    for data in (data for _, row in read_table(table) for data in _bytes_in(row)):
+    for data in (data for _, row in Table(parts).rows() for data in _bytes_in(row)):
         digest = hashlib.sha256(data).hexdigest()
         if digest in digests:
             found[digest] = data

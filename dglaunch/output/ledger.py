@@ -171,13 +171,14 @@ class OutputFolder:
         totals = [run["num_tasks"] for run in self.runs(node_rank).values()]
         return max([total for total in totals if isinstance(total, int) and total >= 0], default=default)
 
-    def input_table(self) -> Path | None:
-        """Return the table that the command of an editing run named."""
+    def input_table(self) -> tuple[Path, ...]:
+        """Return the files of the table that the command of an editing run named; none of any other."""
         for run in self.runs().values():
             given = object_at(object_at(run, "config"), "input").get("value")
-            if isinstance(given, str):
-                return Path(given)
-        return None
+            names = given if isinstance(given, list) else [given]
+            if names and all(isinstance(name, str) for name in names):
+                return tuple(map(Path, names))
+        return ()
 
     def require_results(self) -> None:
         """Check that this is a folder that a run has written to.

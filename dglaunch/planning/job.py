@@ -5,13 +5,15 @@ schedule = job.schedule(done=(), limits={}, tuned={}, memory=job.machine.memory)
 schedule.plan.batches[topology.replica]         # what this replica computes, in this order
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from functools import singledispatch
+from functools import partial, singledispatch
 
 from dglaunch.backends.profiles import Profile, Target, profile_of
 from dglaunch.config import IDENTITY, EditingConfig, RunConfig, T2IConfig, flags_that, settings
 from dglaunch.data import evaluations
+from dglaunch.data.columns import Columns
 from dglaunch.data.edits import read_edits
 from dglaunch.data.prompts import read_prompts
 from dglaunch.data.task import BatchSize, Bucket, Task
@@ -25,6 +27,7 @@ from dglaunch.models.shape import Shape
 from dglaunch.planning import checks
 from dglaunch.planning.batches import Plan, build, share_of_node
 from dglaunch.planning.estimate import FiguresOf, chooser
+from dglaunch.planning.past import past_of
 from dglaunch.planning.pipe import Piped, piped_table
 from dglaunch.system import Machine
 
@@ -62,6 +65,8 @@ class Job:
     target: Target
     """The checkpoint and the device."""
     tasks: list[Task]
+    columns: Columns
+    """What the columns of its table were taken for."""
     piped: Piped | None = None
     """The table, where it came out of a pipe."""
 
@@ -189,12 +194,15 @@ def prepare(
     if target.checkpoint.not_here is not None and not only_planned:
         raise target.checkpoint.not_here
     piped = piped_table(config, topology)
-    checkpoint, tasks = _read(config, profile, target.checkpoint, piped)
+    columns = Columns(config, partial(past_of, config, topology))
+    checkpoint, tasks = _read(config, profile, target.checkpoint, columns, piped)
     evaluations.check(config, tasks)
-    target = replace(target, checkpoint=checkpoint, reasons=target.reasons | (piped.reasons if piped else {}))
+    reasons = target.reasons | (piped.reasons if piped else {}) | _column_reasons(config, columns)
+    target = replace(target, checkpoint=checkpoint, reasons=reasons)
     job = Job(
-        config=config, origins=origins, topology=topology, profile=profile, target=target, tasks=tasks, piped=piped
-    )
+        config=config, origins=origins, topology=topology, profile=profile, target=target, tasks=tasks, columns=columns,
+        piped=piped,
+    )  # fmt: skip
     profile.check(config, target, topology, job.makeable)
     return job
 
@@ -205,9 +213,18 @@ def _is_elsewhere(config: RunConfig, profile: Profile, target: Target) -> bool:
     return profile.has_estimates and nothing_here and config.backend.device is None
 
 
+def _column_reasons(config: RunConfig, columns: Columns) -> dict[str, str]:
+    """What the columns of a table were taken for, in one line, and how many rows a grid makes of each."""
+    found = {"columns": columns.summary} if config.tables else {}
+    if columns.axes:
+        axes = " x ".join(f"{len(values)} of {name}" for name, values in columns.axes.items())
+        found["grid"] = f"{math.prod(map(len, columns.axes.values()))} images of each: {axes}"
+    return found
+
+
 @singledispatch
 def _read(
-    config: RunConfig, profile: Profile, checkpoint: Checkpoint, piped: Piped | None
+    config: RunConfig, profile: Profile, checkpoint: Checkpoint, columns: Columns, piped: Piped | None
 ) -> tuple[Checkpoint, list[Task]]:
     """The checkpoint as the command uses it, and the command's tasks."""
     raise TypeError(f"{type(config).__name__} is the configuration of no command")
@@ -215,18 +232,19 @@ def _read(
 
 @_read.register
 def _(
-    config: T2IConfig, profile: Profile, checkpoint: Checkpoint, piped: Piped | None
+    config: T2IConfig, profile: Profile, checkpoint: Checkpoint, columns: Columns, piped: Piped | None
 ) -> tuple[Checkpoint, list[Task]]:
     if checkpoint.family.only_edits:
         raise UserError(
             f"{checkpoint.source} is a {checkpoint.pipeline_class}, which edits images: dglaunch edit --input TABLE."
         )
-    return checkpoint, read_prompts(config, checkpoint.family.size_multiple, None if piped is None else piped.data)
+    data = None if piped is None else piped.data
+    return checkpoint, read_prompts(config, checkpoint.family.size_multiple, data, columns)
 
 
 @_read.register
 def _(
-    config: EditingConfig, profile: Profile, checkpoint: Checkpoint, piped: Piped | None
+    config: EditingConfig, profile: Profile, checkpoint: Checkpoint, columns: Columns, piped: Piped | None
 ) -> tuple[Checkpoint, list[Task]]:
     editor = profile.as_editor(config, checkpoint, config.model_type)
-    return editor, read_edits(config, editor)
+    return editor, read_edits(config, editor, columns)

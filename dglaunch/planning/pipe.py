@@ -7,7 +7,7 @@ its pipe is empty by then, and so does one whose pipe gives nothing.
 from dataclasses import dataclass
 
 from dglaunch.config import RunConfig
-from dglaunch.data.tables import read_pipe
+from dglaunch.data.tables import read_pipe, shown
 from dglaunch.distributed import store
 from dglaunch.distributed.channel import MODEL_TIMEOUT
 from dglaunch.distributed.topology import Topology
@@ -32,9 +32,14 @@ def piped_table(config: RunConfig, topology: Topology) -> Piped | None:
         UserError: it cannot be read, or these ranks have no store by which rank 0 could hand it on.
         LostPeer: rank 0 has died.
     """
-    path = config.table
-    if path is None or config.edits or not is_stream(path):
+    if config.edits or not any(map(is_stream, config.tables)):
         return None
+    if len(config.tables) > 1:
+        raise UserError(
+            f"--prompts_file {shown(config.tables)}: what comes out of a pipe is a table of its own. Name it alone, or save it "
+            "to a file first."
+        )
+    path = config.tables[0]
     reasons: dict[str, str] = {}
 
     def read() -> bytes:

@@ -62,6 +62,7 @@ class Journal:
             "tasks": self._task_ranges,
             **measured,
             "settings": job.settings,
+            **job.columns.record,
             "config": {
                 name: {"value": value, "from": job.origins.get(name, "caller")}
                 for name, value in settings(job.config).items()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dglaunch.data.edits import saved_names
+from dglaunch.data.tables import files_there
 from dglaunch.data.task import BatchSize, file_name
 from dglaunch.distributed.channel import Channel
 from dglaunch.distributed.messages import message
@@ -138,7 +139,7 @@ def _figures(job: Job) -> Mapping[Request, Figures]:
 
 def _refuse_inputs_as_outputs(job: Job, writer: Writer) -> None:
     images = [image.source for task in job.tasks for image in task.images]
-    inputs = [path for path in (job.config.table, *images) if isinstance(path, Path)]
+    inputs = [path for path in (*files_there(job.config.tables), *images) if isinstance(path, Path)]
     names = {file_name(task, job.config.output_format) for task in job.tasks}
     filled = {job.config.layout, *(["inputs"] if job.config.saves_inputs else [])}
     ownership.refuse_inputs_as_outputs(writer.folder, set(inputs), names, filled)

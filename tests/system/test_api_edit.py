@@ -226,7 +226,7 @@ def test_flags_of_edit_work_as_with_a_local_model(server: ApiServer, tmp_path: P
     rows, given = edits_of(tmp_path, [f"{n}" for n in range(8)], 2)
     rows.write_text(rows.read_text().replace('"instruction"', '"wish"'))
     out = tmp_path / "out"
-    command = words(server, "google_genai", rows, out, "--instruction_key", "wish", "--save_inputs", "--gallery")
+    command = words(server, "google_genai", rows, out, "--instruction_column", "wish", "--save_inputs", "--gallery")
     assert main([*command, "--filter_rows", "0:3,6"]) == 0
     assert_right_images(out, ["0", "1", "2", "6"], given)
     for line in ledger(out):

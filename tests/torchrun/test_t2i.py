@@ -1,5 +1,6 @@
 """`t2i` on several ranks with the fake backend: shares, kills, memory, and that all ranks leave together."""
 
+import json
 import os
 import random
 import re
@@ -117,6 +118,23 @@ def test_rank_0_reads_a_pipe_for_all_ranks(tmp_path: Path) -> None:
     assert [line["prompt"] for line in sorted(ledger(tmp_path / "out"), key=lambda line: line["index"])] == PROMPTS
     assert second.codes == [2, 2] and second.output.count("dglaunch: ") == 1, second.output
     assert third.codes == [0, 0] and "23 are there already" in third.output, third.output
+
+
+def test_all_ranks_understand_the_columns_of_a_folder_that_was_begun_before_alike(tmp_path: Path) -> None:
+    """`Seed` was no seed to the dglaunch that began the folder: rank 0 looks, and two ranks on two machines go on with it."""
+    table = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": prompt, "Seed": 7, "cfg": 3} for prompt in PROMPTS])
+    command = [*FAKE, "--prompts_file", table, "--batch_size", "2", "--output_dir", tmp_path / "out"]
+    assert dglaunch(*command, "--ignore_columns", "Seed", "cfg").code == 0
+    run = run_json(tmp_path / "out")
+    (tmp_path / "out" / "run.json").write_text(json.dumps({name: run[name] for name in run if name != "columns"}))
+    for number in range(0, 23, 3):
+        (tmp_path / "out" / f"{number:06d}.png").unlink()
+    world = World(tmp_path, 2, command, nodes=2, more=[([*command[:-1], tmp_path / "new"], {})])
+    world.wait()
+    old, new = world.results()
+    assert old.codes == [0, 0] and "15 are there already" in old.output, old.output
+    assert {line["seed"] for line in ledger(tmp_path / "out")} == set(range(23))
+    assert new.codes == [2, 2] and new.output.count("cfg: rename it guidance_scale") == 1, new.output
 
 
 def test_ranks_that_read_different_prompts_are_caught(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from dglaunch import system
 from dglaunch.cli.main import main
 from dglaunch.cli.replay import read_description
-from dglaunch.data.tables import read_table
+from dglaunch.data.tables import Table
 from dglaunch.output import encode, inputs
 from dglaunch.output.ledger import OutputFolder
 from support.edit_images import png, save_pictures
@@ -279,7 +279,7 @@ def test_the_ledger_and_the_table_are_read_once_for_all_images_of_a_row(
     def counting(name: str, read: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
         return lambda *arguments: (reads.append(name), read(*arguments))[1]
 
-    monkeypatch.setattr("dglaunch.output.inputs.read_table", counting("table", read_table))
+    monkeypatch.setattr("dglaunch.output.inputs.Table.rows", counting("table", Table.rows))
     monkeypatch.setattr(OutputFolder, "records", counting("ledger", OutputFolder.records))
     file = tmp_path / "out" / "000000.png"
     assert inputs.find_inputs(file, read_description(file)) == [image["bytes"] for image in images]

@@ -1,6 +1,7 @@
 """docs/HOW_DO_I.md tells a reader what to type; here it is typed, in its order, in one folder. The fake backend stands in
 for the checkpoints (DG_BACKEND=fake), one rank for torchrun's; what asks an API is planned only."""
 
+import gzip
 import re
 import shlex
 from pathlib import Path
@@ -28,6 +29,13 @@ def prepare(folder: Path) -> None:
     (folder / "dpg_bench" / "prompts" / "7.txt").write_text("a long prompt")
     (folder / "color_val.txt").write_text("a green bench and a blue bowl\n")
     (folder / "job.yaml").write_text(re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0])
+    (folder / "colleague.csv").write_text(
+        "Caption;id;Seed;cfg;Sampler\na red fox;q1;7;3,5;euler\na blue bear;q2;8;3,5;euler\n"
+    )
+    (folder / "tables").mkdir()
+    (folder / "tables" / "a.csv").write_text("Prompt,id,Seed\na red fox,q1,7\n")
+    (folder / "more.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "a blue bear"}\n'))
+    (folder / "people.csv").write_text("Name,Style,Seed\nAda,oil,7\nBo,ink,8\n")
 
 
 def type_in(command: str) -> int:
@@ -58,10 +66,30 @@ def test_every_command_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert Path("from-file/gallery.html").exists() and not Path("from-file-5/gallery.html").exists()
     views = ("bench/geneval/00000/samples/00003.png", "dpg/dpg/7.png", "out/webdataset/00000.tar")
     assert all(Path(name).exists() for name in views) and len(list(Path("color/t2i_compbench/samples").iterdir())) == 10
+    by_index = {name: sorted(ledger(Path(name)), key=lambda line: line["index"]) for name in TABLES}
+    assert [(line["prompt"], line["seed"], line["id"], line["cfg"]) for line in by_index["colleague"]] == [
+        ("a red fox", 7, "q1", "3,5"), ("a blue bear", 8, "q2", "3,5")
+    ]  # fmt: skip
+    assert [(line["prompt"], line["seed"]) for line in by_index["together"]] == [("a red fox", 7), ("a blue bear", 1)]
+    assert [line["prompt"] for line in by_index["people"]] == ["oil photo of Ada", "ink photo of Bo"]
+    assert [(line["guidance_scale"], line["seed"]) for line in by_index["grid"]] == [
+        (2, 1),
+        (2, 2),
+        (4, 1),
+        (4, 2),
+        (7, 1),
+        (7, 2),
+    ]
+    lights = [(line["prompt"], line["light"], line["guidance_scale"], line["seed"]) for line in by_index["lights"][:3]]
+    assert lights == [
+        ("noon photo of Ada", "noon", 2, 7),
+        ("noon photo of Ada", "noon", 4, 7),
+        ("dusk photo of Ada", "dusk", 2, 7),
+    ]
 
 
-def test_every_topic_is_there_and_the_readme_leads_to_it() -> None:
-    topics = re.findall(r"^## (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    assert topics == ["spread a job over nodes", "resume", "redo one image", "choose a batch size", "edit a table",
-                      "use an API", "generate for GenEval", "keep a job in a file"]  # fmt: skip
+TABLES = ("colleague", "together", "people", "grid", "lights")
+
+
+def test_the_readme_leads_to_the_page() -> None:
     assert "(docs/HOW_DO_I.md)" in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -113,7 +113,7 @@ def test_wrong_uses(tmp_path: Path) -> None:
         (["edit"], "Give --input TABLE"),
         ([*FAKE, "--input", tmp_path / "nowhere.csv"], "There is no file"),
         ([*FAKE, "--input", path, "--model_type", "flux3"], "is no editing family"),
-        ([*FAKE, "--input", path, "--instruction_key", "text"], "no text (there are: "),
+        ([*FAKE, "--input", path, "--instruction_column", "text"], "no text (there are: "),
         ([*FAKE, "--input", path, "--model_type", "longcat", "--width", "64"], "--width cannot be set"),
     ):
         ended = dglaunch(*arguments, *out)

@@ -1,0 +1,307 @@
+"""The columns of a table: which of them are which settings, and which are merely carried into the ledger.
+
+    columns = Columns(config)
+    named = columns.name({"Prompt": "a fox", "id": "q1"})
+    named.given                 # {"prompt": "a fox"}
+
+Names match whatever their case; --prompt_column and the like name others. What is called nearly as a setting is refused
+when the table is read to its end: a guidance scale that is misspelt would be ignored in silence. A folder that was begun
+before goes on: there the columns mean what they meant.
+"""
+
+import difflib
+import enum
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from dglaunch.config import CALL, IDENTITY, IMAGE, ROW, RunConfig, flags_that
+from dglaunch.data.prompt_windows import LEDGER_KEYS
+from dglaunch.data.task import ROW_FIELDS, Record
+from dglaunch.data.values import is_given
+from dglaunch.errors import UserError
+
+IMAGES = "input_images"
+NAMED_BY = {
+    "prompt": "prompt_column",
+    "instruction": "instruction_column",
+    IMAGES: "image_column",
+    "seed": "seed_column",
+    "negative_prompt": "negative_prompt_column",
+}
+"""What a flag names the column of."""
+SETTINGS = (*ROW_FIELDS, "steps", "num_images_per_prompt")
+PLACES = ("index", "id")
+"""Columns that number the rows."""
+SHOWN = 12
+"""Names of columns in a message."""
+CLOSE = 0.85
+"""Of difflib, from where a name is taken for a setting that is misspelt: guidence_scale, seeds; not prompt_id (0.8)."""
+INNOCENT = ("speed", *LEDGER_KEYS)
+"""Words that are close to a setting's name and are others; dglaunch's own ledger may be a table, too."""
+SIZE = "write width and height, in pixels"
+NO_SAMPLER = "dglaunch has no such setting, each checkpoint brings its own scheduler"
+NO_SECOND = "dglaunch has no such setting, all text encoders of a model get the same prompt"
+RENAMED = {
+    "guidance_scale": "cfg cfg_scale cfg_value guidance guidance_value true_cfg true_cfg_scale",
+    "num_inference_steps": "num_steps n_steps nsteps step_count inference_steps sampling_steps denoising_steps sample_steps",
+    "num_images_per_prompt": "n num_images n_images num_samples n_samples num_outputs images_per_prompt",
+    "negative_prompt": "negative neg neg_prompt uncond_prompt",
+    "seed": "random_seed rng_seed noise_seed image_seed",
+    "width": "w image_width",
+    "height": "h image_height",
+}  # fmt: skip
+"""By a setting: what other programs call it."""
+UNKNOWN = {
+    SIZE: "size image_size resolution aspect_ratio",
+    NO_SAMPLER: "sampler sampler_name scheduler sampling_method",
+    NO_SECOND: "prompt_2 negative_prompt_2 prompt_3 negative_prompt_3",
+}
+"""Settings of other programs that no column of dglaunch's is, by what to do about it."""
+
+
+def _plain(name: str) -> str:
+    """A name without what people write differently: case, blanks, dashes."""
+    return re.sub(r"[\W_]+", "", name.casefold())
+
+
+_OTHER_NAMES = {_plain(name): setting for setting, names in RENAMED.items() for name in names.split()}
+_NO_COLUMNS = {_plain(name): remedy for remedy, names in UNKNOWN.items() for name in names.split()}
+_OF_THE_JOB = {_plain(name): name for name in set(flags_that(CALL | IDENTITY | IMAGE)) - set(flags_that(ROW))}
+_PLAIN_SETTINGS = {_plain(name): name for name in SETTINGS}
+
+
+def near_miss(name: str) -> str | None:
+    """Say what to do about a column that looks like a setting and is none, as the end of a sentence about it; None if it
+    does not look like one."""
+    plain = _plain(name)
+    if name.casefold() in (*SETTINGS, *PLACES, *INNOCENT):
+        return None
+    setting = _PLAIN_SETTINGS.get(plain) or _OTHER_NAMES.get(plain)
+    if setting is not None:
+        return _remedy(setting, name)
+    if plain in _NO_COLUMNS:
+        return _NO_COLUMNS[plain]
+    if plain in _OF_THE_JOB:
+        return f"it is set for the whole job, by --{_OF_THE_JOB[plain]}"
+    anagram = next((other for other in _PLAIN_SETTINGS if sorted(other) == sorted(plain)), None)  # heigth
+    near = [anagram] if anagram else difflib.get_close_matches(plain, _PLAIN_SETTINGS, n=1, cutoff=CLOSE)
+    return _remedy(_PLAIN_SETTINGS[near[0]], name) if near else None
+
+
+def _remedy(setting: str, name: str) -> str:
+    flag = NAMED_BY.get(setting)
+    return f"rename it {setting}" + (f", or give --{flag} {quoted(name)}" if flag else "")
+
+
+class Past(enum.Enum):
+    """What the output folder says of an earlier start of this job."""
+
+    NEW = "new"
+    """There was none."""
+    BEGUN = "begun"
+    """It is to go on, whatever it did not look at."""
+    EXACT = "exact"
+    """The same, and it took columns for what they are only where their case was right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What the columns of a row are, found once for all rows that have the same."""
+
+    column_of: Mapping[str, str]
+    """By what dglaunch calls it: its column."""
+    clash: str | None
+    """What is wrong with the names."""
+
+
+@dataclass(slots=True)
+class Named:
+    """A row, and those of its values that dglaunch knows, by the names that it has for them."""
+
+    row: Record
+    given: Record
+    """Whoever uses a value takes it out; what is left is carried into the ledger with the other columns."""
+    column_of: Mapping[str, str]
+
+    def rest(self) -> Record:
+        """Return the columns whose values nobody has taken out, by the table's own names."""
+        taken = {column for name, column in self.column_of.items() if name not in self.given}
+        return {column: self.row[column] for column in self.row if column not in taken}
+
+    def called(self, name: str) -> str:
+        """Return what the table calls it."""
+        return self.column_of.get(name, name)
+
+
+class Columns:
+    """The Columns of one table: what they are, and what was found of them."""
+
+    def __init__(self, config: RunConfig, past: Callable[[], Past] = lambda: Past.NEW) -> None:
+        """
+        Args:
+            past: asked only if something depends on it: all ranks must come to ask, or none.
+        """
+        texts = ("instruction", IMAGES) if config.edits else ("prompt",)
+        self.names = (*texts, *SETTINGS, *PLACES)
+        named = {name: getattr(config, flag, None) for name, flag in NAMED_BY.items() if name in self.names}
+        self.flagged = {name: column for name, column in named.items() if column is not None}
+        self.ignored = config.ignore_columns
+        self.used_otherwise: set[str] = set()
+        """Columns that something else than a setting uses."""
+        self.axes: Mapping[str, Sequence[object]] = {}
+        """What --grid varies beside them."""
+        self._ask = past
+        self._past: Past | None = None
+        self._meanings: dict[tuple[str, ...], Meaning] = {}
+        self._found: dict[str, str] = {}
+        """What was used, and the column that it came from first."""
+        self._seen: dict[str, None] = {}
+        self._kept: dict[str, None] = {}
+        self._near: dict[str, tuple[str, int, str]] = {}
+        """Columns that look like settings: the first row with a value there, the number of such rows, what to do."""
+
+    @property
+    def past(self) -> Past:
+        if self._past is None:
+            self._past = self._ask()
+        return self._past
+
+    # -- a row --------------------------------------------------------------------------------------------------------
+
+    def name(self, row: Record) -> Named:
+        """Return a row with its values by their names.
+
+        Raises:
+            ValueError: two columns would be the same.
+        """
+        names = tuple(row)
+        meaning = self._meanings.get(names)
+        if meaning is None:
+            meaning = self._meanings[names] = self._meaning(names)
+            self._seen |= dict.fromkeys(names)
+        if meaning.clash is not None:
+            raise ValueError(meaning.clash)
+        given = {name: row[column] for name, column in meaning.column_of.items()}
+        return Named(row, given, meaning.column_of)
+
+    def _meaning(self, names: Sequence[str]) -> Meaning:
+        column_of = {name: found for name, wanted in self.flagged.items() if (found := find(names, wanted)) is not None}
+        apart = {*column_of.values(), *(find(names, column) for column in self.ignored)}
+        left = [column for column in names if column not in apart]
+        clashes = []
+        for name in self.names:
+            if name in self.flagged:
+                continue
+            alike = sorted((column for column in left if column.casefold() == name), key=name.__ne__)
+            if alike not in ([], [name]) and self.past is Past.EXACT:
+                alike = [column for column in alike if column == name]
+            if alike:
+                column_of[name] = alike[0]
+            if len(alike) > 1:
+                both = " and ".join(map(repr, alike))
+                clashes.append(
+                    f"has the columns {both}, and one only can be the {name}: take one out, or name it in --ignore_columns"
+                )
+        return Meaning(column_of, "; ".join(clashes) or None)
+
+    def note(self, label: str, named: Named, kept: Iterable[str]) -> None:
+        """Note what of a row was used, and what was kept."""
+        if not self._found.keys() >= named.column_of.keys():
+            for name, column in named.column_of.items():
+                if name not in named.given and name not in self._found and is_given(named.row[column]):
+                    self._found[name] = column
+        for column in kept:
+            if column not in self._kept:
+                self._kept[column] = None
+                remedy = near_miss(column) if find([column], *self.ignored) is None else None
+                if remedy is not None:
+                    self._near[column] = label, 0, remedy
+            if column in self._near:
+                first, count, remedy = self._near[column]
+                self._near[column] = first, count + 1, remedy
+
+    # -- the table ----------------------------------------------------------------------------------------------------
+
+    def check(self, source: str) -> None:
+        """Look at all columns, once the table is read to its end.
+
+        Args:
+            source: what the table is called.
+
+        Raises:
+            UserError: a flag names a column that is not there, or a column looks like a setting and is none.
+        """
+        for flag, column in self._named():
+            if find(self._seen, column) is None:
+                raise UserError(
+                    f"--{flag} {quoted(column)}: {source} has no such column{there_are(self._seen)}. Correct it, or drop it."
+                )
+        near = {column: found for column, found in self._near.items() if column not in self.used_otherwise}
+        if near and self.past is Past.NEW:
+            raise UserError(_refusal(source, near))
+
+    def _named(self) -> Iterable[tuple[str, str]]:
+        """Flags that name columns, each with one of them."""
+        yield from ((NAMED_BY[name], column) for name, column in self.flagged.items())
+        yield from (("ignore_columns", column) for column in self.ignored)
+
+    def missing(self, name: str, named: Named) -> str:
+        """Say that a row has nothing where it needs something."""
+        wanted = self.flagged.get(name, name)
+        if (column := named.column_of.get(name)) is not None:
+            return f"{column} is empty"
+        other = "" if name in self.flagged or not named.row else f"; --{NAMED_BY[name]} says what it is called here"
+        return f"no {wanted}{there_are(named.row)}{other}"
+
+    @property
+    def summary(self) -> str:
+        """Return in one line what was used and what was kept."""
+        used = [name if column.casefold() == name else f"{name} ({column})" for name, column in self._found.items()]
+        used += [f"{column} (in --prompt_template)" for column in self._kept if column in self.used_otherwise]
+        kept = [column for column in self._kept if column not in self.used_otherwise]
+        return f"used: {_listed(used)}" + (f"; kept: {_listed(kept)}" if kept else "")
+
+    @property
+    def record(self) -> Record:
+        """Return what run.json says of the columns, for the next start too, and of the axes of a grid."""
+        found = {"used": self._found, "kept": list(self._kept), "exact_names": self._past is Past.EXACT}
+        return ({"grid": self.axes} if self.axes else {}) | {"columns": found}
+
+
+def find(names: Iterable[str], *wanted: str) -> str | None:
+    """Return the name that is wanted: the very one, or else the first in another case."""
+    names = list(names)
+    exact = next((name for name in names if name in wanted), None)
+    folded = {name.casefold() for name in wanted}
+    return exact if exact is not None else next((name for name in names if name.casefold() in folded), None)
+
+
+def there_are(names: Iterable[str]) -> str:
+    """Name the columns that there are, in brackets: they show how one may be called here."""
+    names = list(names)
+    return f" (there are: {_listed(names)})" if names else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return (", ".join(names[:SHOWN]) or "nothing") + more
+
+
+def quoted(name: str) -> str:
+    """Return a name as a shell takes it."""
+    return name if re.fullmatch(r"[\w./-]+", name) else "'" + name.replace("'", "'\\''") + "'"
+
+
+def _refusal(source: str, near: Mapping[str, tuple[str, int, str]]) -> str:
+    columns = "a column" if len(near) == 1 else f"{len(near)} columns"
+    looks = "looks like a setting and is" if len(near) == 1 else "look like settings and are"
+    lines = [
+        f"  {column}: {remedy} ({first}{f' and {count - 1:,} more' if count > 1 else ''})"
+        for column, (first, count, remedy) in near.items()
+    ]
+    names = " ".join(map(quoted, near))
+    return (
+        f"{source} has {columns} that {looks} none, so nothing would come of what is written there. Nothing was run. Do as is "
+        f"said below, or keep them as they are: --ignore_columns {names}\n" + "\n".join(lines)
+    )

@@ -1,0 +1,211 @@
+"""The formats of tables: each reader yields the rows of one file, in order.
+
+Bad rows are handed on with what is wrong with them, so that all can be shown at once. A cell that is empty is None: its
+column is there all the same.
+"""
+
+import codecs
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, TextIO
+
+from dglaunch import strict_json
+from dglaunch.errors import MissingPackage, UserError
+
+Row = tuple[str, dict[str, Any] | str]
+"""Where a row stands ("line 3") with its columns, or with what is wrong with it."""
+
+NO_OBJECT = "a JSON object with columns was expected"
+GZIP, GZIP_MAGIC = ".gz", b"\x1f\x8b"
+DELIMITERS = ",;\t"
+"""Of a .csv: Excel's, by country."""
+
+
+# -- JSON ---------------------------------------------------------------------------------------------------------
+
+
+def _jsonl(lines: TextIO) -> Iterator[Row]:
+    for number, line in enumerate(lines, 1):
+        if line.isspace():
+            continue
+        try:
+            value = strict_json.loads(line, allow_nan=False)
+        except json.JSONDecodeError as error:
+            yield f"line {number}", f"not valid JSON: {error}"
+        except ValueError as error:
+            yield f"line {number}", str(error)
+        else:
+            yield f"line {number}", _object(value, line)
+
+
+def _object(value: object, text: str) -> dict[str, Any] | str:
+    """A row of JSON, or what is wrong with it."""
+    if "\\ud" in text or "\\uD" in text:  # an escape may name half a character, which no file can hold
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            return f"has half a character ({error.object[error.start]!r}, a lone surrogate)"
+    return value if isinstance(value, dict) and value else NO_OBJECT
+
+
+def _json(lines: TextIO) -> Iterator[Row]:
+    """A list of rows, or of prompts, or such a list under a key; lines of JSON, as files of this name often are."""
+    text = lines.read()
+    if not text.strip():
+        return
+    try:
+        value = strict_json.loads(text, allow_nan=False)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            yield from _jsonl(io.StringIO(text))
+        else:
+            yield f"line {error.lineno}", f"not valid JSON: {error}"
+        return
+    except ValueError as error:
+        yield "the file", str(error)
+        return
+    for number, item in enumerate(_list_in(value), 1):
+        yield f"item {number}", {"prompt": item} if isinstance(item, str) else _object(item, text)
+
+
+def _list_in(value: object) -> list[object]:
+    """The rows of a JSON text: the value itself if it is a list; the only list of objects under a key of it; the list under
+    its only key; else the value, as one row."""
+    if isinstance(value, list):
+        return value
+    lists = [item for item in value.values() if isinstance(item, list)] if isinstance(value, dict) else []
+    of_objects = [items for items in lists if items and all(isinstance(item, dict) for item in items)]
+    if len(of_objects) == 1:
+        return of_objects[0]
+    return lists[0] if lists and isinstance(value, dict) and len(value) == 1 else [value]
+
+
+# -- cells with marks between them ----------------------------------------------------------------------------------
+
+
+def _csv(lines: TextIO, delimiter: str = "") -> Iterator[Row]:
+    csv.field_size_limit(2**30)
+    head, skipped = lines.readline(), 0
+    if head.strip().lower().startswith("sep=") and len(head.strip()) == 5:  # Excel's own line about it
+        delimiter, head, skipped = head.strip()[4], lines.readline(), 1
+    delimiter = delimiter or delimiter_of(head)
+    reader = csv.reader(chain([head], lines), strict=True, delimiter=delimiter)
+    start = skipped + 1
+    names: list[str] = []
+    try:
+        for cells in reader:
+            label, start = f"line {start}", reader.line_num + skipped + 1
+            if not any(cell.strip() for cell in cells):
+                continue  # Excel writes empty rows as commas, and empty columns too
+            if not names:
+                names = [cell.strip() or f"Unnamed: {n}" for n, cell in enumerate(cells)]
+                if len(set(names)) < len(names):
+                    yield label, "two columns have the same name; rename one of them"
+                    return
+                continue
+            while len(cells) > len(names) and not cells[-1].strip():
+                cells.pop()
+            if len(cells) != len(names):
+                mark = MARKS.get(delimiter, delimiter)
+                yield label, f"{len(cells)} fields where the header has {len(names)} ({mark} outside quotes?)"
+            else:
+                yield label, {name: cell if cell != "" else None for name, cell in zip(names, cells)}
+    except csv.Error as error:
+        yield f"line {start}", f"not valid CSV: {error}"
+
+
+MARKS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
+
+
+def delimiter_of(head: str) -> str:
+    """Return the mark that stands most often in the first line of a table, outside of quotes; a comma if none does."""
+    bare = "".join(head.split('"')[::2])
+    return max(DELIMITERS, key=bare.count)
+
+
+def _txt(lines: TextIO) -> Iterator[Row]:
+    for number, line in enumerate(lines, 1):
+        if text := line.strip():
+            yield f"line {number}", {"prompt": text}
+
+
+TEXT_READERS: Mapping[str, Callable[[TextIO], Iterator[Row]]] = {
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".tsv": partial(_csv, delimiter="\t"),
+    ".txt": _txt,
+}
+"""By the suffix of the file; each may be packed (.csv.gz)."""
+PARQUET = ".parquet"
+KINDS = (*TEXT_READERS, PARQUET)
+"""Suffixes of the tables that are read."""
+
+
+def read_text(data: io.BufferedIOBase, suffix: str) -> Iterator[Row]:
+    """Yield the rows of a table that is text.
+
+    Raises:
+        UnicodeDecodeError: it is not UTF-8.
+        OSError: it cannot be read.
+    """
+    newline = "" if suffix in (".csv", ".tsv") else None
+    with io.TextIOWrapper(data, encoding="utf-8-sig", newline=newline) as lines:  # type: ignore[type-var]  # of any buffered bytes
+        yield from TEXT_READERS[suffix](lines)
+
+
+# -- which one is it? -----------------------------------------------------------------------------------------------
+
+
+def kind_of(path: Path) -> tuple[str, bool]:
+    """Return the suffix that says a file's format, in small letters, and whether the file is packed."""
+    is_packed = path.suffix.lower() == GZIP
+    return (path.with_suffix("") if is_packed else path).suffix.lower(), is_packed
+
+
+def guess(data: bytes, text_column: str) -> str:
+    """Return the suffix that a table without a name should have: of JSON, of cells whose header has the column of prompts, or
+    of lines of text."""
+    text = data.removeprefix(codecs.BOM_UTF8).lstrip()
+    head, _, rest = text.partition(b"\n")
+    if text.startswith(b"{"):
+        return ".jsonl" if not rest.strip() or head.rstrip().endswith(b"}") else ".json"
+    if text.startswith(b"[") and text[1:].lstrip()[:1] in (b"{", b'"'):
+        return ".json"
+    line = head.decode("utf-8", "replace")
+    cells = [cell.strip(' "\r').casefold() for cell in line.split(delimiter_of(line))]
+    if cells[0].startswith("sep="):
+        return ".csv"
+    return ".csv" if len(cells) > 1 and text_column.casefold() in cells else ".txt"
+
+
+# -- Parquet --------------------------------------------------------------------------------------------------------
+
+
+def read_parquet(path: Path) -> Iterator[Row]:
+    """Yield the rows of a Parquet file.
+
+    Raises:
+        MissingPackage: pyarrow is not installed.
+        UserError: it is none.
+    """
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise MissingPackage("pyarrow", f"Reading {path}", "pip install 'dglaunch[parquet]'") from None
+    try:
+        file = ParquetFile(path)
+        # Images would fill the memory, thousands of rows at a time.
+        batches = file.iter_batches(batch_size=16 if "binary" in str(file.schema_arrow) else 4096)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for number, row in enumerate(rows):
+            yield f"row {number}", row
+    except ArrowException as error:
+        raise UserError(f"{path} is no readable Parquet file: {str(error).splitlines()[0]}.") from None

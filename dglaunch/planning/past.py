@@ -1,0 +1,40 @@
+"""What an output folder says of how an earlier start of the job understood the columns of its table.
+
+Rank 0 looks, and the others have it from there: the folder may be on its machine only, and all ranks must understand the
+table alike.
+"""
+
+from dglaunch.config import RunConfig
+from dglaunch.data.columns import Past
+from dglaunch.data.task import Record
+from dglaunch.distributed import store
+from dglaunch.distributed.channel import MODEL_TIMEOUT
+from dglaunch.distributed.topology import Topology
+from dglaunch.output.ledger import OutputFolder, object_at
+
+
+def past_of(config: RunConfig, topology: Topology) -> Past:
+    """Return what all ranks are to take for this job's past.
+
+    Raises:
+        LostPeer: rank 0 has died.
+    """
+
+    def look() -> bytes:
+        return _past_in(OutputFolder(config.output_dir), config.overwrite and not topology.restarted).value.encode()
+
+    if topology.world_size == 1 or not topology.distributed or topology.rendezvous is None:
+        return Past(look().decode())
+    return Past(store.hand_on(topology, look, MODEL_TIMEOUT).decode())
+
+
+def _past_in(folder: OutputFolder, anew: bool) -> Past:
+    runs = {} if anew else folder.all_runs()
+    if not runs:
+        return Past.NEW
+    return Past.EXACT if any(map(_knew_exact_names_only, runs.values())) else Past.BEGUN
+
+
+def _knew_exact_names_only(run: Record) -> bool:
+    """Whether that start, or one before it in the same folder, was made by a dglaunch to which `Seed` was no seed."""
+    return "columns" not in run or object_at(run, "columns").get("exact_names") is True
