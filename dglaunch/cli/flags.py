@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from dglaunch.cli.flag_table import Flag, flags_of, flags_of_tool, is_optional
 from dglaunch.cli.habits import told
-from dglaunch.cli.job_file import read_job_file, refuse_code
+from dglaunch.cli.job_file import read_job_file
 from dglaunch.cli.own_flags import AROUND, OwnFlags
 from dglaunch.config import COMMANDS, RunConfig
 from dglaunch.environment import check_variables, describe, parse_value, read_value, takes_several, takes_text
@@ -20,6 +20,7 @@ from dglaunch.errors import UserError
 
 Config = TypeVar("Config", bound=RunConfig)
 Own = TypeVar("Own", bound=OwnFlags)
+Of = TypeVar("Of")
 DEFAULT, TYPED = "default", "flag"
 """Where a value may come from, beside a variable or a file, which are named."""
 ONE_OF = (frozenset({"prompt", "prompts_file"}),)
@@ -158,7 +159,8 @@ def _in_file(
     Raises:
         UserError: the file cannot be read, or has a flag or a value that there is not.
     """
-    texts = read_job_file(path)
+    file = read_job_file(path)
+    texts = file.texts
     if strangers := [f"--{name}" for name in texts if name not in flags]:
         raise UserError(f"--config {path}: {' '.join(told(name, flags, command) for name in strangers)}")
     if lists := [
@@ -168,7 +170,7 @@ def _in_file(
     several = {name: [found] if isinstance(found, str) else found for name, found in texts.items()}
     values = {name: value_of(f"--config {path}: {name}", several[name], flags[name]) for name in texts}
     values = {name: value for name, value in values.items() if name not in settled}
-    refuse_code(path, values)
+    file.refuse_dangers(values)
     return {name: (value, _as_words(flags[name], several[name], value)) for name, value in values.items()}
 
 
@@ -204,17 +206,32 @@ def call(function: Callable[..., int], words: Sequence[str], command: str) -> Ca
         UserError: with the remedy.
     """
     flags = flags_of_tool(function)
-    by_place = [flag for flag in flags.values() if flag.by_place]
-    given = _placed(split(words, flags), by_place)
+    values = _all_values(words, flags, command)
+    positional = [values[name] for name, flag in flags.items() if flag.by_place and name in values]
+    by_name = {flags[name].argument: value for name, value in values.items() if not flags[name].by_place}
+    return lambda: function(*positional, **by_name)
+
+
+def read_own(own_type: type[Of], words: Sequence[str], command: str) -> Of:
+    """Return the flags of a command that has no job's, from the words behind it: a dataclass as in own_flags.py.
+
+    Raises:
+        UserError: with the remedy.
+    """
+    flags = flags_of(own_type)
+    return own_type(**{flags[name].argument: value for name, value in _all_values(words, flags, command).items()})
+
+
+def _all_values(words: Sequence[str], flags: Mapping[str, Flag], command: str) -> dict[str, object]:
+    """The values of what was typed, by name; nothing that must be given is missing."""
+    given = _placed(split(words, flags), [flag for flag in flags.values() if flag.by_place])
     refuse_strangers(given, flags, command)
     values = values_of(given, flags)
     if missing := [flag for flag in flags.values() if flag.is_required and flag.name not in values]:
         raise UserError(
             f"dglaunch {command} needs {' and '.join(map(_called, missing))}; dglaunch {command} --help says what that is."
         )
-    positional = [values[flag.name] for flag in by_place if flag.name in values]
-    by_name = {flags[name].argument: value for name, value in values.items() if not flags[name].by_place}
-    return lambda: function(*positional, **by_name)
+    return values
 
 
 def _called(flag: Flag) -> str:

@@ -169,6 +169,14 @@ def test_no_file_lets_code_run(name: str) -> None:
     run("plan", "t2i", "--config", "job.yaml", f"--{name}")
 
 
+def test_the_record_of_a_run_does_not_say_who_gets_the_key() -> None:
+    entry = {"value": "http://elsewhere/v1", "from": "flag"}
+    said = refused(json.dumps({"config": {"api_base": entry}}), "run.json", "--prompt", "x", "--backend", "openai")
+    assert "Give --api_base on the command line" in said
+    Path("job.yaml").write_text("prompt: x\nbackend: openai\nmodel_name: gpt-image-1\napi_base: http://here/v1\n")
+    run("plan", "t2i", "--config", "job.yaml")
+
+
 def test_a_command_around_a_job_takes_its_own_flags_from_it_too() -> None:
     Path("job.yaml").write_text("prompt: x\nworld_size: 4\n")
     assert "4 replicas" in run("plan", "t2i", "--config", "job.yaml")
