@@ -57,15 +57,14 @@ def _path(text: str) -> Path:
 
 
 def parse_value(variable: str, text: str, hint: object) -> object:
-    """Return one variable's text as its flag's type; a flag that takes nothing but several words takes those of the text, as
-    a shell would tell them apart.
+    """Return one variable's text as its flag's type; a flag that takes several words only takes those that a shell would see.
 
     Raises:
         UserError: it is no such value.
     """
-    is_list = all(typing.get_origin(kind) is tuple for kind in kinds_of(hint))
+    takes_words = all(typing.get_origin(kind) is tuple for kind in kinds_of(hint))
     try:
-        texts = shlex.split(text) if is_list else [text]
+        texts = shlex.split(text) if takes_words else [text]
     except ValueError:
         raise UserError(f"{variable}={text!r} has a quote that does not end; correct or unset it.") from None
     try:
@@ -111,7 +110,9 @@ def is_true(text: str) -> bool:
 
 def describe(hint: object) -> str:
     """Return what a flag of this type takes, as the end of a sentence."""
-    return " or ".join(map(_describe, kinds_of(hint)))
+    kinds = kinds_of(hint)
+    several = [typing.get_args(kind)[0] for kind in kinds if typing.get_origin(kind) is tuple]
+    return " or ".join(_describe(kind) for kind in kinds if kind not in several)
 
 
 def _describe(kind: object) -> str:

@@ -31,7 +31,7 @@ from rich.table import Table
 
 from dglaunch.backends.profiles import profile_of
 from dglaunch.cli import children
-from dglaunch.cli.flags import DEFAULT, named, parse, read_flags, without
+from dglaunch.cli.flags import DEFAULT, job_of, named, parse, read_flags, without
 from dglaunch.cli.own_flags import CertifyFlags
 from dglaunch.config import COMMANDS, XDIT_PREFIX, RunConfig
 from dglaunch.data.tables import shown
@@ -104,8 +104,8 @@ def certify(words: list[str], environ: Mapping[str, str]) -> int:
     ranks_of_torchrun = _under_torchrun(environ)
     if ranks_of_torchrun and environ["RANK"] != "0":
         return EXIT_DONE
-    command, rest = (words[1], words[2:]) if words[1:2] and words[1] in COMMANDS else ("t2i", words[1:])
-    setup = Setup.of(command, rest, environ, ranks_of_torchrun)
+    job, rest = job_of(words)
+    setup = Setup.of(job or "t2i", rest, environ, ranks_of_torchrun)
     stop = threading.Event()
     with stopping(stop):
         run = Certification(setup, Terminal(), stop)

@@ -25,13 +25,16 @@ SENTENCE_END = re.compile(r"(?<=[^.]\.)\s+(?=[A-Z`-])")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Named:
-    """Beside the type of a tool's argument: what its flag is called where Python has another name for it.
+    """Beside the type of a tool's argument, or of a field: what its flag is called where Python has another name for it.
 
     changes: Annotated[tuple[str, ...], Named(name="set", metavar="KEY=VALUE")]
+    folder: Annotated[Path, Named(by_place=True)]
     """
 
-    name: str
+    name: str = ""
     metavar: str | None = None
+    by_place: bool = False
+    """It is no flag, but the word in its place. (A function says so by itself: its argument is positional only.)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +56,7 @@ class Flag:
     also: tuple[str, ...] = ()
     """Other names of its values, which are taken and not shown."""
     argument: str = ""
-    """Of a tool: what its function calls it."""
+    """What the function or the dataclass calls it."""
     metavar: str | None = None
 
     @property
@@ -76,9 +79,9 @@ class Flag:
         if self.metavar is not None:
             shown = self.metavar
         else:
-            several = takes_several(self.kind)
-            kinds = [typing.get_args(kind)[0] if several else kind for kind in kinds_of(self.kind)]
-            shown = "|".join([*(METAVARS[kind] for kind in kinds if kind in METAVARS), *self.choices])
+            kinds = [typing.get_args(kind)[0] if takes_several(kind) else kind for kind in kinds_of(self.kind)]
+            names = dict.fromkeys(METAVARS[kind] for kind in kinds if kind in METAVARS)
+            shown = "|".join([*names, *self.choices])
         return f"{shown} ..." if takes_several(self.kind) else shown
 
     def with_default(self, text: str) -> str:
@@ -100,13 +103,14 @@ def flags_of(*config_types: type) -> dict[str, Flag]:
     found: dict[str, Flag] = {}
     for config_type in config_types:
         kinds, texts = types_of(config_type), texts_of(config_type)
+        hints = typing.get_type_hints(config_type, include_extras=True)
         for item in leaf_fields(config_type):
-            about = item.metadata
-            default = item.default if item.default is not MISSING or item.default_factory is MISSING else ()
-            found[item.name] = Flag(
-                name=item.name, kind=kinds[item.name], default=default, text=texts.get(item.name, ""),
-                group=about.get("group"), usual=about.get("usual", ""),
-                also=tuple(about.get("also", ())), metavar=about.get("metavar"),
+            about, named = item.metadata, _named(hints.get(item.name))
+            name = named.name or item.name
+            found[name] = Flag(
+                name=name, kind=kinds[item.name], default=item.default, text=texts.get(item.name, ""),
+                group=about.get("group"), usual=about.get("usual", ""), by_place=named.by_place,
+                also=tuple(about.get("also", ())), argument=item.name, metavar=named.metavar,
             )  # fmt: skip
     return found
 
@@ -148,24 +152,23 @@ def _texts_in(node: ast.ClassDef) -> dict[str, str]:
 
 def flags_of_tool(function: Callable[..., object]) -> dict[str, Flag]:
     """Return the arguments of a command's function as flags by name; what is positional in Python is one by its place."""
-    hints = typing.get_type_hints(function, include_extras=True)
+    kinds, hints = typing.get_type_hints(function), typing.get_type_hints(function, include_extras=True)
     texts = _argument_texts(inspect.getdoc(function) or "")
     found: dict[str, Flag] = {}
     for argument, parameter in inspect.signature(function).parameters.items():
-        kind, marks = _without_marks(hints[argument])
-        named = next((mark for mark in marks if isinstance(mark, Named)), Named(name=argument))
+        named = _named(hints[argument])
+        name = named.name or argument
         default = MISSING if parameter.default is parameter.empty else parameter.default
-        found[named.name] = Flag(
-            name=named.name, kind=kind, default=default, text=texts.get(argument, ""), argument=argument,
+        found[name] = Flag(
+            name=name, kind=kinds[argument], default=default, text=texts.get(argument, ""), argument=argument,
             by_place=parameter.kind is parameter.POSITIONAL_ONLY, metavar=named.metavar,
         )  # fmt: skip
     return found
 
 
-def _without_marks(hint: Any) -> tuple[Any, tuple[object, ...]]:
-    """A type without what `Annotated` says beside it, and that."""
-    marks = getattr(hint, "__metadata__", ())
-    return (hint.__origin__, marks) if marks else (hint, ())
+def _named(hint: Any) -> Named:
+    """What `Annotated` says beside a type."""
+    return next((mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Named)), Named())
 
 
 def about_tool(function: Callable[..., object]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from dglaunch.cli.flag_table import Flag, flags_of, flags_of_tool, is_optional
 from dglaunch.cli.habits import told
-from dglaunch.cli.job_file import read_job_file, refuse_code
+from dglaunch.cli.job_file import read_job_file
 from dglaunch.cli.own_flags import AROUND, OwnFlags
 from dglaunch.config import COMMANDS, RunConfig
 from dglaunch.environment import check_variables, describe, parse_value, read_value, takes_several, takes_text
@@ -20,8 +20,11 @@ from dglaunch.errors import UserError
 
 Config = TypeVar("Config", bound=RunConfig)
 Own = TypeVar("Own", bound=OwnFlags)
+Of = TypeVar("Of")
 DEFAULT, TYPED = "default", "flag"
 """Where a value may come from, beside a variable or a file, which are named."""
+ONE_OF = (frozenset({"prompt", "prompts_file"}),)
+"""Flags of which a job has one: where the command line gives it, that of a variable or of the file does not count."""
 MOST_SHOWN = 200
 """Characters of a wrong value."""
 
@@ -63,16 +66,30 @@ def parse(
 
 
 def read_around(own_type: type[Own], words: Sequence[str], environ: Mapping[str, str]) -> Asked[RunConfig, Own]:
-    """Return what is asked for of a command around a job, whose name is the second word: plan t2i ...
+    """Return what is asked for of a command around a job: plan t2i ...
 
     Raises:
         UserError: the job is not named, or as `read_flags`.
     """
-    command, jobs = words[0], AROUND[words[0]].jobs
-    job = words[1] if len(words) > 1 else ""
-    if job not in jobs:
-        raise UserError(f"Name the command to {command} first: dglaunch {command} {' or '.join(jobs)} [flags].")
-    return read_flags(COMMANDS[job], own_type, words[2:], environ, f"{command} {job}")
+    command = words[0]
+    job, rest = job_of(words)
+    if job is None:
+        jobs = " or ".join(AROUND[command].jobs)
+        raise UserError(f"Name the command to {command} first: dglaunch {command} {jobs} [flags].")
+    return read_flags(COMMANDS[job], own_type, rest, environ, f"{command} {job}")
+
+
+def job_of(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the job that a command is around, which stands alone among its words, and the words without the two.
+
+    Raises:
+        UserError: a flag has no value.
+    """
+    around = AROUND[words[0]]
+    given = split(words[1:], flags_of(around.own, *(COMMANDS[job] for job in around.jobs)))
+    places = [at for at, item in enumerate(given) if not item.name and item.words[0] in around.jobs][:1]
+    rest = [word for at, item in enumerate(given) if at not in places for word in item.words]
+    return (given[places[0]].words[0] if places else None), rest
 
 
 def read_flags(
@@ -102,13 +119,9 @@ def read_flags(
     given = split(words, flags)
     refuse_strangers(given, flags, command)
     typed = values_of(given, flags)
-    from_variables = {
-        name: parse_value(f"DG_{name.upper()}", environ[f"DG_{name.upper()}"], flag.kind)
-        for name, flag in of_job.items()
-        if name not in typed and f"DG_{name.upper()}" in environ
-    }
+    from_variables = _from_variables(of_job, environ, _settled(typed))
     file = typed.get("config")
-    in_file = {} if file is None else _in_file(Path(str(file)), flags, {*typed, *from_variables}, command)
+    in_file = {} if file is None else _in_file(Path(str(file)), flags, _settled({*typed, *from_variables}), command)
     own_defaults = split(otherwise({*typed, *from_variables, *in_file}), flags)
     values = values_of(own_defaults, flags)
     values |= {name: value for name, (value, _) in in_file.items()} | from_variables | typed
@@ -122,15 +135,32 @@ def read_flags(
     return Asked(build(config_type, values), build(own_type, values), origins, handed_on)
 
 
+def _settled(given: Iterable[str]) -> set[str]:
+    """The flags of which nothing else is asked any more: those that are given, and those that they are instead of."""
+    names = set(given)
+    return names.union(*(group for group in ONE_OF if group & names))
+
+
+def _from_variables(
+    flags: Mapping[str, Flag], environ: Mapping[str, str], settled: Collection[str]
+) -> dict[str, object]:
+    return {
+        name: parse_value(f"DG_{name.upper()}", environ[f"DG_{name.upper()}"], flag.kind)
+        for name, flag in flags.items()
+        if name not in settled and f"DG_{name.upper()}" in environ
+    }
+
+
 def _in_file(
-    path: Path, flags: Mapping[str, Flag], given: Collection[str], command: str
+    path: Path, flags: Mapping[str, Flag], settled: Collection[str], command: str
 ) -> dict[str, tuple[object, list[str]]]:
-    """What a job's file says of flags that were not given elsewhere: their values, and the same as words.
+    """What a job's file says of flags that are not settled elsewhere: their values, and the same as words.
 
     Raises:
         UserError: the file cannot be read, or has a flag or a value that there is not.
     """
-    texts = read_job_file(path)
+    file = read_job_file(path)
+    texts = file.texts
     if strangers := [f"--{name}" for name in texts if name not in flags]:
         raise UserError(f"--config {path}: {' '.join(told(name, flags, command) for name in strangers)}")
     if lists := [
@@ -139,8 +169,8 @@ def _in_file(
         raise UserError(f"--config {path}: {lists[0]} is a list; --{lists[0]} takes one value.")
     several = {name: [found] if isinstance(found, str) else found for name, found in texts.items()}
     values = {name: value_of(f"--config {path}: {name}", several[name], flags[name]) for name in texts}
-    values = {name: value for name, value in values.items() if name not in given}
-    refuse_code(path, values)
+    values = {name: value for name, value in values.items() if name not in settled}
+    file.refuse_dangers(values)
     return {name: (value, _as_words(flags[name], several[name], value)) for name, value in values.items()}
 
 
@@ -176,17 +206,32 @@ def call(function: Callable[..., int], words: Sequence[str], command: str) -> Ca
         UserError: with the remedy.
     """
     flags = flags_of_tool(function)
-    by_place = [flag for flag in flags.values() if flag.by_place]
-    given = _placed(split(words, flags), by_place)
+    values = _all_values(words, flags, command)
+    positional = [values[name] for name, flag in flags.items() if flag.by_place and name in values]
+    by_name = {flags[name].argument: value for name, value in values.items() if not flags[name].by_place}
+    return lambda: function(*positional, **by_name)
+
+
+def read_own(own_type: type[Of], words: Sequence[str], command: str) -> Of:
+    """Return the flags of a command that has no job's, from the words behind it: a dataclass as in own_flags.py.
+
+    Raises:
+        UserError: with the remedy.
+    """
+    flags = flags_of(own_type)
+    return own_type(**{flags[name].argument: value for name, value in _all_values(words, flags, command).items()})
+
+
+def _all_values(words: Sequence[str], flags: Mapping[str, Flag], command: str) -> dict[str, object]:
+    """The values of what was typed, by name; nothing that must be given is missing."""
+    given = _placed(split(words, flags), [flag for flag in flags.values() if flag.by_place])
     refuse_strangers(given, flags, command)
     values = values_of(given, flags)
     if missing := [flag for flag in flags.values() if flag.is_required and flag.name not in values]:
         raise UserError(
             f"dglaunch {command} needs {' and '.join(map(_called, missing))}; dglaunch {command} --help says what that is."
         )
-    positional = [values[flag.name] for flag in by_place if flag.name in values]
-    named = {flags[name].argument: value for name, value in values.items() if not flags[name].by_place}
-    return lambda: function(*positional, **named)
+    return values
 
 
 def _called(flag: Flag) -> str:

@@ -1,7 +1,7 @@
 """--help of each command: what most people use on one screen, and all of it with `--help all`."""
 
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from rich.text import Text
 
@@ -22,45 +22,54 @@ def asks_for_help(words: Sequence[str]) -> bool:
 
 
 def show_job_help(words: Sequence[str]) -> None:
-    """Print the help of a command that has a job.
+    """Print the help of a command of the table COMMANDS.
 
     Args:
         words: the command and what stands after it: t2i --help, plan t2i --help all.
     """
     command, wants_all = words[0], _wants_all(words)
-    around = AROUND.get(command)
-    if around is None:
+    if command in COMMANDS:
         flags, page = flags_of(COMMANDS[command], OwnFlags), Page(f"dglaunch {command}")
         page.head("[flags]", str(COMMANDS[command].__doc__))
         _show_groups(page, flags.values(), wants_all)
         page.paragraph(_more(command, flags, wants_all))
-        return
-    named = [word for word in words[1:2] if word in around.jobs]
+    elif AROUND[command].jobs:
+        _show_around(command, [word for word in words[1:2] if word in AROUND[command].jobs], wants_all)
+    else:
+        _show_alone(command, str(AROUND[command].own.__doc__), flags_of(AROUND[command].own).values())
+
+
+def show_tool_help(command: str, function: Callable[..., object]) -> None:
+    """Print the help of a command of the table TOOLS."""
+    _show_alone(command, about_tool(function), flags_of_tool(function).values())
+
+
+def _show_around(command: str, named: Sequence[str], wants_all: bool) -> None:
+    """The help of a command around a job, if it is named with the job's."""
+    around, own = AROUND[command], flags_of(AROUND[command].own)
     page = Page(" ".join(["dglaunch", command, *named]))
     page.head(_usage_around(around, named), str(around.own.__doc__))
-    page.section(
-        f"Flags of {command}", [flag for flag in flags_of(around.own).values() if flag.group is None], wants_all
-    )
-    job = flags_of(*(COMMANDS[name] for name in named or around.jobs))
-    common = {name: flag for name, flag in flags_of(around.own).items() if flag.group is not None}
+    page.section(f"Flags of {command}", [flag for flag in own.values() if flag.group is None], wants_all)
+    flags = flags_of(*(COMMANDS[name] for name in named or around.jobs))
+    flags |= {name: flag for name, flag in own.items() if flag.group is not None}
     if wants_all or named:
-        _show_groups(page, (job | common).values(), wants_all)
-        page.paragraph(_more(" ".join([command, *named]), job | common, wants_all))
+        _show_groups(page, flags.values(), wants_all)
+        page.paragraph(_more(" ".join([command, *named]), flags, wants_all))
     else:
         jobs = " or ".join(f"dglaunch {name} --help" for name in around.jobs)
         page.paragraph(f"All other flags are those of the job: {jobs}, or dglaunch {command} --help all.")
 
 
-def show_tool_help(command: str, function: Callable[..., object]) -> None:
-    """Print the help of a command that runs no job."""
-    flags = list(flags_of_tool(function).values())
+def _show_alone(command: str, about: str, flags: Collection[Flag]) -> None:
+    """The help of a command whose flags are all its own."""
     places = [flag for flag in flags if flag.by_place]
+    others = [flag for flag in flags if not flag.by_place]
     page = Page(f"dglaunch {command}")
-    required = [f"--{flag.name} {flag.takes}" for flag in flags if flag.is_required and not flag.by_place]
-    rest = ["[flags]"] if any(not flag.by_place and not flag.is_required for flag in flags) else []
-    page.head(" ".join([*map(_place, places), *required, *rest]), about_tool(function))
+    required = [f"--{flag.name} {flag.takes}" for flag in others if flag.is_required]
+    rest = ["[flags]"] if len(others) > len(required) else []
+    page.head(" ".join([*map(_place, places), *required, *rest]), about)
     page.section("What it takes", places, wants_all=True)
-    page.section("Flags", [flag for flag in flags if not flag.by_place], wants_all=True)
+    page.section("Flags", others, wants_all=True)
 
 
 def _wants_all(words: Sequence[str]) -> bool:

@@ -11,6 +11,7 @@ prompt that became false. The configuration that run.json holds of a run is such
 import json
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,42 @@ Texts = dict[str, str | list[str]]
 """The word that would stand behind each flag; a list: the words."""
 
 
-def read_job_file(path: Path) -> Texts:
+class _Record(Texts):
+    """What the run.json of a run says of its flags."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobFile:
+    """What a file says of flags."""
+
+    path: Path
+    texts: Texts
+    is_record: bool
+    """It is the run.json of a run, which people pass around."""
+
+    def refuse_dangers(self, values: Mapping[str, object]) -> None:
+        """Refuse that the file, which others may have written, lets code of others run, or a record says who gets the key.
+
+        Args:
+            values: what it alone gives, by name.
+
+        Raises:
+            UserError: with the flag.
+        """
+        for name in flags_that(TRUST):
+            if values.get(name) is True:
+                raise UserError(
+                    f"--config {self.path} sets {name}, with which code of others runs; no file turns that on. If you trust "
+                    f"the checkpoint, give --{name} on the command line."
+                )
+        if self.is_record and "api_base" in values:
+            raise UserError(
+                f"--config {self.path} names a server, {values['api_base']}, which would get your key; the record of a run is "
+                "not trusted with that. Give --api_base on the command line."
+            )
+
+
+def read_job_file(path: Path) -> JobFile:
     """Return the flags that a file names, and what it says of each; what is null is not given.
 
     Raises:
@@ -57,25 +93,8 @@ def read_job_file(path: Path) -> Texts:
     texts = {name.lstrip("-").replace("-", "_"): texts for name, texts in found.items()}
     if "config" in texts:
         raise UserError(f"--config {path} names config itself; a job's file leads to no other. Take it out.")
-    return texts
-
-
-def refuse_code(path: Path, switched_on: Mapping[str, object]) -> None:
-    """Refuse that a file, which others may have written, lets code of others run.
-
-    Args:
-        path: the file.
-        switched_on: what it alone gives, by name.
-
-    Raises:
-        UserError: with the flag.
-    """
-    for name in flags_that(TRUST):
-        if switched_on.get(name) is True:
-            raise UserError(
-                f"--config {path} sets {name}, with which code of others runs; no file turns that on. If you trust the "
-                f"checkpoint, give --{name} on the command line."
-            )
+    is_record = isinstance(found, _Record)
+    return JobFile(path, texts, is_record)
 
 
 # -- kinds of files -----------------------------------------------------------------------------------------------
@@ -104,7 +123,7 @@ def _of_run(config: Mapping[str, Any]) -> Texts:
         for name, entry in config.items()
         if entry["from"] == "default" or (entry["from"] == CALLER and entry["value"] == usual.get(name))
     ]
-    return _texts({name: entry["value"] for name, entry in config.items() if name not in left_open})
+    return _Record(_texts({name: entry["value"] for name, entry in config.items() if name not in left_open}))
 
 
 def _toml(text: str) -> Texts:

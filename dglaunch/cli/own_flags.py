@@ -154,7 +154,8 @@ def _refuse_line_breaks(name: str, value: str | Path | tuple[str, ...] | None) -
 class Around:
     """A command around a job: its own flags, and of which commands it takes the flags, the usual one first."""
 
-    own: type[OwnFlags]
+    own: type
+    """OwnFlags and its like; of a command that takes no job's flags, any dataclass of flags."""
     jobs: tuple[str, ...] = ("t2i", "edit")
     needs_job: bool = True
     """Whether the job's command must be named: `plan t2i`."""

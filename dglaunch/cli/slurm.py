@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dglaunch.cli.flags import read_around, without
+from dglaunch.cli.flags import job_of, read_around, without
 from dglaunch.cli.own_flags import SlurmFlags
 from dglaunch.environment import JOB_TOKEN
 from dglaunch.errors import EXIT_DONE, UserError
@@ -45,6 +45,7 @@ EXAMPLE_ARGUMENTS = {
 
 def slurm(words: Sequence[str], environ: Mapping[str, str]) -> int:
     """Print the batch script of a job, or submit it (`dglaunch slurm t2i ... [--submit]`)."""
+    job, _ = job_of(words)
     asked = read_around(SlurmFlags, words, environ)
     config, cluster = asked.config, asked.own
     if config.num_gpus is not None or config.num_nodes is not None:
@@ -55,7 +56,7 @@ def slurm(words: Sequence[str], environ: Mapping[str, str]) -> int:
     cluster.venv = cluster.venv or _virtual_environment(environ)
     # The token is a secret, and scripts are shown around; sbatch hands it on from the environment.
     variables = {k: value for k, value in sorted(environ.items()) if k.startswith("DG_") and k != JOB_TOKEN}
-    script = render(_kind_of(cluster), cluster, [words[1], *asked.words], config.output_dir, variables)
+    script = render(_kind_of(cluster), cluster, [str(job), *asked.words], config.output_dir, variables)
     if not cluster.submit:
         Stream(error=False).hand_over(script)
         return EXIT_DONE

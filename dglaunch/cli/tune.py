@@ -25,7 +25,7 @@ from dglaunch.atomic import atomic_write
 from dglaunch.backends.base import Backend
 from dglaunch.backends.profiles import profile_of
 from dglaunch.cli.children import last_error
-from dglaunch.cli.flags import parse, read_flags, without
+from dglaunch.cli.flags import job_of, parse, read_flags, without
 from dglaunch.cli.own_flags import TuneFlags
 from dglaunch.cli.search import Search, notebook_of, stopped_in_order
 from dglaunch.config import XDIT_PREFIX, RunConfig, T2IConfig
@@ -63,11 +63,12 @@ def tune(words: list[str], environ: Mapping[str, str]) -> int:
     Raises:
         UserError: it was started under torchrun, for another command, or the flags do not hold.
     """
-    if words[1:2] != ["t2i"]:
+    job, rest = job_of(words)
+    if job is None:
         raise UserError("tune measures t2i only: dglaunch tune t2i [flags of t2i].")
     if "RANK" in environ:
         raise UserError("tune starts torchrun itself, once for each configuration; start it without, with --num_gpus.")
-    asked = read_flags(T2IConfig, TuneFlags, words[2:], environ, "tune t2i")
+    asked = read_flags(T2IConfig, TuneFlags, rest, environ, "tune t2i")
     config, origins = asked.config, asked.origins
     gpu = None if asked.own.gpu is None else find_gpu(asked.own.gpu)
     profile = profile_of(config.backend.backend)
@@ -84,8 +85,8 @@ def tune(words: list[str], environ: Mapping[str, str]) -> int:
         refuse_to_replace(file)
     config.output_dir.mkdir(parents=True, exist_ok=True)  # if it cannot be made, that is told before hours of measuring
     ranks = config.num_gpus or _gpus()
-    rest = without(asked.words, "num_gpus", "output_dir")
-    sweep = Sweep(config, configurations(config, origins, environ, ranks), rest, environ, ranks, gpu, Terminal())
+    of_ranks = without(asked.words, "num_gpus", "output_dir")
+    sweep = Sweep(config, configurations(config, origins, environ, ranks), of_ranks, environ, ranks, gpu, Terminal())
     typed = ["dglaunch", *words]
     if (most := asked.own.wanted) is None:
         sweep.run(typed)

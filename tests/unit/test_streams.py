@@ -96,8 +96,8 @@ ESCAPE = "\x1b]0;owned\x07\u202e"
 @pytest.mark.parametrize(
     "words",
     [
-        ["t2i", f"--no_such{ESCAPE}", "x"], ["t2i", "--prompt", "x", "--no_such", ESCAPE], ["t2i", "--seed", ESCAPE],
-        ["edit", "--output_format", ESCAPE], ["plan", "t2i", f"--{ESCAPE}"], ["slurm", "--nodes", ESCAPE],
+        ["t2i", f"--no_such{ESCAPE}", "x"], ["t2i", "--prompt", "x", f"-{ESCAPE}"], ["t2i", "--seed", ESCAPE],
+        ["edit", "--output_format", ESCAPE], ["plan", "t2i", f"--{ESCAPE}"], ["slurm", "--nodes", ESCAPE, "t2i"],
         ["slurm", "t2i", "--seed", ESCAPE], ["verify", "a", ESCAPE], ["gallery", "a", "--thumbnails", ESCAPE],
         ["tune", "t2i", "--seed", ESCAPE],
     ],

@@ -1,14 +1,17 @@
 """Flags, DG_* variables and defaults: which wins, and that a mistake in one is never a default. Pure."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 
 from dglaunch import BackendConfig, OptimizationConfig, ParallelConfig, T2IConfig
-from dglaunch.cli.flags import parse, without
+from dglaunch.cli.flag_table import Named, flags_of
+from dglaunch.cli.flags import parse, read_own, without
 from dglaunch.config import OTHER_DTYPES, DtypeName
-from dglaunch.environment import check_variables, known_flags, parallel_from_environment
+from dglaunch.environment import check_variables, known_flags, parallel_from_environment, parse_value
 from dglaunch.errors import UserError
 from support.commands import dglaunch, run_module
 
@@ -143,3 +146,37 @@ def test_of_a_flag_that_is_given_twice_the_last_counts() -> None:
 def test_a_prompt_that_looks_like_a_flag_is_not_cut_out_of_the_words() -> None:
     words = ["--prompt", "--num_gpus 8", "--num_gpus", "2"]
     assert without(words, "num_gpus") == ["--prompt", "--num_gpus 8"]
+
+
+@dataclass(kw_only=True)
+class Own:
+    """A command of its own."""
+
+    folder: Annotated[Path, Named(by_place=True)]
+    """Where."""
+    files: Path | tuple[Path, ...] | None = None
+    """One or several."""
+    changes: Annotated[tuple[str, ...], Named(name="set", metavar="KEY=VALUE")] = ()
+    """What is other."""
+    failed: bool = False
+    """Only those."""
+
+
+def test_a_command_without_a_job_has_places_names_and_lists() -> None:
+    words = ["out", "--set", "a=1", "b=2", "--files", "one", "--failed", "--set=c=--x"]
+    assert read_own(Own, words, "own") == Own(
+        folder=Path("out"), changes=("a=1", "b=2", "c=--x"), files=Path("one"), failed=True
+    )
+    assert read_own(Own, ["out", "--files", "one", "two"], "own").files == (Path("one"), Path("two"))
+    with pytest.raises(UserError, match="own needs FOLDER"):
+        read_own(Own, [], "own")
+    with pytest.raises(UserError, match=r"--files needs a value: a path or several\."):
+        read_own(Own, ["out", "--files"], "own")
+    assert [flag.takes for flag in flags_of(Own).values()] == ["PATH", "PATH ...", "KEY=VALUE ...", ""]
+
+
+def test_a_variable_of_several_words_is_read_as_a_shell_reads_it() -> None:
+    assert parse_value("DG_GRID", "a=1,2 'b=x y'", tuple[str, ...]) == ("a=1,2", "b=x y")
+    assert parse_value("DG_FILES", "my file.csv", Path | tuple[Path, ...] | None) == Path("my file.csv")
+    with pytest.raises(UserError, match="a quote that does not end"):
+        parse_value("DG_GRID", "'a", tuple[str, ...])

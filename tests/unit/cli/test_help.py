@@ -3,12 +3,16 @@
 import inspect
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
 import pytest
 
-from dglaunch.cli.flag_table import Flag, flags_of, flags_of_tool
+from dglaunch.cli.completion import commands
+from dglaunch.cli.flag_table import Flag, Named, flags_of, flags_of_tool
 from dglaunch.cli.main import COMMANDS, TOOLS, imported
-from dglaunch.cli.own_flags import AROUND
+from dglaunch.cli.own_flags import AROUND, Around
 from dglaunch.config import COMMANDS as JOBS
 from dglaunch.config import Group, RunConfig, leaf_fields
 from support.commands import dglaunch
@@ -78,6 +82,24 @@ def test_a_tool_says_what_it_takes_and_what_each_flag_does(command: str) -> None
         assert (flag.name.upper() if flag.by_place else f"  --{flag.name}") in (usage if flag.by_place else text)
     assert inspect.getdoc(imported(TOOLS[command])).splitlines()[0].split(":")[0] in " ".join(text.split())
     assert help_of(command, "--help", "all") == text
+
+
+def test_a_command_whose_flags_are_all_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(COMMANDS, "again", "nowhere:nothing")
+    monkeypatch.setitem(AROUND, "again", Around(own=Again, jobs=()))
+    text = help_of("again", "--help")
+    assert text.startswith("usage: dglaunch again FOLDER [flags]\n\nMake it again.\n") and shown(text) == ["failed"]
+    assert {command.name: command.words for command in commands()}["again"] == ()
+
+
+@dataclass(kw_only=True)
+class Again:
+    """Make it again."""
+
+    folder: Annotated[Path, Named(by_place=True)]
+    """Where."""
+    failed: bool = False
+    """What failed."""
 
 
 def test_every_command_stands_in_the_first_help() -> None:

@@ -63,6 +63,13 @@ def test_the_line_wins_over_a_variable_and_this_over_the_file() -> None:
     assert config["gallery"] == {"value": False, "from": "flag"} and not Path("outputs/gallery.html").exists()
 
 
+def test_a_prompt_on_the_line_is_instead_of_the_file_s_prompts() -> None:
+    Path("job.yaml").write_text("backend: fake\nprompts_file: nowhere.jsonl\n")
+    run("t2i", "--config", "job.yaml", "--prompt", "a cat")
+    run("t2i", "--config", "job.yaml", "--output_dir", "two", DG_PROMPT="a dog")
+    assert [ledger(Path(name))[0]["prompt"] for name in ("outputs", "two")] == ["a cat", "a dog"]
+
+
 def test_run_json_is_given_back_as_it_is() -> None:
     run("t2i", "--backend", "fake", "--prompt", "a red fox", "--seed", "3", "--output_dir", "out")
     assert "1 there before" in run("t2i", "--config", "out/run.json")
@@ -160,6 +167,14 @@ def test_no_file_lets_code_run(name: str) -> None:
     entry = {"value": True, "from": "flag"}
     assert "no file turns that on" in refused(json.dumps({"config": {name: entry}}), "run.json", "--prompt", "x")
     run("plan", "t2i", "--config", "job.yaml", f"--{name}")
+
+
+def test_the_record_of_a_run_does_not_say_who_gets_the_key() -> None:
+    entry = {"value": "http://elsewhere/v1", "from": "flag"}
+    said = refused(json.dumps({"config": {"api_base": entry}}), "run.json", "--prompt", "x", "--backend", "openai")
+    assert "Give --api_base on the command line" in said
+    Path("job.yaml").write_text("prompt: x\nbackend: openai\nmodel_name: gpt-image-1\napi_base: http://here/v1\n")
+    run("plan", "t2i", "--config", "job.yaml")
 
 
 def test_a_command_around_a_job_takes_its_own_flags_from_it_too() -> None:

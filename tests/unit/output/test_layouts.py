@@ -276,5 +276,5 @@ def test_a_prompt_stays_in_the_folder(tmp_path: Path, prompt: str) -> None:
 
 
 def test_the_help_is_still_quick_to_import() -> None:
-    ended = dglaunch("t2i", "--help")
+    ended = dglaunch("t2i", "--help", "all")
     assert ended.code == 0 and "geneval" in ended.output
