@@ -401,9 +401,7 @@ class EditingConfig(RunConfig):
     )
     """Table (as --prompts_file; several, 'patterns/*.csv'): input_images (a path, a JSON or comma list; in Parquet also bytes) and
     instruction."""
-    instruction_column: str | None = flag(
-        None, NOTHING, Group.WHAT, usual="Column of the instructions (default: instruction)"
-    )
+    instruction_column: str | None = flag(None, NOTHING, Group.WHAT)
     """Column of the instructions. Default: instruction, in any case."""
     image_column: str | None = flag(None, NOTHING, Group.WHAT)
     """Column of the input images. Default: input_images, in any case."""
