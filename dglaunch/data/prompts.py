@@ -163,9 +163,8 @@ class RowReader:
                 continue
             settings = {"seed": seed, **content, **point.settings}
             extra = {**kept, **point.columns} or None
-            task = Task(  # type: ignore[arg-type]  # checked by self.checks
-                index=index, prompt=prompts[n % len(prompts)], stem=stems[0], extra=extra, row=place, **settings
-            )
+            prompt = prompts[n % len(prompts)]
+            task = Task(index=index, prompt=prompt, stem=stems[0], extra=extra, row=place, **settings)  # type: ignore[arg-type]  # checked by self.checks
             tasks.append(task)
             tasks += (replace(task, sample=n, seed=task.seed + n, stem=stems[n]) for n in range(1, count))
         return tasks
