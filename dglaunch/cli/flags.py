@@ -35,7 +35,7 @@ def parse(
         if f"DG_{name.upper()}" in environ
     }
     arguments = _with_texts_joined(arguments, leaves)
-    _refuse_lists_twice(arguments, leaves)
+    _check_lists(arguments, leaves)
     # The flags come first into a plain namespace, so that a value from the environment can satisfy a check
     # (--prompts_file or --prompt) that the flags alone would not.
     given = {
@@ -101,18 +101,26 @@ def _with_texts_joined(arguments: Sequence[str], leaves: Mapping[str, object]) -
     return joined
 
 
-def _refuse_lists_twice(arguments: Sequence[str], leaves: Mapping[str, object]) -> None:
-    """Of a flag that is given twice the last one counts; of one that takes several values the first ones would be lost.
+def _check_lists(arguments: Sequence[str], leaves: Mapping[str, object]) -> None:
+    """Refuse a flag that takes several values where it has none, or where it stands twice: the last one would count, and the
+    values of the first be lost.
 
     Raises:
         UserError: with how to write it.
     """
-    given = [word.partition("=")[0].removeprefix("--").replace("-", "_") for word in arguments if word.startswith("--")]
-    for name in leaves:
-        if given.count(name) > 1 and takes_several(leaves[name]):
+    seen: set[str] = set()
+    for word, after in zip(arguments, [*arguments[1:], "--"]):
+        name, equals, _ = word.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
+        if not word.startswith("--") or not takes_several(leaves.get(name)):
+            continue
+        if not equals and after.startswith("--"):
+            raise UserError(f"--{name} needs a value or several. Write them after it, or drop it.")
+        if name in seen:
             raise UserError(
                 f"--{name} is given twice, and the last one only would count. Write all after one --{name}."
             )
+        seen.add(name)
 
 
 def _is_flag(word: str, leaves: Mapping[str, object]) -> bool:

@@ -265,7 +265,8 @@ class RowReader:
             self.problems.append(f"{label}: no id, where other rows have one")
         index = self._value(label, named, column, values.whole_number, number)
         if index in self.lines:
-            self.problems.append(f"{label}: index {index} was used already in {self.lines[index]}")
+            other = f"; --ignore_columns {named.called('id')} numbers the rows anew" if self.id_is_index else ""
+            self.problems.append(f"{label}: index {index} was used already in {self.lines[index]}{other}")
         self.lines.setdefault(index, label)
         return index
 

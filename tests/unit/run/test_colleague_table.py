@@ -130,10 +130,28 @@ def test_the_old_name_of_a_flag_is_gone(tmp_path: Path, albums: list[Path]) -> N
     assert ended.code == 2 and "--instruction_key" in ended.output
 
 
-def test_a_list_that_is_given_twice_is_refused(tmp_path: Path) -> None:
-    words = ["plan", *FAKE, "--prompt", "a", "--grid", "seed=1,2", "--grid", "guidance_scale=2,3"]
-    ended = dglaunch(*words)
-    assert ended.code == 2 and "--grid is given twice" in ended.output
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--grid", "seed=1,2", "--grid", "guidance_scale=2,3"], "--grid is given twice"),
+        (["--grid", "--debug"], "--grid needs a value"),
+        (["--debug", "--ignore-columns"], "--ignore_columns needs a value"),
+    ],
+)
+def test_a_list_that_would_lose_values_or_has_none_is_refused(words: list[str], said: str) -> None:
+    ended = dglaunch("plan", *FAKE, "--prompt", "a", *words)
+    assert ended.code == 2 and said in ended.output
+
+
+def test_files_with_the_same_ids_are_numbered_anew(tmp_path: Path) -> None:
+    files = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    for path in files:
+        path.write_text("ID,prompt\n0,a\n1,b\n")
+    ended = dglaunch("plan", *FAKE, "--prompts_file", *files)
+    assert ended.code == 2, ended.output
+    assert "used already in line 2 of a.csv; --ignore_columns ID numbers the rows anew" in ended.output
+    ended = dglaunch("plan", *FAKE, "--prompts_file", *files, "--ignore_columns", "id")
+    assert ended.code == 0 and "4 images" in ended.output and "kept: ID" in ended.output
 
 
 def test_a_grid_of_a_template_in_run_json_and_in_each_ledger_line(tmp_path: Path) -> None:
