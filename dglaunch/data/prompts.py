@@ -6,7 +6,7 @@ line, before any model is loaded.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dglaunch import strict_json
 from dglaunch.config import MAX_SEED, RunConfig, T2IConfig, defaults
@@ -161,10 +161,11 @@ class RowReader:
             stems = [stem if count == 1 else f"{stem}_{sample:02d}" for sample in range(count)]
             if self.config.output_name_column is not None and not self._claim(label, stems):
                 continue
-            settings = {"seed": seed, **content, **point.settings}
+            settings: dict[str, Any] = {"seed": seed, **content, **point.settings}
             extra = {**kept, **point.columns} or None
-            prompt = prompts[n % len(prompts)]
-            task = Task(index=index, prompt=prompt, stem=stems[0], extra=extra, row=place, **settings)  # type: ignore[arg-type]  # checked by self.checks
+            task = Task(
+                index=index, prompt=prompts[n % len(prompts)], stem=stems[0], extra=extra, row=place, **settings
+            )
             tasks.append(task)
             tasks += (replace(task, sample=n, seed=task.seed + n, stem=stems[n]) for n in range(1, count))
         return tasks
@@ -264,7 +265,8 @@ class RowReader:
             self.problems.append(f"{label}: no id, where other rows have one")
         index = self._value(label, named, column, values.whole_number, number)
         if index in self.lines:
-            self.problems.append(f"{label}: index {index} was used already in {self.lines[index]}")
+            other = f"; --ignore_columns {named.called('id')} numbers the rows anew" if self.id_is_index else ""
+            self.problems.append(f"{label}: index {index} was used already in {self.lines[index]}{other}")
         self.lines.setdefault(index, label)
         return index
 

@@ -40,12 +40,17 @@ def _jsonl(lines: TextIO) -> Iterator[Row]:
         except ValueError as error:
             yield f"line {number}", str(error)
         else:
-            yield f"line {number}", _object(value, line)
+            yield f"line {number}", _object(value, _may_have_halves(line))
 
 
-def _object(value: object, text: str) -> dict[str, Any] | str:
+def _may_have_halves(text: str) -> bool:
+    """Whether an escape may name half a character, which no file can hold."""
+    return "\\ud" in text or "\\uD" in text
+
+
+def _object(value: object, may_have_halves: bool) -> dict[str, Any] | str:
     """A row of JSON, or what is wrong with it."""
-    if "\\ud" in text or "\\uD" in text:  # an escape may name half a character, which no file can hold
+    if may_have_halves:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -69,8 +74,9 @@ def _json(lines: TextIO) -> Iterator[Row]:
     except ValueError as error:
         yield "the file", str(error)
         return
+    halves = _may_have_halves(text)
     for number, item in enumerate(_list_in(value), 1):
-        yield f"item {number}", {"prompt": item} if isinstance(item, str) else _object(item, text)
+        yield f"item {number}", _object({"prompt": item} if isinstance(item, str) else item, halves)
 
 
 def _list_in(value: object) -> list[object]:

@@ -77,7 +77,7 @@ class Table:
         """Return how a path that a row of this file names is called beside those of all files: as it stands there, unless
         the file lies in another folder than the base."""
         here = base_of([file])
-        if here == self.base or os.path.isabs(path_in(here, text)) != os.path.isabs(here):
+        if here == self.base or at_home(Path(text)).is_absolute():
             return text
         return os.path.relpath(path_in(here, text), self.base)
 

@@ -102,6 +102,17 @@ WRONG: dict[str, tuple[str, dict[str, str]]] = {
     "a rank alone": (T2I, {"RANK": "0"}),
     "a side that WebP does not have": (f"{T2I} --output_format webp --width 16384", {}),
     "seeds beyond the last": ("t2i --prompts_file ids.jsonl --num_images_per_prompt 4", {}),
+    "columns that look like settings": ("t2i --prompts_file near.csv", {}),
+    "the same mistake in many rows": ("t2i --prompts_file near.csv --prompt_column text", {}),
+    "a column that is not there": ("t2i --prompts_file near.csv --seed_column sed", {}),
+    "a template of no column": ("t2i --prompts_file near.csv --prompt_template {promt}", {}),
+    "a template that is none": ("t2i --prompts_file near.csv --prompt_template {prompt", {}),
+    "a grid of nothing there is": (f"{T2I} --grid guidence_scale=2,4", {}),
+    "a grid of what is no number": (f"{T2I} --grid seed=1,x", {}),
+    "a grid beside its flag": (f"{T2I} --grid seed=1,2 --seed 5", {}),
+    "a grid that is given twice": (f"{T2I} --grid seed=1,2 --grid guidance_scale=2,4", {}),
+    "columns without a table": ("t2i --prompt x --seed_column s", {}),
+    "a pattern that fits nothing": ("t2i --prompts_file tables/*.csv", {}),
     "a flag that the pipeline does not take": (f"{T2I} --model_name sdxl --max_sequence_length 128", {}),
 }  # fmt: skip
 GOLDEN = Path(__file__).parent / "golden" / "wrong_uses.md"
@@ -119,6 +130,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, families: Path) -> Path:
     (folder / "empty.jsonl").write_text("")
     write_jsonl(folder / "p.jsonl", [{"prompt": "a cat"}])
     (folder / "bad.jsonl").write_text('{"prompt": ""}\n{"prompt": "a", "seed": 1.5}\n{"prompt": "a"\n')
+    rows = "".join(f"a fox {n},{n},7,euler\n" for n in range(20))
+    (folder / "near.csv").write_text("Prompt,Seed,cfg,Sampler\n" + rows)
     write_jsonl(folder / "escape.jsonl", [{"prompt": "a", "name": "../../etc/passwd"}])
     write_jsonl(folder / "long.jsonl", [{"prompt": "a red star " * n} for n in (1, 8, 2, 9)])
     write_jsonl(folder / "ids.jsonl", [{"prompt": "a cat", "id": 8_999_999_999_999_999_999}])

@@ -62,6 +62,12 @@ def test_what_a_json_file_may_be(tmp_path: Path, value: Any, wanted: Any) -> Non
     assert rows(tmp_path / "p.json") == wanted
 
 
+def test_half_a_character_in_a_json_file_is_its_rows_error(tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text('["whole", "half \\ud83d", {"prompt": "\\ud83e\\udd8a"}]')
+    whole, half, pair = rows(tmp_path / "p.json")
+    assert whole == {"prompt": "whole"} and "half a character" in half and pair == {"prompt": "\U0001f98a"}
+
+
 @pytest.mark.parametrize("text", ['[{"prompt": "a",}]', '[{"prompt": NaN}]', '[{"prompt": "a"', "[" * 100_000])
 def test_a_json_file_that_is_none_is_one_bad_row(tmp_path: Path, text: str) -> None:
     (tmp_path / "p.json").write_text(text)
@@ -99,6 +105,7 @@ def test_what_paths_are_relative_to_does_not_depend_on_which_files_there_are(tmp
     assert base_of([Path("x.csv"), Path("y.csv")]) == Path()
     table = Table([tmp_path / "a" / "x.csv", tmp_path / "b" / "y.csv"])
     assert table.name_of(tmp_path / "b" / "y.csv", "1.png") == "b/1.png"
+    assert table.name_of(tmp_path / "b" / "y.csv", "/photos/1.png") == "/photos/1.png"
     assert Table([tmp_path / "a" / "x.csv"]).name_of(tmp_path / "a" / "x.csv", "../1.png") == "../1.png"
 
 

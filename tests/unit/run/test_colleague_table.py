@@ -135,6 +135,29 @@ def test_a_list_that_is_given_twice_is_one() -> None:
     assert ended.code == 0 and "grid 4 images of each" in ended.output, ended.output
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--grid", "--debug"], "--grid needs a value"),
+        (["--debug", "--ignore-columns"], "--ignore_columns needs a value"),
+    ],
+)
+def test_a_list_without_a_value_is_refused(words: list[str], said: str) -> None:
+    ended = dglaunch("plan", *FAKE, "--prompt", "a", *words)
+    assert ended.code == 2 and said in ended.output
+
+
+def test_files_with_the_same_ids_are_numbered_anew(tmp_path: Path) -> None:
+    files = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    for path in files:
+        path.write_text("ID,prompt\n0,a\n1,b\n")
+    ended = dglaunch("plan", *FAKE, "--prompts_file", *files)
+    assert ended.code == 2, ended.output
+    assert "used already in line 2 of a.csv; --ignore_columns ID numbers the rows anew" in ended.output
+    ended = dglaunch("plan", *FAKE, "--prompts_file", *files, "--ignore_columns", "id")
+    assert ended.code == 0 and "4 images" in ended.output and "kept: ID" in ended.output
+
+
 def test_a_grid_of_a_template_in_run_json_and_in_each_ledger_line(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text("Name,Style,note\nAda,oil,x\nBo,ink,y\n")
     words = [*FAKE, "--prompts_file", tmp_path / "c.csv", "--prompt_template", "{style} photo of {name}"]
