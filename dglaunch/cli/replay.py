@@ -44,7 +44,8 @@ from dglaunch.files import open_regular
 from dglaunch.output.differences import difference_of_files
 from dglaunch.output.encode import decode_description
 from dglaunch.output.inputs import find_inputs, results_folder
-from dglaunch.output.ledger import FAILURES, IMAGE_SUFFIXES, OutputFolder, format_of, object_at
+from dglaunch.output.ledger import FAILURES, OutputFolder, format_of, object_at
+from dglaunch.output.lines import IMAGE_SUFFIXES
 from dglaunch.output.ownership import refuse_to_replace
 from dglaunch.system import PACKAGES, versions
 from dglaunch.terminal import Terminal

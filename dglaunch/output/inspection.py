@@ -13,21 +13,8 @@ from dglaunch.errors import OutputError
 from dglaunch.files import read_bytes
 from dglaunch.output import ownership
 from dglaunch.output.asked import asked_of
-from dglaunch.output.ledger import (
-    FAILURES,
-    IMAGE_SUFFIXES,
-    METADATA,
-    RUN,
-    LineKind,
-    OutputFolder,
-    TaskId,
-    file_name_of,
-    id_of,
-    is_foreign_run,
-    is_our_ledger,
-    read_run,
-    scan,
-)
+from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, is_foreign_run, read_run
+from dglaunch.output.lines import IMAGE_SUFFIXES, LineKind, TaskId, file_name_of, id_of, is_our_ledger, scan
 from dglaunch.output.resume import bad_lines, rewrite
 
 SHOWN = 20

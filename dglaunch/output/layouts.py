@@ -31,7 +31,8 @@ from dglaunch.data.task import Record, Task, file_name
 from dglaunch.data.values import MAX_NAME_BYTES
 from dglaunch.errors import OutputError, UserError
 from dglaunch.files import is_regular, read_bytes
-from dglaunch.output.ledger import IMAGE_SUFFIXES, OutputFolder, file_name_of
+from dglaunch.output.ledger import OutputFolder
+from dglaunch.output.lines import IMAGE_SUFFIXES, file_name_of
 from dglaunch.output.ownership import SHOWN, Mark, link_or_copy, make_folder, set_aside, sha256_of
 
 WriteFile = Callable[[Path], str]

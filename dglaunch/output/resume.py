@@ -16,22 +16,8 @@ from dglaunch.data.task import ROW_FIELDS, Record, Task, file_name
 from dglaunch.errors import UserError
 from dglaunch.files import is_regular
 from dglaunch.output import ownership
-from dglaunch.output.ledger import (
-    FAILURES,
-    METADATA,
-    MOST_LINE,
-    RUN,
-    LineKind,
-    OutputFolder,
-    Part,
-    TaskId,
-    file_name_of,
-    id_of,
-    is_whole,
-    read_lines,
-    read_run,
-    scan,
-)
+from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, read_run
+from dglaunch.output.lines import MOST_LINE, LineKind, TaskId, file_name_of, id_of, is_whole, read_lines, scan
 
 SHOWN = 5
 """Differences that an error shows."""

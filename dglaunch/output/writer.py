@@ -17,7 +17,8 @@ from dglaunch.data.task import ROW_FIELDS, Record, Result, Task, file_name
 from dglaunch.errors import OutputError, UserError
 from dglaunch.files import open_for_appending
 from dglaunch.output import ownership, resume
-from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, TaskId, append_line, read_run
+from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, read_run
+from dglaunch.output.lines import TaskId, append_line
 
 if TYPE_CHECKING:
     from dglaunch.data.images import InputImage

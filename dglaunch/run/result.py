@@ -8,7 +8,8 @@ from typing import Literal
 from dglaunch.data.task import Record
 from dglaunch.distributed.messages import message
 from dglaunch.errors import EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED, DglaunchError, LostPeer
-from dglaunch.output.ledger import FAILURES, METADATA, FileKind, OutputFolder, TaskId, id_of, read_lines
+from dglaunch.output.ledger import FAILURES, METADATA, FileKind, OutputFolder
+from dglaunch.output.lines import TaskId, id_of, read_lines
 
 Outcome = Literal["done", "failed", "drained", "lost", "broken"]
 """As run.json says it: after `drained` and `lost` the same command goes on, `broken` needs someone. The last two raise."""
