@@ -223,6 +223,11 @@ class RunConfig:
         """Whether copies of the input images go into the output folder."""
         return False
 
+    @property
+    def is_partial(self) -> bool:
+        """Whether the table may have more rows than are wanted of it."""
+        return self.filter_rows is not None or self.limit is not None
+
     backend: BackendConfig = field(default_factory=BackendConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     remote: RemoteConfig = field(default_factory=RemoteConfig)
@@ -240,6 +245,10 @@ class RunConfig:
     """Images per forward pass per replica, `auto` by size, memory and degrees; with an API samples of a prompt per request."""
     num_images_per_prompt: int | None = flag(None, NOTHING)
     """Images for each row that does not say otherwise, each with a seed of its own. Default: 1, or what --layout wants."""
+    filter_rows: str | None = flag(None, NOTHING)
+    """Only these rows: indices (3,7,11), ranges (0:100 is 0 to 99) or a comparison of columns (style == "oil" and seed > 3)."""
+    limit: int | None = flag(None, NOTHING)
+    """Only the first so many of the rows that are wanted; without it the same command makes the rest."""
     height: int | None = flag(None, ROW | CALL)
     """Pixels. Default: the checkpoint's own."""
     width: int | None = flag(None, ROW | CALL)
@@ -276,6 +285,7 @@ class RunConfig:
         for name, least in (
             ("batch_size", 1),
             ("num_images_per_prompt", 1),
+            ("limit", 1),
             ("height", 1),
             ("width", 1),
             ("num_inference_steps", 1),
@@ -321,6 +331,10 @@ class T2IConfig(RunConfig):
         RunConfig.__post_init__(self)
         if (self.prompt is None) == (self.prompts_file is None):
             raise UserError("Give either --prompts_file FILE (.jsonl, .csv, .txt, .parquet) or --prompt TEXT.")
+        if self.prompt is not None and self.is_partial:
+            raise UserError(
+                "--filter_rows and --limit choose among the rows of --prompts_file; with --prompt drop them."
+            )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -332,8 +346,6 @@ class EditingConfig(RunConfig):
     """Table (.csv, .jsonl, .parquet): input_images (a path, a JSON or comma list; in Parquet also bytes) and instruction."""
     instruction_key: str = flag("instruction", NOTHING)
     """Column of the instructions."""
-    filter_rows: str | None = flag(None, NOTHING)
-    """Only these rows, by index: 0:100,250 is 0 to 99 and 250."""
     max_pixels: int = flag(MAX_PIXELS, REPLAY | TRUST)
     """Largest input image that is decoded; a row with a larger one fails. Raise it for photographs of 200 megapixels."""
     model_type: str | None = flag(None, FILE | REPLAY | LOCAL)

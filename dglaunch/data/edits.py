@@ -4,7 +4,7 @@ A bad *table* (no instruction, no column, broken JSON) stops the run before it b
 torn, a bomb, too many for the family) is its row's error: the task carries it, and the other rows are made.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -13,10 +13,9 @@ from dglaunch import strict_json
 from dglaunch.config import EditingConfig
 from dglaunch.data.images import BadImage, Cell, InputImage, describe, probe, probe_files
 from dglaunch.data.prompts import RowReader
-from dglaunch.data.tables import Row, base_of, files_of, path_in, read_table
+from dglaunch.data.tables import base_of, files_of, path_in, read_table
 from dglaunch.data.task import Record, Task
 from dglaunch.data.values import missing, too_long_for
-from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
 
 COLUMN = "input_images"
@@ -36,22 +35,6 @@ def read_edits(config: EditingConfig, checkpoint: Checkpoint) -> list[Task]:
     return reader.with_images(reader.read(read_table(config.input)))
 
 
-def parse_ranges(text: str) -> list[range]:
-    """`0:100,250` as ranges of indices; a side of the colon may be left out.
-
-    Raises:
-        UserError: it is something else.
-    """
-    ranges = []
-    for part in text.split(","):
-        ends = [end.strip() for end in part.split(":")]
-        if len(ends) > 2 or not all(end.isdecimal() or (not end and len(ends) == 2) for end in ends):
-            raise UserError(f"--filter_rows {text}: {part.strip()!r} is no index (250) and no range of them (0:100).")
-        start = int(ends[0] or 0)
-        ranges.append(range(start, start + 1) if len(ends) == 1 else range(start, int(ends[1] or 2**62)))
-    return ranges
-
-
 class EditReader(RowReader):
     """Rows with images. The files are looked at after the table is read, each once, several at a time."""
 
@@ -62,8 +45,6 @@ class EditReader(RowReader):
         self.checkpoint = checkpoint
         self.output_format = config.output_format
         self.max_pixels = config.max_pixels
-        self.filter_rows = config.filter_rows
-        self.ranges = parse_ranges(config.filter_rows) if config.filter_rows is not None else None
         self.references: dict[int, list[tuple[str, Path | Cell]]] = {}
         """By index: the images of a row, by name and place."""
         self.files: dict[Path, str] = {}
@@ -74,20 +55,6 @@ class EditReader(RowReader):
 
     def _no_size(self, _value: object) -> object:
         raise ValueError(f"cannot be set: {self.checkpoint.pipeline_class} chooses the size itself; leave it out")
-
-    def wants(self, index: int) -> bool:
-        return self.ranges is None or any(index in part for part in self.ranges)
-
-    def read(self, rows: Iterable[Row]) -> list[Task]:
-        try:
-            return super().read(rows)
-        except UserError:
-            if self.ranges is None or self.problems or not self.lines:
-                raise
-        raise UserError(
-            f"--filter_rows {self.filter_rows} leaves none of the {len(self.lines):,} rows of {self.source}, "
-            f"whose indices are {min(self.lines)} to {max(self.lines)}."
-        )
 
     # -- a row's cell -------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 from dglaunch import strict_json
 from dglaunch.config import MAX_SEED, RunConfig, T2IConfig
 from dglaunch.data import evaluations, values
+from dglaunch.data.row_filter import RowFilter
 from dglaunch.data.tables import Row, read_table, rows_of_pipe
 from dglaunch.data.task import ROW_FIELDS, Record, Task
 from dglaunch.errors import InputError, UserError
@@ -62,6 +63,8 @@ class RowReader:
         """By `values.name_key`: the names of files that rows have, and which rows."""
         self.id_is_index: bool | None = None
         self.samples = evaluations.num_images_per_prompt(config)
+        self.filter = RowFilter(config.filter_rows) if config.filter_rows is not None else None
+        self.num_wanted = 0
 
     def _flag_values(self) -> Record:
         """What a row has that does not say otherwise; its seed follows from its index."""
@@ -82,8 +85,17 @@ class RowReader:
                 self.problems.append(f"{label}: {row}")
             elif any(map(values.is_given, row.values())):  # an empty row of a sheet comes from Parquet as gaps only
                 tasks += self._row(label, row, number)
+            if self.filter is None and self._has_enough:
+                break
+        if self.filter is not None and self.lines:
+            self.filter.check(self.source, min(self.lines), max(self.lines))
         if self.problems:
             raise InputError(self.source, self.problems)
+        if not tasks and self.lines and self.filter is not None:
+            raise UserError(
+                f"--filter_rows {self.config.filter_rows} leaves none of the {len(self.lines):,} rows of {self.source}, "
+                f"whose indices are {min(self.lines)} to {max(self.lines)}. Correct it."
+            )
         if not tasks:
             raise UserError(f"{self.source} has no rows; there is nothing to make.")
         return tasks
@@ -104,7 +116,7 @@ class RowReader:
         row = dict(row)
         before = len(self.problems)
         index = self._index(label, row, number)
-        if not self.wants(index):
+        if not self.wants(index, row):
             return []
         if not values.is_given(row.get(self.text_column)):
             self.problems.append(f"{label}: {values.missing(self.text_column, row)}")
@@ -156,9 +168,25 @@ class RowReader:
                 content[name] = self._value(label, row, name, check, content.get(name))
         return content
 
-    def wants(self, index: int) -> bool:
+    @property
+    def _has_enough(self) -> bool:
+        return self.config.limit is not None and self.num_wanted >= self.config.limit
+
+    def wants(self, index: int, row: Record) -> bool:
         """Whether the row of this index is to be made; a row that is not is not looked at any further."""
+        if self.filter is not None and not self.filter.wants(index, self._as_told(index, row)):
+            return False
+        if self._has_enough:
+            return False
+        self.num_wanted += 1
         return True
+
+    def _as_told(self, index: int, row: Record) -> Record:
+        """A row's columns with what it leaves to flags, by the names that the ledger has for them."""
+        given = {name: value for name, value in row.items() if values.is_given(value)}
+        seed = self.config.seed + index * self.samples
+        known: Record = {"index": index, "prompt": given.get(self.text_column), **self.defaults, "seed": seed}
+        return known | given
 
     def take_references(self, label: str, row: Record, number: int, index: int) -> str:
         """Take the input images out of a row of edits; problems go to `self.problems`.
