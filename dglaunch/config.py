@@ -113,7 +113,7 @@ class OptimizationConfig:
     """diffusers' name (native, flash, sage, ...), with --backend xdit xfuser's (SDPA, FLASH_3, ...)."""
     encode: Literal["auto", "ahead", "inline"] = flag("auto", TUNING | LOCAL)
     """Encode all prompts ahead of the first batch, each distinct one once, and drop the text encoders; or in each batch."""
-    embedding_cache: Path | None = flag(None, TUNING | LOCAL)
+    embedding_cache: Path | None = flag(None, TRUST | TUNING | LOCAL)
     """Folder that keeps encoded prompts between runs; with all of them there the text encoders are not even loaded."""
     cache_type: CacheType | None = flag(None, IDENTITY | IMAGE | REPLAY | TUNING | LOCAL)
     """Reuse activations between denoising steps (diffusers' caches, cache-dit): faster, changes the image."""
@@ -167,7 +167,7 @@ class RemoteConfig:
     """How often a request is sent again after 429, 5xx, a time-out, a dropped connection or a damaged answer."""
     retry_delay: float = flag(1.0, API)
     """Seconds before the first retry; doubled for each one after it, with jitter. A server's Retry-After comes first."""
-    api_base: str | None = flag(None, API)
+    api_base: str | None = flag(None, TRUST | API)
     """Address of a compatible server. Default: OPENAI_BASE_URL or GOOGLE_GEMINI_BASE_URL, else the provider's own."""
     max_cost: float | None = flag(None, API)
     """Stop asking when the answers have reported this cost (US dollars, as the server counts); shared out over the ranks."""

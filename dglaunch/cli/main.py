@@ -35,6 +35,8 @@ usage: dglaunch COMMAND [flags]      (several GPUs: torchrun --nproc_per_node 8 
                  with --search the optimizations, too, and what each does to the images
   certify        compare all ways to run a model on this machine: replicas, batches, splits, resume; a page and a JSON
   slurm COMMAND  print (or --submit) the batch script that runs that command on a Slurm cluster
+  redo OUT       make some images again, in their folder: --filter_rows 3,7,11 or --failed, with --seed_offset 100 or --set
+                 guidance_scale=5
   verify OUT     check a folder of results, file by file; --repair queues what is wrong to be made again
   status OUT     how far a job is, while it runs or after it
   merge OUT0 OUT1 ... --output_dir OUT    join the folders of nodes that share no file system
@@ -53,8 +55,9 @@ COMMANDS = {
     "tune": "dglaunch.cli.tune:tune",
     "certify": "dglaunch.cli.certify:certify",
     "slurm": "dglaunch.cli.slurm:slurm",
+    "redo": "dglaunch.cli.redo:redo",
 }
-"""Commands with a job's flags: functions of the command line's words and the environment."""
+"""Commands that run or plan a job: functions of the command line's words and the environment."""
 INNER = {"tune-rank": "dglaunch.cli.tune:measure_rank"}
 """What dglaunch starts under torchrun for itself, called as COMMANDS are."""
 TOOLS = {

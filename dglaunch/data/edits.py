@@ -4,7 +4,7 @@ A bad *table* (no instruction, no column, broken JSON) stops the run before it b
 torn, a bomb, too many for the family) is its row's error: the task carries it, and the other rows are made.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -50,11 +50,8 @@ class EditReader(RowReader):
         self.files: dict[Path, str] = {}
         self.found: dict[Path | Cell, InputImage | BadImage] = {}
         if not self.rules.sets_size:
-            self.checks |= {"width": self._no_size, "height": self._no_size}
+            self.checks |= dict.fromkeys(("width", "height"), no_size_of(checkpoint))
             self.defaults = self._flag_values()
-
-    def _no_size(self, _value: object) -> object:
-        raise ValueError(f"cannot be set: {self.checkpoint.pipeline_class} chooses the size itself; leave it out")
 
     # -- a row's cell -------------------------------------------------------------------------------------------------
 
@@ -183,6 +180,15 @@ class EditReader(RowReader):
         if max(shape.ratio, 1 / shape.ratio) > self.rules.max_aspect:
             return f"{shown}; {pipeline} takes at most {self.rules.max_aspect:g}:1"
         return None
+
+
+def no_size_of(checkpoint: Checkpoint) -> Callable[[object], object]:
+    """Return what looks at a width or a height of a pipeline that takes none: it refuses it."""
+
+    def refuse(_value: object) -> object:
+        raise ValueError(f"cannot be set: {checkpoint.pipeline_class} chooses the size itself; leave it out")
+
+    return refuse
 
 
 def saved_names(task: Task) -> Mapping[str, InputImage]:

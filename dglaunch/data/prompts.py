@@ -41,6 +41,18 @@ def read_prompts(config: T2IConfig, size_multiple: int = 1, piped: bytes | None 
     return RowReader(config, source, size_multiple).read(rows)
 
 
+def checks_of_fields(size_multiple: int, output_format: str) -> dict[str, Callable[[object], object]]:
+    """Return what looks at each value that a row may set for itself: it gives the value, or raises a ValueError."""
+    return {
+        "negative_prompt": values.negative_prompt_text,
+        "seed": values.whole_number,
+        "width": lambda value: values.side(value, size_multiple, output_format),
+        "height": lambda value: values.side(value, size_multiple, output_format),
+        "num_inference_steps": lambda value: values.whole_number(value, 1, 100_000),
+        "guidance_scale": values.number,
+    }
+
+
 class RowReader:
     """Turns rows into tasks; collects what is wrong instead of stopping at the first."""
 
@@ -48,14 +60,7 @@ class RowReader:
         self.config = config
         self.source = source
         self.text_column = text_column
-        self.checks: dict[str, Callable[[object], object]] = {
-            "negative_prompt": values.negative_prompt_text,
-            "seed": values.whole_number,
-            "width": lambda value: values.side(value, size_multiple, config.output_format),
-            "height": lambda value: values.side(value, size_multiple, config.output_format),
-            "num_inference_steps": lambda value: values.whole_number(value, 1, 100_000),
-            "guidance_scale": values.number,
-        }
+        self.checks = checks_of_fields(size_multiple, config.output_format)
         self.defaults = self._flag_values()
         self.problems: list[str] = []
         self.lines: dict[int, str] = {}

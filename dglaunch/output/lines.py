@@ -26,12 +26,16 @@ MOST_LINE = 1 << 24
 """Bytes of a ledger line; a longer one is none of dglaunch's."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _KEY = re.compile(r"[0-9a-f]{16}")
+_OF_REDO = b'"redo_of": "'
+"""In each line that `dglaunch redo` has added."""
 
 
 class LineKind(Enum):
     """What a line of a ledger is."""
 
     OURS = auto()
+    REPLACED = auto()
+    """One of ours about an image that a later line of the same file is about, which `dglaunch redo` has added."""
     FOREIGN = auto()
     """A JSON object that dglaunch has not written, as of an ImageFolder's own pictures: it stays where it is."""
     TOO_LONG = auto()
@@ -71,9 +75,20 @@ def scan(path: Path) -> Iterator[Line]:
 
 def scan_places(path: Path) -> Iterator[tuple[int, Line]]:
     """Yield the same with the byte at which each line begins, for `record_at`."""
-    is_ours = _shape_of(path)
+    is_ours, redone = _shape_of(path), _redone(path)
     for start, raw in raw_lines(path):
-        yield start, _line(raw, is_ours) if raw else Line("", LineKind.TOO_LONG, {}, False)
+        line = _line(raw, is_ours) if raw else Line("", LineKind.TOO_LONG, {}, False)
+        if redone and line.kind is LineKind.OURS and start < redone.get(id_of(line.record), 0):
+            line = Line(line.text, LineKind.REPLACED, {}, line.is_torn)
+        yield start, line
+
+
+def _redone(path: Path) -> dict[TaskId, int]:
+    """Where the last line of a redo about an image begins, by its task."""
+    if path.name.startswith(FAILURES_STEM):
+        return {}
+    lines = ((start, _line(raw, _is_result).record) for start, raw in raw_lines(path) if _OF_REDO in raw)
+    return {id_of(record): start for start, record in lines if record and is_redone(record)}
 
 
 def record_at(path: Path, data: BinaryIO, start: int) -> Record:
@@ -201,6 +216,16 @@ def id_of(record: Record) -> TaskId:
     index, sample = record["index"], record["sample"]
     assert isinstance(index, int) and isinstance(sample, int), "read_lines passes over lines without them"
     return index, sample
+
+
+def is_redone(record: Record) -> bool:
+    """Return whether `dglaunch redo` made the image of a ledger line."""
+    return _matches(_KEY, record.get("redo")) and _matches(_KEY, record.get("redo_of"))
+
+
+def row_key_of(record: Record) -> str:
+    """Return the key of the row that an image is of: where it was made anew with other values, of the row as the table has it."""
+    return str(record["redo_of"] if is_redone(record) else record["key"])
 
 
 def file_name_of(record: Record) -> str:

@@ -418,7 +418,7 @@ def remove_results(folder: OutputFolder) -> None:
     for path in [*folder.files(METADATA), *folder.files(FAILURES)]:
         if is_regular(path):
             kinds = {line.kind for line in scan(path)}
-            remove([path]) if kinds <= {LineKind.OURS} else set_aside(folder, path)
+            remove([path]) if kinds <= {LineKind.OURS, LineKind.REPLACED} else set_aside(folder, path)
     remove(path for path in folder.files(RUN) if is_regular(path) and read_run(path) is not None)
     remove(folder.out_of_memory_notes())
 
