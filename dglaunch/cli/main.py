@@ -93,6 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say(f"dglaunch: {error.filename or 'A file'} cannot be used: {error.strerror or error}.", error=True)
             return EXIT_USER if error.errno in NAMES_AND_RIGHTS else EXIT_BROKEN
         except KeyboardInterrupt:
+            if not another_speaks(environ):
+                say("Stopped. Start the same command again to go on.", error=True)
             return EXIT_DRAINED
 
 

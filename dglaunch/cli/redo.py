@@ -13,8 +13,9 @@ from typing import Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from dglaunch.cli.flags import read_words
-from dglaunch.cli.jobs import start_torchrun
+from dglaunch.cli.agent import run_ranks
+from dglaunch.cli.flags import read_words, without
+from dglaunch.cli.jobs import starts_ranks
 from dglaunch.cli.recorded import differing_versions, recorded_config, recorded_run
 from dglaunch.cli.replay import ROW, parse_change
 from dglaunch.config import API, IDENTITY, IMAGE, LOCAL, TRUST, RunConfig, flags_that
@@ -65,8 +66,8 @@ def redo(words: list[str], environ: Mapping[str, str]) -> int:
     asked, settings = asked_by(flags)
     name, run = recorded_run(OutputFolder(flags.folder))
     config, origins = config_to_redo(flags.folder, name, run, settings)
-    if flags.num_gpus is not None:
-        start_torchrun(config, flags.num_gpus, words, environ)
+    if flags.num_gpus is not None and starts_ranks(config, flags.num_gpus, environ):
+        return run_ranks(flags.num_gpus, without(words, "num_gpus"))
     from dglaunch.planning.job import prepare
     from dglaunch.run import runner
 

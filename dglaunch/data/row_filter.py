@@ -86,7 +86,7 @@ class RowFilter:
             names = [_text(part) for part in (*sorted(self._singles), *self._ranges) if part in self._left]
             shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
             raise UserError(
-                f"{self._said}: {source} has no row {shown}; its indices are {first} to {last}, counted from 0. Correct the list."
+                f"{self._said}: {source} has no row{'s' if len(names) > 1 else ''} {shown}; its indices are {first} to {last}, counted from 0. Correct the list."
             )
 
     # -- a list of indices ----------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from dglaunch.errors import OutputError
 from dglaunch.output.asked import TaskRanges
 from dglaunch.output.writer import Writer
 from dglaunch.planning.job import Job
-from dglaunch.run.result import Counts
+from dglaunch.run.result import Counts, last_words
+from dglaunch.streams import say
 from dglaunch.system import versions
 
 
@@ -50,6 +51,8 @@ class Journal:
         counts = asdict(self.counts) if self.counts is not None else {}
         with suppress(OutputError):
             self.write({"outcome": outcome, "reason": text, **counts})
+        if outcome == "drained" and self.counts is not None:
+            say(last_words(self.counts), error=True)
 
     @cached_property
     def _asked(self) -> TaskRanges:

@@ -16,6 +16,26 @@ Outcome = Literal["done", "failed", "drained", "lost", "broken"]
 EXIT_CODES: dict[Outcome, int] = {"done": EXIT_DONE, "failed": EXIT_ITEMS_FAILED, "drained": EXIT_DRAINED}
 
 
+HEADLINES: dict[Outcome, str] = {
+    "done": "Done",
+    "failed": "Partly failed",
+    "drained": "Stopped",
+    "lost": "A rank was lost",
+    "broken": "Broken off",
+}
+"""What people are told of an outcome."""
+
+
+def headline(outcome: Outcome, counts: "Counts") -> str:
+    """Return how a run ended and what is there, in a few words: Partly failed: 15 of 16 made."""
+    return f"{HEADLINES[outcome]}: {counts.num_there:,} of {counts.num_total:,} made"
+
+
+def last_words(counts: "Counts") -> str:
+    """Return what is said last when a run was stopped."""
+    return f"{headline('drained', counts)}. Start the same command again to go on."
+
+
 def outcome_of(error: DglaunchError | None, drained: bool, num_failed: int) -> Outcome:
     """Name how a run ended."""
     if error is not None:
@@ -35,6 +55,11 @@ class Counts:
     num_skipped: int = 0
     """Done by an earlier start."""
     num_total: int = 0
+
+    @property
+    def num_there(self) -> int:
+        """Images of the folder, whichever start made them."""
+        return self.num_ok + self.num_skipped
 
     @property
     def num_settled(self) -> int:

@@ -73,6 +73,8 @@ def run(
         # The other ranks are on their way out and need not wait for it.
         if job.topology.is_main and result.outcome != "drained":
             start.write_layout() if job.redo is None else start.refresh_views()
+        elif start.report is not None:
+            start.report.stopped()
         return result
 
 

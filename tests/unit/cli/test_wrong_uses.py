@@ -18,6 +18,14 @@ T2I = "t2i --prompts_file p.jsonl"
 FLUX = f"{T2I} --model_name flux"
 WRONG: dict[str, tuple[str, dict[str, str]]] = {
     "an unknown command": ("t2v --prompt x", {}),
+    "a row that is not there": ("t2i --prompts_file p.jsonl --filter_rows 0,7,9", {}),
+    "a column that is not there": ("t2i --prompts_file p.jsonl --filter_rows promt==1", {}),
+    "a filter that is none": ("t2i --prompts_file p.jsonl --filter_rows seed=3", {}),
+    "rows of one prompt": ("t2i --prompt x --limit 3", {}),
+    "a redo of nothing": ("redo used", {}),
+    "a redo of a row that is not there": ("redo used --filter_rows 3", {}),
+    "a redo with another model": ("redo used --filter_rows 0 --set model_name=flux", {}),
+    "a redo where nothing is": ("redo plain --failed", {}),
     "a misspelt flag": ("t2i --promt x", {}),
     "neither a prompt nor a file": ("t2i", {}),
     "a file that is not there": ("t2i --prompts_file nowhere.jsonl", {}),

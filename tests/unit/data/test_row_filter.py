@@ -44,7 +44,7 @@ def test_what_is_chosen(text: str, found: list[int]) -> None:
     ("text", "said"),
     [
         ("7", "has no row 7; its indices are 0 to 4"),
-        ("0,3,99,5", "has no row 5, 99;"),
+        ("0,3,99,5", "has no rows 5, 99;"),
         ("10:20", "has no row 10:20"),
         ("9:", "has no row 9:;"),
         ("2:2", "has no row 2:2"),

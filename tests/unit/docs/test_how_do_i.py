@@ -31,9 +31,6 @@ def prepare(folder: Path) -> None:
 
 def type_in(command: str) -> int:
     words = shlex.split(command)
-    if words[0] == "rm":
-        Path(words[1]).unlink()
-        return 0
     assert words[0] in ("dglaunch", "torchrun"), command
     words = words[words.index("dglaunch") + 1 :]
     return main(["plan", *words] if "--backend" in words else words)
@@ -48,7 +45,9 @@ def test_every_command_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 variables.setenv("DG_BACKEND", "fake")
             assert type_in(command) == 0, command
     assert len(commands()) > 20
-    assert len(ledger(Path("out"))) == len(ledger(Path("shared"))) == 5
+    assert len(ledger(Path("out"))) == len(ledger(Path("shared"))) == len(ledger(Path("few"))) == 5
+    assert [(line["seed"], line["guidance_scale"]) for line in ledger(Path("out"))[2::2]] == [(102, 1.0), (4, 5.0)]
+    assert len(list(Path("out/replaced").glob("*.png"))) == 3
     assert Path("out/000002.png").exists() and Path("variation.png").exists() and Path("edit-again.png").exists()
     views = ("bench/geneval/00000/samples/00003.png", "dpg/dpg/7.png", "out/webdataset/00000.tar")
     assert all(Path(name).exists() for name in views) and len(list(Path("color/t2i_compbench/samples").iterdir())) == 10
@@ -56,6 +55,6 @@ def test_every_command_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_every_topic_is_there_and_the_readme_leads_to_it() -> None:
     topics = re.findall(r"^## (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    assert topics == ["spread a job over nodes", "resume", "redo one image", "choose a batch size", "edit a table",
+    assert topics == ["spread a job over nodes", "resume", "do some images again", "make only some rows", "choose a batch size", "edit a table",
                       "use an API", "generate for GenEval"]  # fmt: skip
     assert "(docs/HOW_DO_I.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
