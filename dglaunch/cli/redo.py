@@ -29,7 +29,9 @@ from dglaunch.terminal import Terminal
 
 OF_THE_JOB = set(flags_that(IDENTITY | IMAGE))
 """Flags that a job has one value of: another one makes another job."""
-OF_THE_START = tuple(name for name in (*flags_that(LOCAL | API | TRUST), "batch_size") if name not in OF_THE_JOB)
+OF_THE_START = tuple(
+    name for name in (*flags_that(LOCAL | API | TRUST), "backend", "batch_size") if name not in OF_THE_JOB
+)
 """Flags that --set may change for this start."""
 
 

@@ -186,6 +186,8 @@ class Report:
         if job.config.edits and extra:
             text += f"; without its different sizes and images it would be {plan.num_batches - extra:,}"
         self.note(text)
+        if not plan.num_tasks and job.redo is None and job.config.filter_rows is not None:
+            self.note(f"To make them again: dglaunch redo {job.config.output_dir} --filter_rows ...")
 
     def summary(
         self, leaders: Mapping[int, LeaderReport], load_seconds: float, outcome: Outcome, num_batches: int

@@ -45,6 +45,11 @@ def test_some_images_again_with_other_seeds(out: Path) -> None:
     assert [line["seed"] for line in ledger(out)] == [0, 101, 2, 203, 4] and is_right(out)
 
 
+def test_rows_that_are_there_lead_to_redo(out: Path) -> None:
+    said = t2i(out, "--filter_rows", "1,3").output
+    assert "2 are there already" in said and f"To make them again: dglaunch redo {out} --filter_rows" in said
+
+
 def test_other_values(out: Path) -> None:
     redo(
         out,
@@ -259,11 +264,18 @@ def test_another_job_is_told_the_way(out: Path) -> None:
 WAYS = {"other seeds": ["--filter_rows", "3", "--seed_offset", "100"], "the same": ["--filter_rows", "1,3"]}
 
 
-@pytest.mark.parametrize("way", [pytest.param("other seeds"), pytest.param("the same", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param("other seeds"),
+        pytest.param("the same", marks=pytest.mark.slow),
+        pytest.param("other seeds, the job first", marks=pytest.mark.slow),
+    ],
+)
 def test_a_kill_at_any_step_loses_nothing(tmp_path: Path, way: str) -> None:
     """At each step that changes the folder: both the old and, where it was done, the new image are there, and the same
     command makes the rest."""
-    base, words = tmp_path / "base", WAYS[way]
+    base, words = tmp_path / "base", WAYS[way.partition(",")[0]]
     t2i(base)
     before, chosen = hashes(base), [f"00000{n}.png" for n in words[1].split(",")]
     expected = tmp_path / "expected"
@@ -279,6 +291,9 @@ def test_a_kill_at_any_step_loses_nothing(tmp_path: Path, way: str) -> None:
         there = {*hashes(out).values(), *hashes(out / "replaced").values()}
         assert set(before.values()) <= there, f"step {number}"
         assert not (out / ".dglaunch-aside").exists()
+        if way.endswith("the job first"):  # whatever is in doubt is made as the table has it
+            t2i(out)
+            assert is_right(out), f"step {number}"
         redo(out, *words)
         assert hashes(out) == hashes(expected) and is_right(out), f"step {number}"
         assert {name: sha for name, sha in hashes(out / "replaced").items() if name in chosen} == {
