@@ -155,7 +155,7 @@ class OptimizationConfig:
     """diffusers' name (native, flash, sage, ...), with --backend xdit xfuser's (SDPA, FLASH_3, ...)."""
     encode: Literal["auto", "ahead", "inline"] = flag("auto", TUNING | LOCAL, Group.SPEED)
     """Encode all prompts ahead of the first batch, each distinct one once, and drop the text encoders; or in each batch."""
-    embedding_cache: Path | None = flag(None, TUNING | LOCAL, Group.SPEED)
+    embedding_cache: Path | None = flag(None, TRUST | TUNING | LOCAL, Group.SPEED)
     """Folder that keeps encoded prompts between runs; with all of them there the text encoders are not even loaded."""
     cache_type: CacheType | None = flag(None, IDENTITY | IMAGE | REPLAY | TUNING | LOCAL, Group.SPEED)
     """Reuse activations between denoising steps (diffusers' caches, cache-dit): faster, changes the image."""
@@ -211,7 +211,7 @@ class RemoteConfig:
     """How often a request is sent again after 429, 5xx, a time-out, a dropped connection or a damaged answer."""
     retry_delay: float = flag(1.0, API, Group.APIS)
     """Seconds before the first retry; doubled for each one after it, with jitter. A server's Retry-After comes first."""
-    api_base: str | None = flag(None, API, Group.APIS)
+    api_base: str | None = flag(None, TRUST | API, Group.APIS)
     """Address of a compatible server. Default: OPENAI_BASE_URL or GOOGLE_GEMINI_BASE_URL, else the provider's own."""
     max_cost: float | None = flag(None, API, Group.APIS)
     """Stop asking when the answers have reported this cost (US dollars, as the server counts); shared out over the ranks."""
@@ -267,6 +267,11 @@ class RunConfig:
         """Whether copies of the input images go into the output folder."""
         return False
 
+    @property
+    def is_partial(self) -> bool:
+        """Whether the table may have more rows than are wanted of it."""
+        return self.filter_rows is not None or self.limit is not None
+
     backend: BackendConfig = field(default_factory=BackendConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     remote: RemoteConfig = field(default_factory=RemoteConfig)
@@ -286,6 +291,10 @@ class RunConfig:
         None, NOTHING, Group.IMAGES, usual="Images of each row, each with its own seed"
     )
     """Images for each row that does not say otherwise, each with a seed of its own. Default: 1, or what --layout wants."""
+    filter_rows: str | None = flag(None, NOTHING, Group.WHAT, usual="Only these rows: 3,7,11 or 0:100 or 'seed > 3'")
+    """Only these rows: indices (3,7,11), ranges (0:100 is 0 to 99) or a comparison of columns (style == "oil" and seed > 3)."""
+    limit: int | None = flag(None, NOTHING, Group.WHAT, usual="Only the first so many rows")
+    """Only the first so many of the rows that are wanted; without it the same command makes the rest."""
     height: int | None = flag(None, ROW | CALL, Group.IMAGES, usual="Pixels (default: the checkpoint's)")
     """Pixels. Default: the checkpoint's own."""
     width: int | None = flag(None, ROW | CALL, Group.IMAGES, usual="Pixels (default: the checkpoint's)")
@@ -338,6 +347,7 @@ class RunConfig:
         for name, least in (
             ("batch_size", 1),
             ("num_images_per_prompt", 1),
+            ("limit", 1),
             ("height", 1),
             ("width", 1),
             ("num_inference_steps", 1),
@@ -389,6 +399,10 @@ class T2IConfig(RunConfig):
         if (self.prompt is None) == (not self.tables):
             raise UserError("Give either --prompts_file FILE (.jsonl, .csv, .txt, .parquet) or --prompt TEXT.")
         _check_columns(self)
+        if self.prompt is not None and self.is_partial and not self.grid:
+            raise UserError(
+                "--filter_rows and --limit choose among the rows of --prompts_file; with --prompt drop them."
+            )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -405,8 +419,6 @@ class EditingConfig(RunConfig):
     """Column of the instructions. Default: instruction, in any case."""
     image_column: str | None = flag(None, NOTHING, Group.WHAT)
     """Column of the input images. Default: input_images, in any case."""
-    filter_rows: str | None = flag(None, NOTHING, Group.WHAT, usual="Only these rows: 0:100,250")
-    """Only these rows, by index: 0:100,250 is 0 to 99 and 250."""
     max_pixels: int = flag(MAX_PIXELS, REPLAY | TRUST, Group.WHAT)
     """Largest input image that is decoded; a row with a larger one fails. Raise it for photographs of 200 megapixels."""
     model_type: str | None = flag(None, FILE | REPLAY | LOCAL, Group.MODEL)

@@ -43,8 +43,12 @@ def need(package: str, purpose: str, install: str) -> None:
 def torchrun_command(num_ranks: int, *words: str) -> list[str]:
     """Return the command line that starts `python WORDS` on so many ranks of this machine. torchrun itself imports nothing
     from the current folder (-P)."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_ranks)]
-    return [sys.executable, "-P", *torchrun, *words]
+    return [sys.executable, "-P", "-m", "torch.distributed.run", *torchrun_options(num_ranks), *words]
+
+
+def torchrun_options(num_ranks: int) -> list[str]:
+    """Return how torchrun is told to start so many ranks on this machine."""
+    return ["--standalone", "--nproc_per_node", str(num_ranks)]
 
 
 def addresses_of_host() -> list[str]:

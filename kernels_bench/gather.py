@@ -154,7 +154,7 @@ def finished(number: int, data: bytes) -> Any:
 def share_wrong(folder: Path, count: int, damage: bool) -> float:
     """Of the images that should be there, those without a line or whose file has not the sha256 of its line."""
     from dglaunch.output import encode as images
-    from dglaunch.output.ledger import read_lines
+    from dglaunch.output.lines import read_lines
 
     lines = [line for _, line in read_lines(folder / "metadata.jsonl")]
     if damage:

@@ -43,6 +43,8 @@ Before
 
 After
   status OUT        how far a job is, while it runs or after it
+  redo OUT          make some of its images again: --filter_rows 3,7,11 or
+                    --failed, with --seed_offset 100 or --set guidance_scale=5
   verify OUT        check a folder of results, file by file;
                     --repair queues what is wrong to be made again
   gallery OUT       an HTML page of the results; --contact_sheet: one image
@@ -66,8 +68,9 @@ COMMANDS = {
     "tune": "dglaunch.cli.tune:tune",
     "certify": "dglaunch.cli.certify:certify",
     "slurm": "dglaunch.cli.slurm:slurm",
+    "redo": "dglaunch.cli.redo:redo",
 }
-"""Commands with a job's flags: functions of the command line's words and the environment."""
+"""Commands that run or plan a job: functions of the command line's words and the environment."""
 INNER = {"tune-rank": "dglaunch.cli.tune:measure_rank"}
 """What dglaunch starts under torchrun for itself, called as COMMANDS are."""
 TOOLS = {
@@ -104,6 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say(f"dglaunch: {error.filename or 'A file'} cannot be used: {error.strerror or error}.", error=True)
             return EXIT_USER if error.errno in NAMES_AND_RIGHTS else EXIT_BROKEN
         except KeyboardInterrupt:
+            if not another_speaks(environ):
+                say("Stopped. Start the same command again to go on.", error=True)
             return EXIT_DRAINED
 
 

@@ -7,7 +7,9 @@ DG_* variable and do not stand in run.json.
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from dglaunch.cli.flag_table import Named
 from dglaunch.config import NOTHING, Group, flag
 from dglaunch.errors import UserError
 
@@ -150,6 +152,27 @@ def _refuse_line_breaks(name: str, value: str | Path | tuple[str, ...] | None) -
             raise UserError(f"--{name} {text!r} holds a line break or another control character; give it without.")
 
 
+@dataclass(kw_only=True, slots=True)
+class RedoFlags:
+    """Make some images of a job again, in its folder; the old ones go to OUT/replaced, and the same command goes on after a stop.
+
+    torchrun --nproc_per_node 8 -m dglaunch redo OUT ... uses several GPUs, as --num_gpus does.
+    """
+
+    folder: Annotated[Path, Named(by_place=True)]
+    """What --output_dir was."""
+    filter_rows: str | None = None
+    """Which: indices (3,7,11), ranges (0:100 is 0 to 99) or a comparison of what the ledger says (style == "oil" and seed > 3)."""
+    failed: bool = False
+    """Those that failed."""
+    seed_offset: int = 0
+    """Added to the seed of each: other images of the same prompts."""
+    changes: Annotated[tuple[str, ...], Named(name="set", metavar="KEY=VALUE")] = ()
+    """Another value for them: prompt=..., guidance_scale=5, seed=8, or how it is run (batch_size=1)."""
+    num_gpus: int | None = None
+    """Start under torchrun with this many ranks on this machine."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Around:
     """A command around a job: its own flags, and of which commands it takes the flags, the usual one first."""
@@ -167,4 +190,5 @@ AROUND: dict[str, Around] = {
     "tune": Around(own=TuneFlags, jobs=("t2i",)),
     "certify": Around(own=CertifyFlags, needs_job=False),
     "slurm": Around(own=SlurmFlags),
+    "redo": Around(own=RedoFlags, jobs=(), needs_job=False),
 }

@@ -11,26 +11,23 @@ are looked for where the text, the ledger and the table say (output/inputs.py).
 
 import difflib
 import json
-import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from dglaunch.atomic import atomic_write
 from dglaunch.backends.profiles import profile_of
 from dglaunch.backends.registry import BACKENDS
 from dglaunch.cli.flag_table import Named
+from dglaunch.cli.recorded import built, differing_versions, versions_in
 from dglaunch.config import (
     REPLAY,
     TRUST,
-    BackendConfig,
     EditingConfig,
-    OptimizationConfig,
     RunConfig,
     T2IConfig,
     flags_that,
@@ -43,9 +40,9 @@ from dglaunch.files import open_regular
 from dglaunch.output.differences import difference_of_files
 from dglaunch.output.encode import decode_description
 from dglaunch.output.inputs import find_inputs, results_folder
-from dglaunch.output.ledger import FAILURES, IMAGE_SUFFIXES, OutputFolder, format_of, object_at
+from dglaunch.output.ledger import FAILURES, OutputFolder, format_of
+from dglaunch.output.lines import IMAGE_SUFFIXES
 from dglaunch.output.ownership import refuse_to_replace
-from dglaunch.system import PACKAGES, versions
 from dglaunch.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -60,7 +57,6 @@ OF_EDITS = ("model_type", "max_pixels")
 """Flags of `edit` alone."""
 NAMES_IN_FILE = {"model": "model_name", "dtype": "torch_dtype"}
 TYPES = types_of(T2IConfig) | types_of(EditingConfig)
-VERSION = re.compile(r"[\w.+!-]{1,40}", re.ASCII)
 NEVER_FROM_A_FILE = flags_that(TRUST)
 Config = TypeVar("Config")
 
@@ -161,13 +157,13 @@ def with_changes(described: Record, changes: Iterable[str]) -> Record:
     return values
 
 
-def parse_change(change: str) -> tuple[str, object]:
-    """Split `guidance_scale=5` into a name and a value; nothing after the sign takes the value away."""
+def parse_change(change: str, known: Sequence[str] = (*ROW, *FLAGS)) -> tuple[str, object]:
+    """Split `guidance_scale=5` into one of the known names and a value; nothing after the sign takes the value away."""
     name, sign, text = change.partition("=")
     name = name.strip().lstrip("-").replace("-", "_")
     name = "prompt" if name == "instruction" else name
-    if name not in (*ROW, *FLAGS):
-        near = difflib.get_close_matches(name, (*ROW, *FLAGS), n=1, cutoff=0.0)[0]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
         raise UserError(f"--set {change}: there is nothing called {name!r} to set. The nearest is {near}.")
     if not sign:
         raise UserError(f"--set {change}: a name and a value are needed, such as --set guidance_scale=5.")
@@ -186,22 +182,6 @@ def notes(described: Record, values: Record) -> list[str]:
     if differing := differing_versions(described):
         found.append(f"Other versions made it: {', '.join(differing)}.")
     return found
-
-
-def differing_versions(described: Record) -> list[str]:
-    """Return which of the versions that the file names are others than those here, each with both."""
-    here = versions()
-    return [
-        f"{name} {before}, here it is {here.get(name, 'not installed')}"
-        for name, before in versions_in(described).items()
-        if before != here.get(name)
-    ]
-
-
-def versions_in(described: Record) -> dict[str, str]:
-    """The versions that the file names (none in one of an older dglaunch), as far as they are some."""
-    found = object_at(described, "versions")
-    return {name: str(found[name]) for name in PACKAGES if VERSION.fullmatch(str(found.get(name, "")))}
 
 
 # -- making it ----------------------------------------------------------------------------------------------------
@@ -287,21 +267,10 @@ def config_of(values: Record, table: Path, folder: Path, output_format: str, edi
     """Return the flags among the values, checked as if they had been typed."""
     flags = {name: parse_value(name, str(values[name]), TYPES[name]) for name in FLAGS if name in values}
 
-    def part(config_type: type[Config]) -> Config:
-        return config_type(**{name: flags[name] for name in types_of(config_type) if name in flags})
-
-    config_with: Callable[..., RunConfig] = partial(T2IConfig, prompts_file=table)
-    if edits:
-        of_edits: dict[str, Any] = {name: flags[name] for name in OF_EDITS if name in flags}  # parse_value() made them
-        config_with = partial(EditingConfig, input=table, **of_edits)
-    return config_with(
-        backend=part(BackendConfig),
-        optimization=part(OptimizationConfig),
-        max_sequence_length=flags.get("max_sequence_length"),
-        output_format=output_format,
-        output_dir=folder,
-        batch_size=1,
-    )
+    config_type = EditingConfig if edits else T2IConfig
+    chosen = {name: flags[name] for name in types_of(config_type) if name in flags}
+    chosen["input" if edits else "prompts_file"] = table
+    return built(config_type, {**chosen, "output_format": output_format, "output_dir": folder, "batch_size": 1})
 
 
 # -- the same? ----------------------------------------------------------------------------------------------------

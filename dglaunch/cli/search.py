@@ -28,7 +28,8 @@ from dglaunch.errors import EXIT_DONE, DglaunchError, UserError
 from dglaunch.files import read_bytes
 from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.output.differences import Comparison, compare
-from dglaunch.output.ledger import FAILURES, RUN, OutputFolder, file_name_of, read_run
+from dglaunch.output.ledger import FAILURES, RUN, OutputFolder, read_run
+from dglaunch.output.lines import file_name_of
 from dglaunch.output.ownership import refuse_to_replace, write_report
 from dglaunch.output.tradeoff import Point as Mark
 from dglaunch.output.tradeoff import Tradeoff, write_png

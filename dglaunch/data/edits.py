@@ -4,7 +4,7 @@ A bad *table* (no instruction, no column, broken JSON) stops the run before it b
 torn, a bomb, too many for the family) is its row's error: the task carries it, and the other rows are made.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dglaunch import strict_json
@@ -13,11 +13,9 @@ from dglaunch.data.columns import IMAGES, Columns, Named
 from dglaunch.data.grid import Check
 from dglaunch.data.images import BadImage, Cell, InputImage, describe, probe, probe_files
 from dglaunch.data.prompts import RowReader
-from dglaunch.data.table_formats import Row
 from dglaunch.data.tables import Table, base_of, path_in
 from dglaunch.data.task import Task
 from dglaunch.data.values import is_given, too_long_for
-from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
 
 MAX_PATH = 4096
@@ -39,22 +37,6 @@ def read_edits(config: EditingConfig, checkpoint: Checkpoint, columns: Columns |
     return reader.with_images(reader.read(table.rows()))
 
 
-def parse_ranges(text: str) -> list[range]:
-    """`0:100,250` as ranges of indices; a side of the colon may be left out.
-
-    Raises:
-        UserError: it is something else.
-    """
-    ranges = []
-    for part in text.split(","):
-        ends = [end.strip() for end in part.split(":")]
-        if len(ends) > 2 or not all(end.isdecimal() or (not end and len(ends) == 2) for end in ends):
-            raise UserError(f"--filter_rows {text}: {part.strip()!r} is no index (250) and no range of them (0:100).")
-        start = int(ends[0] or 0)
-        ranges.append(range(start, start + 1) if len(ends) == 1 else range(start, int(ends[1] or 2**62)))
-    return ranges
-
-
 class EditReader(RowReader):
     """Rows with images. The files are looked at after the table is read, each once, several at a time."""
 
@@ -68,32 +50,13 @@ class EditReader(RowReader):
         self.table = table
         self.output_format = config.output_format
         self.max_pixels = config.max_pixels
-        self.filter_rows = config.filter_rows
-        self.ranges = parse_ranges(config.filter_rows) if config.filter_rows is not None else None
         self.references: dict[int, list[tuple[str, Path | Cell]]] = {}
         """By index: the images of a row, by name and place."""
         self.files: dict[Path, str] = {}
         self.found: dict[Path | Cell, InputImage | BadImage] = {}
 
     def own_checks(self) -> dict[str, Check]:
-        return {} if self.rules.sets_size else {"width": self._no_size, "height": self._no_size}
-
-    def _no_size(self, _value: object) -> object:
-        raise ValueError(f"cannot be set: {self.checkpoint.pipeline_class} chooses the size itself; leave it out")
-
-    def wants(self, index: int) -> bool:
-        return self.ranges is None or any(index in part for part in self.ranges)
-
-    def read(self, rows: Iterable[Row]) -> list[Task]:
-        try:
-            return super().read(rows)
-        except UserError:
-            if self.ranges is None or self.problems or not self.lines:
-                raise
-        raise UserError(
-            f"--filter_rows {self.filter_rows} leaves none of the {len(self.lines):,} rows of {self.source}, "
-            f"whose indices are {min(self.lines) * len(self.grid)} to {(max(self.lines) + 1) * len(self.grid) - 1}."
-        )
+        return {} if self.rules.sets_size else dict.fromkeys(("width", "height"), no_size_of(self.checkpoint))
 
     # -- a row's cell -------------------------------------------------------------------------------------------------
 
@@ -210,6 +173,15 @@ class EditReader(RowReader):
 
 def _is_file(table: Path, text: str) -> bool:
     return len(text) < MAX_PATH and "\0" not in text and path_in(base_of([table]), text).is_file()
+
+
+def no_size_of(checkpoint: Checkpoint) -> Callable[[object], object]:
+    """Return what looks at a width or a height of a pipeline that takes none: it refuses it."""
+
+    def refuse(_value: object) -> object:
+        raise ValueError(f"cannot be set: {checkpoint.pipeline_class} chooses the size itself; leave it out")
+
+    return refuse
 
 
 def saved_names(task: Task) -> Mapping[str, InputImage]:

@@ -14,6 +14,7 @@ from dglaunch.data import evaluations, values
 from dglaunch.data.columns import Columns, Named, find, there_are
 from dglaunch.data.grid import Check, Grid, Point
 from dglaunch.data.prompt_template import PromptTemplate
+from dglaunch.data.row_filter import RowFilter
 from dglaunch.data.table_formats import Row
 from dglaunch.data.tables import Table, rows_of_pipe
 from dglaunch.data.task import ROW_FIELDS, Record, Task
@@ -48,6 +49,18 @@ def read_prompts(
     return reader.read((label, evaluations.read_row(config.layout, row)) for label, row in rows)
 
 
+def checks_of_fields(size_multiple: int, output_format: str) -> dict[str, Callable[[object], object]]:
+    """Return what looks at each value that a row may set for itself: it gives the value, or raises a ValueError."""
+    return {
+        "negative_prompt": values.negative_prompt_text,
+        "seed": values.whole_number,
+        "width": lambda value: values.side(value, size_multiple, output_format),
+        "height": lambda value: values.side(value, size_multiple, output_format),
+        "num_inference_steps": lambda value: values.whole_number(value, 1, 100_000),
+        "guidance_scale": values.number,
+    }
+
+
 class RowReader:
     """Turns rows into tasks; collects what is wrong instead of stopping at the first."""
 
@@ -57,15 +70,7 @@ class RowReader:
         self.config = config
         self.source = source
         self.columns = columns
-        self.checks: dict[str, Check] = {
-            "negative_prompt": values.negative_prompt_text,
-            "seed": values.whole_number,
-            "width": lambda value: values.side(value, size_multiple, config.output_format),
-            "height": lambda value: values.side(value, size_multiple, config.output_format),
-            "num_inference_steps": lambda value: values.whole_number(value, 1, 100_000),
-            "guidance_scale": values.number,
-            **self.own_checks(),
-        }
+        self.checks: dict[str, Check] = checks_of_fields(size_multiple, config.output_format) | self.own_checks()
         self.defaults = self._flag_values()
         self.template = None if config.prompt_template is None else PromptTemplate(config.prompt_template)
         self.grid = Grid(config.grid, self.checks, () if self.template is None else self.template.names)
@@ -77,6 +82,8 @@ class RowReader:
         """By `values.name_key`: the names of files that rows have, and which rows."""
         self.id_is_index: bool | None = None
         self.samples = evaluations.num_images_per_prompt(config)
+        self.filter = RowFilter(config.filter_rows) if config.filter_rows is not None else None
+        self.num_wanted = 0
 
     def own_checks(self) -> dict[str, Check]:
         """What a setting must be here, where that is not what it must be elsewhere."""
@@ -110,11 +117,21 @@ class RowReader:
                 self.problems.append(f"{label}: {row}")
             elif any(map(values.is_given, row.values())):  # an empty row of a sheet comes from Parquet as gaps only
                 tasks += self._row(label, row, number)
+            if self.filter is None and self._has_enough:
+                break
         if self.template is not None:
             self.template.check(self.source)
             self.columns.used_otherwise = self.template.columns
+        if self.filter is not None and self.lines:
+            self.filter.check(self.source, *self._indices)
         if self.problems:
             raise InputError(self.source, self.problems)
+        if not tasks and self.lines and self.filter is not None:
+            first, last = self._indices
+            raise UserError(
+                f"--filter_rows {self.config.filter_rows} leaves none of the {len(self.lines):,} rows of {self.source}, "
+                f"whose indices are {first} to {last}. Correct it."
+            )
         if not tasks:
             raise UserError(f"{self.source} has no rows; there is nothing to make.")
         self.columns.check(self.source)
@@ -141,7 +158,11 @@ class RowReader:
             return []
         row_index = self._index(label, named, number)
         first = row_index * len(self.grid)
-        points = [(first + n, point) for n, point in enumerate(self.grid.points) if self.wants(first + n)]
+        points = [
+            (first + n, point)
+            for n, point in enumerate(self.grid.points)
+            if self.wants(first + n, row_index, named, point)
+        ]
         if not points:
             return []
         content = self._content(label, named)
@@ -239,9 +260,30 @@ class RowReader:
                 names.add(name)
         return names
 
-    def wants(self, index: int) -> bool:
+    @property
+    def _has_enough(self) -> bool:
+        return self.config.limit is not None and self.num_wanted >= self.config.limit
+
+    @property
+    def _indices(self) -> tuple[int, int]:
+        """The least and the greatest index of an image."""
+        return min(self.lines) * len(self.grid), (max(self.lines) + 1) * len(self.grid) - 1
+
+    def wants(self, index: int, row_index: int, named: Named, point: Point) -> bool:
         """Whether the row of this index is to be made; a row that is not is not looked at any further."""
+        if self.filter is not None and not self.filter.wants(index, self._as_told(index, row_index, named, point)):
+            return False
+        if self._has_enough:
+            return False
+        self.num_wanted += 1
         return True
+
+    def _as_told(self, index: int, row_index: int, named: Named, point: Point) -> Record:
+        """A row's columns with what it leaves to flags, by the names that the ledger has for them."""
+        given = {name: value for name, value in {**named.row, **named.given}.items() if values.is_given(value)}
+        seed = self.config.seed + row_index * self.samples
+        known: Record = {"index": index, "prompt": given.get(self.text_column), **self.defaults, "seed": seed}
+        return {**known, **given, **point.columns, **point.settings}
 
     def take_references(self, label: str, named: Named, number: int, indices: Sequence[int]) -> str:
         """Take the input images out of a row of edits; problems go to `self.problems`.

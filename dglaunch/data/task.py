@@ -43,6 +43,8 @@ class Task:
     """Of an edit: table and line, for what is found out about its images later."""
     error: str | None = None
     """Of an edit: why it cannot be made, known before the run."""
+    redo: Record | None = None
+    """Where `dglaunch redo` makes it anew: what its ledger line says of that (`redo`, `redo_of`)."""
 
     @property
     def id(self) -> tuple[int, int]:

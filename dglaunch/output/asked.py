@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import NamedTuple, Self
 
-from dglaunch.output.ledger import OutputFolder, TaskId
+from dglaunch.output.ledger import OutputFolder
+from dglaunch.output.lines import TaskId
 
 MOST_TEXT = 1 << 21
 """Characters; with more (200,000 ids that are no row numbers) run.json names only the number of tasks."""

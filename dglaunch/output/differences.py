@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image, to_rgb
 from dglaunch.data.task import Record
 from dglaunch.files import open_regular
-from dglaunch.output.ledger import OutputFolder, TaskId, file_name_of
+from dglaunch.output.ledger import OutputFolder
+from dglaunch.output.lines import TaskId, file_name_of
 
 if TYPE_CHECKING:
     import numpy as np

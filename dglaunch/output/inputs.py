@@ -14,7 +14,8 @@ from dglaunch.data.tables import Table, base_of, files_there, path_in, shown
 from dglaunch.data.task import Record
 from dglaunch.errors import UserError
 from dglaunch.files import read_bytes
-from dglaunch.output.ledger import RUN, OutputFolder, id_of
+from dglaunch.output.ledger import RUN, OutputFolder
+from dglaunch.output.lines import id_of
 from dglaunch.output.ownership import path_inside
 
 MOST_INPUTS = 100

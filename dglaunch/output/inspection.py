@@ -13,21 +13,9 @@ from dglaunch.errors import OutputError
 from dglaunch.files import read_bytes
 from dglaunch.output import ownership
 from dglaunch.output.asked import asked_of
-from dglaunch.output.ledger import (
-    FAILURES,
-    IMAGE_SUFFIXES,
-    METADATA,
-    RUN,
-    LineKind,
-    OutputFolder,
-    TaskId,
-    file_name_of,
-    id_of,
-    is_foreign_run,
-    is_our_ledger,
-    read_run,
-    scan,
-)
+from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, is_foreign_run, read_run
+from dglaunch.output.lines import IMAGE_SUFFIXES, LineKind, TaskId, file_name_of, id_of, is_our_ledger, scan
+from dglaunch.output.replaced import PendingRedo
 from dglaunch.output.resume import bad_lines, rewrite
 
 SHOWN = 20
@@ -67,6 +55,8 @@ def inspect(folder: OutputFolder) -> Inspection:
             found.notes.append(f"{path.name} is not dglaunch's (left alone)")
         elif read_run(path) is None:
             found.problems.append(f"{path.name} cannot be read; how many images the job has is not known from it")
+    if PendingRedo.read(folder) is not None:
+        found.notes.append("a dglaunch redo was stopped before its end; the same command goes on with it")
     for name in sorted(os.listdir(folder.path)):
         if name.lower().endswith(PICTURE_SUFFIXES) and name not in found.named and not name.startswith("."):
             _report_unlisted(folder, name, found)

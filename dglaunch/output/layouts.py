@@ -31,8 +31,9 @@ from dglaunch.data.task import Record, Task, file_name
 from dglaunch.data.values import MAX_NAME_BYTES
 from dglaunch.errors import OutputError, UserError
 from dglaunch.files import is_regular, read_bytes
-from dglaunch.output.ledger import IMAGE_SUFFIXES, OutputFolder, file_name_of
-from dglaunch.output.ownership import SHOWN, Mark, link_or_copy, make_folder, set_aside, sha256_of
+from dglaunch.output.ledger import OutputFolder
+from dglaunch.output.lines import IMAGE_SUFFIXES, file_name_of
+from dglaunch.output.ownership import MARK, SHOWN, Mark, link_or_copy, make_folder, set_aside, sha256_of
 
 WriteFile = Callable[[Path], str]
 """Writes one file of a view to the path that it is given, and returns its hash."""
@@ -99,6 +100,13 @@ def write(layout: str, folder: Path, tasks: Sequence[Task]) -> tuple[Path, int]:
             "the same command again to write the layout."
         ) from None
     return view, len(pictures)
+
+
+def present(folder: Path) -> list[str]:
+    """Return the names of the views that a folder has."""
+    return [
+        name for name in LAYOUTS if (folder / name).is_dir() and is_regular((folder / name).with_name(f"{MARK}{name}"))
+    ]
 
 
 def check(layout: str, folder: Path, tasks: Sequence[Task], output_format: str) -> None:

@@ -9,12 +9,10 @@ has files of its own, named by its part of the job: metadata-node0of4.jsonl with
 
 import contextlib
 import fcntl
-import io
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import Enum, auto
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -24,13 +22,8 @@ from dglaunch.data.task import Record
 from dglaunch.errors import UserError
 from dglaunch.files import is_regular, open_for_appending, open_lock, open_regular, read_bytes
 from dglaunch.models.shape import Shape
+from dglaunch.output.lines import FAILURES_STEM, IMAGE_SUFFIXES, TaskId, id_of, is_our_ledger, read_lines
 
-TaskId = tuple[int, int]
-"""Index and sample of a task."""
-IMAGE_SUFFIXES = (".png", ".jpg", ".webp")
-"""Of the images that dglaunch writes: a dot and --output_format."""
-MOST_LINE = 1 << 24
-"""Bytes of a ledger line; a longer one is none of dglaunch's."""
 MOST_RUN = 1 << 26
 """Bytes of a run.json."""
 _OWN = ".dglaunch"
@@ -38,8 +31,6 @@ _OUT_OF_MEMORY = f"{TEMPORARY}oom-"
 _PARTS = re.compile(r"(-node\d+of\d+)?(-rank\d+of\d+)?")
 _RANK = re.compile(r"-rank\d+of\d+")
 _TEMPORARY = re.compile(re.escape(TEMPORARY) + r"\d+(-node\d+of\d+)?(-rank\d+of\d+)?-[0-9a-f]{16}\.tmp")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_KEY = re.compile(r"[0-9a-f]{16}")
 
 
 class FileKind(NamedTuple):
@@ -51,7 +42,7 @@ class FileKind(NamedTuple):
 
 METADATA = FileKind("metadata", ".jsonl")
 """The ledger: a line per finished image."""
-FAILURES = FileKind("failures", ".jsonl")
+FAILURES = FileKind(FAILURES_STEM, ".jsonl")
 """A line per image that could not be made."""
 RUN = FileKind("run", ".json")
 """Settings, versions, counts and outcome of the last start."""
@@ -286,178 +277,6 @@ class OutputFolder:
         return limits
 
 
-# -- lines --------------------------------------------------------------------------------------------------------
-
-
-class LineKind(Enum):
-    """What a line of a ledger is."""
-
-    OURS = auto()
-    FOREIGN = auto()
-    """A JSON object that dglaunch has not written, as of an ImageFolder's own pictures: it stays where it is."""
-    TOO_LONG = auto()
-    """Longer than dglaunch writes one; it is not kept in memory, and a file that has one is not rewritten."""
-    BAD = auto()
-    """Torn, or with values that dglaunch does not write."""
-
-
-class Line(NamedTuple):
-    """One line of a ledger or of failures.jsonl."""
-
-    text: str
-    """With its newline."""
-    kind: LineKind
-    record: Record
-    """Empty, unless it is ours."""
-    is_torn: bool
-    """The last one, without a newline."""
-
-    @property
-    def is_rest(self) -> bool:
-        """Whether it is the beginning of a line of ours, as a killed run leaves it."""
-        return self.kind is LineKind.BAD and self.is_torn and self.text.startswith(('{"file_name": ', '{"index": '))
-
-
-def scan(path: Path) -> Iterator[Line]:
-    """Yield every line of a ledger or of failures.jsonl, and what it is; none if there is no such file.
-
-    Anyone may have written it. A line of ours has all that dglaunch writes, of the right types, and the name of an image
-    that cannot leave the folder.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    return (line for _, line in scan_places(path))
-
-
-def scan_places(path: Path) -> Iterator[tuple[int, Line]]:
-    """Yield the same with the byte at which each line begins, for `record_at`."""
-    is_ours = _shape_of(path)
-    for start, raw in raw_lines(path):
-        yield start, _line(raw, is_ours) if raw else Line("", LineKind.TOO_LONG, {}, False)
-
-
-def record_at(path: Path, data: BinaryIO, start: int) -> Record:
-    """Return our line that begins there in an open ledger of this path; an empty one if it is not ours."""
-    data.seek(start)
-    return _line(data.readline(MOST_LINE), _shape_of(path)).record
-
-
-def _shape_of(path: Path) -> Callable[[Record], bool]:
-    return _is_failure if path.name.startswith(FAILURES.stem) else _is_result
-
-
-def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines of a file that anyone may have written, with their newlines and the byte at which each begins; none if
-    there is no such file. Of a line that is too long nothing is kept: it comes empty.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        with open_regular(path) as data:
-            start = 0
-            while raw := data.readline(MOST_LINE):
-                if len(raw) == MOST_LINE and not raw.endswith(b"\n"):
-                    while (more := data.readline(MOST_LINE)) and not more.endswith(b"\n"):
-                        continue
-                    raw = b""
-                yield start, raw
-                start = data.tell()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
-
-
-def append_line(stream: io.FileIO, record: Record) -> None:
-    """Add one whole line; a half-written one is taken back, so that the file stays valid on a full disk.
-
-    The stream has no buffer: one would keep the rest of the line and write it later, behind the cut.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    end = stream.seek(0, os.SEEK_END)
-    left = memoryview((strict_json.dumps(record) + "\n").encode())
-    try:
-        while left:
-            left = left[stream.write(left) :]
-    except OSError:
-        os.ftruncate(stream.fileno(), end)
-        raise
-
-
-def _line(raw: bytes, is_ours: Callable[[Record], bool]) -> Line:
-    is_torn = not raw.endswith(b"\n")
-    text = raw.decode("utf-8", "surrogateescape") + "\n" * is_torn
-    try:
-        record = strict_json.loads(raw)
-    except ValueError:
-        record = None
-    if not isinstance(record, dict):
-        return Line(text, LineKind.BAD, {}, is_torn)
-    if is_ours(record):
-        return Line(text, LineKind.OURS, record, is_torn)
-    has_marker = "index" in record and "sample" in record and ("key" in record or "error" in record)
-    return Line(text, LineKind.BAD if has_marker else LineKind.FOREIGN, {}, is_torn)
-
-
-def _is_result(record: Record) -> bool:
-    return (
-        _has_id(record)
-        and is_image_name(record.get("file_name"))
-        and type(record.get("bytes")) is int
-        and _matches(_KEY, record.get("key"))
-        and _matches(_SHA256, record.get("sha256"))
-    )
-
-
-def _is_failure(record: Record) -> bool:
-    return _has_id(record) and isinstance(record.get("error"), str) and "file_name" not in record
-
-
-def _has_id(record: Record) -> bool:
-    values = record.get("index"), record.get("sample")
-    return all(type(value) is int and 0 <= value < 2**63 for value in values)
-
-
-def _matches(pattern: re.Pattern[str], value: object) -> bool:
-    return isinstance(value, str) and pattern.fullmatch(value) is not None
-
-
-def is_image_name(name: object) -> bool:
-    """Return whether it is a name that dglaunch gives an image: of this folder, not hidden, that a file system can hold."""
-    if not isinstance(name, str) or not name.endswith(IMAGE_SUFFIXES) or name.startswith("."):
-        return False
-    if re.search(r"[/\\\x00-\x1f]", name):
-        return False
-    try:
-        return len(name.encode()) <= 255
-    except UnicodeEncodeError:
-        return False
-
-
-def is_our_ledger(path: Path) -> bool:
-    """Return whether a ledger (or a failures.jsonl) is dglaunch's: it has a line of ours, or nothing but the beginnings of
-    some, as a killed run or a machine that lost power leaves them."""
-    only_torn = True
-    for line in scan(path):
-        if line.kind is LineKind.OURS:
-            return True
-        only_torn = only_torn and (line.is_rest or (line.kind is LineKind.BAD and not line.text.strip("\0\n")))
-    return only_torn
-
-
-def read_lines(path: Path) -> Iterator[tuple[str, Record]]:
-    """Yield our own lines of a ledger as text and parsed; all others are passed over.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    return ((line.text, line.record) for line in scan(path) if line.kind is LineKind.OURS)
-
-
 def is_foreign_run(path: Path) -> bool:
     """Return whether a file called as a run.json is somebody else's. One of ours may be torn, after a copy, or empty, where a
     machine lost power: it begins as ours do."""
@@ -480,22 +299,6 @@ def read_run(path: Path) -> Record | None:
     if not isinstance(run, dict):
         return None
     return run if isinstance(run.get("outcome"), str) and type(run.get("num_tasks")) is int else None
-
-
-def id_of(record: Record) -> TaskId:
-    index, sample = record["index"], record["sample"]
-    assert isinstance(index, int) and isinstance(sample, int), "read_lines passes over lines without them"
-    return index, sample
-
-
-def file_name_of(record: Record) -> str:
-    """Return the image's name in the folder; empty for a failure."""
-    return str(record.get("file_name", ""))
-
-
-def is_whole(record: Record, size: int | None) -> bool:
-    """Return whether a file of so many bytes (None: there is none) is all of a ledger line's image."""
-    return bool(size) and record.get("bytes") == size
 
 
 def object_at(record: Record, name: str) -> Record:

@@ -11,7 +11,8 @@ from dglaunch.data.task import Record
 from dglaunch.errors import OutputError, UserError
 from dglaunch.output.asked import Asked, TaskRanges, asked_of, together
 from dglaunch.output.inspection import SHOWN, Inspection, describe_missing, inspect
-from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, TaskId, file_name_of, id_of, read_lines
+from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder
+from dglaunch.output.lines import TaskId, file_name_of, id_of, read_lines
 from dglaunch.output.ownership import link_or_copy
 from dglaunch.output.resume import rewrite
 

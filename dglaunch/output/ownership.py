@@ -26,21 +26,8 @@ from dglaunch.data.task import Record
 from dglaunch.errors import UserError
 from dglaunch.files import is_regular, open_for_appending, open_regular, read_bytes
 from dglaunch.output.encode import decode_description
-from dglaunch.output.ledger import (
-    FAILURES,
-    METADATA,
-    RUN,
-    LineKind,
-    OutputFolder,
-    Part,
-    append_line,
-    file_name_of,
-    is_foreign_run,
-    is_our_ledger,
-    raw_lines,
-    read_run,
-    scan,
-)
+from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, is_foreign_run, read_run
+from dglaunch.output.lines import LineKind, append_line, file_name_of, is_our_ledger, raw_lines, scan
 
 Identity = Mapping[str, object]
 """Whatever an image's own text must say alike to be the one that is meant: index, sample, prompt, seed, model, ..."""
@@ -431,7 +418,7 @@ def remove_results(folder: OutputFolder) -> None:
     for path in [*folder.files(METADATA), *folder.files(FAILURES)]:
         if is_regular(path):
             kinds = {line.kind for line in scan(path)}
-            remove([path]) if kinds <= {LineKind.OURS} else set_aside(folder, path)
+            remove([path]) if kinds <= {LineKind.OURS, LineKind.REPLACED} else set_aside(folder, path)
     remove(path for path in folder.files(RUN) if is_regular(path) and read_run(path) is not None)
     remove(folder.out_of_memory_notes())
 

@@ -16,22 +16,20 @@ from dglaunch.data.task import ROW_FIELDS, Record, Task, file_name
 from dglaunch.errors import UserError
 from dglaunch.files import is_regular
 from dglaunch.output import ownership
-from dglaunch.output.ledger import (
-    FAILURES,
-    METADATA,
+from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, read_run
+from dglaunch.output.lines import (
     MOST_LINE,
-    RUN,
     LineKind,
-    OutputFolder,
-    Part,
     TaskId,
     file_name_of,
     id_of,
+    is_redone,
     is_whole,
     read_lines,
-    read_run,
+    row_key_of,
     scan,
 )
+from dglaunch.output.replaced import PendingRedo
 
 SHOWN = 5
 """Differences that an error shows."""
@@ -47,10 +45,16 @@ class Progress:
     """Lines that could not be read or whose file is missing or of another size: those images are made again."""
     sizes: dict[str, int] = field(default_factory=dict)
     """Bytes of each file of the folder."""
+    folder: Path = Path()
+    doubtful: Collection[TaskId] = ()
+    """Images of which the size says too little: a redo was killed, perhaps between an image and its line."""
 
     def has_file(self, record: Record) -> bool:
         """Return whether the file of a ledger line is there in full."""
-        return is_whole(record, self.sizes.get(file_name_of(record)))
+        name = file_name_of(record)
+        if not is_whole(record, self.sizes.get(name)):
+            return False
+        return id_of(record) not in self.doubtful or ownership.is_as_written(self.folder / name, record["sha256"])
 
 
 def read_progress(folder: OutputFolder, part: Part) -> Progress:
@@ -59,7 +63,12 @@ def read_progress(folder: OutputFolder, part: Part) -> Progress:
     Raises:
         UserError: a ledger cannot be read.
     """
-    progress = Progress(sizes={name: found.st_size for name, found in folder.regular_files().items()})
+    pending = PendingRedo.read(folder)
+    progress = Progress(
+        sizes={name: found.st_size for name, found in folder.regular_files().items()},
+        folder=folder.path,
+        doubtful=pending.task_ids if pending is not None else (),
+    )
     repairable = {folder.file(METADATA, part.ledger_suffix), *folder.files_beside(METADATA, part)}
     for path in folder.files(METADATA):
         damaged = _read_ledger(path, progress)
@@ -80,13 +89,13 @@ def _read_ledger(path: Path, progress: Progress) -> int:
                 f"{path} has a line of more than {MOST_LINE:,} bytes, which dglaunch did not write. Choose another "
                 "--output_dir, or move the file away."
             )
-        if kind is LineKind.FOREIGN:
+        if kind in (LineKind.FOREIGN, LineKind.REPLACED):
             continue
         if kind is LineKind.BAD or id_of(record) in seen or not progress.has_file(record):
             damaged += 1
             continue
         seen.add(id_of(record))
-        progress.done[id_of(record)] = str(record["key"]), file_name_of(record)
+        progress.done[id_of(record)] = row_key_of(record), file_name_of(record)
     return max(damaged, torn)
 
 
@@ -94,9 +103,17 @@ def _read_ledger(path: Path, progress: Progress) -> int:
 
 
 def refuse_other_job(
-    folder: OutputFolder, progress: Progress, settings: Record, tasks: Sequence[Task], output_format: str
+    folder: OutputFolder,
+    progress: Progress,
+    settings: Record,
+    tasks: Sequence[Task],
+    output_format: str,
+    is_partial: bool = False,
 ) -> None:
     """Check that an unfinished job goes on as the job that it was.
+
+    Args:
+        is_partial: the tasks are some of the job's, so that others may have been made before.
 
     Raises:
         UserError: it is another job; the message says what changed.
@@ -106,14 +123,15 @@ def refuse_other_job(
     changes = [
         *_changed_settings(folder, settings),
         *_changed_rows(folder, progress, tasks, output_format),
-        *_rows_that_are_gone(progress, tasks),
+        *([] if is_partial else _rows_that_are_gone(progress, tasks)),
     ]
     if changes:
         shown = "\n".join(f"  {change}" for change in changes[:SHOWN])
         more = f"\n  ... and {len(changes) - SHOWN:,} more" if len(changes) > SHOWN else ""
         raise UserError(
             f"{folder.path} holds the results of another job. Choose another --output_dir, or --overwrite to remove "
-            f"them and start anew. What changed:\n{shown}{more}"
+            "them and start anew; to make some of its images again, also with other values: dglaunch redo "
+            f"{folder.path} --filter_rows 3,7,11 --set seed=8. What changed:\n{shown}{more}"
         )
 
 
@@ -173,6 +191,8 @@ def _changed_fields(record: Record, task: Task, output_format: str, was_given: C
             changes.append(
                 f"row {task.index}, {name}: {record.get(name)!r} was given before, now it is left to its default"
             )
+    if is_redone(record):
+        changes = [f"row {task.index} is not the one any more of which `dglaunch redo` made an image"]
     before, now = file_name_of(record), file_name(task, output_format)
     if before != now:
         changes.append(f"row {task.index}, file name: {before} -> {now}")
@@ -214,7 +234,7 @@ def settle(folder: OutputFolder, part: Part, progress: Progress, tasks: Sequence
 def join(folder: OutputFolder, part: Part, tasks: Sequence[Task]) -> None:
     """Make one ledger of several at the end of a run, when nobody writes any more: of what ranks wrote beside this rank 0.
 
-    Of nodes without a rendezvous, the one that finds everything done writes metadata.jsonl in the order of the tasks.
+    Of nodes without a rendezvous, the one that finds everything done writes metadata.jsonl in the order of index.
     Any of them may: the result is the same, and it replaces the file in one step."""
     if folder.files_beside(METADATA, part):
         settle(folder, part, read_progress(folder, part), tasks)
@@ -225,7 +245,7 @@ def join(folder: OutputFolder, part: Part, tasks: Sequence[Task]) -> None:
         lines = (pair for path in folder.files(METADATA) for pair in read_lines(path))
         texts = {id_of(record): text for text, record in lines if progress.has_file(record)}
         foreign = [text for text, kind, *_ in scan(folder.file(METADATA)) if kind is LineKind.FOREIGN]
-        rewrite(folder.file(METADATA), [*(texts[task.id] for task in tasks), *foreign], part.ledger_suffix)
+        rewrite(folder.file(METADATA), [*(texts[task_id] for task_id in sorted(texts)), *foreign], part.ledger_suffix)
 
 
 def rewrite(path: Path, lines: Iterable[str], ledger_suffix: str = "") -> None:

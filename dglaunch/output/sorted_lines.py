@@ -8,7 +8,8 @@ import numpy as np
 
 from dglaunch.data.task import Record
 from dglaunch.files import open_regular
-from dglaunch.output.ledger import FAILURES, METADATA, LineKind, OutputFolder, id_of, record_at, scan_places
+from dglaunch.output.ledger import FAILURES, METADATA, OutputFolder
+from dglaunch.output.lines import LineKind, id_of, record_at, scan_places
 
 AT_A_TIME = 4096
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from dglaunch.data.task import Record
 from dglaunch.output.asked import asked_of
-from dglaunch.output.ledger import FAILURES, OutputFolder, file_name_of, is_whole
+from dglaunch.output.ledger import FAILURES, OutputFolder
+from dglaunch.output.lines import file_name_of, is_whole
 
 RECENT = 100
 """Images whose times give the present speed."""

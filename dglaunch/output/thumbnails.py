@@ -15,7 +15,8 @@ from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image, to
 from dglaunch.data.task import Record
 from dglaunch.errors import OutputError, UserError
 from dglaunch.files import is_regular, open_regular
-from dglaunch.output.ledger import file_name_of, format_of
+from dglaunch.output.ledger import format_of
+from dglaunch.output.lines import file_name_of
 from dglaunch.output.ownership import CONTACT_SHEET, path_inside, refuse_to_replace
 
 if TYPE_CHECKING:

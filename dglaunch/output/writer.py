@@ -17,7 +17,10 @@ from dglaunch.data.task import ROW_FIELDS, Record, Result, Task, file_name
 from dglaunch.errors import OutputError, UserError
 from dglaunch.files import open_for_appending
 from dglaunch.output import ownership, resume
-from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, TaskId, append_line, read_run
+from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, read_run
+from dglaunch.output.lines import TaskId, append_line
+from dglaunch.output.ordering import put_in_order
+from dglaunch.output.replaced import PendingRedo, Replacing
 
 if TYPE_CHECKING:
     from dglaunch.data.images import InputImage
@@ -46,6 +49,11 @@ class Writer:
         self.run_path = self.folder.file(RUN, suffix)
         self.has_begun = False
         """Whether `begin` was called: before that, nothing but the lock is written."""
+        self._replacing_images: Replacing | None = None
+        """Of a redo: what keeps the images that are there already."""
+        self._pending: PendingRedo | None = None
+        self._failed: set[TaskId] = set()
+        """What has failed in this start."""
         self._model: object = None
         self._reserve: Path | None = None
         self._ledger: io.FileIO | None = None
@@ -54,8 +62,13 @@ class Writer:
 
     # -- before the run -------------------------------------------------------------------------------------------
 
-    def open(self, settings: Record, tasks: Sequence[Task], output_format: str, overwrite: bool) -> resume.Progress:
+    def open(
+        self, settings: Record, tasks: Sequence[Task], output_format: str, overwrite: bool, is_partial: bool = False
+    ) -> resume.Progress:
         """Lock the folder, refuse what does not fit, and return what is done. Nothing is changed yet.
+
+        Args:
+            is_partial: the tasks are some of the job's.
 
         Raises:
             UserError: the folder cannot be written, is in use, holds another job's results, or files of the user's that
@@ -64,7 +77,7 @@ class Writer:
         self._lock_folder()
         found = resume.read_progress(self.folder, self.part)
         progress = resume.Progress() if overwrite else found
-        resume.refuse_other_job(self.folder, progress, settings, tasks, output_format)
+        resume.refuse_other_job(self.folder, progress, settings, tasks, output_format, is_partial)
         self._model = settings.get("model_name")
         missing = [task for task in tasks if task.id not in progress.done]
         ownership.refuse_foreign_files(
@@ -112,6 +125,27 @@ class Writer:
             self._failures = open_for_appending(self.failures_path)
         self.has_begun = True
 
+    def begin_anew(self, pending: PendingRedo, records: Mapping[TaskId, Record]) -> None:
+        """Of a redo: note what is asked, before anything is replaced; `begin` comes next.
+
+        Args:
+            pending: what is asked.
+            records: the ledger lines of the images that are there of it.
+
+        Raises:
+            UserError: the folder cannot be written, or what is replaced would lie among files of the user's.
+        """
+        replacing = Replacing(self.folder, records)
+        replacing.refuse_foreign()
+        with self._refusing():
+            pending.write(self.folder)
+        self._replacing_images, self._pending = replacing, pending
+
+    def end_anew(self) -> None:
+        """Of a redo: all of it is made."""
+        if self._pending is not None:
+            self._pending.remove(self.folder)
+
     def keep_prompts(self, data: bytes) -> None:
         """Keep what came out of a pipe, for the next start; what an earlier one kept is moved aside.
 
@@ -147,9 +181,12 @@ class Writer:
         assert self._ledger is not None and self._failures is not None, "open() comes first"
         try:
             if result.data is None:
+                self._failed.add(result.task_id)
                 append_line(self._failures, result.record)
                 return
-            ownership.make_way(self.folder, result.file_name, self._identity(result.task_id, result.record))
+            replaced = self._replacing_images
+            if replaced is None or not replaced.keep(result.task_id, result.file_name):
+                ownership.make_way(self.folder, result.file_name, self._identity(result.task_id, result.record))
             with self._replacing(self.folder.path / result.file_name) as temporary:
                 temporary.write_bytes(result.data)
             append_line(self._ledger, {"file_name": result.file_name, **result.record, "bytes": len(result.data)})
@@ -212,6 +249,10 @@ class Writer:
     def join(self, tasks: Sequence[Task]) -> None:
         """Make one ledger of what ranks or nodes wrote, when none of them writes any more (see `resume.join`)."""
         resume.join(self.folder, self.part, tasks)
+
+    def put_in_order(self) -> None:
+        """Put this writer's own ledger in the order of index, when the job has ended."""
+        put_in_order(self.folder, self.part.ledger_suffix, self._failed)
 
     def is_joined(self) -> bool:
         """Return whether rank 0 has taken over this ledger: not where the ranks have a folder each."""

@@ -6,7 +6,7 @@ schedule.plan.batches[topology.replica]         # what this replica computes, in
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, singledispatch
 
@@ -14,8 +14,8 @@ from dglaunch.backends.profiles import Profile, Target, profile_of
 from dglaunch.config import IDENTITY, EditingConfig, RunConfig, T2IConfig, flags_that, settings
 from dglaunch.data import evaluations
 from dglaunch.data.columns import Columns
-from dglaunch.data.edits import read_edits
-from dglaunch.data.prompts import read_prompts
+from dglaunch.data.edits import no_size_of, read_edits
+from dglaunch.data.prompts import checks_of_fields, read_prompts
 from dglaunch.data.task import BatchSize, Bucket, Task
 from dglaunch.distributed import topology as topologies
 from dglaunch.distributed.topology import Topology
@@ -29,6 +29,7 @@ from dglaunch.planning.batches import Plan, build, share_of_node
 from dglaunch.planning.estimate import FiguresOf, chooser
 from dglaunch.planning.past import past_of
 from dglaunch.planning.pipe import Piped, piped_table
+from dglaunch.planning.redo import Redo
 from dglaunch.system import Machine
 
 SHOWN_SIZES = 8
@@ -69,6 +70,8 @@ class Job:
     """What the columns of its table were taken for."""
     piped: Piped | None = None
     """The table, where it came out of a pipe."""
+    redo: Redo | None = None
+    """Which of the tasks are made anew, and how; None: what is missing is made."""
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -95,6 +98,27 @@ class Job:
         if self.config.edits:
             identity["editing_pipeline"] = self.checkpoint.pipeline_class
         return identity
+
+    def anew(self, numbers: Sequence[int], token: str) -> "Job":
+        """Return the job of those of its tasks that are made anew, as they are made.
+
+        Raises:
+            UserError: what is to be changed about them does not hold.
+        """
+        assert self.redo is not None, "a redo"
+        tasks = self.redo.applied([self.tasks[number] for number in numbers], token, self._checks_of_fields())
+        job, changed = replace(self, tasks=tasks), {task.id: task for task in tasks}
+        self.profile.check(self.config, self.target, self.topology, job.makeable)
+        evaluations.check(self.config, [changed.get(task.id, task) for task in self.tasks])
+        return job
+
+    def _checks_of_fields(self) -> dict[str, Callable[[object], object]]:
+        """What looks at the values that may be set for a row."""
+        family = self.checkpoint.family
+        found = checks_of_fields(family.size_multiple, self.config.output_format)
+        if self.config.edits and family.edit is not None and not family.edit.sets_size:
+            found |= dict.fromkeys(("width", "height"), no_size_of(self.checkpoint))
+        return found
 
     @property
     def makeable(self) -> list[Task]:
@@ -168,6 +192,7 @@ def prepare(
     elsewhere: Machine | None = None,
     assumed: Machine | None = None,
     only_planned: bool = False,
+    redo: Redo | None = None,
 ) -> Job:
     """Read and check everything that can be checked without loading a model.
 
@@ -177,6 +202,7 @@ def prepare(
         elsewhere: the GPU to plan for, in place of this machine's.
         assumed: the same where none was asked for and neither the model nor a GPU is on this machine: another one is meant.
         only_planned: nothing will be run, so that the model's files need not be at hand if dglaunch's catalog knows it.
+        redo: the job has been run before, and some of its images are made anew.
 
     Raises:
         UserError: with the remedy.
@@ -185,6 +211,7 @@ def prepare(
     profile = profile_of(config.backend.backend)
     checks.check_flags_of_backend(config, profile, origins)
     topology = topologies.from_environment(config, parallel_from_environment(environ), environ, world_size)
+    topology = replace(topology, restarted=topology.restarted or redo is not None)
     checks.check_debug(config, topology, planned=world_size is not None)
     checks.check_layout(config)
     checks.check_elsewhere(config, profile, elsewhere)
@@ -201,7 +228,7 @@ def prepare(
     target = replace(target, checkpoint=checkpoint, reasons=reasons)
     job = Job(
         config=config, origins=origins, topology=topology, profile=profile, target=target, tasks=tasks, columns=columns,
-        piped=piped,
+        piped=piped, redo=redo,
     )  # fmt: skip
     profile.check(config, target, topology, job.makeable)
     return job

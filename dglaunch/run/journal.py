@@ -1,5 +1,6 @@
 """run.json: what a start was asked, what it chose and measured, and how it ended."""
 
+import os
 import sys
 from contextlib import suppress
 from dataclasses import asdict
@@ -13,7 +14,8 @@ from dglaunch.errors import OutputError
 from dglaunch.output.asked import TaskRanges
 from dglaunch.output.writer import Writer
 from dglaunch.planning.job import Job
-from dglaunch.run.result import Counts
+from dglaunch.run.result import Counts, last_words
+from dglaunch.streams import say
 from dglaunch.system import versions
 
 
@@ -49,17 +51,24 @@ class Journal:
         counts = asdict(self.counts) if self.counts is not None else {}
         with suppress(OutputError):
             self.write({"outcome": outcome, "reason": text, **counts})
+        if outcome == "drained" and self.counts is not None:
+            say(last_words(self.counts), error=True)
 
     @cached_property
-    def _task_ranges(self) -> str | None:
-        return TaskRanges.of(task.id for task in self._job.tasks).text
+    def _asked(self) -> TaskRanges:
+        """The images of the whole job: of one of which some rows are wanted now, also what earlier starts were asked for."""
+        asked = TaskRanges.of(task.id for task in self._job.tasks)
+        if self._job.config.is_partial and not self._job.config.overwrite:
+            for run in self._writer.folder.all_runs().values():
+                asked |= TaskRanges.parse(run.get("tasks")) or TaskRanges()
+        return asked
 
     def record(self, measured: Record) -> Record:
         """What run.json says, with what was measured of the run."""
         job, topology = self._job, self._job.topology
         return {
-            "num_tasks": len(job.tasks),
-            "tasks": self._task_ranges,
+            "num_tasks": self._asked.count,
+            "tasks": self._asked.text,
             **measured,
             "settings": job.settings,
             **job.columns.record,
@@ -81,9 +90,18 @@ class Journal:
                 "degrees": settings(topology.parallel),
             },
             "command": sys.argv,
+            "working_directory": _working_directory(),
+            **({} if job.redo is None else {"redo": job.redo.asked}),
             "started": self._started,
             "ended": _now(),
         }
+
+
+def _working_directory() -> str | None:
+    """What the relative paths of the command are relative to."""
+    with suppress(OSError):  # it was removed meanwhile
+        return os.getcwd()
+    return None
 
 
 def _now() -> str:

@@ -12,10 +12,12 @@ from dglaunch.distributed.messages import message
 from dglaunch.models.figures import Figures, Request, StageCost
 from dglaunch.models.shape import Shape
 from dglaunch.output import layouts, ownership
+from dglaunch.output.lines import TaskId, id_of
 from dglaunch.output.resume import Progress
 from dglaunch.output.writer import Writer
 from dglaunch.planning.figures import book_of, in_another_process
 from dglaunch.planning.job import Job
+from dglaunch.planning.redo import Redo
 from dglaunch.planning.tuned import recall
 from dglaunch.run.journal import Journal
 
@@ -31,6 +33,10 @@ class Found:
     done: list[int]
     """Numbers of tasks."""
     damaged: int
+    anew: list[int] | None = None
+    """Of a redo: the numbers of the tasks that are made anew; of those, `done` says which it has made already."""
+    token: str = ""
+    """Of a redo: what the lines of its images say."""
 
 
 @message
@@ -57,6 +63,8 @@ class Known:
 class Opened:
     """What all ranks know once the folder is taken; the same on each."""
 
+    job: Job
+    """What is made now: of a redo, the images that are made anew."""
     done: frozenset[tuple[int, int]]
     """Ids of the tasks whose image is there."""
     damaged: int
@@ -94,7 +102,8 @@ def open_folders(job: Job, channel: Channel, writer: Writer, journal: Journal) -
             if other is not None:
                 done.update(other.done)
                 damaged += other.damaged
-    return Opened(frozenset(job.tasks[number].id for number in done), damaged, known, overwrite)
+    made = job if found.anew is None else job.anew(found.anew, found.token)
+    return Opened(made, frozenset(job.tasks[number].id for number in done), damaged, known, overwrite)
 
 
 def start_anew(job: Job, channel: Channel, writer: Writer, journal: Journal) -> None:
@@ -150,11 +159,32 @@ def _refuse_inputs_as_outputs(job: Job, writer: Writer) -> None:
 
 def _open_folder(job: Job, writer: Writer, journal: Journal, overwrite: bool, known: Collection[int] = ()) -> Found:
     """On a writer: what is done there beyond what is known already."""
-    progress = writer.open(job.settings, job.tasks, job.config.output_format, overwrite)
+    config = job.config
+    progress = writer.open(job.settings, job.tasks, config.output_format, overwrite, config.is_partial)
+    if job.redo is not None:
+        return _begin_anew(job, job.redo, writer, journal, progress)
     if not overwrite:
         _begin(job, writer, journal, progress)
     done = {number for number, task in enumerate(job.tasks) if task.id in progress.done}
     return Found(sorted(done.difference(known)), progress.damaged)
+
+
+def _begin_anew(job: Job, redo: Redo, writer: Writer, journal: Journal, progress: Progress) -> Found:
+    """On rank 0: choose what is made anew, and note it in the folder before anything is replaced."""
+    pending = redo.choose(writer.folder, job.tasks, progress.done)
+    numbers = [number for number, task in enumerate(job.tasks) if task.id in pending.task_ids]
+    wanted = {task.id: task for task in job.anew(numbers, pending.token).tasks}
+    records = {id_of(record): record for record in writer.folder.records() if id_of(record) in wanted}
+
+    def is_made(task_id: TaskId) -> bool:
+        record = records.get(task_id, {})
+        is_as_asked = redo.changes and record.get("key") == wanted[task_id].key
+        return task_id in progress.done and (record.get("redo") == pending.token or is_as_asked)
+
+    made = [number for number in numbers if is_made(job.tasks[number].id)]
+    writer.begin_anew(pending, records)
+    _begin(job, writer, journal, progress)
+    return Found(made, progress.damaged, numbers, pending.token)
 
 
 def _begin(job: Job, writer: Writer, journal: Journal, progress: Progress) -> None:

@@ -24,7 +24,7 @@ Picture: TypeAlias = "Image | WholePng"
 OWN_KEYS = frozenset(
     {"file_name", "bytes", "index", "sample", "prompt", *ROW_FIELDS, "key", "sha256", "rank", "node", "batch_size"}
     | {"seconds", "time", "error", "instruction", "input_images", "input_sha256", "input_file_names", "seed_sent"}
-    | {"input_converted"}
+    | {"input_converted", "redo", "redo_of"}
     | set(LEDGER_KEYS)
 )
 """All that dglaunch itself ever says in a ledger, whatever the command: there they mean what it means by them, and a row's
@@ -78,7 +78,7 @@ class Recorder:
         with self._lock:
             self.encode_seconds += time.perf_counter() - start
         record: Record = {"index": task.index, "sample": task.sample, **shown, "key": task.key, "sha256": digest}
-        record |= self._circumstances(batch_size, seconds)
+        record |= self._circumstances(batch_size, seconds) | (task.redo or {})
         if config.saves_inputs:
             record["input_file_names"] = list(saved_names(task))
         record |= self._facts.ledger | self._facts.of_task.pop(task.id, {})

@@ -14,7 +14,7 @@ from dglaunch.data.task import Record, Result
 from dglaunch.distributed.messages import message
 from dglaunch.errors import DglaunchError
 from dglaunch.planning.job import Job, Schedule
-from dglaunch.run.result import Counts, Outcome
+from dglaunch.run.result import Counts, Outcome, headline, last_words
 from dglaunch.terminal import Terminal
 
 LOG_EVERY_S = 10.0
@@ -157,6 +157,10 @@ class Report:
         """A line that stays on the terminal."""
         self.terminal.print(text)
 
+    def stopped(self) -> None:
+        """The very last of a run that was stopped."""
+        self.note(last_words(self.counts))
+
     def stop(self) -> None:
         """End the progress display. Stopping twice does nothing."""
         if self._progress is not None:
@@ -182,6 +186,8 @@ class Report:
         if job.config.edits and extra:
             text += f"; without its different sizes and images it would be {plan.num_batches - extra:,}"
         self.note(text)
+        if not plan.num_tasks and job.redo is None and job.config.filter_rows is not None:
+            self.note(f"To make them again: dglaunch redo {job.config.output_dir} --filter_rows ...")
 
     def summary(
         self, leaders: Mapping[int, LeaderReport], load_seconds: float, outcome: Outcome, num_batches: int
@@ -238,7 +244,9 @@ class Report:
     def end(self, summary: Summary, folder: object) -> None:
         """The end of the run, for people."""
         self.stop()
-        table = Table(title=f"{summary.outcome}: {folder}", show_header=False, title_justify="left")
+        table = Table(
+            title=f"{headline(summary.outcome, self.counts)}, in {folder}", show_header=False, title_justify="left"
+        )
         for name, value in _rows(summary).items():
             table.add_row(name, value)
         self.terminal.print(table)

@@ -8,11 +8,32 @@ from typing import Literal
 from dglaunch.data.task import Record
 from dglaunch.distributed.messages import message
 from dglaunch.errors import EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED, DglaunchError, LostPeer
-from dglaunch.output.ledger import FAILURES, METADATA, FileKind, OutputFolder, TaskId, id_of, read_lines
+from dglaunch.output.ledger import FAILURES, METADATA, FileKind, OutputFolder
+from dglaunch.output.lines import TaskId, id_of, read_lines
 
 Outcome = Literal["done", "failed", "drained", "lost", "broken"]
 """As run.json says it: after `drained` and `lost` the same command goes on, `broken` needs someone. The last two raise."""
 EXIT_CODES: dict[Outcome, int] = {"done": EXIT_DONE, "failed": EXIT_ITEMS_FAILED, "drained": EXIT_DRAINED}
+
+
+HEADLINES: dict[Outcome, str] = {
+    "done": "Done",
+    "failed": "Partly failed",
+    "drained": "Stopped",
+    "lost": "A rank was lost",
+    "broken": "Broken off",
+}
+"""What people are told of an outcome."""
+
+
+def headline(outcome: Outcome, counts: "Counts") -> str:
+    """Return how a run ended and what is there, in a few words: Partly failed: 15 of 16 made."""
+    return f"{HEADLINES[outcome]}: {counts.num_there:,} of {counts.num_total:,} made"
+
+
+def last_words(counts: "Counts") -> str:
+    """Return what is said last when a run was stopped."""
+    return f"{headline('drained', counts)}. Start the same command again to go on."
 
 
 def outcome_of(error: DglaunchError | None, drained: bool, num_failed: int) -> Outcome:
@@ -34,6 +55,11 @@ class Counts:
     num_skipped: int = 0
     """Done by an earlier start."""
     num_total: int = 0
+
+    @property
+    def num_there(self) -> int:
+        """Images of the folder, whichever start made them."""
+        return self.num_ok + self.num_skipped
 
     @property
     def num_settled(self) -> int:

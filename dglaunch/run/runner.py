@@ -9,7 +9,7 @@ backend.generate.
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 
 from dglaunch.backends.base import Backend, Context, Facts, ItemError
@@ -19,7 +19,7 @@ from dglaunch.data.task import Record, Result
 from dglaunch.distributed import preflight
 from dglaunch.distributed.channel import Channel
 from dglaunch.distributed.messages import message
-from dglaunch.errors import DglaunchError, OutputError
+from dglaunch.errors import DglaunchError, OutputError, UserError
 from dglaunch.output import layouts
 from dglaunch.output.ledger import METADATA
 from dglaunch.output.writer import Writer
@@ -72,7 +72,9 @@ def run(
                 result = start.make(channel, watch, peers, opened)
         # The other ranks are on their way out and need not wait for it.
         if job.topology.is_main and result.outcome != "drained":
-            start.write_layout()
+            start.write_layout() if job.redo is None else start.refresh_views()
+        elif start.report is not None:
+            start.report.stopped()
         return result
 
 
@@ -117,10 +119,10 @@ class _Run:
     def make(self, channel: Channel, watch: StallWatch, peers: PeerWatch, opened: Opened) -> RunResult:
         """Plan, load, compute, collect and report."""
         notes = preflight.compare(channel, versions())
-        known = opened.known
-        self.book = book_of(self.job, trace=None, known=known.figures)
-        schedule = self.job.schedule(opened.done, known.limits, known.tuned, known.memory, known.parameters, self.book)
-        self.planned = planned_peak(self.job, schedule, self.book)
+        known, job = opened.known, opened.job
+        self.book = book_of(job, trace=None, known=known.figures)
+        schedule = job.schedule(opened.done, known.limits, known.tuned, known.memory, known.parameters, self.book)
+        self.planned = planned_peak(job, schedule, self.book)
         self.journal.reasons = schedule.reasons
         self._report_plan(schedule, opened.damaged, notes + known.notes)
         context = self._context(channel, watch, schedule.plan)
@@ -239,6 +241,9 @@ class _Run:
         assert ended is not None
         if self.topology.writes and not self.topology.is_main and not self.writer.is_joined():
             self.writer.write_run(ended.record)  # a folder of its own, for dglaunch status and merge
+            if ended.result.outcome != "drained" and ended.error is None:
+                with suppress(OSError):  # whole as it is
+                    self.writer.put_in_order()
         if ended.error is not None:
             raise ended.error
         return ended.result
@@ -259,7 +264,7 @@ class _Run:
         if self.job.config.gallery and not drained:
             report.note(self._write_gallery())
         if not lost:
-            self._join(report)
+            self._join(report, has_ended=outcome in ("done", "failed"))
         return _Ended(RunResult(outcome, report.counts, self.job.config.output_dir), error, record)
 
     def _compare_memory(self, measured: int) -> int | None:
@@ -292,12 +297,32 @@ class _Run:
         except Exception as error:  # whatever it is, from templates to pictures: it is no reason to fail
             return f"The gallery was not written ({error}); later: dglaunch gallery {folder}"
 
-    def _join(self, report: Report) -> None:
-        """One ledger of all; where that fails, each is whole by itself, and the next start does it."""
+    def _join(self, report: Report, has_ended: bool) -> None:
+        """One ledger of all, in the order of index; where that fails, each is whole by itself, and the next start does it."""
         try:
             self.writer.join(self.job.tasks)
+            if has_ended:
+                self.writer.put_in_order()
+            if has_ended and not report.counts.num_failed:
+                self.writer.end_anew()
         except OSError as error:
-            report.note(f"The ledgers of the ranks were not joined ({error}); the next start does it.")
+            report.note(f"The ledgers were not joined and put in order ({error}); the next start does it.")
+
+    def refresh_views(self) -> None:
+        """Of a redo: all views that there are of the folder show the new images, or are told to show the old ones."""
+        assert self.report is not None
+        folder, page = self.job.config.output_dir, self.job.config.output_dir / "gallery.html"
+        for layout in layouts.present(folder):
+            try:
+                layouts.write(layout, folder, self.job.tasks)
+                self.report.note(f"{folder / layout} has the new images, too")
+            except (UserError, OutputError) as error:
+                self.report.note(
+                    f"{folder / layout} still shows the images as they were ({error}). Remove that folder and start the job's "
+                    f"command with --layout {layout}."
+                )
+        if page.exists() and not self.job.config.gallery:
+            self.report.note(f"{page} still lists the images as they were; dglaunch gallery {folder} makes it anew.")
 
     def write_layout(self) -> None:
         """The view of --layout, once every image of the job was made or has failed; of several nodes the last one does it.

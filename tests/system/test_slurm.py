@@ -134,7 +134,7 @@ def test_multi_node_is_drained_requeued_and_finished(cluster: Cluster, tmp_path:
     log = _log(tmp_path)
     assert ended["JobState"] == "COMPLETED", log
     assert ended["Restarts"] == "1", log
-    assert "drained: " in log and "goes back to the queue" in log
+    assert "Stopped: " in log and "goes back to the queue" in log
     _is_whole(tmp_path, num)
     made = _made(log)
     assert len(made) == 2 and sum(made) == num and made[0] >= 8, log

@@ -58,10 +58,10 @@ class Death:
 
 
 DEATHS = {
-    "SIGTERM to the agent": Death(signal.SIGTERM, None, ("drained",), 20, "drained: "),
-    "SIGINT to the agent": Death(signal.SIGINT, None, ("drained",), 20, "drained: "),
-    "SIGUSR2 to the agent": Death(signal.SIGUSR2, None, ("drained",), 20, "drained: ", HANDLED),
-    "SIGTERM to one rank": Death(signal.SIGTERM, 1, ("drained",), 20, "drained: "),
+    "SIGTERM to the agent": Death(signal.SIGTERM, None, ("drained",), 20, "Stopped: "),
+    "SIGINT to the agent": Death(signal.SIGINT, None, ("drained",), 20, "Stopped: "),
+    "SIGUSR2 to the agent": Death(signal.SIGUSR2, None, ("drained",), 20, "Stopped: ", HANDLED),
+    "SIGTERM to one rank": Death(signal.SIGTERM, 1, ("drained",), 20, "Stopped: "),
     "SIGKILL to rank 0": Death(signal.SIGKILL, 0, ("running",), 35, "one of them has died"),
     "SIGKILL to another leader": Death(signal.SIGKILL, 1, ("lost", "drained"), 35, "exitcode  : -9"),
     "SIGKILL to a follower": Death(signal.SIGKILL, 2, ("lost", "drained", "running"), 60, "exitcode  : -9", (), True),

@@ -8,7 +8,7 @@ from typing import get_args
 
 from dglaunch.cli.main import main
 from dglaunch.config import WriterName
-from dglaunch.output.ledger import read_lines
+from dglaunch.output.lines import read_lines
 from support.processes import nodes, prompts, until, words
 from support.ranks import World, launch
 from support.results import images, ledger, run_json

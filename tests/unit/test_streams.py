@@ -132,7 +132,11 @@ def test_brackets_of_folders_names_and_errors_reach_the_terminal(tmp_path: Path)
     )
     words = ["t2i", "--backend", "fake", "--prompts_file", table, "--output_dir", out, "--output_name_column", "name"]
     ended = dglaunch(*words)
-    assert ended.code == 3 and r"image a[b]\u202e.png failed" in ended.output and f"failed: {out}" in ended.output
+    assert (
+        ended.code == 3
+        and r"image a[b]\u202e.png failed" in ended.output
+        and f"Partly failed: 0 of 1 made, in {out}" in ended.output
+    )
     shutil.copy(out / "b.png", out / "bad[red]\x1b[31m.png")
     told = dglaunch("verify", out).output
     assert r"bad[red]\x1b[31m.png has no ledger line (left alone)" in told

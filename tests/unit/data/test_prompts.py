@@ -381,3 +381,24 @@ def test_a_table_that_is_no_file(tmp_path: Path) -> None:
     for path, said in ((tmp_path / ("x" * 300 + ".txt"), "cannot be read: File name too long"), (tmp_path / "q.txt", "There is no file")):  # fmt: skip
         with pytest.raises(UserError, match=said):
             read(path)
+
+
+def test_rows_are_chosen_by_index_column_and_number(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n}", "style": "oil" if n % 2 else "ink"} for n in range(10)]
+    path = write_jsonl(tmp_path / "p.jsonl", [*rows, {"prompt": "", "style": "none"}])
+    assert [task.index for task in read(path, filter_rows="3,7,2")] == [2, 3, 7]
+    assert [task.index for task in read(path, filter_rows='style == "oil" and seed > 103', seed=100)] == [5, 7, 9]
+    assert [task.index for task in read(path, filter_rows="5:10", limit=2, num_images_per_prompt=2)] == [5, 5, 6, 6]
+    assert [task.index for task in read(path, limit=3)] == [0, 1, 2], "what comes after them is not looked at"
+    for text, said in [("3,11", "has no row 11; its indices are 0 to 10"), ("styl == 'x'", "The nearest is style"),
+                       ("style == 'pen'", "leaves none of the 11 rows of"), ("2,12", "has no row 12;")]:  # fmt: skip
+        with pytest.raises(UserError, match=re.escape(said)):
+            read(path, filter_rows=text, limit=1)
+    with pytest.raises(UserError, match="with --prompt drop them"):
+        T2IConfig(prompt="a", limit=1)
+
+
+def test_columns_of_a_csv_are_compared_as_what_they_look_like(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt,score,index\na,9,10\nb,10,20\nc,,30\n")
+    assert [task.index for task in read(tmp_path / "p.csv", filter_rows="score > 8")] == [10, 20]
+    assert [task.index for task in read(tmp_path / "p.csv", filter_rows="score == None")] == [30]

@@ -40,9 +40,6 @@ def prepare(folder: Path) -> None:
 
 def type_in(command: str) -> int:
     words = shlex.split(command)
-    if words[0] == "rm":
-        Path(words[1]).unlink()
-        return 0
     assert words[0] in ("dglaunch", "torchrun"), command
     words = words[words.index("dglaunch") + 1 :]
     return main(["plan", *words] if "--backend" in words else words)
@@ -57,7 +54,9 @@ def test_every_command_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 variables.setenv("DG_BACKEND", "fake")
             assert type_in(command) == 0, command
     assert len(commands()) > 20
-    assert len(ledger(Path("out"))) == len(ledger(Path("shared"))) == 5
+    assert len(ledger(Path("out"))) == len(ledger(Path("shared"))) == len(ledger(Path("few"))) == 5
+    assert [(line["seed"], line["guidance_scale"]) for line in ledger(Path("out"))[2::2]] == [(102, 1.0), (4, 5.0)]
+    assert len(list(Path("out/replaced").glob("*.png"))) == 3
     assert Path("out/000002.png").exists() and Path("variation.png").exists() and Path("edit-again.png").exists()
     assert [run_json(Path(f"from-file{suffix}"))["config"]["guidance_scale"]["value"] for suffix in ("", "-5", "-7")] == [
         None, 5.0, None,

@@ -8,7 +8,8 @@ import pytest
 
 from dglaunch.errors import UserError
 from dglaunch.output import ownership
-from dglaunch.output.ledger import FAILURES, METADATA, RUN, LineKind, OutputFolder, Part, format_of, read_lines, scan
+from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, format_of
+from dglaunch.output.lines import LineKind, read_lines, scan
 
 NODE, RANK, BOTH = Part("-node0of2"), Part(rank="-rank1of4"), Part("-node0of2", "-rank1of4")
 

@@ -1,0 +1,61 @@
+"""torchrun's agent in this process, for --num_gpus: it starts the ranks, hands signals on and waits for them.
+
+torchrun, the command, ends a run that was stopped with a traceback of its own, below the words of rank 0, and turns every
+exit code into 1. Here the ranks have the last word, and their code is the command's.
+"""
+
+import logging
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+
+from dglaunch.cli.children import descendants
+from dglaunch.environment import environment
+from dglaunch.errors import EXIT_BROKEN, EXIT_DRAINED, EXIT_ITEMS_FAILED, EXIT_USER
+from dglaunch.streams import say
+from dglaunch.system import torchrun_options
+
+TOLD = (EXIT_USER, EXIT_ITEMS_FAILED, EXIT_DRAINED)
+"""Exit codes of which rank 0 has said all that there is to say."""
+LOGS = (
+    "torch.distributed.run",
+    "torch.distributed.elastic.agent.server.api",
+    "torch.distributed.elastic.multiprocessing.api",
+)
+"""Which of its loggers tell of signals and exit codes; what they say of a crash stands in its summary, too."""
+
+
+def run_ranks(num_ranks: int, words: Sequence[str]) -> int:
+    """Run `dglaunch WORDS` on so many ranks of this machine and return its exit code: that of the ranks, 130 after a signal."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    if "LOGLEVEL" not in environment():  # by which torch is told how much it says
+        for name in LOGS:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        options = parse_args([*torchrun_options(num_ranks), "-m", "dglaunch", *words])  # type: ignore[no-untyped-call]
+        run(options)  # type: ignore[no-untyped-call]
+    except SignalException:
+        return EXIT_DRAINED
+    except ChildFailedError as failed:
+        return _exit_code(failed, [failure.exitcode for failure in failed.failures.values()])
+    finally:
+        _end_all()
+    return 0
+
+
+def _exit_code(failed: Exception, codes: Sequence[int]) -> int:
+    if all(code in TOLD for code in codes):
+        return min(codes)
+    say(str(failed), error=True)
+    return EXIT_BROKEN
+
+
+def _end_all() -> None:
+    """What is left after a second signal, which breaks off the waiting for the ranks."""
+    for pid in descendants(os.getpid()):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
