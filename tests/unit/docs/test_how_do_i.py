@@ -54,7 +54,7 @@ def test_every_command_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [run_json(Path(f"from-file{suffix}"))["config"]["guidance_scale"]["value"] for suffix in ("", "-5", "-7")] == [
         None, 5.0, None,
     ]  # fmt: skip
-    assert [line["seed"] for line in ledger(Path("from-file-7"))] == [7, 8, 9, 10, 11]
+    assert {line["seed"] for line in ledger(Path("from-file-7"))} == {7, 8, 9, 10, 11}
     assert Path("from-file/gallery.html").exists() and not Path("from-file-5/gallery.html").exists()
     views = ("bench/geneval/00000/samples/00003.png", "dpg/dpg/7.png", "out/webdataset/00000.tar")
     assert all(Path(name).exists() for name in views) and len(list(Path("color/t2i_compbench/samples").iterdir())) == 10
