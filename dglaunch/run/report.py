@@ -244,9 +244,8 @@ class Report:
     def end(self, summary: Summary, folder: object) -> None:
         """The end of the run, for people."""
         self.stop()
-        table = Table(
-            title=f"{headline(summary.outcome, self.counts)}, in {folder}", show_header=False, title_justify="left"
-        )
+        self.note(f"{headline(summary.outcome, self.counts)}, in {folder}")
+        table = Table(show_header=False)
         for name, value in _rows(summary).items():
             table.add_row(name, value)
         self.terminal.print(table)

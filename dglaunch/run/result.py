@@ -92,7 +92,7 @@ class RunResult:
 
 def _records(path: Path, kind: FileKind) -> Iterator[Record]:
     """Of all ledgers of a folder (several where nodes or ranks write for themselves), each item once; the one that the
-    last node has joined is in the order of the tasks, and comes first."""
+    last node has joined has them all, and comes first."""
     folder = OutputFolder(path)
     joined = folder.file(kind)
     seen: set[TaskId] = set()

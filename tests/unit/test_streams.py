@@ -135,7 +135,7 @@ def test_brackets_of_folders_names_and_errors_reach_the_terminal(tmp_path: Path)
     assert (
         ended.code == 3
         and r"image a[b]\u202e.png failed" in ended.output
-        and f"Partly failed: 0 of 1 made, in {out}" in ended.output
+        and f"Partly failed: 1 of 2 made, in {out}" in ended.output
     )
     shutil.copy(out / "b.png", out / "bad[red]\x1b[31m.png")
     told = dglaunch("verify", out).output
