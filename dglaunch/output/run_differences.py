@@ -5,6 +5,7 @@ found = RowDifferences(2)            # the same of ledger lines, one image after
 found.add([line_of_one, line_of_other])
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -73,51 +74,55 @@ def shown(value: object) -> str:
     """Return a setting as a heading shows it: 4 for 4.0, and a text as it is."""
     if isinstance(value, float):
         return f"{value:g}"
-    if value is None:
-        return "none"
+    if value is None or value is NOT_SAID:
+        return "none" if value is None else "not said"
     return value if isinstance(value, str) else strict_json.dumps(value)
 
 
 @dataclass(slots=True)
 class RowDifferences:
-    """What differs between the lines about one image in several ledgers, over all images."""
+    """What differs between the lines about one image in several ledgers, over all images. What a line does not say at all (that
+    of a failure, or of an older version) is not compared."""
 
     num_runs: int
-    num_rows: int = 0
-    """Images of which at least two runs have a line."""
+    _num_said: Counter[str] = field(default_factory=Counter)
+    """In how many rows at least two lines say it."""
+    _num_differing: Counter[str] = field(default_factory=Counter)
     _first: dict[str, list[object]] = field(default_factory=dict)
-    _counts: dict[str, int] = field(default_factory=dict)
+    """What each run said first of what differs."""
     _changing: set[str] = field(default_factory=set)
 
     def add(self, lines: Sequence[Record | None]) -> dict[str, list[object]]:
         """Take the lines about one image (None: a run has none), and return what differs between them: a value a run."""
-        present = [line for line in lines if line is not None]
-        if len(present) < 2:
-            return {}
-        self.num_rows += 1
         found: dict[str, list[object]] = {}
-        for name in dict.fromkeys(name for line in present for name in line):
-            if name not in OF_A_LINE and any(line.get(name) != present[0].get(name) for line in present):
+        for name in dict.fromkeys(name for line in lines if line is not None for name in line):
+            said = [line[name] for line in lines if line is not None and name in line]
+            if name in OF_A_LINE or len(said) < 2:
+                continue
+            self._num_said[name] += 1
+            if any(value != said[0] for value in said):
                 found[name] = [line.get(name) if line is not None else None for line in lines]
-        for name, values in found.items():
-            self._counts[name] = self._counts.get(name, 0) + 1
-            first = self._first.setdefault(name, list(values))
-            for number, line in enumerate(lines):
-                if line is not None and first[number] is None:
-                    first[number] = values[number]
-                elif line is not None and first[number] != values[number]:
-                    self._changing.add(name)
+                self._note(name, [NOT_SAID if line is None else line.get(name, NOT_SAID) for line in lines])
         return found
+
+    def _note(self, name: str, values: Sequence[object]) -> None:
+        self._num_differing[name] += 1
+        first = self._first.setdefault(name, [NOT_SAID] * self.num_runs)
+        for number, value in enumerate(values):
+            if first[number] is NOT_SAID:
+                first[number] = value
+            elif value is not NOT_SAID and value != first[number]:
+                self._changing.add(name)
 
     def constant(self) -> list[Heading]:
         """Return what differs in the same way for every image: it is the runs', not the images'."""
         return [
             Heading(name, tuple(map(shown, self._first[name])))
-            for name, count in self._counts.items()
-            if count == self.num_rows and name not in self._changing
+            for name, count in self._num_differing.items()
+            if count == self._num_said[name] and name not in self._changing
         ]
 
     def by_row(self) -> list[str]:
         """Return the names of what differs between the runs otherwise for some images than for others."""
         constant = {heading.name for heading in self.constant()}
-        return [name for name in self._counts if name not in constant]
+        return [name for name in self._num_differing if name not in constant]

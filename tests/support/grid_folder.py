@@ -46,7 +46,7 @@ def fill_run(
     for index, color in enumerate(colors):
         if color is not None:
             paint(folder / f"{index:06d}.png", color)
-            digest = f"{index:032x}{sum(map(ord, color)):032x}"
+            digest = f"{sum(map(ord, color)):08x}{index:08x}" + "0" * 48
             rows.append(line(index, sha256=digest, **values))
     write_jsonl(folder / "metadata.jsonl", rows)
     config = {name: {"value": value, "from": "flag"} for name, value in (settings or {}).items()}

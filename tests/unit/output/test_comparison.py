@@ -73,6 +73,7 @@ def test_what_differs_in_every_line_is_the_runs_and_the_rest_is_the_rows() -> No
     }
     found.add([line(1, guidance_scale=1.0, seed=5), line(1, guidance_scale=4.0, seed=6)])
     found.add([line(2, guidance_scale=1.0), None])
+    found.add([line(3, guidance_scale=1.0, negative_prompt="no"), {"index": 3, "sample": 0, "error": "it broke"}])
     assert [str(heading) for heading in found.constant()] == ["guidance_scale 1 | 4"]
     assert found.by_row() == ["seed"]
 
