@@ -183,7 +183,9 @@ def _pieces(folders: Sequence[Path], thumbnails: int, blind: bool) -> Iterator[s
         return
     comparison = Comparison.of(folders, thumbnails, blind)
     with progress("differences measured", comparison.num_rows) as advance:
-        yield from comparison.render(folders[0], advance, [f"{number}/" for number in range(len(folders))])
+        yield from comparison.render(
+            folders[0], advance, {folder: f"{number}/" for number, folder in enumerate(folders)}
+        )
 
 
 def _listening(page: Page, host: str, port: int, terminal: Terminal) -> Server:

@@ -38,7 +38,8 @@ usage: dglaunch COMMAND [flags]      (several GPUs: torchrun --nproc_per_node 8 
   verify OUT     check a folder of results, file by file; --repair queues what is wrong to be made again
   status OUT     how far a job is, while it runs or after it
   merge OUT0 OUT1 ... --output_dir OUT    join the folders of nodes that share no file system
-  gallery OUT    an HTML page to look through the results; --contact_sheet for one image of them
+  gallery OUT    an HTML page to look through the results; --contact_sheet for one image of them, --serve to show it to others
+  gallery OUT0 OUT1 ...    several runs side by side, with what differs between them; --blind to choose without knowing which
   replay FILE    make one image again from its own PNG text and compare; --set guidance_scale=5 for a variation
   doctor         what is installed here, whether it is fine, and the remedy
 

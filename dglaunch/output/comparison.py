@@ -8,7 +8,7 @@ and its choices are summed up by choices.py.
 import heapq
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby, islice
@@ -93,6 +93,8 @@ class Comparison:
                     f"{runs[0].folder} and {run.folder} have no index in common, so nothing of them can stand side by side. "
                     "Name the folders of runs over the same prompts."
                 )
+        if blind:  # so that their order in the page's data says nothing
+            secrets.SystemRandom().shuffle(runs)
         return cls(runs, thumbnails, blind)
 
     @property
@@ -109,7 +111,7 @@ class Comparison:
             heading for heading in headings([run.record for run in self.runs]) if heading.name not in named
         ]
 
-    def render(self, page_folder: Path, progress: Progress, bases: Sequence[str] | None = None) -> Iterator[str]:
+    def render(self, page_folder: Path, progress: Progress, bases: Mapping[Path, str] | None = None) -> Iterator[str]:
         """Return the page as text, in pieces.
 
         Args:
@@ -119,7 +121,7 @@ class Comparison:
         """
         style, script = text_of(*STYLES), text_of(*SCRIPTS)
         if bases is None:
-            bases = [url_of(relative(run.folder, page_folder)) + "/" for run in self.runs]
+            bases = {run.folder: url_of(relative(run.folder, page_folder)) + "/" for run in self.runs}
         title = (
             f"Blind comparison of {len(self.runs)} runs" if self.blind else " | ".join(run.name for run in self.runs)
         )
@@ -133,7 +135,7 @@ class Comparison:
 
     # -- what the script needs ------------------------------------------------------------------------------------
 
-    def _data(self, bases: Sequence[str], progress: Progress) -> Iterator[str]:
+    def _data(self, bases: Mapping[Path, str], progress: Progress) -> Iterator[str]:
         """JSON in pieces, as `gallery.page_data`; what differs is known at its end."""
         columns = {name: Column() for name in ("index", "sample", "prompt", "apart")}
         of_runs = [_RunColumns() for _ in self.runs]
@@ -155,9 +157,9 @@ class Comparison:
         yield script_json(known)[:-1] + ',"columns":'
         yield from _object(columns)
         yield ',"runs":['
-        for number, (run, base, each) in enumerate(zip(self.runs, bases, of_runs)):
+        for number, (run, each) in enumerate(zip(self.runs, of_runs)):
             yield "," * bool(number)
-            yield from each.json(run, base, self.blind, bool(self.thumbnails))
+            yield from each.json(run, bases[run.folder], self.blind, bool(self.thumbnails))
         yield "]}"
 
     def _measured(self, progress: Progress) -> Iterator[tuple[list[Row], list[list[object]]]]:
