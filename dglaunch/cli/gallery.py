@@ -163,8 +163,12 @@ def _serve(folders: Sequence[Path], thumbnails: int, blind: bool, host: str, por
     page = Page(folders, lambda: _pieces(folders, thumbnails, blind))
     with _listening(page, host, port, terminal) as server:
         os.close(page.file())  # what is wrong with it is said now
-        _tell(server, terminal)
         try:
+            _tell(server, terminal)
+            if any(OutputFolder(folder).input_table() is not None for folder in folders):
+                terminal.print(
+                    "Input images are shown where --save_inputs has copied them; those of the table are not served."
+                )
             server.serve_forever()
         except KeyboardInterrupt:
             terminal.print("Stopped.")

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dglaunch.data.images import BadImage
+from dglaunch.data.tables import base_of
 from dglaunch.data.task import Record
 from dglaunch.errors import UserError
 from dglaunch.files import is_regular
 from dglaunch.output.choices import short_hash
 from dglaunch.output.differences import pixels_of, psnr
+from dglaunch.output.inputs import inputs_of_row
 from dglaunch.output.ledger import OutputFolder, TaskId, id_of
 from dglaunch.output.ownership import path_inside
 from dglaunch.output.page_parts import Column, policy, relative, script_json, url_of
@@ -53,6 +55,8 @@ class Run:
     lines: SortedLines
     record: Record
     """Its run.json."""
+    table_folder: Path | None
+    """What the paths of an edit's input images are relative to."""
 
 
 @dataclass(slots=True)
@@ -86,7 +90,9 @@ class Comparison:
         for folder, name in zip(folders, names_of(resolved)):
             opened = OutputFolder(folder)
             opened.require_results()
-            runs.append(Run(folder, name, SortedLines(opened), next(iter(opened.runs().values()), {})))
+            record = next(iter(opened.runs().values()), {})
+            table = opened.input_table()
+            runs.append(Run(folder, name, SortedLines(opened), record, base_of(table) if table is not None else None))
         for run in runs[1:]:
             if not run.lines.num_shared(runs[0].lines):
                 raise UserError(
@@ -120,14 +126,16 @@ class Comparison:
             bases: the address of each folder, if not its path.
         """
         style, script = text_of(*STYLES), text_of(*SCRIPTS)
+        is_served = bases is not None
         if bases is None:
             bases = {run.folder: url_of(relative(run.folder, page_folder)) + "/" for run in self.runs}
         title = (
             f"Blind comparison of {len(self.runs)} runs" if self.blind else " | ".join(run.name for run in self.runs)
         )
+        befores = _Befores(self.runs, bases, None if is_served else page_folder)
         return template("compare.html", "The comparison").generate(
             title=title,
-            data=self._data(bases, progress),
+            data=self._data(bases, befores, progress),
             style=style,
             script=script,
             policy=policy(style, script),
@@ -135,9 +143,9 @@ class Comparison:
 
     # -- what the script needs ------------------------------------------------------------------------------------
 
-    def _data(self, bases: Mapping[Path, str], progress: Progress) -> Iterator[str]:
+    def _data(self, bases: Mapping[Path, str], befores: "_Befores", progress: Progress) -> Iterator[str]:
         """JSON in pieces, as `gallery.page_data`; what differs is known at its end."""
-        columns = {name: Column() for name in ("index", "sample", "prompt", "apart")}
+        columns = {name: Column() for name in ("index", "sample", "prompt", "apart", "before")}
         of_runs = [_RunColumns() for _ in self.runs]
         count = 0
         for part, distances in self._measured(progress):
@@ -145,7 +153,8 @@ class Comparison:
             for (task, lines), apart in zip(part, distances):
                 present = [line for line in lines if line is not None]
                 self.num_in_all += all(line is not None and "file_name" in line for line in lines)
-                for name, value in zip(columns, (*task, present[0].get("prompt"), _furthest(apart))):
+                before = None if self.blind and self.thumbnails else befores.of(lines)
+                for name, value in zip(columns, (*task, present[0].get("prompt"), _furthest(apart), before)):
                     columns[name].add(value)
                 differing = self.rows.add(lines)
                 for number, (each, line) in enumerate(zip(of_runs, lines)):
@@ -195,6 +204,27 @@ class Comparison:
                 names = [path_inside(line.get("file_name")) if line is not None else None for line in lines]
                 for picture in make_thumbnails(run.folder, names, self.thumbnails):
                     each.pictures.add(picture)
+
+
+@dataclass(frozen=True, slots=True)
+class _Befores:
+    """Where the input images of edits are."""
+
+    runs: Sequence[Run]
+    bases: Mapping[Path, str]
+    page_folder: Path | None
+    """None: the page is served, and shows no file outside of the runs' folders."""
+
+    def of(self, lines: Sequence[Record | None]) -> str | None:
+        """Return the address of a row's first input image, if any run still has it."""
+        for run, line in zip(self.runs, lines):
+            if line is None or "input_images" not in line:
+                continue
+            for path in inputs_of_row(run.folder, run.table_folder if self.page_folder is not None else None, line)[:1]:
+                if path.is_relative_to(run.folder):
+                    return self.bases[run.folder] + url_of(path.relative_to(run.folder))
+                return url_of(relative(path, self.page_folder)) if self.page_folder is not None else None
+        return None
 
 
 class _RunColumns:

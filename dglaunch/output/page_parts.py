@@ -78,7 +78,7 @@ class Column:
             or isinstance(value, float | dict | list)
             or value != self._last_value
         ):
-            self._last_value, self._last = value, script_json(_for_script(value))
+            self._last_value, self._last = value, script_json(for_script(value))
         if not self._count:
             self._first = self._last
         if self._text is None and self._last != self._first:
@@ -102,12 +102,12 @@ class Column:
         return iter([f'{{"all":{self._first}}}']) if self._text is None and self._count > 1 else self.whole()
 
 
-def _for_script(value: object) -> object:
-    """A value as JavaScript can read it: whole numbers that a double would round, and NaN, become text."""
+def for_script(value: object) -> object:
+    """Return a value as JavaScript can read it: whole numbers that a double would round, and NaN, become text."""
     if isinstance(value, dict):
-        return {str(name): _for_script(item) for name, item in value.items()}
+        return {str(name): for_script(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_for_script(item) for item in value]
+        return [for_script(item) for item in value]
     if isinstance(value, int) and abs(value) > MOST_EXACT:
         return str(value)
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

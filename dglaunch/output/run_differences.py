@@ -15,6 +15,8 @@ from dglaunch.data.task import Record
 from dglaunch.output.ledger import object_at
 
 NOT_SAID = object()
+MOST_SHOWN = 100
+"""Characters of a setting in a heading."""
 OF_A_LINE = frozenset(
     {"index", "sample", "file_name", "bytes", "key", "sha256", "rank", "node", "batch_size", "seconds", "time", "error"}
     | {"input_sha256", "input_file_names"}
@@ -71,12 +73,13 @@ def _settings(run: Record) -> Record:
 
 
 def shown(value: object) -> str:
-    """Return a setting as a heading shows it: 4 for 4.0, and a text as it is."""
+    """Return a setting as a heading shows it: 4 for 4.0, and of a long text the beginning."""
     if isinstance(value, float):
         return f"{value:g}"
     if value is None or value is NOT_SAID:
         return "none" if value is None else "not said"
-    return value if isinstance(value, str) else strict_json.dumps(value)
+    text = value if isinstance(value, str) else strict_json.dumps(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 @dataclass(slots=True)

@@ -117,6 +117,23 @@ def test_the_slider_is_between_any_two(tab: browser.Browser, place: Path, tmp_pa
     assert tab.complaints() == []
 
 
+def test_the_input_of_an_edit_can_be_the_left_side(tab: browser.Browser, tmp_path: Path) -> None:
+    for name, color in (("a", "red"), ("b", "blue")):
+        out = fill_run(tmp_path / name, [color])
+        paint(out / "inputs" / "000000_0.png", "yellow")
+        write_jsonl(out / "metadata.jsonl", [line(0, input_images=["a.png"], input_file_names=["inputs/000000_0.png"])])
+    assert dglaunch("gallery", "a", "b", cwd=tmp_path).code == 0
+    tab.open(tmp_path / "compare.html", "open=0&left=input&right=1")
+    tab.until(READY)
+    tab.until(LOADED.format("#stage"))
+    assert tab.js("return [...document.querySelectorAll('.frame .tag')].map((tag) => tag.textContent)") == [
+        "the input",
+        "b",
+    ]
+    assert "inputs/000000_0.png" in tab.js("return document.querySelector('.frame .before').src")
+    assert tab.complaints() == []
+
+
 def test_a_blind_page_shuffles_and_its_choices_are_downloaded_and_summed_up(
     tab: browser.Browser, place: Path, tmp_path: Path
 ) -> None:

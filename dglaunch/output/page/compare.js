@@ -14,6 +14,7 @@ const small = (run, row) => of(run, "thumbnails", row) ?? address(run, row);
 const decibels = (apart) => (typeof apart === "number" ? `${apart.toFixed(2)} dB` : apart);
 const equal = (row) => value("apart", row) === "equal";
 const title = (row) => `index ${value("index", row)}` + (value("sample", row) ? `, sample ${value("sample", row)}` : "");
+const INPUT = "input"; // the left side may also be an edit's input image
 const nameOf = (run, place) => (blind ? `${place + 1}` : runs[run].name);
 
 // -- the order of the runs in a row --------------------------------------------------------------------------------
@@ -233,15 +234,22 @@ function tabulate(table, rows) { // the first row and the first column are headi
 
 function stage(row) {
   const frame = make("div", { className: "frame" }), there = order(row);
-  const sides = ["left", "right"].map((id) => Number($(id).value));
-  const shownRuns = sides.map((place) => there[place]);
-  const run = shownRuns.find((each) => has(each, row)) ?? shownRuns[0];
+  const sides = ["left", "right"].map((id) => ($(id).value === INPUT ? null : there[Number($(id).value)])); // null: the input
+  const run = sides.find((each) => each !== null && has(each, row)) ?? there[0];
   if (of(run, "width", row) > 0 && of(run, "height", row) > 0) frame.style.setProperty("--ratio", of(run, "width", row) / of(run, "height", row));
   $("along").hidden = true;
-  const images = shownRuns.map((each) => full(row, each));
-  const names = shownRuns.map((each, n) => nameOf(each, sides[n]) + (has(each, row) ? "" : ": no such image"));
+  const images = sides.map((each) => (each === null ? before(row) : full(row, each)));
+  const names = sides.map((each) => each === null ? (value("before", row) ? "the input" : "the input is not there")
+    : nameOf(each, there.indexOf(each)) + (has(each, row) ? "" : ": no such image"));
   slider(frame, ...images, names, "Left and right: where the right image begins, in per cent of the width");
   $("stage").replaceChildren(frame);
+}
+
+function before(row) {
+  const image = make("img", { alt: "before the edit", hidden: !value("before", row) });
+  image.onerror = () => { image.hidden = true; };
+  if (value("before", row)) image.src = value("before", row);
+  return image;
 }
 
 function full(row, run) {
@@ -350,6 +358,7 @@ drawsAgain($("grid"), draw);
 addEventListener("hashchange", restore);
 
 for (const id of ["left", "right"]) options($(id), runs.map((_, run) => [String(run), nameOf(run, run)]));
+if (Array.from({ length: data.count }, (_, row) => value("before", row)).some(Boolean)) options($("left"), [[INPUT, "the input"]]);
 if (blind) {
   options($("only"), [["open", "what is not chosen yet"]]);
   options($("sort"), [["apart", "difference"]]);

@@ -14,7 +14,7 @@ from dglaunch.output import comparison
 from dglaunch.output.choices import Choice, Tally, read_choices, tally
 from dglaunch.output.run_differences import RowDifferences, headings
 from support.commands import dglaunch
-from support.gallery_folder import EVIL, failure, line
+from support.gallery_folder import EVIL, failure, line, paint
 from support.grid_folder import fill_run
 from support.results import write_jsonl
 
@@ -112,10 +112,25 @@ def test_failures_samples_thumbnails_and_nothing_of_the_ledger_is_markup(tmp_pat
     assert data["columns"]["sample"] == [0, 0, 3]
     assert data["runs"][0]["errors"] == [None, None, "RuntimeError: it broke"]
     assert [text and text[:15] for text in data["runs"][0]["thumbnails"]] == ["data:image/webp"] * 2 + [None]
-    assert data["headings"] == [["negative_prompt", ["a" + EVIL, "b" + EVIL]]]
+    assert data["headings"] == [["negative_prompt", [f"a{EVIL}", f"b{EVIL}"]]]
     text = (tmp_path / "compare.html").read_text(encoding="utf-8")
     assert "<script>window" not in text and "<img" not in text and text.count("<script") == 2
     assert "http:" not in text and "https:" not in text
+
+
+def test_the_inputs_of_edits_are_found_beside_the_table_or_in_a_folder(tmp_path: Path) -> None:
+    folders = [fill_run(tmp_path / name, ["red", "green"]) for name in ("a", "b")]
+    paint(tmp_path / "table" / "cat 1.png", "yellow")
+    paint(folders[1] / "inputs" / "000001_0.png", "yellow")
+    config = {"input": {"value": str(tmp_path / "table" / "edits.jsonl"), "from": "flag"}}
+    (folders[0] / "run.json").write_text(json.dumps({"outcome": "done", "num_tasks": 2, "config": config}))
+    write_jsonl(folders[0] / "metadata.jsonl", [line(0, input_images=["cat 1.png"]), line(1)])
+    copy = {"input_images": ["gone.png"], "input_file_names": ["inputs/000001_0.png"]}
+    write_jsonl(folders[1] / "metadata.jsonl", [line(0), line(1, **copy)])
+    assert compared(*folders)["columns"]["before"] == ["table/cat%201.png", "b/inputs/000001_0.png"]
+    found = comparison.Comparison.of(folders).render(tmp_path, lambda _: None, {folders[0]: "0/", folders[1]: "1/"})
+    text = "".join(found)
+    assert '"1/inputs/000001_0.png"' in text and "cat%201" not in text, "what is served is inside of the folders"
 
 
 def test_folders_of_one_name_get_those_above_them(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from dglaunch.output.grids import Grid, Place
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.sorted_lines import SortedLines
 from support.commands import dglaunch
-from support.gallery_folder import line
+from support.gallery_folder import BIG_SEED, line
 from support.grid_folder import AXES, COLORS, fill_grids
 
 
@@ -53,6 +53,12 @@ def test_the_page_says_where_each_image_stands(out: Path) -> None:
     data = json.loads("".join(gallery.page_data(out, out, 0, SortedLines(OutputFolder(out)))))
     assert data["grid"] == [[name, values] for name, values in AXES.items()]
     assert data["lines"] == [0] * 6 + [1] * 5 and data["cells"] == [*range(6), *range(5)]
+
+
+def test_a_seed_that_javascript_would_round_is_a_text(tmp_path: Path) -> None:
+    out = fill_grids(tmp_path, 1, {"seed": [1, BIG_SEED]})
+    data = json.loads("".join(gallery.page_data(out, out, 0, [])))
+    assert data["grid"] == [["seed", [1, str(BIG_SEED)]]]
 
 
 def test_the_contact_sheet_has_every_image_in_its_cell(out: Path, tmp_path: Path) -> None:

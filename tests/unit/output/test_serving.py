@@ -5,6 +5,7 @@ import http.client
 import re
 import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -190,11 +191,15 @@ def test_a_browser_that_goes_away_is_no_error(served: Served) -> None:
 # -- the command --------------------------------------------------------------------------------------------------
 
 
-def address_of(process: "object") -> str:
-    for text in process.stdout:  # type: ignore[attr-defined]
-        if found := re.search(r"http://\S+", text):
-            return found[0]
-    raise AssertionError("it never said its address")
+def beginning(process: "subprocess.Popen[str]") -> str:
+    """What it says until it serves."""
+    assert process.stdout is not None
+    said = ""
+    while "Ctrl-C ends it." not in said:
+        text = process.stdout.readline()
+        assert text, said
+        said += text
+    return said
 
 
 def fetch(address: str) -> bytes:
@@ -208,14 +213,27 @@ def fetch(address: str) -> bytes:
 def test_control_c_ends_it_well(tmp_path: Path) -> None:
     out = fill_run(tmp_path / "out", ["red"])
     process = start(["gallery", out, "--serve"])
-    assert b"dglaunch gallery" in fetch(address_of(process))
+    said = beginning(process)
+    assert b"dglaunch gallery" in fetch(re.findall(r"http://\S+", said)[0])
+    assert re.search(r"ssh -N -L (\d+):127\.0\.0\.1:\1 \S+@\S+", said)
     process.send_signal(signal.SIGINT)
     ended = end(process, 20)
     assert ended.code == 0 and "Stopped." in ended.output and "Traceback" not in ended.output
-    assert re.search(r"ssh -N -L (\d+):127\.0\.0\.1:\1 \S+@\S+", ended.output)
     assert sorted(path.name for path in out.iterdir()) == ["000000.png", "metadata.jsonl", "run.json"], (
         "nothing is written"
     )
+
+
+def interrupted(server: Server) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_it_says_of_an_edit_and_of_a_host_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving.Server, "serve_forever", interrupted)
+    out = fill_run(tmp_path / "out", ["red"], {"input": "edits.csv"})
+    ended = dglaunch("gallery", out, "--serve", "--host", "0.0.0.0")
+    assert ended.code == 0 and "those of the table are not served" in ended.output
+    assert "nothing is encrypted" in ended.output and "ssh" not in ended.output
 
 
 @pytest.mark.parametrize("away", ["moved", "replaced"])
