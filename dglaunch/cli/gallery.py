@@ -149,7 +149,7 @@ def _table(folders: Sequence[Path], found: Tally) -> Table:
 def _likelihood(found: Tally) -> str:
     if len(found.wins) != 2 or not sum(found.wins):
         return "."
-    return f". Were both equally good, so clear a result would come by chance in {found.chance:.1%} of such trials."
+    return f". If both were equally good, chance alone would give a result as clear as this in {found.chance:.1%} of trials."
 
 
 # -- over HTTP ----------------------------------------------------------------------------------------------------

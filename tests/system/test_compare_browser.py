@@ -70,7 +70,7 @@ def test_headings_say_what_differs_and_rows_can_be_sorted_by_difference(tab: bro
         "c",
     ]
     assert [shown(tab, f"#grid li:nth-child(1) figure:nth-child({n}) figcaption") for n in (1, 2, 3)] == [
-        "", "equal", "10.83 dB",
+        "", "equal", "10.83\u00a0dB",
     ]  # fmt: skip
     assert "a red" not in shown(tab, "body") and tab.js("return window.hacked ?? null") is None
     assert shown(tab, "#grid li:nth-child(3) .missing") == EVIL

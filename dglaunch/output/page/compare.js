@@ -11,7 +11,7 @@ const said = (run, name, row) => column(runs[run].values[name], row);
 const has = (run, row) => of(run, "files", row) !== null || of(run, "thumbnails", row) !== null;
 const address = (run, row) => (of(run, "files", row) === null ? null : runs[run].base + encoded(of(run, "files", row)));
 const small = (run, row) => of(run, "thumbnails", row) ?? address(run, row);
-const decibels = (apart) => (typeof apart === "number" ? `${apart.toFixed(2)} dB` : apart);
+const decibels = (apart) => (typeof apart === "number" ? `${apart.toFixed(2)}\u00a0dB` : apart);
 const equal = (row) => value("apart", row) === "equal";
 const title = (row) => `index ${value("index", row)}` + (value("sample", row) ? `, sample ${value("sample", row)}` : "");
 const INPUT = "input"; // the left side may also be an edit's input image
