@@ -117,6 +117,7 @@ def test_the_slider_is_between_any_two(tab: browser.Browser, place: Path, tmp_pa
     assert tab.complaints() == []
 
 
+@pytest.mark.slow
 def test_the_input_of_an_edit_can_be_the_left_side(tab: browser.Browser, tmp_path: Path) -> None:
     for name, color in (("a", "red"), ("b", "blue")):
         out = fill_run(tmp_path / name, [color])
@@ -168,6 +169,7 @@ def test_a_blind_page_shuffles_and_its_choices_are_downloaded_and_summed_up(
     assert tab.complaints() == []
 
 
+@pytest.mark.slow
 def test_a_list_that_is_higher_than_a_browser_can_is_shown_in_parts(
     tab: browser.Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -149,6 +149,7 @@ def test_a_blind_page_does_not_say_which_is_which(two: tuple[Path, Path]) -> Non
     assert {"files", "name", "folder"} & data["runs"][0].keys() == set(), "the pictures are in the page itself"
 
 
+@pytest.mark.slow
 def test_many_rows_take_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a million rows must not need gigabytes: a line of a ledger is 2,000 bytes in memory."""
     monkeypatch.setattr(comparison, "ROWS_AT_A_TIME", 64)
