@@ -4,6 +4,9 @@ Terminal().print("bad[/b].png")             as it is: no text is markup, an emoj
 Terminal(stderr=True).print(table)          the cells, too
 """
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import IO
 
 from rich.console import Console, HighlighterType, JustifyMethod, OverflowMethod  # noqa: TID251
@@ -11,6 +14,8 @@ from rich.style import Style
 from rich.text import Text
 
 from dglaunch.streams import Stream, readable
+
+SAY_EVERY_S = 10.0
 
 
 class Terminal(Console):
@@ -66,3 +71,28 @@ class Terminal(Console):
     ) -> Text:
         """Every string passes here, be it a line, a cell or a title."""
         return Text(readable(text), style=style, justify=justify, overflow=overflow)
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show on stderr how far something is, in this block: yields a function that is told how much more is done. Where what is
+    written cannot be written over (a log), a line now and then says it."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    terminal = Terminal(stderr=True)
+    if terminal.redraws:
+        columns = TextColumn(what, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        with Progress(*columns, console=terminal, transient=True) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda more: bar.advance(task, more)
+        return
+    done, said = 0, time.monotonic()
+
+    def advance(more: int) -> None:
+        nonlocal done, said
+        done += more
+        if time.monotonic() - said >= SAY_EVERY_S:
+            said = time.monotonic()
+            terminal.print(f"{what}: {done:,} of {total:,}")
+
+    yield advance

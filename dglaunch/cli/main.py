@@ -47,7 +47,10 @@ After
                     --failed, with --seed_offset 100 or --set guidance_scale=5
   verify OUT        check a folder of results, file by file;
                     --repair queues what is wrong to be made again
-  gallery OUT       an HTML page of the results; --contact_sheet: one image
+  gallery OUT       an HTML page of the results; --contact_sheet: one image;
+                    --serve shows it to others
+  gallery OUT0 OUT1 ...
+                    several runs side by side; --blind to choose blindly
   replay FILE       make one image again from its own text and compare;
                     --set guidance_scale=5 for a variation
   merge OUT0 OUT1 ... --output_dir OUT

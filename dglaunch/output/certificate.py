@@ -24,10 +24,10 @@ from dglaunch.data.task import Record
 from dglaunch.errors import OutputError, UserError
 from dglaunch.files import is_regular, open_regular, read_bytes
 from dglaunch.output.differences import Comparison, pixels_of
-from dglaunch.output.gallery import policy
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.lines import TaskId, file_name_of
 from dglaunch.output.ownership import refuse_to_replace
+from dglaunch.output.page_parts import policy
 from dglaunch.output.templates import template, text_of
 
 if TYPE_CHECKING:

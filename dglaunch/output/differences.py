@@ -77,9 +77,7 @@ def difference(one: "Pixels", other: "Pixels", seen: int = SEEN) -> Difference:
     """
     import numpy as np
 
-    if one.shape != other.shape:
-        sizes = " and ".join(f"{picture.shape[1]}x{picture.shape[0]}" for picture in (one, other))
-        raise ValueError(f"the sizes differ: {sizes}")
+    _refuse_other_size(one, other)
     apart = np.abs(one.astype(np.int32) - other.astype(np.int32))
     return Difference(
         greatest=int(apart.max()),
@@ -88,6 +86,25 @@ def difference(one: "Pixels", other: "Pixels", seen: int = SEEN) -> Difference:
         mean_square=float((apart * apart).mean()),
         ssim=ssim(one, other),
     )
+
+
+def _refuse_other_size(one: "Pixels", other: "Pixels") -> None:
+    if one.shape != other.shape:
+        sizes = " and ".join(f"{picture.shape[1]}x{picture.shape[0]}" for picture in (one, other))
+        raise ValueError(f"the sizes differ: {sizes}")
+
+
+def psnr(one: "Pixels", other: "Pixels") -> float:
+    """Return the PSNR of two pictures of 8 bits a channel in dB, in a tenth of the time that `difference` takes.
+
+    Raises:
+        ValueError: they have different sizes.
+    """
+    import numpy as np
+
+    _refuse_other_size(one, other)
+    apart = np.subtract(one, other, dtype=np.int16).ravel()
+    return psnr_of(float(np.square(apart, dtype=np.int32).mean(dtype=np.float64)))
 
 
 def psnr_of(mean_square: float) -> float:

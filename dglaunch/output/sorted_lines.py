@@ -39,6 +39,11 @@ class SortedLines:
         self._places = places[is_last]
         self.num_failed = int((self._places[:, 2] < len(failures)).sum())
 
+    def num_shared(self, other: "SortedLines") -> int:
+        """Return how many images both have lines about."""
+        both = np.concatenate([self._places[:, :2], other._places[:, :2]])
+        return len(both) - len(np.unique(both, axis=0))
+
     def __len__(self) -> int:
         return len(self._places)
 

@@ -43,11 +43,11 @@ class Browser:
         with urllib.request.urlopen(request, timeout=120) as answer:
             return json.load(answer)["value"]
 
-    def open(self, page: Path, state: str = "") -> None:
-        """Load a page from the disk, with its state after the #."""
+    def open(self, page: Path | str, state: str = "") -> None:
+        """Load a page from the disk or from an address, with its state after the #."""
         self.call("POST", "/url", {"url": "about:blank"})
         self.complaints()  # those of the page before are not this one's
-        self.call("POST", "/url", {"url": f"{page.resolve().as_uri()}#{state}"})
+        self.call("POST", "/url", {"url": f"{page if isinstance(page, str) else page.resolve().as_uri()}#{state}"})
 
     def js(self, script: str, *arguments: Any) -> Any:
         """`return ...` of a script."""
@@ -83,6 +83,11 @@ class Browser:
             for entry in self.call("POST", "/se/log", {"type": "browser"})
             if entry["level"] == "SEVERE"
         ]
+
+    def download_to(self, folder: Path) -> None:
+        """Put what pages give to download into a folder, without asking."""
+        command = {"cmd": "Browser.setDownloadBehavior", "params": {"behavior": "allow", "downloadPath": str(folder)}}
+        self.call("POST", "/goog/cdp/execute", command)
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.call("GET", "/screenshot")))

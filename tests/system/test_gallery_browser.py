@@ -211,9 +211,16 @@ def test_ten_thousand_rows_are_there_in_two_seconds(tab: browser.Browser, tmp_pa
 
 
 def test_a_page_sent_without_its_folder_shows_the_thumbnails(tab: browser.Browser, out: Path, tmp_path: Path) -> None:
-    page = gallery.write_page(out, None, 32).rename(tmp_path / "alone.html")
+    elsewhere = tmp_path / "deeper" / "alone.html"
+    elsewhere.parent.mkdir()
+    page = gallery.write_page(out, elsewhere, 32).rename(tmp_path / "alone.html")
     tab.open(page, "open=0")
     tab.until(READY)
     tab.until("document.querySelector('#stage img').naturalWidth === 32")
-    assert "small copy" in tab.js("return document.querySelector('#stage').textContent")
-    gallery.write_page(out)
+    told = tab.js("const told = document.getElementById('along'); return told.checkVisibility() && told.textContent")
+    assert "not along with this page" in told and "small copy" in told
+    assert not tab.js("return document.getElementById('file').checkVisibility()"), "there is no file to open"
+    tab.open(page, "open=2")
+    tab.until(READY)
+    tab.until("document.querySelector('#stage .before').naturalWidth === 32")
+    assert tab.until("document.getElementById('along').checkVisibility()")

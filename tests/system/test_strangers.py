@@ -22,17 +22,20 @@ from dglaunch.errors import UserError
 from dglaunch.models import checkpoint
 from dglaunch.models.shape import Shape
 from dglaunch.output import gallery, ownership
+from dglaunch.output.comparison import Comparison
 from dglaunch.output.inspection import describe_missing, inspect
 from dglaunch.output.ledger import OutputFolder
+from dglaunch.output.run_differences import headings
 from dglaunch.output.sorted_lines import SortedLines
 from dglaunch.output.status import read_status
 from support.commands import dglaunch
+from support.grid_folder import fill_run
 from support.results import write_jsonl
 
 EXAMPLES = int(os.environ.get("DG_TEST_FUZZ", "40"))
 KEYS = ["index", "sample", "file_name", "bytes", "sha256", "key", "error", "prompt", "seed", "settings", "outcome", "num_tasks",
         "config", "seconds", "versions", "images_per_s", "started", "input_images", "input_file_names", "input_sha256", "shape",
-        "_class_name", "transformer", "sample_size", "__metadata__", "data_offsets", "dtype"]  # fmt: skip
+        "_class_name", "transformer", "sample_size", "__metadata__", "data_offsets", "dtype", "grid", "defaults", "topology"]  # fmt: skip
 LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
     st.sampled_from(["..", "a\0b", "x" * 300, "\ud800", "run.json", "000000.png", "0" * 64, 2**70, 10**10, -1]),
@@ -69,10 +72,15 @@ def survives(read: Callable[[], object]) -> None:
         assert str(error)
 
 
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fill_run(tmp_path_factory.mktemp("good"), ["red"], {"seed": 3})
+
+
 @fuzz
 @given(ledger=TEXTS, failures=TEXTS, run=TEXTS)
 def test_a_folder_is_looked_at_whatever_its_files_say(
-    tmp_path_factory: pytest.TempPathFactory, ledger: bytes, failures: bytes, run: bytes
+    tmp_path_factory: pytest.TempPathFactory, good: Path, ledger: bytes, failures: bytes, run: bytes
 ) -> None:
     folder = OutputFolder(tmp_path_factory.mktemp("out"))
     for name, data in (("metadata.jsonl", ledger), ("failures.jsonl", failures), ("run.json", run)):
@@ -81,6 +89,8 @@ def test_a_folder_is_looked_at_whatever_its_files_say(
     survives(lambda: read_status(folder))
     survives(lambda: describe_missing(folder, inspect(folder).records))
     survives(lambda: list(gallery.render(folder.path, folder.path, 0, SortedLines(folder))))
+    survives(lambda: headings([*folder.runs().values(), *folder.runs().values(), {}]))
+    survives(lambda: list(Comparison.of([folder.path, good]).render(folder.path, lambda _: None)))
     survives(lambda: ownership.refuse_foreign_files(folder, {"000000.png": {"index": 0, "seed": 0}}))
 
 

@@ -1,23 +1,12 @@
-// The gallery's behaviour. Text from the ledger is only ever set as text. The state is in the address after the #, so
-// that a view can be bookmarked: query, status, rank, seed, sort, descending, open (position of a row in the data).
+// The gallery's behaviour. The state is in the address after the #, so that a view can be bookmarked: query, status, rank,
+// seed, sort, descending, layout, across, open (position of a row in the data).
 "use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
-const $ = (id) => document.getElementById(id);
-const root = document.documentElement;
-const GAP = 10, CAPTION = 56, AHEAD = 2; // AHEAD: rows of tiles kept beyond the edges of the window
-
-const column = (list, row) => (Array.isArray(list) ? list[row] : list?.all) ?? null;
+const CAPTION = 56; // pixels under a picture
 const value = (name, row) => column(data.columns[name], row);
 const failed = (row) => data.files[row] === null;
-const encoded = (name) => name.split("/").map(encodeURIComponent).join("/");
 const address = (row) => (failed(row) ? null : data.base + encoded(data.files[row]));
 const small = (row) => data.thumbnails?.[row] ?? address(row);
 const title = (row) => data.files[row] ?? `index ${value("index", row)}, failed`;
-const make = (tag, options = {}, ...children) => {
-  const element = Object.assign(document.createElement(tag), options);
-  element.append(...children);
-  return element;
-};
 
 // -- search, filter, sort ------------------------------------------------------------------------------------------
 
@@ -29,6 +18,7 @@ for (let row = 0; row < data.count; row++) {
   seeds.push(/^\d+$/.test(seed) ? BigInt(seed) : null); // up to 2^63: more than a number holds
 }
 let shown = []; // rows that fit, in the order of the grid
+let fitting = new Set(); // of them, those that fit the search; a grid is shown whole
 let active = 0; // position in `shown` that the keyboard is at
 
 function seedRanges(text) {
@@ -42,7 +32,7 @@ function seedRanges(text) {
 }
 
 function tests() {
-  const words = $("query").value.toLowerCase().match(/"[^"]+"|[^\s"]+/g)?.map((word) => word.replaceAll('"', "")) ?? [];
+  const words = wordsOf($("query").value);
   const status = $("status").value, rank = $("rank").value, ranges = seedRanges($("seed").value);
   $("seed").setAttribute("aria-invalid", String(ranges === null));
   const found = [];
@@ -54,7 +44,6 @@ function tests() {
   return found;
 }
 
-const collator = new Intl.Collator(undefined, { numeric: true });
 const number = (name) => (row) => value(name, row) ?? Infinity;
 const ORDER = { // the value that each order compares; rows stay in the order of their index otherwise
   prompt: (row) => value("prompt", row) ?? "",
@@ -66,105 +55,85 @@ const ORDER = { // the value that each order compares; rows stay in the order of
 
 function sorted(rows) {
   const key = ORDER[$("sort").value];
-  if (key) {
-    const keys = new Map(rows.map((row) => [row, key(row)]));
-    const compare = (a, b) => (typeof a === "string" ? collator.compare(a, b) : a < b ? -1 : a > b ? 1 : 0);
-    rows.sort((one, other) => compare(keys.get(one), keys.get(other)));
-  }
-  return $("direction").getAttribute("aria-pressed") === "true" ? rows.reverse() : rows;
+  if (key) rows = sortedBy(rows, key);
+  return descends() ? rows.reverse() : rows;
 }
 
 function apply() {
   const start = performance.now();
   const conditions = tests(), rows = [];
   for (let row = 0; row < data.count; row++) if (conditions.every((test) => test(row))) rows.push(row);
-  shown = sorted(rows);
-  active = 0;
-  const bad = shown.filter(failed).length, count = (n) => n.toLocaleString("en");
+  const bad = rows.filter(failed).length, loose = gridded() ? rows.filter((row) => gridKey(row) === null).length : 0;
   $("count").textContent =
-    (shown.length === data.count ? "" : `${count(shown.length)} of `) + `${count(data.count)} images` +
-    (bad ? `, ${count(bad)} failed` : "");
-  $("nothing").hidden = shown.length > 0;
-  for (const item of tiles.values()) item.remove();
-  tiles.clear();
+    (rows.length === data.count ? "" : `${counted(rows.length)} of `) + `${counted(data.count)} images` +
+    (bad ? `, ${counted(bad)} failed` : "") + (loose ? `, ${counted(loose)} in no grid` : "");
+  $("nothing").hidden = rows.length > 0;
+  fitting = new Set(rows);
+  shown = gridded() ? grouped(sorted(rows)) : sorted(rows);
+  active = 0;
+  list.clear();
+  list.part = 0;
   draw();
-  root.dataset.shown = shown.length;
+  root.dataset.shown = rows.length;
   root.dataset.filterMs = (performance.now() - start).toFixed(1);
 }
 
-// -- the grid: only the tiles in sight exist -----------------------------------------------------------------------
+// -- the images: only those in sight exist -------------------------------------------------------------------------
 
-const tiles = new Map(); // position -> <li>
-let columns = 1, side = 176;
-
-function measure() {
-  const width = $("grid").clientWidth;
-  columns = Math.max(1, Math.floor((width + GAP) / (Number($("size").value) + GAP)));
-  side = Math.floor((width - GAP * (columns - 1)) / columns);
-  $("grid").style.height = `${Math.max(0, Math.ceil(shown.length / columns) * (side + CAPTION + GAP) - GAP)}px`;
-}
+const list = new SightList($("grid"), (n) => (gridded() ? block(n) : tile(n)));
+list.redraw = draw;
+const itemOf = (position) => (gridded() ? blockOf[position] : position); // of the list
+let columns = 1; // positions in `shown` from one line of pictures to the next
 
 function draw() {
-  measure();
-  const pitch = side + CAPTION + GAP, top = -$("grid").getBoundingClientRect().top;
-  const first = Math.max(0, (Math.floor(top / pitch) - AHEAD) * columns);
-  const last = Math.min(shown.length, (Math.ceil((top + innerHeight) / pitch) + AHEAD) * columns);
-  for (const [position, item] of tiles)
-    if ((position < first || position >= last) && !item.contains(document.activeElement)) {
-      item.remove();
-      tiles.delete(position);
-    }
-  for (let position = first; position < last; position++) {
-    if (!tiles.has(position)) {
-      tiles.set(position, tile(position));
-      $("grid").append(tiles.get(position));
-    }
-  }
-  const reachable = tiles.has(active) ? active : first;
-  for (const [position, item] of tiles) {
-    Object.assign(item.style, {
-      width: `${side}px`, height: `${side + CAPTION}px`,
-      left: `${(position % columns) * (side + GAP)}px`, top: `${Math.floor(position / columns) * pitch}px`,
-    });
-    item.querySelector(".picture").style.height = `${side}px`;
-    item.firstChild.tabIndex = position === reachable ? 0 : -1;
-  }
+  const width = $("grid").clientWidth, wanted = Number($("size").value);
+  const fit = Math.max(1, Math.floor((width + GAP) / (wanted + GAP)));
+  const side = gridded() ? wanted : Math.floor((width - GAP * (fit - 1)) / fit);
+  root.style.setProperty("--side", `${side}px`);
+  columns = gridded() ? axes[acrossAxis()][1].length : fit;
+  if (gridded()) list.shape(blocks.length, 1, blockHeight(side));
+  else list.shape(shown.length, fit, side + CAPTION + GAP);
+  const first = list.draw((item, n) => {
+    if (!gridded()) Object.assign(item.style, { width: `${side}px`, height: `${side + CAPTION}px`, left: `${((n - list.start) % fit) * (side + GAP)}px` });
+  });
+  const reachable = list.items.has(itemOf(active)) ? active : gridded() ? [...blocks[first]?.values() ?? [0]][0] : first;
+  for (const item of list.items.values())
+    for (const one of item.querySelectorAll(".tile")) one.tabIndex = Number(one.dataset.position) === reachable ? 0 : -1;
 }
 
-function tile(position) {
+function button(position) {
   const row = shown[position], bad = failed(row);
   const picture = make("span", { className: "picture" });
-  const missing = (text) => picture.replaceChildren(make("span", { className: "missing", textContent: text, dir: "auto" }));
-  if (bad) missing(value("error", row) ?? "failed");
-  else {
-    const image = make("img", { loading: "lazy", decoding: "async", alt: "" });
-    image.onerror = () => missing("the file is not there");
-    image.src = small(row);
-    picture.append(image);
-  }
+  if (bad) missing(picture, value("error", row) ?? "failed");
+  else tileImage(picture, small(row));
   const name = make("span", { className: "name" }, make("span", { textContent: title(row) }),
     make("span", { textContent: column(data.inputs, row)?.length ? "edit" : "" }));
   const text = make("span", { className: "text", textContent: value("prompt", row) ?? "", dir: "auto" });
-  const button = make("button", { type: "button", className: bad ? "tile failed" : "tile", title: value("prompt", row) ?? "" },
+  const classes = ["tile", ...(bad ? ["failed"] : []), ...(fitting.has(row) ? [] : ["faded"])];
+  const found = make("button", { type: "button", className: classes.join(" "), title: value("prompt", row) ?? "" },
     picture, make("span", { className: "caption" }, name, text));
-  button.onclick = () => { active = position; open(position); };
-  button.onfocus = () => { active = position; };
-  const item = make("li", {}, button);
+  found.onclick = () => { active = position; open(position); };
+  found.onfocus = () => { active = position; };
+  found.dataset.position = position;
+  return found;
+}
+
+function tile(position) {
+  const item = make("li", {}, button(position));
   item.setAttribute("aria-setsize", shown.length);
   item.setAttribute("aria-posinset", position + 1);
-  item.dataset.row = row;
+  item.dataset.row = shown[position];
   return item;
 }
 
 function focusTile(position) {
   if (!shown.length) return;
   active = Math.min(Math.max(position, 0), shown.length - 1);
-  const pitch = side + CAPTION + GAP, top = Math.floor(active / columns) * pitch;
-  const edge = $("controls").offsetHeight + GAP, box = $("grid").getBoundingClientRect().top;
-  if (box + top < edge) scrollBy(0, box + top - edge);
-  else if (box + top + pitch > innerHeight) scrollBy(0, box + top + pitch - innerHeight);
+  list.show(itemOf(active));
   draw();
-  tiles.get(active)?.firstChild.focus({ preventScroll: true });
+  const found = list.items.get(itemOf(active))?.querySelector(`[data-position="${active}"]`);
+  found?.focus({ preventScroll: true });
+  if (gridded()) found?.scrollIntoView({ block: "nearest", inline: "nearest" });
 }
 
 // -- one image -----------------------------------------------------------------------------------------------------
@@ -184,6 +153,7 @@ function open(position) {
   $("error").textContent = bad ? value("error", row) ?? "failed" : "";
   $("prompt").textContent = value("prompt", row) ?? "";
   $("file").hidden = $("copy-replay").hidden = bad;
+  $("along").hidden = true;
   if (!bad) $("file").href = address(row);
   $("previous").disabled = position === 0;
   $("next").disabled = position === shown.length - 1;
@@ -197,8 +167,6 @@ function open(position) {
   remember();
 }
 
-const plain = (item) => (typeof item === "object" ? JSON.stringify(item) : String(item));
-
 function stage(row) {
   if (failed(row)) return make("p", { className: "note", textContent: "No image was made." });
   const frame = make("div", { className: "frame" });
@@ -206,7 +174,7 @@ function stage(row) {
   const width = value("width", row), height = value("height", row);
   if (width > 0 && height > 0) frame.style.setProperty("--ratio", width / height);
   const befores = column(data.inputs, row) ?? [];
-  if (befores.length) compare(frame, result, befores);
+  if (befores.length) beforeAndAfter(row, frame, result, befores);
   else frame.append(result);
   return frame;
 }
@@ -216,24 +184,32 @@ function picture(row, frame) {
   image.onerror = () => {
     const copy = data.thumbnails?.[row];
     image.onerror = null;
+    $("file").hidden = true;
+    $("along").hidden = !copy;
     if (copy) image.src = copy;
-    const text = copy ? "a small copy: the file is not beside this page" : "the file is not there";
-    frame.append(make("span", { className: "tag first", textContent: text }));
-    if (!copy) image.hidden = true;
+    else {
+      image.hidden = true;
+      frame.append(make("span", { className: "tag first", textContent: "the file is not there" }));
+    }
   };
   image.src = address(row);
   return image;
 }
 
-function compare(frame, result, befores) {
-  frame.classList.add("compare");
-  const before = make("img", { className: "before", alt: "before the edit", src: befores[0] });
-  const slider = make("input", { type: "range", min: 0, max: 100, step: 0.5, value: 50 });
-  slider.setAttribute("aria-label", "Before and after: where the result begins, in per cent of the width");
-  slider.oninput = () => frame.style.setProperty("--split", `${slider.value}%`);
-  slider.oninput();
-  frame.append(before, result, make("div", { className: "handle" }), slider,
-    make("span", { className: "tag first", textContent: "before" }), make("span", { className: "tag last", textContent: "after" }));
+function beforeAndAfter(row, frame, result, befores) {
+  const before = make("img", { alt: "before the edit" });
+  const label = "Before and after: where the result begins, in per cent of the width";
+  const parts = slider(frame, before, result, ["before", "after"], label);
+  before.onerror = () => {
+    const copy = column(data.input_thumbnails, row);
+    if (copy && before.src !== copy) before.src = copy;
+    else {
+      before.remove();
+      parts.end();
+      parts.tags[0].textContent = "before: the file is not along";
+    }
+  };
+  before.src = befores[0];
   if (befores.length > 1) frame.append(make("div", { className: "sources" }, ...befores.map((source, n) =>
     make("button", { type: "button", textContent: `input ${n + 1}`, onclick: () => { before.src = source; } }))));
 }
@@ -246,75 +222,34 @@ function closed() {
   if (position !== null) focusTile(position);
 }
 
-async function copy(button, text) {
-  const before = button.textContent;
-  try {
-    await navigator.clipboard.writeText(text);
-    button.textContent = "Copied";
-    setTimeout(() => { button.textContent = before; }, 1200);
-  } catch {
-    prompt("Copy:", text);
-  }
-}
-
-const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 const replayCommand = (row) => `dglaunch replay ${quoted(`${data.folder}/${data.files[row]}`)}`;
 
-// -- state in the address, colours ---------------------------------------------------------------------------------
+// -- the state in the address --------------------------------------------------------------------------------------
 
-const FIELDS = { query: "", status: "", rank: "", seed: "", sort: "index" };
+const FIELDS = { query: "", status: "", rank: "", seed: "", sort: "index", layout: "grid", across: axes.at(-1)?.[0] ?? "" };
 
 function remember() {
-  const state = new URLSearchParams();
-  for (const [name, unset] of Object.entries(FIELDS)) if ($(name).value !== unset) state.set(name, $(name).value);
-  if ($("direction").getAttribute("aria-pressed") === "true") state.set("descending", "1");
+  const state = stateOf(FIELDS);
   if (opened !== null) state.set("open", shown[opened]);
   history.replaceState(null, "", `#${state}`);
 }
 
 function restore() {
-  const state = new URLSearchParams(location.hash.slice(1));
-  for (const [name, unset] of Object.entries(FIELDS)) {
-    $(name).value = state.get(name) ?? unset;
-    if ($(name).selectedIndex === -1) $(name).value = unset;
-  }
-  direct(state.get("descending") === "1");
+  const state = setState(FIELDS);
   apply();
   const position = state.has("open") ? shown.indexOf(Number(state.get("open"))) : -1;
   if (position >= 0) open(position);
   else if ($("view").open) $("view").close();
 }
 
-function direct(descending) {
-  $("direction").setAttribute("aria-pressed", String(descending));
-  $("direction").textContent = descending ? "↓" : "↑";
-}
-
-const THEMES = ["auto", "light", "dark"];
-
-function setTheme(name) {
-  $("theme").value = name;
-  $("theme").textContent = `◐ ${name}`;
-  $("theme").setAttribute("aria-label", `Colours: ${name}`);
-  if (name === "auto") delete root.dataset.theme;
-  else root.dataset.theme = name;
-}
-
-const storage = (call) => { try { return call(localStorage); } catch { return null; } }; // a browser may forbid it
-
 // -- events --------------------------------------------------------------------------------------------------------
 
 const changed = () => { apply(); remember(); };
 for (const name of Object.keys(FIELDS)) $(name).addEventListener("input", changed);
 $("controls").addEventListener("submit", (event) => event.preventDefault());
-$("direction").onclick = () => { direct($("direction").getAttribute("aria-pressed") !== "true"); changed(); };
-$("reset").onclick = () => { for (const [name, unset] of Object.entries(FIELDS)) $(name).value = unset; changed(); $("query").focus(); };
+$("direction").onclick = () => { direct(!descends()); changed(); };
+$("reset").onclick = () => { for (const name of ["query", "status", "rank", "seed"]) $(name).value = FIELDS[name]; changed(); $("query").focus(); };
 $("size").oninput = draw;
-$("theme").onclick = () => {
-  const next = THEMES[(THEMES.indexOf($("theme").value) + 1) % THEMES.length];
-  setTheme(next);
-  storage((kept) => kept.setItem("dglaunch-theme", next));
-};
 $("previous").onclick = () => open(opened - 1);
 $("next").onclick = () => open(opened + 1);
 $("close").onclick = () => $("view").close();
@@ -345,18 +280,9 @@ addEventListener("keydown", (event) => {
     event.preventDefault();
   }
 });
-let waiting = false;
-function later() {
-  if (!waiting) requestAnimationFrame(() => { waiting = false; draw(); });
-  waiting = true;
-}
-addEventListener("scroll", later, { passive: true });
-new ResizeObserver(later).observe($("grid"));
-addEventListener("resize", later);
+drawsAgain($("grid"), draw);
 addEventListener("hashchange", restore);
 
-const chosen = storage((kept) => kept.getItem("dglaunch-theme"));
-setTheme(THEMES.includes(chosen) ? chosen : "auto");
 const ranks = new Set(Array.from({ length: data.count }, (_, row) => value("rank", row)));
 for (const rank of [...ranks].filter((rank) => rank !== null).sort((a, b) => a - b)) $("rank").append(make("option", { value: rank, textContent: rank }));
 restore();

@@ -1,7 +1,9 @@
 """docs/HOW_DO_I.md tells a reader what to type; here it is typed, in its order, in one folder. The fake backend stands in
-for the checkpoints (DG_BACKEND=fake), one rank for torchrun's; what asks an API is planned only."""
+for the checkpoints (DG_BACKEND=fake), one rank for torchrun's; what asks an API is planned only, what is served is interrupted
+at once, and the choices of a blind page are made up."""
 
 import gzip
+import json
 import re
 import shlex
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dglaunch.cli.main import main
+from dglaunch.output.serving import Server
 from support.commands import ROOT
 from support.edit_images import SINGLE, save_table
 from support.results import ledger, run_json, write_jsonl
@@ -42,11 +45,25 @@ def type_in(command: str) -> int:
     words = shlex.split(command)
     assert words[0] in ("dglaunch", "torchrun"), command
     words = words[words.index("dglaunch") + 1 :]
+    if "--choices" in words:
+        choose(Path(words[1]), Path(words[2]), Path(words[-1]))
     return main(["plan", *words] if "--backend" in words else words)
+
+
+def choose(one: Path, other: Path, file: Path) -> None:
+    """What the button of a blind page gives: in every row the first run's image is the better one."""
+    pairs = [[row["sha256"][:16] for row in rows] for rows in zip(ledger(one), ledger(other))]
+    rows = [{"index": n, "sample": 0, "among": pair, "chosen": pair[0]} for n, pair in enumerate(pairs)]
+    file.write_text(json.dumps({"dglaunch": "choices", "choices": rows}))
+
+
+def interrupted(server: Server) -> None:
+    raise KeyboardInterrupt
 
 
 def test_every_command_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(tmp_path)
+    monkeypatch.setattr(Server, "serve_forever", interrupted)
     monkeypatch.chdir(tmp_path)
     for command in commands():
         with monkeypatch.context() as variables:
@@ -63,6 +80,7 @@ def test_every_command_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ]  # fmt: skip
     assert sorted(line["seed"] for line in ledger(Path("from-file-7"))) == [7, 8, 9, 10, 11]
     assert Path("from-file/gallery.html").exists() and not Path("from-file-5/gallery.html").exists()
+    assert all(Path(name).exists() for name in ("compare.html", "blind.html", "results.html", "sheet.webp"))
     views = ("bench/geneval/00000/samples/00003.png", "dpg/dpg/7.png", "out/webdataset/00000.tar")
     assert all(Path(name).exists() for name in views) and len(list(Path("color/t2i_compbench/samples").iterdir())) == 10
     by_index = {name: sorted(ledger(Path(name)), key=lambda line: line["index"]) for name in TABLES}

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dglaunch import strict_json
-from dglaunch.output.differences import C1, C2, Comparison, compare, difference, ssim
+from dglaunch.output.differences import C1, C2, Comparison, compare, difference, psnr, ssim
 from support.commands import dglaunch
 from support.results import ledger, write_jsonl
 
@@ -31,6 +31,13 @@ def ssim_by_definition(one: np.ndarray, other: np.ndarray, side: int) -> float:
                 above = (2 * x.mean() * y.mean() + C1) * (2 * covariance + C2)
                 found.append(above / ((x.mean() ** 2 + y.mean() ** 2 + C1) * (x.var() + y.var() + C2)))
     return float(np.mean(found))
+
+
+def test_psnr_alone_is_that_of_the_whole_difference() -> None:
+    for other in (noise(1), noise(2), np.full((24, 17, 3), 255, dtype=np.uint8)):
+        assert psnr(noise(1), other) == pytest.approx(difference(noise(1), other).psnr)
+    with pytest.raises(ValueError, match="the sizes differ: 17x24 and 9x5"):
+        psnr(noise(1), noise(1, 5, 9))
 
 
 def test_ssim_is_its_formula() -> None:
