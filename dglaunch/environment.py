@@ -3,6 +3,7 @@
 import difflib
 import io
 import os
+import shlex
 import types
 import typing
 from collections.abc import Mapping
@@ -86,6 +87,8 @@ def parse_value(variable: str, text: str, hint: object) -> object:
     """
     import tyro
 
+    if typing.get_origin(hint) is tuple:
+        return _words(variable, text)
     if hint is bool:
         if text.lower() not in _TRUTH:
             raise UserError(f"{variable}={text!r} is no truth value; write 1 or 0.")
@@ -102,6 +105,16 @@ def parse_value(variable: str, text: str, hint: object) -> object:
         described = " or ".join(map(_describe, kinds))
         raise UserError(f"{variable}={text!r} is not {described}; correct or unset it.") from None
     return value
+
+
+def _words(variable: str, text: str) -> tuple[str, ...]:
+    """The values of a flag that may be repeated, which its variable holds as a shell would have them: quotes keep spaces."""
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise UserError(
+            f"{variable}={text!r} cannot be taken apart into words: {error}; correct or unset it."
+        ) from None
 
 
 def is_true(text: str) -> bool:

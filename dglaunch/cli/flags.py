@@ -25,7 +25,7 @@ def parse(
 
     A flag that tyro cannot parse ends the process with exit 2 and tyro's text, unless `quiet` (other ranks).
     """
-    from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes
+    from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, UseAppendAction
 
     leaves = types_of(config_type)
     check_variables(environ)
@@ -45,7 +45,11 @@ def parse(
     missing = {name: value for name, value in from_environment.items() if name not in given}
     words = [word for name, value in missing.items() for word in _as_words(name, value)]
     config: Config = read_words(
-        config_type, prog, [*words, *arguments], quiet, config=(OmitArgPrefixes, OmitSubcommandPrefixes)
+        config_type,
+        prog,
+        [*words, *arguments],
+        quiet,
+        config=(OmitArgPrefixes, OmitSubcommandPrefixes, UseAppendAction),
     )
     origins = dict.fromkeys(leaves, "default")
     origins |= {name: f"DG_{name.upper()}" for name in missing}
@@ -108,6 +112,8 @@ def _is_flag(word: str, leaves: Mapping[str, object]) -> bool:
 def _as_words(name: str, value: object) -> list[str]:
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no_{name}"]
+    if isinstance(value, tuple):
+        return [f"--{name}={item}" for item in value]
     return [f"--{name}={value}"]
 
 

@@ -15,11 +15,11 @@ from dglaunch.data.images import BadImage, Cell, InputImage, describe, probe, pr
 from dglaunch.data.prompts import RowReader
 from dglaunch.data.tables import Row, base_of, files_of, path_in, read_table
 from dglaunch.data.task import Record, Task
-from dglaunch.data.values import missing, too_long_for
+from dglaunch.data.values import is_given, missing, too_long_for
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
 
-COLUMN = "input_images"
+COLUMN, MASK = "input_images", "mask"
 MAX_PATH = 4096
 """Characters; what is longer is no path, and asking the system for it would be an error."""
 
@@ -66,6 +66,8 @@ class EditReader(RowReader):
         self.ranges = parse_ranges(config.filter_rows) if config.filter_rows is not None else None
         self.references: dict[int, list[tuple[str, Path | Cell]]] = {}
         """By index: the images of a row, by name and place."""
+        self.masks: dict[int, tuple[str, Path | Cell]] = {}
+        """By index: the mask of a row, where the API takes one."""
         self.files: dict[Path, str] = {}
         self.found: dict[Path | Cell, InputImage | BadImage] = {}
         if not self.rules.sets_size:
@@ -100,7 +102,15 @@ class EditReader(RowReader):
             self.references[index] = self._references(cell, number)
         except ValueError as error:
             self.problems.append(f"{label}: {COLUMN} {error}")
+        if self.rules.takes_mask and is_given(mask := row.pop(MASK, None)) and mask != "":
+            self._take_mask(label, mask, number, index)
         return f"{self.source}, {label}"
+
+    def _take_mask(self, label: str, cell: object, number: int, index: int) -> None:
+        try:
+            self.masks[index] = self._reference(cell, number, 0, MASK)
+        except ValueError as error:
+            self.problems.append(f"{label}: {MASK} {error}")
 
     def _references(self, cell: object, number: int) -> list[tuple[str, Path | Cell]]:
         """The images that a cell names.
@@ -128,13 +138,13 @@ class EditReader(RowReader):
             return listed
         return [part.strip() for part in text.split(",")]
 
-    def _reference(self, item: object, number: int, position: int) -> tuple[str, Path | Cell]:
+    def _reference(self, item: object, number: int, position: int, column: str = COLUMN) -> tuple[str, Path | Cell]:
         path, data = item, item
         if isinstance(item, dict):
             path, data = item.get("path"), item.get("bytes")
         if isinstance(data, bytes):
-            source = self._cell(number, position)
-            name = path if isinstance(path, str) and path else f"{COLUMN}[{position}]"
+            source = self._cell(number, position, column)
+            name = path if isinstance(path, str) and path else f"{column}[{position}]"
             try:
                 self.found[source] = probe(name, source, data, self.max_pixels)
             except BadImage as error:
@@ -146,10 +156,10 @@ class EditReader(RowReader):
         self.files.setdefault(file, path)
         return path, file
 
-    def _cell(self, number: int, position: int) -> Cell:
+    def _cell(self, number: int, position: int, column: str) -> Cell:
         """Where the bytes of a row stand: in the table, or in that part of it which has the row."""
         first, table = next(part for part in reversed(self._parts) if part[0] <= number)
-        return Cell(table, COLUMN, number - first, position)
+        return Cell(table, column, number - first, position)
 
     @cached_property
     def _parts(self) -> list[tuple[int, Path]]:
@@ -176,7 +186,7 @@ class EditReader(RowReader):
             references = self.references[task.index]
             found = [(name, self.found[source]) for name, source in references]
             task.images = tuple(image for _, image in found if isinstance(image, InputImage))
-            error = self._error(found)
+            error = self._error(found) or self._add_mask(task)
             if error is not None:
                 task.error = f"{task.row}: {error}"
                 continue
@@ -187,6 +197,16 @@ class EditReader(RowReader):
                 task.width = output.width if task.width is None else task.width
                 task.height = output.height if task.height is None else task.height
         return tasks
+
+    def _add_mask(self, task: Task) -> str | None:
+        """Give a task its row's mask; why it cannot be used, if so."""
+        if task.index in self.masks:
+            name, source = self.masks[task.index]
+            mask = self.found[source]
+            if isinstance(mask, BadImage):
+                return f"mask {name} {mask}"
+            task.mask = mask
+        return None
 
     def _error(self, found: list[tuple[str, InputImage | BadImage]]) -> str | None:
         """Why these images cannot be edited by this family."""
