@@ -37,7 +37,7 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
@@ -88,6 +88,8 @@ class ApiServer:
         """None: no key is needed."""
         self.keys: list[str | None] = []
         """What came as a key with each request for images."""
+        self.on_request: Callable[[str], None] | None = None
+        """Called with the path of each request for images."""
         self.dies_after: int | None = None
         """Once so many images are paid, every connection is dropped."""
         self.most = 10_000
@@ -203,6 +205,8 @@ class _Handler(BaseHTTPRequestHandler):
             api.num_requests += 1
             api.bodies.append(body)
             api.keys.append(self._key())
+            if api.on_request is not None:
+                api.on_request(self.path)
             prompt = body["prompt"]
             api.asked[prompt] += 1
             api.asked_at.setdefault(prompt, []).append(self.arrived)

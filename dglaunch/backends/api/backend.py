@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from dglaunch.output.encode import WholePng
 
+from dglaunch import strict_json
 from dglaunch.backends.api.answers import STOPS, Answer, Part, RequestError, bounded, picture, redact
 from dglaunch.backends.api.checks import MASK_BYTES
 from dglaunch.backends.api.description import Api, addresses_of, api_of, key_of
@@ -92,6 +93,8 @@ class _Turn(threading.local):
     """The one that this request goes to, once it is chosen; before that, one that must be asked."""
     under_way: bool = False
     """The request was sent to it: what comes now is where it was sent on to."""
+    answer: bytes = b""
+    """The body of the answer that came last."""
     since: float | None = None
     """When the request that is on the wire took its place."""
     last: float = 0.0
@@ -186,6 +189,14 @@ class ApiBackend:
         assert self._turn.server is not None, "no request was made"
         return self._turn.server
 
+    def as_it_came(self) -> object:
+        """The JSON of the answer to this thread's request: an SDK leaves out what it does not know, such as why there is no
+        image. None if it is no JSON."""
+        try:
+            return strict_json.loads(self._turn.answer)
+        except ValueError:
+            return None
+
     def _probe(self) -> None:
         """Ask each server once; those that cannot be reached are set aside while there is another."""
         lost = [problem for server in self.pool.servers if (problem := self._probe_one(server)) is not None]
@@ -264,7 +275,7 @@ class ApiBackend:
         except RequestError as problem:
             failed = problem
         finally:
-            turn.asks = False
+            turn.asks, turn.answer = False, b""
             self._leave()
         if failed is not None:
             self._react(failed, turn.last)
@@ -341,7 +352,7 @@ class ApiBackend:
         """The head of the answer is here. Who waits may send, unless what this answer says may be against it."""
         pieces, timeout = response.iter_bytes, self.settings.timeout
         response.iter_bytes = lambda: bounded(pieces(), self._turn.sent + timeout, timeout)
-        response.read()
+        self._turn.answer = response.read()
         if response.is_success and self.spending.max_cost is None:
             self._leave()
             time.sleep(0)  # lets go of Python's lock: who got the place sends before this answer is taken apart

@@ -9,7 +9,7 @@ With --api_project both are asked on Vertex AI, with application default credent
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dglaunch.backends.api import vertex
@@ -139,8 +139,25 @@ class GoogleBackend(ApiBackend):
         )
         usage = answer.usage_metadata
         return Answer(
-            [_gemini_part(answer)], flat_numbers(usage.model_dump(exclude_none=True)) if usage is not None else {}
+            [self._gemini_part(answer)], flat_numbers(usage.model_dump(exclude_none=True)) if usage is not None else {}
         )
+
+    def _gemini_part(self, answer: Any) -> Part:
+        """The last image of the answer that is no draft, and the text beside it; or why there is none."""
+        feedback = answer.prompt_feedback
+        if feedback is not None and feedback.block_reason is not None:
+            blocked = f"prompt blocked, {feedback.block_reason.value}: {feedback.block_reason_message or ''}"
+            return Part(RequestError("refused", blocked))
+        candidate = answer.candidates[0] if answer.candidates else None
+        parts = (candidate.content.parts or []) if candidate is not None and candidate.content is not None else []
+        parts = [part for part in parts if not part.thought]
+        said = " ".join(part.text for part in parts if part.text).strip()[:MOST_TEXT]
+        told: Record = {"answer_text": said} if said else {}
+        blobs = [part.inline_data for part in parts if part.inline_data is not None and part.inline_data.data]
+        images = [blob for blob in blobs if (blob.mime_type or "image/").startswith("image/")]
+        if images:
+            return Part(bytes(images[-1].data), told)
+        return Part(_no_image(self.as_it_came(), said, [str(blob.mime_type) for blob in blobs]), told)
 
     def _imagen(self, tasks: Sequence[Task]) -> Answer:
         first = tasks[0]
@@ -186,41 +203,22 @@ def _no_limits() -> object:
     return httpx.Limits(max_connections=None, max_keepalive_connections=None)
 
 
-def _gemini_part(answer: Any) -> Part:
-    """The last image of the answer that is no draft, and the text beside it; or why there is none."""
-    feedback = answer.prompt_feedback
-    if feedback is not None and feedback.block_reason is not None:
-        return Part(
-            RequestError(
-                "refused", f"prompt blocked, {feedback.block_reason.value}: {feedback.block_reason_message or ''}"
-            )
-        )
-    candidate = answer.candidates[0] if answer.candidates else None
-    parts = (candidate.content.parts or []) if candidate is not None and candidate.content is not None else []
-    parts = [part for part in parts if not part.thought]
-    said = " ".join(part.text for part in parts if part.text).strip()[:MOST_TEXT]
-    told: Record = {"answer_text": said} if said else {}
-    blobs = [part.inline_data for part in parts if part.inline_data is not None and part.inline_data.data]
-    images = [blob for blob in blobs if (blob.mime_type or "image/").startswith("image/")]
-    if images:
-        return Part(bytes(images[-1].data), told)
-    return Part(_no_image(answer, candidate, said, [str(blob.mime_type) for blob in blobs]), told)
-
-
-def _no_image(answer: Any, candidate: Any, said: str, kinds: Sequence[str]) -> RequestError:
-    """Why an answer has no image."""
-    error = (answer.model_extra or {}).get("error")
-    if candidate is None and isinstance(error, dict):
-        code = error.get("code")
-        reason = f"{error.get('status', '')}: {error.get('message', '')}"
-        return by_status(code, reason, {}) if isinstance(code, int) and code >= 400 else RequestError("again", reason)
-    reason = "none given"
-    if candidate is not None:
-        reason = candidate.finish_reason.value if candidate.finish_reason is not None else reason
-        said = candidate.finish_message or said
+def _no_image(answer: object, said: str, kinds: Sequence[str]) -> RequestError:
+    """Why an answer has no image; `kinds` are the media types of what it has."""
+    answer = answer if isinstance(answer, Mapping) else {}
+    error = answer.get("error")
+    if isinstance(error, Mapping):
+        code, words = error.get("code"), f"{error.get('status', '')}: {error.get('message', '')}"
+        return by_status(code, words, {}) if isinstance(code, int) and code >= 400 else RequestError("again", words)
+    candidates = answer.get("candidates")
+    candidate = candidates[0] if isinstance(candidates, list) and candidates else {}
+    reason = str(candidate.get("finishReason", "none given")) if isinstance(candidate, Mapping) else "none given"
+    said = str(candidate.get("finishMessage", "") or said) if isinstance(candidate, Mapping) else said
     came = f" ({', '.join(kinds)} came)" if kinds else ""
-    kind = "stop" if reason in ENDS else "refused" if reason in REFUSALS else "again"
-    return RequestError(kind, f"no image came{came}, finish reason {reason}: {said[:500]}")  # type: ignore[arg-type]  # one of three
+    text = f"no image came{came}, finish reason {reason}: {said[:500]}"
+    if reason in ENDS:
+        return RequestError("stop", text)
+    return RequestError("refused" if reason in REFUSALS else "again", text)
 
 
 def _imagen_part(generated: Any, prompt: str) -> Part:
