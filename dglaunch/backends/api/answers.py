@@ -63,6 +63,13 @@ class RequestError(Exception):
         """It is the server's trouble rather than this request's: no answer came, or it cannot work at all now."""
 
 
+class TooFew(RequestError):
+    """The server made fewer images than it was asked for, and nothing else is wrong."""
+
+    def __init__(self, came: int, wanted: int) -> None:
+        super().__init__("again", f"{came} of {wanted} images came")
+
+
 @dataclass(slots=True)
 class Part:
     """What an answer has for one image."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dglaunch.output.encode import WholePng
 
 from dglaunch import strict_json
-from dglaunch.backends.api.answers import STOPS, Answer, Part, RequestError, bounded, picture, redact
+from dglaunch.backends.api.answers import STOPS, Answer, Part, RequestError, TooFew, bounded, picture, redact
 from dglaunch.backends.api.checks import MASK_BYTES
 from dglaunch.backends.api.description import Api, addresses_of, api_of, key_of
 from dglaunch.backends.api.downloads import origin_of
@@ -252,8 +252,8 @@ class ApiBackend:
             parts, problem = self._ask([tasks[n] for n in left], images, mask)
             for n, part in zip(left, parts):
                 slots[n] = part
-            if problem is None or (problem.kind == "again" and any(part is not None for part in parts)):
-                continue  # a server that makes fewer than it is asked for is asked for the rest
+            if problem is None or (isinstance(problem, TooFew) and any(part is not None for part in parts)):
+                continue  # it is asked for the rest: no try has failed
             if problem.kind == "refused" or attempt >= self.settings.api_max_retries:
                 tries = f" (tried {attempt + 1} times)" if attempt and problem.kind != "refused" else ""
                 slots[:] = [ItemError(f"{problem}{tries}") if slot is None else slot for slot in slots]
@@ -366,9 +366,9 @@ class ApiBackend:
 
     def _unpack(self, answer: Answer, tasks: Sequence[Task]) -> tuple[list[Slot], RequestError | None]:
         slots: list[Slot] = []
-        problem = None
+        problem: RequestError | None = None
         if len(answer.parts) < len(tasks):
-            problem = RequestError("again", f"{len(answer.parts)} of {len(tasks)} images came")
+            problem = TooFew(len(answer.parts), len(tasks))
         if len(answer.parts) > len(tasks):
             self._count(surplus_images=len(answer.parts) - len(tasks))
             self._note_once(

@@ -101,7 +101,7 @@ def _reasons(api: Api, config: RunConfig, topology: Topology) -> dict[str, str]:
     """The automatic choices, for the user to read."""
     ranks = topology.world_size * topology.num_nodes
     each = f" to each of {len(api.servers)} servers" if len(api.servers) > 1 else ""
-    reasons = {"requests at a time": f"{num_workers(config, topology)} on this rank, of {ranks} ranks{each}"}
+    reasons = {"requests at a time": f"{num_workers(config, topology)} on this rank{each}, of {ranks} ranks"}
     if not api.max_seed:
         reasons["seed"] = f"not sent: {api.name} takes none, so the images cannot be made again alike"
     return reasons
