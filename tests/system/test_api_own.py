@@ -1,7 +1,9 @@
 """Servers that people run themselves, with the real `openai` client: the routes of vLLM-Omni, SGLang and LocalAI as their
 sources define them (support/own_servers.py), one server and several."""
 
+import contextlib
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +188,22 @@ def test_a_server_that_is_not_there_is_no_hindrance_while_another_is(
         assert server.paid.total() == 2
     assert main(words([gone, server], rows_of(tmp_path, ["a"]), tmp_path / "none")) == 2
     assert f"cannot be reached at {gone.openai}, {server.openai}" in capsys.readouterr().err
+
+
+def test_a_machine_that_is_off_is_known_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dglaunch.backends.api.openai.CONNECT_S", 0.1)
+    with socket.socket() as deaf, contextlib.ExitStack() as open_ones:  # a full queue: nothing is answered at all
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        for _ in range(3):
+            waiting = open_ones.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(deaf.getsockname())
+        base = f"http://127.0.0.1:{deaf.getsockname()[1]}/v1"
+        assert main(words([], rows_of(tmp_path, ["a"]), tmp_path / "out", "--api_base", base)) == 2
+    assert f"cannot be reached at {base}: no connection within 0.1 s" in capsys.readouterr().err
 
 
 def test_each_server_has_a_limiter_of_its_own(tmp_path: Path) -> None:

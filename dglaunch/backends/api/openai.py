@@ -32,6 +32,10 @@ SET_HERE = frozenset(
 )
 """What --api_extra must not set."""
 DATA_URL = "data:"
+CONNECT_S = 20.0
+"""A machine that is off answers nothing at all: that is known long before an image would come."""
+NO_CONNECTION = "ConnectTimeout"
+"""httpx's word for it."""
 TRUE_CFG = "qwen"
 """In the names of models whose guidance scale is `true_cfg_scale`."""
 
@@ -63,7 +67,8 @@ class OpenAIBackend(ApiBackend):
         self._sdk = openai
         self.extra = extra_fields(self.settings.api_extra)
         self._openai = self.client = openai.OpenAI(
-            api_key=key or "none", base_url=self.first_base, timeout=self.settings.timeout, max_retries=0,
+            api_key=key or "none", base_url=self.first_base, max_retries=0,
+            timeout=openai.Timeout(self.settings.timeout, connect=min(self.settings.timeout, CONNECT_S)),
             http_client=openai.DefaultHttpxClient(event_hooks=self.hooks),
         )  # fmt: skip
 
@@ -128,6 +133,8 @@ class OpenAIBackend(ApiBackend):
         return download(urljoin(f"{server.base}/", address), self.settings.timeout, server.origin)
 
     def explain(self, error: Exception) -> RequestError:
+        if isinstance(error, self._sdk.APITimeoutError) and type(error.__cause__).__name__ == NO_CONNECTION:
+            return RequestError("again", f"no connection within {CONNECT_S:g} s", lost=True)
         if isinstance(error, self._sdk.APITimeoutError):
             return RequestError("again", f"no answer within {self.settings.timeout:g} s (--timeout)", lost=True)
         if isinstance(error, self._sdk.APIStatusError):
