@@ -201,18 +201,41 @@ class RemoteConfig:
     """How the backends openai and google_genai ask. Keys come from OPENAI_API_KEY, GEMINI_API_KEY or GOOGLE_API_KEY only."""
 
     num_processes: int = flag(4, API, Group.APIS, usual="Requests at a time of each rank")
-    """Concurrent requests of each rank (with --backend openai or google_genai, as all flags of this group)."""
+    """Concurrent requests of each rank to each --api_base (with --backend openai or google_genai, as all flags of this group)."""
     max_global_workers: int | None = flag(None, API, Group.APIS)
-    """Concurrent requests of all ranks together; each rank takes its part."""
-    timeout: float = flag(180.0, API, Group.APIS)
+    """Concurrent requests of all ranks together to each --api_base; each rank takes its part."""
+    timeout: float = flag(600.0, API, Group.APIS)
     """Seconds to wait for a whole answer before the request is given up and sent again; the same for an image that an answer
-    points to."""
+    points to. A request that is given up is probably billed all the same."""
     api_max_retries: int = flag(5, API, Group.APIS)
     """How often a request is sent again after 429, 5xx, a time-out, a dropped connection or a damaged answer."""
     retry_delay: float = flag(1.0, API, Group.APIS)
     """Seconds before the first retry; doubled for each one after it, with jitter. A server's Retry-After comes first."""
-    api_base: str | None = flag(None, TRUST | API, Group.APIS)
-    """Address of a compatible server. Default: OPENAI_BASE_URL or GOOGLE_GEMINI_BASE_URL, else the provider's own."""
+    api_base: tuple[str, ...] = flag((), TRUST | API, Group.APIS)
+    """Address of a compatible server; repeated, several servers that have the same model. Default: OPENAI_BASE_URL or
+    GOOGLE_GEMINI_BASE_URL, else the provider's own."""
+    api_extra: tuple[str, ...] = flag((), IMAGE | REPLAY | TUNING | API, Group.APIS)
+    """KEY=VALUE that goes into each request, the value as JSON (else a text); repeat it for more."""
+    quality: str | None = flag(None, IMAGE | REPLAY | TUNING | API, Group.APIS)
+    """Of OpenAI's models: low, medium, high or auto; xhigh and max from gpt-image-2.5 on."""
+    background: str | None = flag(None, IMAGE | REPLAY | TUNING | API, Group.APIS)
+    """Of OpenAI's models: transparent, opaque or auto. What is transparent stays so in PNG and WebP."""
+    output_compression: int | None = flag(None, IMAGE | REPLAY | TUNING | API, Group.APIS)
+    """Of OpenAI's models, with --output_format jpg or webp: 0 to 100, as the answer is compressed."""
+    moderation: str | None = flag(None, IMAGE | REPLAY | TUNING | API, Group.APIS)
+    """Of OpenAI's models, in t2i: low or auto."""
+    input_fidelity: str | None = flag(None, IMAGE | REPLAY | TUNING | API, Group.APIS)
+    """Of OpenAI's models that have it, in edit: high or low."""
+    image_config: tuple[str, ...] = flag((), IMAGE | REPLAY | TUNING | API, Group.APIS)
+    """Of Gemini: aspect_ratio=16:9, image_size=2K, or another KEY=VALUE of its image configuration; repeat it for more."""
+    safety_settings: tuple[str, ...] = flag((), IMAGE | REPLAY | TUNING | API, Group.APIS)
+    """Of Gemini: CATEGORY=THRESHOLD, such as HARM_CATEGORY_HARASSMENT=BLOCK_ONLY_HIGH; repeat it for more."""
+    system_instruction: str | None = flag(None, IMAGE | REPLAY | TUNING | API, Group.APIS)
+    """Of Gemini: what holds for each prompt, said before it."""
+    api_project: str | None = flag(None, API, Group.APIS)
+    """Google Cloud project: ask Vertex AI, with application default credentials instead of a key."""
+    api_location: str | None = flag(None, API, Group.APIS)
+    """Its location, with --api_project. Default: GOOGLE_CLOUD_LOCATION, else global."""
     max_cost: float | None = flag(None, API, Group.APIS)
     """Stop asking when the answers have reported this cost (US dollars, as the server counts); shared out over the ranks."""
     max_requests: int | None = flag(None, API, Group.APIS)
@@ -234,8 +257,29 @@ class RemoteConfig:
                 raise UserError(f"--{name} is {value}; it must be a number above 0.")
         if not 0 <= self.retry_delay < float("inf"):
             raise UserError(f"--retry_delay is {self.retry_delay}; it must be a number of 0 or more.")
-        if self.api_base is not None:
-            _check_address(self.api_base)
+        for address in self.api_base:
+            _check_address(address)
+        for name in ("api_extra", "image_config", "safety_settings"):
+            pairs_of(name, getattr(self, name))
+        if self.output_compression is not None and not 0 <= self.output_compression <= 100:
+            raise UserError(f"--output_compression is {self.output_compression}; it must be 0 to 100.")
+
+
+def pairs_of(name: str, values: tuple[str, ...]) -> dict[str, str]:
+    """Return what a flag that is repeated with KEY=VALUE says.
+
+    Raises:
+        UserError: one is no such pair, or a key is there twice.
+    """
+    pairs: dict[str, str] = {}
+    for value in values:
+        key, equals, text = value.partition("=")
+        if not key.strip() or not equals:
+            raise UserError(f"--{name} {value!r} is no KEY=VALUE.")
+        if key.strip() in pairs:
+            raise UserError(f"--{name} has {key.strip()} twice; keep one of them.")
+        pairs[key.strip()] = text
+    return pairs
 
 
 def _check_address(address: str) -> None:
@@ -508,14 +552,14 @@ def defaults(config_type: type) -> dict[str, object]:
 
 def _plain(value: object) -> object:
     if isinstance(value, tuple):
-        return list(map(_plain, value))
+        return list(value)
     return str(value) if isinstance(value, Path) else value
 
 
 def settings_that(concerns: Concern, config: object) -> dict[str, object]:
-    """Return those of `settings` that concern any of this and were given (neither None nor False)."""
+    """Return those of `settings` that concern any of this and were given (neither None, False nor empty)."""
     flat, names = settings(config), flags_that(concerns, type(config))
-    return {name: flat[name] for name in names if flat[name] not in (None, False)}
+    return {name: flat[name] for name in names if flat[name] not in (None, False, [])}
 
 
 def flags_that(concerns: Concern, *config_types: type) -> tuple[str, ...]:

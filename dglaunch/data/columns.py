@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dglaunch.config import CALL, IDENTITY, IMAGE, ROW, RunConfig, flags_that
+from dglaunch.config import API, CALL, IDENTITY, IMAGE, ROW, RunConfig, flags_that
 from dglaunch.data.prompt_windows import LEDGER_KEYS
 from dglaunch.data.task import ROW_FIELDS, Record
 from dglaunch.data.values import is_given
@@ -67,7 +67,7 @@ def _plain(name: str) -> str:
 
 _OTHER_NAMES = {_plain(name): setting for setting, names in RENAMED.items() for name in names.split()}
 _NO_COLUMNS = {_plain(name): remedy for remedy, names in UNKNOWN.items() for name in names.split()}
-_OF_THE_JOB = {_plain(name): name for name in set(flags_that(CALL | IDENTITY | IMAGE)) - set(flags_that(ROW))}
+_OF_THE_JOB = {_plain(name): name for name in set(flags_that(CALL | IDENTITY | IMAGE)) - set(flags_that(ROW | API))}
 _PLAIN_SETTINGS = {_plain(name): name for name in SETTINGS}
 
 

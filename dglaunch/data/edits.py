@@ -18,6 +18,7 @@ from dglaunch.data.task import Task
 from dglaunch.data.values import is_given, too_long_for
 from dglaunch.models.checkpoint import Checkpoint
 
+MASK = "mask"
 MAX_PATH = 4096
 """Characters; what is longer is no path, and asking the system for it would be an error."""
 
@@ -46,12 +47,16 @@ class EditReader(RowReader):
         assert checkpoint.family.edit is not None
         self.rules = checkpoint.family.edit
         self.checkpoint = checkpoint
+        if self.rules.takes_mask:
+            columns.names = (*columns.names, MASK)
         super().__init__(config, str(table), checkpoint.family.size_multiple, columns)
         self.table = table
         self.output_format = config.output_format
         self.max_pixels = config.max_pixels
         self.references: dict[int, list[tuple[str, Path | Cell]]] = {}
         """By index: the images of a row, by name and place."""
+        self.masks: dict[int, tuple[str, Path | Cell]] = {}
+        """By index: the mask of a row, where the API takes one."""
         self.files: dict[Path, str] = {}
         self.found: dict[Path | Cell, InputImage | BadImage] = {}
 
@@ -72,7 +77,16 @@ class EditReader(RowReader):
             self.problems.append(f"{label}: {column} {error}")
         else:
             self.references |= dict.fromkeys(indices, found)
+        if is_given(mask := named.given.pop(MASK, None)) and mask != "":
+            self._take_mask(label, mask, number, named.called(MASK), indices)
         return f"{self.source}, {label}"
+
+    def _take_mask(self, label: str, mask: object, number: int, column: str, indices: Sequence[int]) -> None:
+        file, row = self.table.place(number)
+        try:
+            self.masks |= dict.fromkeys(indices, self._reference(mask, file, Cell(file, column, row, 0)))
+        except ValueError as error:
+            self.problems.append(f"{label}: {column} {error}")
 
     def _references(self, cell: object, number: int, column: str) -> list[tuple[str, Path | Cell]]:
         """The images that a cell names.
@@ -129,7 +143,7 @@ class EditReader(RowReader):
             references = self.references[task.index]
             found = [(name, self.found[source]) for name, source in references]
             task.images = tuple(image for _, image in found if isinstance(image, InputImage))
-            error = self._error(found)
+            error = self._error(found) or self._add_mask(task)
             if error is not None:
                 task.error = f"{task.row}: {error}"
                 continue
@@ -140,6 +154,16 @@ class EditReader(RowReader):
                 task.width = output.width if task.width is None else task.width
                 task.height = output.height if task.height is None else task.height
         return tasks
+
+    def _add_mask(self, task: Task) -> str | None:
+        """Give a task its row's mask; why it cannot be used, if so."""
+        if task.index in self.masks:
+            name, source = self.masks[task.index]
+            mask = self.found[source]
+            if isinstance(mask, BadImage):
+                return f"mask {name} {mask}"
+            task.mask = mask
+        return None
 
     def _error(self, found: list[tuple[str, InputImage | BadImage]]) -> str | None:
         """Why these images cannot be edited by this family."""

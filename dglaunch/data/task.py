@@ -37,6 +37,8 @@ class Task:
     """Columns that dglaunch does not know; they go into the ledger as they are."""
     images: "tuple[InputImage, ...]" = ()
     """What an edit starts from, in the order of the row."""
+    mask: "InputImage | None" = None
+    """What of the first of them an API is to edit."""
     input_tokens: int = 0
     """Image tokens that they add to the output's."""
     row: str = ""
@@ -53,7 +55,9 @@ class Task:
 
     def content(self) -> Record:
         """All that decides what the image shows, in JSON's types."""
-        hashes = {"input_sha256": [image.sha256 for image in self.images]} if self.images else {}
+        hashes: Record = {"input_sha256": [image.sha256 for image in self.images]} if self.images else {}
+        if self.mask is not None:
+            hashes["mask_sha256"] = self.mask.sha256
         return {name: getattr(self, name) for name in ("prompt", *ROW_FIELDS)} | hashes
 
     def origin(self) -> Record:
@@ -61,7 +65,9 @@ class Task:
         if not self.row:
             return {}
         converted = [image.converted for image in self.images]
-        said = {"input_converted": converted} if any(converted) else {}
+        said: Record = {"input_converted": converted} if any(converted) else {}
+        if self.mask is not None:
+            said["mask"] = self.mask.name
         return {"instruction": self.prompt, "input_images": [image.name for image in self.images], **said}
 
     @property

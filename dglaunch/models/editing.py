@@ -91,6 +91,8 @@ class EditRules:
     """Takes several images a row; else exactly one."""
     max_images: int | None = None
     """Of several, the most."""
+    takes_mask: bool = False
+    """Whether a row's column `mask` is an image; else it is carried into the ledger like any column."""
     reason: str
     """Why it is batched so."""
     input_shape: Rule

@@ -33,7 +33,7 @@ def check_flags_of_backend(config: RunConfig, profile: Profile, origins: Mapping
         )
     if profile.needs_model_name and config.backend.model_name == BackendConfig().model_name:
         raise UserError(
-            f"--backend {name} needs --model_name: the name of one of the API's models, such as gpt-image-1.5."
+            f"--backend {name} needs --model_name: the name of one of the API's models, such as gpt-image-2."
         )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial, singledispatch
 
 from dglaunch.backends.profiles import Profile, Target, profile_of
-from dglaunch.config import IDENTITY, EditingConfig, RunConfig, T2IConfig, flags_that, settings
+from dglaunch.config import IDENTITY, IMAGE, EditingConfig, RunConfig, T2IConfig, flags_that, settings, settings_that
 from dglaunch.data import evaluations
 from dglaunch.data.columns import Columns
 from dglaunch.data.edits import no_size_of, read_edits
@@ -91,7 +91,7 @@ class Job:
         """What must not change between two starts on one folder."""
         flat = settings(self.config)
         identity = {name: flat[name] for name in flags_that(IDENTITY, type(self.config))}
-        identity |= image_settings(self.config.optimization)
+        identity |= image_settings(self.config.optimization) | settings_that(IMAGE, self.config.remote)
         identity["torch_dtype"] = self.machine.dtype
         if self.profile.is_identity:
             identity["backend"] = self.config.backend.backend

@@ -4,24 +4,30 @@
         ... OPENAI_BASE_URL=server.openai, or --api_base server.google ...
         server.paid["a red circle"]       answers with a whole image that a client was still there to take
 
-What is painted depends on the prompt and on the bytes and the order of the input images. A prompt may hold markers; each strikes the first time that the prompt is asked for, `[always ...]` every time:
+    PYTHONPATH=tests python -m support.api_servers --port 8000 --style sglang      the same as a program (docs/apis.md)
+
+What is painted depends on the prompt and on the bytes and the order of the input images. With a `style` it is one of the
+servers that people run themselves (own_servers.py): no key, and what is painted follows from all that the request says. A
+prompt may hold markers; each strikes the first time that the prompt is asked for, `[always ...]` every time:
 
     [429] [500] [timeout] [drop] [truncated] [text] [refused]
     [drip] [endless] [bomb]     a body that comes byte by byte, has no end, or is small until it is unpacked
     [pixels]                    a PNG that says that it is 20,000 x 20,000
     [away]                      the request is sent on to `away`
 
+and those of api_answers.py: [draft], [lines], [data url], [one only], [surplus], [limit 0], ...
+
 `GET /files/HEX` is an image, `/drip` and `/endless` are bodies as above, `/head` is a head that comes byte by byte, and
-`/to/ADDRESS` leads to another address.
+`/to/ADDRESS` leads to another address. `POST /token` gives out credentials of Google Cloud.
 
 api_bench.py measures throughput against it.
 """
 
+import argparse
 import base64
 import contextlib
 import gzip
 import hashlib
-import io
 import json
 import re
 import select
@@ -31,16 +37,20 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
 
-from PIL import Image
+from support.api_answers import REPLIES, TWISTS, painted
+from support.own_servers import STYLES, colours, problem_with
 
 KEY = "sk-loopback-0123456789abcdefghij"
 KEYS = {"OPENAI_API_KEY": KEY, "GEMINI_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}
-MARKER = re.compile(r"\[(always )?(429|500|timeout|drop|truncated|text|refused|drip|endless|bomb|pixels|away)\]")
+BODIES = ("429", "500", "timeout", "drop", "truncated", "text", "refused", "drip", "endless", "bomb", "pixels", "away")
+MARKER = re.compile(rf"\[(always )?({'|'.join([*BODIES, *TWISTS, *REPLIES])})\]")
+TOKEN = "ya29.loopback"
+"""Of Google Cloud, in place of a key."""
 HANG_S = 30.0
 RETRY_AFTER_S = 0.2
 BOMB = gzip.compress(b" " * (8 << 20), 1)
@@ -54,12 +64,6 @@ def colour_of(prompt: str, images: Sequence[bytes] = ()) -> tuple[int, int, int]
     return red, green, blue
 
 
-def painted(colour: tuple[int, int, int]) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (32, 32), colour).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def with_size(png: bytes, width: int, height: int) -> bytes:
     """A PNG whose header says another size, with the right checksum."""
     header = b"IHDR" + struct.pack(">II", width, height) + png[24:29]
@@ -69,10 +73,25 @@ def with_size(png: bytes, width: int, height: int) -> bytes:
 class ApiServer:
     """Settings may be changed while it runs; counters are read when clients are done."""
 
-    def __init__(self, latency: float = 0.0) -> None:
+    def __init__(
+        self, latency: float = 0.0, style: str | None = None, models: tuple[str, ...] = ("qwen-image",), port: int = 0
+    ) -> None:
         self.latency = latency
         """Seconds from the arrival of a request to its answer."""
-        self.key = KEY
+        self.style = STYLES[style] if style is not None else None
+        """Of a server of one's own (own_servers.py)."""
+        self.port = port
+        """0: any that is free."""
+        self.models = models
+        """What it has, with a style; else any model is served."""
+        self.key: str | None = KEY if style is None else None
+        """None: no key is needed."""
+        self.keys: list[str | None] = []
+        """What came as a key with each request for images."""
+        self.on_request: Callable[[str], None] | None = None
+        """Called with the path of each request for images."""
+        self.dies_after: int | None = None
+        """Once so many images are paid, every connection is dropped."""
         self.most = 10_000
         """Requests at a time beyond which the answer is 429."""
         self.deny: int | None = None
@@ -90,6 +109,8 @@ class ApiServer:
         """By prompt: the body of the answer, as it is."""
         self.away = ""
         """Where a request marked [away] is sent on to."""
+        self.stored: dict[str, tuple[bytes, str]] = {}
+        """By name: images that were answered with an address, and their media type."""
         self.got: Counter[str] = Counter()
         """GET requests by path."""
         self.release = threading.Event()
@@ -104,7 +125,7 @@ class ApiServer:
 
     def __enter__(self) -> "ApiServer":
         handler = type("Handler", (_Handler,), {"api": self})
-        self._server = _Server(("127.0.0.1", 0), handler)
+        self._server = _Server(("127.0.0.1", self.port), handler)
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
         self.google = f"http://127.0.0.1:{self._server.server_address[1]}"
         self.openai = f"{self.google}/v1"
@@ -149,19 +170,43 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if self.path.startswith("/files/"):
             return self._send(200, painted(tuple(bytes.fromhex(self.path.split("/")[2]))), "image/png")  # type: ignore[arg-type]
+        if self._is_dead:
+            self.close_connection = True
+            return
+        if self.path.startswith("/v1/images/") and self.path.endswith("/content"):
+            return self._send(200, *self.api.stored[self.path.split("/")[3]])
         if not self._key_is_right():
             return self._wrong_key()
+        if self.path.split("?")[0] in ("/v1/models", "/v1beta/models"):
+            return self._send_json(200, self._listed())
         self._send_json(200, {"id": "model", "object": "model", "created": 0, "owned_by": "us", "name": "models/model"})
+
+    def _listed(self) -> dict[str, Any]:
+        models = [{"id": name, "object": "model", "created": 0, "owned_by": "us"} for name in self.api.models]
+        return {"object": "list", "data": models, "models": [{"name": f"models/{name}"} for name in self.api.models]}
+
+    @property
+    def _is_dead(self) -> bool:
+        return self.api.dies_after is not None and self.api.paid.total() >= self.api.dies_after
 
     def do_POST(self) -> None:
         self.arrived = time.monotonic()
+        if self.path == "/token":
+            self.rfile.read(int(self.headers["Content-Length"]))
+            return self._send_json(200, {"access_token": TOKEN, "token_type": "Bearer", "expires_in": 3600})
         body = self._body()
+        if self._is_dead:
+            self.close_connection = True
+            return
         if not self._key_is_right():
             return self._wrong_key()
         api = self.api
         with api.lock:
             api.num_requests += 1
             api.bodies.append(body)
+            api.keys.append(self._key())
+            if api.on_request is not None:
+                api.on_request(self.path)
             prompt = body["prompt"]
             api.asked[prompt] += 1
             api.asked_at.setdefault(prompt, []).append(self.arrived)
@@ -221,6 +266,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: dict[str, Any], fault: str) -> None:
         google = self._is_google
+        if fault in REPLIES:
+            return self._send(*REPLIES[fault])
         if body["prompt"] in self.api.raw:
             return self._send(200, self.api.raw[body["prompt"]], "application/json")
         if fault == "timeout":
@@ -254,6 +301,8 @@ class _Handler(BaseHTTPRequestHandler):
             status = int(fault)
             headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 429 else {}
             self._send_error(status, f"trouble {status}", "x", headers)
+        elif self.api.style is not None:
+            self._answer_of_own(body)
         else:
             colour = colour_of(body["prompt"], body["images"])
             images = [painted(colour)] * body["n"]
@@ -264,7 +313,35 @@ class _Handler(BaseHTTPRequestHandler):
             self._look()
             with self.api.lock:
                 self.api.paid[body["prompt"]] += body["n"] - (fault == "truncated")
-            self._send_json(200, self._google(images) if google else self._openai(images, colour))
+            answer = self._google(images) if google else self._openai(images, colour)
+            if fault in TWISTS:
+                TWISTS[fault](answer)
+            self._send_json(200, answer)
+
+    def _answer_of_own(self, body: dict[str, Any]) -> None:
+        """The answer of a server that somebody runs himself."""
+        api, sent, style = self.api, body["raw"], self.api.style
+        assert style is not None
+        problem = problem_with(style, sent, api.models)
+        if problem is not None:
+            return self._send_json(*problem)
+        width, _, height = str(sent.get("size") or style.size).partition("x")
+        images = [painted(colour, (int(width), int(height))) for colour in colours(style, sent, body["images"])]
+        addresses = style.address if sent.get("response_format", "url") == "url" else ""
+        data = [self._of_own(image, addresses) for image in images]
+        if style.repeats_prompt:
+            data = [entry | {"revised_prompt": sent["prompt"]} for entry in data]
+        self._look()
+        with api.lock:
+            api.paid[body["prompt"]] += len(images)
+        self._send_json(200, {"created": 1, "data": data})
+
+    def _of_own(self, image: bytes, address: str) -> dict[str, Any]:
+        if not address:
+            return {"b64_json": base64.b64encode(image).decode()}
+        name = hashlib.sha256(image).hexdigest()
+        self.api.stored[name] = image, "image/png"
+        return {"url": f"{self.api.google if address == 'absolute' else ''}/v1/images/{name}/content"}
 
     def _openai(self, images: list[bytes], colour: tuple[int, int, int]) -> dict[str, Any]:
         usage = {"usage": self.api.usage} if self.api.usage else {}
@@ -292,8 +369,11 @@ class _Handler(BaseHTTPRequestHandler):
         """What was asked for, the same for each API: prompt, n, images, and the request as it came."""
         raw = self.rfile.read(int(self.headers["Content-Length"]))
         if self.headers["Content-Type"].startswith("multipart/"):
-            texts, images, kinds = _form(self.headers["Content-Type"].partition("boundary=")[2].encode(), raw)
-            return {"prompt": texts["prompt"], "n": int(texts["n"]), "images": images, "kinds": kinds, "raw": texts}
+            texts, images, masks, kinds = _form(self.headers["Content-Type"].partition("boundary=")[2].encode(), raw)
+            return {
+                "prompt": texts["prompt"], "n": int(texts["n"]), "images": images, "kinds": kinds, "raw": texts,
+                "mask": masks[0] if masks else None,
+            }  # fmt: skip
         sent = json.loads(raw)
         if "contents" in sent:
             parts = (
@@ -317,11 +397,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     @property
     def _is_google(self) -> bool:
-        return "x-goog-api-key" in self.headers
+        return "x-goog-api-key" in self.headers or ":" in self.path or self.path.startswith("/v1beta")
+
+    def _key(self) -> str | None:
+        given = self.headers.get("x-goog-api-key") or self.headers.get("Authorization")
+        return given.removeprefix("Bearer ") if given is not None else None
 
     def _key_is_right(self) -> bool:
-        sent = self.headers.get("x-goog-api-key") or self.headers.get("Authorization", "").removeprefix("Bearer ")
-        return sent == self.api.key
+        return self.api.key is None or self._key() in (self.api.key, TOKEN)
 
     def _wrong_key(self) -> None:
         sent = self.headers.get("Authorization", "")
@@ -351,16 +434,46 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-def _form(boundary: bytes, raw: bytes) -> tuple[dict[str, str], list[bytes], list[str]]:
-    """A multipart body: its texts by name; its files in their order, and their media types."""
+def _form(boundary: bytes, raw: bytes) -> tuple[dict[str, str], list[bytes], list[bytes], list[str]]:
+    """A multipart body: its texts by name; its files in their order, the masks among them, and their media types."""
     texts: dict[str, str] = {}
     files: list[bytes] = []
+    masks: list[bytes] = []
     kinds: list[str] = []
     for part in raw.split(b"--" + boundary)[1:-1]:
         head, _, content = part[2:-2].partition(b"\r\n\r\n")
-        if b"filename=" in head:
+        name = head.partition(b'name="')[2].partition(b'"')[0].decode()
+        if b"filename=" not in head:
+            texts[name] = content.decode()
+        elif name == "mask":
+            masks.append(content)
+        else:
             files.append(content)
             kinds.append(head.lower().partition(b"content-type:")[2].split(b"\r\n")[0].strip().decode())
-        else:
-            texts[head.partition(b'name="')[2].partition(b'"')[0].decode()] = content.decode()
-    return texts, files, kinds
+    return texts, files, masks, kinds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument(
+        "--style", choices=list(STYLES), help="a server that people run themselves; default: the vendors'"
+    )
+    parser.add_argument("--model", action="append", help="a model that it has, with --style (repeat it for more)")
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds until an answer")
+    words = parser.parse_args()
+    models = tuple(words.model or ("qwen-image",))
+    with ApiServer(words.latency, words.style, models, words.port) as server:
+        key = f"the key is {server.key}" if server.key else f"no key is needed, it has {', '.join(models)}"
+        print(
+            f"--api_base {server.openai} (openai), --api_base {server.google} (google_genai); {key}. Ctrl-C ends it.",
+            flush=True,
+        )
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+        for prompt, times in sorted(server.asked.items()):
+            print(f"{times:6} asked, {server.paid[prompt]:6} images: {prompt[:80]!r}")
+
+
+if __name__ == "__main__":
+    main()

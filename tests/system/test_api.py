@@ -67,7 +67,7 @@ def test_what_cannot_work_is_refused_before_anything_is_sent(
 
 
 def test_flags_of_the_api_do_nothing_for_a_local_backend(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--timeout", "180", "--max_requests", "3"]  # the first one is the default, and still given
+    flags = ["--timeout", "600", "--max_requests", "3"]  # the first one is the default, and still given
     assert main(["t2i", "--backend", "fake", "--prompt", "a", "--output_dir", str(tmp_path / "out"), *flags]) == 2
     assert "--timeout, --max_requests would do nothing" in capsys.readouterr().err
 
@@ -93,7 +93,7 @@ def test_a_plan_needs_no_key_and_sends_nothing(
     assert main(["plan", *words(server, "openai", rows, tmp_path / "out")]) == 0
     assert "24 images in 4 batches" in capsys.readouterr().out  # 12 samples are 6 + 6, as the API makes 10 at most
     assert main(words(server, "openai", rows, tmp_path / "out")) == 2
-    assert "set OPENAI_API_KEY" in capsys.readouterr().err and server.num_requests == 0
+    assert "Set OPENAI_API_KEY" in capsys.readouterr().err and server.num_requests == 0
 
 
 # -- whole runs ---------------------------------------------------------------------------------------------------

@@ -146,7 +146,6 @@ def test_bad_images_fail_their_rows_and_the_others_are_made(server: ApiServer, t
         "nowhere.png": "there is no file",
         "large.png": "bytes; the API takes at most 4,000,000",
         "wide.png": "takes at most 1:1",
-        "good.png,good.png": "2 input images, but dall-e-2 (the OpenAI images API) takes exactly one",
     }
     cells = [cell for bad in cases for cell in (bad, "good.png")]
     rows = [{"input_images": cell, "instruction": f"edit {n}"} for n, cell in enumerate(cells)]
@@ -163,18 +162,35 @@ def test_bad_images_fail_their_rows_and_the_others_are_made(server: ApiServer, t
 
 
 @pytest.mark.parametrize(
-    ("backend", "model", "most"), [("openai", "gpt-image-2", 16), ("google_genai", "gemini-3-pro-image-preview", 14)]
+    ("backend", "model", "most", "said"),
+    [
+        ("openai", "gpt-image-2", 16, "17 input images, but gpt-image-2 takes 1 to 16"),
+        ("openai", "dall-e-2", 1, "2 input images, but dall-e-2 takes exactly one"),
+        (
+            "google_genai",
+            "gemini-3-pro-image-preview",
+            14,
+            "15 input images, but gemini-3-pro-image-preview takes 1 to 14",
+        ),
+    ],
 )
 def test_no_more_images_than_the_model_takes(
-    server: ApiServer, tmp_path: Path, backend: str, model: str, most: int
+    server: ApiServer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    backend: str,
+    model: str,
+    most: int,
+    said: str,
 ) -> None:
     (tmp_path / "a.png").write_bytes(png(1))
     rows = [{"input_images": ["a.png"] * count, "instruction": f"{count}"} for count in (most, most + 1)]
     path, out = write_jsonl(tmp_path / "edits.jsonl", rows), tmp_path / "out"
-    assert main(words(server, backend, path, out, "--model_name", model)) == 3
+    assert main(words(server, backend, path, out, "--model_name", model)) == 2
+    told = capsys.readouterr().err
+    assert "1 bad row; nothing was run" in told and f"line 2: {said}" in told and server.num_requests == 0
+    assert main(words(server, backend, path, out, "--model_name", model, "--filter_rows", "0")) == 0
     assert_right_images(out, [f"{most}"], {f"{most}": [png(1)] * most})
-    (failure,) = ledger(out, "failures.jsonl")
-    assert f"{most + 1} input images, but {model}" in failure["error"] and f"takes 1 to {most}" in failure["error"]
 
 
 # -- whole runs ---------------------------------------------------------------------------------------------------

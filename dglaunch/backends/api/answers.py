@@ -13,6 +13,7 @@ from PIL import Image
 
 from dglaunch.config import MAX_PIXELS
 from dglaunch.data.images import TooManyPixels, damage_is_a_bad_image, open_image
+from dglaunch.data.task import Record
 from dglaunch.output.encode import WholePng, whole_png
 
 MOST_AMOUNT = 1e15
@@ -25,11 +26,16 @@ LOOKED_AT, SHOWN = 20_000, 2000
 """Characters of a server's text."""
 SLOW_DOWN = (429, 503, 529)
 AGAIN = (408, 409, 425)
+UNABLE = (500, 502, 503, 504)
+"""Of a server that does not work, or what stands before one that is gone."""
+NEVER = re.compile(r"\blimit: 0(?![\d.])")
+"""In a 429 that no waiting mends: the account may ask for nothing of the kind."""
 STOPS = {
     401: "does not accept the key in {keys}. Correct the variable and start the same command again",
     402: "wants a payment first. Settle it and start the same command again",
     403: "does not let this key use {model}. Ask for access or choose another --model_name",
     404: "has no model {model}, or is not such an API. Correct --model_name, or --api_base",
+    429: "lets this account ask nothing of {model}. See what it says, and start the same command again",
 }
 """Answers that every further request would get as well."""
 
@@ -47,26 +53,49 @@ class RequestError(Exception):
         text: str,
         retry_after: float | None = None,
         status: int | None = None,
+        lost: bool = False,
     ) -> None:
         super().__init__(text)
         self.kind = kind
         self.retry_after = retry_after
         self.status = status
+        self.lost = lost
+        """It is the server's trouble rather than this request's: no answer came, or it cannot work at all now."""
+
+
+class TooFew(RequestError):
+    """The server made fewer images than it was asked for, and nothing else is wrong."""
+
+    def __init__(self, came: int, wanted: int) -> None:
+        super().__init__("again", f"{came} of {wanted} images came")
+
+
+@dataclass(slots=True)
+class Part:
+    """What an answer has for one image."""
+
+    image: bytes | RequestError
+    told: Record = field(default_factory=dict)
+    """What came with it, for the ledger: `answer_text`, `revised_prompt`."""
 
 
 @dataclass(slots=True)
 class Answer:
     """One answer: for each task asked for its image's bytes or what happened to it; perhaps fewer than were asked for."""
 
-    parts: list[bytes | RequestError]
+    parts: list[Part]
     usage: dict[str, float] = field(default_factory=dict)
     """Numbers that the server reports; `cost` is in US dollars."""
 
 
 def decode(text: str) -> bytes:
-    """base64 that is whole."""
+    """base64 that is whole, also broken into lines, or as a data: URL."""
+    if text.startswith("data:"):
+        kind, comma, text = text.partition(",")
+        if not comma or not kind.endswith(";base64"):
+            raise RequestError("again", f"the image in the answer is a data: URL without base64: {kind[:80]}")
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise RequestError("again", f"the image in the answer is damaged: {error}") from None
 
@@ -116,17 +145,25 @@ def bounded(pieces: Iterator[bytes], deadline: float, timeout: float) -> Iterato
 
 
 def by_status(status: int, reason: str, headers: Mapping[str, str]) -> RequestError:
-    """What an HTTP status means, whichever API sent it."""
-    wait = retry_after(headers)
+    """What an HTTP status means, whichever API sent it; the server's own word on another try (x-should-retry) comes first."""
+    wait, word = retry_after(headers), headers.get("x-should-retry", "").strip().lower()
+    if status == 429 and NEVER.search(reason):
+        return RequestError("stop", reason, None, status)
+    if word == "false" and status in (*SLOW_DOWN, *AGAIN, *range(500, 600)):
+        return RequestError("stop" if status == 429 else "refused", f"HTTP {status}: {reason}", None, status)
     if status in SLOW_DOWN:
-        return RequestError("slow_down", f"HTTP {status}: {reason}", wait, status)
-    if status in AGAIN or status >= 500:
-        return RequestError("again", f"HTTP {status}: {reason}", wait, status)
+        return RequestError("slow_down", f"HTTP {status}: {reason}", wait, status, lost=status in UNABLE)
+    if status in AGAIN or status >= 500 or word == "true":
+        return RequestError("again", f"HTTP {status}: {reason}", wait, status, lost=status in UNABLE)
     return RequestError("stop" if status in STOPS else "refused", reason, None, status)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a server asks to wait: Retry-After as a number or a date."""
+    """Seconds that a server asks to wait: retry-after-ms, else Retry-After as a number or a date."""
+    try:
+        return amount(float(headers["retry-after-ms"]) / 1000)
+    except (KeyError, ValueError):
+        pass
     text = headers.get("retry-after", "").strip()
     try:
         return amount(float(text))

@@ -15,22 +15,34 @@ translates the SDK's errors into a `RequestError`.
 import threading
 import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from dglaunch.backends.api.answers import STOPS, Answer, RequestError, bounded, picture, redact
-from dglaunch.backends.api.downloads import Origin, origin_of
-from dglaunch.backends.api.limits import ConcurrencyLimiter, SpendLimit, delay, share, sleep
-from dglaunch.backends.api.profile import Api, key_of, num_workers, rank_of_all
-from dglaunch.backends.api.uploads import Upload, uploads
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from dglaunch.output.encode import WholePng
+
+from dglaunch import strict_json
+from dglaunch.backends.api.answers import STOPS, Answer, Part, RequestError, TooFew, bounded, picture, redact
+from dglaunch.backends.api.checks import MASK_BYTES
+from dglaunch.backends.api.description import Api, addresses_of, api_of, key_of
+from dglaunch.backends.api.downloads import origin_of
+from dglaunch.backends.api.limits import SpendLimit, delay, share, sleep
+from dglaunch.backends.api.profile import num_workers, rank_of_all
+from dglaunch.backends.api.servers import Pool, Server
+from dglaunch.backends.api.uploads import Upload, mask_of, uploads
 from dglaunch.backends.base import Context, Facts, ItemError, Slot
 from dglaunch.data.images import BadImage
-from dglaunch.data.task import Batch, Task
+from dglaunch.data.task import Batch, Record, Task
 from dglaunch.environment import environment
 from dglaunch.errors import Drained, MissingPackage, UserError
 
 LONGEST_RETRY_AFTER_S = 900.0
 """A server that asks for a longer pause than this has a quota by the day: the run stops, and a later start goes on."""
 PROBES = 3
+SHOWN_MODELS = 20
+KEY_HEADERS = ("authorization", "x-goog-api-key")
+Result = TypeVar("Result")
 SPARE_THREADS = 4
 """One thread more than requests at a time, and one more for each 4: while some work on answers, others ask."""
 
@@ -47,12 +59,15 @@ class HttpUrl(Protocol):
     scheme: str
     host: str
     port: int | None
+    netloc: bytes
+
+    def __init__(self, address: str) -> None: ...
 
 
 class HttpRequest(Protocol):
     """What is called on the request of an SDK's HTTP client."""
 
-    url: HttpUrl
+    url: "HttpUrl"
     headers: MutableMapping[str, str]
 
     def read(self) -> bytes: ...
@@ -74,6 +89,12 @@ class _Turn(threading.local):
 
     asks = False
     """It asks for images, which is counted and limited; the probe at the start is not."""
+    server: Server | None = None
+    """The one that this request goes to, once it is chosen; before that, one that must be asked."""
+    under_way: bool = False
+    """The request was sent to it: what comes now is where it was sent on to."""
+    answer: bytes = b""
+    """The body of the answer that came last."""
     since: float | None = None
     """When the request that is on the wire took its place."""
     last: float = 0.0
@@ -83,18 +104,23 @@ class _Turn(threading.local):
 
 
 class ApiBackend:
-    """A backend that asks an API for images. An adapter gives `describe`, `connect`, `probe`, `request` and `explain`."""
+    """A backend that asks an API for images. An adapter gives `describe`, `connect`, `probe`, `models`, `request`, `explain`."""
+
+    base_variable = ""
+    """In which the SDK looks for the address of a compatible server."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
         self.model = context.config.backend.model_name
         self.settings = context.config.remote
         self.output_format = context.config.output_format
-        self.api = self.describe(self.model)
+        self.api = api_of(context.config)
+        self.addresses = addresses_of(context.config)
         self.seconds = {"requests": 0.0}
         places = num_workers(context.config, context.topology)
-        self.facts = Facts(workers=places + places // SPARE_THREADS + 1, ledger={"seed_sent": self.api.max_seed > 0})
-        self.limiter = ConcurrencyLimiter(places, self.facts.events.append)
+        at_once = places * max(len(self.addresses), 1)
+        self.facts = Facts(workers=at_once + at_once // SPARE_THREADS + 1, ledger={"seed_sent": self.api.max_seed > 0})
+        self.pool = Pool(self.addresses, places, self.settings.retry_delay, self.facts.events.append)
         part, parts = rank_of_all(context.topology)
         max_requests, max_cost = self.settings.max_requests, self.settings.max_cost
         self.spending = SpendLimit(
@@ -105,8 +131,7 @@ class ApiBackend:
         self.client: Client | None = None
         self.hooks: dict[str, list[Callable[..., None]]] = {"request": [self._before], "response": [self._after]}
         """For the SDK's HTTP client (httpx)."""
-        self.origin: Origin = ("", 0)
-        """The API's own host and port: where the first request goes."""
+        self._noted: set[str] = set()
         self._turn = _Turn()
         self._key = ""
         self._counting = threading.Lock()
@@ -114,8 +139,8 @@ class ApiBackend:
     # What an adapter brings.
 
     @staticmethod
-    def describe(model: str) -> Api:
-        """Return what the API can do with a model."""
+    def describe(model: str, servers: tuple[str, ...] = ()) -> Api:
+        """Return what the API can do with a model; `servers` are those that are not the vendor's own."""
         raise NotImplementedError
 
     def connect(self, key: str) -> None:
@@ -126,7 +151,11 @@ class ApiBackend:
         """Ask for something that costs nothing and needs the key."""
         raise NotImplementedError
 
-    def request(self, tasks: Sequence[Task], images: Sequence[Upload]) -> Answer:
+    def models(self) -> list[str]:
+        """Ask for the names of the models that there are."""
+        raise NotImplementedError
+
+    def request(self, tasks: Sequence[Task], images: Sequence[Upload], mask: Upload | None) -> Answer:
         """Make one request for all samples of one row; `images` are what an edit starts from."""
         raise NotImplementedError
 
@@ -149,31 +178,64 @@ class ApiBackend:
         except ImportError:
             raise MissingPackage(self.api.package, self.api.name, "pip install 'dglaunch[api]'") from None
 
+    @property
+    def first_base(self) -> str | None:
+        """The address that the SDK's client is made with; None for its own."""
+        return self.pool.first.base or None
+
+    @property
+    def server(self) -> Server:
+        """The one that this thread's request went to."""
+        assert self._turn.server is not None, "no request was made"
+        return self._turn.server
+
+    def as_it_came(self) -> object:
+        """The JSON of the answer to this thread's request: an SDK leaves out what it does not know, such as why there is no
+        image. None if it is no JSON."""
+        try:
+            return strict_json.loads(self._turn.answer)
+        except ValueError:
+            return None
+
     def _probe(self) -> None:
+        """Ask each server once; those that cannot be reached are set aside while there is another."""
+        lost = [problem for server in self.pool.servers if (problem := self._probe_one(server)) is not None]
+        if len(lost) == len(self.pool.servers):
+            where = f" at {', '.join(self.addresses)}" if self.addresses else ""
+            raise UserError(f"{self.api.name} cannot be reached{where}: {lost[0]}. Check the network and --api_base.")
+
+    def _probe_one(self, server: Server) -> RequestError | None:
         """Only a refused key or a server that cannot be reached stop the run here: compatible servers may have nothing
-        but images, and a key may be allowed nothing but images."""
+        but images, and a key may be allowed nothing but images. Returns why it cannot be reached."""
         for attempt in range(PROBES):
             try:
-                return self.probe()
+                self._aside(server, self.probe)
+                return None
             except Exception as error:  # whatever an SDK raises; `explain` says what it means
                 problem = self._explained(error)
-            if problem.status == 401:
+            if problem.status == 401 or (problem.kind == "stop" and problem.status is None):
                 raise self._final_error(problem)
             if problem.status is not None:
-                return
+                return None
             sleep(delay(attempt, self.settings.retry_delay, None), self.context.should_stop)
-        where = f" at {self.settings.api_base}" if self.settings.api_base else ""
-        raise UserError(f"{self.api.name} cannot be reached{where}: {problem}. Check the network and --api_base.")
+        self.pool.fails(server, time.monotonic(), str(problem))
+        return problem
+
+    def _aside(self, server: Server, ask: Callable[[], Result]) -> Result:
+        """Ask one server for something that is no image, and is not counted."""
+        self._turn.server, self._turn.under_way = server, False
+        return ask()
 
     def generate(self, batch: Batch) -> Sequence[Slot]:
         """Return the images of one row. A slot is None where the run was stopped in between: that image stays pending."""
         slots: list[Slot] = [None] * len(batch)
         try:
             images = uploads(batch.tasks[0], self.api.image_formats, self.api.max_image_bytes)
+            mask = mask_of(batch.tasks[0], MASK_BYTES)
         except BadImage as error:
             return [ItemError(str(error))] * len(batch)
         try:
-            self._fill(slots, batch.tasks, images)
+            self._fill(slots, batch.tasks, images, mask)
         except (Drained, UserError):
             if all(slot is None for slot in slots):
                 raise
@@ -183,39 +245,46 @@ class ApiBackend:
         if self.client is not None:
             self.client.close()
 
-    def _fill(self, slots: list[Slot], tasks: Sequence[Task], images: Sequence[Upload]) -> None:
+    def _fill(self, slots: list[Slot], tasks: Sequence[Task], images: Sequence[Upload], mask: Upload | None) -> None:
         """Ask until each slot has its image or its error; an image that came is not asked for again."""
         attempt = 0
         while left := [n for n, slot in enumerate(slots) if slot is None]:
-            parts, problem = self._ask([tasks[n] for n in left], images)
+            parts, problem = self._ask([tasks[n] for n in left], images, mask)
             for n, part in zip(left, parts):
                 slots[n] = part
-            if problem is None:
-                continue
+            if problem is None or (isinstance(problem, TooFew) and any(part is not None for part in parts)):
+                continue  # it is asked for the rest: no try has failed
             if problem.kind == "refused" or attempt >= self.settings.api_max_retries:
                 tries = f" (tried {attempt + 1} times)" if attempt and problem.kind != "refused" else ""
                 slots[:] = [ItemError(f"{problem}{tries}") if slot is None else slot for slot in slots]
                 return
             self._count(retries=1)
-            sleep(delay(attempt, self.settings.retry_delay, problem.retry_after), self.context.should_stop)
+            if not (self.pool.has_several and (problem.lost or problem.kind == "slow_down")):  # another server is free
+                sleep(delay(attempt, self.settings.retry_delay, problem.retry_after), self.context.should_stop)
             attempt += 1
 
-    def _ask(self, tasks: Sequence[Task], images: Sequence[Upload]) -> tuple[list[Slot], RequestError | None]:
+    def _ask(
+        self, tasks: Sequence[Task], images: Sequence[Upload], mask: Upload | None
+    ) -> tuple[list[Slot], RequestError | None]:
         """One request: what came of each task, and why some have nothing yet."""
-        self._turn.asks, self._turn.last = True, 0.0
+        turn = self._turn
+        turn.asks, turn.last, turn.server, turn.under_way = True, 0.0, None, False
+        failed: RequestError | None = None
         try:
-            answer = self._send(tasks, images)
+            answer = self._send(tasks, images, mask)
         except RequestError as problem:
-            self._react(problem, self._turn.last)
-            return [None] * len(tasks), problem
+            failed = problem
         finally:
-            self._turn.asks = False
+            turn.asks, turn.answer = False, b""
             self._leave()
-        self.limiter.went_well()
+        if failed is not None:
+            self._react(failed, turn.last)
+            return [None] * len(tasks), failed
+        self.pool.works(self.server)
         self._count(**{redact(name, self._key): number for name, number in answer.usage.items()})
-        return self._unpack(answer, len(tasks))
+        return self._unpack(answer, tasks)
 
-    def _send(self, tasks: Sequence[Task], images: Sequence[Upload]) -> Answer:
+    def _send(self, tasks: Sequence[Task], images: Sequence[Upload], mask: Upload | None) -> Answer:
         """One answer, its cost counted.
 
         Raises:
@@ -223,7 +292,7 @@ class ApiBackend:
             Drained, UserError: nothing was sent, and nothing will be.
         """
         try:
-            answer = self.request(tasks, images)
+            answer = self.request(tasks, images, mask)
         except Drained as stop:
             raise (stop.__cause__ if isinstance(stop.__cause__, UserError) else stop) from None
         except Exception as error:  # as above: around one request, which ends as its items' errors or is sent again
@@ -234,36 +303,56 @@ class ApiBackend:
 
     def _before(self, request: HttpRequest) -> None:
         """The request is built and about to be sent, in the thread that asks."""
-        self._stay(request.url)
+        turn = self._turn
+        if turn.under_way:
+            self._stay(self.server, request.url)
         request.headers["accept-encoding"] = "gzip"  # of what else a client may take, a few bytes unpack to gigabytes
-        self._turn.sent = time.monotonic()
-        if not self._turn.asks:
-            return
+        if turn.asks and not turn.under_way:
+            self._take_place(request)
+        if not turn.under_way:
+            turn.under_way = True
+            self._direct(request)
+        turn.sent = time.monotonic()
+
+    def _take_place(self, request: HttpRequest) -> None:
         request.read()  # a form is in many small parts, which would be sent one by one
-        self._turn.since = self._turn.last = self.limiter.enter(self.context.should_stop)
+        turn = self._turn
+        turn.server, turn.since = self.pool.enter(self.context.should_stop)
+        turn.last = turn.since
         try:
             self.spending.take()
         except UserError as problem:  # the SDK would make an error of its own out of it
             raise Drained from problem
         self._count(requests=1)
-        self._turn.sent = time.monotonic()
 
-    def _stay(self, url: HttpUrl) -> None:
+    def _direct(self, request: HttpRequest) -> None:
+        """Send a request, which the SDK has built for the first server, to the one that was chosen."""
+        server, url = self.server, request.url
+        if server is not self.pool.first:
+            url = request.url = type(url)(server.rebased(str(url), self.pool.first))
+            request.headers["host"] = url.netloc.decode("ascii")
+        if (
+            not self._key and not self.api.by_credentials
+        ):  # the SDK sends a word in place of a key that there is none of
+            for name in KEY_HEADERS:
+                request.headers.pop(name, None)
+        if not server.origin[0]:
+            server.origin = origin_of(url.scheme, url.host, url.port)
+
+    def _stay(self, server: Server, url: HttpUrl) -> None:
         """A server that sends a request on to another host does not get it there."""
         origin = origin_of(url.scheme, url.host, url.port)
-        if not self.origin[0]:
-            self.origin = origin
-        elif origin[0] != self.origin[0]:
+        if origin[0] != server.origin[0]:
             raise RequestError(
                 "refused",
-                f"{self.origin[0]} sends the request on to {origin[0]}; if that is right, name that host in --api_base",
+                f"{server.origin[0]} sends the request on to {origin[0]}; if that is right, name that host in --api_base",
             )
 
     def _after(self, response: HttpResponse) -> None:
         """The head of the answer is here. Who waits may send, unless what this answer says may be against it."""
         pieces, timeout = response.iter_bytes, self.settings.timeout
         response.iter_bytes = lambda: bounded(pieces(), self._turn.sent + timeout, timeout)
-        response.read()
+        self._turn.answer = response.read()
         if response.is_success and self.spending.max_cost is None:
             self._leave()
             time.sleep(0)  # lets go of Python's lock: who got the place sends before this answer is taken apart
@@ -271,30 +360,56 @@ class ApiBackend:
     def _leave(self) -> None:
         since, self._turn.since = self._turn.since, None
         if since is not None:
-            self.limiter.leave()
+            self.server.limiter.leave()
             with self._counting:
                 self.seconds["requests"] += time.monotonic() - since
 
-    def _unpack(self, answer: Answer, wanted: int) -> tuple[list[Slot], RequestError | None]:
+    def _unpack(self, answer: Answer, tasks: Sequence[Task]) -> tuple[list[Slot], RequestError | None]:
         slots: list[Slot] = []
-        problem = None
-        if len(answer.parts) < wanted:
-            problem = RequestError("again", f"{len(answer.parts)} of {wanted} images came")
-        for part in answer.parts[:wanted]:
+        problem: RequestError | None = None
+        if len(answer.parts) < len(tasks):
+            problem = TooFew(len(answer.parts), len(tasks))
+        if len(answer.parts) > len(tasks):
+            self._count(surplus_images=len(answer.parts) - len(tasks))
+            self._note_once(
+                f"the server sent {len(answer.parts)} images where {len(tasks)} was asked for; the rest is left out"
+            )
+        for task, part in zip(tasks, answer.parts):
             try:
-                if isinstance(part, RequestError):
-                    raise part
-                slots.append(picture(part, self.output_format))
+                slots.append(self._picture(part, task))
             except RequestError as error:
                 said = self._explained(error)
                 slots.append(ItemError(str(said)) if said.kind == "refused" else None)
+                if said.kind == "stop":
+                    raise self._stopped(said) from None
                 problem = problem if said.kind == "refused" else said
         return slots, problem
+
+    def _picture(self, part: Part, task: Task) -> "Image | WholePng":
+        """An image that came, and what the ledger says of it."""
+        if isinstance(part.image, RequestError):
+            raise part.image
+        image = picture(part.image, self.output_format)
+        if self.output_format == "jpg" and getattr(image, "has_transparency_data", False):
+            self._note_once(
+                "images came with transparency; a JPEG has none, so they stand on white (--output_format png)"
+            )
+        told: Record = {name: redact(str(text), self._key) for name, text in part.told.items()}
+        server: Record = {"api_server": self.server.base} if self.addresses else {}
+        if told or server:
+            self.facts.of_task[task.id] = told | server
+        return image
+
+    def _note_once(self, text: str) -> None:
+        with self._counting:
+            if text not in self._noted:
+                self._noted.add(text)
+                self.facts.events.append(text)
 
     def _react(self, problem: RequestError, started: float) -> None:
         """What an answer means for the requests to come."""
         if problem.kind == "stop":
-            raise self.spending.fail(self._final_error(problem))
+            raise self._stopped(problem)
         if problem.retry_after is not None and problem.retry_after > LONGEST_RETRY_AFTER_S:
             wait = f"The server asks to wait {problem.retry_after:,.0f} s ({problem})"
             raise self.spending.fail(
@@ -302,7 +417,9 @@ class ApiBackend:
             )
         if problem.kind == "slow_down":
             self._count(slow_downs=1)
-            self.limiter.slow_down(started, problem.retry_after)
+            self.server.limiter.slow_down(started, problem.retry_after)
+        if problem.lost and self._turn.server is not None:
+            self.pool.fails(self.server, started, str(problem))
 
     def _explained(self, error: Exception) -> RequestError:
         ours = _raised_by_a_hook(error)
@@ -310,13 +427,31 @@ class ApiBackend:
         problem.args = (redact(" ".join(str(problem).split()), self._key),)
         return problem
 
+    def _stopped(self, problem: RequestError) -> UserError:
+        """The end of the run, for this thread and the others. No further request is sent while the server is asked what it has."""
+        final = self._final_error(problem)
+        first = self.spending.fail(final)
+        if first is final and problem.status == 404 and (listed := self._listed()):
+            first.args = (f"{first}{'' if str(first).endswith('.') else '.'} It has {', '.join(listed)}.",)
+        return first
+
     def _final_error(self, problem: RequestError) -> UserError:
         """The end of the run, in one paragraph. What a server says of a key repeats parts of it, so it is left out."""
         said = "" if problem.status == 401 else f" It says: {problem}"
-        what = STOPS.get(
-            problem.status or 0, "cannot go on. See what it says, and start the same command again"
-        ).format(keys=" or ".join(self.api.keys), model=self.model)
-        return UserError(f"{self.api.name} {what}.{said}")
+        server = f" at {self.server.base}" if self.addresses and self._turn.server is not None else ""
+        keys = " or ".join(self.api.keys)
+        what = STOPS.get(problem.status or 0, "cannot go on. See what it says, and start the same command again")
+        if problem.status == 401 and not self._key:
+            what = "wants a key. Set {keys} in the environment and start the same command again"
+        return UserError(f"{self.api.name}{server} {what.format(keys=keys, model=self.model)}.{said}")
+
+    def _listed(self) -> list[str]:
+        """The models that the server says that it has; none where it does not say."""
+        try:
+            names = self._aside(self.server, self.models)
+        except Exception:  # whatever an SDK raises: this only adds to an error that is told anyway
+            return []
+        return [redact(name, self._key) for name in names[:SHOWN_MODELS]]
 
     def _count(self, **numbers: float) -> None:
         with self._counting:

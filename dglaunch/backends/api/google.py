@@ -1,77 +1,74 @@
 """Google's image models with the official SDK: Gemini's native image output (generate_content), and Imagen.
 
-Gemini takes a seed and input images, one image a request. Imagen (a model name that begins with `imagen`) makes up to
-four images a request; the SDK offers it on the Gemini Enterprise Agent Platform (Vertex AI) only, with a key of it. It
-takes a seed only if its watermark is switched off, which is not ours to do, so none is sent.
+Gemini takes a seed and input images, one image a request. It may think with drafts, which are never the image: the last one
+that is no thought is. Imagen (a model name that begins with `imagen`) makes up to four images a request; the SDK offers it
+on Vertex AI only. It takes a seed only if its watermark is switched off, which is not ours to do, so none is sent.
+
+With --api_project both are asked on Vertex AI, with application default credentials instead of a key (vertex.py).
 """
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dglaunch.backends.api.answers import Answer, RequestError, amount, by_status, flat_numbers
+from dglaunch.backends.api import vertex
+from dglaunch.backends.api.answers import Answer, Part, RequestError, amount, by_status, flat_numbers
 from dglaunch.backends.api.backend import ApiBackend
-from dglaunch.backends.api.profile import Api
+from dglaunch.backends.api.checks import extra_fields
+from dglaunch.backends.api.description import Api, facts_of
+from dglaunch.backends.api.models import Model, model_of
+from dglaunch.backends.api.sizes import SizeOf, size_of
 from dglaunch.backends.api.uploads import Upload
-from dglaunch.data.task import Task
+from dglaunch.config import pairs_of
+from dglaunch.data.task import Record, Task
+from dglaunch.environment import environment
 
-_FLASH_25 = {
-    "1:1": "1024x1024", "2:3": "832x1248", "3:2": "1248x832", "3:4": "864x1184", "4:3": "1184x864", "4:5": "896x1152",
-    "5:4": "1152x896", "9:16": "768x1344", "16:9": "1344x768", "21:9": "1536x672",
-}  # fmt: skip
-_GEMINI_3 = {
-    "1:1": (1024, 1024), "2:3": (848, 1264), "3:2": (1264, 848), "3:4": (896, 1200), "4:3": (1200, 896),
-    "4:5": (928, 1152), "5:4": (1152, 928), "9:16": (768, 1376), "16:9": (1376, 768), "21:9": (1584, 672),
-}  # fmt: skip
-_IMAGEN = {
-    "1:1": (1024, 1024), "3:4": (896, 1280), "4:3": (1280, 896), "9:16": (768, 1408), "16:9": (1408, 768),
-}  # fmt: skip
-
-
-def _scaled(sizes: dict[str, tuple[int, int]], scales: dict[str, int]) -> dict[str, dict[str, str]]:
-    """Every size of a family as the settings that ask for it."""
-    return {
-        f"{width * scale}x{height * scale}": {"aspect_ratio": ratio, "image_size": name}
-        for name, scale in scales.items()
-        for ratio, (width, height) in sizes.items()
-    }
-
-
-SIZES: dict[str, dict[str, dict[str, str]]] = {
-    "gemini-2.5-flash-image": {size: {"aspect_ratio": ratio} for ratio, size in _FLASH_25.items()},
-    "gemini-3": _scaled(_GEMINI_3, {"1K": 1, "2K": 2, "4K": 4}),
-    "imagen": _scaled(_IMAGEN, {"1K": 1, "2K": 2}),
-}
-"""By the beginning of the model's name: size -> settings. The models take a ratio and a class, and make these sizes."""
 REFUSALS = (
-    "SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT",
-    "IMAGE_RECITATION", "MODEL_ARMOR",
+    "SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "IMAGE_SAFETY",
+    "IMAGE_PROHIBITED_CONTENT", "IMAGE_RECITATION", "ESCALATION", "MODEL_ARMOR",
 )  # fmt: skip
 """Finish reasons that another try would not change."""
+ENDS = ("PUP_LIMITED_DISABLED",)
+"""Finish reasons that every further request would get: the account is limited or disabled."""
 NETWORK = ("TimeoutException", "TransportError", "OSError")
 """Base classes of what httpx, its forks and the operating system raise when a connection fails; the SDK uses whichever
 is installed."""
+TIMEOUT = "TimeoutException"
+NO_CREDENTIALS = "RefreshError"
+"""google-auth's word for credentials that are refused."""
+MOST_TEXT = 4000
+"""Characters of the text beside an image that the ledger keeps."""
+SET_HERE = frozenset(
+    {"contents", "generationConfig", "model", "safetySettings", "systemInstruction", "instances", "parameters"}
+)
+"""What --api_extra must not set."""
 
 
 class GoogleBackend(ApiBackend):
     """See the module's docstring."""
 
+    base_variable = "GOOGLE_GEMINI_BASE_URL"
+
     @staticmethod
-    def describe(model: str) -> Api:
-        imagen = model.startswith("imagen")
+    def describe(model: str, servers: tuple[str, ...] = ()) -> Api:
+        row, imagen = model_of("google_genai", model), model.startswith("imagen")
         return Api(
             name="the Imagen API" if imagen else "the Gemini API",
             package="google-genai",
-            keys=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+            keys=vertex.KEYS,
             fields=frozenset(
                 {"width", "height", "negative_prompt", "guidance_scale"} if imagen else {"width", "height"}
             ),
-            images_per_request=4 if imagen else 1,
-            size=_size_of(model),
+            size=_size_of(model, row),
             max_seed=0 if imagen else 2**31 - 1,
-            max_images=0 if imagen else 14 if model.startswith("gemini-3") else None,
-        )
+            refused_extra=SET_HERE,
+            servers=servers,
+            **facts_of(
+                row, images_per_request=4 if imagen else 1, most_per_request=4 if imagen else 1,
+                options=() if imagen else ("image_config", "safety_settings", "system_instruction"),
+            ),
+        )  # fmt: skip
 
     def connect(self, key: str) -> None:
         from google import genai
@@ -83,17 +80,41 @@ class GoogleBackend(ApiBackend):
             "ignore", "The generate_images method is deprecated"
         )  # once a request; Imagen has no other
         options = types.HttpOptions(
-            base_url=self.settings.api_base,
+            base_url=self.first_base,
             timeout=int(self.settings.timeout * 1000),
             retry_options=types.HttpRetryOptions(attempts=1),
             client_args={"event_hooks": self.hooks, "limits": _no_limits()},
+            extra_body=extra_fields(self.settings.api_extra) or None,
         )
-        self._genai = self.client = genai.Client(api_key=key, vertexai=self.imagen, http_options=options)
+        project = vertex.project_of(self.settings, environment())
+        if project is not None:
+            self._genai = genai.Client(
+                vertexai=True, project=project.project, location=project.location, credentials=vertex.credentials(),
+                http_options=options,
+            )  # fmt: skip
+        else:
+            self._genai = genai.Client(api_key=key or "none", vertexai=self.imagen, http_options=options)
+        self.client = self._genai
+        self._config = types.GenerateContentConfig(
+            response_modalities=["IMAGE"],
+            automatic_continuation=False,  # one call is one request, which is counted and may be billed
+            system_instruction=self.settings.system_instruction,
+            safety_settings=self._safety() or None,
+        )
+
+    def _safety(self) -> list[Any]:
+        return [
+            self._types.SafetySetting(category=category, threshold=threshold)
+            for category, threshold in pairs_of("safety_settings", self.settings.safety_settings).items()
+        ]
 
     def probe(self) -> None:
         self._genai.models.get(model=self.model)
 
-    def request(self, tasks: Sequence[Task], images: Sequence[Upload]) -> Answer:
+    def models(self) -> list[str]:
+        return [str(model.name).removeprefix("models/") for model in self._genai.models.list()]
+
+    def request(self, tasks: Sequence[Task], images: Sequence[Upload], mask: Upload | None) -> Answer:
         return self._imagen(tasks) if self.imagen else self._gemini(tasks[0], images)
 
     def _size(self, task: Task) -> dict[str, str]:
@@ -105,44 +126,38 @@ class GoogleBackend(ApiBackend):
 
     def _gemini(self, task: Task, images: Sequence[Upload]) -> Answer:
         types = self._types
-        size = self._size(task)
+        settings = pairs_of("image_config", self.settings.image_config) | self._size(task)
         answer = self._genai.models.generate_content(
             model=self.model,
             contents=[
                 *(types.Part.from_bytes(data=data, mime_type=kind) for data, kind in images),
                 task.prompt,
             ],
-            config=types.GenerateContentConfig(
-                response_modalities=["IMAGE"],
-                seed=task.seed,
-                image_config=types.ImageConfig(**size) if size else None,
+            config=self._config.model_copy(
+                update={"seed": task.seed, "image_config": types.ImageConfig(**settings) if settings else None}
             ),
         )
         usage = answer.usage_metadata
         return Answer(
-            [self._part(answer)], flat_numbers(usage.model_dump(exclude_none=True)) if usage is not None else {}
+            [self._gemini_part(answer)], flat_numbers(usage.model_dump(exclude_none=True)) if usage is not None else {}
         )
 
-    def _part(self, answer: Any) -> bytes | RequestError:
-        """The first image of the answer, or why there is none."""
+    def _gemini_part(self, answer: Any) -> Part:
+        """The last image of the answer that is no draft, and the text beside it; or why there is none."""
         feedback = answer.prompt_feedback
         if feedback is not None and feedback.block_reason is not None:
-            return RequestError(
-                "refused", f"prompt blocked, {feedback.block_reason.value}: {feedback.block_reason_message or ''}"
-            )
+            blocked = f"prompt blocked, {feedback.block_reason.value}: {feedback.block_reason_message or ''}"
+            return Part(RequestError("refused", blocked))
         candidate = answer.candidates[0] if answer.candidates else None
         parts = (candidate.content.parts or []) if candidate is not None and candidate.content is not None else []
-        for part in parts:
-            if part.inline_data is not None and part.inline_data.data:
-                return bytes(part.inline_data.data)
-        reason, said = "none given", ""
-        if candidate is not None:
-            reason = candidate.finish_reason.value if candidate.finish_reason is not None else reason
-            said = candidate.finish_message or ""
-        said = said or " ".join(part.text for part in parts if part.text)
-        return RequestError(
-            "refused" if reason in REFUSALS else "again", f"no image came, finish reason {reason}: {said[:500]}"
-        )
+        parts = [part for part in parts if not part.thought]
+        said = " ".join(part.text for part in parts if part.text).strip()[:MOST_TEXT]
+        told: Record = {"answer_text": said} if said else {}
+        blobs = [part.inline_data for part in parts if part.inline_data is not None and part.inline_data.data]
+        images = [blob for blob in blobs if (blob.mime_type or "image/").startswith("image/")]
+        if images:
+            return Part(bytes(images[-1].data), told)
+        return Part(_no_image(self.as_it_came(), said, [str(blob.mime_type) for blob in blobs]), told)
 
     def _imagen(self, tasks: Sequence[Task]) -> Answer:
         first = tasks[0]
@@ -157,7 +172,7 @@ class GoogleBackend(ApiBackend):
                 **self._size(first),
             ),
         )
-        return Answer([_imagen_part(image) for image in answer.generated_images or []])
+        return Answer([_imagen_part(image, first.prompt) for image in answer.generated_images or []])
 
     def explain(self, error: Exception) -> RequestError:
         if isinstance(error, self._errors.APIError):
@@ -167,8 +182,13 @@ class GoogleBackend(ApiBackend):
             problem = by_status(status, f"{error.status}: {error.message}", headers)
             problem.retry_after = problem.retry_after if problem.retry_after is not None else _retry_info(error.details)
             return problem
-        if any(base.__name__ in NETWORK for base in type(error).__mro__):
-            return RequestError("again", f"no answer ({type(error).__name__}): {error}")
+        names = [base.__name__ for base in type(error).__mro__]
+        if NO_CREDENTIALS in names:
+            return RequestError("stop", f"the application default credentials are refused: {error}")
+        if TIMEOUT in names:
+            return RequestError("again", f"no answer within {self.settings.timeout:g} s (--timeout)", lost=True)
+        if any(name in NETWORK for name in names):
+            return RequestError("again", f"no answer ({type(error).__name__}): {error}", lost=True)
         if isinstance(error, ValueError):  # pydantic's too: a damaged answer
             return RequestError("again", f"the answer cannot be read: {error}")
         return RequestError("refused", f"{type(error).__name__}: {error}")
@@ -183,10 +203,30 @@ def _no_limits() -> object:
     return httpx.Limits(max_connections=None, max_keepalive_connections=None)
 
 
-def _imagen_part(generated: Any) -> bytes | RequestError:
+def _no_image(answer: object, said: str, kinds: Sequence[str]) -> RequestError:
+    """Why an answer has no image; `kinds` are the media types of what it has."""
+    answer = answer if isinstance(answer, Mapping) else {}
+    error = answer.get("error")
+    if isinstance(error, Mapping):
+        code, words = error.get("code"), f"{error.get('status', '')}: {error.get('message', '')}"
+        return by_status(code, words, {}) if isinstance(code, int) and code >= 400 else RequestError("again", words)
+    candidates = answer.get("candidates")
+    candidate = candidates[0] if isinstance(candidates, list) and candidates else {}
+    reason = str(candidate.get("finishReason", "none given")) if isinstance(candidate, Mapping) else "none given"
+    said = str(candidate.get("finishMessage", "") or said) if isinstance(candidate, Mapping) else said
+    came = f" ({', '.join(kinds)} came)" if kinds else ""
+    text = f"no image came{came}, finish reason {reason}: {said[:500]}"
+    if reason in ENDS:
+        return RequestError("stop", text)
+    return RequestError("refused" if reason in REFUSALS else "again", text)
+
+
+def _imagen_part(generated: Any, prompt: str) -> Part:
+    rewritten = generated.enhanced_prompt
+    told: Record = {"revised_prompt": rewritten} if rewritten and rewritten != prompt else {}
     if generated.image is not None and generated.image.image_bytes:
-        return bytes(generated.image.image_bytes)
-    return RequestError("refused", f"filtered: {generated.rai_filtered_reason or 'no reason given'}")
+        return Part(bytes(generated.image.image_bytes), told)
+    return Part(RequestError("refused", f"filtered: {generated.rai_filtered_reason or 'no reason given'}"), told)
 
 
 def _retry_info(details: object) -> float | None:
@@ -199,14 +239,15 @@ def _retry_info(details: object) -> float | None:
     return None
 
 
-def _size_of(model: str) -> Callable[[int, int], dict[str, str]]:
-    sizes = next((sizes for start, sizes in SIZES.items() if model.startswith(start)), None)
+def _size_of(name: str, model: Model | None) -> SizeOf:
+    """The table's sizes; a model that it does not know can only be asked for a ratio and a class."""
+    if model is not None:
+        return size_of(name, model)
 
-    def size(width: int, height: int) -> dict[str, str]:
-        if sizes is None:
-            raise ValueError(f"dglaunch does not know the sizes of {model}; leave width and height out.")
-        if f"{width}x{height}" not in sizes:
-            raise ValueError(f"{model} makes {', '.join(sizes)}.")
-        return sizes[f"{width}x{height}"]
+    def unknown(width: int, height: int) -> dict[str, str]:
+        raise ValueError(
+            f"dglaunch does not know the sizes of {name}; leave width and height out, or ask for --image_config "
+            "aspect_ratio=16:9 --image_config image_size=2K"
+        )
 
-    return size
+    return unknown

@@ -1,6 +1,6 @@
 """How fast and how much an API backend asks: giving way, backing off, and stopping in time. No HTTP in here.
 
-    started = limiter.enter(should_stop)   waits for its turn
+    limiter.take()                         where limiter.is_free(now): servers.py waits for that
     spending.take()                        or Drained: --max_requests or --max_cost is used up
     ... the request is sent, its answer read ...
     limiter.leave()
@@ -54,7 +54,7 @@ def sleep(seconds: float, should_stop: Callable[[], bool]) -> None:
 class ConcurrencyLimiter:
     """Lets as many requests through at a time as this rank may have, and fewer when the server asks for it."""
 
-    def __init__(self, workers: int, note: Callable[[str], None]) -> None:
+    def __init__(self, workers: int, note: Callable[[str], None], changed: threading.Condition | None = None) -> None:
         self.workers = workers
         self.limit = float(workers)
         self._note = note
@@ -63,21 +63,24 @@ class ConcurrencyLimiter:
         self._not_before = 0.0
         self._last_cut = 0.0
         self._begun = time.monotonic()
-        self._changed = threading.Condition()
+        self._changed = changed if changed is not None else threading.Condition()
+        """Who waits for a place waits for this."""
 
-    def enter(self, should_stop: Callable[[], bool]) -> float:
-        """Take one request's place; returns the time at which it got it.
-
-        Raises:
-            Drained: the run is being stopped, and the request was not begun.
-        """
+    def is_free(self, now: float) -> bool:
+        """Whether one more request may go out."""
         with self._changed:
-            while self._active >= int(self.limit) or time.monotonic() < self._not_before or should_stop():
-                if should_stop():
-                    raise Drained
-                self._changed.wait(LOOK_EVERY_S)
+            return self._active < int(self.limit) and now >= self._not_before
+
+    @property
+    def load(self) -> float:
+        """The part of the places that is taken."""
+        with self._changed:
+            return self._active / self.limit
+
+    def take(self) -> None:
+        """Take one request's place, which is free."""
+        with self._changed:
             self._active += 1
-        return time.monotonic()
 
     def leave(self) -> None:
         """Give the place back."""
@@ -93,6 +96,11 @@ class ConcurrencyLimiter:
                 if self.limit == self.workers:
                     self._tell(f"back to {self.workers} requests at a time")
                 self._changed.notify()
+
+    def only_one(self) -> None:
+        """The server failed: one request tries it, and more follow as answers come."""
+        with self._changed:
+            self.limit = 1.0
 
     def slow_down(self, started: float, retry_after: float | None) -> None:
         """The server has too many requests. Those that were under way together count as one such answer."""

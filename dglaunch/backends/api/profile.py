@@ -1,54 +1,25 @@
-"""What an API can do with a model, and what follows from it before the run: checks, sizes of requests, shares of ranks.
+"""What follows before the run from what an API can do with a model: checks, sizes of requests, shares of ranks.
 
 The requests themselves are made in backend.py with the adapters openai.py and google.py.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import date
 
+from dglaunch.backends.api import checks
+from dglaunch.backends.api.description import Api, api_of
 from dglaunch.backends.api.limits import share
+from dglaunch.backends.api.models import AS_OF
 from dglaunch.backends.profiles import Profile, Target
-from dglaunch.backends.registry import backend_factory
 from dglaunch.config import LOCAL, RunConfig
-from dglaunch.data.task import ROW_FIELDS, BatchSize, Bucket, Task, plain_bucket
+from dglaunch.data.task import BatchSize, Bucket, Task, plain_bucket
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.models.editing import EditRules
 from dglaunch.models.families import OTHER
 from dglaunch.system import Machine
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Api:
-    """What one API can do with one model; known without a connection."""
-
-    name: str
-    package: str
-    keys: tuple[str, ...]
-    """Variables that may hold the key, the first one that is set counts."""
-    fields: frozenset[str]
-    """What of ROW_FIELDS can be sent."""
-    images_per_request: int
-    max_images: int | None = None
-    """Input images of an edit at the most; 0: it edits none; None: only the server knows."""
-    image_formats: frozenset[str] = frozenset({"PNG", "JPEG", "WEBP"})
-    """Pillow's names of what it takes as input images; others are sent as one of these."""
-    max_image_bytes: int | None = None
-    """Of one input image."""
-    max_aspect: float = math.inf
-    """Of an input image."""
-    size: Callable[[int, int], str | dict[str, str]] = field(repr=False)
-    """Width and height to what the API calls them; a ValueError lists the sizes that it has."""
-    max_seed: int = 0
-
-
-def api_of(config: RunConfig) -> Api:
-    """Return what the API of --backend can do with --model_name."""
-    adapter = backend_factory(config.backend.backend)
-    api: Api = adapter.describe(config.backend.model_name)  # type: ignore[attr-defined]  # adapters have it, Backend not
-    return api
 
 
 class ApiProfile(Profile):
@@ -61,6 +32,10 @@ class ApiProfile(Profile):
     can_replay = False
     can_tune = False
 
+    def __init__(self, today: date | None = None) -> None:
+        self.today = today if today is not None else date.today()
+        """By which it is known which models have ended."""
+
     def resolve(self, config: RunConfig, topology: Topology, elsewhere: Machine | None = None) -> Target:
         api = api_of(config)
         checkpoint = Checkpoint(
@@ -71,8 +46,9 @@ class ApiProfile(Profile):
             transformer={},
             local=False,
         )
-        machine = Machine(name=config.remote.api_base or "its servers", memory=None, dtype="remote")
-        return Target(checkpoint=checkpoint, device="cpu", machine=machine, reasons=_reasons(api, config, topology))
+        machine = Machine(name=", ".join(api.servers) or "its servers", memory=None, dtype="remote")
+        reasons = _reasons(api, config, topology) | _told_of_model(api, config.backend.model_name, self.today)
+        return Target(checkpoint=checkpoint, device="cpu", machine=machine, reasons=reasons)
 
     def as_editor(self, config: RunConfig, checkpoint: Checkpoint, model_type: str | None) -> Checkpoint:
         """Return what the API takes as a row of an edit, in the terms of an editing family. The API chooses each size that
@@ -81,11 +57,11 @@ class ApiProfile(Profile):
         if api.max_images == 0:
             raise UserError(
                 f"{config.backend.model_name} makes images from prompts and edits none through {api.name}. Choose a model "
-                "that does: gpt-image-2 with --backend openai, gemini-2.5-flash-image with --backend google_genai."
+                "that does: gpt-image-2 with --backend openai, gemini-3.1-flash-image with --backend google_genai."
             )
         rules = EditRules(
-            name=config.backend.model_name, multi_image=api.max_images != 1, max_images=api.max_images,
-            max_aspect=api.max_aspect, reason="a request makes the samples of one row",
+            name=config.backend.model_name, multi_image=True, takes_mask=True, max_aspect=api.max_aspect,
+            reason="a request makes the samples of one row",
             input_shape=lambda shape, _defaults: shape, input_text="its own", output_text="the API chooses",
         )  # fmt: skip
         return replace(checkpoint, family=replace(checkpoint.family, edit=rules))
@@ -98,15 +74,9 @@ class ApiProfile(Profile):
                 f"--max_global_workers {workers} with {ranks} ranks: each needs at least one request at a time. Start "
                 f"{workers} ranks, or allow {ranks}."
             )
-        if config.batch_size != "auto" and config.batch_size > api.images_per_request:
-            raise UserError(
-                f"--batch_size {config.batch_size}: {api.name} makes at most {api.images_per_request} images of one prompt "
-                "in a request. Leave the flag out."
-            )
-        for size in dict.fromkeys((task.width, task.height) for task in tasks):
-            _check_size(api, *size)
-        for task in tasks:
-            _check_fields(api, task)
+        checks.check_model(api, config.backend.model_name, self.today)
+        checks.check_options(api, config)
+        checks.check_rows(api, config, tasks)
 
     def buckets(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Callable[[Task], Bucket]:
         return lambda task: replace(plain_bucket(task), row=task.index)
@@ -116,6 +86,8 @@ class ApiProfile(Profile):
         if config.batch_size != "auto":
             return BatchSize(config.batch_size, "as given")
         api = api_of(config)
+        if api.is_own_model:
+            return BatchSize(1, "each sample has its seed (--batch_size N for a server that takes a list of seeds)")
         return BatchSize(
             api.images_per_request, f"{api.name} makes up to {api.images_per_request} images of a prompt at once"
         )
@@ -125,38 +97,27 @@ class ApiProfile(Profile):
         return 1.0
 
 
-def _check_size(api: Api, width: int | None, height: int | None) -> None:
-    if (width is None) != (height is None):
-        raise UserError(f"{api.name} takes width and height together; give both --width and --height, or neither.")
-    if width is not None and height is not None:
-        try:
-            api.size(width, height)
-        except ValueError as error:
-            raise UserError(f"{width}x{height} is no size of {api.name}. {error}") from None
-
-
-def _check_fields(api: Api, task: Task) -> None:
-    for name in ROW_FIELDS:
-        value = getattr(task, name)
-        if name != "seed" and value is not None and name not in api.fields:
-            raise UserError(
-                f"Row {task.index} has {name} {value!r}, but {api.name} takes no {name}. Remove it (the column, or --{name})."
-            )
-    if api.max_seed and task.seed > api.max_seed:
-        raise UserError(f"Row {task.index} has the seed {task.seed}; {api.name} takes seeds up to {api.max_seed}.")
-
-
 def _reasons(api: Api, config: RunConfig, topology: Topology) -> dict[str, str]:
     """The automatic choices, for the user to read."""
     ranks = topology.world_size * topology.num_nodes
-    reasons = {"requests at a time": f"{num_workers(config, topology)} on this rank, of {ranks} ranks"}
+    each = f" to each of {len(api.servers)} servers" if len(api.servers) > 1 else ""
+    reasons = {"requests at a time": f"{num_workers(config, topology)} on this rank{each}, of {ranks} ranks"}
     if not api.max_seed:
         reasons["seed"] = f"not sent: {api.name} takes none, so the images cannot be made again alike"
     return reasons
 
 
+def _told_of_model(api: Api, name: str, today: date) -> dict[str, str]:
+    """One line on a model that will end, or that the table does not know."""
+    if api.model is None and not api.servers:
+        return {"model": f"{name} is not in dglaunch's table of {AS_OF:%d %B %Y}: all is sent as it is given"}
+    if api.ends is not None and today < api.ends:
+        return {"model": f"{name} ends on {api.ends:%d %B %Y}; its successor is {api.successor}"}
+    return {}
+
+
 def num_workers(config: RunConfig, topology: Topology) -> int:
-    """Return how many requests this rank may have under way at a time."""
+    """Return how many requests this rank may have under way at a time, at each server."""
     remote = config.remote
     if remote.max_global_workers is None:
         return remote.num_processes
@@ -166,20 +127,3 @@ def num_workers(config: RunConfig, topology: Topology) -> int:
 def rank_of_all(topology: Topology) -> tuple[int, int]:
     """Return this rank and the number of ranks, those of other nodes without a rendezvous included."""
     return topology.node * topology.world_size + topology.rank, topology.world_size * topology.num_nodes
-
-
-def key_of(api: Api, environ: Mapping[str, str]) -> str:
-    """Return the key, which comes from the environment only.
-
-    Raises:
-        UserError: there is none, or it cannot be one.
-    """
-    key = next((environ[name].strip() for name in api.keys if environ.get(name, "").strip()), None)
-    names = " or ".join(api.keys)
-    if key is None:
-        raise UserError(f"{api.name} needs a key: set {names} in the environment.")
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise UserError(
-            f"The key in {names} has a character that no key has (a space, a line break, a quote?). Set it again."
-        )
-    return key

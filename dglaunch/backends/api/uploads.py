@@ -68,3 +68,20 @@ def uploads(task: "Task", formats: frozenset[str], most: int | None) -> list[Upl
     if bad:
         raise BadImage(f"{task.row}: {describe(bad)}")
     return sent
+
+
+def mask_of(task: "Task", most: int) -> Upload | None:
+    """A task's mask as its file has it, if it has one; `most` is how many bytes it may have.
+
+    Raises:
+        BadImage: it is larger, or not there any more.
+    """
+    if task.mask is None:
+        return None
+    try:
+        data = task.mask.read()
+    except BadImage as error:
+        raise BadImage(f"{task.row}: mask {task.mask.name} {error}") from None
+    if len(data) > most:
+        raise BadImage(f"{task.row}: mask {task.mask.name} is {len(data):,} bytes; the API takes at most {most:,}")
+    return Upload(data, MEDIA_TYPES["PNG"])

@@ -95,7 +95,14 @@ WRONG: dict[str, tuple[str, dict[str, str]]] = {
         "edit --input t.csv --backend google_genai --model_name imagen-4.0-generate-001", {},
     ),
     "a size that an API does not have": (
-        f"{T2I} --backend openai --model_name gpt-image-1.5 --width 512 --height 512", {},
+        f"{T2I} --backend openai --model_name gpt-image-2 --width 512 --height 512", {},
+    ),
+    "a model that an API has no more": (f"{T2I} --backend openai --model_name gpt-image-1", {}),
+    "an option that an API's model does not have": (
+        f"{T2I} --backend google_genai --model_name gemini-3.1-flash-image --quality high", {},
+    ),
+    "a key and a project": (
+        f"{T2I} --backend google_genai --model_name gemini-3.1-flash-image --api_project mine", {"GEMINI_API_KEY": "k"},
     ),
     "optimisations that exclude each other": (f"{T2I} --enable_layerwise_casting --quantization int8", {}),
     "an optimisation that this family does not have": (f"{T2I} --model_name qwen --enable_fuse_qkv", {}),

@@ -148,7 +148,7 @@ def test_overwrite_removes_nothing_before_all_is_well(tmp_path: Path) -> None:
     run(out)
     before = contents(out)
     table = write_jsonl(tmp_path / "other.jsonl", [{"prompt": "another"}])
-    api = ["--backend", "openai", "--model_name", "gpt-image-1.5"]
+    api = ["--backend", "openai", "--model_name", "gpt-image-2"]
     ended = dglaunch("t2i", *api, "--prompts_file", table, "--output_dir", out, "--overwrite", OPENAI_API_KEY="")
     assert ended.code == 2 and "OPENAI_API_KEY" in ended.output
     assert contents(out) == before

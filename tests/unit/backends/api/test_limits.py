@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from dglaunch.backends.api import limits
+from dglaunch.backends.api import limits, servers
 from dglaunch.errors import Drained, UserError
 
 
@@ -40,21 +40,55 @@ def test_the_gate_halves_once_for_requests_that_were_under_way_together_and_come
 
 
 def test_the_gate_never_closes_for_good_and_lets_go_of_who_must_stop() -> None:
-    limiter = limits.ConcurrencyLimiter(2, lambda _: None)
+    pool = servers.Pool([], 2, 1.0, lambda _: None)
+    limiter = pool.first.limiter
     for _ in range(5):
         limiter.slow_down(time.monotonic(), None)
     assert limiter.limit == 1
-    limiter.enter(lambda: False)
+    pool.enter(lambda: False)
     with pytest.raises(Drained):
-        limiter.enter(lambda: True)
+        pool.enter(lambda: True)
     limiter.leave()
-    assert limiter.enter(lambda: False) > 0
+    assert pool.enter(lambda: False)[1] > 0
 
 
 def test_a_pause_holds_for_all_requests_of_the_rank() -> None:
-    limiter, start = limits.ConcurrencyLimiter(4, lambda _: None), time.monotonic()
-    limiter.slow_down(start, 0.2)
-    assert limiter.enter(lambda: False) - start >= 0.2
+    pool, start = servers.Pool([], 4, 1.0, lambda _: None), time.monotonic()
+    pool.first.limiter.slow_down(start, 0.2)
+    assert pool.enter(lambda: False)[1] - start >= 0.2
+
+
+def test_work_goes_to_the_server_that_is_free() -> None:
+    pool = servers.Pool(["http://a", "http://b"], 2, 1.0, lambda _: None)
+    taken = [pool.enter(lambda: False)[0] for _ in range(4)]
+    assert sorted(server.base for server in taken) == ["http://a", "http://a", "http://b", "http://b"]
+    taken[1].limiter.leave()
+    assert pool.enter(lambda: False)[0] is taken[1]
+
+
+def test_a_server_that_fails_is_set_aside_for_longer_each_time_and_comes_back() -> None:
+    events: list[str] = []
+    pool = servers.Pool(["http://a", "http://b"], 2, 0.2, events.append)
+    bad, good = pool.servers
+    pauses = []
+    for _ in range(4):
+        start = time.monotonic()
+        pool.fails(bad, start, "gone")
+        pool.fails(bad, start - 1, "gone")  # it was under way together with the first
+        pauses.append(round(bad.not_before - start, 1))
+    assert pauses == [0.2, 0.4, 0.8, 1.6]
+    assert [pool.enter(lambda: False)[0] for _ in range(2)] == [good, good]
+    bad.not_before = 0.0
+    assert pool.enter(lambda: False)[0] is bad and not bad.limiter.is_free(time.monotonic())  # one tries it
+    pool.works(bad)
+    assert bad.failures == 0 and events[0] == "http://a is set aside for 0.2 s, the others go on: gone"
+    assert "http://a answers again" in events
+
+
+def test_a_single_server_is_not_set_aside() -> None:
+    pool = servers.Pool(["http://a/v1/"], 2, 1.0, lambda _: None)
+    pool.fails(pool.first, time.monotonic(), "gone")
+    assert pool.first.not_before == 0.0 and pool.first.base == "http://a/v1" and pool.first.origin == ("a", 80)
 
 
 def test_the_brake_stops_at_its_limits() -> None:
