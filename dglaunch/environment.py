@@ -79,8 +79,8 @@ def takes_text(hint: object) -> bool:
 
 
 def takes_several(hint: object) -> bool:
-    """Return whether a flag of this type takes more than one value."""
-    return any(typing.get_origin(kind) is tuple for kind in (hint, *typing.get_args(hint)))
+    """Return whether a flag of this type is a list of texts."""
+    return typing.get_origin(hint) is tuple
 
 
 def _optional(hint: object) -> object:

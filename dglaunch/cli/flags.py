@@ -102,8 +102,8 @@ def _with_texts_joined(arguments: Sequence[str], leaves: Mapping[str, object]) -
 
 
 def _check_lists(arguments: Sequence[str], leaves: Mapping[str, object]) -> None:
-    """Refuse a flag that takes several values where it has none, or where it stands twice: the last one would count, and the
-    values of the first be lost.
+    """Refuse a list of texts that has none, or that stands twice: the last one would count, and the texts of the first be
+    lost. (A script may well name another --prompts_file after the first.)
 
     Raises:
         UserError: with how to write it.
