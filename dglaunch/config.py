@@ -232,6 +232,8 @@ class RunConfig:
     """Start anew: remove what an earlier run wrote to --output_dir."""
     output_format: Literal["png", "jpg", "webp"] = flag("png", IDENTITY)
     """File type of the images."""
+    png_parameters: bool = flag(False, NOTHING)
+    """Write prompt and settings once more as AUTOMATIC1111 does (PNG chunk `parameters`, EXIF UserComment), for other viewers."""
     output_name_column: str | None = flag(None, NOTHING)
     """Column that names each output file; default is the index (000000.png)."""
     layout: Layout = flag("indexed", NOTHING)
