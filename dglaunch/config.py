@@ -331,7 +331,12 @@ class EditingConfig(RunConfig):
 
     edits: ClassVar[bool] = True
     input: Path | None = flag(None, NOTHING)
-    """Table (.csv, .jsonl, .parquet): input_images (a path, a JSON or comma list; in Parquet also bytes) and instruction."""
+    """Table (.csv, .jsonl, .parquet): input_images (a path, a JSON or comma list; in Parquet also bytes) and instruction. Or a
+    folder of images, or one image, with --instruction."""
+    instruction: str | None = flag(None, NOTHING)
+    """The instruction of every image of a folder, or of rows of a table that have none."""
+    recursive: bool = flag(False, NOTHING)
+    """Of a folder of images, also look into the folders in it."""
     instruction_key: str = flag("instruction", NOTHING)
     """Column of the instructions."""
     filter_rows: str | None = flag(None, NOTHING)
@@ -356,7 +361,12 @@ class EditingConfig(RunConfig):
         if self.max_pixels < 1:
             raise UserError(f"--max_pixels is {self.max_pixels}; it must be 1 or more.")
         if self.input is None:
-            raise UserError("Give --input TABLE (.csv, .jsonl or .parquet) with columns input_images and instruction.")
+            raise UserError(
+                "Give --input TABLE (.csv, .jsonl or .parquet) with columns input_images and instruction, or --input FOLDER of "
+                "images with --instruction TEXT."
+            )
+        if self.instruction is not None and not self.instruction.strip():
+            raise UserError("--instruction is empty; say what is to be done, or drop it.")
 
 
 def _find_home(config: OptimizationConfig | RunConfig) -> None:

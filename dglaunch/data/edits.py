@@ -4,19 +4,23 @@ A bad *table* (no instruction, no column, broken JSON) stops the run before it b
 torn, a bomb, too many for the family) is its row's error: the task carries it, and the other rows are made.
 """
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
 from dglaunch import strict_json
 from dglaunch.config import EditingConfig
-from dglaunch.data.images import BadImage, Cell, InputImage, describe, probe, probe_files
+from dglaunch.data.images import BadImage, Cell, InputImage, NeedsPackage, describe, probe, probe_files
+from dglaunch.data.photos import Photo, PhotoList
+from dglaunch.data.plugins import EXTRA
 from dglaunch.data.prompts import RowReader
 from dglaunch.data.tables import Row, base_of, files_of, path_in, read_table
 from dglaunch.data.task import Record, Task
-from dglaunch.data.values import missing, too_long_for
-from dglaunch.errors import UserError
+from dglaunch.data.values import is_given, missing, too_long_for
+from dglaunch.errors import MissingPackage, UserError
 from dglaunch.models.checkpoint import Checkpoint
 
 COLUMN = "input_images"
@@ -24,16 +28,25 @@ MAX_PATH = 4096
 """Characters; what is longer is no path, and asking the system for it would be an error."""
 
 
-def read_edits(config: EditingConfig, checkpoint: Checkpoint) -> list[Task]:
+def read_edits(config: EditingConfig, checkpoint: Checkpoint, photos: bytes | None = None) -> list[Task]:
     """Return all tasks of an editing run; those whose images the checkpoint's family cannot use carry an error.
+
+    Args:
+        photos: a PhotoList, where --input is images and no table.
 
     Raises:
         InputError: rows are bad (all of them are named).
         UserError: the file or a flag is wrong.
     """
     assert config.input is not None
-    reader = EditReader(config, checkpoint)
-    return reader.with_images(reader.read(read_table(config.input)))
+    listed = PhotoList.loads(photos).photos if photos is not None else None
+    reader = EditReader(config, checkpoint, listed)
+    rows = read_table(config.input) if listed is None else map(_row_of, listed)
+    return reader.with_images(reader.read(rows))
+
+
+def _row_of(photo: Photo) -> Row:
+    return f"index {photo.index}", {"index": photo.index, COLUMN: [photo.name]}
 
 
 def parse_ranges(text: str) -> list[range]:
@@ -55,8 +68,14 @@ def parse_ranges(text: str) -> list[range]:
 class EditReader(RowReader):
     """Rows with images. The files are looked at after the table is read, each once, several at a time."""
 
-    def __init__(self, config: EditingConfig, checkpoint: Checkpoint) -> None:
+    def __init__(self, config: EditingConfig, checkpoint: Checkpoint, photos: Sequence[Photo] | None = None) -> None:
+        if photos is not None:
+            config = replace(config, output_name_column=COLUMN)
         super().__init__(config, str(config.input), checkpoint.family.size_multiple, config.instruction_key)
+        self.instruction = config.instruction
+        self.is_instruction_used = False
+        self.stems = {photo.index: photo.stem for photo in photos} if photos is not None else None
+        """How results are called, by index, where there is no table."""
         assert checkpoint.family.edit is not None
         self.rules = checkpoint.family.edit
         self.checkpoint = checkpoint
@@ -80,14 +99,33 @@ class EditReader(RowReader):
 
     def read(self, rows: Iterable[Row]) -> list[Task]:
         try:
-            return super().read(rows)
+            tasks = super().read(rows)
         except UserError:
             if self.ranges is None or self.problems or not self.lines:
                 raise
+        else:
+            self._refuse_idle_instruction()
+            return tasks
         raise UserError(
             f"--filter_rows {self.filter_rows} leaves none of the {len(self.lines):,} rows of {self.source}, "
             f"whose indices are {min(self.lines)} to {max(self.lines)}."
         )
+
+    def _refuse_idle_instruction(self) -> None:
+        if self.instruction is not None and not self.is_instruction_used:
+            raise UserError(
+                f"--instruction does nothing: each row of {self.source} has an instruction of its own, in the column "
+                f"{self.text_column}. Drop it, or take that column out."
+            )
+
+    def _row(self, label: str, row: Record, number: int) -> list[Task]:
+        if self.instruction is not None and not is_given(row.get(self.text_column)):
+            self.is_instruction_used = True
+            row = {**row, self.text_column: self.instruction}
+        return super()._row(label, row, number)
+
+    def _output_name(self, label: str, row: Mapping[str, object], index: int) -> str:
+        return super()._output_name(label, row, index) if self.stems is None else self.stems[index]
 
     # -- a row's cell -------------------------------------------------------------------------------------------------
 
@@ -169,9 +207,14 @@ class EditReader(RowReader):
     # -- the images ---------------------------------------------------------------------------------------------------
 
     def with_images(self, tasks: list[Task]) -> list[Task]:
-        """The tasks with what is known of their images: sha256, size, the output size that follows, or an error."""
+        """The tasks with what is known of their images: sha256, size, the output size that follows, or an error.
+
+        Raises:
+            MissingPackage: the package of an image's format is not installed.
+        """
         for path, image in probe_files(self.files, self.max_pixels).items():
             self.found[path] = image
+        self._refuse_unknown_formats()
         for task in tasks:
             references = self.references[task.index]
             found = [(name, self.found[source]) for name, source in references]
@@ -187,6 +230,14 @@ class EditReader(RowReader):
                 task.width = output.width if task.width is None else task.width
                 task.height = output.height if task.height is None else task.height
         return tasks
+
+    def _refuse_unknown_formats(self) -> None:
+        """One error for all: without its package none of a format's images can be read."""
+        needed = [image.plugin for image in self.found.values() if isinstance(image, NeedsPackage)]
+        if needed:
+            plugin, count = Counter(needed).most_common(1)[0]
+            images = f"{count:,} {plugin.name} image{'s' * (count != 1)}"
+            raise MissingPackage(plugin.package, f"Reading {images} of {self.source}", EXTRA)
 
     def _error(self, found: list[tuple[str, InputImage | BadImage]]) -> str | None:
         """Why these images cannot be edited by this family."""

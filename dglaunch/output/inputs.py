@@ -10,7 +10,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from dglaunch.data.tables import base_of, path_in, read_table
+from dglaunch.data.tables import base_of, files_of, path_in, read_table
 from dglaunch.data.task import Record
 from dglaunch.errors import UserError
 from dglaunch.files import read_bytes
@@ -120,7 +120,8 @@ def _candidates(folder: OutputFolder, table: Path | None, copies: list[Path], na
 def _look_in_table(table: Path, digests: Collection[str]) -> dict[str, bytes]:
     """The images of these hashes that the table itself holds, in one pass over it."""
     found: dict[str, bytes] = {}
-    if not os.path.exists(table) or not (table.suffix.lower() == ".parquet" or table.is_dir()):
+    is_parts = table.is_dir() and bool(files_of(table))  # no folder of images
+    if not os.path.exists(table) or not (table.suffix.lower() == ".parquet" or is_parts):
         return found
     for data in (data for _, row in read_table(table) for data in _bytes_in(row)):
         digest = hashlib.sha256(data).hexdigest()

@@ -25,6 +25,7 @@ from dglaunch.models.shape import Shape
 from dglaunch.planning import checks
 from dglaunch.planning.batches import Plan, build, share_of_node
 from dglaunch.planning.estimate import FiguresOf, chooser
+from dglaunch.planning.photos import photo_list
 from dglaunch.planning.pipe import Piped, piped_table
 from dglaunch.system import Machine
 
@@ -63,7 +64,7 @@ class Job:
     """The checkpoint and the device."""
     tasks: list[Task]
     piped: Piped | None = None
-    """The table, where it came out of a pipe."""
+    """The table, where it came out of a pipe, or the list of photographs that stands for it."""
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -188,7 +189,7 @@ def prepare(
         target = profile.resolve(config, topology, assumed)
     if target.checkpoint.not_here is not None and not only_planned:
         raise target.checkpoint.not_here
-    piped = piped_table(config, topology)
+    piped = photo_list(config, topology) or piped_table(config, topology)
     checkpoint, tasks = _read(config, profile, target.checkpoint, piped)
     evaluations.check(config, tasks)
     target = replace(target, checkpoint=checkpoint, reasons=target.reasons | (piped.reasons if piped else {}))
@@ -229,4 +230,4 @@ def _(
     config: EditingConfig, profile: Profile, checkpoint: Checkpoint, piped: Piped | None
 ) -> tuple[Checkpoint, list[Task]]:
     editor = profile.as_editor(config, checkpoint, config.model_type)
-    return editor, read_edits(config, editor)
+    return editor, read_edits(config, editor, None if piped is None else piped.data)
