@@ -1,17 +1,19 @@
 """What a run was asked to do: dataclasses whose fields are the flags.
 
     from dglaunch import BackendConfig, T2IConfig
-    config = T2IConfig(backend=BackendConfig(model_name="tiny"), prompts_file=Path("prompts.jsonl"))
+    config = T2IConfig(backend=BackendConfig(model_name="tiny"), prompts_file="prompts.jsonl")
 
 A value comes from a flag, else from DG_<FLAG IN CAPITALS>, else from its default (cli/flags.py).
 A text under a field is its help text. `None` means "not given": the pipeline's own default is used.
-What a flag concerns is said on its field, and asked with `flags_that`; there is no other list of flags.
+What a flag concerns is said on its field, and asked with `flags_that`; there is no other list of flags. A path may be given
+as a text; it is a Path afterwards.
 """
 
 import enum
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from dglaunch.errors import UserError
@@ -70,6 +72,11 @@ def flag(default: Value, concerns: Concern) -> Value:
     return field(default=default, metadata={"concerns": concerns})
 
 
+def no_flag(default: Value) -> Value:
+    """Return a dataclass field that only Python can set: no word of a command line would be its value."""
+    return field(default=default, metadata={"is_flag": False})
+
+
 @dataclass(kw_only=True, slots=True)
 class BackendConfig:
     """Which engine runs which checkpoint, and on what."""
@@ -90,6 +97,9 @@ class BackendConfig:
     """Load weights that are not safetensors (a pickle can run any code)."""
     cache_dir: Path = flag(Path("~/.cache/dglaunch"), REPLAY | TRUST | LOCAL)
     """Where dglaunch keeps what it builds once (not the hub's own cache)."""
+
+    def __post_init__(self) -> None:
+        _take_paths(self)
 
     @property
     def cache(self) -> Path:
@@ -143,6 +153,7 @@ class OptimizationConfig:
     """float32 matrix products on TensorFloat-32 units (only with --torch_dtype float32 on a GPU)."""
 
     def __post_init__(self) -> None:
+        _take_paths(self)
         _find_home(self)
         if self.cache_threshold is not None and not 0 < self.cache_threshold < float("inf"):
             raise UserError(f"--cache_threshold is {self.cache_threshold}; it must be a number above 0.")
@@ -219,6 +230,11 @@ class RunConfig:
         return None
 
     @property
+    def rows_from(self) -> str:
+        """Where the rows come from, as messages name it."""
+        return str(self.table)
+
+    @property
     def saves_inputs(self) -> bool:
         """Whether copies of the input images go into the output folder."""
         return False
@@ -274,6 +290,7 @@ class RunConfig:
     """One process, no background threads, full tracebacks, stage timings and tensor shapes on the terminal."""
 
     def __post_init__(self) -> None:
+        _take_paths(self)
         _find_home(self)
         for name, least in (
             ("batch_size", 1),
@@ -314,15 +331,42 @@ class T2IConfig(RunConfig):
     """One prompt, instead of a file."""
     prompts_file: Path | None = flag(None, NOTHING)
     """Prompts as .jsonl, .csv, .txt (one a line) or .parquet, a folder of .txt (one a file) or .parquet files, or a pipe."""
+    prompts: Sequence[str | Mapping[str, object]] | None = no_flag(None)
+    """From Python, instead of a file: a list of prompts, or of rows as dictionaries with the columns of a table."""
 
     @property
     def table(self) -> Path | None:
         return self.prompts_file
 
+    @property
+    def rows_from(self) -> str:
+        if self.prompts is not None:
+            return "prompts"
+        return "--prompt" if self.prompts_file is None else str(self.prompts_file)
+
     def __post_init__(self) -> None:
         RunConfig.__post_init__(self)
-        if (self.prompt is None) == (self.prompts_file is None):
+        if self.prompts is not None:
+            _check_prompts(self)
+        elif (self.prompt is None) == (self.prompts_file is None):
             raise UserError("Give either --prompts_file FILE (.jsonl, .csv, .txt, .parquet) or --prompt TEXT.")
+
+
+def _check_prompts(config: T2IConfig) -> None:
+    """Check the rows that Python has handed in.
+
+    Raises:
+        UserError: they are no list, or there is another source of prompts.
+    """
+    if config.prompt is not None or config.prompts_file is not None:
+        raise UserError("Give one of prompts, prompts_file and prompt, not two of them.")
+    if isinstance(config.prompts, str | bytes | Mapping) or not isinstance(config.prompts, Sequence):
+        raise UserError(
+            f"prompts is a {type(config.prompts).__name__}; give a list of texts or of dictionaries, such as "
+            'prompts=["a red fox"] (of a table of pandas: table.to_dict("records")).'
+        )
+    if not config.prompts:
+        raise UserError("prompts is an empty list; there is nothing to make.")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -369,6 +413,20 @@ class EditingConfig(RunConfig):
             raise UserError("--instruction is empty; say what is to be done, or drop it.")
 
 
+def _take_paths(config: BackendConfig | OptimizationConfig | RunConfig) -> None:
+    """Replace a text by the path that it names, where a path is meant.
+
+    Raises:
+        UserError: it is empty.
+    """
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if isinstance(value, str) and Path in (item.type, *get_args(item.type)):
+            if not value:
+                raise UserError(f"--{item.name} is an empty text, which is no path; name a file or a folder.")
+            setattr(config, item.name, Path(value))
+
+
 def _find_home(config: OptimizationConfig | RunConfig) -> None:
     """Replace a leading ~ in the paths that were given: Python hands it on as no shell does."""
     for item in fields(config):
@@ -394,7 +452,7 @@ class ParallelConfig:
 def settings(config: object) -> dict[str, object]:
     """Return all leaves of a config as one flat dict, in JSON's types."""
     flat: dict[str, object] = {}
-    for item in fields(config):  # type: ignore[arg-type]  # any dataclass; typeshed has no name for its type
+    for item in flag_fields(type(config)):
         value = getattr(config, item.name)
         flat |= settings(value) if is_dataclass(value) else {item.name: _plain(value)}
     return flat
@@ -426,10 +484,15 @@ def flags_that(concerns: Concern, *config_types: type) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def flag_fields(config_type: type) -> "list[Field[object]]":
+    """Return the fields of a dataclass but those that are `no_flag`."""
+    return [item for item in fields(config_type) if item.metadata.get("is_flag", True)]
+
+
 def leaf_fields(config_type: type) -> "list[Field[object]]":
     """Return the fields of a dataclass and of the dataclasses in it, in their order."""
     found: list[Field[object]] = []
-    for item in fields(config_type):
+    for item in flag_fields(config_type):
         part: object = item.default_factory
         if isinstance(part, type) and is_dataclass(part):
             found += leaf_fields(part)

@@ -3,10 +3,11 @@
 import io
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from dglaunch.config import RunConfig
+from dglaunch.config import RunConfig, flag_fields
 from dglaunch.environment import check_variables, parse_value, reading, takes_text, types_of
 from dglaunch.errors import UserError
 from dglaunch.files import at_home
@@ -45,12 +46,25 @@ def parse(
     missing = {name: value for name, value in from_environment.items() if name not in given}
     words = [word for name, value in missing.items() for word in _as_words(name, value)]
     config: Config = read_words(
-        config_type, prog, [*words, *arguments], quiet, config=(OmitArgPrefixes, OmitSubcommandPrefixes)
+        _with_flags_only(config_type),
+        prog,
+        [*words, *arguments],
+        quiet,
+        config=(OmitArgPrefixes, OmitSubcommandPrefixes),
     )
     origins = dict.fromkeys(leaves, "default")
     origins |= {name: f"DG_{name.upper()}" for name in missing}
     origins |= {name: "flag" for name in leaves if name in given}
     return config, origins
+
+
+def _with_flags_only(config_type: type[Config]) -> type[Config]:
+    """The same without the fields that are no flags: tyro makes a flag of every field."""
+    names = {item.name for item in fields(config_type)} - {item.name for item in flag_fields(config_type)}
+    if not names:
+        return config_type
+    hidden = {"__annotations__": dict.fromkeys(names, ClassVar[object]), "__doc__": config_type.__doc__}
+    return dataclass(kw_only=True)(type(config_type.__name__, (config_type,), {**dict.fromkeys(names), **hidden}))
 
 
 def read_words(

@@ -11,6 +11,7 @@ from typing import TypeVar
 from dglaunch import strict_json
 from dglaunch.config import MAX_SEED, RunConfig, T2IConfig
 from dglaunch.data import evaluations, values
+from dglaunch.data.row_list import rows_of_list
 from dglaunch.data.tables import Row, read_table, rows_of_pipe
 from dglaunch.data.task import ROW_FIELDS, Record, Task
 from dglaunch.errors import InputError, UserError
@@ -29,8 +30,13 @@ def read_prompts(config: T2IConfig, size_multiple: int = 1, piped: bytes | None 
         InputError: rows are bad (all of them are named).
         UserError: the file or a flag is wrong.
     """
-    if config.prompts_file is None:
-        rows: Iterable[Row] = [("--prompt", {"prompt": config.prompt})]
+    if config.prompts is not None:
+        rows: Iterable[Row] = (
+            (label, evaluations.read_row(config.layout, row)) for label, row in rows_of_list(config.prompts)
+        )
+        source = "prompts"
+    elif config.prompts_file is None:
+        rows = [("--prompt", {"prompt": config.prompt})]
         source = "the command line"
     else:
         path = config.prompts_file

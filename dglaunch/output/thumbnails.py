@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SHEET_MOST = 400
 """Images on a contact sheet."""
+PREVIEW_MOST, PREVIEW_WIDTH = 24, 600
+"""Images of a result that a notebook shows (1 MB of photographs), and pixels for its line of text."""
 SHEET_TILE = 192
 SHEET_LABEL = 30
 SHEET_GAP = 8
@@ -71,6 +73,22 @@ def write_contact_sheet(folder: Path, path: Path, rows: Iterable[Record]) -> int
     return len(tiles)
 
 
+def preview(folder: Path, rows: Iterable[Record], title: str) -> bytes | None:
+    """Return a PNG with the first results as on a contact sheet, under a line of text; None if none can be read."""
+    from PIL import Image
+
+    tiles = list(islice(_tiles(folder, rows), PREVIEW_MOST))
+    if not tiles:
+        return None
+    sheet = _sheet(tiles)
+    whole = Image.new("RGB", (max(sheet.width, PREVIEW_WIDTH), sheet.height + SHEET_LABEL), "white")
+    whole.paste(sheet, (0, SHEET_LABEL))
+    _label(whole, SHEET_GAP, SHEET_GAP, [title], whole.width - 2 * SHEET_GAP)
+    buffer = io.BytesIO()
+    whole.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def _sheet(tiles: "Sequence[tuple[Record, Image]]") -> "Image":
     from PIL import Image
 
@@ -115,15 +133,15 @@ def _small(path: Path, side: int) -> "Image | None":
         return None
 
 
-def _label(sheet: "Image", left: int, top: int, lines: Iterable[str]) -> None:
-    """Lines of text, cut to a tile's width; Pillow's own font has no letters beyond Latin."""
+def _label(sheet: "Image", left: int, top: int, lines: Iterable[str], width: int = SHEET_TILE) -> None:
+    """Lines of text, cut to a width; Pillow's own font has no letters beyond Latin."""
     from PIL import ImageDraw, ImageFont
 
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     for number, line in enumerate(lines):
         text = " ".join(line.split()).encode("latin-1", "replace").decode("latin-1")[:200]
         cut = text
-        while cut and draw.textlength(cut, font=font) > SHEET_TILE:
+        while cut and draw.textlength(cut, font=font) > width:
             text = text[:-1]
             cut = text.rstrip() + "..."
         draw.text((left, top + 14 * number), cut, font=font, fill="#222222" if not number else "#666666")

@@ -62,7 +62,7 @@ def check_long_prompts(checkpoint: Checkpoint, config: RunConfig, tasks: Sequenc
             if family.cuts_prompts
             else f"Shorten the prompts: {checkpoint.pipeline_class} fails on longer ones."
         )
-        raise InputError(config.table or "--prompt", list(problems), remedy)
+        raise InputError(config.rows_from, list(problems), remedy)
 
 
 def _problem(record: Record) -> str:
