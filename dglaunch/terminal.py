@@ -4,6 +4,7 @@ Terminal().print("bad[/b].png")             as it is: no text is markup, an emoj
 Terminal(stderr=True).print(table)          the cells, too
 """
 
+import functools
 from typing import IO
 
 from rich.console import Console, HighlighterType, JustifyMethod, OverflowMethod  # noqa: TID251
@@ -11,6 +12,10 @@ from rich.style import Style
 from rich.text import Text
 
 from dglaunch.streams import Stream, readable
+
+
+def _stream(error: bool) -> IO[str]:
+    return Stream(error)  # type: ignore[return-value]  # what rich uses of an IO[str] is there
 
 
 class Terminal(Console):
@@ -22,7 +27,7 @@ class Terminal(Console):
         width: columns. Default: the terminal's.
         soft_wrap: long lines are the terminal's to wrap, so that they can be copied in one piece.
         quiet: print nothing.
-        force_jupyter: be a notebook's.
+        force_jupyter: be a notebook's widget, for a bar; lines are plain text there.
     """
 
     def __init__(
@@ -35,16 +40,14 @@ class Terminal(Console):
         quiet: bool = False,
         force_jupyter: bool | None = None,
     ) -> None:
-        super().__init__(
-            file=file if file is not None else Stream(error=stderr),  # type: ignore[arg-type]  # rich wants IO[str]
-            width=width,
-            soft_wrap=soft_wrap,
-            quiet=quiet,
-            force_jupyter=force_jupyter,
-            markup=False,
-            emoji=False,
-            highlight=False,
+        begin = functools.partial(
+            super().__init__, width=width, soft_wrap=soft_wrap, quiet=quiet, markup=False, emoji=False, highlight=False
         )
+        begin(file=file if file is not None else _stream(stderr), force_jupyter=force_jupyter)
+        self.in_notebook = self.is_jupyter
+        if self.in_notebook and force_jupyter is None and file is None:
+            # As text: rich would make an output of its own of each line, and a notebook shows stderr as a mistake.
+            begin(file=_stream(error=False), force_jupyter=False, color_system=None)
 
     @property
     def redraws(self) -> bool:

@@ -88,7 +88,7 @@ def flags() -> str:
         if name == "ParallelConfig":  # has no flags: docs/xdit.md has its variables
             continue
         rows.append([f"**{name}**", "", ""])
-        items = {item.name: item for item in dataclasses.fields(getattr(configs, name))}
+        items = {item.name: item for item in configs.flag_fields(getattr(configs, name))}
         defaults = {item.name: item.default for item in items.values()}
         for field, kind, text in documented:
             if field not in defaults:  # a fact about the class, not a flag

@@ -16,8 +16,11 @@ from support.results import ledger, write_jsonl
 PAGE = ROOT / "docs" / "HOW_DO_I.md"
 
 
+FENCED = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
 def commands() -> list[str]:
-    return re.findall(r"^ {4}(\S.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    return re.findall(r"^ {4}(\S.*)$", FENCED.sub("", PAGE.read_text(encoding="utf-8")), re.MULTILINE)
 
 
 def prepare(folder: Path) -> None:
@@ -61,8 +64,20 @@ def test_every_command_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert all(Path(name).exists() for name in views) and len(list(Path("color/t2i_compbench/samples").iterdir())) == 10
 
 
+def test_work_in_a_notebook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = "".join(FENCED.findall(PAGE.read_text(encoding="utf-8"))).replace(
+        'model_name="black-forest-labs/FLUX.1-dev"', 'backend="fake"'
+    )
+    exec(compile(code, str(PAGE), "exec"), {})
+    said = capsys.readouterr().out
+    assert "a red fox 0 (64, 64)\na cat in the rain 7 (64, 64)\n" in said and "noted/000001.png')] 0\n" in said
+
+
 def test_every_topic_is_there_and_the_readme_leads_to_it() -> None:
     topics = re.findall(r"^## (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert topics == ["spread a job over nodes", "resume", "redo one image", "choose a batch size", "edit a table",
-                      "use an API", "generate for GenEval", "edit a folder of photos", "see the settings in other viewers"]  # fmt: skip
+                      "use an API", "generate for GenEval", "edit a folder of photos", "work in a notebook", "see the settings in other viewers"]  # fmt: skip
     assert "(docs/HOW_DO_I.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
