@@ -1,10 +1,9 @@
 """dglaunch: a torchrun-native launcher for offline batch inference with diffusion transformers.
 
-    from pathlib import Path
     from dglaunch import BackendConfig, T2IConfig, t2i
 
-    config = T2IConfig(backend=BackendConfig(model_name="tiny"), prompts_file=Path("prompts.jsonl"), output_dir=Path("out"))
-    result = t2i(config)
+    result = t2i(T2IConfig(backend=BackendConfig(model_name="tiny"), prompts=["a red fox"], output_dir="out"))
+    result.rows, result.paths, result.images(), result.failures
 
 `edit(EditingConfig(...))` edits the images of a table, `images(config)` iterates over the images of either as they are
 finished. The same script runs on one rank or under torchrun.

@@ -1,18 +1,19 @@
 """What a run was asked to do: dataclasses whose fields are the flags.
 
     from dglaunch import BackendConfig, T2IConfig
-    config = T2IConfig(backend=BackendConfig(model_name="tiny"), prompts_file=Path("prompts.jsonl"))
+    config = T2IConfig(backend=BackendConfig(model_name="tiny"), prompts_file="prompts.jsonl")
 
 A value comes from a flag, else from DG_<FLAG IN CAPITALS>, else from its default (cli/flags.py).
 A text under a field is its help text. `None` means "not given": the pipeline's own default is used.
-What a flag concerns is said on its field, and asked with `flags_that`; there is no other list of flags.
+What a flag concerns is said on its field, and asked with `flags_that`; there is no other list of flags. A path may be given
+as a text; it is a Path afterwards.
 """
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from dglaunch.errors import UserError
@@ -104,6 +105,11 @@ def flag(
     return field(default=default, metadata=metadata)
 
 
+def no_flag(default: Value) -> Value:
+    """Return a dataclass field that only Python can set: no word of a command line would be its value."""
+    return field(default=default, metadata={"is_flag": False})
+
+
 @dataclass(kw_only=True, slots=True)
 class BackendConfig:
     """Which engine runs which checkpoint, and on what."""
@@ -132,6 +138,7 @@ class BackendConfig:
     def __post_init__(self) -> None:
         if self.torch_dtype is not None:
             self.torch_dtype = OTHER_DTYPES.get(self.torch_dtype, self.torch_dtype)
+        _take_paths(self)
 
     @property
     def cache(self) -> Path:
@@ -187,6 +194,7 @@ class OptimizationConfig:
     """float32 matrix products on TensorFloat-32 units (only with --torch_dtype float32 on a GPU)."""
 
     def __post_init__(self) -> None:
+        _take_paths(self)
         _find_home(self)
         if self.cache_threshold is not None and not 0 < self.cache_threshold < float("inf"):
             raise UserError(f"--cache_threshold is {self.cache_threshold}; it must be a number above 0.")
@@ -307,6 +315,11 @@ class RunConfig:
         return ()
 
     @property
+    def rows_from(self) -> str:
+        """Where the rows come from, as messages name it."""
+        return ", ".join(map(str, self.tables))
+
+    @property
     def saves_inputs(self) -> bool:
         """Whether copies of the input images go into the output folder."""
         return False
@@ -325,6 +338,8 @@ class RunConfig:
     """Start anew: remove what an earlier run wrote to --output_dir."""
     output_format: Literal["png", "jpg", "webp"] = flag("png", IDENTITY, Group.OUTPUT, usual="png, jpg or webp")
     """File type of the images."""
+    png_parameters: bool = flag(False, NOTHING, Group.OUTPUT)
+    """Write prompt and settings once more as AUTOMATIC1111 does (PNG chunk `parameters`, EXIF UserComment), for other viewers."""
     output_name_column: str | None = flag(None, NOTHING, Group.OUTPUT)
     """Column that names each output file; default is the index (000000.png)."""
     layout: Layout = flag("indexed", NOTHING, Group.OUTPUT)
@@ -387,6 +402,7 @@ class RunConfig:
     """One process, no background threads, full tracebacks, stage timings and tensor shapes on the terminal."""
 
     def __post_init__(self) -> None:
+        _take_paths(self)
         _find_home(self)
         for name, least in (
             ("batch_size", 1),
@@ -431,6 +447,8 @@ class T2IConfig(RunConfig):
     )
     """Prompts as .jsonl, .json, .csv, .tsv, .txt (one a line) or .parquet, also .gz; several of them, 'patterns/*.csv', a folder
     of .txt (one a file) or .parquet files; - for standard input."""
+    prompts: Sequence[str | Mapping[str, object]] | None = no_flag(None)
+    """From Python, instead of a file: a list of prompts, or of rows as dictionaries with the columns of a table."""
     prompt_column: str | None = flag(None, NOTHING, Group.WHAT, usual="Column of the prompts (default: prompt)")
     """Column of the prompts. Default: prompt, in any case."""
 
@@ -438,9 +456,17 @@ class T2IConfig(RunConfig):
     def tables(self) -> tuple[Path, ...]:
         return _several(self.prompts_file)
 
+    @property
+    def rows_from(self) -> str:
+        if self.prompts is not None:
+            return "prompts"
+        return ", ".join(map(str, self.tables)) or "--prompt"
+
     def __post_init__(self) -> None:
         RunConfig.__post_init__(self)
-        if (self.prompt is None) == (not self.tables):
+        if self.prompts is not None:
+            _check_prompts(self)
+        elif (self.prompt is None) == (not self.tables):
             raise UserError("Give either --prompts_file FILE (.jsonl, .csv, .txt, .parquet) or --prompt TEXT.")
         _check_columns(self)
         if self.prompt is not None and self.is_partial and not self.grid:
@@ -449,16 +475,37 @@ class T2IConfig(RunConfig):
             )
 
 
+def _check_prompts(config: T2IConfig) -> None:
+    """Check the rows that Python has handed in.
+
+    Raises:
+        UserError: they are no list, or there is another source of prompts.
+    """
+    if config.prompt is not None or config.tables:
+        raise UserError("Give one of prompts, prompts_file and prompt, not two of them.")
+    if isinstance(config.prompts, str | bytes | Mapping) or not isinstance(config.prompts, Sequence):
+        raise UserError(
+            f"prompts is a {type(config.prompts).__name__}; give a list of texts or of dictionaries, such as "
+            'prompts=["a red fox"] (of a table of pandas: table.to_dict("records")).'
+        )
+    if not config.prompts:
+        raise UserError("prompts is an empty list; there is nothing to make.")
+
+
 @dataclass(kw_only=True, slots=True)
 class EditingConfig(RunConfig):
     """Editing: a table of images and instructions to a folder of edited images."""
 
     edits: ClassVar[bool] = True
     input: Path | tuple[Path, ...] | None = flag(
-        None, NOTHING, Group.WHAT, usual="Table with input_images and instruction"
+        None, NOTHING, Group.WHAT, usual="Table with input_images and instruction, or folder"
     )
     """Table (as --prompts_file; several, 'patterns/*.csv'): input_images (a path, a JSON or comma list; in Parquet also bytes) and
-    instruction."""
+    instruction. Or a folder of images, or one image, with --instruction."""
+    instruction: str | None = flag(None, NOTHING, Group.WHAT, usual="Of every image of a folder")
+    """The instruction of every image of a folder, or of rows of a table that have none."""
+    recursive: bool = flag(False, NOTHING, Group.WHAT)
+    """Of a folder of images, also look into the folders in it."""
     instruction_column: str | None = flag(None, NOTHING, Group.WHAT)
     """Column of the instructions. Default: instruction, in any case."""
     image_column: str | None = flag(None, NOTHING, Group.WHAT)
@@ -483,8 +530,34 @@ class EditingConfig(RunConfig):
         if self.max_pixels < 1:
             raise UserError(f"--max_pixels is {self.max_pixels}; it must be 1 or more.")
         if not self.tables:
-            raise UserError("Give --input TABLE (.csv, .jsonl or .parquet) with columns input_images and instruction.")
+            raise UserError(
+                "Give --input TABLE (.csv, .jsonl or .parquet) with columns input_images and instruction, or --input FOLDER of "
+                "images with --instruction TEXT."
+            )
+        if self.instruction is not None and not self.instruction.strip():
+            raise UserError("--instruction is empty; say what is to be done, or drop it.")
         _check_columns(self)
+
+
+def _take_paths(config: BackendConfig | OptimizationConfig | RunConfig) -> None:
+    """Replace texts by the paths that they name, where paths are meant.
+
+    Raises:
+        UserError: one is empty.
+    """
+    for item in fields(config):
+        kinds = (item.type, *get_args(item.type))
+        value = getattr(config, item.name)
+        if isinstance(value, str) and Path in kinds:
+            setattr(config, item.name, _path_of(item.name, value))
+        elif isinstance(value, list | tuple) and tuple[Path, ...] in kinds:
+            setattr(config, item.name, tuple(_path_of(item.name, each) for each in value))
+
+
+def _path_of(name: str, value: str | Path) -> Path:
+    if not str(value):
+        raise UserError(f"--{name} is an empty text, which is no path; name a file or a folder.")
+    return Path(value)
 
 
 def _find_home(config: OptimizationConfig | RunConfig) -> None:
@@ -539,7 +612,7 @@ class ParallelConfig:
 def settings(config: object) -> dict[str, object]:
     """Return all leaves of a config as one flat dict, in JSON's types."""
     flat: dict[str, object] = {}
-    for item in fields(config):  # type: ignore[arg-type]  # any dataclass; typeshed has no name for its type
+    for item in flag_fields(type(config)):
         value = getattr(config, item.name)
         flat |= settings(value) if is_dataclass(value) else {item.name: _plain(value)}
     return flat
@@ -573,10 +646,15 @@ def flags_that(concerns: Concern, *config_types: type) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def flag_fields(config_type: type) -> "list[Field[object]]":
+    """Return the fields of a dataclass but those that are `no_flag`."""
+    return [item for item in fields(config_type) if item.metadata.get("is_flag", True)]
+
+
 def leaf_fields(config_type: type) -> "list[Field[object]]":
     """Return the fields of a dataclass and of the dataclasses in it, in their order."""
     found: list[Field[object]] = []
-    for item in fields(config_type):
+    for item in flag_fields(config_type):
         part: object = item.default_factory
         if isinstance(part, type) and is_dataclass(part):
             found += leaf_fields(part)

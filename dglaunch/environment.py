@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dglaunch.config import COMMANDS, XDIT_PREFIX, ParallelConfig, leaf_fields
+from dglaunch.config import COMMANDS, XDIT_PREFIX, ParallelConfig, flag_fields, leaf_fields
 from dglaunch.errors import UserError
 from dglaunch.files import at_home
 
@@ -27,7 +27,7 @@ def types_of(config_type: type) -> dict[str, object]:
     """Return the type of each flag, for a dataclass and the dataclasses in it (the flags have no prefix)."""
     hints = typing.get_type_hints(config_type)
     leaves: dict[str, object] = {}
-    for item in fields(config_type):
+    for item in flag_fields(config_type):
         hint = hints[item.name]
         leaves |= types_of(hint) if isinstance(hint, type) and is_dataclass(hint) else {item.name: hint}
     return leaves

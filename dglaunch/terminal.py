@@ -4,6 +4,7 @@ Terminal().print("bad[/b].png")             as it is: no text is markup, an emoj
 Terminal(stderr=True).print(table)          the cells, too
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,10 @@ from dglaunch.streams import Stream, readable
 SAY_EVERY_S = 10.0
 
 
+def _stream(error: bool) -> IO[str]:
+    return Stream(error)  # type: ignore[return-value]  # what rich uses of an IO[str] is there
+
+
 class Terminal(Console):
     """A Terminal shows the texts of prompts, file names, servers and other people's files as they are.
 
@@ -27,7 +32,7 @@ class Terminal(Console):
         width: columns. Default: the terminal's.
         soft_wrap: long lines are the terminal's to wrap, so that they can be copied in one piece.
         quiet: print nothing.
-        force_jupyter: be a notebook's.
+        force_jupyter: be a notebook's widget, for a bar; lines are plain text there.
     """
 
     def __init__(
@@ -40,16 +45,14 @@ class Terminal(Console):
         quiet: bool = False,
         force_jupyter: bool | None = None,
     ) -> None:
-        super().__init__(
-            file=file if file is not None else Stream(error=stderr),  # type: ignore[arg-type]  # rich wants IO[str]
-            width=width,
-            soft_wrap=soft_wrap,
-            quiet=quiet,
-            force_jupyter=force_jupyter,
-            markup=False,
-            emoji=False,
-            highlight=False,
+        begin = functools.partial(
+            super().__init__, width=width, soft_wrap=soft_wrap, quiet=quiet, markup=False, emoji=False, highlight=False
         )
+        begin(file=file if file is not None else _stream(stderr), force_jupyter=force_jupyter)
+        self.in_notebook = self.is_jupyter
+        if self.in_notebook and force_jupyter is None and file is None:
+            # As text: rich would make an output of its own of each line, and a notebook shows stderr as a mistake.
+            begin(file=_stream(error=False), force_jupyter=False, color_system=None)
 
     @property
     def redraws(self) -> bool:

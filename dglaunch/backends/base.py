@@ -117,6 +117,8 @@ class Facts:
 
     defaults: Record = field(default_factory=dict)
     """What the pipeline uses where nothing was given: height, width, num_inference_steps, guidance_scale."""
+    scheduler: str = ""
+    """The class of the pipeline's scheduler, if it has one."""
     effects: dict[str, str] = field(default_factory=dict)
     """Optimizations that took effect, and how."""
     versions: dict[str, str] = field(default_factory=dict)

@@ -4,18 +4,24 @@ A bad *table* (no instruction, no column, broken JSON) stops the run before it b
 torn, a bomb, too many for the family) is its row's error: the task carries it, and the other rows are made.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dglaunch import strict_json
 from dglaunch.config import EditingConfig
 from dglaunch.data.columns import IMAGES, Columns, Named
-from dglaunch.data.grid import Check
-from dglaunch.data.images import BadImage, Cell, InputImage, describe, probe, probe_files
+from dglaunch.data.grid import Check, Point
+from dglaunch.data.images import BadImage, Cell, InputImage, NeedsPackage, describe, probe, probe_files
+from dglaunch.data.photos import Photo, PhotoList
+from dglaunch.data.plugins import EXTRA
 from dglaunch.data.prompts import RowReader
+from dglaunch.data.table_formats import Row
 from dglaunch.data.tables import Table, base_of, path_in
-from dglaunch.data.task import Task
+from dglaunch.data.task import Record, Task
 from dglaunch.data.values import is_given, too_long_for
+from dglaunch.errors import MissingPackage, UserError
 from dglaunch.models.checkpoint import Checkpoint
 
 MASK = "mask"
@@ -23,17 +29,35 @@ MAX_PATH = 4096
 """Characters; what is longer is no path, and asking the system for it would be an error."""
 
 
-def read_edits(config: EditingConfig, checkpoint: Checkpoint, columns: Columns | None = None) -> list[Task]:
+class PhotoTable(Table):
+    """Photographs as a table of one column."""
+
+    def __init__(self, named: Sequence[Path], photos: Sequence[Photo]) -> None:
+        super().__init__(named)
+        self.photos = photos
+
+    def rows(self) -> Iterator[Row]:
+        for photo in self.photos:
+            yield f"index {photo.index}", {"index": photo.index, IMAGES: [photo.name]}
+
+    def place(self, number: int) -> tuple[Path, int]:
+        return self.named[0], number
+
+
+def read_edits(
+    config: EditingConfig, checkpoint: Checkpoint, columns: Columns | None = None, photos: bytes | None = None
+) -> list[Task]:
     """Return all tasks of an editing run; those whose images the checkpoint's family cannot use carry an error.
 
     Args:
         columns: what the table's columns are; afterwards they say what was found of them.
+        photos: a PhotoList, where --input is images and no table.
 
     Raises:
         InputError: rows are bad (all of them are named).
         UserError: the file or a flag is wrong.
     """
-    table = Table(config.tables)
+    table = Table(config.tables) if photos is None else PhotoTable(config.tables, PhotoList.loads(photos).photos)
     reader = EditReader(config, checkpoint, table, columns if columns is not None else Columns(config))
     return reader.with_images(reader.read(table.rows()))
 
@@ -44,6 +68,13 @@ class EditReader(RowReader):
     text_column = "instruction"
 
     def __init__(self, config: EditingConfig, checkpoint: Checkpoint, table: Table, columns: Columns) -> None:
+        self.instruction = config.instruction
+        self.is_instruction_used = False
+        self.stems: Mapping[int, str] | None = None
+        """How results are called, by index, where there is no table."""
+        if isinstance(table, PhotoTable):
+            config = replace(config, output_name_column=IMAGES)
+            self.stems = {photo.index: photo.stem for photo in table.photos}
         assert checkpoint.family.edit is not None
         self.rules = checkpoint.family.edit
         self.checkpoint = checkpoint
@@ -62,6 +93,30 @@ class EditReader(RowReader):
 
     def own_checks(self) -> dict[str, Check]:
         return {} if self.rules.sets_size else dict.fromkeys(("width", "height"), no_size_of(self.checkpoint))
+
+    def read(self, rows: Iterable[Row]) -> list[Task]:
+        tasks = super().read(rows)
+        self._refuse_idle_instruction()
+        return tasks
+
+    def _refuse_idle_instruction(self) -> None:
+        if self.instruction is not None and not self.is_instruction_used:
+            raise UserError(
+                f"--instruction does nothing: each row of {self.source} has an instruction of its own, in the column "
+                f"{self.text_column}. Drop it, or take that column out."
+            )
+
+    def _prompt(self, label: str, named: Named, point: Point) -> str:
+        if self.instruction is None or self.template is not None or is_given(named.given.get(self.text_column)):
+            return super()._prompt(label, named, point)
+        self.is_instruction_used = True
+        return self.instruction
+
+    def _output_name(self, label: str, row: Record) -> str | None:
+        index = row.get("index")
+        return (
+            self.stems[index] if self.stems is not None and isinstance(index, int) else super()._output_name(label, row)
+        )
 
     # -- a row's cell -------------------------------------------------------------------------------------------------
 
@@ -136,9 +191,14 @@ class EditReader(RowReader):
     # -- the images ---------------------------------------------------------------------------------------------------
 
     def with_images(self, tasks: list[Task]) -> list[Task]:
-        """The tasks with what is known of their images: sha256, size, the output size that follows, or an error."""
+        """The tasks with what is known of their images: sha256, size, the output size that follows, or an error.
+
+        Raises:
+            MissingPackage: the package of an image's format is not installed.
+        """
         for path, image in probe_files(self.files, self.max_pixels).items():
             self.found[path] = image
+        self._refuse_unknown_formats()
         for task in tasks:
             references = self.references[task.index]
             found = [(name, self.found[source]) for name, source in references]
@@ -164,6 +224,14 @@ class EditReader(RowReader):
                 return f"mask {name} {mask}"
             task.mask = mask
         return None
+
+    def _refuse_unknown_formats(self) -> None:
+        """One error for all: without its package none of a format's images can be read."""
+        needed = [image.plugin for image in self.found.values() if isinstance(image, NeedsPackage)]
+        if needed:
+            plugin, count = Counter(needed).most_common(1)[0]
+            images = f"{count:,} {plugin.name} image{'s' * (count != 1)}"
+            raise MissingPackage(plugin.package, f"Reading {images} of {self.source}", EXTRA)
 
     def _error(self, found: list[tuple[str, InputImage | BadImage]]) -> str | None:
         """Why these images cannot be edited by this family."""

@@ -1,7 +1,7 @@
 """Input images of an edit: where they are, what their headers say, and how they become RGB.
 
 Before the run `probe` reads each distinct file once: is it there, is it an image, how large, is it whole, its sha256. Just
-before a batch its images are decoded: PNG, JPEG, WebP and a few others, turned as their EXIF orientation says, colors
+before a batch its images are decoded: PNG, JPEG, WebP, HEIC and a few others, turned as their EXIF orientation says, colors
 converted to sRGB, alpha flattened on white, 16 bit scaled to 8. Whatever is wrong with a file is a `BadImage`, which
 concerns its row alone.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from dglaunch.config import MAX_PIXELS
-from dglaunch.data import profiles
+from dglaunch.data import plugins, profiles
 from dglaunch.files import read_bytes
 from dglaunch.models.shape import Shape
 
@@ -28,8 +28,15 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-FORMATS = {"PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif", "GIF": ".gif"}
+FORMATS = {
+    "PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif", "GIF": ".gif",
+    "HEIF": ".heic", "AVIF": ".avif", "JXL": ".jxl",
+}  # fmt: skip
 """What is read, and the suffix of a saved copy. Not all that Pillow knows: some of its formats start other programs."""
+PILLOW_FORMATS = [name for name in FORMATS if name not in ("MPO", *plugins.PLUGINS)]
+"""Those that every Pillow opens, MPO as a JPEG."""
+START = 4096
+"""Bytes by which a file's format is known."""
 SIDEWAYS = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
 TIFF_WIDTH, TIFF_HEIGHT, TIFF_PHOTOMETRIC = 256, 257, 262
@@ -41,6 +48,14 @@ ROWS_AT_ONCE = 16
 
 class BadImage(ValueError):
     """Why an input image cannot be used, as the end of a sentence about it."""
+
+
+class NeedsPackage(BadImage):
+    """It is of a format whose package is not installed."""
+
+    def __init__(self, plugin: plugins.Plugin) -> None:
+        super().__init__(f"is a {plugin.name} image, for which {plugin.package} is needed: {plugins.EXTRA}")
+        self.plugin = plugin
 
 
 class TooManyPixels(BadImage):
@@ -185,14 +200,47 @@ def open_image(data: bytes | BinaryIO, max_pixels: int = MAX_PIXELS) -> "Image":
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
     try:
         source = io.BytesIO(data) if isinstance(data, bytes) else data
-        image = Image.open(source, formats=[name for name in FORMATS if name != "MPO"])  # MPO opens as JPEG
+        formats = _formats(source, max_pixels)
+        image = Image.open(source, formats=formats)
     except UnidentifiedImageError:
-        raise BadImage("is no image that can be read (PNG, JPEG, WebP, BMP, TIFF or GIF)") from None
+        if formats != PILLOW_FORMATS:
+            raise BadImage("is torn or damaged") from None
+        raise BadImage(
+            "is no image that can be read (PNG, JPEG, WebP, BMP, TIFF, GIF, HEIC, AVIF or JPEG XL)"
+        ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(max_pixels) from None
     if image.width * image.height > max_pixels:
         raise _too_large(max_pixels)
+    plugins.make_upright(image)
     return image
+
+
+def _formats(source: BinaryIO, max_pixels: int) -> list[str]:
+    """The formats as which a file may be opened.
+
+    Raises:
+        BadImage: the package of its format is not installed, or it is a JPEG XL (which is decoded as it is opened) of more
+            than `max_pixels`, or torn.
+    """
+    start = source.read(START)
+    source.seek(0)
+    found = plugins.format_of(start)
+    if found is None:
+        return PILLOW_FORMATS
+    try:
+        plugins.PLUGINS[found].register()
+    except ImportError:
+        raise NeedsPackage(plugins.PLUGINS[found]) from None
+    if found == "JXL":
+        try:
+            width, height = plugins.jxl_size(source.read())
+        except ValueError as error:
+            raise BadImage(f"is torn or damaged ({error})") from None
+        source.seek(0)
+        if width * height > max_pixels:
+            raise _too_large(max_pixels)
+    return [found]
 
 
 def _too_large(max_pixels: int | None) -> TooManyPixels:

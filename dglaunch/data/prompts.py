@@ -15,6 +15,7 @@ from dglaunch.data.columns import Columns, Named, find, there_are
 from dglaunch.data.grid import Check, Grid, Point
 from dglaunch.data.prompt_template import PromptTemplate
 from dglaunch.data.row_filter import RowFilter
+from dglaunch.data.row_list import rows_of_list
 from dglaunch.data.table_formats import Row
 from dglaunch.data.tables import Table, rows_of_pipe
 from dglaunch.data.task import ROW_FIELDS, Record, Task
@@ -39,13 +40,16 @@ def read_prompts(
     """
     if columns is None:
         columns = Columns(config)
-    if config.prompts_file is None:
+    if config.prompts is None and not config.tables:
         reader = RowReader(config, "the command line", size_multiple, columns)
         return reader.read([("--prompt", {"prompt": config.prompt})])
     table = Table(config.tables)
     text_column = columns.flagged.get("prompt", "prompt")
-    rows = table.rows() if piped is None else rows_of_pipe(table.named[0], piped, text_column)
-    reader = RowReader(config, str(table), size_multiple, columns)
+    if config.prompts is not None:
+        rows = rows_of_list(config.prompts)
+    else:
+        rows = table.rows() if piped is None else rows_of_pipe(table.named[0], piped, text_column)
+    reader = RowReader(config, config.rows_from, size_multiple, columns)
     return reader.read((label, evaluations.read_row(config.layout, row)) for label, row in rows)
 
 

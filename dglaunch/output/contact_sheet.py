@@ -1,5 +1,6 @@
 """Many results on one image: in rows and columns, or, of a job with --grid, as its grids with labels on their axes."""
 
+import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 MOST = 400
 """Images on a contact sheet; a grid is on it as a whole, if it is the only one."""
+PREVIEW_MOST, PREVIEW_WIDTH = 24, 600
+"""Images of a result that a notebook shows (1 MB of photographs), and pixels for its line of text."""
 TILE, LABEL, GAP = 192, 30, 8
 LEAST_TILE = 16
 LONGEST_SIDE = 16_000
@@ -59,6 +62,21 @@ def write_contact_sheet(folder: Path, path: Path, rows: Iterable[Record]) -> int
     return count
 
 
+def preview(folder: Path, rows: Iterable[Record], title: str) -> bytes | None:
+    """Return a PNG with the first results in rows and columns, under a line of text; None if none can be read."""
+    from PIL import Image
+
+    sheet, _ = _tiles(folder, rows, PREVIEW_MOST)
+    if sheet is None:
+        return None
+    whole = Image.new("RGB", (max(sheet.width, PREVIEW_WIDTH), sheet.height + TITLE_HEIGHT), "white")
+    whole.paste(sheet, (0, TITLE_HEIGHT))
+    _write(whole, GAP, GAP, title, whole.width - 2 * GAP)
+    buffer = io.BytesIO()
+    whole.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def _picture(folder: Path, row: Record, side: int) -> "Image | None":
     """An image that can be read, as large as a tile; or None."""
     name = path_inside(row.get("file_name"))
@@ -89,11 +107,11 @@ def _write(sheet: "Image", left: int, top: int, line: str, width: int, color: st
 # -- in rows and columns ------------------------------------------------------------------------------------------
 
 
-def _tiles(folder: Path, rows: Iterable[Record]) -> "tuple[Image | None, int]":
+def _tiles(folder: Path, rows: Iterable[Record], most: int = MOST) -> "tuple[Image | None, int]":
     from PIL import Image
 
     found = ((row, _picture(folder, row, TILE)) for row in rows)
-    tiles = list(islice(((row, picture) for row, picture in found if picture is not None), MOST))
+    tiles = list(islice(((row, picture) for row, picture in found if picture is not None), most))
     if not tiles:
         return None, 0
     columns = min(len(tiles), max(4, math.ceil(math.sqrt(len(tiles) * 1.25))))

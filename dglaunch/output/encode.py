@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from dglaunch import strict_json
 from dglaunch.data.images import to_rgb
 from dglaunch.data.task import Record
+from dglaunch.output import parameters
 
 PILLOW_FORMATS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
 """Pillow's names of --output_format."""
@@ -22,8 +23,10 @@ PNG_LEVEL = 1
 """1024x1024: 0.12 s and 2.05 MB; level 6 takes 0.22 s for 1.81 MB."""
 QUALITY = 95
 _EXIF_DESCRIPTION = 0x010E
+_EXIF_IFD, _EXIF_COMMENT = 0x8769, 0x9286
 JPEG_DESCRIPTION = 60_000
-"""Bytes of EXIF that a JPEG holds, less than 64 KiB. Of a longer description the texts stay behind in the ledger."""
+"""Bytes of EXIF that a JPEG holds, less than 64 KiB. Of a longer description the texts stay behind in the ledger; what
+--png_parameters adds is left out where there is no room for both."""
 LONG_TEXTS = ("prompt", "negative_prompt")
 TEXT_KEYS = ("prompt", "negative_prompt", "seed", "model")
 """What has a text chunk of its own in a PNG; the rest is JSON in the chunk `settings`."""
@@ -73,40 +76,50 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
         at = end
 
 
-def _with_text(png: WholePng, description: Record) -> bytes:
-    """The same file with the description in text chunks right after its header."""
+def _with_text(png: WholePng, info: PngInfo) -> bytes:
+    """The same file with these text chunks right after its header."""
     texts = []
-    for kind, text, *_ in _text_chunks(description).chunks:
+    for kind, text, *_ in info.chunks:
         texts += [struct.pack(">I", len(text)), kind, text, zlib.crc32(kind + text).to_bytes(4)]
     header, *rest = (chunk for kind, chunk in _chunks(png.data) if kind not in TEXTS)
     return b"".join([PNG_START, header, *texts, *rest])
 
 
-def encode(image: Image.Image | WholePng, output_format: str, description: Record) -> bytes:
+def encode(image: Image.Image | WholePng, output_format: str, description: Record, for_viewers: str = "") -> bytes:
     """Encode an image of any mode; a PNG that is whole stays what it is.
 
     Args:
         image: the picture; in a JPEG, which has no transparency, it stands on white.
         output_format: png, jpg or webp.
         description: written into the file; in a PNG prompt, seed and model have chunks of their own.
+        for_viewers: the same as other programs read it (parameters.py).
     """
     if isinstance(image, WholePng):
         assert output_format == "png", "other formats are made from pixels"
-        return _with_text(image, description)
+        return _with_text(image, _text_chunks(description, for_viewers))
     buffer = io.BytesIO()
     image = _in_mode_of(output_format, image)
     if output_format == "png":
-        image.save(buffer, PILLOW_FORMATS["png"], compress_level=PNG_LEVEL, pnginfo=_text_chunks(description))
+        texts = _text_chunks(description, for_viewers)
+        image.save(buffer, PILLOW_FORMATS["png"], compress_level=PNG_LEVEL, pnginfo=texts)
         return buffer.getvalue()
-    exif = Image.Exif()
-    exif[_EXIF_DESCRIPTION] = strict_json.dumps(description, ascii_only=True)
-    if output_format == "jpg" and len(exif[_EXIF_DESCRIPTION]) > JPEG_DESCRIPTION:
-        exif[_EXIF_DESCRIPTION] = strict_json.dumps(
-            {k: v for k, v in description.items() if k not in LONG_TEXTS}, ascii_only=True
-        )
+    exif = _exif(output_format, description, parameters.as_comment(for_viewers) if for_viewers else b"")
     profile = image.info.get("icc_profile")  # of an API's picture; into a PNG Pillow copies it by itself
     image.save(buffer, PILLOW_FORMATS[output_format], quality=QUALITY, exif=exif, icc_profile=profile)
     return buffer.getvalue()
+
+
+def _exif(output_format: str, description: Record, comment: bytes) -> Image.Exif:
+    exif = Image.Exif()
+    described = strict_json.dumps(description, ascii_only=True)
+    is_full = output_format == "jpg" and len(described) > JPEG_DESCRIPTION
+    if is_full:
+        rest = {name: value for name, value in description.items() if name not in LONG_TEXTS}
+        described = strict_json.dumps(rest, ascii_only=True)
+    exif[_EXIF_DESCRIPTION] = described
+    if comment and not is_full and (output_format != "jpg" or len(described) + len(comment) <= JPEG_DESCRIPTION):
+        exif.get_ifd(_EXIF_IFD)[_EXIF_COMMENT] = comment
+    return exif
 
 
 def _in_mode_of(output_format: str, image: Image.Image) -> Image.Image:
@@ -116,8 +129,10 @@ def _in_mode_of(output_format: str, image: Image.Image) -> Image.Image:
     return image.convert("RGBA") if output_format != "jpg" and image.has_transparency_data else to_rgb(image)
 
 
-def _text_chunks(description: Record) -> PngInfo:
+def _text_chunks(description: Record, for_viewers: str) -> PngInfo:
     info = PngInfo()
+    if for_viewers:
+        info.add_text(parameters.CHUNK, for_viewers)
     for key in TEXT_KEYS:
         if description.get(key) is not None:
             info.add_itxt(key, strict_json.whole_characters(str(description[key])))

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dglaunch.data.table_formats import PARQUET
-from dglaunch.data.tables import Table, base_of, files_there, path_in, shown
+from dglaunch.data.tables import Table, base_of, files_of, files_there, path_in, shown
 from dglaunch.data.task import Record
 from dglaunch.errors import UserError
 from dglaunch.files import read_bytes
@@ -121,7 +121,9 @@ def _candidates(folder: OutputFolder, table: Sequence[Path], copies: list[Path],
 def _look_in_table(table: Sequence[Path], digests: Collection[str]) -> dict[str, bytes]:
     """The images of these hashes that the table itself holds, in one pass over it."""
     found: dict[str, bytes] = {}
-    parts = [path for path in files_there(table) if path.is_dir() or path.suffix.lower() == PARQUET]
+    parts = [
+        path for path in files_there(table) if path.suffix.lower() == PARQUET or (path.is_dir() and files_of(path))
+    ]
     if not parts:
         return found
     for data in (data for _, row in Table(parts).rows() for data in _bytes_in(row)):

@@ -102,6 +102,11 @@ class OutputFolder:
         """Return where a part keeps the prompts that came out of a pipe."""
         return self.path / f"{_OWN}{ledger_suffix}.prompts"
 
+    def all_kept_prompts(self) -> list[Path]:
+        """Return what all parts keep of that kind."""
+        found = sorted(self.path.glob(f"{_OWN}*.prompts"))
+        return [path for path in found if _PARTS.fullmatch(path.name.removeprefix(_OWN).removesuffix(".prompts"))]
+
     def lock_files(self, pattern: str = "*") -> list[Path]:
         return [
             path

@@ -1,10 +1,13 @@
 """The lines of a folder in the order of their index. What they say is read as it is asked for: a job may have a million."""
 
+import copy
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from typing import Self, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from dglaunch.data.task import Record
 from dglaunch.files import open_regular
@@ -14,7 +17,7 @@ from dglaunch.output.lines import LineKind, id_of, record_at, scan_places
 AT_A_TIME = 4096
 
 
-class SortedLines:
+class SortedLines(Sequence[Record]):
     """The ledger's lines, and the failures that no later start made good; of several lines about one image the last counts.
 
     In memory is only where each line stands. It can be gone through more than once.
@@ -37,7 +40,18 @@ class SortedLines:
         is_last = np.ones(len(places), dtype=bool)
         is_last[:-1] = (places[1:, :2] != places[:-1, :2]).any(axis=1)
         self._places = places[is_last]
-        self.num_failed = int((self._places[:, 2] < len(failures)).sum())
+        self._is_failure = self._places[:, 2] < len(failures)
+        self.num_failed = int(self._is_failure.sum())
+
+    def only(self, failed: bool) -> Self:
+        """Return the failures alone, or the ledger's lines alone."""
+        return self._some(self._is_failure == failed)
+
+    def _some(self, which: slice | npt.NDArray[np.bool_]) -> Self:
+        chosen = copy.copy(self)
+        chosen._places, chosen._is_failure = self._places[which], self._is_failure[which]
+        chosen.num_failed = int(chosen._is_failure.sum())
+        return chosen
 
     def num_shared(self, other: "SortedLines") -> int:
         """Return how many images both have lines about."""
@@ -46,6 +60,18 @@ class SortedLines:
 
     def __len__(self) -> int:
         return len(self._places)
+
+    @overload
+    def __getitem__(self, number: int) -> Record: ...
+    @overload
+    def __getitem__(self, number: slice) -> Self: ...
+    def __getitem__(self, number: int | slice) -> Record | Self:
+        """Return one line, or some of them; {} in the place of one that a run has replaced meanwhile."""
+        if isinstance(number, slice):
+            return self._some(number)
+        _, _, file, start = self._places[number].tolist()
+        with open_regular(self._paths[file]) as data:
+            return record_at(self._paths[file], data, start)
 
     def __iter__(self) -> Iterator[Record]:
         """Yield the lines; one that a run has replaced meanwhile is left out."""

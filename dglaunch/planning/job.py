@@ -28,6 +28,7 @@ from dglaunch.planning import checks
 from dglaunch.planning.batches import Plan, build, share_of_node
 from dglaunch.planning.estimate import FiguresOf, chooser
 from dglaunch.planning.past import past_of
+from dglaunch.planning.photos import photo_list
 from dglaunch.planning.pipe import Piped, piped_table
 from dglaunch.planning.redo import Redo
 from dglaunch.system import Machine
@@ -69,7 +70,7 @@ class Job:
     columns: Columns
     """What the columns of its table were taken for."""
     piped: Piped | None = None
-    """The table, where it came out of a pipe."""
+    """The table, where it came out of a pipe, or the list of photographs that stands for it."""
     redo: Redo | None = None
     """Which of the tasks are made anew, and how; None: what is missing is made."""
 
@@ -220,7 +221,7 @@ def prepare(
         target = profile.resolve(config, topology, assumed)
     if target.checkpoint.not_here is not None and not only_planned:
         raise target.checkpoint.not_here
-    piped = piped_table(config, topology)
+    piped = photo_list(config, topology) or piped_table(config, topology)
     columns = Columns(config, partial(past_of, config, topology))
     checkpoint, tasks = _read(config, profile, target.checkpoint, columns, piped)
     evaluations.check(config, tasks)
@@ -274,4 +275,4 @@ def _(
     config: EditingConfig, profile: Profile, checkpoint: Checkpoint, columns: Columns, piped: Piped | None
 ) -> tuple[Checkpoint, list[Task]]:
     editor = profile.as_editor(config, checkpoint, config.model_type)
-    return editor, read_edits(config, editor, columns)
+    return editor, read_edits(config, editor, columns, None if piped is None else piped.data)

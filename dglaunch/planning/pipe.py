@@ -4,6 +4,7 @@ What was read lies in the output folder (.dglaunch.prompts). A start that torchr
 its pipe is empty by then, and so does one whose pipe gives nothing.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from dglaunch.config import RunConfig
@@ -18,7 +19,7 @@ from dglaunch.output.ledger import OutputFolder
 
 @dataclass(frozen=True, slots=True)
 class Piped:
-    """What came out of the pipe that --prompts_file names."""
+    """What came out of the pipe that --prompts_file names, or a list of photographs (photos.py)."""
 
     data: bytes
     reasons: dict[str, str]
@@ -50,11 +51,21 @@ def piped_table(config: RunConfig, topology: Topology) -> Piped | None:
         reasons["prompts_file"] = f"as {path} gave them to an earlier start ({kept.name}); it gives nothing now"
         return read_bytes(kept, MOST_STREAM)
 
-    if topology.world_size == 1 or not topology.distributed:
-        return Piped(read(), reasons)
-    if topology.rendezvous is None:
+    if topology.world_size > 1 and topology.distributed and topology.rendezvous is None:
         raise UserError(
             f"{path} can be read once, and these {topology.world_size} ranks have no store of torchrun's to hand it on. "
             "Save the prompts to a file first, and name that."
         )
-    return Piped(store.hand_on(topology, read, MODEL_TIMEOUT), reasons)
+    return Piped(on_all_ranks(topology, read), reasons)
+
+
+def on_all_ranks(topology: Topology, read: Callable[[], bytes]) -> bytes:
+    """Return what rank 0 reads, on every rank; ranks without a store of torchrun's each read it for themselves.
+
+    Raises:
+        UserError: it cannot be read.
+        LostPeer: rank 0 has died.
+    """
+    if topology.world_size == 1 or not topology.distributed or topology.rendezvous is None:
+        return read()
+    return store.hand_on(topology, read, MODEL_TIMEOUT)

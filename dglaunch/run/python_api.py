@@ -49,7 +49,7 @@ class ImageStream:
     """An ImageStream runs a job while it is iterated over, once, and has the `result` afterwards.
 
     It gives each image that this start makes, in the order in which they are finished; not those that failed, or that an
-    earlier start has made (`result.rows()` has them all). Where several ranks share an image, one of them gets it, and the
+    earlier start has made (`result.rows` has them all). Where several ranks share an image, one of them gets it, and the
     iteration of the others only ends with the run. Leaving the loop early stops the run as a signal does: what is under
     way is finished, and the same call goes on later.
     """

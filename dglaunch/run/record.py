@@ -68,12 +68,14 @@ class Recorder:
 
     def image(self, task: Task, image: Picture, batch_size: int, seconds: float) -> Result:
         """Encode a finished image; `seconds` are those of its batch."""
-        from dglaunch.output import encode
+        from dglaunch.output import encode, parameters
 
         config = self._context.config
         shown = self._content(task) | {"width": image.width, "height": image.height}
         start = time.perf_counter()
-        data = encode.encode(image, config.output_format, shown | self._description(task))
+        description = shown | self._description(task)
+        texts = parameters.parameters(description, self._facts.scheduler) if config.png_parameters else ""
+        data = encode.encode(image, config.output_format, description, texts)
         digest = encode.sha256(data)
         with self._lock:
             self.encode_seconds += time.perf_counter() - start

@@ -105,14 +105,18 @@ class Report:
         """The first batch starts."""
         self._last_written = time.time()
         self._begun = self._last_log = time.monotonic()
-        if self.terminal.redraws or _is_live_notebook(self.terminal):
+        has_widgets = _has_widgets(self.terminal)
+        if self.terminal.redraws or has_widgets:
             columns = (
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[state]}", markup=False),
                 TimeRemainingColumn(),
             )
-            self._progress = Progress(*columns, console=self.terminal)
+            console = Terminal(force_jupyter=True) if has_widgets else self.terminal
+            self._progress = Progress(
+                *columns, console=console, redirect_stdout=not has_widgets, redirect_stderr=not has_widgets
+            )
             self._bar = self._progress.add_task(
                 "", total=self.counts.num_total, state="", completed=self.counts.num_skipped
             )
@@ -164,6 +168,7 @@ class Report:
     def stop(self) -> None:
         """End the progress display. Stopping twice does nothing."""
         if self._progress is not None:
+            self._progress.refresh()  # in a notebook rich does not, and the bar would stay short of its end
             self._progress.stop()
             self._progress = None
 
@@ -259,9 +264,9 @@ class Report:
             )
 
 
-def _is_live_notebook(terminal: Terminal) -> bool:
+def _has_widgets(terminal: Terminal) -> bool:
     """Whether a notebook can show a bar; rich needs ipywidgets for it."""
-    return terminal.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+    return terminal.in_notebook and importlib.util.find_spec("ipywidgets") is not None
 
 
 def _rows(summary: Summary) -> dict[str, str]:

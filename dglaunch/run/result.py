@@ -3,13 +3,18 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from dglaunch.data.task import Record
 from dglaunch.distributed.messages import message
-from dglaunch.errors import EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED, DglaunchError, LostPeer
-from dglaunch.output.ledger import FAILURES, METADATA, FileKind, OutputFolder
-from dglaunch.output.lines import TaskId, id_of, read_lines
+from dglaunch.errors import EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED, DglaunchError, LostPeer, UserError
+from dglaunch.files import read_bytes
+from dglaunch.output.ledger import OutputFolder
+from dglaunch.output.lines import file_name_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from dglaunch.run.rows import Rows
 
 Outcome = Literal["done", "failed", "drained", "lost", "broken"]
 """As run.json says it: after `drained` and `lost` the same command goes on, `broken` needs someone. The last two raise."""
@@ -81,23 +86,54 @@ class RunResult:
         """What the command would leave with."""
         return EXIT_CODES[self.outcome]
 
-    def rows(self) -> Iterator[Record]:
-        """The ledger: a row for each finished image of the folder, also those of earlier starts."""
-        return _records(self.output_dir, METADATA)
+    @property
+    def rows(self) -> "Rows":
+        """The ledger in the order of index: a row for each finished image of the folder, also those of earlier starts."""
+        return self._lines().only(failed=False)
 
-    def failures(self) -> Iterator[Record]:
-        """The lines of failures.jsonl: what failed in this start or before and was not made since."""
-        return _records(self.output_dir, FAILURES)
+    @property
+    def failures(self) -> "Rows":
+        """The lines of failures.jsonl in the order of index: what failed in this start or before and was not made since."""
+        return self._lines().only(failed=True)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files of the images, in the order of `rows`."""
+        return [self.output_dir / file_name_of(row) for row in self.rows]
+
+    def images(self) -> "Iterator[Image]":
+        """Yield the images, in the order of `rows`; each is read when its turn comes, and decoded when it is looked at.
+
+        Raises:
+            UserError: one is gone, or is no image any more.
+        """
+        from dglaunch.data.images import BadImage, open_image
+
+        for path in self.paths:
+            try:
+                image = open_image(read_bytes(path))
+            except OSError as error:
+                raise _unreadable(path, f"cannot be read: {error.strerror or error}") from None
+            except BadImage as error:
+                raise _unreadable(path, str(error)) from None
+            yield image
+
+    def _lines(self) -> "Rows":
+        from dglaunch.run.rows import Rows
+
+        return Rows(OutputFolder(self.output_dir))
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows of a result."""
+        from dglaunch.output.contact_sheet import PREVIEW_MOST, preview
+
+        lines = self._lines()
+        made, num_failed = lines.only(failed=False), lines.num_failed
+        first = f", the first {PREVIEW_MOST} of them" if len(made) > PREVIEW_MOST else ""
+        failed = f"; {num_failed:,} failed" if num_failed else ""
+        title = f"{self.outcome}: {len(made):,} image{'s' * (len(made) != 1)} in {self.output_dir}{first}{failed}"
+        return preview(self.output_dir, made, title)
 
 
-def _records(path: Path, kind: FileKind) -> Iterator[Record]:
-    """Of all ledgers of a folder (several where nodes or ranks write for themselves), each item once; the one that the
-    last node has joined has them all, and comes first."""
-    folder = OutputFolder(path)
-    joined = folder.file(kind)
-    seen: set[TaskId] = set()
-    for ledger in [joined, *(file for file in folder.files(kind) if file != joined)]:
-        for _, record in read_lines(ledger):
-            if id_of(record) not in seen:
-                seen.add(id_of(record))
-                yield record
+def _unreadable(path: Path, problem: str) -> UserError:
+    return UserError(f"{path} {problem}. Make the same call again: what is missing is made anew.")

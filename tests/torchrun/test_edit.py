@@ -136,3 +136,20 @@ def test_json_of_the_ledger_is_whole(tmp_path: Path) -> None:
     assert [line["input_images"] for line in lines] == [["input_images[0]"]] * 3 and lines[1]["id"] == "r1"
     assert (tmp_path / "out" / lines[2]["input_file_names"][0]).read_bytes() == png(2)
     assert max(len(json.dumps(line)) for line in lines) < 2000
+
+
+def test_a_folder_of_photographs_is_listed_once_for_all_ranks(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(1, 13):
+        picture(number).save(tmp_path / "photos" / f"p{number}.png")
+    words = [*FAKE, "--input", tmp_path / "photos", "--instruction", "make it night", "--output_dir", tmp_path / "out"]
+    assert on_ranks(tmp_path, 2, *words).codes == [0, 0]
+    before = ledger(tmp_path / "out")
+    assert {line["rank"] for line in before} == {0, 1}
+    picture(99).save(tmp_path / "photos" / "a.png")
+    case = on_ranks(tmp_path, 2, *words, "--writer", "rank")
+    assert case.codes == [0, 0] and case.output.count("input 13 images of") == 1, case.output
+    after = {line["input_images"][0]: line for line in ledger(tmp_path / "out")}
+    assert [after[f"p{number}.png"]["index"] for number in range(1, 13)] == list(range(12))
+    assert (after["a.png"]["index"], after["a.png"]["file_name"]) == (12, "a.png") and len(after) == 13
+    assert all(after[line["input_images"][0]] == line for line in before)

@@ -1,9 +1,11 @@
-"""docs/python.md is run as it stands: its Python blocks, in their order, in one process and one folder.
+"""docs/python.md is run as it stands: its Python blocks, in their order, in one process and one folder, and after them the
+cells of docs/notebook.ipynb (in a real Jupyter: tests/system/test_notebook.py).
 
 A block that begins with `# NAME.py` is written to that file instead; `groups.py` is a script of its own, which is run on two
 ranks that torchrun starts.
 """
 
+import json
 import os
 import re
 import shutil
@@ -13,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "python.md"
+NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -36,11 +39,17 @@ def test_the_blocks_of_the_page_run(tmp_path: Path) -> None:
             (tmp_path / name[1]).write_text(code, encoding="utf-8")
         else:
             script.append(code)
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    script.append(code.replace('output_dir="out"', 'output_dir="noted"'))
     (tmp_path / "page.py").write_text("\n".join(script), encoding="utf-8")
     said = run(tmp_path, "page.py").splitlines()
-    assert said[:1] == ["done 2 of 2"] and said[-1:] == ["done"]
+    assert said[:1] == ["done 2 of 2"] and "0 failed; noted/000000.png" in said
+    assert said[-1:] == [
+        "  prompts, item 1: width is 70, not a multiple of 16 as this model needs; the nearest: 64 or 80"
+    ]
     assert "--height is 0; it must be 1 or more." in said
-    assert {"0 a red circle (64, 64)", "1 a small green star (64, 64)"} <= set(said)
+    assert {"0 a red circle 0 (64, 64)", "1 a small green star 7 (64, 64)"} <= set(said)
     assert len(list((tmp_path / "edited").glob("*.png"))) == 1 and len(list((tmp_path / "echoed").glob("*.png"))) == 2
     run(tmp_path, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "groups.py")
     assert len(list((tmp_path / "shared").glob("*.png"))) == 2

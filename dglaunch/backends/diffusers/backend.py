@@ -88,8 +88,10 @@ class DiffusersBackend:
             time_compilation(folder, self.seconds, events, self.undo)
         if config.debug:
             trace_shapes(self.pipeline)
+        scheduler = self.pipeline.components.get("scheduler")
         self.facts = Facts(
             defaults=call_defaults(self.context.checkpoint, parameters),
+            scheduler=type(scheduler).__name__ if scheduler is not None else "",
             effects=effects,
             events=events,
             shaped_by=(*SHAPED_BY, *(("xfuser",) if config.backend.backend == "xdit" else ())),

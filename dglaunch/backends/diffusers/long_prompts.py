@@ -6,7 +6,6 @@ from functools import partial
 
 from dglaunch.config import RunConfig
 from dglaunch.data.prompt_windows import CUT, NEGATIVE, PromptWindows, longest
-from dglaunch.data.tables import shown
 from dglaunch.data.task import Record, Task
 from dglaunch.errors import InputError, UserError
 from dglaunch.models.checkpoint import Checkpoint, load_tokenizer
@@ -63,7 +62,7 @@ def check_long_prompts(checkpoint: Checkpoint, config: RunConfig, tasks: Sequenc
             if family.cuts_prompts
             else f"Shorten the prompts: {checkpoint.pipeline_class} fails on longer ones."
         )
-        raise InputError(shown(config.tables) or "--prompt", list(problems), remedy, each_row=True)
+        raise InputError(config.rows_from, list(problems), remedy, each_row=True)
 
 
 def _problem(record: Record) -> str:

@@ -9,18 +9,22 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dglaunch.cli.main import main
 from dglaunch.output.serving import Server
 from support.commands import ROOT
-from support.edit_images import SINGLE, save_table
+from support.edit_images import SINGLE, picture, save_table
 from support.results import ledger, run_json, write_jsonl
 
 PAGE = ROOT / "docs" / "HOW_DO_I.md"
 
 
+FENCED = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
 def commands() -> list[str]:
-    return re.findall(r"^ {4}(\S.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    return re.findall(r"^ {4}(\S.*)$", FENCED.sub("", PAGE.read_text(encoding="utf-8")), re.MULTILINE)
 
 
 def prepare(folder: Path) -> None:
@@ -28,6 +32,9 @@ def prepare(folder: Path) -> None:
     write_jsonl(folder / "prompts.jsonl", [{"prompt": f"prompt {n}"} for n in range(5)])
     write_jsonl(folder / "evaluation_metadata.jsonl", [{"prompt": "a bench", "tag": "single_object", "include": []}])
     save_table(folder / "edits.csv", SINGLE[:3], task="make it new")
+    for name in ("IMG_2.jpg", "IMG_10.jpg", "day/a.png"):
+        (folder / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(len(name)).save(folder / "photos" / name)
     (folder / "dpg_bench" / "prompts").mkdir(parents=True)
     (folder / "dpg_bench" / "prompts" / "7.txt").write_text("a long prompt")
     (folder / "color_val.txt").write_text("a green bench and a blue bowl\n")
@@ -81,6 +88,9 @@ def test_every_command_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sorted(line["seed"] for line in ledger(Path("from-file-7"))) == [7, 8, 9, 10, 11]
     assert Path("from-file/gallery.html").exists() and not Path("from-file-5/gallery.html").exists()
     assert all(Path(name).exists() for name in ("compare.html", "blind.html", "results.html", "sheet.webp"))
+    assert sorted(path.name for path in Path("night").glob("*.png")) == ["IMG_10.png", "IMG_2.png"]
+    assert Path("snow/a.png").exists() and Path("one/IMG_2.png").exists()
+    assert "Steps: 1, " in Image.open("viewers/000000.png").text["parameters"]  # type: ignore[attr-defined]
     views = ("bench/geneval/00000/samples/00003.png", "dpg/dpg/7.png", "out/webdataset/00000.tar")
     assert all(Path(name).exists() for name in views) and len(list(Path("color/t2i_compbench/samples").iterdir())) == 10
     by_index = {name: sorted(ledger(Path(name)), key=lambda line: line["index"]) for name in TABLES}
@@ -106,6 +116,18 @@ def test_every_command_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 TABLES = ("colleague", "together", "people", "grid", "lights")
+
+
+def test_work_in_a_notebook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = "".join(FENCED.findall(PAGE.read_text(encoding="utf-8"))).replace(
+        'model_name="black-forest-labs/FLUX.1-dev"', 'backend="fake"'
+    )
+    exec(compile(code, str(PAGE), "exec"), {})
+    said = capsys.readouterr().out
+    assert "a red fox 0 (64, 64)\na cat in the rain 7 (64, 64)\n" in said and "noted/000001.png')] 0\n" in said
 
 
 def test_the_readme_leads_to_the_page() -> None:

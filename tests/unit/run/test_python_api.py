@@ -33,11 +33,11 @@ def test_a_result_says_what_a_run_came_to(tmp_path: Path) -> None:
     assert (result.outcome, result.exit_code, result.output_dir) == ("failed", 3, tmp_path / "out")
     counts = result.counts
     assert (counts.num_ok, counts.num_failed, counts.num_skipped, counts.num_total) == (2, 1, 0, 3)
-    assert sorted(str(row["prompt"]) for row in result.rows()) == ["a", "c"]
-    assert [(row["index"], row["error"]) for row in result.failures()] == [(1, "refused, as asked")]
+    assert [row["prompt"] for row in result.rows] == ["a", "c"]
+    assert [(row["index"], row["error"]) for row in result.failures] == [(1, "refused, as asked")]
     again = t2i(config(tmp_path, "a", "b [item error]", "c"))
     assert (again.counts.num_ok, again.counts.num_skipped) == (0, 2)
-    assert sum(1 for _ in again.rows()) == 2
+    assert len(again.rows) == 2
 
 
 def test_a_result_of_several_ledgers_has_each_row_once(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_a_result_of_several_ledgers_has_each_row_once(tmp_path: Path) -> None:
     for node in (0, 1):
         result = t2i(config(tmp_path, *prompts, node_rank=node, num_nodes=2))
     assert len(list((tmp_path / "out").glob("metadata*.jsonl"))) == 3
-    assert [row["index"] for row in result.rows()] == list(range(5))
+    assert [row["index"] for row in result.rows] == list(range(5))
 
 
 def test_a_mistake_raises_and_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -42,6 +42,24 @@ def test_a_notebook_gets_a_bar_where_it_can_draw_one(monkeypatch: pytest.MonkeyP
     assert bars == (["started"] if widgets else [])
 
 
+def test_lines_are_plain_text_in_a_notebook(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of rich's HTML each line would be an output of its own, with a gap; and stderr is shown as if something were wrong."""
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    terminal = Terminal(stderr=True)
+    report = Report(total=1, skipped=0, terminal=terminal)
+    report.note("a line")
+    report.end(report.summary({0: LeaderReport(0.0, 1.0)}, 0.0, "done", 1), "out")
+    said = capsys.readouterr()
+    assert (
+        terminal.in_notebook
+        and said.err == ""
+        and said.out.startswith("a line\ndone: out\n")
+        and "\x1b" not in said.out
+    )
+
+
 def made(index: int, **record: object) -> Result:
     return Result(task_id=(index, 0), file_name="x.png", record={"index": index, "rank": 0, **record}, data=b"x")
 
