@@ -32,7 +32,7 @@ BACKENDS: dict[str, Entry] = {
     "xdit": Entry("dglaunch.backends.xdit.backend:xdit_backend", "dglaunch.backends.xdit.profile:XDiTProfile"),
     "openai": Entry("dglaunch.backends.api.openai:OpenAIBackend", "dglaunch.backends.api.profile:ApiProfile"),
     "google_genai": Entry("dglaunch.backends.api.google:GoogleBackend", "dglaunch.backends.api.profile:ApiProfile"),
-    "fake": Entry("dglaunch.backends.fake:FakeBackend", "dglaunch.backends.profiles:Profile"),
+    "fake": Entry("dglaunch.backends.fake:FakeBackend", "dglaunch.backends.profiles:FakeProfile"),
 }
 
 

@@ -65,6 +65,11 @@ def job_to_plan(
     quiet = another_speaks(environ)
     config, origins = parse(COMMANDS[command], rest, environ, f"dglaunch {words[0]} {command}", quiet=quiet)
     elsewhere = None if gpu is None else gpu.machine
+    if world_size is not None and config.num_gpus not in (None, world_size):
+        raise UserError(
+            f"--world_size {world_size} and --num_gpus {config.num_gpus} say how many ranks; give one of them."
+        )
+    world_size = config.num_gpus if world_size is None else world_size
     return prepare(config, origins, environ, world_size, elsewhere, assumed, only_planned=True), file
 
 

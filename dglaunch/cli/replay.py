@@ -14,7 +14,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -228,7 +228,8 @@ def make(values: Record, described: Record, target: Path, inputs: Sequence[bytes
     with tempfile.TemporaryDirectory(prefix="dglaunch-replay-") as temporary:
         folder = OutputFolder(Path(temporary, "out"))
         table = write_row(values, described, Path(temporary), inputs)
-        job = prepare_row(config_of(values, table, folder.path, output_format, edits=bool(inputs)), described)
+        config = config_of(values, table, folder.path, output_format, edits=bool(inputs))
+        job = prepare_row(config, described, excused={name for name in values if values[name] == described.get(name)})
         if runner.run(job, Terminal(quiet=True)).exit_code == EXIT_DRAINED:
             raise KeyboardInterrupt
         image = next((path for path in folder.path.iterdir() if path.suffix in IMAGE_SUFFIXES), None)
@@ -255,8 +256,11 @@ def write_row(values: Record, described: Record, folder: Path, inputs: Sequence[
     return table
 
 
-def prepare_row(config: RunConfig, described: Record) -> "Job":
+def prepare_row(config: RunConfig, described: Record, excused: Collection[str]) -> "Job":
     """Prepare the job of one row, as the sample of its row that the original was.
+
+    Args:
+        excused: values that the original was made with, though they may have done nothing.
 
     Raises:
         UserError: the values do not hold.
@@ -264,7 +268,7 @@ def prepare_row(config: RunConfig, described: Record) -> "Job":
     from dglaunch.planning.job import prepare
 
     try:
-        job = prepare(config, {}, {})
+        job = prepare(config, {}, {}, excused=excused)
     except InputError as error:
         problems = "; ".join(text.removeprefix("line 1: ") for text in error.problems)
         raise UserError(

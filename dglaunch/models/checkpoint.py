@@ -70,6 +70,15 @@ class Checkpoint:
         """Heads of its keys and values; fewer than its heads where several share one, and divided by Ulysses as well."""
         return self._number("num_kv_heads") or self._number("n_kv_heads") or self.heads
 
+    @property
+    def is_guided(self) -> bool:
+        """Whether its model looks at the guidance scale; True where its files do not say."""
+        switch = self.family.guidance_switch
+        if switch is None or (switch.where == "transformer" and not self.transformer):
+            return True
+        entries = self.transformer if switch.where == "transformer" else self.settings
+        return entries.get(switch.key, switch.default) == switch.guided
+
     def encodes_ahead(self, mode: str) -> bool:
         """Whether a run with this --encode encodes its prompts before its first batch."""
         return mode != "inline" and bool(self.family.text_outputs)

@@ -25,6 +25,7 @@ from dglaunch.models.shape import Shape
 from dglaunch.planning import checks
 from dglaunch.planning.batches import Plan, build, share_of_node
 from dglaunch.planning.estimate import FiguresOf, chooser
+from dglaunch.planning.idle import has_begun, idle_flags, settle
 from dglaunch.planning.pipe import Piped, piped_table
 from dglaunch.system import Machine
 
@@ -163,6 +164,7 @@ def prepare(
     elsewhere: Machine | None = None,
     assumed: Machine | None = None,
     only_planned: bool = False,
+    excused: Collection[str] = (),
 ) -> Job:
     """Read and check everything that can be checked without loading a model.
 
@@ -172,6 +174,7 @@ def prepare(
         elsewhere: the GPU to plan for, in place of this machine's.
         assumed: the same where none was asked for and neither the model nor a GPU is on this machine: another one is meant.
         only_planned: nothing will be run, so that the model's files need not be at hand if dglaunch's catalog knows it.
+        excused: names of values that may do nothing, as the image that is made again had them.
 
     Raises:
         UserError: with the remedy.
@@ -196,7 +199,9 @@ def prepare(
         config=config, origins=origins, topology=topology, profile=profile, target=target, tasks=tasks, piped=piped
     )
     profile.check(config, target, topology, job.makeable)
-    return job
+    idle = [*idle_flags(config, origins, profile, tasks), *profile.idle_values(config, target, job.makeable)]
+    told = settle(idle, None if has_begun(config) else excused)
+    return replace(job, target=replace(target, reasons=target.reasons | told))
 
 
 def _is_elsewhere(config: RunConfig, profile: Profile, target: Target) -> bool:
