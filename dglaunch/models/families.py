@@ -94,7 +94,7 @@ class Family:
     """Whether the pipeline's own default size is the sample_size of its transformer, in latents of 8 pixels."""
     max_sequence_length: int = 512
     takes_text_length: bool = True
-    """Whether its pipeline takes max_sequence_length."""
+    """Whether its pipeline takes max_sequence_length, and cuts prompts at it."""
     max_sequence_limit: int | None = None
     """The longest that the pipeline's check_inputs lets through; None: any."""
     guidance: str = "guidance_scale"
@@ -250,7 +250,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "QwenImageEditPipeline": Family(
         name="QwenImageEdit",
-        max_sequence_limit=1024,
+        takes_text_length=False,
         guidance="true_cfg_scale",
         guidance_needs_negative=True,
         text_bucket=1,
@@ -269,7 +269,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "QwenImageEditPlusPipeline": Family(
         name="QwenImageEditPlus",
-        max_sequence_limit=1024,
+        takes_text_length=False,
         guidance="true_cfg_scale",
         guidance_needs_negative=True,
         windows=(),

@@ -3,7 +3,8 @@
     for value in VALUES["guidance_scale"].values:
         dglaunch(*command(model, folder), *value, "--output_dir", out)
 
-The prompt is longer than the shortest --max_sequence_length here, and the picture wider than the widest tile of a VAE where
+The prompt is longer than the shortest --max_sequence_length here (also what it quotes: GLM-Image cuts nothing else), and the
+picture wider than the widest tile of a VAE where
 tiling is asked for: else a flag that works would look as if it did not.
 """
 
@@ -14,9 +15,12 @@ from pathlib import Path
 from support.edit_images import save_pictures
 from support.results import write_jsonl
 
-PROMPT = "two blue dogs on the moon, at night, in the rain, with a green house by the sea " * 8
-WIDE = ("--width", "1088")
-"""FLUX.2's VAE decodes up to 1024 pixels in one tile."""
+TEXT = "two blue dogs on the moon, at night, in the rain, with a green house by the sea " * 8
+PROMPT = f'a sign that says "{TEXT}"'
+WIDE = "--width=320"
+"""More than a tile of most VAEs."""
+WIDER = "--width=1088"
+"""More than FLUX.2's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,8 @@ def _switch(*words: str, both: Sequence[str] = ()) -> Values:
 GUIDED = ("--guidance_scale=4",)
 STEPS = ("--num_inference_steps=6",)
 """In which a cache has something to reuse."""
+MORE_STEPS = ("--num_inference_steps=14",)
+"""Enough for the caches that begin late."""
 ALL_STEPS = ("--num_inference_steps=28",)
 DBCACHE = ("--cache_type=cache_dit", "--cache_threshold=1")
 VALUES: dict[str, Values] = {
@@ -50,26 +56,26 @@ VALUES: dict[str, Values] = {
     "guidance_scale": _two("guidance_scale", 2, 6),
     "negative_prompt": _two("negative_prompt", "a blue dog", "ugly, a house", *GUIDED),
     "max_sequence_length": _two("max_sequence_length", 64, 128),
-    "enable_vae_tiling": _switch("--enable_vae_tiling", both=WIDE),
+    "enable_vae_tiling": _switch("--enable_vae_tiling", both=(WIDE,)),
     "enable_layerwise_casting": _switch("--enable_layerwise_casting"),
     "enable_tf32": _switch("--enable_tf32"),
     "quantization int8": _switch("--quantization=int8"),
     "quantization fp8": _switch("--quantization=fp8"),
     "quantization nf4": _switch("--quantization=nf4"),
-    "cache_type first_block_cache": _switch("--cache_type=first_block_cache", "--cache_threshold=0.5", both=STEPS),
+    "cache_type first_block_cache": _switch("--cache_type=first_block_cache", "--cache_threshold=100", both=STEPS),
     "cache_type taylor_seer": _switch("--cache_type=taylor_seer", "--cache_interval=2", "--cache_warmup=1", both=STEPS),
-    "cache_type faster_cache": _switch("--cache_type=faster_cache", both=STEPS),
-    "cache_type pab": _switch("--cache_type=pab", both=STEPS),
+    "cache_type faster_cache": _switch("--cache_type=faster_cache", both=MORE_STEPS),
+    "cache_type pab": _switch("--cache_type=pab", both=MORE_STEPS),
     "cache_type mag_cache": _switch("--cache_type=mag_cache", both=ALL_STEPS),
     "cache_type cache_dit": _switch(*DBCACHE, "--cache_warmup=1", both=STEPS),
-    "cache_threshold first_block_cache": _two("cache_threshold", 0.01, 0.6, "--cache_type=first_block_cache", *STEPS),
+    "cache_threshold first_block_cache": _two("cache_threshold", 0.01, 100, "--cache_type=first_block_cache", *STEPS),
     "cache_threshold mag_cache": _two("cache_threshold", 0.01, 0.6, "--cache_type=mag_cache", *ALL_STEPS),
     "cache_threshold cache_dit": _two(
         "cache_threshold", 0.001, 1, "--cache_type=cache_dit", "--cache_warmup=1", *STEPS
     ),
     "cache_interval taylor_seer": _two("cache_interval", 2, 4, "--cache_type=taylor_seer", "--cache_warmup=1", *STEPS),
-    "cache_interval faster_cache": _two("cache_interval", 2, 4, "--cache_type=faster_cache", *STEPS),
-    "cache_interval pab": _two("cache_interval", 2, 4, "--cache_type=pab", *STEPS),
+    "cache_interval faster_cache": _two("cache_interval", 2, 4, "--cache_type=faster_cache", *MORE_STEPS),
+    "cache_interval pab": _two("cache_interval", 2, 4, "--cache_type=pab", *MORE_STEPS),
     "cache_warmup taylor_seer": _two("cache_warmup", 1, 4, "--cache_type=taylor_seer", "--cache_interval=2", *STEPS),
     "cache_warmup cache_dit": _two("cache_warmup", 1, 4, *DBCACHE, *STEPS),
 }

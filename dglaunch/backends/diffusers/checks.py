@@ -194,11 +194,7 @@ def check_guidance(checkpoint: Checkpoint, tasks: Iterable[Task]) -> None:
 
 
 def check_text_length(checkpoint: Checkpoint, config: RunConfig) -> None:
-    """Refuse a --max_sequence_length that the pipeline does not take, or would refuse at its first call."""
-    if config.max_sequence_length is not None and not checkpoint.family.takes_text_length:
-        raise UserError(
-            f"{checkpoint.pipeline_class} does not take max_sequence_length, so --max_sequence_length would do nothing; drop it."
-        )
+    """Refuse a --max_sequence_length that the pipeline would refuse at its first call."""
     family, length = checkpoint.family, checkpoint.text_length(config.max_sequence_length)
     if family.max_sequence_limit is not None and length > family.max_sequence_limit:
         raise UserError(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from dglaunch.backends.profiles import Idle
+from dglaunch.config import RunConfig
 from dglaunch.data.task import Task
 from dglaunch.models.checkpoint import Checkpoint
 
@@ -20,10 +21,20 @@ def idle_guidance(checkpoint: Checkpoint, tasks: Sequence[Task]) -> Iterator[Idl
     yield Idle(
         name="guidance_scale",
         where=_rows(asking, tasks),
-        reason=f"{checkpoint.source} is a distilled {checkpoint.pipeline_class}, which does not look at it "
+        reason=f"the checkpoint is a distilled {checkpoint.pipeline_class}, which does not look at it "
         f"({switch.key} in its {file})",
         remedy="Remove it (the column, or --guidance_scale), or choose a checkpoint that is not distilled.",
     )
+
+
+def idle_text_length(checkpoint: Checkpoint, config: RunConfig) -> Iterator[Idle]:
+    """Yield a length of texts at which the pipeline cuts none (those of Qwen-Image-Edit check it, and read whole prompts)."""
+    if config.max_sequence_length is not None and not checkpoint.family.takes_text_length:
+        yield Idle(
+            name="max_sequence_length",
+            reason=f"{checkpoint.pipeline_class} does not take it, or cuts no prompt at it",
+            remedy="Drop --max_sequence_length.",
+        )
 
 
 def idle_negatives(checkpoint: Checkpoint, tasks: Sequence[Task]) -> Iterator[Idle]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from dglaunch.backends.diffusers import checks
-from dglaunch.backends.diffusers.idle import idle_guidance, idle_negatives
+from dglaunch.backends.diffusers.idle import idle_guidance, idle_negatives, idle_text_length
 from dglaunch.backends.diffusers.long_prompts import check_long_prompts
 from dglaunch.backends.profiles import Idle, Profile, Target, edit_bucket
 from dglaunch.config import RunConfig
@@ -70,6 +70,7 @@ class DiffusersProfile(Profile):
         check_long_prompts(checkpoint, config, tasks)
 
     def idle_values(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Iterable[Idle]:
+        yield from idle_text_length(target.checkpoint, config)
         yield from idle_guidance(target.checkpoint, tasks)
         yield from idle_negatives(target.checkpoint, tasks)
 
