@@ -80,6 +80,8 @@ class BackendConfig:
     """A hub id, a local diffusers folder, `tiny`, the checkpoint that ships with dglaunch, or an API's name of its model."""
     revision: str | None = flag(None, IDENTITY | FILE | REPLAY | TUNING | LOCAL)
     """Branch, tag or commit of a hub id."""
+    pipeline: str | None = flag(None, IDENTITY | FILE | REPLAY | TRUST | TUNING | LOCAL)
+    """A pipeline class of your own, as my_module:MyPipeline, in place of the one that the checkpoint names."""
     torch_dtype: Literal["bfloat16", "float16", "float32"] | None = flag(None, REPLAY | LOCAL)
     """Type of the weights. Default: bfloat16 on a GPU, float32 on a CPU."""
     device: Literal["cuda", "cpu"] | None = flag(None, REPLAY | TRUST | LOCAL)

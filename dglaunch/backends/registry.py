@@ -5,14 +5,13 @@ register("echo", "my_package.echo:EchoBackend")         # then: T2IConfig(backen
 
 import difflib
 import importlib
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from dglaunch.backends.base import Backend, Context
 from dglaunch.errors import UserError
+from dglaunch.search_path import with_current_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +65,8 @@ def imported(name: str) -> Any:
     module, _, attribute = name.partition(":")
     if module.split(".")[0] == "dglaunch":
         return getattr(importlib.import_module(module), attribute)
-    before = list(sys.path)
-    sys.path.append(os.getcwd())
-    try:
+    with with_current_folder():
         return getattr(importlib.import_module(module), attribute)
-    finally:
-        sys.path[:] = before
 
 
 def create(context: Context) -> Backend:

@@ -98,7 +98,7 @@ def _print(terminal: Terminal, job: Job, compare: bool, file: Path | None) -> No
 def _show(terminal: Terminal, job: Job, schedule: Schedule) -> None:
     plan = schedule.plan
     terminal.print(
-        f"{job.config.backend.model_name} ({job.checkpoint.pipeline_class}), {job.machine.dtype}: {job.topology.describe()}"
+        f"{job.config.backend.model_name} ({job.checkpoint.pipeline_name}), {job.machine.dtype}: {job.topology.describe()}"
     )
     one_kind = "all rows had one size and the same input images" if job.config.edits else "all images had one shape"
     more = f"; {schedule.num_extra_batches:,} more than if {one_kind}" if schedule.num_extra_batches else ""

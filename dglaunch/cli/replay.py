@@ -61,6 +61,8 @@ OF_EDITS = ("model_type", "max_pixels")
 """Flags of `edit` alone."""
 NAMES_IN_FILE = {"model": "model_name", "dtype": "torch_dtype"}
 TYPES = types_of(T2IConfig) | types_of(EditingConfig)
+OWN_PIPELINE = "pipeline in the file"
+"""Where a description keeps the module that the file names: it is told, not run."""
 VERSION = re.compile(r"[\w.+!-]{1,40}", re.ASCII)
 NEVER_FROM_A_FILE = flags_that(TRUST)
 Config = TypeVar("Config")
@@ -128,6 +130,7 @@ def read_description(file: Path) -> Record:
             "make it, or another program rewrote it and dropped the text; take the file as dglaunch wrote it."
         )
     values = {NAMES_IN_FILE.get(name, name): value for name, value in described.items()}
+    values[OWN_PIPELINE] = values.get("pipeline")
     return {name: value for name, value in values.items() if value is not None and name not in NEVER_FROM_A_FILE}
 
 
@@ -182,6 +185,8 @@ def notes(described: Record, values: Record) -> list[str]:
         found.append("It was made by xdit; here diffusers makes it in one process, so expect differences of rounding.")
     if "backend" not in described:
         found.append("The file is of an older dglaunch and names no backend; diffusers makes it.")
+    if (pipeline := described.get(OWN_PIPELINE)) is not None and pipeline != values.get("pipeline"):
+        found.append(f"It was made with --pipeline {pipeline}; to run that code again, add --set pipeline={pipeline}.")
     if described.get("cache_type") is not None:
         found.append("It was made with a cache, so it depends on the images of its batch; here it is made alone.")
     if differing := differing_versions(described):
