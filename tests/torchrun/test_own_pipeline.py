@@ -1,6 +1,8 @@
 """Pipelines of the user's own draw: a class from a module beside the table, and one that comes with the checkpoint."""
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -10,15 +12,8 @@ import pytest
 from support.commands import ROOT, Ended, dglaunch
 from support.results import images, ledger, run_json, write_jsonl
 
-DARK = """
-import diffusers
-
-class Dark(diffusers.FluxPipeline):
-    def __call__(self, *arguments, darkness: float = 0.5, **rest):
-        made = super().__call__(*arguments, **rest)
-        made.images = made.images * (1 - darkness)
-        return made
-"""
+PAGE = (ROOT / "docs" / "new_family.md").read_text(encoding="utf-8")
+DARK = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)[0]
 NOISE = """
 import numpy as np
 import torch
@@ -51,7 +46,7 @@ class Less(Noise):
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    (tmp_path / "own_dark.py").write_text(DARK)
+    (tmp_path / "my_pipeline.py").write_text(DARK)
     (tmp_path / "own_noise.py").write_text(NOISE)
     write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a red circle"}, {"prompt": "a blue square"}])
     return tmp_path
@@ -66,24 +61,31 @@ def test_one_that_derives_from_a_family_batches_as_it_does(here: Path) -> None:
     """Its call hands on what the family's takes: --height is not lost."""
     words = ("--batch_size", "2", "--height", "64", "--width", "64")
     assert t2i(here, "plain", *words).code == 0
-    ended = t2i(here, "dark", "--pipeline", "own_dark:Dark", *words)
+    ended = t2i(here, "dark", "--pipeline", "my_pipeline:MyPipeline", *words)
     assert ended.code == 0, ended.output
-    assert "tiny (own_dark:Dark)" in ended.output
+    assert "tiny (my_pipeline:MyPipeline)" in ended.output
     dark, plain = images(here / "dark"), images(here / "plain")
     assert all(np.abs(dark[name].astype(int) - plain[name].astype(int) // 2).max() <= 1 for name in plain)
     assert [line["batch_size"] for line in ledger(here / "dark")] == [2, 2]
-    assert run_json(here / "dark")["settings"]["pipeline"] == "own_dark:Dark"
+    assert run_json(here / "dark")["settings"]["pipeline"] == "my_pipeline:MyPipeline"
 
 
 def test_one_that_comes_with_the_checkpoint_draws_if_it_is_trusted(here: Path) -> None:
     model = here / "model"
     shutil.copytree(ROOT / "dglaunch" / "tiny" / "weights", model)
-    index = json.loads((model / "model_index.json").read_text()) | {"_class_name": ["own_dark", "Dark"]}
+    index = json.loads((model / "model_index.json").read_text()) | {"_class_name": ["my_pipeline", "MyPipeline"]}
     (model / "model_index.json").write_text(json.dumps(index))
-    shutil.move(here / "own_dark.py", model)
+    shutil.move(here / "my_pipeline.py", model)
     ended = t2i(here, "out", "--model_name", model, "--trust_remote_code")
     assert ended.code == 0, ended.output
     assert max(image.max() for image in images(here / "out").values()) <= 128
+
+
+def test_what_the_page_says_to_type_works(here: Path) -> None:
+    (command,) = re.findall(r"^    dglaunch (t2i .*--pipeline .*)$", PAGE, re.MULTILINE)
+    ended = dglaunch(*shlex.split(command), cwd=here)
+    assert ended.code == 0, ended.output
+    assert images(here / "own")["000000.png"].max() <= 128
 
 
 def test_any_other_makes_one_image_a_call(here: Path) -> None:

@@ -57,5 +57,5 @@ def test_every_command_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_every_topic_is_there_and_the_readme_leads_to_it() -> None:
     topics = re.findall(r"^## (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert topics == ["spread a job over nodes", "resume", "redo one image", "choose a batch size", "edit a table",
-                      "use an API", "generate for GenEval"]  # fmt: skip
+                      "use an API", "generate for GenEval", "run a pipeline of my own"]  # fmt: skip
     assert "(docs/HOW_DO_I.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
