@@ -15,7 +15,7 @@ from pathlib import Path
 from support.edit_images import save_pictures
 from support.results import write_jsonl
 
-TEXT = "two blue dogs on the moon, at night, in the rain, with a green house by the sea " * 8
+TEXT = "two blue dogs on the moon, at night, in the rain, with a green house by the sea " * 4
 PROMPT = f'a sign that says "{TEXT}"'
 WIDE = "--width=320"
 """More than a tile of most VAEs."""
@@ -74,7 +74,7 @@ VALUES: dict[str, Values] = {
         "cache_threshold", 0.001, 1, "--cache_type=cache_dit", "--cache_warmup=1", *STEPS
     ),
     "cache_interval taylor_seer": _two("cache_interval", 2, 4, "--cache_type=taylor_seer", "--cache_warmup=1", *STEPS),
-    "cache_interval faster_cache": _two("cache_interval", 2, 4, "--cache_type=faster_cache", *MORE_STEPS),
+    "cache_interval faster_cache": _two("cache_interval", 2, 4, "--cache_type=faster_cache", *ALL_STEPS),
     "cache_interval pab": _two("cache_interval", 2, 4, "--cache_type=pab", *MORE_STEPS),
     "cache_warmup taylor_seer": _two("cache_warmup", 1, 4, "--cache_type=taylor_seer", "--cache_interval=2", *STEPS),
     "cache_warmup cache_dit": _two("cache_warmup", 1, 4, *DBCACHE, *STEPS),
