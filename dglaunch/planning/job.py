@@ -198,9 +198,9 @@ def prepare(
     job = Job(
         config=config, origins=origins, topology=topology, profile=profile, target=target, tasks=tasks, piped=piped
     )
-    profile.check(config, target, topology, job.makeable)
     idle = [*idle_flags(config, origins, profile, tasks), *profile.idle_values(config, target, job.makeable)]
     told = settle(idle, None if has_begun(config) else excused)
+    profile.check(config, target, topology, job.makeable)
     return replace(job, target=replace(target, reasons=target.reasons | told))
 
 
