@@ -122,6 +122,8 @@ class BackendConfig:
     """A hub id, a local diffusers folder, `tiny`, the checkpoint that ships with dglaunch, or an API's name of its model."""
     revision: str | None = flag(None, IDENTITY | FILE | REPLAY | TUNING | LOCAL, Group.MODEL)
     """Branch, tag or commit of a hub id."""
+    pipeline: str | None = flag(None, IDENTITY | FILE | REPLAY | TRUST | TUNING | LOCAL, Group.MODEL)
+    """A pipeline class of your own, as my_module:MyPipeline, in place of the one that the checkpoint names."""
     torch_dtype: DtypeName | None = flag(
         None, REPLAY | LOCAL, Group.MODEL, usual="bf16, fp16 or fp32 (default: by the device)", also=OTHER_DTYPES
     )

@@ -224,6 +224,44 @@ def families() -> str:
     return table(head, rows)
 
 
+def effect(family: Family, flag: str) -> str:
+    """What a flag that changes the image does with a family: "yes", "no" (it is refused), or under which condition.
+
+    Args:
+        flag: its name; with its value, or the cache that it belongs to, where each is a thing of its own.
+    """
+    name = flag.split()[0]
+    if name in ("height", "width"):
+        return yes_or_no(family.edit is None or family.edit.sets_size)
+    if name == "guidance_scale" and family.guidance_needs_negative:
+        return "with a negative prompt"
+    if name == "guidance_scale" and (switch := family.guidance_switch) is not None:
+        return f"where `{switch.key}` is {str(switch.guided).lower()}"
+    if name == "negative_prompt" and family.takes_negative and family.guided_above is not None:
+        return f"with guidance above {family.guided_above:g}"
+    if name == "negative_prompt":
+        return yes_or_no(family.takes_negative)
+    if name == "max_sequence_length":
+        return yes_or_no(family.takes_text_length)
+    cache = f"cache_type {flag.split()[-1]}" if name in ("cache_threshold", "cache_interval", "cache_warmup") else flag
+    measured = families_taking(cache)
+    return yes_or_no(not measured or family.takes is None or cache in family.takes)
+
+
+def flags_and_families() -> str:
+    called = ("guidance_scale", "negative_prompt", "max_sequence_length", "height")
+    caches = [row.name for row in OPTIMIZATIONS if row.flag == "cache_type"]
+    rows = [
+        [
+            family.name,
+            *(effect(family, flag) for flag in called),
+            code(name.split()[1] for name in caches if effect(family, name) == "yes") or "no",
+        ]
+        for family in FAMILIES.values()
+    ]
+    return table(["family", *(f"`--{flag}`" for flag in called[:-1]), "`--height`, `--width`", "`--cache_type`"], rows)
+
+
 def xdit_families() -> str:
     rows = [
         [
@@ -504,6 +542,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "memory and time": memory_and_time,
     "models": models,
     "families": families,
+    "flags and families": flags_and_families,
     "known models": catalogue,
     "notes on known models": catalogue_notes,
     "xdit families": xdit_families,

@@ -6,11 +6,11 @@ profile.check(config, target, topology, tasks)      # refuse what cannot work, w
 profile.buckets(config, target, tasks)              # which tasks may share a forward pass
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from dglaunch.backends.registry import BACKENDS, imported
-from dglaunch.config import API, Concern, RunConfig
+from dglaunch.config import API, LOCAL, Concern, RunConfig
 from dglaunch.data.task import BatchSize, Bucket, Task, plain_bucket
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
@@ -33,11 +33,27 @@ class Target:
     """Whether it is this machine's; False: planned for a GPU elsewhere."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Idle:
+    """A value that was given, by a flag or by rows of the table, and changes nothing."""
+
+    name: str
+    """Of the flag, or the column."""
+    where: str = ""
+    """" in row 3", if it stands there only."""
+    reason: str
+    """Why it does nothing."""
+    remedy: str = ""
+    """What to do instead, where giving it is a mistake; empty where the images are what was asked for."""
+
+
 class Profile:
     """What a backend says about a job. This base is right for one that has no checkpoint and no device of its own."""
 
     idle: Concern = API
     """The flags that it would not look at: giving one is a mistake."""
+    unused: Concern = Concern.NOTHING
+    """The flags that it does not look at either, where giving one is no mistake."""
     is_identity = True
     """Whether the backend is part of what makes a job another job. (diffusers and xdit make the same images.)"""
     needs_model_name = False
@@ -93,6 +109,10 @@ class Profile:
                 "--on_long_prompt fail would do nothing. Drop it."
             )
 
+    def idle_values(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Iterable[Idle]:
+        """Yield what rows say, or flags in their place, and this model would not look at."""
+        return ()
+
     def buckets(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Callable[[Task], Bucket]:
         """Return the function that says what must be equal in a batch."""
         return edit_bucket(target.checkpoint) if config.edits else plain_bucket
@@ -105,6 +125,12 @@ class Profile:
         """Return the relative cost of one image of a bucket: image tokens x denoising steps."""
         tokens = checkpoint.image_tokens(checkpoint.shape(bucket.height, bucket.width)) + bucket.input_tokens
         return float(tokens * checkpoint.num_steps(bucket.num_inference_steps))
+
+
+class FakeProfile(Profile):
+    """Noise in the place of a model."""
+
+    unused = LOCAL
 
 
 def edit_bucket(checkpoint: Checkpoint) -> Callable[[Task], Bucket]:

@@ -5,14 +5,13 @@ register("echo", "my_package.echo:EchoBackend")         # then: T2IConfig(backen
 
 import difflib
 import importlib
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from dglaunch.backends.base import Backend, Context
 from dglaunch.errors import UserError
+from dglaunch.search_path import with_current_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ BACKENDS: dict[str, Entry] = {
     "xdit": Entry("dglaunch.backends.xdit.backend:xdit_backend", "dglaunch.backends.xdit.profile:XDiTProfile"),
     "openai": Entry("dglaunch.backends.api.openai:OpenAIBackend", "dglaunch.backends.api.profile:ApiProfile"),
     "google_genai": Entry("dglaunch.backends.api.google:GoogleBackend", "dglaunch.backends.api.profile:ApiProfile"),
-    "fake": Entry("dglaunch.backends.fake:FakeBackend", "dglaunch.backends.profiles:Profile"),
+    "fake": Entry("dglaunch.backends.fake:FakeBackend", "dglaunch.backends.profiles:FakeProfile"),
 }
 
 
@@ -66,12 +65,8 @@ def imported(name: str) -> Any:
     module, _, attribute = name.partition(":")
     if module.split(".")[0] == "dglaunch":
         return getattr(importlib.import_module(module), attribute)
-    before = list(sys.path)
-    sys.path.append(os.getcwd())
-    try:
+    with with_current_folder():
         return getattr(importlib.import_module(module), attribute)
-    finally:
-        sys.path[:] = before
 
 
 def create(context: Context) -> Backend:

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from dglaunch.cli.flags import read_around
 from dglaunch.cli.own_flags import LookingFlags, PlanFlags
-from dglaunch.errors import EXIT_DONE
+from dglaunch.errors import EXIT_DONE, UserError
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.ownership import refuse_to_replace, write_report
 from dglaunch.planning.batches import Plan
@@ -56,11 +56,16 @@ def job_to_plan(
         UserError: whatever would keep the run from beginning.
     """
     asked = read_around(own_type, words, environ)
-    own = asked.own
+    own, config = asked.own, asked.config
     elsewhere = None if own.gpu is None else find_gpu(own.gpu).machine
     if own.json is not None:
         refuse_to_replace(own.json)
-    job = prepare(asked.config, asked.origins, environ, own.world_size, elsewhere, assumed, only_planned=True)
+    if own.world_size is not None and config.num_gpus not in (None, own.world_size):
+        raise UserError(
+            f"--world_size {own.world_size} and --num_gpus {config.num_gpus} say how many ranks; give one of them."
+        )
+    world_size = config.num_gpus if own.world_size is None else own.world_size
+    job = prepare(config, asked.origins, environ, world_size, elsewhere, assumed, only_planned=True)
     return job, own
 
 
@@ -89,7 +94,7 @@ def _print(terminal: Terminal, job: Job, own: PlanFlags) -> None:
 def _show(terminal: Terminal, job: Job, schedule: Schedule) -> None:
     plan = schedule.plan
     terminal.print(
-        f"{job.config.backend.model_name} ({job.checkpoint.pipeline_class}), {job.machine.dtype}: {job.topology.describe()}"
+        f"{job.config.backend.model_name} ({job.checkpoint.pipeline_name}), {job.machine.dtype}: {job.topology.describe()}"
     )
     one_kind = "all rows had one size and the same input images" if job.config.edits else "all images had one shape"
     more = f"; {schedule.num_extra_batches:,} more than if {one_kind}" if schedule.num_extra_batches else ""

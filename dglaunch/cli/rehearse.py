@@ -45,7 +45,7 @@ def _rehearse(job: Job, file: Path | None) -> int:
 
     terminal = Terminal()
     terminal.print(
-        f"{job.config.backend.model_name} ({job.checkpoint.pipeline_class}), {job.machine.dtype}: "
+        f"{job.config.backend.model_name} ({job.checkpoint.pipeline_name}), {job.machine.dtype}: "
         f"{job.topology.describe()}, for {job.machine.name}"
     )
     for note in rehearsed.notes:

@@ -13,7 +13,7 @@ import difflib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +57,8 @@ OF_EDITS = ("model_type", "max_pixels")
 """Flags of `edit` alone."""
 NAMES_IN_FILE = {"model": "model_name", "dtype": "torch_dtype"}
 TYPES = types_of(T2IConfig) | types_of(EditingConfig)
+OWN_PIPELINE = "pipeline in the file"
+"""Where a description keeps the module that the file names: it is told, not run."""
 NEVER_FROM_A_FILE = flags_that(TRUST)
 Config = TypeVar("Config")
 
@@ -123,6 +125,7 @@ def read_description(file: Path) -> Record:
             "make it, or another program rewrote it and dropped the text; take the file as dglaunch wrote it."
         )
     values = {NAMES_IN_FILE.get(name, name): value for name, value in described.items()}
+    values[OWN_PIPELINE] = values.get("pipeline")
     return {name: value for name, value in values.items() if value is not None and name not in NEVER_FROM_A_FILE}
 
 
@@ -177,6 +180,8 @@ def notes(described: Record, values: Record) -> list[str]:
         found.append("It was made by xdit; here diffusers makes it in one process, so expect differences of rounding.")
     if "backend" not in described:
         found.append("The file is of an older dglaunch and names no backend; diffusers makes it.")
+    if (pipeline := described.get(OWN_PIPELINE)) is not None and pipeline != values.get("pipeline"):
+        found.append(f"It was made with --pipeline {pipeline}; to run that code again, add --set pipeline={pipeline}.")
     if described.get("cache_type") is not None:
         found.append("It was made with a cache, so it depends on the images of its batch; here it is made alone.")
     if differing := differing_versions(described):
@@ -207,7 +212,8 @@ def make(values: Record, described: Record, target: Path, inputs: Sequence[bytes
     with tempfile.TemporaryDirectory(prefix="dglaunch-replay-") as temporary:
         folder = OutputFolder(Path(temporary, "out"))
         table = write_row(values, described, Path(temporary), inputs)
-        job = prepare_row(config_of(values, table, folder.path, output_format, edits=bool(inputs)), described)
+        config = config_of(values, table, folder.path, output_format, edits=bool(inputs))
+        job = prepare_row(config, described, excused={name for name in values if values[name] == described.get(name)})
         if runner.run(job, Terminal(quiet=True)).exit_code == EXIT_DRAINED:
             raise KeyboardInterrupt
         image = next((path for path in folder.path.iterdir() if path.suffix in IMAGE_SUFFIXES), None)
@@ -234,8 +240,11 @@ def write_row(values: Record, described: Record, folder: Path, inputs: Sequence[
     return table
 
 
-def prepare_row(config: RunConfig, described: Record) -> "Job":
+def prepare_row(config: RunConfig, described: Record, excused: Collection[str]) -> "Job":
     """Prepare the job of one row, as the sample of its row that the original was.
+
+    Args:
+        excused: values that the original was made with, though they may have done nothing.
 
     Raises:
         UserError: the values do not hold.
@@ -243,7 +252,7 @@ def prepare_row(config: RunConfig, described: Record) -> "Job":
     from dglaunch.planning.job import prepare
 
     try:
-        job = prepare(config, {}, {})
+        job = prepare(config, {}, {}, excused=excused)
     except InputError as error:
         problems = "; ".join(text.removeprefix("line 1: ") for text in error.problems)
         raise UserError(

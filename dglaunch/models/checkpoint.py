@@ -28,6 +28,7 @@ from dglaunch.models.components import (
 from dglaunch.models.families import FAMILIES, OTHER, Family, editors
 from dglaunch.models.folder import Folder
 from dglaunch.models.hub import Hub, NotHere
+from dglaunch.models.own_pipeline import TRUST, OwnPipeline, code_of, named_by_flag, named_by_index
 from dglaunch.models.shape import Shape
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -57,8 +58,15 @@ class Checkpoint:
     """What its files say, if it is no folder; None of what stands in for a checkpoint."""
     not_here: NotHere | None = None
     """Why its files cannot be had, where what is said here comes from dglaunch's catalog: it can be planned, not run."""
+    own: OwnPipeline | None = None
+    """Its pipeline, where that is none of diffusers'; `pipeline_class` is then the class whose rules hold."""
     counted: Mapping[str, int] | None = None
     """Its `parameters`, where rank 0 has counted them for all ranks."""
+
+    @property
+    def pipeline_name(self) -> str:
+        """What its pipeline is called."""
+        return self.pipeline_class if self.own is None else self.own.name
 
     @property
     def heads(self) -> int | None:
@@ -69,6 +77,15 @@ class Checkpoint:
     def kv_heads(self) -> int | None:
         """Heads of its keys and values; fewer than its heads where several share one, and divided by Ulysses as well."""
         return self._number("num_kv_heads") or self._number("n_kv_heads") or self.heads
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether its model looks at the guidance scale; True where its files do not say."""
+        switch = self.family.guidance_switch
+        if switch is None or (switch.where == "transformer" and not self.transformer):
+            return True
+        entries = self.transformer if switch.where == "transformer" else self.settings
+        return entries.get(switch.key, switch.default) == switch.guided
 
     def encodes_ahead(self, mode: str) -> bool:
         """Whether a run with this --encode encodes its prompts before its first batch."""
@@ -154,10 +171,10 @@ def resolve(config: BackendConfig) -> Checkpoint:
     if config.model_name == "tiny":
         from dglaunch.tiny.folder import checkpoint as tiny_checkpoint
 
-        return _from_folder(tiny_checkpoint(config.cache_dir))
+        return _from_folder(tiny_checkpoint(config.cache_dir), config)
     folder = at_home(Path(config.model_name))
     if folder.is_dir():
-        return _from_folder(folder)
+        return _from_folder(folder, config)
     if folder.is_absolute() or config.model_name.startswith(".") or config.model_name.count("/") != 1:
         raise UserError(
             f"--model_name {config.model_name} is no folder here and no hub id (owner/name)."
@@ -166,29 +183,31 @@ def resolve(config: BackendConfig) -> Checkpoint:
     return _from_hub(config)
 
 
-def _from_folder(path: Path) -> Checkpoint:
+def _from_folder(path: Path, config: BackendConfig) -> Checkpoint:
     settings = path / "dglaunch.json"
-    return _checkpoint(Folder(path), read_json(settings) if settings.is_file() else {})
+    return _checkpoint(Folder(path), read_json(settings) if settings.is_file() else {}, config)
 
 
 def _from_hub(config: BackendConfig) -> Checkpoint:
     try:
-        return _checkpoint(Hub(config.model_name, config.revision), {})
+        return _checkpoint(Hub(config.model_name, config.revision), {}, config)
     except NotHere as error:
         entry = known(config.model_name)
         if entry is None:
             raise UserError(f"{error}{suggestion(config.model_name)}") from None
-        return replace(_checkpoint(entry, {}), not_here=error)
+        return replace(_checkpoint(entry, {}, config), not_here=error)
 
 
-def _checkpoint(files: CheckpointFiles, defaults: dict[str, object]) -> Checkpoint:
+def _checkpoint(files: CheckpointFiles, defaults: dict[str, object], config: BackendConfig) -> Checkpoint:
     index = files.json(INDEX)
     if index is None:
         raise UserError(
             f"{files.source} has no model_index.json, so it is no diffusers checkpoint. Give the folder that holds it (single "
             "files must be converted first: DiffusionPipeline.from_single_file(...).save_pretrained(...))."
         )
-    name = index.get("_class_name")
+    name, own = index.get("_class_name"), _own_pipeline(files, index, config)
+    if own is not None:
+        name = own.pipeline_class
     if not isinstance(name, str):
         raise UserError(
             f"The model_index.json of {files.source} names no pipeline class (_class_name); it cannot be loaded."
@@ -196,7 +215,7 @@ def _checkpoint(files: CheckpointFiles, defaults: dict[str, object]) -> Checkpoi
     parts = parts_of(files)
     configs = (files.json(f"{part}/config.json") for part in DENOISERS if part in parts)
     transformer = dict(next((config for config in configs if config is not None), {}))
-    family = FAMILIES.get(name, OTHER)
+    family = FAMILIES.get(name, OTHER) if own is None else own.family(FAMILIES.get(name, OTHER))
     if family.sized_by_transformer or name in SIZED_BY_UNET:
         latents = transformer.get("sample_size")
         side = 8 * (latents if isinstance(latents, int) and latents else 128)
@@ -210,7 +229,29 @@ def _checkpoint(files: CheckpointFiles, defaults: dict[str, object]) -> Checkpoi
         local=isinstance(files, Folder),
         tokenizers=_tokenizers(parts),
         files=files,
+        own=own,
     )
+
+
+def _own_pipeline(files: CheckpointFiles, index: Mapping[str, object], config: BackendConfig) -> OwnPipeline | None:
+    """The pipeline that --pipeline names, or that comes with the checkpoint.
+
+    Raises:
+        UserError: there is none, or code comes with the checkpoint and nobody said that it may be run.
+    """
+    own = named_by_index(files, index.get("_class_name"))
+    code = code_of(files, own)
+    if code and not config.trust_remote_code:
+        raise UserError(f"{files.source} comes with Python code of its own ({', '.join(code)}), {TRUST}")
+    if config.pipeline is None:
+        return own
+    if own is not None:
+        raise UserError(
+            f"--pipeline {config.pipeline}: {files.source} comes with a pipeline of its own ({own.name}), which diffusers "
+            "would take in its place. Drop --pipeline, or write the class of diffusers that it is for into _class_name of "
+            "its model_index.json."
+        )
+    return named_by_flag(config.pipeline)
 
 
 def _tokenizers(parts: Collection[str]) -> tuple[str, ...]:
@@ -235,6 +276,8 @@ def as_editor(checkpoint: Checkpoint, model_type: str | None) -> Checkpoint:
     row = FAMILIES[chosen]
     assert row.edit is not None
     family = replace(row, batch=not row.edit.batch_disabled, batch_reason=row.edit.reason)
+    if checkpoint.own is not None:
+        family = checkpoint.own.family(family)
     for_edit = checkpoint.defaults.get("edit")
     defaults = {name: value for name, value in checkpoint.defaults.items() if name != "edit"}
     return replace(

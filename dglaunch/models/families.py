@@ -38,6 +38,8 @@ class XDiT:
     """Whether the attention heads are padded, so that the Ulysses degree need not divide them."""
     token_multiple: int | None = None
     """Tokens are padded to multiples of it, which the sequence-parallel degree must then divide."""
+    masked_attention: str = ""
+    """The kernel to which attention with a mask goes, whatever --attention_backend says."""
     image_unit: Literal["tokens", "rows", "any"] = "tokens"
     """What of the image the sequence-parallel degree must divide: its tokens, its rows of tokens, or nothing (padded)."""
     takes: frozenset[str] = frozenset()
@@ -67,6 +69,20 @@ class TextWindow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GuidanceSwitch:
+    """An entry of a checkpoint's files that says whether its model looks at the guidance scale at all: distilled ones of the
+    same pipeline do not."""
+
+    where: Literal["transformer", "pipeline"]
+    """In the transformer's config.json, or in the model_index.json."""
+    key: str
+    guided: bool
+    """Its value where the scale changes the image."""
+    default: bool
+    """Its value where the file does not say: the class's own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """One model family: what its pipeline needs to be given, and what it can do."""
 
@@ -77,10 +93,16 @@ class Family:
     sized_by_transformer: bool = False
     """Whether the pipeline's own default size is the sample_size of its transformer, in latents of 8 pixels."""
     max_sequence_length: int = 512
+    takes_text_length: bool = True
+    """Whether its pipeline takes max_sequence_length, and cuts prompts at it."""
     max_sequence_limit: int | None = None
     """The longest that the pipeline's check_inputs lets through; None: any."""
     guidance: str = "guidance_scale"
     """What the pipeline calls the scale that --guidance_scale sets."""
+    guidance_switch: GuidanceSwitch | None = None
+    """What tells its distilled checkpoints, which ignore the guidance scale; None where all look at it."""
+    guided_above: float | None = 1.0
+    """Up to this scale there is no guidance, and so nothing that a negative prompt is for; None where it is not known."""
     takes_negative: bool = True
     """Whether a negative prompt changes the image."""
     guidance_needs_negative: bool = False
@@ -125,6 +147,7 @@ _TRANSFORMERS = "xfuser.model_executor.models.transformers"
 _FLUX_TEXT: tuple[TextOutput, ...] = ("row", "row", "same")
 _GUIDED_TEXT: tuple[TextOutput, ...] = ("row",) * 4
 """Positive and negative, each with its pooled embedding or its mask."""
+_EMBEDDED_GUIDANCE = GuidanceSwitch(where="transformer", key="guidance_embeds", guided=True, default=False)
 _FLUX_WINDOWS = (TextWindow(own=True), TextWindow(tokenizer="tokenizer_2"))
 _LUMINA2_SYSTEM = (
     "You are an assistant designed to generate superior images with the superior degree of image-text alignment based on "
@@ -160,6 +183,7 @@ FAMILIES: dict[str, Family] = {
     "FluxPipeline": Family(
         name="Flux",
         max_sequence_limit=512,
+        guidance_switch=_EMBEDDED_GUIDANCE,
         takes_negative=False,
         windows=_FLUX_WINDOWS,
         text_outputs=_FLUX_TEXT,
@@ -172,6 +196,7 @@ FAMILIES: dict[str, Family] = {
     "FluxKontextPipeline": Family(
         name="FluxKontext",
         max_sequence_limit=512,
+        guidance_switch=_EMBEDDED_GUIDANCE,
         takes_negative=False,
         windows=_FLUX_WINDOWS,
         text_outputs=_FLUX_TEXT,
@@ -192,6 +217,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "Flux2Pipeline": Family(
         name="Flux2",
+        guidance_switch=replace(_EMBEDDED_GUIDANCE, default=True),
         takes_negative=False,
         windows=(TextWindow(chat=True, system="diffusers.pipelines.flux2.system_messages:SYSTEM_MESSAGE"),),
         text_outputs=("row", "row"),
@@ -201,6 +227,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "Flux2KleinPipeline": Family(
         name="Flux2Klein",
+        guidance_switch=GuidanceSwitch(where="pipeline", key="is_distilled", guided=False, default=False),
         takes_negative=False,
         windows=(TextWindow(chat=True),),
         text_outputs=("row", "row"),
@@ -223,7 +250,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "QwenImageEditPipeline": Family(
         name="QwenImageEdit",
-        max_sequence_limit=1024,
+        takes_text_length=False,
         guidance="true_cfg_scale",
         guidance_needs_negative=True,
         text_bucket=1,
@@ -242,7 +269,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "QwenImageEditPlusPipeline": Family(
         name="QwenImageEditPlus",
-        max_sequence_limit=1024,
+        takes_text_length=False,
         guidance="true_cfg_scale",
         guidance_needs_negative=True,
         windows=(),
@@ -260,6 +287,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "LongCatImageEditPipeline": Family(
         name="LongCatImageEdit",
+        takes_text_length=False,
         windows=(TextWindow(spells_quotes=True),),
         cuts_prompts=False,
         only_edits=True,
@@ -276,6 +304,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "ZImagePipeline": Family(
         name="ZImage",
+        guided_above=0.0,
         masked_guidance=5.0,
         text_bucket=32,
         chat_template=True,
@@ -326,7 +355,13 @@ FAMILIES: dict[str, Family] = {
         max_sequence_length=256,
         windows=(TextWindow(before=f"{_LUMINA2_SYSTEM} <Prompt Start> "),),
         text_outputs=_GUIDED_TEXT,
-        xdit=XDiT(pipeline="xfuser:xFuserLumina2Pipeline", ring=False, cfg=True, image_unit="rows"),
+        xdit=XDiT(
+            pipeline="xfuser:xFuserLumina2Pipeline",
+            ring=False,
+            cfg=True,
+            masked_attention="SDPA",
+            image_unit="rows",
+        ),
         takes=_names("cache:cache_dit"),
     ),
     "PixArtAlphaPipeline": Family(
@@ -352,6 +387,7 @@ FAMILIES: dict[str, Family] = {
     "GlmImagePipeline": Family(
         name="GlmImage",
         size_multiple=32,
+        takes_negative=False,
         windows=(),
         batch=False,
         edit=EditRules(
@@ -369,7 +405,7 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 """Pipeline class -> family. A class that is not here runs with the backend diffusers under `OTHER`'s rules."""
-OTHER = Family(name="other", size_multiple=8, tensor_output=False)
+OTHER = Family(name="other", size_multiple=8, guided_above=None, tensor_output=False)
 
 
 def attends_twice(transformer: Mapping[str, object]) -> bool:

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 
 from dglaunch.backends.profiles import Profile
-from dglaunch.config import BackendConfig, RunConfig, defaults, flags_that, settings
+from dglaunch.config import BackendConfig, RunConfig, flags_that
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
+from dglaunch.planning.idle import given_flags
 from dglaunch.system import Machine, need
 
 
@@ -19,12 +20,7 @@ def check_flags_of_backend(config: RunConfig, profile: Profile, origins: Mapping
         UserError: with the flags.
     """
     name = config.backend.backend
-    given, unset = settings(config), defaults(type(config))
-    idle = [
-        flag
-        for flag in flags_that(profile.idle, type(config))
-        if given[flag] != unset[flag] or origins.get(flag, "default") != "default"
-    ]
+    idle = given_flags(config, origins, flags_that(profile.idle, type(config)))
     if idle:
         flags = ", ".join(f"--{flag}" for flag in idle)
         raise UserError(

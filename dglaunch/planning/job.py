@@ -13,7 +13,7 @@ from functools import partial, singledispatch
 from dglaunch.backends.profiles import Profile, Target, profile_of
 from dglaunch.config import IDENTITY, IMAGE, EditingConfig, RunConfig, T2IConfig, flags_that, settings, settings_that
 from dglaunch.data import evaluations
-from dglaunch.data.columns import Columns
+from dglaunch.data.columns import Columns, Past
 from dglaunch.data.edits import no_size_of, read_edits
 from dglaunch.data.prompts import checks_of_fields, read_prompts
 from dglaunch.data.task import BatchSize, Bucket, Task
@@ -27,6 +27,7 @@ from dglaunch.models.shape import Shape
 from dglaunch.planning import checks
 from dglaunch.planning.batches import Plan, build, share_of_node
 from dglaunch.planning.estimate import FiguresOf, chooser
+from dglaunch.planning.idle import idle_flags, settle
 from dglaunch.planning.past import past_of
 from dglaunch.planning.photos import photo_list
 from dglaunch.planning.pipe import Piped, piped_table
@@ -194,6 +195,7 @@ def prepare(
     assumed: Machine | None = None,
     only_planned: bool = False,
     redo: Redo | None = None,
+    excused: Collection[str] = (),
 ) -> Job:
     """Read and check everything that can be checked without loading a model.
 
@@ -204,6 +206,7 @@ def prepare(
         assumed: the same where none was asked for and neither the model nor a GPU is on this machine: another one is meant.
         only_planned: nothing will be run, so that the model's files need not be at hand if dglaunch's catalog knows it.
         redo: the job has been run before, and some of its images are made anew.
+        excused: names of values that may do nothing, as the image that is made again had them.
 
     Raises:
         UserError: with the remedy.
@@ -231,8 +234,11 @@ def prepare(
         config=config, origins=origins, topology=topology, profile=profile, target=target, tasks=tasks, columns=columns,
         piped=piped, redo=redo,
     )  # fmt: skip
+    idle = [*idle_flags(config, origins, profile, tasks), *profile.idle_values(config, target, job.makeable)]
+    goes_on = any(each.remedy for each in idle) and columns.past is not Past.NEW
+    told = settle(idle, None if goes_on else excused)
     profile.check(config, target, topology, job.makeable)
-    return job
+    return replace(job, target=replace(target, reasons=target.reasons | told))
 
 
 def _is_elsewhere(config: RunConfig, profile: Profile, target: Target) -> bool:

@@ -177,7 +177,7 @@ class Report:
     def plan(self, job: Job, schedule: Schedule, damaged: int) -> None:
         """Say what is about to be done."""
         self.note(
-            f"{job.config.backend.model_name} ({job.checkpoint.pipeline_class}) on {job.machine.name}, "
+            f"{job.config.backend.model_name} ({job.checkpoint.pipeline_name}) on {job.machine.name}, "
             f"{job.machine.dtype}: {job.topology.describe()}"
         )
         for name, reason in schedule.reasons.items():

@@ -252,7 +252,7 @@ def narrow(heads: int, head_dim: int = sum(NARROW_ROPE)) -> dict[str, int]:
     return TRANSFORMER | {"num_attention_heads": heads, "attention_head_dim": head_dim}
 
 
-def flux(pipeline: type = diffusers.FluxPipeline) -> DiffusionPipeline:
+def flux(pipeline: type = diffusers.FluxPipeline, guidance: bool = True) -> DiffusionPipeline:
     return pipeline(
         scheduler=flow_scheduler(dynamic=True),
         vae=flow_vae(),
@@ -265,7 +265,7 @@ def flux(pipeline: type = diffusers.FluxPipeline) -> DiffusionPipeline:
             num_single_layers=LAYERS,
             joint_attention_dim=WIDTH,
             pooled_projection_dim=WIDTH,
-            guidance_embeds=True,
+            guidance_embeds=guidance,
             axes_dims_rope=ROPE,
         ),
     )
@@ -291,9 +291,9 @@ def flux2() -> DiffusionPipeline:
     return diffusers.Flux2Pipeline(text_encoder=mistral3(), **flux2_parts(guidance=True))
 
 
-def flux2_klein() -> DiffusionPipeline:
+def flux2_klein(distilled: bool = True) -> DiffusionPipeline:
     parts = flux2_parts(guidance=False)
-    return diffusers.Flux2KleinPipeline(text_encoder=qwen3(layers=27, width=16), is_distilled=True, **parts)
+    return diffusers.Flux2KleinPipeline(text_encoder=qwen3(layers=27, width=16), is_distilled=distilled, **parts)
 
 
 def qwenimage(
@@ -491,8 +491,10 @@ def glm_image() -> DiffusionPipeline:
 FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
     # text to image
     "flux": flux,
+    "flux_schnell": partial(flux, guidance=False),
     "flux2": flux2,
     "flux2_klein": flux2_klein,
+    "flux2_klein_base": partial(flux2_klein, distilled=False),
     "qwenimage": qwenimage,
     "zimage": zimage,
     "glm_image": glm_image,  # editing too

@@ -1,7 +1,7 @@
 """What a pipeline is called with for a batch. No model is needed here: what the pipeline takes is an argument."""
 
 from collections.abc import Callable, Collection, Mapping
-from inspect import Parameter
+from inspect import Parameter, signature
 
 import torch
 
@@ -10,7 +10,9 @@ from dglaunch.data.task import Batch, Record, Task
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.models.families import Family
+from dglaunch.models.own_pipeline import OwnPipeline
 
+NAMED = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 StepCallback = Callable[[object, int, object, dict[str, object]], dict[str, object]]
 """What a pipeline calls after each denoising step: with itself, the step, its time and tensors that may be changed."""
 
@@ -31,7 +33,9 @@ def call_arguments(
     """
     family, first = checkpoint.family, batch.tasks[0]
     settings = _settings(first, config, checkpoint)
-    arguments = {name: value for name, value in settings.items() if name in takes} | dict(family.arguments)
+    arguments = {name: value for name, value in settings.items() if name in takes} | {
+        name: value for name, value in family.arguments if name in takes
+    }
     if "max_area" in takes and first.height is not None and first.width is not None:
         # Kontext would rescale the output to 1 Mpx, whatever height and width say.
         arguments["max_area"] = first.height * first.width
@@ -39,11 +43,40 @@ def call_arguments(
     if first.negative_prompt is not None:
         arguments["negative_prompt"] = [task.negative_prompt for task in batch.tasks]
     arguments["generator"] = [torch.Generator("cpu").manual_seed(task.seed) for task in batch.tasks]
-    if family.tensor_output:
+    if family.tensor_output and "output_type" in takes:
         arguments["output_type"] = "pt"
     if "callback_on_step_end" in takes:
         arguments["callback_on_step_end"] = on_step_end
     return arguments
+
+
+def call_parameters(pipeline_class: type) -> dict[str, Parameter]:
+    """Return the arguments of a pipeline class's call. One that hands `**kwargs` on has those of the class that it derives
+    from, too."""
+    found: dict[str, Parameter] = {}
+    for cls in pipeline_class.__mro__:
+        if "__call__" not in vars(cls):
+            continue
+        parameters = signature(vars(cls)["__call__"]).parameters
+        found = {name: item for name, item in parameters.items() if item.kind in NAMED} | found
+        if not any(item.kind is Parameter.VAR_KEYWORD for item in parameters.values()):
+            break
+    return found
+
+
+def check_own(own: OwnPipeline, takes: Collection[str]) -> None:
+    """Refuse a pipeline of the user's own that cannot be told what to draw.
+
+    Raises:
+        UserError: with what its call must take.
+    """
+    missing = [name for name in ("prompt", "generator") if name not in takes]
+    if missing:
+        raise UserError(
+            f"The call of {own.name} takes no {' and no '.join(missing)}. dglaunch calls it with prompt=[text] and "
+            "generator=[torch.Generator], and with each flag that it names (height, num_inference_steps, ...); give its "
+            "__call__ these arguments."
+        )
 
 
 def call_defaults(checkpoint: Checkpoint, parameters: Mapping[str, Parameter]) -> Record:

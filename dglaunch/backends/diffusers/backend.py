@@ -1,6 +1,5 @@
 """Plain diffusers: whatever it loads for text to image, and the editing families. Each rank is a replica."""
 
-import inspect
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -74,7 +73,7 @@ class DiffusersBackend:
         self.loader.download()
         cache, self.pipeline = self.context.channel.together(self._load_pipeline)
         self.pipeline.set_progress_bar_config(disable=True)
-        parameters = inspect.signature(self.pipeline.__call__).parameters
+        parameters = self.loader.call_parameters(self.pipeline)
         self.takes = frozenset(parameters)
         self.windows = windows_of(self.context.checkpoint, config, self._tokenizer)
         self.stages.watch(self.pipeline)

@@ -101,7 +101,7 @@ def _check_with_xdit(row: Optimization, checkpoint: Checkpoint) -> None:
 
 def _check_family(row: Optimization, checkpoint: Checkpoint, xdit: bool) -> None:
     fitting = families_taking(row.name)
-    by_engine = xdit and row.flag == "attention_backend"  # xfuser's processors always ask its own dispatcher
+    by_engine = xdit and row.flag == "attention_backend"  # xfuser's processors ask its own dispatcher
     regional = row.flag == "enable_compile"  # has its own check: compiled as a whole it works with every family
     if fitting and not by_engine and not regional and not _may_take(row.name, checkpoint):
         raise UserError(
@@ -182,14 +182,9 @@ def _check_cache_flags(config: OptimizationConfig) -> None:
 
 
 def check_guidance(checkpoint: Checkpoint, tasks: Iterable[Task]) -> None:
-    """Refuse negative prompts that would be ignored, and guidance that nothing is applied against."""
+    """Refuse guidance that nothing is applied against."""
     family = checkpoint.family
     for task in tasks:
-        if task.negative_prompt is not None and not family.takes_negative:
-            raise UserError(
-                f"Row {task.index} has a negative prompt, but {checkpoint.pipeline_class} is guidance-distilled and would "
-                "ignore it. Remove negative_prompt (the column, or --negative_prompt)."
-            )
         scale = task.guidance_scale or 0.0  # to 1 it is no guidance, and needs nothing
         if family.guidance_needs_negative and scale > 1 and task.negative_prompt is None:
             raise UserError(

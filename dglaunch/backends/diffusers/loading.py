@@ -4,7 +4,7 @@ import inspect
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -14,9 +14,12 @@ from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers import arguments, optimizations
 from dglaunch.backends.diffusers.protocols import ImageProcessor, Pipeline, PretrainedPart
 from dglaunch.backends.diffusers.stages import trace_shapes
-from dglaunch.config import EditingConfig
+from dglaunch.backends.registry import imported
+from dglaunch.config import BackendConfig, EditingConfig
 from dglaunch.errors import UserError
+from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.models.editing import EditRules
+from dglaunch.models.own_pipeline import OwnPipeline
 
 
 class PipelineLoader:
@@ -37,9 +40,19 @@ class PipelineLoader:
         """
         from diffusers import DiffusionPipeline
 
-        if self.pipeline_class is not DiffusionPipeline:
-            takes = inspect.signature(self.pipeline_class.__call__).parameters
-            arguments.check_flags(self.context.config, self.checkpoint.family, self.pipeline_class.__name__, takes)
+        if self.pipeline_class is DiffusionPipeline:
+            return
+        takes: Mapping[str, inspect.Parameter] = inspect.signature(self.pipeline_class.__call__).parameters
+        if self.checkpoint.own is not None:
+            takes = arguments.call_parameters(self.pipeline_class)
+            arguments.check_own(self.checkpoint.own, takes)
+        arguments.check_flags(self.context.config, self.checkpoint.family, self.pipeline_class.__name__, takes)
+
+    def call_parameters(self, pipeline: Pipeline) -> Mapping[str, inspect.Parameter]:
+        """Return the arguments of a loaded pipeline's call."""
+        if self.checkpoint.own is not None:
+            return arguments.call_parameters(type(pipeline))
+        return inspect.signature(pipeline.__call__).parameters
 
     def download(self) -> None:
         """Fetch a checkpoint from the hub with the first rank of each node; the others then find it in the cache."""
@@ -57,7 +70,9 @@ class PipelineLoader:
         if "transformer" not in parts:
             given |= self._quantization_arguments()
         with explained(self.context):
-            return (pipeline_class or self._loading_class).from_pretrained(self.checkpoint.source, **given)
+            pipeline = (pipeline_class or self._loading_class).from_pretrained(self.checkpoint.source, **given)
+            _ = pipeline.components  # which fails where a class of the user's own has not registered its parts
+            return pipeline
 
     def load_transformer(self, part_class: PretrainedPart) -> object:
         """Load the transformer alone, as another class than the checkpoint's own."""
@@ -95,6 +110,9 @@ class PipelineLoader:
         """
         import diffusers
 
+        if self.checkpoint.own is not None:
+            with explained(self.context):
+                return own_class(self.checkpoint.own, self.checkpoint, self.context.config.backend)
         name = self.checkpoint.pipeline_class
         found: type[Pipeline] | None = getattr(diffusers, name, None)
         if found is None and not self.context.config.backend.trust_remote_code:
@@ -111,6 +129,9 @@ class PipelineLoader:
         from diffusers import DiffusionPipeline
 
         default: type[Pipeline] = DiffusionPipeline
+        own = self.checkpoint.own
+        if own is not None:
+            return default if own.in_checkpoint else self.pipeline_class
         return default if self.edit_rules is None else self.pipeline_class
 
     def _download(self) -> None:
@@ -144,6 +165,40 @@ class PipelineLoader:
     def _text_encoders(self) -> list[str]:
         parts = inspect.signature(self.pipeline_class).parameters
         return [name for name in parts if name.startswith("text_encoder") and not name.endswith("_out_layers")]
+
+
+def own_class(own: OwnPipeline, checkpoint: Checkpoint, config: BackendConfig) -> type[Pipeline]:
+    """Import a pipeline class that is none of diffusers'.
+
+    Raises:
+        UserError: there is none of that name, or it is another than its source said.
+    """
+    import diffusers
+
+    try:
+        found = _from_checkpoint(own, checkpoint, config) if own.in_checkpoint else imported(own.name)
+    except (AttributeError, ImportError) as error:
+        raise UserError(
+            f"The pipeline {own.name} cannot be imported ({error}). Correct the module, or its name."
+        ) from None
+    needed = getattr(diffusers, own.base or "DiffusionPipeline")
+    if not isinstance(found, type) or not issubclass(found, needed):
+        raise UserError(f"{own.name} is no class that derives from diffusers' {needed.__name__}; let it be one.")
+    own_pipeline: type[Pipeline] = found
+    return own_pipeline
+
+
+def _from_checkpoint(own: OwnPipeline, checkpoint: Checkpoint, config: BackendConfig) -> object:
+    from diffusers.utils.dynamic_modules_utils import get_class_from_dynamic_module
+
+    found: object = get_class_from_dynamic_module(
+        checkpoint.source,
+        module_file=f"{own.module}.py",
+        class_name=own.class_name,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+    )
+    return found
 
 
 def resize_each(processor: ImageProcessor) -> None:
@@ -185,9 +240,14 @@ def explained(context: Context) -> Iterator[None]:
                 f"{context.checkpoint.source} comes with code of its own, which is not run unasked. Read it and, if you trust "
                 "it, add --trust_remote_code."
             ) from None
+        own, reason = context.checkpoint.own, " ".join(str(error).split())
+        if own is not None:
+            raise UserError(
+                f"{context.checkpoint.source} cannot be loaded as {own.name}: {reason} Its __init__ must take parts that the "
+                "checkpoint's model_index.json names, by these names, and hand them to register_modules."
+            ) from None
         if not isinstance(context.config, EditingConfig) or context.config.model_type is None:
             raise
-        reason = " ".join(str(error).split())
         raise UserError(
             f"{context.checkpoint.source} cannot be loaded as {context.checkpoint.pipeline_class} (--model_type "
             f"{context.config.model_type}): {reason} Drop --model_type, or give the family of this checkpoint."

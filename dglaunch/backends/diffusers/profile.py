@@ -2,12 +2,13 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from dglaunch.backends.diffusers import checks
+from dglaunch.backends.diffusers.idle import idle_guidance, idle_negatives, idle_text_length
 from dglaunch.backends.diffusers.long_prompts import check_long_prompts
-from dglaunch.backends.profiles import Profile, Target, edit_bucket
+from dglaunch.backends.profiles import Idle, Profile, Target, edit_bucket
 from dglaunch.config import RunConfig
 from dglaunch.data.task import Bucket, Task, plain_bucket
 from dglaunch.distributed.topology import Topology
@@ -67,6 +68,11 @@ class DiffusersProfile(Profile):
         checks.check_cache_steps(checkpoint, config, tasks)
         checks.check_encode(checkpoint, config)
         check_long_prompts(checkpoint, config, tasks)
+
+    def idle_values(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Iterable[Idle]:
+        yield from idle_text_length(target.checkpoint, config)
+        yield from idle_guidance(target.checkpoint, tasks)
+        yield from idle_negatives(target.checkpoint, tasks)
 
     def buckets(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Callable[[Task], Bucket]:
         """Return what must be equal in a batch: with xfuser, or an attention kernel that takes no mask, for some families

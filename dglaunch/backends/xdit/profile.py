@@ -1,9 +1,9 @@
 """What xDiT says about a job before a model is loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from dglaunch.backends.diffusers.profile import DiffusersProfile
-from dglaunch.backends.profiles import Target
+from dglaunch.backends.profiles import Idle, Target
 from dglaunch.backends.xdit import checks
 from dglaunch.config import RunConfig
 from dglaunch.data.task import Task
@@ -24,3 +24,13 @@ class XDiTProfile(DiffusersProfile):
             checks.check_branches(tasks)
         if topology.sequence_degree > 1:
             checks.check_split(target.checkpoint, config, topology, tasks)
+
+    def idle_values(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Iterable[Idle]:
+        yield from super().idle_values(config, target, tasks)
+        row, wanted = target.checkpoint.family.xdit, config.optimization.attention_backend
+        if row is not None and row.masked_attention and wanted not in (None, row.masked_attention):
+            yield Idle(
+                name="attention_backend",
+                where=" where texts of different length share a batch, or the Ulysses degree does not divide a text",
+                reason=f"xfuser's {target.checkpoint.family.name} attends with {row.masked_attention} there",
+            )

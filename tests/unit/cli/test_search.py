@@ -106,7 +106,7 @@ def notebook(folder: Path) -> dict[str, Any]:
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Script, Ended]:
     folder = tmp_path_factory.mktemp("search 'quoted'")
     script = Script(flex="ValueError: no such kernel\ntorch...ChildFailedError: \n")
-    return folder, script, search(folder, script, "--max_difference", "8", "--guidance_scale", "2")
+    return folder, script, search(folder, script, "--max_difference", "8", "--guidance_scale", "1")
 
 
 def test_all_is_measured_with_the_same_prompts_seeds_and_batch(done: tuple[Path, Script, Ended]) -> None:
@@ -116,9 +116,9 @@ def test_all_is_measured_with_the_same_prompts_seeds_and_batch(done: tuple[Path,
     rows = [
         json.loads(line) for line in (folder / "out" / "search" / ".dglaunch-prompts.jsonl").read_text().splitlines()
     ]
-    assert len(rows) == 8 and {row["guidance_scale"] for row in rows} == {2.0}
+    assert len(rows) == 8 and {row["guidance_scale"] for row in rows} == {1.0}
     assert len({(row["prompt"], row["seed"]) for row in rows}) == 8, "with too few prompts, other seeds"
-    assert rows[0] == {"prompt": "a red circle 0", "seed": 7, "guidance_scale": 2.0}
+    assert rows[0] == {"prompt": "a red circle 0", "seed": 7, "guidance_scale": 1.0}
     runs = [words for words in script.started if words[0] == "t2i"]
     sizes = [words[words.index("--batch_size") + 1] for words in runs]
     assert sizes[:2] == ["2", "1"] and set(sizes[2:]) == {"2"}, "as given, in batches of 1, and the rest"
@@ -174,7 +174,7 @@ def test_the_same_command_tries_again_only_what_failed(done: tuple[Path, Script,
     folder, _, _ = done
     shutil.copytree(folder / "out", tmp_path / "out")
     again = Script()
-    flags = ("--max_difference", "100", "--guidance_scale", "2", "--output_dir", tmp_path / "out")
+    flags = ("--max_difference", "100", "--guidance_scale", "1", "--output_dir", tmp_path / "out")
     ended = search(folder, again, *flags)
     assert ended.code == 0 and again.flags == ["--attention_backend flex"], ended.output
     assert list(notebook(tmp_path)["choices"].values())[1]["name"] == "cache_type taylor_seer + enable_compile"
@@ -216,7 +216,7 @@ def test_flags_do_not_come_from_the_notebook(done: tuple[Path, Script, Ended], t
     best = next(trial for trial in record["trials"] if trial["name"] == "enable_compile")
     record["trials"].append(best | {"name": "trust_remote_code", "images_per_s": 900.0})
     (tmp_path / "out" / "search.json").write_text(json.dumps(record))
-    ended = search(done[0], Script(), "--guidance_scale", "2", "--output_dir", tmp_path / "out")
+    ended = search(done[0], Script(), "--guidance_scale", "1", "--output_dir", tmp_path / "out")
     assert ended.code == 0 and "trust_remote_code" not in ended.output, ended.output
 
 
@@ -225,11 +225,11 @@ def test_another_search_in_the_same_folder_is_refused(tmp_path: Path, monkeypatc
     assert search(tmp_path, Script()).code == 0
     before = notebook(tmp_path)
     script = Script()
-    ended = search(tmp_path, script, "--guidance_scale", "3")
+    ended = search(tmp_path, script, "--guidance_scale", "0.5")
     assert ended.code == 2 and "guidance_scale, tasks differ" in ended.output and "--overwrite" in ended.output
     assert script.started == [] and notebook(tmp_path) == before
     anew = Script()
-    assert search(tmp_path, anew, "--guidance_scale", "3", "--overwrite").code == 0
+    assert search(tmp_path, anew, "--guidance_scale", "0.5", "--overwrite").code == 0
     assert len(anew.started) == 8, "the sweep and all runs"
     assert "--overwrite" not in json.dumps(notebook(tmp_path)["choices"])
 

@@ -42,6 +42,8 @@ WRONG: dict[str, tuple[str, dict[str, str]]] = {
     "an output folder that cannot be": (f"{T2I} --backend fake --output_dir p.jsonl/out", {}),
     "another job's folder": (f"{T2I} --backend fake --output_dir used", {}),
     "a negative prompt for a model that ignores it": (f"{FLUX} --negative_prompt ugly", {}),
+    "guidance of a distilled model": (f"{T2I} --model_name tiny --guidance_scale 4", {}),
+    "a negative prompt without guidance": (f"{T2I} --model_name sd3 --negative_prompt ugly --guidance_scale 1", {}),
     "guidance without what it guides against": (f"{T2I} --model_name qwen --guidance_scale 4", {}),
     "a GPU that is not there": (f"{T2I} --device cuda", {}),
     "a GPU that is not known": (f"plan {T2I} --gpu RTX-4099", {}),

@@ -1,0 +1,145 @@
+"""A pipeline class that is none of diffusers': the user's own (--pipeline my_module:MyPipeline), or one that comes with a
+checkpoint.
+
+Before a model is loaded nothing of it is run: its source is read, for the class of the families' table that it derives from.
+What derives from none makes one image a call.
+"""
+
+import ast
+import importlib.util
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dglaunch.errors import UserError
+from dglaunch.files import read_bytes
+from dglaunch.models.components import CheckpointFiles, parts_of
+from dglaunch.models.families import FAMILIES, OTHER, Family
+from dglaunch.models.folder import Folder
+from dglaunch.search_path import with_current_folder
+
+MOST_SOURCE = 1 << 24
+"""Bytes of a module."""
+TRUST = "which is not run unasked. Read it and, if you trust it, add --trust_remote_code."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnPipeline:
+    """What is known of such a class before it is imported."""
+
+    module: str
+    """my_module, my_package.my_module; or pipeline, of a pipeline.py in the checkpoint."""
+    class_name: str
+    in_checkpoint: bool
+    base: str | None
+    """The pipeline of the families' table that it derives from, as its source says."""
+
+    @property
+    def name(self) -> str:
+        """As messages call it."""
+        return f"{self.module}.py:{self.class_name}" if self.in_checkpoint else f"{self.module}:{self.class_name}"
+
+    @property
+    def pipeline_class(self) -> str:
+        """The class whose rules hold for it."""
+        return self.base or self.class_name
+
+    def family(self, row: Family) -> Family:
+        """Return the row of its base for it, without what only the base itself is known to do; `OTHER`, one image a call,
+        where it has none."""
+        if self.base is None:
+            reason = f"{self.class_name} derives from no pipeline of which it is known whether a batch is right"
+            return replace(OTHER, name=self.class_name, batch=False, batch_reason=reason)
+        kept = row.xdit if row.xdit is not None and row.xdit.pipeline is None else None
+        return replace(row, text_outputs=(), windows=None, takes=None, xdit=kept)
+
+
+def named_by_flag(reference: str) -> OwnPipeline:
+    """Return what --pipeline names; the module is looked for where Python looks, then in the current folder.
+
+    Raises:
+        UserError: it names none, or there is no such module.
+    """
+    module, _, class_name = reference.partition(":")
+    names = [*module.split("."), class_name]
+    if not all(name.isidentifier() for name in names):
+        raise UserError(f"--pipeline {reference}: a module and a class in it are needed, such as my_module:MyPipeline.")
+    with with_current_folder():
+        try:
+            spec = importlib.util.find_spec(module)
+        except ImportError:
+            spec = None
+    if spec is None:
+        raise UserError(
+            f"--pipeline {reference}: there is no module {module} in this folder or on PYTHONPATH. Start in the folder that "
+            f"holds {module.replace('.', '/')}.py, or put that folder into PYTHONPATH."
+        )
+    source = Path(spec.origin) if spec.origin is not None and spec.origin.endswith(".py") else None
+    base = None if source is None else _base_in(source, class_name)
+    return OwnPipeline(module=module, class_name=class_name, in_checkpoint=False, base=base)
+
+
+def named_by_index(files: CheckpointFiles, named: object) -> OwnPipeline | None:
+    """Return the class that comes with a checkpoint, if `_class_name` of its model_index.json is the list of a module and a
+    class, as diffusers writes it."""
+    if not isinstance(named, list) or len(named) != 2 or not all(isinstance(name, str) for name in named):
+        return None
+    module, class_name = named
+    base = None
+    if isinstance(files, Folder):
+        file = files.path / f"{module}.py"
+        if not str(module).isidentifier() or not file.is_file():
+            raise UserError(
+                f"The model_index.json of {files.source} names the pipeline {class_name} in {module}.py, which is not in the "
+                "folder. Put the file there, or correct _class_name."
+            )
+        base = _base_in(file, class_name)
+    return OwnPipeline(module=module, class_name=class_name, in_checkpoint=True, base=base)
+
+
+def code_of(files: CheckpointFiles, own: OwnPipeline | None) -> list[str]:
+    """Return the names of the Python files that a checkpoint would have run, as far as it is known without the hub."""
+    found = [f"{own.module}.py"] if own is not None and own.in_checkpoint else []
+    if isinstance(files, Folder):
+        names = (f"{part}/{library}.py" for part, (library, _) in parts_of(files).items())
+        found += [name for name in names if (files.path / name).is_file()]
+    return found
+
+
+# -- the source ---------------------------------------------------------------------------------------------------
+
+
+def _base_in(file: Path, class_name: str) -> str | None:
+    """The class of the families' table that a class in a file derives from."""
+    try:
+        tree = ast.parse(read_bytes(file, MOST_SOURCE))
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}.") from None
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"{file} is no Python ({error}); correct it.") from None
+    classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    imported = {
+        alias.asname or alias.name: alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "diffusers"
+        for alias in node.names
+    }
+    return next((name for name in _ancestors(class_name, classes, imported) if name in FAMILIES), None)
+
+
+def _ancestors(
+    class_name: str,
+    classes: Mapping[str, ast.ClassDef],
+    imported: Mapping[str, str],
+    seen: frozenset[str] = frozenset(),
+) -> Iterator[str]:
+    """diffusers' names of the classes that a class derives from: `FluxPipeline`, also as `diffusers.FluxPipeline`."""
+    if class_name not in classes or class_name in seen:
+        return
+    for base in classes[class_name].bases:
+        if isinstance(base, ast.Attribute) and isinstance(base.value, ast.Name) and base.value.id == "diffusers":
+            yield base.attr
+        elif isinstance(base, ast.Name) and base.id in imported:
+            yield imported[base.id]
+        elif isinstance(base, ast.Name):
+            yield from _ancestors(base.id, classes, imported, seen | {class_name})

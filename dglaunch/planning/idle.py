@@ -1,0 +1,62 @@
+"""What was given and does nothing is told: refused where it is a mistake, a line where the images are what was asked for.
+
+found = [*idle_flags(config, origins, profile, tasks), *profile.idle_values(config, target, tasks)]
+reasons = settle(found, excused=())
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+from dglaunch.backends.profiles import Idle, Profile
+from dglaunch.config import ROW, RunConfig, defaults, flags_that, settings
+from dglaunch.data.task import Task
+from dglaunch.errors import UserError
+
+
+def given_flags(config: RunConfig, origins: Mapping[str, str], names: Iterable[str]) -> list[str]:
+    """Return which of these flags were given; one that was typed counts even with its default.
+
+    Args:
+        origins: for each flag where its value came from; {} of a configuration that a program made.
+    """
+    values, unset = settings(config), defaults(type(config))
+    return [name for name in names if values[name] != unset[name] or origins.get(name, "default") != "default"]
+
+
+def idle_flags(
+    config: RunConfig, origins: Mapping[str, str], profile: Profile, tasks: Sequence[Task]
+) -> Iterator[Idle]:
+    """Yield flags that every row overrules, and those that the backend does not look at."""
+    for name in given_flags(config, origins, flags_that(ROW, type(config))):
+        if not any(_comes_from_flag(config, name, task) for task in tasks):
+            yield Idle(name=name, reason="every row has its own")
+    if given_flags(config, origins, ["num_images_per_prompt"]):
+        samples = Counter(task.index for task in tasks).values()
+        if config.num_images_per_prompt not in samples:
+            yield Idle(name="num_images_per_prompt", reason="every row has its own")
+    for name in given_flags(config, origins, flags_that(profile.unused, type(config))):
+        yield Idle(name=name, reason=f"--backend {config.backend.backend} has no model")
+
+
+def _comes_from_flag(config: RunConfig, name: str, task: Task) -> bool:
+    """Whether a task has the value that it would have from a flag (or one of its row's that is no other)."""
+    if name != "seed":
+        return bool(getattr(task, name) == getattr(config, name))
+    return task.seed == config.seed + task.index * (config.num_images_per_prompt or 1) + task.sample
+
+
+def settle(found: Iterable[Idle], excused: Collection[str] | None) -> dict[str, str]:
+    """Return what is to be told, by the names of the values.
+
+    Args:
+        excused: names of values that are no mistake, as what was made with them goes on or is made again; None: all.
+
+    Raises:
+        UserError: one is a mistake.
+    """
+    told: dict[str, str] = {}
+    for idle in found:
+        if idle.remedy and excused is not None and idle.name not in excused:
+            raise UserError(f"{idle.name} would do nothing{idle.where}: {idle.reason}. {idle.remedy}")
+        told[idle.name] = f"does nothing{idle.where}: {idle.reason}"
+    return told
