@@ -352,9 +352,9 @@ class RunConfig:
         None, NOTHING, Group.IMAGES, usual="Images of each row, each with its own seed"
     )
     """Images for each row that does not say otherwise, each with a seed of its own. Default: 1, or what --layout wants."""
-    filter_rows: str | None = flag(None, NOTHING, Group.WHAT, usual="Only these rows: 3,7,11 or 0:100 or 'seed > 3'")
+    filter_rows: str | None = flag(None, NOTHING, Group.WHAT, usual="Only these rows: 3,7 or 0:100 or 'seed > 3'")
     """Only these rows: indices (3,7,11), ranges (0:100 is 0 to 99) or a comparison of columns (style == "oil" and seed > 3)."""
-    limit: int | None = flag(None, NOTHING, Group.WHAT, usual="Only the first so many rows")
+    limit: int | None = flag(None, NOTHING, Group.WHAT)
     """Only the first so many of the rows that are wanted; without it the same command makes the rest."""
     height: int | None = flag(None, ROW | CALL, Group.IMAGES, usual="Pixels (default: the checkpoint's)")
     """Pixels. Default: the checkpoint's own."""
@@ -451,7 +451,7 @@ class T2IConfig(RunConfig):
     of .txt (one a file) or .parquet files; - for standard input."""
     prompts: Sequence[str | Mapping[str, object]] | None = no_flag(None)
     """From Python, instead of a file: a list of prompts, or of rows as dictionaries with the columns of a table."""
-    prompt_column: str | None = flag(None, NOTHING, Group.WHAT, usual="Column of the prompts (default: prompt)")
+    prompt_column: str | None = flag(None, NOTHING, Group.WHAT)
     """Column of the prompts. Default: prompt, in any case."""
 
     @property
@@ -500,11 +500,11 @@ class EditingConfig(RunConfig):
 
     edits: ClassVar[bool] = True
     input: Path | tuple[Path, ...] | None = flag(
-        None, NOTHING, Group.WHAT, usual="Table with input_images and instruction, or folder"
+        None, NOTHING, Group.WHAT, usual="Table of images, or a folder (--instruction)"
     )
     """Table (as --prompts_file; several, 'patterns/*.csv'): input_images (a path, a JSON or comma list; in Parquet also bytes) and
     instruction. Or a folder of images, or one image, with --instruction."""
-    instruction: str | None = flag(None, NOTHING, Group.WHAT, usual="Of every image of a folder")
+    instruction: str | None = flag(None, NOTHING, Group.WHAT)
     """The instruction of every image of a folder, or of rows of a table that have none."""
     recursive: bool = flag(False, NOTHING, Group.WHAT)
     """Of a folder of images, also look into the folders in it."""

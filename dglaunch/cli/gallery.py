@@ -71,8 +71,6 @@ def gallery(
 def _check(
     folders: Sequence[Path], thumbnails: int, blind: bool, contact_sheet: Path | None, choices: Sequence[Path]
 ) -> None:
-    if not folders:
-        raise UserError("Name a folder: what --output_dir was. Several are compared: dglaunch gallery OUT1 OUT2.")
     if not 0 <= thumbnails <= 512:
         raise UserError(f"--thumbnails {thumbnails}: 0 (none) to 512 pixels; 96 to 160 are usual.")
     if len(folders) == 1 and (blind or choices):

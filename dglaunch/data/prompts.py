@@ -43,12 +43,12 @@ def read_prompts(
     if config.prompts is None and not config.tables:
         reader = RowReader(config, "the command line", size_multiple, columns)
         return reader.read([("--prompt", {"prompt": config.prompt})])
-    table = Table(config.tables)
-    text_column = columns.flagged.get("prompt", "prompt")
     if config.prompts is not None:
         rows = rows_of_list(config.prompts)
+    elif piped is None:
+        rows = Table(config.tables).rows()
     else:
-        rows = table.rows() if piped is None else rows_of_pipe(table.named[0], piped, text_column)
+        rows = rows_of_pipe(config.tables[0], piped, columns.flagged.get("prompt", "prompt"))
     reader = RowReader(config, config.rows_from, size_multiple, columns)
     return reader.read((label, evaluations.read_row(config.layout, row)) for label, row in rows)
 

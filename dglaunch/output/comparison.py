@@ -93,7 +93,7 @@ class Comparison:
             opened.require_results()
             record = next(iter(opened.runs().values()), {})
             table = opened.input_table()
-            runs.append(Run(folder, name, SortedLines(opened), record, base_of(table) if table is not None else None))
+            runs.append(Run(folder, name, SortedLines(opened), record, base_of(table) if table else None))
         for run in runs[1:]:
             if not run.lines.num_shared(runs[0].lines):
                 raise UserError(

@@ -10,7 +10,7 @@ from dglaunch.data.task import Record
 from dglaunch.distributed import store
 from dglaunch.distributed.channel import MODEL_TIMEOUT
 from dglaunch.distributed.topology import Topology
-from dglaunch.output.ledger import OutputFolder, object_at
+from dglaunch.output.ledger import METADATA, OutputFolder, object_at
 
 
 def past_of(config: RunConfig, topology: Topology) -> Past:
@@ -29,10 +29,11 @@ def past_of(config: RunConfig, topology: Topology) -> Past:
 
 
 def _past_in(folder: OutputFolder, anew: bool) -> Past:
-    runs = {} if anew else folder.all_runs()
-    if not runs:
+    has_results = any(path.stat().st_size for path in folder.files(METADATA))
+    if anew or not has_results:
         return Past.NEW
-    return Past.EXACT if any(map(_knew_exact_names_only, runs.values())) else Past.BEGUN
+    runs = folder.all_runs()
+    return Past.EXACT if not runs or any(map(_knew_exact_names_only, runs.values())) else Past.BEGUN
 
 
 def _knew_exact_names_only(run: Record) -> bool:

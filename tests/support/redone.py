@@ -14,7 +14,8 @@ def words_of(out: Path, *words: str | Path) -> list[str | Path]:
     table = out.parent / "p.jsonl"
     if not table.exists():
         write_jsonl(table, [{"prompt": f"prompt {n}", "style": "oil" if n % 2 else "ink"} for n in range(NUM)])
-    return ["t2i", "--backend", "fake", "--prompts_file", table, "--output_dir", out, *words]
+    prompts = [] if "--prompts_file" in words else ["--prompts_file", table]
+    return ["t2i", "--backend", "fake", *prompts, "--output_dir", out, *words]
 
 
 def t2i(out: Path, *words: str | Path) -> Ended:

@@ -31,7 +31,9 @@ def test_every_flag_says_what_it_concerns(config_type: type[RunConfig]) -> None:
 def test_what_changes_the_image_concerns_the_job_the_file_and_its_replay() -> None:
     assert set(flags_that(IMAGE)) <= set(flags_that(REPLAY)) & set(flags_that(TUNING))
     assert set(flags_that(FILE | IMAGE)) <= set(flags_that(REPLAY))
-    assert not set(flags_that(TRUST)) & set(flags_that(FILE | IMAGE | IDENTITY)), "what no file may say is in none"
+    assert set(flags_that(TRUST)) & set(flags_that(FILE | IMAGE | IDENTITY)) == {"pipeline"}, (
+        "told by a file, and not taken"
+    )
     assert "model_name" in flags_that(IDENTITY) and "output_dir" not in flags_that(IDENTITY)
 
 

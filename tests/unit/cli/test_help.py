@@ -59,8 +59,11 @@ def test_a_default_is_said_once(command: str) -> None:
 
 @pytest.mark.parametrize("command", AROUND)
 def test_a_command_around_a_job_shows_its_own_flags_first(command: str) -> None:
-    own = [flag.name for flag in flags_of(AROUND[command].own).values() if flag.group is None]
+    own = [flag.name for flag in flags_of(AROUND[command].own).values() if flag.group is None and not flag.by_place]
     text = help_of(command, "--help")
+    if not AROUND[command].jobs:
+        assert shown(text) == own and f"usage: dglaunch {command}" in text
+        return
     assert shown(text) == own and f"Flags of {command}" in text and "dglaunch t2i --help" in text
     job = AROUND[command].jobs[-1]
     with_job = help_of(command, job, "--help")

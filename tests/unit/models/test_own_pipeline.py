@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,13 @@ from support.results import write_jsonl
 
 LIT = "print('was run')\n"
 """What is printed if a module is run."""
+
+
+@pytest.fixture(autouse=True)
+def nobody_has_imported_it() -> Iterator[None]:
+    """A test that runs the module does so in this process."""
+    yield
+    sys.modules.pop("lit", None)
 
 
 def checkpoint_of(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str, name: str = "lit:Lit") -> Checkpoint:

@@ -242,7 +242,7 @@ def test_what_is_no_file_of_choices(runs: tuple[Path, Path], tmp_path: Path, tex
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "Name a folder"),
+        ([], "gallery needs FOLDERS"),
         (["one", "one/../one"], "are one folder"),
         (["one", "nowhere"], "There is no folder nowhere"),
         (["one", "far"], "have no index in common"),

@@ -66,7 +66,7 @@ def test_bad_rows_are_told_all_at_once_by_their_place(tmp_path: Path) -> None:
         "item 1: is 3; a text or a dictionary of columns is needed",
         "item 2: has a column 1, whose name is no text",
         "item 3: seed is 'x', not a whole number",
-        "item 4: no prompt (there are: style)",
+        "item 4: no prompt (there are: style); --prompt_column says what it is called here",
     ]
     assert not (tmp_path / "out").exists()
 

@@ -55,7 +55,7 @@ def test_lines_are_plain_text_in_a_notebook(
     assert (
         terminal.in_notebook
         and said.err == ""
-        and said.out.startswith("a line\ndone: out\n")
+        and said.out.startswith("a line\nDone: 0 of 1 made, in out\n")
         and "\x1b" not in said.out
     )
 

@@ -86,8 +86,10 @@ def test_kontext_keeps_the_size_that_was_asked_for() -> None:
     assert arguments(batch(height=64, width=96), kontext, PLAIN | {"max_area"})["max_area"] == 64 * 96
 
 
-def test_what_the_family_switches_off_is_passed_always() -> None:
-    assert arguments(batch(), checkpoint(FAMILIES["SanaPipeline"]))["use_resolution_binning"] is False
+def test_what_the_family_switches_off_is_passed_to_a_pipeline_that_has_it() -> None:
+    sana = checkpoint(FAMILIES["SanaPipeline"])
+    assert arguments(batch(), sana, PLAIN | {"use_resolution_binning"})["use_resolution_binning"] is False
+    assert "use_resolution_binning" not in arguments(batch(), sana)  # of a user's own, by the signature of its call
 
 
 def test_a_pipeline_that_is_in_no_table_gives_the_images_as_it_does() -> None:
