@@ -101,10 +101,12 @@ def start(
 
 
 def start_words(words: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> "subprocess.Popen[str]":
-    """Any command, in the root of the repository and a clean environment."""
+    """Any command, in the root of the repository and a clean environment, with Ctrl-C as in a terminal: a shell that runs the
+    tests in the background has them ignore it."""
     return subprocess.Popen(
         [*map(str, words)], env=clean_environment(environment), cwd=ROOT, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
