@@ -11,8 +11,8 @@ import sys
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass
-from functools import cache
+from dataclasses import MISSING, Field, dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,12 +99,13 @@ class Flag:
 
 
 def flags_of(*config_types: type) -> dict[str, Flag]:
-    """Return the flags of configurations by name, in the order of their fields."""
+    """Return the flags of configurations by name, in the order of their fields; of what is to be made, a command's own come
+    before those that all commands have."""
     found: dict[str, Flag] = {}
     for config_type in config_types:
         kinds, texts = types_of(config_type), texts_of(config_type)
         hints = typing.get_type_hints(config_type, include_extras=True)
-        for item in leaf_fields(config_type):
+        for item in sorted(leaf_fields(config_type), key=partial(_is_common, config_type)):
             about, named = item.metadata, _named(hints.get(item.name))
             name = named.name or item.name
             found[name] = Flag(
@@ -113,6 +114,10 @@ def flags_of(*config_types: type) -> dict[str, Flag]:
                 also=tuple(about.get("also", ())), argument=item.name, metavar=named.metavar,
             )  # fmt: skip
     return found
+
+
+def _is_common(config_type: type, item: "Field[object]") -> bool:
+    return item.metadata.get("group") is Group.WHAT and item.name not in config_type.__annotations__
 
 
 def texts_of(config_type: type) -> dict[str, str]:
