@@ -504,7 +504,7 @@ class EditingConfig(RunConfig):
     )
     """Table (as --prompts_file; several, 'patterns/*.csv'): input_images (a path, a JSON or comma list; in Parquet also bytes) and
     instruction. Or a folder of images, or one image, with --instruction."""
-    instruction: str | None = flag(None, NOTHING, Group.WHAT)
+    instruction: str | None = flag(None, NOTHING, Group.WHAT, usual="What to do to every image of a folder")
     """The instruction of every image of a folder, or of rows of a table that have none."""
     recursive: bool = flag(False, NOTHING, Group.WHAT)
     """Of a folder of images, also look into the folders in it."""
@@ -516,7 +516,7 @@ class EditingConfig(RunConfig):
     """Largest input image that is decoded; a row with a larger one fails. Raise it for photographs of 200 megapixels."""
     model_type: str | None = flag(None, FILE | REPLAY | LOCAL, Group.MODEL)
     """qwen, qwen_singleimg, flux2, flux2_klein, flux1_kontext, longcat, glm_image. Default: by the checkpoint's pipeline."""
-    save_inputs: bool = flag(False, NOTHING, Group.OUTPUT, usual="Copy the input images there, too")
+    save_inputs: bool = flag(False, NOTHING, Group.OUTPUT)
     """Copy each row's input images to the folder inputs in --output_dir."""
 
     @property
