@@ -176,10 +176,10 @@ def named(name: str, origin: str) -> str:
     return f"the variable {origin}" if origin.startswith("DG_") else f"{name} in {origin}"
 
 
-def build(config_type: type, values: Mapping[str, Any]) -> Any:
+def build(config_type: type[Of], values: Mapping[str, Any]) -> Of:
     """Return a dataclass, and those in it, from values by the names of their fields; others are passed over."""
     arguments = {}
-    for item in fields(config_type):
+    for item in fields(config_type):  # type: ignore[arg-type]  # any dataclass; typeshed has no name for its type
         part: object = item.default_factory
         if isinstance(part, type) and is_dataclass(part):
             arguments[item.name] = build(part, values)

@@ -8,10 +8,10 @@ import os
 import re
 import typing
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from dglaunch.cli.flags import build
 from dglaunch.config import COMMANDS, TRUST, RunConfig, defaults, flags_that
 from dglaunch.data.task import Record
 from dglaunch.environment import parse_value, types_of
@@ -27,23 +27,6 @@ OF_THE_RUN = ("output_dir", "overwrite", "num_gpus", "node_rank", "num_nodes", "
 FILES = ("prompts_file", "input")
 VERSION = re.compile(r"[\w.+!-]{1,40}", re.ASCII)
 Config = TypeVar("Config")
-
-
-def built(config_type: type[Config], values: Mapping[str, object]) -> Config:
-    """Return a configuration of which these are the flags, those of the dataclasses in it too.
-
-    Raises:
-        UserError: a value does not hold.
-    """
-    hints = typing.get_type_hints(config_type)
-    given: dict[str, object] = {}
-    for item in fields(config_type):  # type: ignore[arg-type]  # any dataclass; typeshed has no name for its type
-        hint = hints[item.name]
-        if isinstance(hint, type) and is_dataclass(hint):
-            given[item.name] = built(hint, values)
-        elif item.name in values:
-            given[item.name] = values[item.name]
-    return config_type(**given)
 
 
 def typed(name: str, value: object, hint: object) -> object:
@@ -107,7 +90,7 @@ def recorded_config(
             values[flag] = _read(folder, name, flag, value, hints[flag])
             origins[flag] = origin
     _find_files(values, run.get("working_directory"))
-    return built(config_type, values), origins
+    return build(config_type, values), origins
 
 
 def _config_type(folder: OutputFolder, name: str, run: Record) -> tuple[type[RunConfig], Record]:

@@ -23,7 +23,8 @@ from dglaunch.atomic import atomic_write
 from dglaunch.backends.profiles import profile_of
 from dglaunch.backends.registry import BACKENDS
 from dglaunch.cli.flag_table import Named
-from dglaunch.cli.recorded import built, differing_versions, versions_in
+from dglaunch.cli.flags import build
+from dglaunch.cli.recorded import differing_versions, versions_in
 from dglaunch.config import (
     REPLAY,
     TRUST,
@@ -279,7 +280,7 @@ def config_of(values: Record, table: Path, folder: Path, output_format: str, edi
     config_type = EditingConfig if edits else T2IConfig
     chosen = {name: flags[name] for name in types_of(config_type) if name in flags}
     chosen["input" if edits else "prompts_file"] = table
-    return built(config_type, {**chosen, "output_format": output_format, "output_dir": folder, "batch_size": 1})
+    return build(config_type, {**chosen, "output_format": output_format, "output_dir": folder, "batch_size": 1})
 
 
 # -- the same? ----------------------------------------------------------------------------------------------------
