@@ -114,4 +114,5 @@ class WeightlessLoader(PipelineLoader):
         encoder = self.checkpoint.components.get(name.replace("tokenizer", "text_encoder"))
         has_own = encoder is not None and "CLIP" in encoder.class_name
         window = encoder.config.get("max_position_embeddings", CLIP_WINDOW) if encoder is not None and has_own else None
-        return FixedTokenizer(self.simulated.text_tokens, window if isinstance(window, int) else NO_LIMIT)
+        numbers = encoder is not None and encoder.class_name == "ChatGLMModel"
+        return FixedTokenizer(self.simulated.text_tokens, window if isinstance(window, int) else NO_LIMIT, numbers)

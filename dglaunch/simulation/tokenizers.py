@@ -18,12 +18,14 @@ class FixedTokenizer:
     """A fixed tokenizer makes as many tokens of a text as it was told, and pads as it is asked to; it takes the calls
     that diffusers' pipelines make of tokenizers and of the processors that read messages."""
 
-    def __init__(self, num_tokens: "TextTokens", model_max_length: int) -> None:
+    def __init__(self, num_tokens: "TextTokens", model_max_length: int, has_positions: bool = False) -> None:
         """
         Args:
             num_tokens: of a text, without what a template adds.
             model_max_length: how many the model reads (CLIP: 77).
+            has_positions: whether it numbers the tokens, too, as ChatGLM's does.
         """
+        self.has_positions = has_positions
         self.num_tokens = num_tokens
         self.num_template_tokens = 0
         self.model_max_length = model_max_length
@@ -56,6 +58,8 @@ class FixedTokenizer:
         for row, length in enumerate(lengths):
             mask[row, :length] = 1
         found: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        if self.has_positions:
+            found["position_ids"] = torch.arange(width).expand(len(texts), width)
         if return_tensors is None:
             one = text is None or isinstance(text, str)
             found = {name: value[0].tolist() if one else value.tolist() for name, value in found.items()}

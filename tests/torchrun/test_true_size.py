@@ -78,10 +78,10 @@ def test_weights_kept_in_eight_bits_are_half_as_many_bytes() -> None:
 @pytest.mark.parametrize(
     "model",
     ["Alpha-VLLM/Lumina-Image-2.0", "Efficient-Large-Model/Sana_1600M_1024px_diffusers", "baidu/ERNIE-Image-Turbo",
-     "hunyuanvideo-community/HunyuanImage-2.1-Diffusers"],
+     "hunyuanvideo-community/HunyuanImage-2.1-Diffusers", "Kwai-Kolors/Kolors-diffusers"],
 )  # fmt: skip
 def test_other_ways_to_call_an_encoder_or_an_attention(model: str) -> None:
-    """Language models that keep keys and values, token ids as lists, attention without heads."""
+    """Language models that keep keys and values, token ids as lists, attention without heads, tokens that are numbered."""
     figures = traced(model, 1024, ())
     for stage in (figures.encode, figures.denoise, figures.decode):
         assert stage.flops > 0 and stage.peak(1) > 0
