@@ -80,6 +80,10 @@ class FixedTokenizer:
         encoded = self(texts, **asked)
         return encoded if return_dict else encoded["input_ids"]
 
+    def num_special_tokens_to_add(self) -> int:
+        """None: how many tokens a text has was said with all of them."""
+        return 0
+
     def tokenize(self, _text: str) -> list[str]:
         return []
 

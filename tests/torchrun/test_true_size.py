@@ -10,7 +10,9 @@ from dglaunch.config import BackendConfig, T2IConfig
 from dglaunch.models.checkpoint import resolve
 from dglaunch.models.figures import Figures, Request
 from dglaunch.models.shape import Shape
+from support.family_runs import T2I
 from support.selection import rarely
+from support.tiny_models import build
 
 GIB = 2**30
 FLUX, QWEN, SD35 = "black-forest-labs/FLUX.1-dev", "Qwen/Qwen-Image", "stabilityai/stable-diffusion-3.5-large"
@@ -58,6 +60,18 @@ def test_work_and_memory_are_those_of_a_whole_call(model: str, size: int, asked:
         assert weights + stage.peak(1) == pytest.approx(weights + known * GIB, rel=0.05)
         assert stage.peak(1) / GIB == pytest.approx(known, rel=0.15)
     assert figures.denoise.sent_bytes / 2**20 == pytest.approx(sent, rel=0.02)
+
+
+@pytest.mark.parametrize("family", rarely(T2I, set(T2I) - {"flux"}))
+def test_a_folder_with_tokenizers_is_traced_too(families: Path, family: str) -> None:
+    """The backend counts what its tokenizers make of long prompts; the catalog's models have none."""
+    from dglaunch.simulation.trace import trace
+
+    build(family, families / family)
+    backend = BackendConfig(model_name=str(families / family))
+    request = Request(shape=Shape(64, 64), dtype="float32", text_tokens=20)
+    figures = trace(resolve(backend), T2IConfig(backend=backend, prompts_file=Path("unused")), request)
+    assert figures.encode.flops > 0 and figures.denoise.flops > 0 and figures.decode.flops > 0
 
 
 @pytest.mark.slow
