@@ -95,6 +95,10 @@ HABITS: dict[str, str] = {
 TRUTHS = ("true", "false", "yes", "no", "on", "off", "1", "0")
 
 
+CLOSE = 0.8
+"""Of difflib, from where a word is taken for a habit that is misspelt."""
+
+
 def told(word: str, flags: Mapping[str, Flag], command: str) -> str:
     """Return what is said of a word that is no flag of a command: a sentence or two with the remedy.
 
@@ -111,10 +115,10 @@ def told(word: str, flags: Mapping[str, Flag], command: str) -> str:
     if others := _commands_with(name):
         return f"{command} has no {word}, which is a flag of {_listed(others)}: dglaunch {others[0]} --help."
     by_name = [flag for flag in flags if not flags[flag].by_place]
-    for near in difflib.get_close_matches(name, [*by_name, *HABITS], n=3):
+    for near in difflib.get_close_matches(name, [*by_name, *HABITS], n=3, cutoff=0.65):
         if near in flags:
             return f"{command} has no {word}. The nearest is --{near}: {flags[near].first_sentence}"
-        if habit := _habit(near, flags):
+        if difflib.SequenceMatcher(None, name, near).ratio() >= CLOSE and (habit := _habit(near, flags)):
             return f"{command} has no {word}, nor a --{near}{habit}"
     return f"{command} has no {word}, nor anything near it; dglaunch {command} --help all lists the flags."
 

@@ -167,8 +167,9 @@ class RowReader:
             for n, point in enumerate(self.grid.points)
             if self.wants(first + n, row_index, named, point)
         ]
-        if not points:
+        if not points or self._has_enough:
             return []
+        self.num_wanted += 1
         content = self._content(label, named)
         prompts = [
             self._prompt(label, named, point) for _, point in (points if self.template is not None else points[:1])
@@ -274,13 +275,8 @@ class RowReader:
         return min(self.lines) * len(self.grid), (max(self.lines) + 1) * len(self.grid) - 1
 
     def wants(self, index: int, row_index: int, named: Named, point: Point) -> bool:
-        """Whether the row of this index is to be made; a row that is not is not looked at any further."""
-        if self.filter is not None and not self.filter.wants(index, self._as_told(index, row_index, named, point)):
-            return False
-        if self._has_enough:
-            return False
-        self.num_wanted += 1
-        return True
+        """Whether the image of this index is to be made; a row of which none is is not looked at any further."""
+        return self.filter is None or self.filter.wants(index, self._as_told(index, row_index, named, point))
 
     def _as_told(self, index: int, row_index: int, named: Named, point: Point) -> Record:
         """A row's columns with what it leaves to flags, by the names that the ledger has for them."""

@@ -218,10 +218,8 @@ def _by_tokens(checkpoint: Checkpoint, topology: Topology, shape: Shape, inputs:
     with_inputs = " with its input images" if inputs else ""
     if wanted == MAX_AUTO:
         return BatchSize(wanted, f"{shape} is {tokens} tokens{with_inputs}: small, so the largest that auto takes")
-    divided = f" on each of {topology.sequence_degree} ranks" if topology.sequence_degree > 1 else ""
-    return BatchSize(
-        wanted, f"{shape} is {tokens} tokens{with_inputs}, {share}{divided}; {FULL_TOKENS} keep a GPU full"
-    )
+    divided = f", {share} on each of {topology.sequence_degree} ranks" if topology.sequence_degree > 1 else ""
+    return BatchSize(wanted, f"{shape} is {tokens} tokens{with_inputs}{divided}; {FULL_TOKENS} keep a GPU full")
 
 
 def bottleneck(checkpoint: Checkpoint, topology: Topology, plan: Plan, seconds: float) -> str | None:

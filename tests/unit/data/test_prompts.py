@@ -390,6 +390,7 @@ def test_rows_are_chosen_by_index_column_and_number(tmp_path: Path) -> None:
     assert [task.index for task in read(path, filter_rows='style == "oil" and seed > 103', seed=100)] == [5, 7, 9]
     assert [task.index for task in read(path, filter_rows="5:10", limit=2, num_images_per_prompt=2)] == [5, 5, 6, 6]
     assert [task.index for task in read(path, limit=3)] == [0, 1, 2], "what comes after them is not looked at"
+    assert [task.index for task in read(path, limit=2, grid=("num_inference_steps=4,8",))] == [0, 1, 2, 3], "whole rows"
     for text, said in [("3,11", "has no row 11; its indices are 0 to 10"), ("styl == 'x'", "The nearest is style"),
                        ("style == 'pen'", "leaves none of the 11 rows of"), ("2,12", "has no row 12;")]:  # fmt: skip
         with pytest.raises(UserError, match=re.escape(said)):
