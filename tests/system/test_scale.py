@@ -13,7 +13,9 @@ from support.commands import run_module
 def test_plan_of_many_prompts_for_many_ranks_is_quick_and_small(tmp_path: Path) -> None:
     """A short form of the million (make soak): 30,000 prompts for 1,024 ranks."""
     seconds, gib = plan_of(tmp_path, 30_000)
-    assert seconds < 20 and gib < 1
+    assert (
+        seconds < 90 and gib < 1
+    )  # a plan that grows with the square of its rows takes hours; a busy machine triples seconds
 
 
 @pytest.mark.slow
