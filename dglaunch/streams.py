@@ -94,7 +94,7 @@ def lasting() -> Iterator[None]:
     """In this block, which is a whole command, neither stream ends it.
 
     What an encoding lacks (PYTHONIOENCODING=ascii) is written as an escape. Where nobody reads any more (`| head`), what is
-    left to write is dropped, and a text that somebody else was printing, as tyro does its help, ends the command well.
+    left to write is dropped, and a text that somebody else was printing ends the command well.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -162,7 +162,7 @@ def _serve(folders: Sequence[Path], thumbnails: int, blind: bool, host: str, por
         os.close(page.file())  # what is wrong with it is said now
         try:
             _tell(server, terminal)
-            if any(OutputFolder(folder).input_table() is not None for folder in folders):
+            if any(OutputFolder(folder).input_table() for folder in folders):
                 terminal.print(
                     "Input images are shown where --save_inputs has copied them; those of the table are not served."
                 )

@@ -15,7 +15,6 @@ from dglaunch.errors import UserError
 from dglaunch.files import read_bytes
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.lines import TaskId, id_of
-from dglaunch.output.sorted_lines import SortedLines
 
 KIND = "choices"
 MOST_BYTES = 1 << 28
@@ -117,9 +116,9 @@ def tally(folders: Sequence[Path], choices: Iterable[Choice]) -> Tally:
     wanted = {choice.task for choice in listed}
     images: list[dict[TaskId, str | None]] = []
     for folder in folders:
-        OutputFolder(folder).require_results()
-        lines = SortedLines(OutputFolder(folder))
-        images.append({id_of(line): short_hash(line) for line in lines if id_of(line) in wanted})
+        opened = OutputFolder(folder)
+        opened.require_results()
+        images.append({id_of(line): short_hash(line) for line in opened.records() if id_of(line) in wanted})
     found = Tally([0] * len(folders))
     for choice in listed:
         here = [of_run.get(choice.task) for of_run in images]

@@ -27,7 +27,7 @@ from dglaunch.output.inputs import inputs_of_row
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.lines import TaskId, id_of
 from dglaunch.output.ownership import path_inside
-from dglaunch.output.page_parts import Column, policy, relative, script_json, url_of
+from dglaunch.output.page_parts import Column, folded_object, policy, relative, script_json, url_of
 from dglaunch.output.run_differences import Heading, RowDifferences, headings
 from dglaunch.output.sorted_lines import SortedLines
 from dglaunch.output.templates import template, text_of
@@ -165,7 +165,7 @@ class Comparison:
         known["headings"] = [] if self.blind else [[item.name, list(item.values)] for item in self.headings]
         known["by_row"] = [] if self.blind else self.rows.by_row()
         yield script_json(known)[:-1] + ',"columns":'
-        yield from _object(columns)
+        yield from folded_object(columns)
         yield ',"runs":['
         for number, (run, each) in enumerate(zip(self.runs, of_runs)):
             yield "," * bool(number)
@@ -259,7 +259,7 @@ class _RunColumns:
         named = {"name": run.name, "folder": str(run.folder)} if not blind else {}
         yield script_json(named | {"base": "" if "files" in hidden else base})[:-1] + ","
         yield '"values":'
-        yield from _object({} if blind else self._values)
+        yield from folded_object({} if blind else self._values)
         if has_pictures:
             yield ',"thumbnails":'
             yield from self.pictures.whole()
@@ -268,14 +268,6 @@ class _RunColumns:
                 yield f',"{name}":'
                 yield from column.folded()
         yield "}"
-
-
-def _object(columns: dict[str, Column]) -> Iterator[str]:
-    yield "{"
-    for number, (name, column) in enumerate(columns.items()):
-        yield "," * bool(number) + script_json(name) + ":"
-        yield from column.folded()
-    yield "}"
 
 
 def _pixels(path: Path) -> "Pixels":

@@ -13,6 +13,7 @@ from dglaunch.data.task import Record
 from dglaunch.errors import OutputError, UserError
 from dglaunch.output.grids import Axis, Grid
 from dglaunch.output.ledger import OutputFolder, format_of
+from dglaunch.output.lettering import fitting
 from dglaunch.output.lines import file_name_of
 from dglaunch.output.ownership import CONTACT_SHEET, path_inside, refuse_to_replace
 from dglaunch.output.run_differences import shown
@@ -92,16 +93,12 @@ def _paste(sheet: "Image", picture: "Image", left: int, top: int, side: int) -> 
 
 
 def _write(sheet: "Image", left: int, top: int, line: str, width: int, color: str = INK, anchor: str = "la") -> None:
-    """A line of text, cut to a width; Pillow's own font has no letters beyond Latin."""
+    """A line of text, cut to a width."""
     from PIL import ImageDraw, ImageFont
 
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
-    text = " ".join(line.split()).encode("latin-1", "replace").decode("latin-1")[:400]
-    cut = text
-    while cut and draw.textlength(cut, font=font) > width:
-        text = text[:-1]
-        cut = text.rstrip() + "..."
-    draw.text((left, top), cut, font=font, fill=color, anchor=anchor)
+    text = fitting(" ".join(line.split())[:400], width, draw, font)
+    draw.text((left, top), text, font=font, fill=color, anchor=anchor)
 
 
 # -- in rows and columns ------------------------------------------------------------------------------------------

@@ -15,7 +15,16 @@ from dglaunch.output.grids import Grid
 from dglaunch.output.inputs import inputs_of_row
 from dglaunch.output.ledger import OutputFolder, object_at
 from dglaunch.output.ownership import path_inside
-from dglaunch.output.page_parts import Column, for_script, policy, relative, script_json, url_of, write_pieces
+from dglaunch.output.page_parts import (
+    Column,
+    folded_object,
+    for_script,
+    policy,
+    relative,
+    script_json,
+    url_of,
+    write_pieces,
+)
 from dglaunch.output.sorted_lines import SortedLines
 from dglaunch.output.templates import template, text_of
 from dglaunch.output.thumbnails import make_thumbnails
@@ -105,11 +114,9 @@ def page_data(
             count += 1
     known = {"count": count, "folder": str(folder), "base": "" if base == Path() else url_of(base) + "/"}
     known["grid"] = [[axis.name, for_script(list(axis.values))] for axis in grid.axes] if grid is not None else None
-    yield script_json(known)[:-1] + ',"columns":{'
-    for number, (name, column) in enumerate(columns.items()):
-        yield "," * bool(number) + script_json(name) + ":"
-        yield from column.folded()
-    yield '},"files":'
+    yield script_json(known)[:-1] + ',"columns":'
+    yield from folded_object(columns)
+    yield ',"files":'
     yield from files.whole()
     yield ',"thumbnails":'
     yield from pictures.whole() if thumbnails else ["null"]

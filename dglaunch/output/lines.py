@@ -75,12 +75,18 @@ def scan(path: Path) -> Iterator[Line]:
 
 def scan_places(path: Path) -> Iterator[tuple[int, Line]]:
     """Yield the same with the byte at which each line begins, for `record_at`."""
-    is_ours, redone = _shape_of(path), _redone(path)
-    for start, raw in raw_lines(path):
-        line = _line(raw, is_ours) if raw else Line("", LineKind.TOO_LONG, {}, False)
+    redone = _redone(path)
+    for start, line in _lines_as_written(path):
         if redone and line.kind is LineKind.OURS and start < redone.get(id_of(line.record), 0):
             line = Line(line.text, LineKind.REPLACED, {}, line.is_torn)
         yield start, line
+
+
+def _lines_as_written(path: Path) -> Iterator[tuple[int, Line]]:
+    """The same, in one pass: a line that a redo has replaced is still one of ours."""
+    is_ours = _shape_of(path)
+    for start, raw in raw_lines(path):
+        yield start, _line(raw, is_ours) if raw else Line("", LineKind.TOO_LONG, {}, False)
 
 
 def _redone(path: Path) -> dict[TaskId, int]:
@@ -93,8 +99,17 @@ def _redone(path: Path) -> dict[TaskId, int]:
 
 def record_at(path: Path, data: BinaryIO, start: int) -> Record:
     """Return our line that begins there in an open ledger of this path; an empty one if it is not ours."""
+    return _line(_raw_at(data, start), _shape_of(path)).record
+
+
+def text_at(data: BinaryIO, start: int) -> str:
+    """Return the text of any line that begins there in an open ledger, with its newline."""
+    return _text(_raw_at(data, start))
+
+
+def _raw_at(data: BinaryIO, start: int) -> bytes:
     data.seek(start)
-    return _line(data.readline(MOST_LINE), _shape_of(path)).record
+    return data.readline(MOST_LINE)
 
 
 def _shape_of(path: Path) -> Callable[[Record], bool]:
@@ -112,12 +127,13 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         with open_regular(path) as data:
             start = 0
             while raw := data.readline(MOST_LINE):
+                end = start + len(raw)  # to ask the file for it after each line takes longer than to read the line
                 if len(raw) == MOST_LINE and not raw.endswith(b"\n"):
                     while (more := data.readline(MOST_LINE)) and not more.endswith(b"\n"):
                         continue
-                    raw = b""
+                    raw, end = b"", data.tell()
                 yield start, raw
-                start = data.tell()
+                start = end
     except FileNotFoundError:
         return
     except OSError as error:
@@ -142,9 +158,12 @@ def append_line(stream: io.FileIO, record: Record) -> None:
         raise
 
 
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape") + "\n" * (not raw.endswith(b"\n"))
+
+
 def _line(raw: bytes, is_ours: Callable[[Record], bool]) -> Line:
-    is_torn = not raw.endswith(b"\n")
-    text = raw.decode("utf-8", "surrogateescape") + "\n" * is_torn
+    text, is_torn = _text(raw), not raw.endswith(b"\n")
     try:
         record = strict_json.loads(raw)
     except ValueError:
@@ -196,7 +215,7 @@ def is_our_ledger(path: Path) -> bool:
     """Return whether a ledger (or a failures.jsonl) is dglaunch's: it has a line of ours, or nothing but the beginnings of
     some, as a killed run or a machine that lost power leaves them."""
     only_torn = True
-    for line in scan(path):
+    for _, line in _lines_as_written(path):
         if line.kind is LineKind.OURS:
             return True
         only_torn = only_torn and (line.is_rest or (line.kind is LineKind.BAD and not line.text.strip("\0\n")))

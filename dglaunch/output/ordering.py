@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dglaunch.files import open_regular
 from dglaunch.output.ledger import FAILURES, METADATA, OutputFolder
-from dglaunch.output.lines import MOST_LINE, LineKind, TaskId, id_of, read_lines, scan, scan_places
+from dglaunch.output.lines import LineKind, TaskId, id_of, read_lines, scan, scan_places, text_at
 from dglaunch.output.resume import rewrite
 
 
@@ -61,10 +61,7 @@ def _sorted_starts(places: "array[int]") -> list[int]:
 
 def _lines_at(path: Path, starts: list[int]) -> Iterator[str]:
     with open_regular(path) as data:
-        for start in starts:
-            data.seek(start)
-            raw = data.readline(MOST_LINE)
-            yield raw.decode("utf-8", "surrogateescape") + "\n" * (not raw.endswith(b"\n"))
+        yield from (text_at(data, start) for start in starts)
 
 
 def _drop_failures(path: Path, failed: dict[TaskId, str], made: Collection[TaskId], ledger_suffix: str) -> None:

@@ -9,7 +9,7 @@ import codecs
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -100,6 +100,15 @@ class Column:
     def folded(self) -> Iterator[str]:
         """Return it as a list, or as {"all": value} where every row has the same."""
         return iter([f'{{"all":{self._first}}}']) if self._text is None and self._count > 1 else self.whole()
+
+
+def folded_object(columns: Mapping[str, Column]) -> Iterator[str]:
+    """Return columns as an object for the script, in pieces; `Column.folded` is each of them."""
+    yield "{"
+    for number, (name, column) in enumerate(columns.items()):
+        yield "," * bool(number) + script_json(name) + ":"
+        yield from column.folded()
+    yield "}"
 
 
 def for_script(value: object) -> object:

@@ -19,7 +19,7 @@ MOST_SHOWN = 100
 """Characters of a setting in a heading."""
 OF_A_LINE = frozenset(
     {"index", "sample", "file_name", "bytes", "key", "sha256", "rank", "node", "batch_size", "seconds", "time", "error"}
-    | {"input_sha256", "input_file_names"}
+    | {"input_sha256", "input_file_names", "redo", "redo_of"}
 )
 """What says which image it is, or when and where it was made: no setting."""
 

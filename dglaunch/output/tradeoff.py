@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from dglaunch.atomic import atomic_write
 from dglaunch.output.encode import encode
+from dglaunch.output.lettering import fitting
 from dglaunch.output.ownership import WRITTEN_BY
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ INSET = 16
 """Between the axis and a difference of 0."""
 LIST_LEFT, LINE = 730, 21
 WIDTH = 1390
-MARK = 6
+MARK, TEXT = 6, 13
 DISTANCES = (15, 25, 36, 48, 62, 78, 96)
 """Of a number from its mark, the nearest first."""
 INK, GRAY, FAINT = "#1d2733", "#8a94a0", "#e3e7ec"
@@ -146,7 +147,7 @@ class _Drawing:
             (place for point, place in zip(self.tradeoff.points, self.places) if point.on_front), key=lambda at: at[0]
         )
         if found:
-            corners = [corner for (_, y), (x, _) in pairwise(found) for corner in ((x, y),)]
+            corners = [(x, y) for (_, y), (x, _) in pairwise(found)]
             steps = [place for pair in zip(found, [*corners, (PLOT[2], found[-1][1])]) for place in pair]
             self.line(steps, "#5b8def", width=2)
 
@@ -189,7 +190,7 @@ class _Drawing:
             self.text(x, PLOT[1] - 18, head, GRAY, anchor="ra", size=12)
         for number, point in enumerate(self.tradeoff.points):
             y, color = PLOT[1] + 8 + LINE * number, COLORS[point.kind]
-            label = self.shortened(point.label, columns[2] - columns[1] - 55)
+            label = fitting(point.label, SCALE * (columns[2] - columns[1] - 55), self._draw, _font(TEXT))
             cells = (str(number + 1), label, f"{point.speed:.2f}x", f"{point.difference:.2f}")
             if point.on_front:
                 self._draw.rectangle([SCALE * edge for edge in (LIST_LEFT, y - 9, WIDTH - 14, y + 10)], fill="#eaf1fd")
@@ -205,20 +206,11 @@ class _Drawing:
                 x += 36 + self._draw.textlength(meaning, font=_font(12)) / SCALE
         self.text(x, y, "filled, and on the blue line: the front", "#3566c4", anchor="lm", size=12)
 
-    def shortened(self, text: str, width: float) -> str:
-        """A text as long as there is room; Pillow's own font has no letters beyond Latin."""
-        text = text.encode("latin-1", "replace").decode("latin-1")
-        shown = text
-        while text and self._draw.textlength(shown, font=_font(13)) > width * SCALE:
-            text = text[:-1]
-            shown = f"{text}..."
-        return shown
-
     def line(self, places: Sequence[tuple[float, float]], color: str, width: int = 1) -> None:
         self._draw.line([(x * SCALE, y * SCALE) for x, y in places], fill=color, width=width * SCALE)
 
     def text(
-        self, x: float, y: float, text: str, color: str = INK, anchor: str = "la", size: int = 13, halo: int = 0
+        self, x: float, y: float, text: str, color: str = INK, anchor: str = "la", size: int = TEXT, halo: int = 0
     ) -> None:
         """Write a text; a halo keeps what it stands on away from it."""
         place = x * SCALE, y * SCALE

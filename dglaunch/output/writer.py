@@ -102,6 +102,8 @@ class Writer:
         """
         with self._refusing():
             ownership.remove_results(self.folder)
+            if (pending := PendingRedo.read(self.folder)) is not None:
+                pending.remove(self.folder)
 
     def begin(self, progress: resume.Progress, tasks: Sequence[Task]) -> None:
         """Repair what a killed run left, and open the ledger.

@@ -1,6 +1,7 @@
 """A folder of results for the tests of the gallery: what is in it tries to escape from the page."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,14 @@ EVIL = """</script><script>window.hacked=1</script><img src=x onerror="window.ha
 
 
 BIG_SEED = 2**62 + 1
+
+
+def data_of(page: Path) -> dict[str, Any]:
+    """What a page's script gets."""
+    text = page.read_text(encoding="utf-8")
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
+    assert found
+    return json.loads(found[1])
 
 
 def line(index: int, **values: Any) -> dict[str, Any]:

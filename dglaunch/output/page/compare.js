@@ -92,8 +92,6 @@ function download() {
 
 const texts = Array.from({ length: data.count }, (_, row) =>
   [value("prompt", row) ?? "", ...(blind ? [] : straight.map((run) => of(run, "files", row) ?? of(run, "errors", row) ?? ""))].join("\n").toLowerCase());
-let shown = [];
-let active = 0;
 
 const differs = (row) => !equal(row) && (value("apart", row) !== null || straight.some((run) => !has(run, row)));
 const ONLY = {
@@ -182,7 +180,7 @@ function figure(row, run, place, position) {
   return make("figure", {}, tile, caption);
 }
 
-function focusRow(position) {
+function focusOn(position) {
   if (!shown.length) return;
   active = Math.min(Math.max(position, 0), shown.length - 1);
   list.show(active);
@@ -191,8 +189,6 @@ function focusRow(position) {
 }
 
 // -- one row -------------------------------------------------------------------------------------------------------
-
-let opened = null; // position in `shown`
 
 function open(position, run = null) { // with the run on the right, if it is not the one on the left
   if (position < 0 || position >= shown.length) return;
@@ -267,14 +263,6 @@ function full(row, run) {
   return image;
 }
 
-function closed() {
-  const position = opened;
-  opened = null;
-  $("stage").replaceChildren();
-  remember();
-  if (position !== null) focusRow(position);
-}
-
 // -- the heads and the state in the address ------------------------------------------------------------------------
 
 function heads() {
@@ -300,33 +288,11 @@ function options(select, names) {
 
 const FIELDS = { query: "", only: "", sort: "index", left: "0", right: "1" };
 
-function remember() {
-  const state = stateOf(FIELDS);
-  if (opened !== null) state.set("open", shown[opened]);
-  history.replaceState(null, "", `#${state}`);
-}
-
-function restore() {
-  const state = setState(FIELDS);
-  apply();
-  const position = state.has("open") ? shown.indexOf(Number(state.get("open"))) : -1;
-  if (position >= 0) open(position);
-  else if ($("view").open) $("view").close();
-}
-
 // -- events --------------------------------------------------------------------------------------------------------
 
-const changed = () => { apply(); remember(); };
 for (const name of ["query", "only", "sort"]) $(name).addEventListener("input", changed);
 for (const name of ["left", "right"]) $(name).addEventListener("input", () => { stage(shown[opened]); remember(); });
-$("controls").addEventListener("submit", (event) => event.preventDefault());
-$("direction").onclick = () => { direct(!descends()); changed(); };
 $("reset").onclick = () => { $("query").value = $("only").value = ""; changed(); $("query").focus(); };
-$("size").oninput = draw;
-$("previous").onclick = () => open(opened - 1);
-$("next").onclick = () => open(opened + 1);
-$("close").onclick = () => $("view").close();
-$("view").addEventListener("close", closed);
 $("download").onclick = download;
 
 const STEPS = { ArrowUp: () => -1, ArrowDown: () => 1, Home: () => -shown.length, End: () => shown.length };
@@ -341,21 +307,19 @@ addEventListener("keydown", (event) => {
   } else if (event.key === "Escape" && event.target === $("query")) {
     $("query").value = "";
     changed();
-    focusRow(0);
+    focusOn(0);
   } else if (typing) return;
   else if (event.key === "/") {
     $("query").select();
     event.preventDefault();
   } else if (/^\d$/.test(event.key) && shown.length) {
-    if (chosenByKey(shown[active], event.key)) focusRow(active + 1);
+    if (chosenByKey(shown[active], event.key)) focusOn(active + 1);
   } else if (STEPS[event.key]) {
     const within = $("grid").contains(event.target) && event.target !== $("grid");
-    focusRow(within ? active + STEPS[event.key]() : active);
+    focusOn(within ? active + STEPS[event.key]() : active);
     event.preventDefault();
   }
 });
-drawsAgain($("grid"), draw);
-addEventListener("hashchange", restore);
 
 for (const id of ["left", "right"]) options($(id), runs.map((_, run) => [String(run), nameOf(run, run)]));
 if (Array.from({ length: data.count }, (_, row) => value("before", row)).some(Boolean)) options($("left"), [[INPUT, "the input"]]);
@@ -366,5 +330,4 @@ if (blind) {
 $("heads").hidden = blind;
 $("download").hidden = $("choosing").hidden = !blind;
 if (!blind) heads();
-restore();
-root.dataset.ready = performance.now().toFixed(1);
+begin();

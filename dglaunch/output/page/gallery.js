@@ -17,9 +17,7 @@ for (let row = 0; row < data.count; row++) {
   const seed = value("seed", row);
   seeds.push(/^\d+$/.test(seed) ? BigInt(seed) : null); // up to 2^63: more than a number holds
 }
-let shown = []; // rows that fit, in the order of the grid
 let fitting = new Set(); // of them, those that fit the search; a grid is shown whole
-let active = 0; // position in `shown` that the keyboard is at
 
 function seedRanges(text) {
   const ranges = [];
@@ -126,7 +124,7 @@ function tile(position) {
   return item;
 }
 
-function focusTile(position) {
+function focusOn(position) {
   if (!shown.length) return;
   active = Math.min(Math.max(position, 0), shown.length - 1);
   list.show(itemOf(active));
@@ -142,7 +140,6 @@ const FIRST = ["index", "sample", "seed", "width", "height", "num_inference_step
   "seconds", "batch_size", "rank", "node", "time", "bytes"];
 const NAMES = { num_inference_steps: "steps", guidance_scale: "guidance", negative_prompt: "negative prompt",
   seconds: "seconds of its batch", batch_size: "batch size", input_images: "input images" };
-let opened = null; // position in `shown`
 
 function open(position) {
   if (position < 0 || position >= shown.length) return;
@@ -214,46 +211,16 @@ function beforeAndAfter(row, frame, result, befores) {
     make("button", { type: "button", textContent: `input ${n + 1}`, onclick: () => { before.src = source; } }))));
 }
 
-function closed() {
-  const position = opened;
-  opened = null;
-  $("stage").replaceChildren();
-  remember();
-  if (position !== null) focusTile(position);
-}
-
 const replayCommand = (row) => `dglaunch replay ${quoted(`${data.folder}/${data.files[row]}`)}`;
 
 // -- the state in the address --------------------------------------------------------------------------------------
 
 const FIELDS = { query: "", status: "", rank: "", seed: "", sort: "index", layout: "grid", across: axes.at(-1)?.[0] ?? "" };
 
-function remember() {
-  const state = stateOf(FIELDS);
-  if (opened !== null) state.set("open", shown[opened]);
-  history.replaceState(null, "", `#${state}`);
-}
-
-function restore() {
-  const state = setState(FIELDS);
-  apply();
-  const position = state.has("open") ? shown.indexOf(Number(state.get("open"))) : -1;
-  if (position >= 0) open(position);
-  else if ($("view").open) $("view").close();
-}
-
 // -- events --------------------------------------------------------------------------------------------------------
 
-const changed = () => { apply(); remember(); };
 for (const name of Object.keys(FIELDS)) $(name).addEventListener("input", changed);
-$("controls").addEventListener("submit", (event) => event.preventDefault());
-$("direction").onclick = () => { direct(!descends()); changed(); };
 $("reset").onclick = () => { for (const name of ["query", "status", "rank", "seed"]) $(name).value = FIELDS[name]; changed(); $("query").focus(); };
-$("size").oninput = draw;
-$("previous").onclick = () => open(opened - 1);
-$("next").onclick = () => open(opened + 1);
-$("close").onclick = () => $("view").close();
-$("view").addEventListener("close", closed);
 $("copy-prompt").onclick = (event) => copy(event.target, $("prompt").textContent);
 $("copy-replay").onclick = (event) => copy(event.target, replayCommand(shown[opened]));
 
@@ -270,20 +237,17 @@ addEventListener("keydown", (event) => {
   } else if (event.key === "Escape" && event.target === $("query")) {
     $("query").value = "";
     changed();
-    focusTile(0);
+    focusOn(0);
   } else if (event.key === "/" && !typing) {
     $("query").select();
     event.preventDefault();
   } else if (STEPS[event.key] && !typing) {
     const within = $("grid").contains(event.target) && event.target !== $("grid");
-    focusTile(within ? active + STEPS[event.key]() : active);
+    focusOn(within ? active + STEPS[event.key]() : active);
     event.preventDefault();
   }
 });
-drawsAgain($("grid"), draw);
-addEventListener("hashchange", restore);
 
 const ranks = new Set(Array.from({ length: data.count }, (_, row) => value("rank", row)));
 for (const rank of [...ranks].filter((rank) => rank !== null).sort((a, b) => a - b)) $("rank").append(make("option", { value: rank, textContent: rank }));
-restore();
-root.dataset.ready = performance.now().toFixed(1);
+begin();

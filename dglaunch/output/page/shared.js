@@ -130,7 +130,13 @@ function tileImage(picture, source) { // for a tile; what cannot be read is said
   picture.append(image);
 }
 
-// -- the state in the address, colours, the clipboard --------------------------------------------------------------
+// -- what is shown, what of it is opened, and the state in the address ---------------------------------------------
+// A page has FIELDS (its controls, and what they are at first), apply() that finds what is shown, draw(), open(position) and
+// focusOn(position).
+
+let shown = []; // rows, in the order of the list
+let active = 0; // position in `shown` that the keyboard is at
+let opened = null; // position in `shown`
 
 function direct(descending) {
   $("direction").setAttribute("aria-pressed", String(descending));
@@ -138,22 +144,52 @@ function direct(descending) {
 }
 const descends = () => $("direction").getAttribute("aria-pressed") === "true";
 
-function stateOf(fields) { // the controls that are not as they were at first
+function remember() { // the controls that are not as they were at first, and what is opened
   const state = new URLSearchParams();
-  for (const [name, unset] of Object.entries(fields)) if ($(name).value !== unset) state.set(name, $(name).value);
+  for (const [name, unset] of Object.entries(FIELDS)) if ($(name).value !== unset) state.set(name, $(name).value);
   if (descends()) state.set("descending", "1");
-  return state;
+  if (opened !== null) state.set("open", shown[opened]);
+  history.replaceState(null, "", `#${state}`);
 }
 
-function setState(fields) {
+function restore() {
   const state = new URLSearchParams(location.hash.slice(1));
-  for (const [name, unset] of Object.entries(fields)) {
+  for (const [name, unset] of Object.entries(FIELDS)) {
     $(name).value = state.get(name) ?? unset;
     if ($(name).selectedIndex === -1) $(name).value = unset;
   }
   direct(state.get("descending") === "1");
-  return state;
+  apply();
+  const position = state.has("open") ? shown.indexOf(Number(state.get("open"))) : -1;
+  if (position >= 0) open(position);
+  else if ($("view").open) $("view").close();
 }
+
+const changed = () => { apply(); remember(); };
+
+function closed() {
+  const position = opened;
+  opened = null;
+  $("stage").replaceChildren();
+  remember();
+  if (position !== null) focusOn(position);
+}
+
+function begin() { // once the page has all its controls
+  $("controls").addEventListener("submit", (event) => event.preventDefault());
+  $("direction").onclick = () => { direct(!descends()); changed(); };
+  $("size").oninput = draw;
+  $("previous").onclick = () => open(opened - 1);
+  $("next").onclick = () => open(opened + 1);
+  $("close").onclick = () => $("view").close();
+  $("view").addEventListener("close", closed);
+  drawsAgain($("grid"), draw);
+  addEventListener("hashchange", restore);
+  restore();
+  root.dataset.ready = performance.now().toFixed(1);
+}
+
+// -- colours, the clipboard ----------------------------------------------------------------------------------------
 
 const THEMES = ["auto", "light", "dark"];
 const storage = (call) => { try { return call(localStorage); } catch { return null; } }; // a browser may forbid it

@@ -14,16 +14,9 @@ from dglaunch.output import comparison
 from dglaunch.output.choices import Choice, Tally, read_choices, tally
 from dglaunch.output.run_differences import RowDifferences, headings
 from support.commands import dglaunch
-from support.gallery_folder import EVIL, failure, line, paint
+from support.gallery_folder import EVIL, data_of, failure, line, paint
 from support.grid_folder import fill_run
 from support.results import write_jsonl
-
-
-def data_of(page: Path) -> dict[str, Any]:
-    text = page.read_text(encoding="utf-8")
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
-    assert found
-    return json.loads(found[1])
 
 
 def compared(*folders: Path, words: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -76,6 +69,13 @@ def test_what_differs_in_every_line_is_the_runs_and_the_rest_is_the_rows() -> No
     found.add([line(3, guidance_scale=1.0, negative_prompt="no"), {"index": 3, "sample": 0, "error": "it broke"}])
     assert [str(heading) for heading in found.constant()] == ["guidance_scale 1 | 4"]
     assert found.by_row() == ["seed"]
+
+
+def test_that_an_image_was_made_anew_is_no_setting() -> None:
+    """`redo_of` is a key of a row, as `key` is, and `redo` says which command it was."""
+    found = RowDifferences(2)
+    one, other = ({"redo": f"{name:016x}", "redo_of": f"{name:016x}"} for name in (1, 2))
+    assert found.add([line(0, seed=5, **one), line(0, seed=6, **other)]) == {"seed": [5, 6]}
 
 
 # -- the page -----------------------------------------------------------------------------------------------------

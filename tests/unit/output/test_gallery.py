@@ -16,21 +16,13 @@ from dglaunch.output import gallery
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.sorted_lines import SortedLines
 from support.commands import run_module
-from support.gallery_folder import BIG_SEED, EVIL, failure, fill, line, paint
+from support.gallery_folder import BIG_SEED, EVIL, data_of, failure, fill, line, paint
 from support.results import write_jsonl
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fill(tmp_path_factory.mktemp("odd place #1 'quoted' & ünï") / "out")
-
-
-def data_of(page: Path) -> dict[str, Any]:
-    found = re.search(
-        r'<script type="application/json" id="data">(.*?)</script>', page.read_text(encoding="utf-8"), re.S
-    )
-    assert found
-    return json.loads(found[1])
 
 
 # -- what the page holds ------------------------------------------------------------------------------------------

@@ -27,6 +27,15 @@ def test_an_image_of_the_same_size_is_told_apart_by_its_hash(tmp_path: Path) -> 
     assert (out / ".dglaunch-aside" / "000001.png").read_bytes() == damaged and path.read_bytes() != damaged
 
 
+def test_a_job_that_starts_anew_has_no_redo_to_go_on_with(tmp_path: Path) -> None:
+    """With the note left there, `redo --failed` would go on with what had failed in the job before."""
+    out = tmp_path / "out"
+    t2i(out)
+    PendingRedo.begun({}, [(1, 0)]).write(OutputFolder(out))
+    t2i(out, "--overwrite")
+    assert PendingRedo.read(OutputFolder(out)) is None
+
+
 @pytest.mark.parametrize(
     "note",
     ["", "[]", "{", '{"dglaunch": "redo"}', '{"dglaunch": "tune", "asked": {}, "token": "0000000000000000", "tasks": []}',

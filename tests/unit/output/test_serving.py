@@ -236,6 +236,14 @@ def test_what_it_says_of_an_edit_and_of_a_host_for_all(tmp_path: Path, monkeypat
     assert "nothing is encrypted" in ended.output and "ssh" not in ended.output
 
 
+def test_nothing_is_said_of_input_images_where_no_image_was_edited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving.Server, "serve_forever", interrupted)
+    ended = dglaunch("gallery", fill_run(tmp_path / "out", ["red"]), "--serve")
+    assert ended.code == 0 and "nput images" not in ended.output
+
+
 @pytest.mark.parametrize("away", ["moved", "replaced"])
 def test_a_folder_that_is_moved_while_it_is_served(tmp_path: Path, away: str, monkeypatch: pytest.MonkeyPatch) -> None:
     out = fill_run(tmp_path / "out", ["red"])
