@@ -87,7 +87,7 @@ TRUST, TUNING, LOCAL, API, ROW, CALL = (
 def flag(
     default: Value,
     concerns: Concern,
-    group: Group | None = None,
+    group: Group,
     *,
     usual: str = "",
     also: Mapping[str, str] | None = None,
@@ -97,7 +97,7 @@ def flag(
     Args:
         default: what it is where nobody gives it.
         concerns: what the flag concerns.
-        group: its place in --help. None: it is a command's own, such as --world_size of `plan`.
+        group: its place in --help.
         usual: --help shows the flag with these words; the rest stands in --help all, with the text under the field.
         also: other names of its values, and the values.
     """

@@ -20,7 +20,8 @@ PIPEFUSION = f"{XDIT_PREFIX}PIPEFUSION_DEGREE"
 JOB_TOKEN = "DG_JOB_TOKEN"
 """The job's token. No flag: the words of a command can be read by everyone on the machine."""
 EMPTY = "; it is empty (a variable of the shell that is not set?)"
-_TRUTH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+TRUTHS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+"""What a truth value may be written as."""
 
 
 def types_of(config_type: type) -> dict[str, object]:
@@ -97,15 +98,20 @@ def _read(texts: Sequence[str], kind: Any) -> object:
             raise ValueError
         return words[text]
     if kind is bool:
-        if text.lower() not in _TRUTH:
+        if text.lower() not in TRUTHS:
             raise ValueError
-        return _TRUTH[text.lower()]
+        return TRUTHS[text.lower()]
     return _path(text) if kind is Path else kind(text)
+
+
+def variable_of(flag: str) -> str:
+    """Return the variable that stands for a flag: DG_BATCH_SIZE for batch_size."""
+    return f"DG_{flag.upper()}"
 
 
 def is_true(text: str) -> bool:
     """Return whether a variable's text is a truth value that is true."""
-    return _TRUTH.get(text.lower(), False)
+    return TRUTHS.get(text.lower(), False)
 
 
 def describe(hint: object) -> str:
@@ -166,7 +172,7 @@ def check_variables(environ: Mapping[str, str]) -> None:
     Raises:
         UserError: with the nearest name; or DG_JOB_TOKEN is set to nothing.
     """
-    flags = {f"DG_{name.upper()}" for name in known_flags()}
+    flags = set(map(variable_of, known_flags()))
     allowed = flags | {XDIT_PREFIX + item.name.upper() for item in fields(ParallelConfig)} | {PIPEFUSION, JOB_TOKEN}
     if environ.get(JOB_TOKEN) == "":
         raise UserError(

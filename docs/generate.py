@@ -18,9 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, str(ROOT))  # this checkout's package, whatever is installed
 
-from dglaunch.cli import main as cli  # noqa: E402
-from dglaunch.cli.flag_table import Flag, flags_of, flags_of_tool  # noqa: E402
-from dglaunch.cli.own_flags import AROUND  # noqa: E402
+from dglaunch.cli.completion import commands  # noqa: E402
+from dglaunch.cli.flag_table import Flag, flags_of  # noqa: E402
 from dglaunch.config import COMMANDS, Group, ParallelConfig  # noqa: E402
 from dglaunch.data.task import Bucket  # noqa: E402
 from dglaunch.distributed.topology import Topology  # noqa: E402
@@ -107,12 +106,9 @@ def places_in_python(config_type: type) -> Iterable[tuple[str, str]]:
 def own_flags() -> str:
     """The flags that a command has beside a job's, and those of the tools."""
     rows: list[list[str]] = []
-    for command in [*cli.COMMANDS, *cli.TOOLS]:
-        if command in AROUND:
-            found = [flag for flag in flags_of(AROUND[command].own).values() if flag.group is None]
-        else:
-            found = list(flags_of_tool(cli.imported(cli.TOOLS[command])).values()) if command in cli.TOOLS else []
-        rows += [[f"**{command}**", "", ""], *map(flag_cells, found)] if found else []
+    for command in commands():
+        found = [flag for flag in command.flags.values() if flag.group is None]
+        rows += [[f"**{command.name}**", "", ""], *map(flag_cells, found)] if found else []
     return table(["flag", "default", "what it does"], rows)
 
 

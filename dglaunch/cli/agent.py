@@ -6,13 +6,11 @@ exit code into 1. Here the ranks have the last word, and their code is the comma
 
 import logging
 import os
-import signal
 from collections.abc import Sequence
-from contextlib import suppress
 
-from dglaunch.cli.children import descendants
+from dglaunch.cli.children import descendants, kill
 from dglaunch.environment import environment
-from dglaunch.errors import EXIT_BROKEN, EXIT_DRAINED, EXIT_ITEMS_FAILED, EXIT_USER
+from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED, EXIT_USER
 from dglaunch.streams import say
 from dglaunch.system import torchrun_options
 
@@ -43,8 +41,8 @@ def run_ranks(num_ranks: int, words: Sequence[str]) -> int:
     except ChildFailedError as failed:
         return _exit_code(failed, [failure.exitcode for failure in failed.failures.values()])
     finally:
-        _end_all()
-    return 0
+        kill(descendants(os.getpid()))  # what is left after a second signal, which breaks off the waiting for the ranks
+    return EXIT_DONE
 
 
 def _exit_code(failed: Exception, codes: Sequence[int]) -> int:
@@ -52,10 +50,3 @@ def _exit_code(failed: Exception, codes: Sequence[int]) -> int:
         return min(codes)
     say(str(failed), error=True)
     return EXIT_BROKEN
-
-
-def _end_all() -> None:
-    """What is left after a second signal, which breaks off the waiting for the ranks."""
-    for pid in descendants(os.getpid()):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)

@@ -162,7 +162,7 @@ class Setup:
         asked = read_flags(COMMANDS[command], CertifyFlags, words, environ, "certify", otherwise)
         config = asked.config
         _refuse(config, asked.origins, ranks_of_torchrun)
-        ranks = ranks_of_torchrun or config.num_gpus or _gpus()
+        ranks = ranks_of_torchrun or config.num_gpus or children.default_ranks()
         given = without(asked.words, *SET_FOR_EACH)
         if config.num_images_per_prompt is None and config.tables == (_prompts(),):
             samples = math.ceil(IMAGES_A_RANK * ranks / NUM_PROMPTS)
@@ -226,12 +226,6 @@ def _prompts() -> Path:
 
 def _with_prompts(given: Collection[str]) -> list[str]:
     return [] if {"prompt", "prompts_file"} & set(given) else ["--prompts_file", str(_prompts())]
-
-
-def _gpus() -> int:
-    import torch
-
-    return max(torch.cuda.device_count(), 1)
 
 
 # -- the cases ----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -52,9 +52,7 @@ class Process:
         self._process.terminate()
 
     def kill(self) -> None:
-        for pid in [self._process.pid, *descendants(self._process.pid)]:  # it first, or it ends by itself without them
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill([self._process.pid, *descendants(self._process.pid)])  # it first, or it ends by itself without them
         self._process.wait()
 
 
@@ -79,6 +77,20 @@ def descendants(pid: int) -> list[int]:
                 found += children
                 todo += children
     return found
+
+
+def kill(pids: Iterable[int]) -> None:
+    """End processes at once; those that have ended by now are no matter."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def default_ranks() -> int:
+    """Return on how many ranks a command is started where nobody says it: one for each GPU, without any just one."""
+    import torch
+
+    return max(torch.cuda.device_count(), 1)
 
 
 def last_words(log: Path) -> str:

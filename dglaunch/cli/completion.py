@@ -14,7 +14,7 @@ from dglaunch.cli.flag_table import Flag, flags_of, flags_of_tool
 from dglaunch.cli.main import COMMANDS, TOOLS, USAGE, imported
 from dglaunch.cli.own_flags import AROUND, OwnFlags
 from dglaunch.config import COMMANDS as JOBS
-from dglaunch.environment import kinds_of
+from dglaunch.environment import kinds_of, takes_several
 from dglaunch.errors import EXIT_DONE
 from dglaunch.streams import Stream
 
@@ -218,7 +218,7 @@ def _zsh_case(name: str, flags: Iterable[Flag], jobs: Sequence[str]) -> str:
     entries = [f"1:job:({' '.join(jobs)})"] if jobs else []
     for flag in flags:
         values = f":{_zsh(flag.takes)}:{_zsh_values(flag)}"
-        several = "*" if flag.takes.endswith("...") else ""
+        several = "*" if takes_several(flag.kind) else ""
         if flag.by_place:
             entries.append(f"{several or '1'}{values}")
         else:

@@ -46,8 +46,8 @@ class Flag:
     """Its type."""
     default: object = None
     """MISSING: it must be given."""
-    text: str = ""
-    """What it does."""
+    told: Callable[[], str] = str
+    """Returns what it does. For that the source is read, which a command that is typed right has no need of."""
     group: Group | None = None
     """None: it is the command's own."""
     usual: str = ""
@@ -58,6 +58,11 @@ class Flag:
     argument: str = ""
     """What the function or the dataclass calls it."""
     metavar: str | None = None
+
+    @property
+    def text(self) -> str:
+        """What it does."""
+        return self.told()
 
     @property
     def is_required(self) -> bool:
@@ -103,13 +108,12 @@ def flags_of(*config_types: type) -> dict[str, Flag]:
     before those that all commands have."""
     found: dict[str, Flag] = {}
     for config_type in config_types:
-        kinds, texts = types_of(config_type), texts_of(config_type)
-        hints = typing.get_type_hints(config_type, include_extras=True)
+        kinds, hints = types_of(config_type), typing.get_type_hints(config_type, include_extras=True)
         for item in sorted(leaf_fields(config_type), key=partial(_is_common, config_type)):
             about, named = item.metadata, _named(hints.get(item.name))
             name = named.name or item.name
             found[name] = Flag(
-                name=name, kind=kinds[item.name], default=item.default, text=texts.get(item.name, ""),
+                name=name, kind=kinds[item.name], default=item.default, told=partial(_text_of, config_type, item.name),
                 group=about.get("group"), usual=about.get("usual", ""), by_place=named.by_place,
                 also=tuple(about.get("also", ())), argument=item.name, metavar=named.metavar,
             )  # fmt: skip
@@ -120,6 +124,11 @@ def _is_common(config_type: type, item: "Field[object]") -> bool:
     return item.metadata.get("group") is Group.WHAT and item.name not in config_type.__annotations__
 
 
+def _text_of(config_type: type, name: str) -> str:
+    return texts_of(config_type).get(name, "")
+
+
+@cache
 def texts_of(config_type: type) -> dict[str, str]:
     """Return the help text of each field of a dataclass and of those in it."""
     texts: dict[str, str] = {}
@@ -165,7 +174,7 @@ def flags_of_tool(function: Callable[..., object]) -> dict[str, Flag]:
         name = named.name or argument
         default = MISSING if parameter.default is parameter.empty else parameter.default
         found[name] = Flag(
-            name=name, kind=kinds[argument], default=default, text=texts.get(argument, ""), argument=argument,
+            name=name, kind=kinds[argument], default=default, told=partial(str, texts.get(argument, "")), argument=argument,
             by_place=parameter.kind is parameter.POSITIONAL_ONLY, metavar=named.metavar,
         )  # fmt: skip
     return found

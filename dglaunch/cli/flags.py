@@ -16,7 +16,7 @@ from dglaunch.cli.job_file import read_job_file
 from dglaunch.cli.own_flags import AROUND, OwnFlags
 from dglaunch.cli.words import Given, split
 from dglaunch.config import COMMANDS, RunConfig
-from dglaunch.environment import check_variables, parse_value, read_value, takes_several, takes_text
+from dglaunch.environment import check_variables, parse_value, read_value, takes_several, takes_text, variable_of
 from dglaunch.errors import UserError
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -116,7 +116,7 @@ def read_flags(
     values |= {name: value for name, (value, _) in in_file.items()} | from_variables | typed
     origins = dict.fromkeys(of_job, DEFAULT)
     origins |= {name: str(file) for name in in_file if name in of_job}
-    origins |= {name: f"DG_{name.upper()}" for name in from_variables}
+    origins |= {name: variable_of(name) for name in from_variables}
     origins |= {name: TYPED for name in typed if name in of_job}
     handed_on = [word for item in own_defaults for word in item.words]
     handed_on += [word for name, (_, same) in in_file.items() if name in of_job for word in same]
@@ -133,10 +133,11 @@ def _settled(given: Iterable[str]) -> set[str]:
 def _from_variables(
     flags: Mapping[str, Flag], environ: Mapping[str, str], settled: Collection[str]
 ) -> dict[str, object]:
+    variables = {name: variable_of(name) for name in flags if name not in settled}
     return {
-        name: parse_value(f"DG_{name.upper()}", environ[f"DG_{name.upper()}"], flag.kind)
-        for name, flag in flags.items()
-        if name not in settled and f"DG_{name.upper()}" in environ
+        name: parse_value(variable, environ[variable], flags[name].kind)
+        for name, variable in variables.items()
+        if variable in environ
     }
 
 

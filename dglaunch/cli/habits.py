@@ -1,11 +1,12 @@
 """What is said of a flag that a command does not have: what people type by habit, else the nearest flag."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from dglaunch.cli.flag_table import Flag, flags_of
 from dglaunch.cli.own_flags import AROUND
 from dglaunch.config import COMMANDS
+from dglaunch.environment import TRUTHS
 
 DEGREES = "xDiT's degrees are variables, with --backend xdit: {} (docs/xdit.md)."
 SECRET = "keys come from OPENAI_API_KEY, GEMINI_API_KEY or GOOGLE_API_KEY only: other users see a command's words."
@@ -92,9 +93,6 @@ HABITS: dict[str, str] = {
 """What is typed -> the flag that does it, or what to do instead as the end of a sentence."""
 
 
-TRUTHS = ("true", "false", "yes", "no", "on", "off", "1", "0")
-
-
 CLOSE = 0.8
 """Of difflib, from where a word is taken for a habit that is misspelt."""
 
@@ -113,7 +111,7 @@ def told(word: str, flags: Mapping[str, Flag], command: str) -> str:
     if habit := _habit(name, flags):
         return f"{command} has no {word}{habit}"
     if others := _commands_with(name):
-        return f"{command} has no {word}, which is a flag of {_listed(others)}: dglaunch {others[0]} --help."
+        return f"{command} has no {word}, which is a flag of {' and '.join(others)}: dglaunch {others[0]} --help."
     by_name = [flag for flag in flags if not flags[flag].by_place]
     for near in difflib.get_close_matches(name, [*by_name, *HABITS], n=3, cutoff=0.65):
         if near in flags:
@@ -145,7 +143,3 @@ def _commands_with(name: str) -> list[str]:
     """The commands that have a flag, jobs first."""
     found = [command for command, config_type in COMMANDS.items() if name in flags_of(config_type)]
     return found or [command for command, around in AROUND.items() if name in flags_of(around.own)]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(names)

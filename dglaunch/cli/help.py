@@ -8,17 +8,13 @@ from rich.text import Text
 from dglaunch.cli.flag_table import Flag, about_tool, flags_of, flags_of_tool
 from dglaunch.cli.own_flags import AROUND, Around, OwnFlags
 from dglaunch.config import COMMANDS, Group
+from dglaunch.environment import takes_several
 from dglaunch.terminal import Terminal
 
 ALL = "all"
 FIRST_COLUMN = 29
 """Where texts begin; that of a flag that is longer stands below it."""
 NARROWEST, WIDEST = 60, 100
-
-
-def asks_for_help(words: Sequence[str]) -> bool:
-    """Return whether the words after a command ask for its help, and for nothing else then."""
-    return any(word in ("-h", "--help") for word in words)
 
 
 def show_job_help(words: Sequence[str]) -> None:
@@ -154,5 +150,5 @@ def _name(flag: Flag, in_short: bool) -> str:
 
 def _place(flag: Flag) -> str:
     name = flag.name.upper()
-    name = f"{name} ..." if flag.takes.endswith("...") else name
+    name = f"{name} ..." if takes_several(flag.kind) else name
     return name if flag.is_required else f"[{name}]"

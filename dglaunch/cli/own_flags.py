@@ -1,7 +1,7 @@
 """The flags that a command has beside its job's: --world_size of `plan`, --nodes of `slurm`, --config of all.
 
-They are fields as in dglaunch/config.py, and read, shown and completed as these are. They concern no job, so they have no
-DG_* variable and do not stand in run.json.
+They are fields as in dglaunch/config.py, and read, shown and completed as these are. They concern no job, so they are plain
+fields, have no DG_* variable and do not stand in run.json.
 """
 
 import unicodedata
@@ -29,11 +29,11 @@ class OwnFlags:
 class LookingFlags(OwnFlags):
     """What `plan` and `rehearse` take: the machines that the job is looked at for, and where the answer goes."""
 
-    world_size: int | None = flag(None, NOTHING)
+    world_size: int | None = None
     """Ranks to plan for, instead of those that are here: 32 for 4 nodes of 8 GPUs."""
-    gpu: str | None = flag(None, NOTHING)
+    gpu: str | None = None
     """A GPU that is not here, by its name (H100, A100-80GB, "RTX 4090") or by its memory (80GiB)."""
-    json: Path | None = flag(None, NOTHING)
+    json: Path | None = None
     """Write all figures to this file, too."""
 
     def __post_init__(self) -> None:
@@ -45,7 +45,7 @@ class LookingFlags(OwnFlags):
 class PlanFlags(LookingFlags):
     """Print what a command would do (topology, shares, batches, memory, time, which flags make it fit) and stop."""
 
-    compare: bool = flag(False, NOTHING)
+    compare: bool = False
     """Set the ways to lay the job out on the ranks side by side, with memory and time of each."""
 
 
@@ -60,11 +60,11 @@ class TuneFlags(OwnFlags):
     """Measure batch sizes and parallel configurations on the real model on this machine; --batch_size auto uses it from then
     on. --num_gpus is the number of ranks, by default all GPUs."""
 
-    gpu: str | None = flag(None, NOTHING)
+    gpu: str | None = None
     """Count only what fits the memory of this GPU (H100, or 80GiB)."""
-    search: bool = flag(False, NOTHING)
+    search: bool = False
     """Measure the optimizations, too, and what each does to the images."""
-    max_difference: float | None = flag(None, NOTHING)
+    max_difference: float | None = None
     """With --search: the mean difference to the plain images, of 255, that is wanted at most. Default: 5, about 30 dB."""
 
     def __post_init__(self) -> None:
@@ -90,13 +90,13 @@ class CertifyFlags(OwnFlags):
     its own. --num_gpus is the number of ranks, by default all GPUs. Where no limit is given: --max_difference 2 in float32,
     and --max_mean 8 in bfloat16 and float16."""
 
-    max_difference: float | None = flag(None, NOTHING)
+    max_difference: float | None = None
     """The most by which any pixel may differ, of 255."""
-    max_mean: float | None = flag(None, NOTHING)
+    max_mean: float | None = None
     """The most by which an image's pixels may differ on average, of 255."""
-    max_share: float | None = flag(None, NOTHING)
+    max_share: float | None = None
     """The largest part of an image's pixels (0 to 1) that may differ by more than 2 of 255."""
-    cases: str | None = flag(None, NOTHING)
+    cases: str | None = None
     """Only the cases with one of these words in their names, such as batch,resume; the reference always."""
 
     def __post_init__(self) -> None:
@@ -114,27 +114,27 @@ class CertifyFlags(OwnFlags):
 class SlurmFlags(OwnFlags):
     """Print (or --submit) the batch script that runs a command on a Slurm cluster: where and how long."""
 
-    nodes: int = flag(1, NOTHING)
+    nodes: int = 1
     """Machines."""
-    gpus_per_node: int = flag(8, NOTHING)
+    gpus_per_node: int = 8
     """GPUs, and ranks, on each."""
-    array: bool = flag(False, NOTHING)
+    array: bool = False
     """Independent nodes as a job array, with no rendezvous: each starts when Slurm has room for it."""
-    partition: str | None = flag(None, NOTHING)
+    partition: str | None = None
     """Slurm's partition. Default: the cluster's."""
-    time: str = flag("24:00:00", NOTHING)
+    time: str = "24:00:00"
     """Time limit of each start; what is left then goes back to the queue."""
-    cpus_per_gpu: int = flag(4, NOTHING)
+    cpus_per_gpu: int = 4
     """Cores for each rank: loading, and encoding images."""
-    venv: Path | None = flag(None, NOTHING)
+    venv: Path | None = None
     """Virtual environment to activate on the nodes. Default: what is active when the job is submitted, or this command's."""
-    job_name: str = flag("dglaunch", NOTHING)
+    job_name: str = "dglaunch"
     """Name in the queue, and of the log file."""
-    max_requeues: int = flag(20, NOTHING)
+    max_requeues: int = 20
     """How often the job may put itself back into the queue."""
-    sbatch: tuple[str, ...] = flag((), NOTHING)
+    sbatch: tuple[str, ...] = ()
     """A further option for sbatch, such as --sbatch=--account=me; may be given several times."""
-    submit: bool = flag(False, NOTHING)
+    submit: bool = False
     """Hand the script to sbatch instead of printing it."""
 
     def __post_init__(self) -> None:

@@ -91,11 +91,15 @@ def _print(terminal: Terminal, job: Job, own: PlanFlags) -> None:
         write_report(own.json, "plan", found | {"reasons": schedule.reasons, "num_images": schedule.plan.num_tasks})
 
 
+def heading(job: Job) -> str:
+    """Return what is run, in which type and on which ranks."""
+    model = f"{job.config.backend.model_name} ({job.checkpoint.pipeline_name})"
+    return f"{model}, {job.machine.dtype}: {job.topology.describe()}"
+
+
 def _show(terminal: Terminal, job: Job, schedule: Schedule) -> None:
     plan = schedule.plan
-    terminal.print(
-        f"{job.config.backend.model_name} ({job.checkpoint.pipeline_name}), {job.machine.dtype}: {job.topology.describe()}"
-    )
+    terminal.print(heading(job))
     one_kind = "all rows had one size and the same input images" if job.config.edits else "all images had one shape"
     more = f"; {schedule.num_extra_batches:,} more than if {one_kind}" if schedule.num_extra_batches else ""
     terminal.print(f"{number(plan.num_tasks, 'image')} in {number(plan.num_batches, 'batch')}{more}")

@@ -6,15 +6,13 @@ Anyone may have written it: each value is read as if it had been typed, and a fl
 
 import os
 import re
-import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
 
-from dglaunch.cli.flags import build
+from dglaunch.cli.flags import DEFAULT, TYPED, build
 from dglaunch.config import COMMANDS, TRUST, RunConfig, defaults, flags_that
 from dglaunch.data.task import Record
-from dglaunch.environment import parse_value, types_of
+from dglaunch.environment import parse_value, read_value, types_of
 from dglaunch.errors import UserError
 from dglaunch.files import is_stream
 from dglaunch.output.ledger import OutputFolder, object_at
@@ -24,22 +22,22 @@ OF_THIS_MACHINE = ("device", "cache_dir", "embedding_cache")
 """Flags that are never taken from a file, and that the images do not depend on: there the defaults do."""
 OF_THE_RUN = ("output_dir", "overwrite", "num_gpus", "node_rank", "num_nodes", "writer", "debug")
 """Flags of how one start was made, which another one is not bound to."""
-FILES = ("prompts_file", "input")
+FILES = ("prompts_file", "input", "model_name")
 VERSION = re.compile(r"[\w.+!-]{1,40}", re.ASCII)
-Config = TypeVar("Config")
 
 
 def typed(name: str, value: object, hint: object) -> object:
-    """Return a value of JSON as its flag's type.
+    """Return a value of JSON as its flag's type; a list is what several words would be.
 
     Raises:
         UserError: it is no such value.
     """
-    if isinstance(value, list):
-        kinds = [kind for kind in (hint, *typing.get_args(hint)) if typing.get_origin(kind) in (tuple, list)]
-        inner = typing.get_args(kinds[0])[0] if kinds else str
-        return tuple(typed(name, item, inner) for item in value)
-    return parse_value(name, str(value), hint)
+    if not isinstance(value, list | tuple):
+        return parse_value(name, str(value), hint)
+    try:
+        return read_value([str(item) for item in value], hint)
+    except ValueError as error:
+        raise UserError(f"{name}={value!r} is not {error}; correct it.") from None
 
 
 def recorded_run(folder: OutputFolder) -> tuple[str, Record]:
@@ -75,7 +73,7 @@ def recorded_config(
     config_type, said = _config_type(folder, name, run)
     hints, unset = types_of(config_type), defaults(config_type)
     values: dict[str, object] = dict(changed)
-    origins = dict.fromkeys(hints, "default") | dict.fromkeys(changed, "flag")
+    origins = dict.fromkeys(hints, DEFAULT) | dict.fromkeys(changed, TYPED)
     trusted = set(flags_that(TRUST, config_type))
     for flag in said:
         told, origin = object_at(said, flag), str(object_at(said, flag).get("from"))
@@ -109,7 +107,7 @@ def _config_type(folder: OutputFolder, name: str, run: Record) -> tuple[type[Run
 
 def _refuse_unknown(folder: OutputFolder, name: str, flag: str, value: object, origin: str) -> None:
     """A flag of another version is no matter where it was left alone."""
-    if value is False or origin == "default":
+    if value is False or origin == DEFAULT:
         return
     made_by = versions_in(folder.all_runs().get(name, {})).get("dglaunch", "of another version")
     raise UserError(
@@ -140,7 +138,7 @@ def _find_files(values: dict[str, object], directory: object) -> None:
     """Relative names are what they were where the job was started, unless there is such a file here."""
     if not isinstance(directory, str):
         return
-    for flag in (*FILES, "model_name"):
+    for flag in FILES:
         value = values.get(flag)
         found = (
             tuple(_found(item, directory) for item in value) if isinstance(value, tuple) else _found(value, directory)

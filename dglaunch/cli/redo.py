@@ -20,7 +20,7 @@ from dglaunch.data.task import Record
 from dglaunch.environment import another_speaks, check_variables
 from dglaunch.errors import UserError
 from dglaunch.output.asked import TaskRanges
-from dglaunch.output.ledger import FAILURES, OutputFolder
+from dglaunch.output.ledger import FAILURES, OutputFolder, object_at
 from dglaunch.planning.redo import Redo
 from dglaunch.terminal import Terminal
 
@@ -91,11 +91,10 @@ def config_to_redo(
 ) -> tuple[RunConfig, dict[str, str]]:
     """Return the job's configuration as it was recorded, for its folder as it lies here, and where its values came from."""
     changed: dict[str, object] = {**settings, "output_dir": folder}
-    config = run.get("config")
-    assert isinstance(config, dict), "recorded_run() has looked"
-    told = TaskRanges.parse(run.get("tasks"))
-    if any(isinstance(config.get(flag), dict) and config[flag].get("value") for flag in ("filter_rows", "limit")):
+    said = object_at(run, "config")
+    if any(object_at(said, flag).get("value") for flag in ("filter_rows", "limit")):
         # What the last start wanted may be less than what the job has by now.
+        told = TaskRanges.parse(run.get("tasks"))
         rows = told and ",".join(f"{part.first}:{part.stop}" for part in told.ranges)
         changed |= {"filter_rows": rows or None, "limit": None}
     return recorded_config(OutputFolder(folder), name, run, changed)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from dglaunch.cli.own_flags import RehearseFlags
-from dglaunch.cli.plan import job_to_plan, schedule_to_plan
+from dglaunch.cli.plan import heading, job_to_plan, schedule_to_plan
 from dglaunch.errors import EXIT_DONE, EXIT_USER
 from dglaunch.output.ownership import write_report
 from dglaunch.planning.estimate import SPARE
@@ -44,10 +44,7 @@ def _rehearse(job: Job, file: Path | None) -> int:
     from dglaunch.simulation.replica import rehearse_replica
 
     terminal = Terminal()
-    terminal.print(
-        f"{job.config.backend.model_name} ({job.checkpoint.pipeline_name}), {job.machine.dtype}: "
-        f"{job.topology.describe()}, for {job.machine.name}"
-    )
+    terminal.print(f"{heading(job)}, for {job.machine.name}")
     for note in rehearsed.notes:
         terminal.print(f"note: {note}")
     found = rehearse_replica(rehearsed.context, rehearsed.setting)

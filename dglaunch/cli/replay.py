@@ -17,14 +17,14 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 from dglaunch.atomic import atomic_write
 from dglaunch.backends.profiles import profile_of
 from dglaunch.backends.registry import BACKENDS
 from dglaunch.cli.flag_table import Named
 from dglaunch.cli.flags import build
-from dglaunch.cli.recorded import differing_versions, versions_in
+from dglaunch.cli.recorded import differing_versions, typed, versions_in
 from dglaunch.config import (
     REPLAY,
     TRUST,
@@ -61,7 +61,6 @@ TYPES = types_of(T2IConfig) | types_of(EditingConfig)
 OWN_PIPELINE = "pipeline in the file"
 """Where a description keeps the module that the file names: it is told, not run."""
 NEVER_FROM_A_FILE = flags_that(TRUST)
-Config = TypeVar("Config")
 
 
 def replay(
@@ -275,8 +274,7 @@ def int_at(record: Record, name: str) -> int:
 
 def config_of(values: Record, table: Path, folder: Path, output_format: str, edits: bool) -> RunConfig:
     """Return the flags among the values, checked as if they had been typed."""
-    flags = {name: parse_value(name, str(values[name]), TYPES[name]) for name in FLAGS if name in values}
-
+    flags = {name: typed(name, values[name], TYPES[name]) for name in FLAGS if name in values}
     config_type = EditingConfig if edits else T2IConfig
     chosen = {name: flags[name] for name in types_of(config_type) if name in flags}
     chosen["input" if edits else "prompts_file"] = table

@@ -23,7 +23,7 @@ from dglaunch.atomic import TEMPORARY, atomic_write
 from dglaunch.cli.children import last_error
 from dglaunch.config import CALL, LOCAL, ROW, TUNING, XDIT_PREFIX, defaults, flags_that, settings
 from dglaunch.data.task import ROW_FIELDS, Batch, Record, Task
-from dglaunch.environment import known_flags
+from dglaunch.environment import known_flags, variable_of
 from dglaunch.errors import EXIT_DONE, DglaunchError, UserError
 from dglaunch.files import read_bytes
 from dglaunch.models.checkpoint import Checkpoint
@@ -272,17 +272,14 @@ class Search:
 
     def _variables(self) -> dict[str, str]:
         """The environment without what the flags say already."""
-        own = {f"DG_{name.upper()}" for name in known_flags()}
+        own = set(map(variable_of, known_flags()))
         kept = {n: value for n, value in self.environ.items() if n not in own and not n.startswith(XDIT_PREFIX)}
         return kept | dict(self.point.parallel)
 
     def _fitting(self, trial: Trial) -> Trial:
         """What needs more memory than another GPU has (--gpu) does not count."""
-        if self.gpu is None or trial.peak_memory <= self.gpu.memory * SPARE:
-            return trial
-        has = self.gpu.memory * SPARE / 2**30
-        ended = f"{trial.peak_memory / 2**30:.1f} GiB are more than {has:.1f} of a GPU {self.gpu.name}"
-        return Trial(name=trial.name, ended=ended)
+        reason = "" if self.gpu is None else too_much(trial.peak_memory, self.gpu)
+        return Trial(name=trial.name, ended=reason) if reason else trial
 
     # -- what it comes to -----------------------------------------------------------------------------------------
 
@@ -355,7 +352,18 @@ def _row(task: Task, repeat: int) -> Record:
     return {name: value for name, value in values.items() if value is not None} | {"seed": task.seed + repeat}
 
 
+def too_much(peak_memory: int, gpu: Gpu) -> str:
+    """Say that something takes more memory than is planned for on a GPU; empty: it does not."""
+    has = gpu.memory * SPARE
+    return (
+        f"{peak_memory / 2**30:.1f} GiB are more than {has / 2**30:.1f} of a GPU {gpu.name}"
+        if peak_memory > has
+        else ""
+    )
+
+
 def shape_of(checkpoint: Checkpoint, tasks: Sequence[Task]) -> str:
+    """Return the size of tasks that are all of one kind."""
     return str(checkpoint.shape(tasks[0].height, tasks[0].width))
 
 

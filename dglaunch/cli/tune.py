@@ -2,10 +2,10 @@
 
     dglaunch tune t2i --model_name black-forest-labs/FLUX.1-dev --prompts_file prompts.jsonl --num_gpus 8 --output_dir tuned
 
-Each parallel configuration is one start of torchrun on this machine, as a user would start the run (`dglaunch
-tune-rank`, which is no command for users). Within it batch sizes double until the throughput stops gaining or the memory ends. What was best is remembered
-in --cache_dir for (model, GPU, type of the weights, size, optimizations, degrees of a replica). With --gpu, only what fits
-that GPU's memory counts. With --search, the optimizations come next (cli/search.py).
+Each parallel configuration is one start of torchrun on this machine, as a user would start the run (`dglaunch tune-rank`,
+which is no command for users). Within it batch sizes double until the throughput stops gaining or the memory ends. What was
+best is remembered in --cache_dir for (model, GPU, type of the weights, size, optimizations, degrees of a replica). With
+--gpu, only what fits that GPU's memory counts. With --search, the optimizations come next (cli/search.py).
 """
 
 import io
@@ -24,10 +24,10 @@ from dglaunch import strict_json
 from dglaunch.atomic import atomic_write
 from dglaunch.backends.base import Backend
 from dglaunch.backends.profiles import profile_of
-from dglaunch.cli.children import last_error
+from dglaunch.cli.children import default_ranks, last_error
 from dglaunch.cli.flags import job_of, parse, read_flags, without
 from dglaunch.cli.own_flags import TuneFlags
-from dglaunch.cli.search import Search, notebook_of, stopped_in_order
+from dglaunch.cli.search import Search, notebook_of, shape_of, stopped_in_order, too_much
 from dglaunch.config import XDIT_PREFIX, RunConfig, T2IConfig
 from dglaunch.data.images import open_image
 from dglaunch.data.tables import shown
@@ -38,7 +38,6 @@ from dglaunch.errors import EXIT_DONE, DglaunchError, UserError
 from dglaunch.files import is_stream
 from dglaunch.output.ownership import WRITTEN_BY, refuse_to_replace, write_report
 from dglaunch.planning.batches import into_buckets
-from dglaunch.planning.estimate import SPARE
 from dglaunch.planning.gpus import Gpu, find_gpu
 from dglaunch.planning.job import Job, prepare
 from dglaunch.planning.search import Point
@@ -84,7 +83,7 @@ def tune(words: list[str], environ: Mapping[str, str]) -> int:
     for file in reports_in(config.output_dir):
         refuse_to_replace(file)
     config.output_dir.mkdir(parents=True, exist_ok=True)  # if it cannot be made, that is told before hours of measuring
-    ranks = config.num_gpus or _gpus()
+    ranks = config.num_gpus or default_ranks()
     of_ranks = without(asked.words, "num_gpus", "output_dir")
     sweep = Sweep(config, configurations(config, origins, environ, ranks), of_ranks, environ, ranks, gpu, Terminal())
     typed = ["dglaunch", *words]
@@ -183,23 +182,10 @@ class Sweep:
 
 def fitting(rows: Sequence[Measured], gpu: Gpu) -> list[Measured]:
     """Return what was measured, without the batches that need more memory than another GPU has (--gpu)."""
-    has = gpu.memory * SPARE
     return [
-        row
-        if row.peak_memory <= has
-        else replace(
-            row,
-            images_per_s=0.0,
-            ended=f"{row.peak_memory / 2**30:.1f} GiB are more than {has / 2**30:.1f} of a GPU {gpu.name}",
-        )
+        replace(row, images_per_s=0.0, ended=reason) if (reason := too_much(row.peak_memory, gpu)) else row
         for row in rows
     ]
-
-
-def _gpus() -> int:
-    import torch
-
-    return max(torch.cuda.device_count(), 1)
 
 
 def configurations(
@@ -288,7 +274,7 @@ def measure_rank(words: Sequence[str], environ: Mapping[str, str]) -> int:
     job = prepare(config, origins, environ)
     topology, channel = job.topology, Channel(job.topology, job.device)
     tasks = commonest(job)
-    shape = shape_of(job, tasks[0])
+    shape = shape_of(job.checkpoint, tasks)
     if topology.is_main:
         _append(measured, {"device": job.machine.name, "dtype": job.machine.dtype, "shape": shape})
     context = base.Context(
@@ -315,10 +301,6 @@ def commonest(job: Job) -> list[Task]:
     """Return the tasks that may share a batch with the most others: their size is what is measured."""
     bucket_of = job.profile.buckets(job.config, job.target, job.tasks)
     return max(into_buckets(job.makeable, bucket_of).values(), key=len)
-
-
-def shape_of(job: Job, task: Task) -> str:
-    return str(job.checkpoint.shape(task.height, task.width))
 
 
 def _batch(tasks: Sequence[Task], size: int, topology: Topology) -> Batch:

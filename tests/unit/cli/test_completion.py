@@ -104,7 +104,7 @@ def test_bash_s_script_is_what_shellcheck_wants(tmp_path: Path) -> None:
 
 def test_texts_of_flags_are_quoted() -> None:
     text = 'It\'s [one]: $(two) `three` \\ "four"'
-    odd = Command(name="odd", about="it's odd", flags={"flag": Flag(name="flag", kind=str, text=text)})
+    odd = Command(name="odd", about="it's odd", flags={"flag": Flag(name="flag", kind=str, told=lambda: text)})
     for shell, write in (("zsh", zsh), ("fish", fish), ("bash", bash)):
         if shutil.which(shell) is not None:
             done = subprocess.run([shell, "-n"], input=write([*commands(), odd]), capture_output=True, text=True)

@@ -161,10 +161,10 @@ def test_a_function_s_arguments_are_flags() -> None:
 @pytest.mark.parametrize(
     ("make", "shown"),
     [
-        (lambda: Flag(name="a", kind=int, default=0, text="x"), "x (default: 0)"),
-        (lambda: Flag(name="a", kind=int, default=4, text="Default: 4."), "Default: 4."),
-        (lambda: Flag(name="a", kind=bool, default=False, text="x"), "x"),
-        (lambda: Flag(name="a", kind=int | None, default=None, text="x"), "x"),
+        (lambda: Flag(name="a", kind=int, default=0, told=lambda: "x"), "x (default: 0)"),
+        (lambda: Flag(name="a", kind=int, default=4, told=lambda: "Default: 4."), "Default: 4."),
+        (lambda: Flag(name="a", kind=bool, default=False, told=lambda: "x"), "x"),
+        (lambda: Flag(name="a", kind=int | None, default=None, told=lambda: "x"), "x"),
     ],
 )
 def test_what_is_added_to_a_text(make: Callable[[], Flag], shown: str) -> None:

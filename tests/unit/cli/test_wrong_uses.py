@@ -164,9 +164,8 @@ def run(folder: Path, words: str, variables: dict[str, str]) -> tuple[int, str]:
 
 
 def paragraph(text: str) -> str:
-    """What was said, as one line: tyro's boxes lose their frame."""
-    lines = [re.sub(r"^[│╭╰]\s?|\s*[│╮╯]$", "", line).strip() for line in text.splitlines()]
-    said = re.sub(r"[─-]{5,}\s*", "", " ".join(line for line in lines if line))
+    """What was said, as one line."""
+    said = " ".join(line.strip() for line in text.splitlines() if line.strip())
     start = said.find("dglaunch: ")
     return said[start:] if start >= 0 else said
 

@@ -236,6 +236,9 @@ def test_what_nobody_may_say_in_a_file_is_said_again(out: Path) -> None:
     change_run(out, trust_remote_code=False, embedding_cache=str(out / "theirs"), seed="x; rm")
     assert "says that --seed was 'x; rm'" in dglaunch("redo", out, "--filter_rows", "1").output
     assert not (out / "theirs").exists()
+    change_run(out, seed=[1, 2])
+    said = dglaunch("redo", out, "--filter_rows", "1").output
+    assert "says that --seed was [1, 2]" in said and "Traceback" not in said
 
 
 def test_files_of_the_users_are_left_alone(out: Path) -> None:
