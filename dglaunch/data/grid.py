@@ -45,7 +45,6 @@ class Grid:
                 raise UserError(f"--grid {word}: {name} is varied twice. Write all its values after one {name}=.")
             self.axes[name] = values
         self.points = [_point(dict(zip(self.axes, values))) for values in product(*self.axes.values())]
-
         self.largest_seed = max((seed for seed in self.axes.get("seed", ()) if isinstance(seed, int)), default=0)
 
     def __len__(self) -> int:

@@ -257,11 +257,7 @@ class RowReader:
         names = {name for name, value in named.given.items() if values.is_given(value)}
         for name in self.template.names if self.template is not None else ():
             column = find(named.row, name)
-            if (
-                column is not None
-                and values.is_given(named.row[column])
-                and find([column], *self.columns.ignored) is None
-            ):
+            if column is not None and values.is_given(named.row[column]) and not self.columns.ignores(column):
                 names.add(name)
         return names
 
