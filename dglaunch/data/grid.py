@@ -6,15 +6,15 @@ of a row's images have that of its first, so that they differ by the grid's valu
 
 import csv
 import difflib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import product
 from typing import NamedTuple
 
 from dglaunch.data.columns import find
 from dglaunch.data.task import ROW_FIELDS, Record
+from dglaunch.data.values import Check
 from dglaunch.errors import UserError
 
-Check = Callable[[object], object]
 ALIASES = {"steps": "num_inference_steps"}
 
 

@@ -14,9 +14,10 @@ from dglaunch.backends.profiles import Profile, Target, profile_of
 from dglaunch.config import IDENTITY, IMAGE, EditingConfig, RunConfig, T2IConfig, flags_that, settings, settings_that
 from dglaunch.data import evaluations
 from dglaunch.data.columns import Columns, Past
-from dglaunch.data.edits import no_size_of, read_edits
+from dglaunch.data.edits import checks_of_edits, read_edits
 from dglaunch.data.prompts import checks_of_fields, read_prompts
 from dglaunch.data.task import BatchSize, Bucket, Task
+from dglaunch.data.values import Check
 from dglaunch.distributed import topology as topologies
 from dglaunch.distributed.topology import Topology
 from dglaunch.environment import parallel_from_environment
@@ -114,13 +115,10 @@ class Job:
         evaluations.check(self.config, [changed.get(task.id, task) for task in self.tasks])
         return job
 
-    def _checks_of_fields(self) -> dict[str, Callable[[object], object]]:
+    def _checks_of_fields(self) -> dict[str, Check]:
         """What looks at the values that may be set for a row."""
-        family = self.checkpoint.family
-        found = checks_of_fields(family.size_multiple, self.config.output_format)
-        if self.config.edits and family.edit is not None and not family.edit.sets_size:
-            found |= dict.fromkeys(("width", "height"), no_size_of(self.checkpoint))
-        return found
+        found = checks_of_fields(self.checkpoint.family.size_multiple, self.config.output_format)
+        return found | (checks_of_edits(self.checkpoint) if self.config.edits else {})
 
     @property
     def makeable(self) -> list[Task]:
