@@ -11,6 +11,7 @@ before goes on: there the columns mean what they meant.
 
 import difflib
 import enum
+import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -257,6 +258,11 @@ class Columns:
             return f"{column} is empty"
         other = "" if name in self.flagged or not named.row else f"; --{NAMED_BY[name]} says what it is called here"
         return f"no {wanted}{there_are(named.row)}{other}"
+
+    @property
+    def num_points(self) -> int:
+        """Return how many images --grid makes of one."""
+        return math.prod(map(len, self.axes.values()))
 
     @property
     def summary(self) -> str:

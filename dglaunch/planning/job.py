@@ -5,7 +5,6 @@ schedule = job.schedule(done=(), limits={}, tuned={}, memory=job.machine.memory)
 schedule.plan.batches[topology.replica]         # what this replica computes, in this order
 """
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, singledispatch
@@ -232,7 +231,7 @@ def prepare(
         config=config, origins=origins, topology=topology, profile=profile, target=target, tasks=tasks, columns=columns,
         piped=piped, redo=redo,
     )  # fmt: skip
-    idle = [*idle_flags(config, origins, profile, tasks), *profile.idle_values(config, target, job.makeable)]
+    idle = [*idle_flags(config, origins, profile, tasks, columns.num_points), *profile.idle_values(config, target, job.makeable)]
     goes_on = any(each.remedy for each in idle) and columns.past is not Past.NEW
     told = settle(idle, None if goes_on else excused)
     profile.check(config, target, topology, job.makeable)
@@ -250,7 +249,7 @@ def _column_reasons(config: RunConfig, columns: Columns) -> dict[str, str]:
     found = {"columns": columns.summary} if config.tables else {}
     if columns.axes:
         axes = " x ".join(f"{len(values)} of {name}" for name, values in columns.axes.items())
-        found["grid"] = f"{math.prod(map(len, columns.axes.values()))} images of each: {axes}"
+        found["grid"] = f"{columns.num_points} images of each: {axes}"
     return found
 
 
