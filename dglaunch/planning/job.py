@@ -231,7 +231,10 @@ def prepare(
         config=config, origins=origins, topology=topology, profile=profile, target=target, tasks=tasks, columns=columns,
         piped=piped, redo=redo,
     )  # fmt: skip
-    idle = [*idle_flags(config, origins, profile, tasks, columns.num_points), *profile.idle_values(config, target, job.makeable)]
+    idle = [
+        *idle_flags(config, origins, profile, tasks, columns.num_points),
+        *profile.idle_values(config, target, job.makeable),
+    ]
     goes_on = any(each.remedy for each in idle) and columns.past is not Past.NEW
     told = settle(idle, None if goes_on else excused)
     profile.check(config, target, topology, job.makeable)
