@@ -97,6 +97,8 @@ def _children(value: object) -> Iterable[object]:
 
 def problem_with(value: object) -> str | None:
     """Say what of a value other readers of JSON would not take, as the end of a sentence that names it; or None."""
+    if isinstance(value, str):  # as every cell of a CSV is
+        return None
     for depth, level in _levels(value):
         if _is_too_deep(depth, level):
             return _TOO_DEEP

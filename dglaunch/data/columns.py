@@ -11,9 +11,11 @@ before goes on: there the columns mean what they meant.
 
 import difflib
 import enum
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from dglaunch.config import API, CALL, IDENTITY, IMAGE, ROW, RunConfig, flags_that
 from dglaunch.data.prompt_windows import LEDGER_KEYS
@@ -156,7 +158,6 @@ class Columns:
         self._meanings: dict[tuple[str, ...], Meaning] = {}
         self._found: dict[str, str] = {}
         """What was used, and the column that it came from first."""
-        self._seen: dict[str, None] = {}
         self._kept: dict[str, None] = {}
         self._near: dict[str, tuple[str, int, str]] = {}
         """Columns that look like settings: the first row with a value there, the number of such rows, what to do."""
@@ -179,7 +180,6 @@ class Columns:
         meaning = self._meanings.get(names)
         if meaning is None:
             meaning = self._meanings[names] = self._meaning(names)
-            self._seen |= dict.fromkeys(names)
         if meaning.clash is not None:
             raise ValueError(meaning.clash)
         given = {name: row[column] for name, column in meaning.column_of.items()}
@@ -205,6 +205,10 @@ class Columns:
                 )
         return Meaning(column_of, "; ".join(clashes) or None)
 
+    def ignores(self, column: str) -> bool:
+        """Whether --ignore_columns says that a column is no setting."""
+        return find(self.ignored, column) is not None
+
     def note(self, label: str, named: Named, kept: Iterable[str]) -> None:
         """Note what of a row was used, and what was kept."""
         if not self._found.keys() >= named.column_of.keys():
@@ -214,7 +218,7 @@ class Columns:
         for column in kept:
             if column not in self._kept:
                 self._kept[column] = None
-                remedy = near_miss(column) if find([column], *self.ignored) is None else None
+                remedy = None if self.ignores(column) else near_miss(column)
                 if remedy is not None:
                     self._near[column] = label, 0, remedy
             if column in self._near:
@@ -232,10 +236,11 @@ class Columns:
         Raises:
             UserError: a flag names a column that is not there, or a column looks like a setting and is none.
         """
+        seen = dict.fromkeys(chain.from_iterable(self._meanings))
         for flag, column in self._named():
-            if find(self._seen, column) is None:
+            if find(seen, column) is None:
                 raise UserError(
-                    f"--{flag} {quoted(column)}: {source} has no such column{there_are(self._seen)}. Correct it, or drop it."
+                    f"--{flag} {quoted(column)}: {source} has no such column{there_are(seen)}. Correct it, or drop it."
                 )
         near = {column: found for column, found in self._near.items() if column not in self.used_otherwise}
         if near and self.past is Past.NEW:
@@ -255,6 +260,11 @@ class Columns:
         return f"no {wanted}{there_are(named.row)}{other}"
 
     @property
+    def num_points(self) -> int:
+        """Return how many images --grid makes of one."""
+        return math.prod(map(len, self.axes.values()))
+
+    @property
     def summary(self) -> str:
         """Return in one line what was used and what was kept."""
         used = [name if column.casefold() == name else f"{name} ({column})" for name, column in self._found.items()]
@@ -269,12 +279,12 @@ class Columns:
         return ({"grid": self.axes} if self.axes else {}) | {"columns": found}
 
 
-def find(names: Iterable[str], *wanted: str) -> str | None:
+def find(names: Collection[str], wanted: str) -> str | None:
     """Return the name that is wanted: the very one, or else the first in another case."""
-    names = list(names)
-    exact = next((name for name in names if name in wanted), None)
-    folded = {name.casefold() for name in wanted}
-    return exact if exact is not None else next((name for name in names if name.casefold() in folded), None)
+    if wanted in names:
+        return wanted
+    folded = wanted.casefold()
+    return next((name for name in names if name.casefold() == folded), None)
 
 
 def there_are(names: Iterable[str]) -> str:

@@ -5,22 +5,21 @@ torn, a bomb, too many for the family) is its row's error: the task carries it, 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dglaunch import strict_json
 from dglaunch.config import EditingConfig
 from dglaunch.data.columns import IMAGES, Columns, Named
-from dglaunch.data.grid import Check, Point
+from dglaunch.data.grid import Point
 from dglaunch.data.images import BadImage, Cell, InputImage, NeedsPackage, describe, probe, probe_files
 from dglaunch.data.photos import Photo, PhotoList
 from dglaunch.data.plugins import EXTRA
 from dglaunch.data.prompts import RowReader
 from dglaunch.data.table_formats import Row
-from dglaunch.data.tables import Table, base_of, path_in
+from dglaunch.data.tables import Table
 from dglaunch.data.task import Record, Task
-from dglaunch.data.values import is_given, too_long_for
+from dglaunch.data.values import Check, is_given, too_long_for
 from dglaunch.errors import MissingPackage, UserError
 from dglaunch.models.checkpoint import Checkpoint
 
@@ -73,7 +72,6 @@ class EditReader(RowReader):
         self.stems: Mapping[int, str] | None = None
         """How results are called, by index, where there is no table."""
         if isinstance(table, PhotoTable):
-            config = replace(config, output_name_column=IMAGES)
             self.stems = {photo.index: photo.stem for photo in table.photos}
         assert checkpoint.family.edit is not None
         self.rules = checkpoint.family.edit
@@ -92,7 +90,7 @@ class EditReader(RowReader):
         self.found: dict[Path | Cell, InputImage | BadImage] = {}
 
     def own_checks(self) -> dict[str, Check]:
-        return {} if self.rules.sets_size else dict.fromkeys(("width", "height"), no_size_of(self.checkpoint))
+        return checks_of_edits(self.checkpoint)
 
     def read(self, rows: Iterable[Row]) -> list[Task]:
         tasks = super().read(rows)
@@ -159,7 +157,7 @@ class EditReader(RowReader):
 
     def _split(self, text: str, table: Path) -> list[object]:
         """One path, a JSON list or a comma list; a file of that very name wins."""
-        if _is_file(table, text):
+        if self._is_file(table, text):
             return [text]
         if text.lstrip().startswith("["):
             try:
@@ -169,6 +167,9 @@ class EditReader(RowReader):
             assert isinstance(listed, list), "it begins with a bracket"
             return listed
         return [part.strip() for part in text.split(",")]
+
+    def _is_file(self, table: Path, text: str) -> bool:
+        return len(text) < MAX_PATH and "\0" not in text and self.table.file_of(table, text).is_file()
 
     def _reference(self, item: object, table: Path, cell: Cell) -> tuple[str, Path | Cell]:
         """The name and the place of one image of a cell: a file, or bytes in the table."""
@@ -184,7 +185,7 @@ class EditReader(RowReader):
             return name, cell
         if not isinstance(path, str) or not path.strip():
             raise ValueError(f"has {path!r} where a path is needed")
-        file, name = path_in(base_of([table]), path), self.table.name_of(table, path)
+        file, name = self.table.file_of(table, path), self.table.name_of(table, path)
         self.files.setdefault(file, name)
         return name, file
 
@@ -263,17 +264,15 @@ class EditReader(RowReader):
         return None
 
 
-def _is_file(table: Path, text: str) -> bool:
-    return len(text) < MAX_PATH and "\0" not in text and path_in(base_of([table]), text).is_file()
-
-
-def no_size_of(checkpoint: Checkpoint) -> Callable[[object], object]:
-    """Return what looks at a width or a height of a pipeline that takes none: it refuses it."""
+def checks_of_edits(checkpoint: Checkpoint) -> dict[str, Check]:
+    """Return what looks at values of a row in another way than for text to image: a pipeline that takes no size refuses it."""
+    if checkpoint.family.edit is None or checkpoint.family.edit.sets_size:
+        return {}
 
     def refuse(_value: object) -> object:
         raise ValueError(f"cannot be set: {checkpoint.pipeline_class} chooses the size itself; leave it out")
 
-    return refuse
+    return dict.fromkeys(("width", "height"), refuse)
 
 
 def saved_names(task: Task) -> Mapping[str, InputImage]:

@@ -6,15 +6,15 @@ of a row's images have that of its first, so that they differ by the grid's valu
 
 import csv
 import difflib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import product
 from typing import NamedTuple
 
 from dglaunch.data.columns import find
 from dglaunch.data.task import ROW_FIELDS, Record
+from dglaunch.data.values import Check
 from dglaunch.errors import UserError
 
-Check = Callable[[object], object]
 ALIASES = {"steps": "num_inference_steps"}
 
 
@@ -45,7 +45,6 @@ class Grid:
                 raise UserError(f"--grid {word}: {name} is varied twice. Write all its values after one {name}=.")
             self.axes[name] = values
         self.points = [_point(dict(zip(self.axes, values))) for values in product(*self.axes.values())]
-
         self.largest_seed = max((seed for seed in self.axes.get("seed", ()) if isinstance(seed, int)), default=0)
 
     def __len__(self) -> int:

@@ -7,6 +7,7 @@ format and no attribute: what is between the braces is looked up among the colum
 import difflib
 import re
 from collections.abc import Mapping
+from itertools import chain
 
 from dglaunch.data import values
 from dglaunch.data.columns import find, there_are
@@ -28,8 +29,7 @@ class PromptTemplate:
         self._pieces: list[tuple[str, bool]] = []
         """Texts, and names of columns."""
         self._columns: dict[tuple[str, ...], dict[str, str]] = {}
-        self._never_seen: dict[str, None] = {}
-        self._seen: dict[str, None] = {}
+        """By the columns of a row: of its names, those that are columns there."""
         for piece in _PIECE.finditer(text):
             name, alone = piece.groups()
             if alone is not None or (name is not None and not name.strip()):
@@ -47,7 +47,6 @@ class PromptTemplate:
                 f"{FLAG} {text!r} names no column, so that all prompts would be the same. Write {{name}} for the column `name`; "
                 "one prompt for all images is --prompt."
             )
-        self._never_seen = dict.fromkeys(self.names)
 
     def fill(self, row: Mapping[str, object]) -> str:
         """Return the prompt of a row.
@@ -67,9 +66,6 @@ class PromptTemplate:
         if found is None:
             found = {name: column for name in self.names if (column := find(names, name)) is not None}
             self._columns[names] = found
-            self._seen |= dict.fromkeys(names)
-            for name in found:
-                self._never_seen.pop(name, None)
         return found
 
     @property
@@ -83,13 +79,15 @@ class PromptTemplate:
         Raises:
             UserError: a name is that of no column in any row.
         """
-        if not self._never_seen or not self._seen:
+        seen = dict.fromkeys(chain.from_iterable(self._columns))
+        found = set(chain.from_iterable(self._columns.values()))
+        name = next((name for name in self.names if name not in found), None)
+        if name is None or not seen:
             return
-        name = next(iter(self._never_seen))
-        folded = {column.casefold(): column for column in self._seen}
+        folded = {column.casefold(): column for column in seen}
         near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
         raise UserError(
-            f"{FLAG} {self._text!r}: {source} has no column {name!r}{there_are(self._seen)}."
+            f"{FLAG} {self._text!r}: {source} has no column {name!r}{there_are(seen)}."
             f"{f' The nearest is {folded[near[0]]!r}.' if near else ''} Correct the name (between braces stands that of a column and "
             "nothing else; {{ is a brace)."
         )

@@ -12,7 +12,7 @@ from dglaunch import strict_json
 from dglaunch.config import MAX_SEED, RunConfig, T2IConfig, defaults
 from dglaunch.data import evaluations, values
 from dglaunch.data.columns import Columns, Named, find, there_are
-from dglaunch.data.grid import Check, Grid, Point
+from dglaunch.data.grid import Grid, Point
 from dglaunch.data.prompt_template import PromptTemplate
 from dglaunch.data.row_filter import RowFilter
 from dglaunch.data.row_list import rows_of_list
@@ -53,7 +53,7 @@ def read_prompts(
     return reader.read((label, evaluations.read_row(config.layout, row)) for label, row in rows)
 
 
-def checks_of_fields(size_multiple: int, output_format: str) -> dict[str, Callable[[object], object]]:
+def checks_of_fields(size_multiple: int, output_format: str) -> dict[str, values.Check]:
     """Return what looks at each value that a row may set for itself: it gives the value, or raises a ValueError."""
     return {
         "negative_prompt": values.negative_prompt_text,
@@ -74,7 +74,7 @@ class RowReader:
         self.config = config
         self.source = source
         self.columns = columns
-        self.checks: dict[str, Check] = checks_of_fields(size_multiple, config.output_format) | self.own_checks()
+        self.checks = checks_of_fields(size_multiple, config.output_format) | self.own_checks()
         self.defaults = self._flag_values()
         self.template = None if config.prompt_template is None else PromptTemplate(config.prompt_template)
         self.grid = Grid(config.grid, self.checks, () if self.template is None else self.template.names)
@@ -89,7 +89,7 @@ class RowReader:
         self.filter = RowFilter(config.filter_rows) if config.filter_rows is not None else None
         self.num_wanted = 0
 
-    def own_checks(self) -> dict[str, Check]:
+    def own_checks(self) -> dict[str, values.Check]:
         """What a setting must be here, where that is not what it must be elsewhere."""
         return {}
 
@@ -185,7 +185,7 @@ class RowReader:
         for n, (index, point) in enumerate(points):
             stem = f"{index:06d}" if name is None else name + f"_{index - first:02d}" * (len(self.grid) > 1)
             stems = [stem if count == 1 else f"{stem}_{sample:02d}" for sample in range(count)]
-            if self.config.output_name_column is not None and not self._claim(label, stems):
+            if name is not None and not self._claim(label, stems):
                 continue
             settings: dict[str, Any] = {"seed": seed, **content, **point.settings}
             extra = {**kept, **point.columns} or None
@@ -257,11 +257,7 @@ class RowReader:
         names = {name for name, value in named.given.items() if values.is_given(value)}
         for name in self.template.names if self.template is not None else ():
             column = find(named.row, name)
-            if (
-                column is not None
-                and values.is_given(named.row[column])
-                and find([column], *self.columns.ignored) is None
-            ):
+            if column is not None and values.is_given(named.row[column]) and not self.columns.ignores(column):
                 names.add(name)
         return names
 

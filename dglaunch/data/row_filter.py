@@ -18,8 +18,10 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
+from dglaunch.data.columns import find
 from dglaunch.errors import UserError
 
+FLAG = "--filter_rows"
 MOST_TEXT = 1 << 20
 """Characters of a filter: of a list of 100,000 indices."""
 MOST_DEPTH = 50
@@ -35,12 +37,12 @@ _NOT_TRUE = ("", "0", "false", "no", "none")
 class RowFilter:
     """A RowFilter is asked about each row of one table, and then whether all that it names was there."""
 
-    def __init__(self, text: str, flag: str = "--filter_rows") -> None:
+    def __init__(self, text: str) -> None:
         """
         Raises:
             UserError: it is neither a list of indices nor an expression that can be computed.
         """
-        self._said = f"{flag} {text}"
+        self._said = f"{FLAG} {text}"
         self._singles: set[int] = set()
         self._ranges: list[range] = []
         self._expression: ast.expr | None = None
@@ -48,7 +50,7 @@ class RowFilter:
         """Columns of the expression that no row had so far."""
         self._columns: dict[str, None] = {}
         if len(text) > MOST_TEXT:
-            raise UserError(f"{flag} has {len(text):,} characters; {MOST_TEXT:,} are the most. Give ranges of indices.")
+            raise UserError(f"{FLAG} has {len(text):,} characters; {MOST_TEXT:,} are the most. Give ranges of indices.")
         if _RANGES.fullmatch(text):
             self._take_ranges(text)
         else:
@@ -138,7 +140,7 @@ class RowFilter:
     def _note_columns(self, row: Mapping[str, object]) -> None:
         if self._missing:
             self._columns |= dict.fromkeys(row)
-            self._missing -= {name for name in self._missing if _name_in(row, name) is not None}
+            self._missing -= {name for name in self._missing if find(row, name) is not None}
 
     def _no_column(self, source: str) -> UserError:
         name = min(self._missing)
@@ -170,17 +172,10 @@ def _column(node: ast.expr) -> str | None:
     return None
 
 
-def _name_in(row: Mapping[str, object], name: str) -> str | None:
-    """How a row calls a column: by this very name, or by one that differs in case."""
-    if name in row:
-        return name
-    return next((column for column in row if column.casefold() == name.casefold()), None)
-
-
 def _value(node: ast.expr, row: Mapping[str, object]) -> object:
     column = _column(node)
     if column is not None:
-        name = _name_in(row, column)
+        name = find(row, column)
         return None if name is None else row[name]
     return _COMPUTED[type(node)](node, row)
 

@@ -47,6 +47,8 @@ class Table:
         """What the relative paths in the table are relative to, as far as they stand for all of its files."""
         self._firsts: list[int] = []
         self._files: list[Path] = []
+        self._bases: dict[Path, Path] = {}
+        """Of its files: what the relative paths in one are relative to, looked up once and not for each row."""
 
     def __str__(self) -> str:
         return shown(self.named)
@@ -57,7 +59,7 @@ class Table:
         Raises:
             UserError: a file is missing, unreadable, not UTF-8 or of another kind.
         """
-        files = [(file, os.path.isdir(path)) for path in files_named(self.named) for file in _files_in(path)]
+        files = [(file, file != path) for path in files_named(self.named) for file in _files_in(path)]
         names = Counter(file.name for file, _ in files)
         number = 0
         for file, is_in_folder in files:
@@ -73,13 +75,22 @@ class Table:
         at = bisect_right(self._firsts, number) - 1
         return self._files[at], number - self._firsts[at]
 
+    def file_of(self, file: Path, text: str) -> Path:
+        """Return the file that a row of this file names."""
+        return path_in(self._base_of(file), text)
+
     def name_of(self, file: Path, text: str) -> str:
         """Return how a path that a row of this file names is called beside those of all files: as it stands there, unless
         the file lies in another folder than the base."""
-        here = base_of([file])
+        here = self._base_of(file)
         if here == self.base or at_home(Path(text)).is_absolute():
             return text
         return os.path.relpath(path_in(here, text), self.base)
+
+    def _base_of(self, file: Path) -> Path:
+        if file not in self._bases:
+            self._bases[file] = base_of([file])
+        return self._bases[file]
 
 
 def read_table(path: Path) -> Iterator[Row]:

@@ -6,10 +6,13 @@ Each function returns the value or raises a ValueError whose text ends a sentenc
 import math
 import re
 import unicodedata
+from collections.abc import Callable
 from contextlib import suppress
 
 from dglaunch.config import MAX_SEED
 
+Check = Callable[[object], object]
+"""Any of these functions."""
 MAX_NAME_BYTES = 200
 MOST_EXACT = 2**53
 """Up to which a floating point number is exact; pandas makes such numbers of a column with gaps."""

@@ -1,6 +1,6 @@
 """What was given and does nothing is told: refused where it is a mistake, a line where the images are what was asked for.
 
-found = [*idle_flags(config, origins, profile, tasks), *profile.idle_values(config, target, tasks)]
+found = [*idle_flags(config, origins, profile, tasks, num_points=1), *profile.idle_values(config, target, tasks)]
 reasons = settle(found, excused=())
 """
 
@@ -24,11 +24,15 @@ def given_flags(config: RunConfig, origins: Mapping[str, str], names: Iterable[s
 
 
 def idle_flags(
-    config: RunConfig, origins: Mapping[str, str], profile: Profile, tasks: Sequence[Task]
+    config: RunConfig, origins: Mapping[str, str], profile: Profile, tasks: Sequence[Task], num_points: int
 ) -> Iterator[Idle]:
-    """Yield flags that every row overrules, and those that the backend does not look at."""
+    """Yield flags that every row overrules, and those that the backend does not look at.
+
+    Args:
+        num_points: how many images --grid makes of one; they have one seed.
+    """
     for name in given_flags(config, origins, flags_that(ROW, type(config))):
-        if not any(_comes_from_flag(config, name, task) for task in tasks):
+        if not any(_comes_from_flag(config, name, task, num_points) for task in tasks):
             yield Idle(name=name, reason="every row has its own")
     if given_flags(config, origins, ["num_images_per_prompt"]):
         samples = Counter(task.index for task in tasks).values()
@@ -38,11 +42,11 @@ def idle_flags(
         yield Idle(name=name, reason=f"--backend {config.backend.backend} has no model")
 
 
-def _comes_from_flag(config: RunConfig, name: str, task: Task) -> bool:
+def _comes_from_flag(config: RunConfig, name: str, task: Task, num_points: int) -> bool:
     """Whether a task has the value that it would have from a flag (or one of its row's that is no other)."""
     if name != "seed":
         return bool(getattr(task, name) == getattr(config, name))
-    return task.seed == config.seed + task.index * (config.num_images_per_prompt or 1) + task.sample
+    return task.seed == config.seed + task.index // num_points * (config.num_images_per_prompt or 1) + task.sample
 
 
 def settle(found: Iterable[Idle], excused: Collection[str] | None) -> dict[str, str]:

@@ -5,7 +5,6 @@ schedule = job.schedule(done=(), limits={}, tuned={}, memory=job.machine.memory)
 schedule.plan.batches[topology.replica]         # what this replica computes, in this order
 """
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, singledispatch
@@ -14,9 +13,10 @@ from dglaunch.backends.profiles import Profile, Target, profile_of
 from dglaunch.config import IDENTITY, IMAGE, EditingConfig, RunConfig, T2IConfig, flags_that, settings, settings_that
 from dglaunch.data import evaluations
 from dglaunch.data.columns import Columns, Past
-from dglaunch.data.edits import no_size_of, read_edits
+from dglaunch.data.edits import checks_of_edits, read_edits
 from dglaunch.data.prompts import checks_of_fields, read_prompts
 from dglaunch.data.task import BatchSize, Bucket, Task
+from dglaunch.data.values import Check
 from dglaunch.distributed import topology as topologies
 from dglaunch.distributed.topology import Topology
 from dglaunch.environment import parallel_from_environment
@@ -114,13 +114,10 @@ class Job:
         evaluations.check(self.config, [changed.get(task.id, task) for task in self.tasks])
         return job
 
-    def _checks_of_fields(self) -> dict[str, Callable[[object], object]]:
+    def _checks_of_fields(self) -> dict[str, Check]:
         """What looks at the values that may be set for a row."""
-        family = self.checkpoint.family
-        found = checks_of_fields(family.size_multiple, self.config.output_format)
-        if self.config.edits and family.edit is not None and not family.edit.sets_size:
-            found |= dict.fromkeys(("width", "height"), no_size_of(self.checkpoint))
-        return found
+        found = checks_of_fields(self.checkpoint.family.size_multiple, self.config.output_format)
+        return found | (checks_of_edits(self.checkpoint) if self.config.edits else {})
 
     @property
     def makeable(self) -> list[Task]:
@@ -234,7 +231,10 @@ def prepare(
         config=config, origins=origins, topology=topology, profile=profile, target=target, tasks=tasks, columns=columns,
         piped=piped, redo=redo,
     )  # fmt: skip
-    idle = [*idle_flags(config, origins, profile, tasks), *profile.idle_values(config, target, job.makeable)]
+    idle = [
+        *idle_flags(config, origins, profile, tasks, columns.num_points),
+        *profile.idle_values(config, target, job.makeable),
+    ]
     goes_on = any(each.remedy for each in idle) and columns.past is not Past.NEW
     told = settle(idle, None if goes_on else excused)
     profile.check(config, target, topology, job.makeable)
@@ -252,7 +252,7 @@ def _column_reasons(config: RunConfig, columns: Columns) -> dict[str, str]:
     found = {"columns": columns.summary} if config.tables else {}
     if columns.axes:
         axes = " x ".join(f"{len(values)} of {name}" for name, values in columns.axes.items())
-        found["grid"] = f"{math.prod(map(len, columns.axes.values()))} images of each: {axes}"
+        found["grid"] = f"{columns.num_points} images of each: {axes}"
     return found
 
 

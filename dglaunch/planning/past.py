@@ -7,10 +7,9 @@ table alike.
 from dglaunch.config import RunConfig
 from dglaunch.data.columns import Past
 from dglaunch.data.task import Record
-from dglaunch.distributed import store
-from dglaunch.distributed.channel import MODEL_TIMEOUT
 from dglaunch.distributed.topology import Topology
 from dglaunch.output.ledger import METADATA, OutputFolder, object_at
+from dglaunch.planning.pipe import on_all_ranks
 
 
 def past_of(config: RunConfig, topology: Topology) -> Past:
@@ -23,9 +22,7 @@ def past_of(config: RunConfig, topology: Topology) -> Past:
     def look() -> bytes:
         return _past_in(OutputFolder(config.output_dir), config.overwrite and not topology.restarted).value.encode()
 
-    if topology.world_size == 1 or not topology.distributed or topology.rendezvous is None:
-        return Past(look().decode())
-    return Past(store.hand_on(topology, look, MODEL_TIMEOUT).decode())
+    return Past(on_all_ranks(topology, look).decode())
 
 
 def _past_in(folder: OutputFolder, anew: bool) -> Past:

@@ -1,6 +1,6 @@
 """What `dglaunch redo` is asked: which images of a job are made anew, and what is changed about them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -8,6 +8,7 @@ from dglaunch.config import MAX_SEED
 from dglaunch.data import values
 from dglaunch.data.row_filter import RowFilter
 from dglaunch.data.task import Record, Task
+from dglaunch.data.values import Check
 from dglaunch.errors import UserError
 from dglaunch.output.ledger import FAILURES, OutputFolder
 from dglaunch.output.lines import TaskId, id_of
@@ -78,9 +79,7 @@ class Redo:
 
     # -- how ------------------------------------------------------------------------------------------------------
 
-    def applied(
-        self, tasks: Sequence[Task], token: str, checks: Mapping[str, Callable[[object], object]]
-    ) -> list[Task]:
+    def applied(self, tasks: Sequence[Task], token: str, checks: Mapping[str, Check]) -> list[Task]:
         """Return the tasks as they are made now.
 
         Args:
@@ -106,7 +105,7 @@ class Redo:
         return found
 
     @staticmethod
-    def _checked(name: str, value: object, checks: Mapping[str, Callable[[object], object]]) -> object:
+    def _checked(name: str, value: object, checks: Mapping[str, Check]) -> object:
         if value is None and name not in ("prompt", "seed"):
             return None
         check = values.text if name == "prompt" else checks[name]

@@ -123,6 +123,14 @@ def test_a_flag_that_every_row_overrules_is_told_in_the_run_and_its_record(tmp_p
     assert run_json(tmp_path / "out")["choices"]["seed"] == "does nothing: every row has its own"
 
 
+def test_the_seed_of_which_a_grids_rows_begin_is_not_told_as_idle(tmp_path: Path) -> None:
+    """Row 1 of the table begins with index 2; its images have the seed that its own number gives."""
+    words = ("--backend", "fake", "--seed", "5", "--grid", "guidance_scale=1,2")
+    assert "seed does nothing" not in plan(tmp_path, *words, "--filter_rows", "2:").output
+    rows: list[dict[str, object]] = [{"prompt": "a", "seed": 7}, {"prompt": "b", "seed": 8}]
+    assert "seed does nothing: every row has its own" in plan(tmp_path, *words, rows=rows).output
+
+
 def test_what_comes_from_a_variable_is_told_too(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [{"prompt": "a", "num_images_per_prompt": 3}]
     ended = plan(tmp_path, "--backend", "fake", rows=rows, DG_NUM_IMAGES_PER_PROMPT="2")
