@@ -8,7 +8,7 @@ just before the first byte goes out, and give it back when the last one has come
 counted, when it has been understood). What the SDK does before and after
 (building, base64, JSON) is done by threads beyond that number, while others' requests are with the server.
 
-An adapter (openai.py, google.py) says in a `profile.Api` what its API can do, makes the request with the official SDK, and
+An adapter (openai.py, google.py) says in a `description.Api` what its API can do, makes the request with the official SDK, and
 translates the SDK's errors into a `RequestError`.
 """
 

@@ -13,7 +13,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dglaunch.backends.api import vertex
-from dglaunch.backends.api.answers import Answer, Part, RequestError, amount, by_status, flat_numbers
+from dglaunch.backends.api.answers import (
+    Answer,
+    Part,
+    RequestError,
+    amount,
+    by_status,
+    flat_numbers,
+    rewritten,
+    too_late,
+    unexplained,
+)
 from dglaunch.backends.api.backend import ApiBackend
 from dglaunch.backends.api.checks import extra_fields
 from dglaunch.backends.api.description import Api, facts_of
@@ -186,12 +196,10 @@ class GoogleBackend(ApiBackend):
         if NO_CREDENTIALS in names:
             return RequestError("stop", f"the application default credentials are refused: {error}")
         if TIMEOUT in names:
-            return RequestError("again", f"no answer within {self.settings.timeout:g} s (--timeout)", lost=True)
+            return too_late(self.settings.timeout)
         if any(name in NETWORK for name in names):
             return RequestError("again", f"no answer ({type(error).__name__}): {error}", lost=True)
-        if isinstance(error, ValueError):  # pydantic's too: a damaged answer
-            return RequestError("again", f"the answer cannot be read: {error}")
-        return RequestError("refused", f"{type(error).__name__}: {error}")
+        return unexplained(error)  # pydantic's is a ValueError
 
 
 def _no_limits() -> object:
@@ -222,8 +230,7 @@ def _no_image(answer: object, said: str, kinds: Sequence[str]) -> RequestError:
 
 
 def _imagen_part(generated: Any, prompt: str) -> Part:
-    rewritten = generated.enhanced_prompt
-    told: Record = {"revised_prompt": rewritten} if rewritten and rewritten != prompt else {}
+    told = rewritten(generated.enhanced_prompt, prompt)
     if generated.image is not None and generated.image.image_bytes:
         return Part(bytes(generated.image.image_bytes), told)
     return Part(RequestError("refused", f"filtered: {generated.rai_filtered_reason or 'no reason given'}"), told)
