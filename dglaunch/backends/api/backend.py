@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 from dglaunch import strict_json
 from dglaunch.backends.api.answers import STOPS, Answer, Part, RequestError, TooFew, bounded, picture, redact
-from dglaunch.backends.api.checks import MASK_BYTES
 from dglaunch.backends.api.description import Api, addresses_of, api_of, key_of
 from dglaunch.backends.api.downloads import origin_of
 from dglaunch.backends.api.limits import SpendLimit, delay, share, sleep
@@ -230,8 +229,8 @@ class ApiBackend:
         """Return the images of one row. A slot is None where the run was stopped in between: that image stays pending."""
         slots: list[Slot] = [None] * len(batch)
         try:
-            images = uploads(batch.tasks[0], self.api.image_formats, self.api.max_image_bytes)
-            mask = mask_of(batch.tasks[0], MASK_BYTES)
+            images = uploads(batch.tasks[0], self.api.model.image_formats, self.api.model.max_image_bytes)
+            mask = mask_of(batch.tasks[0])
         except BadImage as error:
             return [ItemError(str(error))] * len(batch)
         try:

@@ -26,8 +26,8 @@ from dglaunch.backends.api.answers import (
 )
 from dglaunch.backends.api.backend import ApiBackend
 from dglaunch.backends.api.checks import extra_fields
-from dglaunch.backends.api.description import Api, facts_of
-from dglaunch.backends.api.models import Model, model_of
+from dglaunch.backends.api.description import Api
+from dglaunch.backends.api.models import GEMINI_OPTIONS, Model, model_of, unknown_model
 from dglaunch.backends.api.sizes import SizeOf, size_of
 from dglaunch.backends.api.uploads import Upload
 from dglaunch.config import pairs_of
@@ -74,11 +74,9 @@ class GoogleBackend(ApiBackend):
             max_seed=0 if imagen else 2**31 - 1,
             refused_extra=SET_HERE,
             servers=servers,
-            **facts_of(
-                row, images_per_request=4 if imagen else 1, most_per_request=4 if imagen else 1,
-                options=() if imagen else ("image_config", "safety_settings", "system_instruction"),
-            ),
-        )  # fmt: skip
+            model=row or (unknown_model(4, ()) if imagen else unknown_model(1, GEMINI_OPTIONS)),
+            is_known=row is not None,
+        )
 
     def connect(self, key: str) -> None:
         from google import genai

@@ -22,9 +22,9 @@ from dglaunch.backends.api.answers import (
 )
 from dglaunch.backends.api.backend import ApiBackend
 from dglaunch.backends.api.checks import extra_fields
-from dglaunch.backends.api.description import Api, facts_of
+from dglaunch.backends.api.description import Api
 from dglaunch.backends.api.downloads import download
-from dglaunch.backends.api.models import model_of
+from dglaunch.backends.api.models import model_of, unknown_model
 from dglaunch.backends.api.sizes import size_of
 from dglaunch.backends.api.uploads import Upload
 from dglaunch.config import MAX_SEED
@@ -32,6 +32,8 @@ from dglaunch.data.task import ROW_FIELDS, Task
 
 NO_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 """Codes of a 429 or 400 that no waiting mends."""
+MOST_IMAGES = 10
+"""Of a request, where the table does not know the model."""
 PARAMETERS = ("quality", "background", "output_compression", "moderation", "input_fidelity")
 """Flags that are parameters of the API."""
 FORMATS = {"png": "png", "jpg": "jpeg", "webp": "webp"}
@@ -68,7 +70,9 @@ class OpenAIBackend(ApiBackend):
             max_seed=MAX_SEED if own else 0,
             refused_extra=SET_HERE,
             servers=servers,
-            **facts_of(row, images_per_request=1 if own else 10, most_per_request=10, options=PARAMETERS),
+            model=row or unknown_model(1 if own else MOST_IMAGES, PARAMETERS),
+            is_known=row is not None,
+            most_per_request=MOST_IMAGES if own else None,
         )
 
     def connect(self, key: str) -> None:
