@@ -31,6 +31,7 @@ from dglaunch.backends.api.profile import num_workers, rank_of_all
 from dglaunch.backends.api.servers import Pool, Server
 from dglaunch.backends.api.uploads import Upload, mask_of, uploads
 from dglaunch.backends.base import Context, Facts, ItemError, Slot
+from dglaunch.config import RemoteConfig
 from dglaunch.data.images import BadImage
 from dglaunch.data.task import Batch, Record, Task
 from dglaunch.environment import environment
@@ -141,6 +142,17 @@ class ApiBackend:
     def describe(model: str, servers: tuple[str, ...] = ()) -> Api:
         """Return what the API can do with a model; `servers` are those that are not the vendor's own."""
         raise NotImplementedError
+
+    @staticmethod
+    def takes_credentials(remote: RemoteConfig) -> bool:
+        """Return whether it is asked with a project's credentials in place of a key.
+
+        Raises:
+            UserError: a project is named, and the API has none.
+        """
+        if remote.api_project or remote.api_location:
+            raise UserError("--api_project and --api_location are Vertex AI's, with --backend google_genai. Drop them.")
+        return False
 
     def connect(self, key: str) -> None:
         """Make the SDK's client, with `self.hooks` in its HTTP client and without the SDK's own retries."""

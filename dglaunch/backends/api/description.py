@@ -7,7 +7,6 @@ from urllib.parse import urlsplit
 
 from dglaunch.backends.api.models import Model, is_vendors
 from dglaunch.backends.api.sizes import SizeOf
-from dglaunch.backends.api.vertex import project_of
 from dglaunch.backends.registry import backend_factory
 from dglaunch.config import RunConfig
 from dglaunch.environment import environment
@@ -65,10 +64,7 @@ def api_of(config: RunConfig) -> Api:
     adapter = backend_factory(name)
     own = tuple(base for base in addresses_of(config) if not is_vendors(name, urlsplit(base).hostname or ""))
     api: Api = adapter.describe(config.backend.model_name, own)  # type: ignore[attr-defined]  # as above
-    if name != "google_genai" and (config.remote.api_project or config.remote.api_location):
-        raise UserError("--api_project and --api_location are Vertex AI's, with --backend google_genai. Drop them.")
-    vertex = name == "google_genai" and project_of(config.remote, environment()) is not None
-    return replace(api, by_credentials=vertex)
+    return replace(api, by_credentials=adapter.takes_credentials(config.remote))  # type: ignore[attr-defined]
 
 
 def key_of(api: Api, environ: Mapping[str, str]) -> str:

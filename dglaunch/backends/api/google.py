@@ -30,7 +30,7 @@ from dglaunch.backends.api.description import Api
 from dglaunch.backends.api.models import GEMINI_OPTIONS, Model, model_of, unknown_model
 from dglaunch.backends.api.sizes import SizeOf, size_of
 from dglaunch.backends.api.uploads import Upload
-from dglaunch.config import pairs_of
+from dglaunch.config import RemoteConfig, pairs_of
 from dglaunch.data.task import Record, Task
 from dglaunch.environment import environment
 
@@ -77,6 +77,10 @@ class GoogleBackend(ApiBackend):
             model=row or (unknown_model(4, ()) if imagen else unknown_model(1, GEMINI_OPTIONS)),
             is_known=row is not None,
         )
+
+    @staticmethod
+    def takes_credentials(remote: RemoteConfig) -> bool:
+        return vertex.project_of(remote, environment()) is not None
 
     def connect(self, key: str) -> None:
         from google import genai
