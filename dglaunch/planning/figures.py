@@ -147,8 +147,10 @@ class FigureBook:
             self.problem = str(error)
             return None
         found = self._look_up(key, request) or self._trace(key, request)
-        factor = self.measured.factor(self.machine, key) if found is not None else None
-        return found if found is None or factor is None else with_memory(found, factor)
+        if found is None:
+            return None
+        factor = self.measured.factor(self.machine, key)
+        return found if factor is None else with_memory(found, factor)
 
     def _look_up(self, key: str, request: Request) -> Figures | None:
         shipped = _shipped()
