@@ -123,13 +123,21 @@ class Topology:
         return node, "" if self.is_main else f"-rank{self.rank}of{self.world_size}"
 
     def describe(self) -> str:
-        names = ("ulysses_degree", "ring_degree")
-        degrees = [f"{name.split('_')[0]} {n}" for name in names if (n := getattr(self.parallel, name)) > 1]
-        degrees += ["cfg 2"] if self.parallel.use_cfg_parallel else []
-        inside = f" of {self.replica_size} ranks ({', '.join(degrees)})" if degrees else " of one rank"
+        degrees = degrees_in_words(self.parallel)
+        inside = f" of {self.replica_size} ranks ({degrees})" if degrees else " of one rank"
         node = f", node {self.node} of {self.num_nodes}" if self.num_nodes > 1 else ""
         writers = {"main": "", "node": ", each node writes its images", "rank": ", each replica writes its images"}
         return f"{self.num_replicas} replica{'s' if self.num_replicas > 1 else ''}{inside}{node}{writers[self.mode]}"
+
+
+def degrees_in_words(parallel: ParallelConfig) -> str:
+    """Return the degrees of a replica: "ulysses 2, cfg 2"; nothing where an image is one rank's."""
+    degrees = {
+        "ulysses": parallel.ulysses_degree,
+        "ring": parallel.ring_degree,
+        "cfg": 2 if parallel.use_cfg_parallel else 1,
+    }
+    return ", ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1)
 
 
 def splits(world_size: int) -> list[ParallelConfig]:

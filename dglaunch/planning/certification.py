@@ -126,12 +126,9 @@ def _splits(job: Job, ranks: int, degrees: Mapping[str, str]) -> list[Case]:
 
 
 def _variables(split: ParallelConfig) -> dict[str, str]:
-    found = {
-        "ULYSSES_DEGREE": str(split.ulysses_degree),
-        "RING_DEGREE": str(split.ring_degree),
-        "USE_CFG_PARALLEL": "1" if split.use_cfg_parallel else "0",
-    }
-    return {XDIT_PREFIX + name: value for name, value in found.items() if value != ("0" if "CFG" in name else "1")}
+    degrees = {"ULYSSES_DEGREE": split.ulysses_degree, "RING_DEGREE": split.ring_degree}
+    several = {XDIT_PREFIX + name: str(degree) for name, degree in degrees.items() if degree > 1}
+    return several | ({f"{XDIT_PREFIX}USE_CFG_PARALLEL": "1"} if split.use_cfg_parallel else {})
 
 
 # -- memory and time ----------------------------------------------------------------------------------------------

@@ -99,8 +99,8 @@ class FigureBook:
         self.is_closed = known is not None
         self.problem = ""
         """Why there are none."""
-        self.measured = Measured(config.backend.cache / "figures" / MEASURED)
         self._folder = config.backend.cache / "figures"
+        self.measured = Measured(self._folder / MEASURED)
         self._num_traced = 0
 
     def __call__(self, bucket: Bucket) -> Figures | None:
@@ -147,8 +147,10 @@ class FigureBook:
             self.problem = str(error)
             return None
         found = self._look_up(key, request) or self._trace(key, request)
-        factor = self.measured.factor(self.machine, key) if found is not None else None
-        return found if found is None or factor is None else with_memory(found, factor)
+        if found is None:
+            return None
+        factor = self.measured.factor(self.machine, key)
+        return found if factor is None else with_memory(found, factor)
 
     def _look_up(self, key: str, request: Request) -> Figures | None:
         shipped = _shipped()
@@ -169,16 +171,8 @@ class FigureBook:
         except Exception as error:  # the pipeline's own code, of any family: then nothing is known of it
             self.problem = " ".join(str(error).split()) or type(error).__name__
             return None
-        self._keep(self._file(key, request), found)
+        _keep(self._file(key, request), strict_json.dumps(found.as_json()))
         return found
-
-    def _keep(self, file: Path, figures: Figures) -> None:
-        try:
-            make_cache_folder(file.parent)
-            with atomic_write(file) as temporary:
-                temporary.write_text(strict_json.dumps(figures.as_json()), encoding="utf-8")
-        except OSError:  # the next plan traces it again
-            return
 
     def _file(self, key: str, request: Request) -> Path:
         versions = hashlib.sha256(json.dumps(_versions(request)).encode()).hexdigest()
@@ -202,20 +196,15 @@ class Measured:
     def factor(self, machine: str, key: str) -> float | None:
         """Return the factor of a machine's GPU for a kind of batch; None if no run has measured it."""
         factor = self._read().get(f"{machine} {key}")
-        known = isinstance(factor, int | float) and LEAST_FACTOR <= factor <= MOST_FACTOR
-        return float(factor) if known and isinstance(factor, int | float) else None
+        if not isinstance(factor, int | float) or not LEAST_FACTOR <= factor <= MOST_FACTOR:
+            return None
+        return float(factor)
 
     def note(self, machine: str, key: str, factor: float) -> None:
-        """Keep a factor for later runs and plans, on top of the one that this run's plan had; where it cannot be kept they do
-        without."""
+        """Keep a factor for later runs and plans, on top of the one that this run's plan had."""
         whole = factor * (self.factor(machine, key) or 1.0)
         entries = self._read() | {f"{machine} {key}": min(max(whole, LEAST_FACTOR), MOST_FACTOR)}
-        try:
-            make_cache_folder(self.path.parent)
-            with atomic_write(self.path) as temporary:
-                temporary.write_text(strict_json.dumps(entries, indent=1), encoding="utf-8")
-        except OSError:
-            return
+        _keep(self.path, strict_json.dumps(entries, indent=1))
 
     def _read(self) -> dict[str, object]:
         """A file that is missing or no such table counts as empty."""
@@ -224,6 +213,16 @@ class Measured:
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
+
+
+def _keep(path: Path, text: str) -> None:
+    """Keep something for later runs and plans; where it cannot be kept they do without."""
+    try:
+        make_cache_folder(path.parent)
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError:
+        return
 
 
 def with_memory(figures: Figures, factor: float) -> Figures:

@@ -1,7 +1,7 @@
 """What a job will take on named GPUs: memory by stage, time as a range, the ways to split it, and what would help.
 
 outlook = look_ahead(job, schedule, book, gpu)
-outlook.memory.fits, outlook.time.seconds, outlook.advice
+outlook.fits, outlook.total, outlook.advice
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from functools import cached_property
 from dglaunch.backends.profiles import profile_of
 from dglaunch.config import ParallelConfig
 from dglaunch.data.task import Bucket
-from dglaunch.distributed.topology import Topology, splits
+from dglaunch.distributed.topology import Topology, degrees_in_words, splits
 from dglaunch.errors import UserError
 from dglaunch.models.figures import Figures
 from dglaunch.models.optimizations import OPTIMIZATIONS
@@ -331,7 +331,7 @@ class _Looking:
     def layout(self, parallel: ParallelConfig) -> Layout:
         job, bucket = self.job, self.largest[0]
         topology = replace(job.topology, parallel=parallel)
-        name = name_of(parallel, topology)
+        name = name_of(topology)
         try:
             self.check(topology)
         except UserError as error:
@@ -471,10 +471,7 @@ def _costs(flags: Sequence[str]) -> str:
     return "; ".join(row.does + (f" (images change: {row.changes})" if row.changes else "") for row in rows)
 
 
-def name_of(parallel: ParallelConfig, topology: Topology) -> str:
+def name_of(topology: Topology) -> str:
     """Return a layout in words: "4 replicas of ulysses 2"."""
-    parts = [f"ulysses {parallel.ulysses_degree}"] if parallel.ulysses_degree > 1 else []
-    parts += [f"ring {parallel.ring_degree}"] if parallel.ring_degree > 1 else []
-    parts += ["cfg 2"] if parallel.use_cfg_parallel else []
     count = topology.num_replicas
-    return f"{count} replica{'s' if count > 1 else ''} of {', '.join(parts) or 'one GPU'}"
+    return f"{count} replica{'s' if count > 1 else ''} of {degrees_in_words(topology.parallel) or 'one GPU'}"

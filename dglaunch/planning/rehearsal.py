@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from dglaunch.backends.base import Context
-from dglaunch.config import RunConfig
+from dglaunch.config import OptimizationConfig, RunConfig
 from dglaunch.data.task import Batch, Task
 from dglaunch.distributed.channel import Channel
 from dglaunch.distributed.topology import Topology
@@ -96,10 +96,9 @@ def check(job: Job) -> None:
 
 
 def _without_unseen(config: RunConfig) -> tuple[RunConfig, list[str]]:
-    wanted = config.optimization
-    left_out = [flag for flag in LEFT_OUT if getattr(wanted, flag) not in (None, False)]
-    plain = {flag: None if flag in ("attention_backend", "cache_type") else False for flag in left_out}
-    seen = replace(wanted, embedding_cache=None, **plain)  # type: ignore[arg-type]
+    wanted, plain = config.optimization, OptimizationConfig()
+    left_out = [flag for flag in LEFT_OUT if getattr(wanted, flag) != getattr(plain, flag)]
+    seen = replace(wanted, embedding_cache=None, **{flag: getattr(plain, flag) for flag in left_out})
     return replace(config, optimization=seen, debug=False), left_out
 
 

@@ -8,16 +8,15 @@ from pathlib import Path
 
 from dglaunch import environment, strict_json
 from dglaunch.atomic import atomic_write
-from dglaunch.config import TUNING, XDIT_PREFIX, ParallelConfig, RunConfig, settings, settings_that
+from dglaunch.config import TUNING, ParallelConfig, RunConfig, settings_that
 from dglaunch.data.task import BatchSize, Record
+from dglaunch.distributed.topology import degrees_in_words
 from dglaunch.files import make_cache_folder, read_bytes
 from dglaunch.models.shape import Shape
 from dglaunch.system import Machine
 
 GAIN = 1.02
 """A larger batch must give this much more than the best before it, or the row ends; within it the smaller one is taken."""
-
-
 REMEMBERED = "tuned.json"
 
 
@@ -39,10 +38,12 @@ class Measured:
 
 def describe(variables: Mapping[str, str]) -> str:
     """Say the degrees of a replica in a few words."""
-    parallel = environment.parallel_from_environment(variables)
-    names = ("ulysses_degree", "ring_degree")
-    parts = [f"{name.split('_')[0]} {n}" for name in names if (n := getattr(parallel, name)) > 1]
-    return ", ".join(parts + (["cfg 2"] if parallel.use_cfg_parallel else [])) or "data parallel"
+    return layout_of(environment.parallel_from_environment(variables))
+
+
+def layout_of(parallel: ParallelConfig) -> str:
+    """Return the name under which a configuration is measured."""
+    return degrees_in_words(parallel) or "data parallel"
 
 
 def sweet_spot(rows: Sequence[Measured]) -> tuple[Measured, str]:
@@ -92,7 +93,6 @@ def recall(config: RunConfig, machine: Machine, parallel: ParallelConfig) -> Rec
     if config.batch_size != "auto":
         return Recalled({}, [])
     path = config.backend.cache / REMEMBERED
-    variables = {f"{XDIT_PREFIX}{name.upper()}": str(value) for name, value in settings(parallel).items() if value}
     found: dict[Shape, BatchSize] = {}
     try:
         known = _known(path)
@@ -109,7 +109,7 @@ def recall(config: RunConfig, machine: Machine, parallel: ParallelConfig) -> Rec
         shape = Shape.parse(text)
         if shape is None or size < 1:
             bad += 1
-        elif key == key_of(config, machine.name, machine.dtype, text, describe(variables)):
+        elif key == key_of(config, machine.name, machine.dtype, text, layout_of(parallel)):
             found[shape] = BatchSize(size, f"measured by tune on {date}: {speed:.4g} images/s on {machine.name}")
     said = [f"{path}: {bad:,} of {len(known):,} entries are not as dglaunch tune writes them and are ignored."]
     return Recalled(found, said if bad else [])

@@ -20,8 +20,8 @@ from dglaunch.data.task import Batch
 from dglaunch.models.figures import STAGES
 from dglaunch.simulation.loader import Simulated, WeightlessLoader
 from dglaunch.simulation.meter import Meter
-from dglaunch.simulation.networks import equal_blocks, keep, weight_bytes
-from dglaunch.simulation.rehearsal import Stage, StageWatch, simulated_backend, simulating
+from dglaunch.simulation.networks import equal_blocks, keep
+from dglaunch.simulation.rehearsal import Stage, StageWatch, bytes_of_networks, simulated_backend, simulating
 from dglaunch.simulation.tokenizers import TextTokens
 
 LOADING = "load"
@@ -92,7 +92,7 @@ def rehearse_rank(context: Context, setting: Setting) -> RankRun:
         backend = _backend(context, setting, meter)
         try:
             run.ahead = _load(backend, meter)
-            run.weights = _weights(backend)
+            run.weights = bytes_of_networks(backend)
             run.batches = [_batch_run(StageWatch(backend, meter), batch, run.rank) for batch in context.batches]
         except Exception as error:  # whatever it is: it would end the run, and is what was looked for
             run.crash = _crash(error, run.rank, LOADING)
@@ -123,18 +123,12 @@ def _load(backend: DiffusersBackend, meter: Meter) -> int | None:
     return None if loader.live_before_encoders is None else meter.peak - loader.live_before_encoders
 
 
-def _weights(backend: DiffusersBackend) -> dict[str, int]:
-    parts = backend.pipeline.components
-    return {name: weight_bytes(part) for name, part in parts.items() if isinstance(part, torch.nn.Module)}
-
-
 def _batch_run(watch: StageWatch, batch: Batch, rank: int) -> BatchRun:
     try:
-        stages, _ = watch.run(batch)
+        return BatchRun(stages=watch.run(batch))
     except Exception as error:  # the next batch may be another kind
         under_way = next(name for name in STAGES if name not in watch.stages)
         return BatchRun(stages=watch.stages, crash=_crash(error, rank, under_way))
-    return BatchRun(stages=stages)
 
 
 def _crash(error: Exception, rank: int, stage: str) -> Crash:

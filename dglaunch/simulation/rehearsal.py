@@ -21,7 +21,7 @@ from dglaunch.models.figures import STAGES
 from dglaunch.simulation.cluster import fake_cluster
 from dglaunch.simulation.loader import Simulated, WeightlessLoader
 from dglaunch.simulation.meter import Collective, Meter
-from dglaunch.simulation.networks import movable
+from dglaunch.simulation.networks import movable, weight_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +37,21 @@ class Stage:
     guesses: dict[str, int] = field(default_factory=dict)
     """Where a value was asked for that a fake tensor does not have, and how often."""
 
+    @property
+    def sent_bytes(self) -> int:
+        return sum(call.num_bytes for call in self.collectives)
+
 
 def simulated_backend(context: Context, simulated: Simulated) -> DiffusersBackend:
     """Return a run's backend whose networks have no weights, and whose images no content; xfuser's where there is a world."""
     engine = XDiTEngine(context) if context.topology.distributed else None
     return DiffusersBackend(context, engine, WeightlessLoader(context, simulated), _blank)
+
+
+def bytes_of_networks(backend: DiffusersBackend) -> dict[str, int]:
+    """Return the bytes of a loaded pipeline's networks, by component."""
+    parts = backend.pipeline.components
+    return {name: weight_bytes(part) for name, part in parts.items() if isinstance(part, torch.nn.Module)}
 
 
 def _blank(pixels: torch.Tensor, _is_finite: torch.Tensor) -> Image.Image:
@@ -78,17 +88,17 @@ class StageWatch:
         self.stages: dict[str, Stage] = {}
         self._weights = 0
 
-    def run(self, batch: Batch) -> tuple[dict[str, Stage], Any]:
-        """Return the stages of a batch's call, and what the call returns."""
+    def run(self, batch: Batch) -> dict[str, Stage]:
+        """Return the stages of a batch's call."""
         gc.collect()
         self.stages, self._weights = {}, self.meter.live
         self.meter.restart()
         with ExitStack() as undo:
             self._watch(undo)
-            slots = self.backend.generate(batch)
+            self.backend.generate(batch)
         self._close("denoise")
         self.stages["decode"] = self._stage()
-        return {name: self.stages[name] for name in STAGES if name in self.stages}, slots
+        return {name: self.stages[name] for name in STAGES if name in self.stages}
 
     def _watch(self, undo: ExitStack) -> None:
         pipeline = plain_pipeline(self.backend.pipeline)

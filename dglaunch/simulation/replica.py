@@ -204,7 +204,7 @@ def _stages(runs: Iterable[BatchRun]) -> dict[str, StageReport]:
             found[name] = StageReport(
                 peak_bytes=max(stage.peak_bytes for stage in stages),
                 flops=max(stage.flops for stage in stages),
-                sent_bytes=max(sum(call.num_bytes for call in stage.collectives) for stage in stages),
+                sent_bytes=max(stage.sent_bytes for stage in stages),
             )
     return found
 

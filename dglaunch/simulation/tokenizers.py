@@ -8,8 +8,6 @@ import torch
 CHARACTERS_A_TOKEN = 4
 NO_LIMIT = 1 << 20
 """Tokens; transformers says a huge number where a tokenizer has no limit."""
-
-
 TextTokens = int | Callable[[str], int]
 """Tokens of every text, or of the one that is asked about."""
 
@@ -18,7 +16,7 @@ class FixedTokenizer:
     """A fixed tokenizer makes as many tokens of a text as it was told, and pads as it is asked to; it takes the calls
     that diffusers' pipelines make of tokenizers and of the processors that read messages."""
 
-    def __init__(self, num_tokens: "TextTokens", model_max_length: int, has_positions: bool = False) -> None:
+    def __init__(self, num_tokens: TextTokens, model_max_length: int, has_positions: bool = False) -> None:
         """
         Args:
             num_tokens: of a text, without what a template adds.

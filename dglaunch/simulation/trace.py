@@ -32,7 +32,7 @@ from dglaunch.models.shape import Shape
 from dglaunch.simulation.loader import Simulated
 from dglaunch.simulation.meter import Meter
 from dglaunch.simulation.networks import CUTS, Blocks, equal_blocks, keep, owner_of, weight_bytes
-from dglaunch.simulation.rehearsal import Stage, StageWatch, simulated_backend, simulating
+from dglaunch.simulation.rehearsal import Stage, StageWatch, bytes_of_networks, simulated_backend, simulating
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +166,7 @@ class _Tracing:
 
     def _weights(self, backend: DiffusersBackend) -> dict[str, int]:
         """Bytes of each component, as they are after the optimizations."""
-        parts = backend.pipeline.components
-        found = {name: weight_bytes(part) for name, part in parts.items() if isinstance(part, torch.nn.Module)}
+        found = bytes_of_networks(backend)
         for kind in self.kinds:
             block = getattr(self._owner(backend, kind), kind.path.rpartition(".")[2])[kind.position]
             found[kind.component] += weight_bytes(block) * kind.others
@@ -183,7 +182,7 @@ class _Tracing:
                 for owner in owners.values():
                     undo.callback(owner.register_forward_pre_hook(self._record, with_kwargs=True).remove)
             after = partial(self._replay, backend) if images == 1 else None
-            stages, _ = StageWatch(backend, self.meter, after).run(self._batch(images, folder))
+            stages = StageWatch(backend, self.meter, after).run(self._batch(images, folder))
         return stages
 
     def _owner(self, backend: DiffusersBackend, kind: _Kind) -> torch.nn.Module:
@@ -235,7 +234,7 @@ class _Tracing:
             image_bytes=max(slope, 0),
             flops=stage.flops + extra.flops,
             launches=stage.launches + extra.launches,
-            sent_bytes=sum(call.num_bytes for call in stage.collectives) + extra.sent,
+            sent_bytes=stage.sent_bytes + extra.sent,
         )
 
     def _batch(self, images: int, folder: Path) -> Batch:

@@ -42,7 +42,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
 
-from support.api_answers import REPLIES, TWISTS, painted
+from support.api_answers import REPLIES, TWISTS, encoded, painted
 from support.own_servers import STYLES, colours, problem_with
 
 KEY = "sk-loopback-0123456789abcdefghij"
@@ -338,7 +338,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _of_own(self, image: bytes, address: str) -> dict[str, Any]:
         if not address:
-            return {"b64_json": base64.b64encode(image).decode()}
+            return {"b64_json": encoded(image)}
         name = hashlib.sha256(image).hexdigest()
         self.api.stored[name] = image, "image/png"
         return {"url": f"{self.api.google if address == 'absolute' else ''}/v1/images/{name}/content"}
@@ -349,11 +349,11 @@ class _Handler(BaseHTTPRequestHandler):
             address = self.api.address or f"{self.api.google}/files/{bytes(colour).hex()}"
             data = [{"url": address} for _ in images]
         else:
-            data = [{"b64_json": base64.b64encode(image).decode()} for image in images]
+            data = [{"b64_json": encoded(image)} for image in images]
         return {"created": 1, "data": data} | usage
 
     def _google(self, images: list[bytes]) -> dict[str, Any]:
-        data = [base64.b64encode(image).decode() for image in images]
+        data = [encoded(image) for image in images]
         if self.path.split("?")[0].endswith(":predict"):
             return {"predictions": [{"bytesBase64Encoded": text, "mimeType": "image/png"} for text in data]}
         parts = [{"inlineData": {"mimeType": "image/png", "data": text}} for text in data]
@@ -376,11 +376,7 @@ class _Handler(BaseHTTPRequestHandler):
             }  # fmt: skip
         sent = json.loads(raw)
         if "contents" in sent:
-            parts = (
-                sent["contents"][0]["parts"]
-                if len(sent["contents"]) == 1
-                else [p for c in sent["contents"] for p in c["parts"]]
-            )
+            parts = [part for content in sent["contents"] for part in content["parts"]]
             inline = [p["inlineData"] for p in parts if "inlineData" in p]
             images = [base64.urlsafe_b64decode(part["data"]) for part in inline]
             kinds = [part.get("mimeType") or part["mime_type"] for part in inline]  # the protocol takes both spellings

@@ -101,7 +101,7 @@ def decode(text: str) -> bytes:
 
 
 def picture(data: bytes, output_format: str) -> Image.Image | WholePng:
-    """The image in full; one that is cut off is problem now, not a file that cannot be read later.
+    """The image in full; one that is cut off is an error now, not a file that cannot be read later.
 
     Raises:
         RequestError: it is damaged; or has so many pixels that looking at it later would take all memory.
@@ -156,6 +156,24 @@ def by_status(status: int, reason: str, headers: Mapping[str, str]) -> RequestEr
     if status in AGAIN or status >= 500 or word == "true":
         return RequestError("again", f"HTTP {status}: {reason}", wait, status, lost=status in UNABLE)
     return RequestError("stop" if status in STOPS else "refused", reason, None, status)
+
+
+def too_late(timeout: float) -> RequestError:
+    """Nothing came within --timeout."""
+    return RequestError("again", f"no answer within {timeout:g} s (--timeout)", lost=True)
+
+
+def unexplained(error: Exception, *damaged: type[Exception]) -> RequestError:
+    """What an exception means that says nothing of HTTP or of a connection: a damaged answer (a ValueError or one of
+    `damaged`), else a request that cannot be made."""
+    if isinstance(error, (ValueError, *damaged)):
+        return RequestError("again", f"the answer cannot be read: {error}")
+    return RequestError("refused", f"{type(error).__name__}: {error}")
+
+
+def rewritten(prompt: object, asked: str) -> Record:
+    """What the ledger says of the prompt that an image was made of, where the server made it another."""
+    return {"revised_prompt": prompt} if isinstance(prompt, str) and prompt not in ("", asked) else {}
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

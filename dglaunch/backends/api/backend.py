@@ -8,7 +8,7 @@ just before the first byte goes out, and give it back when the last one has come
 counted, when it has been understood). What the SDK does before and after
 (building, base64, JSON) is done by threads beyond that number, while others' requests are with the server.
 
-An adapter (openai.py, google.py) says in a `profile.Api` what its API can do, makes the request with the official SDK, and
+An adapter (openai.py, google.py) says in a `description.Api` what its API can do, makes the request with the official SDK, and
 translates the SDK's errors into a `RequestError`.
 """
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 from dglaunch import strict_json
 from dglaunch.backends.api.answers import STOPS, Answer, Part, RequestError, TooFew, bounded, picture, redact
-from dglaunch.backends.api.checks import MASK_BYTES
 from dglaunch.backends.api.description import Api, addresses_of, api_of, key_of
 from dglaunch.backends.api.downloads import origin_of
 from dglaunch.backends.api.limits import SpendLimit, delay, share, sleep
@@ -32,6 +31,7 @@ from dglaunch.backends.api.profile import num_workers, rank_of_all
 from dglaunch.backends.api.servers import Pool, Server
 from dglaunch.backends.api.uploads import Upload, mask_of, uploads
 from dglaunch.backends.base import Context, Facts, ItemError, Slot
+from dglaunch.config import RemoteConfig
 from dglaunch.data.images import BadImage
 from dglaunch.data.task import Batch, Record, Task
 from dglaunch.environment import environment
@@ -143,6 +143,17 @@ class ApiBackend:
         """Return what the API can do with a model; `servers` are those that are not the vendor's own."""
         raise NotImplementedError
 
+    @staticmethod
+    def takes_credentials(remote: RemoteConfig) -> bool:
+        """Return whether it is asked with a project's credentials in place of a key.
+
+        Raises:
+            UserError: a project is named, and the API has none.
+        """
+        if remote.api_project or remote.api_location:
+            raise UserError("--api_project and --api_location are Vertex AI's, with --backend google_genai. Drop them.")
+        return False
+
     def connect(self, key: str) -> None:
         """Make the SDK's client, with `self.hooks` in its HTTP client and without the SDK's own retries."""
         raise NotImplementedError
@@ -230,8 +241,8 @@ class ApiBackend:
         """Return the images of one row. A slot is None where the run was stopped in between: that image stays pending."""
         slots: list[Slot] = [None] * len(batch)
         try:
-            images = uploads(batch.tasks[0], self.api.image_formats, self.api.max_image_bytes)
-            mask = mask_of(batch.tasks[0], MASK_BYTES)
+            images = uploads(batch.tasks[0], self.api.model.image_formats, self.api.model.max_image_bytes)
+            mask = mask_of(batch.tasks[0])
         except BadImage as error:
             return [ItemError(str(error))] * len(batch)
         try:

@@ -21,7 +21,6 @@ IMAGE_CONFIG = (
 )  # fmt: skip
 """Keys of Gemini's image configuration (google-genai 3.4.0: types.ImageConfig)."""
 THRESHOLDS = ("BLOCK_LOW_AND_ABOVE", "BLOCK_MEDIUM_AND_ABOVE", "BLOCK_ONLY_HIGH", "BLOCK_NONE", "OFF")
-MASK_BYTES = 4_000_000
 
 
 def check_model(api: Api, name: str, today: date) -> None:
@@ -33,7 +32,7 @@ def check_model(api: Api, name: str, today: date) -> None:
     if api.ends is not None and today >= api.ends:
         raise UserError(
             f"{name} has ended: {api.name} has it no more since {api.ends:%d %B %Y}. Its successor is "
-            f"--model_name {api.successor}."
+            f"--model_name {api.model.successor}."
         )
 
 
@@ -64,7 +63,7 @@ def check_options(api: Api, config: RunConfig) -> None:
             raise UserError(
                 f"--api_extra {key}=...: dglaunch sets it itself, from the row or a flag of its own. Drop it."
             )
-    most = api.most_per_request or api.images_per_request
+    most = api.most_per_request or api.model.images_per_request
     if config.edits and api.is_own_model:
         most = 1  # the form of an edit has room for one seed
     if config.batch_size != "auto" and config.batch_size > most:
@@ -75,11 +74,11 @@ def check_options(api: Api, config: RunConfig) -> None:
 
 
 def _check_option(api: Api, model: str, backend: str, name: str, value: object) -> None:
-    if name not in api.options:
+    if name not in api.model.options:
         others = [other for other, row in MODELS[backend].items() if name in row.options and not row.ends]
         having = f" (these do: {', '.join(others)})" if others else ""
         raise UserError(f"--{name}: {model} takes none through {api.name}{having}. Drop it.")
-    values = api.options[name]
+    values = api.model.options[name]
     if values and value not in values:
         raise UserError(f"--{name} {value}: {model} takes {', '.join(values)}.")
 
@@ -88,7 +87,7 @@ def _check_image_config(api: Api, model: str, given: Mapping[str, str]) -> None:
     for key in given:
         if key not in IMAGE_CONFIG:
             raise UserError(f"--image_config {key}=...: there is no such key. There are {', '.join(IMAGE_CONFIG)}.")
-    sizes = api.model.sizes if api.model is not None else None
+    sizes = api.model.sizes
     if not isinstance(sizes, RatioSizes):
         return
     for key, known in (("aspect_ratio", sizes.ratios), ("image_size", sizes.classes)):
@@ -155,8 +154,9 @@ def _problems(api: Api, task: Task, model: str) -> Iterator[str]:
             yield f"{name} {value!r}, but {api.name} takes no {name} of {model}; remove it (the column, or --{name})"
     if api.max_seed and task.seed > api.max_seed:
         yield f"the seed {task.seed}; {api.name} takes seeds up to {api.max_seed}"
-    if api.max_images is not None and len(task.images) > api.max_images:
-        several = "exactly one" if api.max_images == 1 else f"1 to {api.max_images}"
+    most = api.model.max_images
+    if most is not None and len(task.images) > most:
+        several = "exactly one" if most == 1 else f"1 to {most}"
         yield f"{len(task.images)} input images, but {model} takes {several} through {api.name}"
     if task.mask is not None:
         yield from _mask_problems(api, task, model)
@@ -180,7 +180,7 @@ def _contradictions(task: Task, ratio: Sequence[str]) -> Iterator[str]:
 def _mask_problems(api: Api, task: Task, model: str) -> Iterator[str]:
     mask = task.mask
     assert mask is not None
-    if not api.takes_mask:
+    if not api.model.takes_mask:
         yield f"the mask {mask.name}, but {model} takes none through {api.name}; remove the column"
     elif mask.suffix != ".png":
         yield f"the mask {mask.name} is no PNG; save it as one, transparent where the image is to be edited"

@@ -13,14 +13,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dglaunch.backends.api import vertex
-from dglaunch.backends.api.answers import Answer, Part, RequestError, amount, by_status, flat_numbers
+from dglaunch.backends.api.answers import (
+    Answer,
+    Part,
+    RequestError,
+    amount,
+    by_status,
+    flat_numbers,
+    rewritten,
+    too_late,
+    unexplained,
+)
 from dglaunch.backends.api.backend import ApiBackend
 from dglaunch.backends.api.checks import extra_fields
-from dglaunch.backends.api.description import Api, facts_of
-from dglaunch.backends.api.models import Model, model_of
+from dglaunch.backends.api.description import Api
+from dglaunch.backends.api.models import GEMINI_OPTIONS, Model, model_of, unknown_model
 from dglaunch.backends.api.sizes import SizeOf, size_of
 from dglaunch.backends.api.uploads import Upload
-from dglaunch.config import pairs_of
+from dglaunch.config import RemoteConfig, pairs_of
 from dglaunch.data.task import Record, Task
 from dglaunch.environment import environment
 
@@ -64,11 +74,13 @@ class GoogleBackend(ApiBackend):
             max_seed=0 if imagen else 2**31 - 1,
             refused_extra=SET_HERE,
             servers=servers,
-            **facts_of(
-                row, images_per_request=4 if imagen else 1, most_per_request=4 if imagen else 1,
-                options=() if imagen else ("image_config", "safety_settings", "system_instruction"),
-            ),
-        )  # fmt: skip
+            model=row or (unknown_model(4, ()) if imagen else unknown_model(1, GEMINI_OPTIONS)),
+            is_known=row is not None,
+        )
+
+    @staticmethod
+    def takes_credentials(remote: RemoteConfig) -> bool:
+        return vertex.project_of(remote, environment()) is not None
 
     def connect(self, key: str) -> None:
         from google import genai
@@ -186,12 +198,10 @@ class GoogleBackend(ApiBackend):
         if NO_CREDENTIALS in names:
             return RequestError("stop", f"the application default credentials are refused: {error}")
         if TIMEOUT in names:
-            return RequestError("again", f"no answer within {self.settings.timeout:g} s (--timeout)", lost=True)
+            return too_late(self.settings.timeout)
         if any(name in NETWORK for name in names):
             return RequestError("again", f"no answer ({type(error).__name__}): {error}", lost=True)
-        if isinstance(error, ValueError):  # pydantic's too: a damaged answer
-            return RequestError("again", f"the answer cannot be read: {error}")
-        return RequestError("refused", f"{type(error).__name__}: {error}")
+        return unexplained(error)  # pydantic's is a ValueError
 
 
 def _no_limits() -> object:
@@ -222,8 +232,7 @@ def _no_image(answer: object, said: str, kinds: Sequence[str]) -> RequestError:
 
 
 def _imagen_part(generated: Any, prompt: str) -> Part:
-    rewritten = generated.enhanced_prompt
-    told: Record = {"revised_prompt": rewritten} if rewritten and rewritten != prompt else {}
+    told = rewritten(generated.enhanced_prompt, prompt)
     if generated.image is not None and generated.image.image_bytes:
         return Part(bytes(generated.image.image_bytes), told)
     return Part(RequestError("refused", f"filtered: {generated.rai_filtered_reason or 'no reason given'}"), told)

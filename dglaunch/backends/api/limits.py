@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dglaunch.errors import Drained, UserError
 
 LONGEST_DELAY_S = 60.0
+MOST_DOUBLINGS = 64
+"""After which any pause is the longest; a server may be gone for days, and a power of two ends at 1023."""
 LOOK_EVERY_S = 0.1
 """How often someone who waits looks whether the run is being stopped."""
 SHOWN_CHANGES = 20
@@ -28,11 +30,16 @@ def share(total: int, part: int, parts: int) -> int:
     return total // parts + (part < total % parts)
 
 
+def doubled(base: float, times: int) -> float:
+    """A pause that is doubled so many times, up to LONGEST_DELAY_S."""
+    return min(base * 2.0 ** min(times, MOST_DOUBLINGS), LONGEST_DELAY_S)
+
+
 def delay(attempt: int, base: float, retry_after: float | None) -> float:
     """Seconds before the next try. Jitter keeps those who failed together from coming back together."""
     if retry_after is not None:
         return retry_after + random.uniform(0, base)
-    return float(min(base * 2**attempt, LONGEST_DELAY_S) * random.uniform(0.5, 1.0))
+    return doubled(base, attempt) * random.uniform(0.5, 1.0)
 
 
 def sleep(seconds: float, should_stop: Callable[[], bool]) -> None:

@@ -7,8 +7,9 @@ those of the vendors' public documentation. Unverified: the sizes of Gemini's ra
 which classes gemini-nano-banana-2.1 has (said by others). No real API was asked.
 """
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
@@ -45,14 +46,16 @@ Sizes = tuple[str, ...] | FreeSizes | RatioSizes
 class Model:
     """What one model takes."""
 
-    sizes: Sizes
+    sizes: Sizes | None = None
+    """None: only the server knows."""
     images_per_request: int = 1
     max_images: int | None = None
     """Input images of an edit at the most; 0: it edits none."""
     max_image_bytes: int | None = None
+    """Of one input image."""
     image_formats: frozenset[str] = frozenset({"PNG", "JPEG", "WEBP"})
     """Pillow's names of what it takes as input images; others are sent as one of these."""
-    max_aspect: float | None = None
+    max_aspect: float = math.inf
     """Of an input image."""
     takes_mask: bool = False
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -113,13 +116,12 @@ _RATIOS_31 = _RATIOS_3 | {"1:4": (512, 2048), "4:1": (2048, 512), "1:8": (384, 3
 _RATIOS_IMAGEN = {
     "1:1": (1024, 1024), "3:4": (896, 1280), "4:3": (1280, 896), "9:16": (768, 1408), "16:9": (1408, 768),
 }  # fmt: skip
-_GEMINI_OPTIONS: Mapping[str, tuple[str, ...]] = {"image_config": (), "safety_settings": (), "system_instruction": ()}
+GEMINI_OPTIONS = ("image_config", "safety_settings", "system_instruction")
 
 
 def _gemini(ratios: Mapping[str, tuple[int, int]], classes: Mapping[str, float], max_images: int | None = 14) -> Model:
-    return Model(
-        sizes=RatioSizes(ratios=ratios, classes=classes), max_images=max_images, options=_GEMINI_OPTIONS
-    )  # fmt: skip
+    sizes = RatioSizes(ratios=ratios, classes=classes)
+    return Model(sizes=sizes, max_images=max_images, options=dict.fromkeys(GEMINI_OPTIONS, ()))
 
 
 def _imagen() -> Model:
@@ -161,6 +163,15 @@ def model_of(backend: str, name: str) -> Model | None:
         return models[name]
     return next((row for known, row in models.items() if SNAPSHOT.fullmatch(name.removeprefix(known))
                  and name.startswith(known)), None)  # fmt: skip
+
+
+def unknown_model(images_per_request: int, options: Sequence[str]) -> Model:
+    """Return what is tried with a model that the table does not know.
+
+    Args:
+        options: the flags of models that its API has.
+    """
+    return Model(images_per_request=images_per_request, takes_mask=True, options=dict.fromkeys(options, ()))
 
 
 def is_vendors(backend: str, host: str) -> bool:

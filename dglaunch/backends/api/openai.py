@@ -9,19 +9,31 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urljoin
 
-from dglaunch.backends.api.answers import Answer, Part, RequestError, by_status, decode, flat_numbers
+from dglaunch.backends.api.answers import (
+    Answer,
+    Part,
+    RequestError,
+    by_status,
+    decode,
+    flat_numbers,
+    rewritten,
+    too_late,
+    unexplained,
+)
 from dglaunch.backends.api.backend import ApiBackend
 from dglaunch.backends.api.checks import extra_fields
-from dglaunch.backends.api.description import Api, facts_of
+from dglaunch.backends.api.description import Api
 from dglaunch.backends.api.downloads import download
-from dglaunch.backends.api.models import model_of
+from dglaunch.backends.api.models import model_of, unknown_model
 from dglaunch.backends.api.sizes import size_of
 from dglaunch.backends.api.uploads import Upload
 from dglaunch.config import MAX_SEED
-from dglaunch.data.task import ROW_FIELDS, Record, Task
+from dglaunch.data.task import ROW_FIELDS, Task
 
 NO_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 """Codes of a 429 or 400 that no waiting mends."""
+MOST_IMAGES = 10
+"""Of a request, where the table does not know the model."""
 PARAMETERS = ("quality", "background", "output_compression", "moderation", "input_fidelity")
 """Flags that are parameters of the API."""
 FORMATS = {"png": "png", "jpg": "jpeg", "webp": "webp"}
@@ -58,7 +70,9 @@ class OpenAIBackend(ApiBackend):
             max_seed=MAX_SEED if own else 0,
             refused_extra=SET_HERE,
             servers=servers,
-            **facts_of(row, images_per_request=1 if own else 10, most_per_request=10, options=PARAMETERS),
+            model=row or unknown_model(1 if own else MOST_IMAGES, PARAMETERS),
+            is_known=row is not None,
+            most_per_request=MOST_IMAGES if own else None,
         )
 
     def connect(self, key: str) -> None:
@@ -113,10 +127,7 @@ class OpenAIBackend(ApiBackend):
 
     def _part(self, image: Any, prompt: str) -> Part:
         encoded, address = getattr(image, "b64_json", None), getattr(image, "url", None)
-        rewritten = getattr(image, "revised_prompt", None)
-        told: Record = (
-            {"revised_prompt": rewritten} if isinstance(rewritten, str) and rewritten not in ("", prompt) else {}
-        )
+        told = rewritten(getattr(image, "revised_prompt", None), prompt)
         try:
             return Part(self._bytes(encoded, address), told)
         except RequestError as damaged:  # the other images of the answer are paid for, and may be whole
@@ -136,7 +147,7 @@ class OpenAIBackend(ApiBackend):
         if isinstance(error, self._sdk.APITimeoutError) and type(error.__cause__).__name__ == NO_CONNECTION:
             return RequestError("again", f"no connection within {CONNECT_S:g} s", lost=True)
         if isinstance(error, self._sdk.APITimeoutError):
-            return RequestError("again", f"no answer within {self.settings.timeout:g} s (--timeout)", lost=True)
+            return too_late(self.settings.timeout)
         if isinstance(error, self._sdk.APIStatusError):
             reason = _reason(error.body) or error.message
             if error.code in NO_QUOTA or error.type in NO_QUOTA:
@@ -144,9 +155,7 @@ class OpenAIBackend(ApiBackend):
             return by_status(error.status_code, reason, error.response.headers)
         if isinstance(error, self._sdk.APIConnectionError):
             return RequestError("again", f"the connection failed: {error.__cause__ or error}", lost=True)
-        if isinstance(error, ValueError | self._sdk.OpenAIError):
-            return RequestError("again", f"the answer cannot be read: {error}")
-        return RequestError("refused", f"{type(error).__name__}: {error}")
+        return unexplained(error, self._sdk.OpenAIError)
 
 
 def _of_own_model(model: str, tasks: Sequence[Task]) -> dict[str, object]:

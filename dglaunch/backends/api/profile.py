@@ -54,13 +54,13 @@ class ApiProfile(Profile):
         """Return what the API takes as a row of an edit, in the terms of an editing family. The API chooses each size that
         is not given, so there is no rule for it."""
         api = api_of(config)
-        if api.max_images == 0:
+        if api.model.max_images == 0:
             raise UserError(
                 f"{config.backend.model_name} makes images from prompts and edits none through {api.name}. Choose a model "
                 "that does: gpt-image-2 with --backend openai, gemini-3.1-flash-image with --backend google_genai."
             )
         rules = EditRules(
-            name=config.backend.model_name, multi_image=True, takes_mask=True, max_aspect=api.max_aspect,
+            name=config.backend.model_name, multi_image=True, takes_mask=True, max_aspect=api.model.max_aspect,
             reason="a request makes the samples of one row",
             input_shape=lambda shape, _defaults: shape, input_text="its own", output_text="the API chooses",
         )  # fmt: skip
@@ -88,9 +88,8 @@ class ApiProfile(Profile):
         api = api_of(config)
         if api.is_own_model:
             return BatchSize(1, "each sample has its seed (--batch_size N for a server that takes a list of seeds)")
-        return BatchSize(
-            api.images_per_request, f"{api.name} makes up to {api.images_per_request} images of a prompt at once"
-        )
+        most = api.model.images_per_request
+        return BatchSize(most, f"{api.name} makes up to {most} images of a prompt at once")
 
     def cost(self, checkpoint: Checkpoint, bucket: Bucket) -> float:
         """Return 1: a rank's share is a number of images."""
@@ -109,10 +108,10 @@ def _reasons(api: Api, config: RunConfig, topology: Topology) -> dict[str, str]:
 
 def _told_of_model(api: Api, name: str, today: date) -> dict[str, str]:
     """One line on a model that will end, or that the table does not know."""
-    if api.model is None and not api.servers:
+    if not api.is_known and not api.servers:
         return {"model": f"{name} is not in dglaunch's table of {AS_OF:%d %B %Y}: all is sent as it is given"}
     if api.ends is not None and today < api.ends:
-        return {"model": f"{name} ends on {api.ends:%d %B %Y}; its successor is {api.successor}"}
+        return {"model": f"{name} ends on {api.ends:%d %B %Y}; its successor is {api.model.successor}"}
     return {}
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from dglaunch.backends.api.downloads import Origin, origin_of
-from dglaunch.backends.api.limits import LONGEST_DELAY_S, LOOK_EVERY_S, ConcurrencyLimiter
+from dglaunch.backends.api.limits import LOOK_EVERY_S, ConcurrencyLimiter, doubled
 from dglaunch.errors import Drained
 
 SHOWN_FAILURES = 5
@@ -100,7 +100,7 @@ class Pool:
             if not self.has_several or since <= server.failed_at:
                 return
             now = time.monotonic()
-            pause = min(max(self._delay, LOOK_EVERY_S) * 2**server.failures, LONGEST_DELAY_S)
+            pause = doubled(max(self._delay, LOOK_EVERY_S), server.failures)
             server.failures += 1
             server.failed_at, server.not_before = now, now + pause
             server.limiter.only_one()

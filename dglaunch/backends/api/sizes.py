@@ -12,7 +12,7 @@ def size_of(name: str, model: Model | None) -> SizeOf:
     """Return how a model is asked for a size; one that the table does not know gets it as WIDTHxHEIGHT."""
 
     def size(width: int, height: int) -> str | dict[str, str]:
-        if model is None:
+        if model is None or model.sizes is None:
             return f"{width}x{height}"
         if isinstance(model.sizes, FreeSizes):
             return _free(name, model.sizes, width, height)

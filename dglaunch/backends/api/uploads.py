@@ -17,6 +17,8 @@ from dglaunch.data.images import (
 )
 
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
+MASK_BYTES = 4_000_000
+"""Of a mask, at the most."""
 
 
 class Upload(NamedTuple):
@@ -70,8 +72,8 @@ def uploads(task: "Task", formats: frozenset[str], most: int | None) -> list[Upl
     return sent
 
 
-def mask_of(task: "Task", most: int) -> Upload | None:
-    """A task's mask as its file has it, if it has one; `most` is how many bytes it may have.
+def mask_of(task: "Task") -> Upload | None:
+    """A task's mask as its file has it, if it has one.
 
     Raises:
         BadImage: it is larger, or not there any more.
@@ -82,6 +84,8 @@ def mask_of(task: "Task", most: int) -> Upload | None:
         data = task.mask.read()
     except BadImage as error:
         raise BadImage(f"{task.row}: mask {task.mask.name} {error}") from None
-    if len(data) > most:
-        raise BadImage(f"{task.row}: mask {task.mask.name} is {len(data):,} bytes; the API takes at most {most:,}")
+    if len(data) > MASK_BYTES:
+        raise BadImage(
+            f"{task.row}: mask {task.mask.name} is {len(data):,} bytes; the API takes at most {MASK_BYTES:,}"
+        )
     return Upload(data, MEDIA_TYPES["PNG"])

@@ -42,9 +42,8 @@ class PipelineLoader:
 
         if self.pipeline_class is DiffusionPipeline:
             return
-        takes: Mapping[str, inspect.Parameter] = inspect.signature(self.pipeline_class.__call__).parameters
+        takes = arguments.call_parameters(self.pipeline_class)
         if self.checkpoint.own is not None:
-            takes = arguments.call_parameters(self.pipeline_class)
             arguments.check_own(self.checkpoint.own, takes)
         arguments.check_flags(self.context.config, self.checkpoint.family, self.pipeline_class.__name__, takes)
 

@@ -15,6 +15,7 @@ def test_shares_add_up_to_the_total() -> None:
 def test_delays_double_up_to_a_limit_and_a_server_that_names_a_time_gets_it() -> None:
     assert all(0.5 * 2**n <= limits.delay(n, 1.0, None) <= 2**n for n in range(6))
     assert limits.delay(30, 1.0, None) <= limits.LONGEST_DELAY_S
+    assert limits.delay(2000, 1.0, None) <= limits.LONGEST_DELAY_S
     assert all(7.0 <= limits.delay(n, 1.0, 7.0) <= 8.0 for n in range(6))
 
 
@@ -83,6 +84,13 @@ def test_a_server_that_fails_is_set_aside_for_longer_each_time_and_comes_back() 
     pool.works(bad)
     assert bad.failures == 0 and events[0] == "http://a is set aside for 0.2 s, the others go on: gone"
     assert "http://a answers again" in events
+
+
+def test_a_server_may_be_gone_for_days() -> None:
+    pool = servers.Pool(["http://a", "http://b"], 2, 1.0, lambda _: None)
+    pool.first.failures, start = 2000, time.monotonic()
+    pool.fails(pool.first, start, "gone")
+    assert round(pool.first.not_before - start) == limits.LONGEST_DELAY_S
 
 
 def test_a_single_server_is_not_set_aside() -> None:
