@@ -638,14 +638,21 @@ def settings_that(concerns: Concern, config: object) -> dict[str, object]:
 
 
 def flags_that(concerns: Concern, *config_types: type) -> tuple[str, ...]:
-    """Return the names of the flags that concern any of this, of all commands or of some configurations."""
-    found = [
-        item.name
-        for config_type in config_types or COMMANDS.values()
-        for item in leaf_fields(config_type)
-        if item.metadata["concerns"] & concerns
-    ]
-    return tuple(dict.fromkeys(found))
+    """Return the names of the flags that concern any of this, of all commands or of some configurations.
+
+    Raises:
+        TypeError: A field does not say what its flag concerns.
+    """
+    items = [item for config_type in config_types or COMMANDS.values() for item in leaf_fields(config_type)]
+    return tuple(dict.fromkeys(item.name for item in items if _concerns_of(item) & concerns))
+
+
+def _concerns_of(item: "Field[object]") -> Concern:
+    if "concerns" not in item.metadata:
+        name = item.name
+        raise TypeError(f"--{name} does not say what it concerns; write {name} = flag(DEFAULT, CONCERNS, Group....)")
+    concerns: Concern = item.metadata["concerns"]
+    return concerns
 
 
 def flag_fields(config_type: type) -> "list[Field[object]]":

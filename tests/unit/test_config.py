@@ -1,5 +1,7 @@
 """What a flag concerns is said on its field; the lists of flags follow from it."""
 
+from dataclasses import dataclass
+
 import pytest
 
 from dglaunch.config import (
@@ -26,6 +28,15 @@ from dglaunch.data.task import ROW_FIELDS
 def test_every_flag_says_what_it_concerns(config_type: type[RunConfig]) -> None:
     silent = [item.name for item in leaf_fields(config_type) if not isinstance(item.metadata.get("concerns"), Concern)]
     assert silent == [], "write flag(DEFAULT, CONCERNS) in dglaunch/config.py"
+
+
+def test_a_flag_that_does_not_say_what_it_concerns_is_told_with_what_to_write() -> None:
+    @dataclass
+    class Silent:
+        sparkle: int = 0
+
+    with pytest.raises(TypeError, match=r"--sparkle does not say what it concerns; write sparkle = flag\(DEFAULT"):
+        flags_that(Concern.IMAGE, Silent)
 
 
 def test_what_changes_the_image_concerns_the_job_the_file_and_its_replay() -> None:
