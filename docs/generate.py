@@ -8,6 +8,7 @@ A new section is a function in SECTIONS and a pair of marks in a page. No torch 
 
 import ast
 import dataclasses
+import json
 import os
 import re
 import sys
@@ -256,6 +257,16 @@ def flags_and_families() -> str:
         for family in FAMILIES.values()
     ]
     return table(["family", *(f"`--{flag}`" for flag in called[:-1]), "`--height`, `--width`", "`--cache_type`"], rows)
+
+
+def weights_and_inputs() -> str:
+    """What tests measured (tests/support/matrix.py): a family's row, a feature's column."""
+    seen = json.loads((ROOT / "docs" / "matrix.json").read_text())
+    columns: list[str] = seen["columns"]
+    families: dict[str, dict[str, str]] = seen["families"]
+    return table(
+        ["family", *columns], ([name, *(families[name].get(c, "-") for c in columns)] for name in sorted(families))
+    )
 
 
 def xdit_families() -> str:
@@ -541,6 +552,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "flags and families": flags_and_families,
     "known models": catalogue,
     "notes on known models": catalogue_notes,
+    "weights and inputs": weights_and_inputs,
     "xdit families": xdit_families,
     "editing families": editing_families,
     "optimizations": optimizations,
