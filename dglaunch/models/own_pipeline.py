@@ -1,8 +1,8 @@
 """A pipeline class that is none of diffusers': the user's own (--pipeline my_module:MyPipeline), or one that comes with a
 checkpoint.
 
-Before a model is loaded nothing of it is run: its source is read, for the class of the families' table that it derives from.
-What derives from none makes one image a call.
+Here nothing of it is run: its source is read, for the class of the families' table that it derives from. What derives from none
+makes one image a call. (backends/diffusers/pipeline_class.py imports it.)
 """
 
 import ast
@@ -61,6 +61,10 @@ def named_by_flag(reference: str) -> OwnPipeline:
         UserError: it names none, or there is no such module.
     """
     module, _, class_name = reference.partition(":")
+    if module.endswith(".py"):
+        raise UserError(
+            f"--pipeline {reference}: name the module, not its file: {module.removesuffix('.py')}:{class_name}."
+        )
     names = [*module.split("."), class_name]
     if not all(name.isidentifier() for name in names):
         raise UserError(f"--pipeline {reference}: a module and a class in it are needed, such as my_module:MyPipeline.")
@@ -75,7 +79,7 @@ def named_by_flag(reference: str) -> OwnPipeline:
             f"holds {module.replace('.', '/')}.py, or put that folder into PYTHONPATH."
         )
     source = Path(spec.origin) if spec.origin is not None and spec.origin.endswith(".py") else None
-    base = None if source is None else _base_in(source, class_name)
+    base = None if source is None else _base_in(source, class_name, f"--pipeline {reference}")
     return OwnPipeline(module=module, class_name=class_name, in_checkpoint=False, base=base)
 
 
@@ -93,7 +97,7 @@ def named_by_index(files: CheckpointFiles, named: object) -> OwnPipeline | None:
                 f"The model_index.json of {files.source} names the pipeline {class_name} in {module}.py, which is not in the "
                 "folder. Put the file there, or correct _class_name."
             )
-        base = _base_in(file, class_name)
+        base = _base_in(file, class_name, f"The model_index.json of {files.source}")
     return OwnPipeline(module=module, class_name=class_name, in_checkpoint=True, base=base)
 
 
@@ -109,8 +113,12 @@ def code_of(files: CheckpointFiles, own: OwnPipeline | None) -> list[str]:
 # -- the source ---------------------------------------------------------------------------------------------------
 
 
-def _base_in(file: Path, class_name: str) -> str | None:
-    """The class of the families' table that a class in a file derives from."""
+def _base_in(file: Path, class_name: str, named_by: str) -> str | None:
+    """The class of the families' table that a class in a file derives from.
+
+    Raises:
+        UserError: there is no such class, or the file cannot be read.
+    """
     try:
         tree = ast.parse(read_bytes(file, MOST_SOURCE))
     except OSError as error:
@@ -118,6 +126,9 @@ def _base_in(file: Path, class_name: str) -> str | None:
     except (SyntaxError, ValueError) as error:
         raise UserError(f"{file} is no Python ({error}); correct it.") from None
     classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    if not _may_have(tree, class_name):
+        there = f"Its classes: {', '.join(classes)}" if classes else "It has no classes"
+        raise UserError(f"{named_by}: there is no {class_name} in {file}. {there}. Correct the name.")
     imported = {
         alias.asname or alias.name: alias.name
         for node in ast.walk(tree)
@@ -125,6 +136,21 @@ def _base_in(file: Path, class_name: str) -> str | None:
         for alias in node.names
     }
     return next((name for name in _ancestors(class_name, classes, imported) if name in FAMILIES), None)
+
+
+def _may_have(tree: ast.Module, name: str) -> bool:
+    """Whether a module has something of a name, or could get it from where its source does not say."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.ClassDef() | ast.FunctionDef() if node.name in (name, "__getattr__"):
+                return True
+            case ast.alias() if (node.asname or node.name) in (name, "*"):
+                return True
+            case ast.Name(id=bound, ctx=ast.Store()) if bound == name:
+                return True
+            case ast.Name(id="globals" | "setattr" | "exec"):
+                return True
+    return False
 
 
 def _ancestors(

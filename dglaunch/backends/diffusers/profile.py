@@ -14,6 +14,7 @@ from dglaunch.data.task import Bucket, Task, plain_bucket
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint, as_editor, resolve, token_lengths
+from dglaunch.models.families import FAMILIES
 from dglaunch.models.optimizations import WITHOUT_MASK
 from dglaunch.system import Machine, host_memory, need
 
@@ -69,10 +70,16 @@ class DiffusersProfile(Profile):
         checks.check_encode(checkpoint, config)
         check_long_prompts(checkpoint, config, tasks)
 
+    def check_code(self, config: RunConfig, target: Target) -> None:
+        if not is_listed(target.checkpoint):
+            from dglaunch.backends.diffusers.pipeline_class import check_call, class_of
+
+            check_call(class_of(target.checkpoint, config.backend), target.checkpoint, config)
+
     def idle_values(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Iterable[Idle]:
         yield from idle_text_length(target.checkpoint, config)
-        yield from idle_guidance(target.checkpoint, tasks)
-        yield from idle_negatives(target.checkpoint, tasks)
+        yield from idle_guidance(target.checkpoint, config, tasks)
+        yield from idle_negatives(target.checkpoint, config, tasks)
 
     def buckets(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Callable[[Task], Bucket]:
         """Return what must be equal in a batch: with xfuser, or an attention kernel that takes no mask, for some families
@@ -95,6 +102,15 @@ class DiffusersProfile(Profile):
         """Whether prompts of different length may not share a batch."""
         without_mask = self.xdit or config.optimization.attention_backend in WITHOUT_MASK
         return bool(checkpoint.family.text_bucket) and without_mask
+
+
+def is_listed(checkpoint: Checkpoint) -> bool:
+    """Return whether what a pipeline's call takes is known without its class: from the families' table. Of code on the hub
+    nothing is known before it has been downloaded."""
+    own = checkpoint.own
+    if own is None:
+        return checkpoint.pipeline_class in FAMILIES
+    return own.in_checkpoint and not checkpoint.local
 
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
