@@ -72,8 +72,11 @@ class DiffusersProfile(Profile):
 
     def check_code(self, config: RunConfig, target: Target) -> None:
         if not is_listed(target.checkpoint):
+            from dglaunch.backends.diffusers.loading import quiet_libraries
             from dglaunch.backends.diffusers.pipeline_class import check_call, class_of
 
+            if not config.debug:
+                quiet_libraries()
             check_call(class_of(target.checkpoint, config.backend), target.checkpoint, config)
 
     def idle_values(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Iterable[Idle]:
