@@ -1,8 +1,8 @@
 """A pipeline class that is none of diffusers': the user's own (--pipeline my_module:MyPipeline), or one that comes with a
 checkpoint.
 
-Here nothing of it is run: its source is read, for the class of the families' table that it derives from. What derives from none
-makes one image a call. (backends/diffusers/pipeline_class.py imports it.)
+Here nothing of it is run: its source is read, for the class of the families' table that it derives from.
+What derives from none makes one image a call.
 """
 
 import ast
@@ -79,7 +79,7 @@ def named_by_flag(reference: str) -> OwnPipeline:
             f"holds {module.replace('.', '/')}.py, or put that folder into PYTHONPATH."
         )
     source = Path(spec.origin) if spec.origin is not None and spec.origin.endswith(".py") else None
-    base = None if source is None else _base_in(source, class_name, f"--pipeline {reference}")
+    base = None if source is None else _base_in(source, class_name)
     return OwnPipeline(module=module, class_name=class_name, in_checkpoint=False, base=base)
 
 
@@ -97,7 +97,7 @@ def named_by_index(files: CheckpointFiles, named: object) -> OwnPipeline | None:
                 f"The model_index.json of {files.source} names the pipeline {class_name} in {module}.py, which is not in the "
                 "folder. Put the file there, or correct _class_name."
             )
-        base = _base_in(file, class_name, f"The model_index.json of {files.source}")
+        base = _base_in(file, class_name)
     return OwnPipeline(module=module, class_name=class_name, in_checkpoint=True, base=base)
 
 
@@ -113,12 +113,8 @@ def code_of(files: CheckpointFiles, own: OwnPipeline | None) -> list[str]:
 # -- the source ---------------------------------------------------------------------------------------------------
 
 
-def _base_in(file: Path, class_name: str, named_by: str) -> str | None:
-    """The class of the families' table that a class in a file derives from.
-
-    Raises:
-        UserError: there is no such class, or the file cannot be read.
-    """
+def _base_in(file: Path, class_name: str) -> str | None:
+    """The class of the families' table that a class in a file derives from."""
     try:
         tree = ast.parse(read_bytes(file, MOST_SOURCE))
     except OSError as error:
@@ -127,8 +123,8 @@ def _base_in(file: Path, class_name: str, named_by: str) -> str | None:
         raise UserError(f"{file} is no Python ({error}); correct it.") from None
     classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
     if not _may_have(tree, class_name):
-        there = f"Its classes: {', '.join(classes)}" if classes else "It has no classes"
-        raise UserError(f"{named_by}: there is no {class_name} in {file}. {there}. Correct the name.")
+        there = f"; its classes: {', '.join(classes)}" if classes else ", and no other"
+        raise UserError(f"{file} has no class {class_name}{there}. Correct the name of the pipeline, or the module.")
     imported = {
         alias.asname or alias.name: alias.name
         for node in ast.walk(tree)

@@ -12,12 +12,14 @@ import torch
 
 from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers import arguments, optimizations
-from dglaunch.backends.diffusers.pipeline_class import check_call, class_of
 from dglaunch.backends.diffusers.protocols import ImageProcessor, Pipeline, PretrainedPart
 from dglaunch.backends.diffusers.stages import trace_shapes
-from dglaunch.config import EditingConfig
+from dglaunch.backends.registry import imported
+from dglaunch.config import BackendConfig, EditingConfig
 from dglaunch.errors import UserError
+from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.models.editing import EditRules
+from dglaunch.models.own_pipeline import OwnPipeline
 
 
 class PipelineLoader:
@@ -36,7 +38,14 @@ class PipelineLoader:
         Raises:
             UserError: with what to do instead.
         """
-        check_call(self.pipeline_class, self.checkpoint, self.context.config)
+        from diffusers import DiffusionPipeline
+
+        if self.pipeline_class is DiffusionPipeline:
+            return
+        takes = arguments.call_parameters(self.pipeline_class)
+        if self.checkpoint.own is not None:
+            arguments.check_own(self.checkpoint.own, takes)
+        arguments.check_flags(self.context.config, self.checkpoint.family, self.pipeline_class.__name__, takes)
 
     def call_parameters(self, pipeline: Pipeline) -> Mapping[str, inspect.Parameter]:
         """Return the arguments of a loaded pipeline's call."""
@@ -98,8 +107,20 @@ class PipelineLoader:
         Raises:
             UserError: diffusers does not have it.
         """
-        with explained(self.context):
-            return class_of(self.checkpoint, self.context.config.backend)
+        import diffusers
+
+        if self.checkpoint.own is not None:
+            with explained(self.context):
+                return own_class(self.checkpoint.own, self.checkpoint, self.context.config.backend)
+        name = self.checkpoint.pipeline_class
+        found: type[Pipeline] | None = getattr(diffusers, name, None)
+        if found is None and not self.context.config.backend.trust_remote_code:
+            raise UserError(
+                f"The checkpoint names the pipeline {name}, which diffusers {diffusers.__version__} does not have. Update "
+                "diffusers, or, if you trust the code that comes with the checkpoint, add --trust_remote_code."
+            )
+        default: type[Pipeline] = diffusers.DiffusionPipeline
+        return found if found is not None else default
 
     @property
     def _loading_class(self) -> type[Pipeline]:
@@ -143,6 +164,43 @@ class PipelineLoader:
     def _text_encoders(self) -> list[str]:
         parts = inspect.signature(self.pipeline_class).parameters
         return [name for name in parts if name.startswith("text_encoder") and not name.endswith("_out_layers")]
+
+
+def own_class(own: OwnPipeline, checkpoint: Checkpoint, config: BackendConfig) -> type[Pipeline]:
+    """Import a pipeline class that is none of diffusers'.
+
+    Raises:
+        UserError: there is none of that name, or it is another than its source said.
+    """
+    import diffusers
+
+    try:
+        found = _from_checkpoint(own, checkpoint, config) if own.in_checkpoint else imported(own.name)
+    except OSError:  # no network
+        raise
+    except Exception as error:  # the module is the user's, and may do anything while it is imported
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"The pipeline {own.name} cannot be imported ({reason}). Correct the module, or its name."
+        ) from None
+    needed = getattr(diffusers, own.base or "DiffusionPipeline")
+    if not isinstance(found, type) or not issubclass(found, needed):
+        raise UserError(f"{own.name} is no class that derives from diffusers' {needed.__name__}; let it be one.")
+    own_pipeline: type[Pipeline] = found
+    return own_pipeline
+
+
+def _from_checkpoint(own: OwnPipeline, checkpoint: Checkpoint, config: BackendConfig) -> object:
+    from diffusers.utils.dynamic_modules_utils import get_class_from_dynamic_module
+
+    found: object = get_class_from_dynamic_module(
+        checkpoint.source,
+        module_file=f"{own.module}.py",
+        class_name=own.class_name,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+    )
+    return found
 
 
 def resize_each(processor: ImageProcessor) -> None:

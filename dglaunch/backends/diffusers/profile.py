@@ -14,7 +14,6 @@ from dglaunch.data.task import Bucket, Task, plain_bucket
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint, as_editor, resolve, token_lengths
-from dglaunch.models.families import FAMILIES
 from dglaunch.models.optimizations import WITHOUT_MASK
 from dglaunch.system import Machine, host_memory, need
 
@@ -71,13 +70,17 @@ class DiffusersProfile(Profile):
         check_long_prompts(checkpoint, config, tasks)
 
     def check_code(self, config: RunConfig, target: Target) -> None:
-        if not is_listed(target.checkpoint):
-            from dglaunch.backends.diffusers.loading import quiet_libraries
-            from dglaunch.backends.diffusers.pipeline_class import check_call, class_of
+        own = target.checkpoint.own
+        if own is None or (own.in_checkpoint and not target.checkpoint.local):  # that is not downloaded yet
+            return
+        from dglaunch.backends.diffusers.arguments import call_parameters, check_flags, check_own
+        from dglaunch.backends.diffusers.loading import own_class, quiet_libraries
 
-            if not config.debug:
-                quiet_libraries()
-            check_call(class_of(target.checkpoint, config.backend), target.checkpoint, config)
+        if not config.debug:
+            quiet_libraries()
+        takes = call_parameters(own_class(own, target.checkpoint, config.backend))
+        check_own(own, takes)
+        check_flags(config, target.checkpoint.family, own.name, takes)
 
     def idle_values(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Iterable[Idle]:
         yield from idle_text_length(target.checkpoint, config)
@@ -105,15 +108,6 @@ class DiffusersProfile(Profile):
         """Whether prompts of different length may not share a batch."""
         without_mask = self.xdit or config.optimization.attention_backend in WITHOUT_MASK
         return bool(checkpoint.family.text_bucket) and without_mask
-
-
-def is_listed(checkpoint: Checkpoint) -> bool:
-    """Return whether what a pipeline's call takes is known without its class: from the families' table. Of code on the hub
-    nothing is known before it has been downloaded."""
-    own = checkpoint.own
-    if own is None:
-        return checkpoint.pipeline_class in FAMILIES
-    return own.in_checkpoint and not checkpoint.local
 
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")

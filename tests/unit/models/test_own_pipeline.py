@@ -155,8 +155,8 @@ def test_an_image_cannot_name_the_code_that_makes_it_again(tmp_path: Path) -> No
 def test_a_class_that_is_not_there_is_told_from_the_source(tmp_path: Path, source: str) -> None:
     (tmp_path / "lit.py").write_text(LIT + source)
     ended = dglaunch("t2i", "--prompt", "a", "--pipeline", "lit:Lit", "--output_dir", "out", cwd=tmp_path)
-    assert ended.code == 2 and "there is no Lit in" in ended.output and "was run" not in ended.output
-    assert ("Its classes: Lid" in ended.output) == ("Lid" in source) and not (tmp_path / "out").exists()
+    assert ended.code == 2 and "lit.py has no class Lit" in ended.output and "was run" not in ended.output
+    assert ("its classes: Lid" in ended.output) == ("Lid" in source) and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
