@@ -4,7 +4,7 @@
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -87,7 +87,7 @@ def _lines(report: Report, labels: Mapping[str, str], is_running: bool) -> Itera
 
 
 def _metric(
-    name: str, kind: str, samples: list[tuple[dict[str, str], float]], labels: Mapping[str, str]
+    name: str, kind: str, samples: Sequence[tuple[dict[str, str], float]], labels: Mapping[str, str]
 ) -> Iterator[str]:
     yield f"# TYPE {PREFIX}{name} {kind}\n"
     suffix = "_total" if kind == "counter" else ""

@@ -99,7 +99,7 @@ def test_too_little_room_is_told_before_anything_is_copied(
     source: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scratch.mkdir()
-    monkeypatch.setattr(staging.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with pytest.raises(UserError, match="GB free"):
         Staging(source, scratch).make()
     assert not list(scratch.rglob(NOTE))
