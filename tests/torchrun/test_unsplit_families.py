@@ -1,6 +1,7 @@
 """Families that xfuser does not run: dglaunch's images are plain diffusers', alone and in a batch, prompts ahead and inline."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def test_the_images_are_plain_diffusers(tmp_path: Path, families: Path, family: 
     drawn = list(images(tmp_path / "alone").values())
     for seed, (image, expected) in enumerate(zip(drawn, _by_diffusers(model, words), strict=True)):
         assert np.abs(image.astype(int) - expected.astype(int)).max() <= TOLERANCE, f"image {seed}"
-    assert min(np.abs(a.astype(int) - b.astype(int)).max() for a, b in zip(drawn, drawn[1:])) > 10 * TOLERANCE, (
+    assert min(np.abs(a.astype(int) - b.astype(int)).max() for a, b in pairwise(drawn)) > 10 * TOLERANCE, (
         "other prompts and seeds must give other images, or the comparisons of this test could not fail"
     )
 
