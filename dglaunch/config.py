@@ -402,6 +402,9 @@ class RunConfig:
     """Independent nodes that share the work and the output folder."""
     writer: WriterName = flag("main", NOTHING, Group.MACHINES)
     """Who writes images: rank 0, the first replica of each node (needs no common folder: dglaunch merge), or each replica."""
+    shares: Literal["claimed", "static"] = flag("claimed", NOTHING, Group.MACHINES)
+    """A replica that is through its share takes batches that others have not begun (claimed), or stops (static): no GPU waits
+    for the slowest. Images are the same."""
     stall_timeout: float = flag(1800.0, NOTHING, Group.MACHINES)
     """Seconds without progress, or without a sign of life from a peer, until a hung run is ended with stacks; 0: never."""
     debug: bool = flag(False, NOTHING, Group.OUTPUT)

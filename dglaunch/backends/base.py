@@ -98,7 +98,10 @@ class Context:
     should_stop: Callable[[], bool] = lambda: False
     """Asked between denoising steps; all ranks of a replica get the same answer at the same step."""
     batches: Sequence[Batch] = ()
-    """What generate() will be called with, in this order: for what can be prepared ahead. A batch may come in parts."""
+    """What generate() will be called with, in this order: for what can be prepared ahead. A batch may come in parts. With
+    --shares claimed other replicas may take some of the last, and others' batches may follow."""
+    coming: Callable[[], Sequence[Batch]] = tuple
+    """What was taken from another replica together with the batch that generate() is called with, and follows it."""
 
     @property
     def torch_device(self) -> str:
@@ -135,5 +138,7 @@ class Facts:
     """Sums that grow during the run (requests, tokens, cost)."""
     events: list[str] = field(default_factory=list)
     """What the report should say; grows during the run."""
+    seconds_to_take_over: float = 0.0
+    """What it costs to begin with batches that are not in the context, however many: text encoders come back."""
     known_trouble: str = ""
     """What is known to fail in these versions, in words; put before the error of an item."""
