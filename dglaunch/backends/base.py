@@ -35,7 +35,7 @@ from dglaunch.models.checkpoint import Checkpoint
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from dglaunch.output.encode import WholePng
+    from dglaunch.output.whole_file import WholeFile
 
 
 class Backend(Protocol):
@@ -75,11 +75,11 @@ class Arriving:
     wait: "Callable[[], Image | ItemError]"
 
 
-Slot: TypeAlias = "Image | WholePng | ItemError | Arriving | None"
+Slot: TypeAlias = "Image | WholeFile | ItemError | Arriving | None"
 """What a backend has for a task; None if it was stopped before it asked for it."""
 
 
-def arrived(slot: Slot) -> "Image | WholePng | ItemError | None":
+def arrived(slot: Slot) -> "Image | WholeFile | ItemError | None":
     """This function waits for a slot's image if it is still on its way, and returns what is in the slot."""
     return slot.wait() if isinstance(slot, Arriving) else slot
 

@@ -1,6 +1,6 @@
 """A backend without a model: images drawn from the seed, and trouble on request. For tests, dry runs and demos.
 
-A prompt may hold markers in square brackets; each concerns the batch that the prompt is in:
+A prompt may hold markers in square brackets; each concerns the batch that the prompt is in (docs/HOW_DO_I.md has them, too):
 
     [sleep 0.5]    the batch takes that many seconds longer
     [lag 0.5]      the same, but only on the last rank

@@ -17,9 +17,9 @@ from dglaunch.system import versions
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from dglaunch.output.encode import WholePng
+    from dglaunch.output.whole_file import WholeFile
 
-Picture: TypeAlias = "Image | WholePng"
+Picture: TypeAlias = "Image | WholeFile"
 """A finished image: of a pipeline, or the file that an API sent."""
 OWN_KEYS = frozenset(
     {"file_name", "bytes", "index", "sample", "prompt", *ROW_FIELDS, "key", "sha256", "rank", "node", "batch_size"}

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from dglaunch.output.encode import WholePng
+    from dglaunch.output.whole_file import WholeFile
 
 from dglaunch import strict_json
 from dglaunch.backends.api.answers import STOPS, Answer, Part, RequestError, TooFew, bounded, picture, redact
@@ -396,7 +396,7 @@ class ApiBackend:
                 problem = problem if said.kind == "refused" else said
         return slots, problem
 
-    def _picture(self, part: Part, task: Task) -> "Image | WholePng":
+    def _picture(self, part: Part, task: Task) -> "Image | WholeFile":
         """An image that came, and what the ledger says of it."""
         if isinstance(part.image, RequestError):
             raise part.image
