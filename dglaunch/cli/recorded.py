@@ -20,7 +20,7 @@ from dglaunch.system import PACKAGES, versions
 
 OF_THIS_MACHINE = ("device", "cache_dir", "embedding_cache")
 """Flags that are never taken from a file, and that the images do not depend on: there the defaults do."""
-OF_THE_RUN = ("output_dir", "overwrite", "num_gpus", "node_rank", "num_nodes", "writer", "debug")
+OF_THE_RUN = ("output_dir", "overwrite", "num_gpus", "node_rank", "num_nodes", "writer", "debug", "api_batch_cancel")
 """Flags of how one start was made, which another one is not bound to."""
 FILES = ("prompts_file", "input", "model_name")
 VERSION = re.compile(r"[\w.+!-]{1,40}", re.ASCII)

@@ -139,7 +139,7 @@ class _Run:
                 with self._encoder(context, collector, watch, background and one) as encoder:
                     loop = Loop(context, backend, facts, collector.sink, watch, encoder)
                     if one:
-                        loop.run(iter(context.batches))
+                        loop.run(facts.order(context.batches))
                     else:
                         loop.run_in_threads(context.batches, facts.workers)
                 report = loop.report()
