@@ -81,7 +81,7 @@ class DiffusersBackend:
         if rules is not None and rules.equal_size_batch:
             resize_each(self.pipeline.image_processor)
         effects |= self.engine.optimize(self.pipeline, self.undo)
-        events: list[str] = []
+        events = list(self.loader.events)
         if config.optimization.enable_compile:
             folder = config.backend.cache / "compile"
             time_compilation(folder, self.seconds, events, self.undo)
