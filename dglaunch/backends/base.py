@@ -22,7 +22,7 @@ run: the user's mistake showed only at the server. None in a slot: the run was s
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -128,6 +128,9 @@ class Facts:
     """Of libraries that only this backend has; those of system.PACKAGES are known without it."""
     shaped_by: tuple[str, ...] = ()
     """Which of system.PACKAGES shape its images, besides dglaunch: their versions go into each file."""
+    order: Callable[[Sequence[Batch]], Iterator[Batch]] | None = None
+    """The order in which generate() is to be called with the batches of this replica's share, and no others: a backend that gets its images when they are
+    ready yields batches (of the same tasks, in any parts) as they are, and waits in between."""
     workers: int = 1
     """How many threads may be in generate() at a time, each with a batch of its own."""
     ledger: Record = field(default_factory=dict)

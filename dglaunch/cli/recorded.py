@@ -20,7 +20,9 @@ from dglaunch.system import PACKAGES, versions
 
 OF_THIS_MACHINE = ("device", "cache_dir", "embedding_cache", "stage_to")
 """Flags that are never taken from a file, and that the images do not depend on: there the defaults do."""
-OF_THE_RUN = ("output_dir", "overwrite", "num_gpus", "node_rank", "num_nodes", "writer", "debug", "metrics_file")
+OF_THE_RUN = (
+    "output_dir", "overwrite", "num_gpus", "node_rank", "num_nodes", "writer", "debug", "metrics_file", "api_batch_cancel",
+)  # fmt: skip
 """Flags of how one start was made, which another one is not bound to."""
 SOURCES = ("prompt", "prompts_file", "input")
 """Flags that say where a job's rows come from."""

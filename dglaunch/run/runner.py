@@ -196,6 +196,8 @@ class _Run:
 
     def _batches(self, context: Context, plan: Plan) -> Iterator[Batch]:
         """Its own share, and with --shares claimed what other replicas have not begun when it is through."""
+        if (order := self.journal.facts.order) is not None:
+            return order(context.batches)
         counters = context.channel.counters("batches") if self.job.config.shares == "claimed" else None
         if counters is None:
             return iter(context.batches)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 
 from dglaunch import strict_json
+from dglaunch.backends.api.batch_checks import batch_problems
 from dglaunch.backends.api.description import Api
 from dglaunch.backends.api.models import MODELS, RatioSizes
 from dglaunch.config import RunConfig, pairs_of
@@ -141,7 +142,11 @@ def check_rows(api: Api, config: RunConfig, tasks: Sequence[Task]) -> None:
     problems = [
         f"{task.row.removeprefix(f'{source}, ') or f'row {task.index}'}: {problem}"
         for task in tasks
-        for problem in (*_problems(api, task, config), *_contradictions(task, ratio))
+        for problem in (
+            *_problems(api, task, config),
+            *_contradictions(task, ratio),
+            *batch_problems(config, task),
+        )
     ]
     if problems:
         raise InputError(source, list(dict.fromkeys(problems)))
