@@ -8,7 +8,7 @@ from dglaunch.backends.api.description import Api
 from dglaunch.backends.api.models import MODELS, RatioSizes
 from dglaunch.config import RunConfig, pairs_of
 from dglaunch.data.tables import shown
-from dglaunch.data.task import ROW_FIELDS, Task
+from dglaunch.data.task import SAMPLING, Task
 from dglaunch.errors import InputError, UserError
 
 OPTIONS = (
@@ -117,7 +117,7 @@ def extra_fields(values: tuple[str, ...]) -> dict[str, object]:
 
 def _check_row_flags(api: Api, config: RunConfig) -> None:
     """What a flag says for all rows is told once."""
-    for name in ROW_FIELDS:
+    for name in SAMPLING:
         value = getattr(config, name)
         if name != "seed" and value is not None and name not in api.fields:
             raise UserError(f"--{name} {value}: {api.name} takes no {name} of {config.backend.model_name}. Drop it.")
@@ -148,7 +148,7 @@ def check_rows(api: Api, config: RunConfig, tasks: Sequence[Task]) -> None:
 
 def _problems(api: Api, task: Task, model: str) -> Iterator[str]:
     yield from _size_problem(api, task.width, task.height)
-    for name in ROW_FIELDS:
+    for name in SAMPLING:
         value = getattr(task, name)
         if name != "seed" and value is not None and name not in api.fields:
             yield f"{name} {value!r}, but {api.name} takes no {name} of {model}; remove it (the column, or --{name})"
