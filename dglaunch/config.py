@@ -137,6 +137,8 @@ class BackendConfig:
     """Run Python code that comes with the checkpoint."""
     allow_pickle: bool = flag(False, REPLAY | TRUST | LOCAL, Group.MODEL)
     """Load weights that are not safetensors (a pickle can run any code)."""
+    stage_to: Path | None = flag(None, TRUST | LOCAL, Group.MODEL)
+    """A folder on each node's own disk (/local/scratch): one rank of each node copies the checkpoint there, and all load from it."""
     cache_dir: Path = flag(Path("~/.cache/dglaunch"), REPLAY | TRUST | LOCAL, Group.MODEL)
     """Where dglaunch keeps what it builds once (not the hub's own cache)."""
 
@@ -391,6 +393,8 @@ class RunConfig:
     """Image `sample` of row `index` gets seed + index * num_images_per_prompt + sample; a row's own seed wins."""
     gallery: bool = flag(False, NOTHING, Group.OUTPUT, usual="Write gallery.html at the end")
     """At the end write gallery.html to --output_dir: a page to look through the results (dglaunch gallery does it later)."""
+    metrics_file: Path | None = flag(None, TRUST, Group.OUTPUT)
+    """While the job runs, keep its counts and speed in this file as OpenMetrics text, for a node exporter (give it .prom)."""
     num_gpus: int | None = flag(
         None, NOTHING, Group.MACHINES, usual="Start torchrun with as many ranks on this machine"
     )

@@ -40,6 +40,8 @@ Before
   certify           compare all ways to run a model on this machine:
                     replicas, batches, splits, resume; a page and a JSON
   doctor            what is installed here, whether it is fine, and the remedy
+  fetch MODEL       bring a model from the hub, where there is a network, for
+                    nodes that have none; --to FOLDER
 
 After
   status OUT        how far a job is, while it runs or after it
@@ -83,6 +85,7 @@ TOOLS = {
     "gallery": "dglaunch.cli.gallery:gallery",
     "replay": "dglaunch.cli.replay:replay",
     "doctor": "dglaunch.cli.doctor:doctor",
+    "fetch": "dglaunch.cli.fetch:fetch",
     "completion": "dglaunch.cli.completion:completion",
 }
 """Commands that run no job: functions whose arguments are the flags. All functions of both tables return the exit code."""

@@ -19,9 +19,9 @@ from dglaunch.models.lora_source import moved
 from dglaunch.output.ledger import OutputFolder, object_at
 from dglaunch.system import PACKAGES, versions
 
-OF_THIS_MACHINE = ("device", "cache_dir", "embedding_cache")
+OF_THIS_MACHINE = ("device", "cache_dir", "embedding_cache", "stage_to")
 """Flags that are never taken from a file, and that the images do not depend on: there the defaults do."""
-OF_THE_RUN = ("output_dir", "overwrite", "num_gpus", "node_rank", "num_nodes", "writer", "debug")
+OF_THE_RUN = ("output_dir", "overwrite", "num_gpus", "node_rank", "num_nodes", "writer", "debug", "metrics_file")
 """Flags of how one start was made, which another one is not bound to."""
 FILES = ("prompts_file", "input", "model_name")
 VERSION = re.compile(r"[\w.+!-]{1,40}", re.ASCII)

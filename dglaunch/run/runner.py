@@ -33,6 +33,7 @@ from dglaunch.run.images import ImageQueue
 from dglaunch.run.journal import Journal
 from dglaunch.run.loop import Loop
 from dglaunch.run.opening import Opened, open_folders, start_anew
+from dglaunch.run.pulse import Pulse, check_metrics_file
 from dglaunch.run.record import Recorder
 from dglaunch.run.report import LeaderReport, Report
 from dglaunch.run.result import RunResult, outcome_of
@@ -66,6 +67,7 @@ def run(
         preflight.check_address(job.topology)
         with StallWatch(job.topology, job.config.stall_timeout, stop, journal.last_words) as watch:
             channel = Channel(job.topology, job.device)
+            channel.together(start.check)
             # Only now: ranks whose agent died while they joined must not hold the folder against the next start.
             opened = open_folders(job, channel, writer, journal)
             with PeerWatch(watch, channel.attempt) as peers, start.errors_in_journal():
@@ -91,10 +93,20 @@ class _Run:
         self.terminal = terminal
         self.finished = finished
         self.report: Report | None = None
+        self.pulse: Pulse | None = None
         self.planned: PlannedPeak | None = None
         """On rank 0."""
         self.load_seconds = 0.0
         self.inputs = {task.id: saved_names(task) for task in job.tasks} if job.config.saves_inputs else {}
+
+    def check(self) -> None:
+        """Refuse what rank 0 could not write beside the folder.
+
+        Raises:
+            UserError: with what to do instead.
+        """
+        if self.topology.is_main and self.job.config.metrics_file is not None:
+            check_metrics_file(self.job.config.metrics_file)
 
     @contextmanager
     def closing(self) -> Iterator[None]:
@@ -104,6 +116,9 @@ class _Run:
         finally:
             if self.report is not None:
                 self.report.stop()
+            if self.pulse is not None:
+                with suppress(OSError):
+                    self.pulse.write_metrics(is_running=False)
             self.writer.close()
 
     @contextmanager
@@ -154,6 +169,8 @@ class _Run:
         skipped = schedule.total - schedule.plan.num_tasks - len(schedule.unmakeable)
         self.report = Report(schedule.total, skipped, self.terminal)
         self.journal.counts = self.report.counts
+        labels = {"output_dir": str(self.job.config.output_dir)}
+        self.pulse = Pulse(self.report, self.journal, self.job.config.metrics_file, labels)
         self.report.plan(self.job, schedule, damaged)
         for note in notes:
             self.report.note(note)
@@ -228,6 +245,8 @@ class _Run:
             self.writer.write(result)
         if self.report is not None:
             self.report.update(result)
+        if self.pulse is not None:
+            self.pulse.beat()
 
     # -- after the last batch -------------------------------------------------------------------------------------
 
