@@ -25,12 +25,8 @@ from dglaunch.models.components import (
     read_json,
     settings_of,
 )
-<<<<<<< HEAD
 from dglaunch.models.families import FAMILIES, OTHER, Family, editors, family_of
-=======
-from dglaunch.models.families import FAMILIES, OTHER, Family, editors
 from dglaunch.models.fetching import require_whole
->>>>>>> main
 from dglaunch.models.folder import Folder
 from dglaunch.models.hub import Hub, NotHere
 from dglaunch.models.lora import NO_LORAS, Loras

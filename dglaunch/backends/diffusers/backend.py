@@ -80,15 +80,10 @@ class DiffusersBackend:
         effects = {"encode": self._encode_ahead(cache)} if self.loader.encodes_ahead else {}
         if rules is not None and rules.equal_size_batch:
             resize_each(self.pipeline.image_processor)
-<<<<<<< HEAD
         effects |= self.engine.optimize(self.pipeline, self.loader.loras, self.undo)
         effects |= self.loader.loras.describe()
         self.loader.loras.agree(self.context.channel)
-        events: list[str] = []
-=======
-        effects |= self.engine.optimize(self.pipeline, self.undo)
         events = list(self.loader.events)
->>>>>>> main
         if config.optimization.enable_compile:
             folder = config.backend.cache / "compile"
             time_compilation(folder, self.seconds, events, self.undo)

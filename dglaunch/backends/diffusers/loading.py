@@ -36,12 +36,9 @@ class PipelineLoader:
         self.checkpoint = context.checkpoint
         self.edit_rules: EditRules | None = context.checkpoint.family.edit if context.config.edits else None
         """The family's, for input images; None where the run draws from text alone."""
-<<<<<<< HEAD
         self.loras = PipelineLoras(context.checkpoint.loras, context.checkpoint.family.lora)
-=======
         self.events: list[str] = []
         """What the report should say of the loading."""
->>>>>>> main
 
     def check(self) -> None:
         """Refuse a pipeline that diffusers does not have, and flags that it would not look at.
