@@ -27,9 +27,9 @@ pytestmark = [
 
 TOLERANCE = 2
 """Of 255."""
-CELLS = ["one", "none", "two:0.5", "one:0.3,two:0.7", "two:-0.5", None, "one:0.5", ""]
+CELLS: list[str | None] = ["one", "none", "two:0.5", "one:0.3,two:0.7", "two:-0.5", None, "one:0.5", ""]
 """What the rows say; None: nothing, so that they use both."""
-ONE_SET = ["one:0.3,two:0.7"] * 4
+ONE_SET: list[str | None] = ["one:0.3,two:0.7"] * 4
 """For what adds LoRAs to the weights."""
 ROWS = [prompt for _ in range(2) for prompt in DIFFERENT_LENGTHS]
 NAMES = {
