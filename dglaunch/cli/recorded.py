@@ -15,12 +15,15 @@ from dglaunch.data.task import Record
 from dglaunch.environment import parse_value, read_value, types_of
 from dglaunch.errors import UserError
 from dglaunch.files import is_stream
+from dglaunch.models.lora_source import moved
 from dglaunch.output.ledger import OutputFolder, object_at
 from dglaunch.system import PACKAGES, versions
 
 OF_THIS_MACHINE = ("device", "cache_dir", "embedding_cache", "stage_to")
 """Flags that are never taken from a file, and that the images do not depend on: there the defaults do."""
-OF_THE_RUN = ("output_dir", "overwrite", "num_gpus", "node_rank", "num_nodes", "writer", "debug", "metrics_file")
+OF_THE_RUN = (
+    "output_dir", "overwrite", "num_gpus", "node_rank", "num_nodes", "writer", "debug", "metrics_file", "api_batch_cancel",
+)  # fmt: skip
 """Flags of how one start was made, which another one is not bound to."""
 SOURCES = ("prompt", "prompts_file", "input")
 """Flags that say where a job's rows come from."""
@@ -153,6 +156,9 @@ def _find_files(values: dict[str, object], directory: object) -> None:
         )
         if flag in values:
             values[flag] = found
+    loras = values.get("lora")
+    if isinstance(loras, tuple):
+        values["lora"] = tuple(moved(word, directory) for word in loras)
 
 
 def _found(value: object, directory: str) -> object:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from dglaunch.data.task import Record
 from dglaunch.output.asked import asked_of
+from dglaunch.output.batch_jobs import BatchJob, open_jobs
 from dglaunch.output.ledger import FAILURES, OutputFolder
 from dglaunch.output.lines import TaskId, file_name_of, is_whole
 
@@ -36,6 +37,8 @@ class JobStatus:
     total: int
     num_done: int
     num_failed: int
+    waits_for: list[tuple[BatchJob, int]] = field(default_factory=list)
+    """Batch jobs of an API that are under way or not collected, and how many images each is to bring."""
     images_per_s: float | None
     """Over the last RECENT images, while any was under way; None if nothing says how long that was."""
 
@@ -70,6 +73,7 @@ def read_status(folder: OutputFolder, node_rank: int | None = None) -> JobStatus
         total=asked.total,
         num_done=asked.named.num_of(done),
         num_failed=asked.named.num_of(failed),
+        waits_for=[(job, len(items)) for job, items in open_jobs(folder)],
         images_per_s=_images_per_s(
             (done[task_id].st_mtime, seconds) for task_id, seconds in _seconds_of(records).items() if task_id in done
         ),

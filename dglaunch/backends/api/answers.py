@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from PIL import Image
 
@@ -142,6 +142,25 @@ def bounded(pieces: Iterator[bytes], deadline: float, timeout: float) -> Iterato
         if time.monotonic() > deadline:
             raise RequestError("again", f"no whole answer within {timeout:g} s")
         yield piece
+
+
+def spool_to(out: BinaryIO, most: int, pieces: Iterator[bytes]) -> None:
+    """Write an answer's body to a file as it arrives; each piece has the SDK's own time limit.
+
+    Raises:
+        RequestError: it is larger than `most`, or cannot be written.
+    """
+    count = 0
+    for piece in pieces:
+        count += len(piece)
+        if count > most:
+            raise RequestError("refused", f"the file of answers is larger than {most:,} bytes")
+        try:
+            out.write(piece)
+        except OSError as error:
+            raise RequestError(
+                "refused", f"the file of answers cannot be kept here: {error.strerror or error}"
+            ) from None
 
 
 def by_status(status: int, reason: str, headers: Mapping[str, str]) -> RequestError:
