@@ -99,7 +99,8 @@ class BatchMode:
         self._server = server
         config = asker.context.config
         self._config = config
-        self._settings = asker.context.config.remote
+        self._settings = config.remote
+        self._should_stop = asker.context.should_stop
         self._folder = OutputFolder(config.output_dir)
         self._todo: deque[Batch] = deque()
         """What is to be ordered."""
@@ -130,14 +131,10 @@ class BatchMode:
             OutputError: a record cannot be written.
         """
         try:
-            self._todo.extend(self._take_up(batches))
-            if self._settings.api_batch_cancel:
-                self._cancel()
-            while True:
-                yield from self._order()
-                if not self._jobs:
-                    break
-                yield from self._collect(*self._wait())
+            for batch in self._work(batches):
+                if self._should_stop():
+                    raise Drained
+                yield batch
         except RequestError as problem:
             raise self._lost(problem) from None
         except OSError as error:
@@ -151,6 +148,16 @@ class BatchMode:
             raise self._final
         if self._todo:
             raise Drained
+
+    def _work(self, batches: Sequence[Batch]) -> Iterator[Batch]:
+        self._todo.extend(self._take_up(batches))
+        if self._settings.api_batch_cancel:
+            self._cancel()
+        while True:
+            yield from self._order()
+            if not self._jobs:
+                return
+            yield from self._collect(*self._wait())
 
     def slots(self, batch: Batch) -> list[Slot]:
         """Return what came for a batch that `arrivals` has yielded."""
@@ -214,7 +221,7 @@ class BatchMode:
         """A job whose order was not answered, if the API has it: see the module's docstring."""
         for look in range(LOOKS):
             if look:
-                sleep(doubled(self._settings.retry_delay, look - 1), self._asker.context.should_stop)
+                sleep(doubled(self._settings.retry_delay, look - 1), self._should_stop)
             if self._adopt(job):
                 return job
         with contextlib.suppress(RequestError):  # it may be gone already
@@ -246,7 +253,7 @@ class BatchMode:
 
     def _written(self, path: Path) -> tuple[BatchJob, list[Batch], list[tuple[Batch, BadImage]]]:
         """Write the file of the next job, as large as the API takes it."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
         job = BatchJob.begun(self._config.backend.backend, self._server, self._identity, now)
         batches: list[Batch] = []
         bad: list[tuple[Batch, BadImage]] = []
@@ -333,7 +340,7 @@ class BatchMode:
             self._final = self._final or self._asker.final(problem)
             return
         pause = delay(self._num_failed - 1, self._settings.retry_delay, problem.retry_after)
-        sleep(pause, self._asker.context.should_stop)
+        sleep(pause, self._should_stop)
 
     # -- looking --------------------------------------------------------------------------------------------------
 
@@ -347,7 +354,7 @@ class BatchMode:
                 if seen.has_ended:
                     return job, seen
             self._tell()
-            sleep(doubled(self._settings.retry_delay, looks), self._asker.context.should_stop)
+            sleep(doubled(self._settings.retry_delay, looks), self._should_stop)
             looks += 1
 
     def _saw(self, job: BatchJob, seen: SeenJob) -> None:
@@ -507,7 +514,7 @@ class BatchMode:
                     raise self._unknown(job, problem) from None
                 if problem.kind in ("stop", "refused") or attempt >= self._settings.api_max_retries:
                     raise
-                sleep(delay(attempt, self._settings.retry_delay, problem.retry_after), self._asker.context.should_stop)
+                sleep(delay(attempt, self._settings.retry_delay, problem.retry_after), self._should_stop)
             attempt += 1
 
     def _unknown(self, job: BatchJob, problem: RequestError) -> UserError:
