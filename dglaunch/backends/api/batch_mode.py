@@ -108,7 +108,8 @@ class BatchMode:
         """Those under way."""
         self._wanted: dict[str, dict[TaskId, Task]] = {}
         """By token: what this run takes of a job."""
-        self._arrived: dict[TaskId, Slot] = {}
+        self._arrived: Mapping[TaskId, Slot] = {}
+        """What came for the batch that was yielded last."""
         self._tries: Counter[TaskId] = Counter()
         self._num_failed = 0
         """Jobs that failed as a whole, in a row."""
@@ -261,24 +262,28 @@ class BatchMode:
             while self._todo and self._has_room(batches, self._todo[0]):
                 batch = self._todo[0]
                 try:
-                    images, mask = self._asker.inputs_of(batch.tasks[0])
+                    line = self._line(batch, f"{job.token}-{len(batches)}")
                 except BadImage as error:
                     bad.append((self._todo.popleft(), error))
                     continue
-                line = self._api.line(batch.tasks, images, mask, f"{job.token}-{len(batches)}")
-                data = strict_json.dumps(line, compact=True).encode() + b"\n"
-                if out.tell() + len(data) > self._limits.num_bytes:
-                    if batches:
-                        break
-                    said = f"its request is {len(data):,} bytes; a batch file holds {self._limits.num_bytes:,}"
-                    bad.append((self._todo.popleft(), BadImage(said)))
-                    continue
-                if not self._may_ask():
+                if out.tell() + len(line) > self._limits.num_bytes or not self._may_ask():
                     break
-                out.write(data)
+                out.write(line)
                 batches.append(self._todo.popleft())
         job.requests = [[Item.of(task) for task in batch.tasks] for batch in batches]
         return job, batches, bad
+
+    def _line(self, batch: Batch, name: str) -> bytes:
+        """The line of a job's file that asks for a batch.
+
+        Raises:
+            BadImage: an input image is gone, or the line is longer than a file may be.
+        """
+        images, mask = self._asker.inputs_of(batch.tasks[0])
+        line = strict_json.dumps(self._api.line(batch.tasks, images, mask, name), compact=True).encode() + b"\n"
+        if len(line) > self._limits.num_bytes:
+            raise BadImage(f"its request is {len(line):,} bytes; a batch file holds {self._limits.num_bytes:,}")
+        return line
 
     def _has_room(self, batches: Sequence[Batch], more: Batch) -> bool:
         images = sum(map(len, batches)) + len(more)
@@ -386,22 +391,11 @@ class BatchMode:
         why.args = (self._asker.cleaned(str(why)),)
         problems: dict[TaskId, RequestError] = {}
         for name in seen.files:
-            with self._temporary() as path:
-                if not self._download(job, name, path):
-                    continue
-                for tasks, slots, problem in self._answers(job, path, left):
-                    came = [task for task, slot in zip(tasks, slots) if slot is not None]
-                    problems |= {task.id: problem for task in tasks if problem is not None}
-                    for task, slot in zip(tasks, slots):
-                        if slot is not None:
-                            self._arrived[task.id] = slot
-                            self._of_job(job, task)
-                            del left[task.id]
-                    if came:
-                        yield Batch(tuple(came))
-                        self._arrived.clear()
+            yield from self._in_file(job, name, left, problems)
         for number, said in seen.problems.items():
-            if number < len(job.requests) and (tasks := [left.pop(i.id) for i in job.requests[number] if i.id in left]):
+            if 0 <= number < len(job.requests) and (
+                tasks := [left.pop(i.id) for i in job.requests[number] if i.id in left]
+            ):
                 yield self._failed(tasks, self._asker.cleaned(said), job)
         again: list[Task] = []
         for task in left.values():
@@ -411,6 +405,23 @@ class BatchMode:
             else:
                 again.append(task)
         self._end(job, seen, again, is_empty=len(left) == len(wanted))
+
+    def _in_file(
+        self, job: BatchJob, name: str, left: dict[TaskId, Task], problems: dict[TaskId, RequestError]
+    ) -> Iterator[Batch]:
+        """Yield what a file of answers has for the tasks that are left, which are fewer then; the others' problems are noted."""
+        with self._temporary() as path:
+            if not self._download(job, name, path):
+                return
+            for tasks, slots, problem in self._answers(job, path, left):
+                came = {task.id: slot for task, slot in zip(tasks, slots) if slot is not None}
+                if problem is not None:
+                    problems |= {task.id: problem for task in tasks if task.id not in came}
+                for task_id in came:
+                    self._of_job(job, left.pop(task_id))
+                if came:
+                    self._arrived = came
+                    yield Batch(tuple(task for task in tasks if task.id in came))
 
     def _end(self, job: BatchJob, seen: SeenJob, again: Sequence[Task], is_empty: bool) -> None:
         """A job has given all that it has."""
@@ -487,9 +498,9 @@ class BatchMode:
         return True
 
     def _failed(self, tasks: Sequence[Task], said: str, job: BatchJob | None = None) -> Batch:
-        for task in tasks:
-            self._arrived[task.id] = ItemError(said)
-            if job is not None:
+        self._arrived = {task.id: ItemError(said) for task in tasks}
+        if job is not None:
+            for task in tasks:
                 self._of_job(job, task)
         return Batch(tuple(tasks))
 
