@@ -247,7 +247,8 @@ class RemoteConfig:
     api_location: str | None = flag(None, API, Group.APIS)
     """Its location, with --api_project. Default: GOOGLE_CLOUD_LOCATION, else global."""
     max_cost: float | None = flag(None, API, Group.APIS)
-    """Stop asking when the answers have reported this cost (US dollars, as the server counts); shared out over the ranks."""
+    """Stop asking before a start might cost more US dollars than this, by what answers report (a cost, or tokens that have a
+    price); shared out over the ranks. The same command goes on."""
     max_requests: int | None = flag(None, API, Group.APIS)
     """Stop asking after this many requests, retries included; shared out over the ranks. The same command goes on."""
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, singledispatch
 
-from dglaunch.backends.profiles import Profile, Target, profile_of
+from dglaunch.backends.profiles import ExpectedCost, Profile, Target, profile_of
 from dglaunch.config import IDENTITY, IMAGE, EditingConfig, RunConfig, T2IConfig, flags_that, settings, settings_that
 from dglaunch.data import evaluations
 from dglaunch.data.columns import Columns, Past
@@ -53,6 +53,8 @@ class Schedule:
     """Every automatic choice, and why."""
     bucket_of: Callable[[Task], Bucket]
     """What is equal in a batch: for some families it has counted the tokens of all prompts."""
+    cost: ExpectedCost | None = None
+    """What the images to be made cost in money; None: nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,13 +161,16 @@ class Job:
         mine = share_of_node(self.makeable, self.topology, bucket_of, cost)
         pending = [task for task in mine if task.id not in done] if done else mine
         plan = build(pending, self.topology.num_replicas, choose, bucket_of, cost)
+        price = self.profile.expected_cost(self.config, pending)
+        in_words = {"cost": price.words} if price is not None and pending else {}
         return Schedule(
             total=len(mine) + len(self.unmakeable),
             unmakeable=[task for task in self.unmakeable if task.id not in done],
             plan=plan,
             num_extra_batches=plan.num_extra_batches if self.profile.mixes_rows else 0,
-            reasons=self.target.reasons | _size_reasons(self.checkpoint, plan),
+            reasons=self.target.reasons | _size_reasons(self.checkpoint, plan) | in_words,
             bucket_of=bucket_of,
+            cost=price,
         )
 
 

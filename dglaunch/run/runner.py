@@ -153,6 +153,7 @@ class _Run:
             return
         skipped = schedule.total - schedule.plan.num_tasks - len(schedule.unmakeable)
         self.report = Report(schedule.total, skipped, self.terminal)
+        self.report.cost_before = self.journal.cost_before
         self.journal.counts = self.report.counts
         self.report.plan(self.job, schedule, damaged)
         for note in notes:

@@ -45,6 +45,8 @@ NETWORK = ("TimeoutException", "TransportError", "OSError")
 """Base classes of what httpx, its forks and the operating system raise when a connection fails; the SDK uses whichever
 is installed."""
 TIMEOUT = "TimeoutException"
+UNSENT = ("ConnectError", "ConnectTimeout")
+"""What fails before a request goes out."""
 NO_CREDENTIALS = "RefreshError"
 """google-auth's word for credentials that are refused."""
 MOST_TEXT = 4000
@@ -149,10 +151,7 @@ class GoogleBackend(ApiBackend):
                 update={"seed": task.seed, "image_config": types.ImageConfig(**settings) if settings else None}
             ),
         )
-        usage = answer.usage_metadata
-        return Answer(
-            [self._gemini_part(answer)], flat_numbers(usage.model_dump(exclude_none=True)) if usage is not None else {}
-        )
+        return Answer([self._gemini_part(answer)], _tokens(answer.usage_metadata))
 
     def _gemini_part(self, answer: Any) -> Part:
         """The last image of the answer that is no draft, and the text beside it; or why there is none."""
@@ -196,12 +195,26 @@ class GoogleBackend(ApiBackend):
             return problem
         names = [base.__name__ for base in type(error).__mro__]
         if NO_CREDENTIALS in names:
-            return RequestError("stop", f"the application default credentials are refused: {error}")
+            return RequestError("stop", f"the application default credentials are refused: {error}", unbilled=True)
         if TIMEOUT in names:
             return too_late(self.settings.timeout)
         if any(name in NETWORK for name in names):
-            return RequestError("again", f"no answer ({type(error).__name__}): {error}", lost=True)
+            unsent = type(error).__name__ in UNSENT
+            return RequestError("again", f"no answer ({type(error).__name__}): {error}", lost=True, unbilled=unsent)
         return unexplained(error)  # pydantic's is a ValueError
+
+
+def _tokens(usage: Any) -> dict[str, float]:
+    """The numbers of a usage report, with those of its lists by kind: candidates_tokens_details.text."""
+    if usage is None:
+        return {}
+    report = usage.model_dump(mode="json", exclude_none=True)
+    numbers = flat_numbers(report)
+    for name in ("prompt_tokens_details", "candidates_tokens_details"):
+        for entry in report.get(name) or []:
+            kind, count = f"{name}.{str(entry.get('modality', '')).lower()}", amount(entry.get("token_count"))
+            numbers[kind] = numbers.get(kind, 0.0) + (count or 0.0)
+    return numbers
 
 
 def _no_limits() -> object:

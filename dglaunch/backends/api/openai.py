@@ -48,6 +48,8 @@ CONNECT_S = 20.0
 """A machine that is off answers nothing at all: that is known long before an image would come."""
 NO_CONNECTION = "ConnectTimeout"
 """httpx's word for it."""
+UNSENT = ("ConnectTimeout", "ConnectError")
+"""Its words for what fails before a request goes out."""
 TRUE_CFG = "qwen"
 """In the names of models whose guidance scale is `true_cfg_scale`."""
 
@@ -145,7 +147,7 @@ class OpenAIBackend(ApiBackend):
 
     def explain(self, error: Exception) -> RequestError:
         if isinstance(error, self._sdk.APITimeoutError) and type(error.__cause__).__name__ == NO_CONNECTION:
-            return RequestError("again", f"no connection within {CONNECT_S:g} s", lost=True)
+            return RequestError("again", f"no connection within {CONNECT_S:g} s", lost=True, unbilled=True)
         if isinstance(error, self._sdk.APITimeoutError):
             return too_late(self.settings.timeout)
         if isinstance(error, self._sdk.APIStatusError):
@@ -154,7 +156,10 @@ class OpenAIBackend(ApiBackend):
                 return RequestError("stop", reason, status=402)
             return by_status(error.status_code, reason, error.response.headers)
         if isinstance(error, self._sdk.APIConnectionError):
-            return RequestError("again", f"the connection failed: {error.__cause__ or error}", lost=True)
+            unsent = type(error.__cause__).__name__ in UNSENT
+            return RequestError(
+                "again", f"the connection failed: {error.__cause__ or error}", lost=True, unbilled=unsent
+            )
         return unexplained(error, self._sdk.OpenAIError)
 
 
@@ -185,7 +190,7 @@ def _error_in(answer: Mapping[str, object]) -> RequestError | None:
         code = int(code)
     if isinstance(code, int) and 400 <= code < 600:
         return by_status(code, reason, {})
-    return RequestError("again", f"an error came in place of images: {reason}")
+    return RequestError("again", f"an error came in place of images: {reason}", unbilled=True)
 
 
 def _reason(body: object) -> str:

@@ -54,7 +54,7 @@ def type_in(command: str) -> int:
     words = words[words.index("dglaunch") + 1 :]
     if "--choices" in words:
         choose(Path(words[1]), Path(words[2]), Path(words[-1]))
-    return main(["plan", *words] if "--backend" in words else words)
+    return main(["plan", *words] if "--backend" in words and words[0] != "plan" else words)
 
 
 def choose(one: Path, other: Path, file: Path) -> None:
