@@ -45,6 +45,8 @@ def check_options(api: Api, config: RunConfig) -> None:
         UserError: with what to write instead.
     """
     remote = config.remote
+    if remote.api_batch or remote.api_batch_cancel:
+        raise UserError("--api_batch: batch jobs cannot be ordered yet. Drop it.")
     for name in OPTIONS:
         value = getattr(remote, name)
         if value is not None and value != ():

@@ -27,8 +27,7 @@ class Costs:
         self._price = api.model.price
         self._names = REPORTED[config.backend.backend]
         self._config = config
-        batch: bool | None = getattr(config.remote, "api_batch", None)
-        self._in_batch, self._could_batch = bool(batch), batch is not None
+        self._in_batch = config.remote.api_batch
         self._known: dict[tuple[int | None, int | None], tuple[float, float]] = {}
         """Of an image without its prompt, by width and height."""
 
@@ -128,8 +127,10 @@ class Costs:
     def _words(self, total: Dollars) -> str:
         price = self._price
         assert price is not None
-        half = f"; with --api_batch {total.times(price.in_batch)}" if self._could_batch else ""
-        half = ", half price as it is a batch" if self._in_batch else half
+        if self._in_batch:
+            half = f", as batches ({price.in_batch:g} of the price)"
+        else:
+            half = f"; with --api_batch {total.times(price.in_batch)}"
         open_ended = "" if total.most is not None else ", and its input images, whose tokens are not published"
         vendor = " if the server charges as the vendor does" if self._api.servers else ""
         closer = "".join(f"; {flags} say it closer" for flags in self._closer())

@@ -3,8 +3,7 @@
     cost of an image = its text and input images, by token + its output, by token or by image
 
 No bill was seen. Prices and the tokens of an image are those of the vendors' public documentation as others quote it, but for the
-pages of which the address is given with a model's name: those were read. `half in batch mode: OpenAI's and
-Google's documentation alike. Known to be missing: what the tokens of an image are at gpt-image-2.6, and whatever
+pages of which the address is given with a model's name: those were read. Batch mode costs half at OpenAI and Google. Known to be missing: what the tokens of an image are at gpt-image-2.6, and whatever
 gemini-nano-banana-2.1, gpt-image-1.5, chatgpt-image-latest and Imagen cost.
 """
 

@@ -67,8 +67,9 @@ def test_a_thousand_images_of_gpt_image_2() -> None:
     assert costs.dollars is not None and costs.dollars.most is not None
     assert costs.dollars.least == pytest.approx(1000 * 196 * 30 / 1e6) == pytest.approx(5.88)
     assert costs.dollars.most == pytest.approx(1000 * (7024 * 30 + 100 * 5) / 1e6) == pytest.approx(211.22)
-    assert costs.words.startswith("$5.88 to $211.22") and "--quality say it closer" in costs.words
-    assert str(costs.dollars.times(GPT_2.in_batch)) == "$2.94 to $105.61"
+    assert costs.words.startswith("$5.88 to $211.22; with --api_batch $2.94 to $105.61; --quality say")
+    half = thousand(costs_of("openai", "gpt-image-2", RemoteConfig(api_batch=True)), 1024, 1024)
+    assert half.dollars == costs.dollars.times(0.5) and half.words.startswith("$2.94 to $105.61, as batches")
     high = thousand(costs_of("openai", "gpt-image-2", RemoteConfig(quality="high")), 1024, 1024)
     assert str(high.dollars) == "$210.72 to $211.22" and "closer" not in high.words
 
@@ -162,10 +163,10 @@ def plan(tmp_path: Path, model: str, *flags: str, backend: str = "openai") -> tu
     return ended.code, " ".join(ended.output.split())
 
 
-def test_plan_shows_the_least_and_the_most(tmp_path: Path) -> None:
+def test_plan_shows_the_least_and_the_most_and_half_of_it_in_batches(tmp_path: Path) -> None:
     code, said = plan(tmp_path, "gpt-image-2", "--width", "1024", "--height", "1024")
     assert code == 0 and "1,000 images" in said
-    assert "cost $5.88 to $211.22" in said
+    assert "cost $5.88 to $211.22; with --api_batch $2.94 to $105.61" in said
     assert "developers.openai.com" in said and "26 November 2026" in said
 
 
