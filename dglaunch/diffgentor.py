@@ -17,7 +17,10 @@ NO_SUCH_MODEL = (
     "this model is no diffusers pipeline, so it does not run here (dglaunch edit --help all lists --model_type)."
 )
 WITH_ADDRESS = "--api_base; or set OPENAI_BASE_URL or GOOGLE_GEMINI_BASE_URL."
-NO_REWRITING = "prompts are not rewritten here; rewrite them in the table beforehand."
+REWRITING = (
+    "--rewrite_prompts MODEL, with what to do as a text in --rewrite_instruction FILE; a chat server is --rewrite_api_base "
+    "(docs/rewriting.md)."
+)
 
 FLAGS: Mapping[str, str] = {
     # of all its commands
@@ -46,7 +49,7 @@ FLAGS: Mapping[str, str] = {
         "addresses first and name the files."
     ),
     "true_cfg_scale": "--guidance_scale",
-    "prompt_enhance_type": NO_REWRITING,
+    "prompt_enhance_type": f"it is {REWRITING}",
     # of serve
     "mode": SERVES_NONE, "host": SERVES_NONE, "port": SERVES_NONE, "max_concurrent": SERVES_NONE,
 }  # fmt: skip
@@ -135,13 +138,13 @@ GEMINI_ONLY = {
     "DG_GEMINI_ASPECT_RATIO": "--image_config aspect_ratio=16:9, or --width and --height.",
 }
 ENHANCER = {
-    "DG_PROMPT_ENHANCER_API_KEY": NO_REWRITING,
-    "DG_PROMPT_ENHANCER_API_BASE": NO_REWRITING,
-    "DG_PROMPT_ENHANCER_MODEL": NO_REWRITING,
-    "DG_PROMPT_ENHANCER_TEMPERATURE": NO_REWRITING,
-    "DG_PROMPT_ENHANCER_DEBUG": NO_REWRITING,
-    "DG_PROMPT_ENHANCER_DEBUG_DIR": NO_REWRITING,
-    "DG_FLUX2_ENHANCER_MODE": NO_REWRITING,
+    "DG_PROMPT_ENHANCER_API_KEY": "OPENAI_API_KEY.",
+    "DG_PROMPT_ENHANCER_API_BASE": "--rewrite_api_base (DG_REWRITE_API_BASE).",
+    "DG_PROMPT_ENHANCER_MODEL": "--rewrite_prompts (DG_REWRITE_PROMPTS).",
+    "DG_PROMPT_ENHANCER_TEMPERATURE": "--rewrite_temperature (DG_REWRITE_TEMPERATURE), 0 if it is not given.",
+    "DG_PROMPT_ENHANCER_DEBUG": "not needed: both prompts are in the ledger, and rewritten.jsonl has them all.",
+    "DG_PROMPT_ENHANCER_DEBUG_DIR": "not needed: both prompts are in the ledger, and rewritten.jsonl has them all.",
+    "DG_FLUX2_ENHANCER_MODE": "--rewrite_prompts, with --rewrite_api_base for a server.",
 }
 VARIABLES: Mapping[str, str] = {
     **_pool("OPENAI"),
@@ -158,7 +161,7 @@ VARIABLES: Mapping[str, str] = {
 PREFIXES: Mapping[str, str] = {
     "DG_OPENAI_": "a flag of the group APIs in dglaunch t2i --help all.",
     "DG_GEMINI_": "a flag of the group APIs in dglaunch t2i --help all.",
-    "DG_PROMPT_ENHANCER_": NO_REWRITING,
+    "DG_PROMPT_ENHANCER_": REWRITING,
     "DG_SERVE_": SERVES_NONE,
     "DG_FLUX_KONTEXT_": "a flag of --backend diffusers (dglaunch edit --help all).",
     **dict.fromkeys(

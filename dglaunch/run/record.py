@@ -24,7 +24,17 @@ Picture: TypeAlias = "Image | WholePng"
 OWN_KEYS = frozenset(
     {"file_name", "bytes", "index", "sample", "prompt", *ROW_FIELDS, "key", "sha256", "rank", "node", "batch_size"}
     | {"seconds", "time", "error", "instruction", "input_images", "input_sha256", "input_file_names", "seed_sent"}
-    | {"input_converted", "redo", "redo_of", "mask_sha256", "answer_text", "revised_prompt", "api_server", "cost_usd"}
+    | {
+        "input_converted",
+        "redo",
+        "redo_of",
+        "mask_sha256",
+        "answer_text",
+        "revised_prompt",
+        "rewritten_prompt",
+        "api_server",
+        "cost_usd",
+    }
     | set(LEDGER_KEYS)
 )
 """All that dglaunch itself ever says in a ledger, whatever the command: there they mean what it means by them, and a row's
@@ -101,7 +111,8 @@ class Recorder:
             name: value if value is not None else self._facts.defaults.get(name)
             for name, value in task.content().items()
         }
-        return content | task.origin()
+        rewritten: Record = {} if task.rewritten is None else {"rewritten_prompt": task.rewritten}
+        return content | rewritten | task.origin()
 
     def _description(self, task: Task) -> Record:
         """What an image file says of itself besides the task's content: all that `dglaunch replay` needs. What would

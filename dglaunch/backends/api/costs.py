@@ -47,7 +47,7 @@ class Costs:
         price, output = self._price, self._output(task.width, task.height)
         if price is None or output is None:
             return None
-        texts = (task.prompt, self._config.remote.system_instruction or "")
+        texts = (task.text, self._config.remote.system_instruction or "")
         text_tokens = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) + AROUND_PROMPT
         least, most = output[0], output[1] + price.text_in * text_tokens / 1e6 * self._part
         if not task.images:

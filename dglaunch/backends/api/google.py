@@ -145,7 +145,7 @@ class GoogleBackend(ApiBackend):
             model=self.model,
             contents=[
                 *(types.Part.from_bytes(data=data, mime_type=kind) for data, kind in images),
-                task.prompt,
+                task.text,
             ],
             config=self._config.model_copy(
                 update={"seed": task.seed, "image_config": types.ImageConfig(**settings) if settings else None}
@@ -174,7 +174,7 @@ class GoogleBackend(ApiBackend):
         first = tasks[0]
         answer = self._genai.models.generate_images(
             model=self.model,
-            prompt=first.prompt,
+            prompt=first.text,
             config=self._types.GenerateImagesConfig(
                 number_of_images=len(tasks),
                 negative_prompt=first.negative_prompt,
@@ -183,7 +183,7 @@ class GoogleBackend(ApiBackend):
                 **self._size(first),
             ),
         )
-        return Answer([_imagen_part(image, first.prompt) for image in answer.generated_images or []])
+        return Answer([_imagen_part(image, first.text) for image in answer.generated_images or []])
 
     def explain(self, error: Exception) -> RequestError:
         if isinstance(error, self._errors.APIError):

@@ -106,7 +106,7 @@ class OpenAIBackend(ApiBackend):
     def _arguments(self, tasks: Sequence[Task]) -> dict[str, Any]:
         """What the SDK's methods are called with, but for images."""
         first = tasks[0]
-        arguments: dict[str, Any] = {"model": self.model, "prompt": first.prompt, "n": len(tasks)}
+        arguments: dict[str, Any] = {"model": self.model, "prompt": first.text, "n": len(tasks)}
         if first.width is not None and first.height is not None:
             arguments["size"] = self.api.size(first.width, first.height)
         arguments |= {name: value for name in PARAMETERS if (value := getattr(self.settings, name)) is not None}
@@ -125,7 +125,7 @@ class OpenAIBackend(ApiBackend):
         if not images and (problem := _error_in(answer.to_dict())) is not None:
             raise problem
         to_dict = getattr(answer.usage, "to_dict", dict)  # the SDK hands out any JSON as it came
-        return Answer([self._part(image, task.prompt) for image in images], flat_numbers(to_dict()))
+        return Answer([self._part(image, task.text) for image in images], flat_numbers(to_dict()))
 
     def _part(self, image: Any, prompt: str) -> Part:
         encoded, address = getattr(image, "b64_json", None), getattr(image, "url", None)

@@ -168,7 +168,7 @@ class PromptEncoder:
 
 def _texts(task: Task) -> Texts:
     """Below a guidance scale a pipeline leaves the negative prompt."""
-    return task.prompt, task.negative_prompt, task.guidance_scale
+    return task.text, task.negative_prompt, task.guidance_scale
 
 
 def _chunks(tasks: Iterable[Task]) -> Iterator[list[Task]]:
