@@ -69,7 +69,7 @@ def batch_problems(config: RunConfig, task: Task) -> Iterator[str]:
         return
     most = LIMITS[config.backend.backend].num_bytes
     images = [*task.images, *([task.mask] if task.mask is not None else [])]
-    size = sum(_encoded(image) for image in images) + len(task.prompt.encode("utf-8", "surrogatepass")) + FRAME
+    size = sum(_encoded(image) for image in images) + len(task.text.encode("utf-8", "surrogatepass")) + FRAME
     if size > most:
         yield (
             f"its request would be {size:,} bytes with the input images in it, and a batch file holds {most:,}; make them smaller, "
