@@ -16,6 +16,7 @@ from dglaunch.cli.job_file import read_job_file
 from dglaunch.cli.own_flags import AROUND, OwnFlags
 from dglaunch.cli.words import Given, split
 from dglaunch.config import COMMANDS, RunConfig
+from dglaunch.diffgentor import told_of_value
 from dglaunch.environment import check_variables, parse_value, read_value, takes_several, takes_text, variable_of
 from dglaunch.errors import UserError
 
@@ -286,7 +287,8 @@ def _value_of(said: str, texts: Sequence[str], flag: Flag) -> object:
     except ValueError as error:
         shown = repr(texts[0] if len(texts) == 1 else list(texts))
         shown = shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]}..."
-        raise UserError(f"{said} {shown} is not {error}; correct it, or leave it out.") from None
+        hint = "".join(told_of_value(flag.name, text) for text in texts)
+        raise UserError(f"{said} {shown} is not {error}; correct it, or leave it out.{hint}") from None
 
 
 def without(words: Sequence[str], *names: str) -> list[str]:
