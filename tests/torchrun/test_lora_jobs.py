@@ -202,6 +202,23 @@ def test_weights_of_fewer_bits_in_the_order_that_is_right(models: Path, tmp_path
     assert "layers of the transformer" in run_json(tmp_path / "out")["effects"]["lora"]
 
 
+@pytest.mark.slow
+def test_layers_that_come_and_go_draw_the_same_mixture(models: Path, tmp_path: Path) -> None:
+    """Group offloading, on a GPU that is pretended."""
+    table = write_jsonl(tmp_path / "rows.jsonl", ROWS[:8])
+    base = ["t2i", "--model_name", models / "flux", *SIZE, "--prompts_file", table, "--batch_size", "4"]
+    gpu = ["--device", "cuda", "--torch_dtype", "float32"]
+    wanted = {"plain": [], "there": gpu, "offloaded": [*gpu, "--enable_group_offloading"]}
+    commands = [
+        [*base, *words, "--lora", *loras(models), "--output_dir", tmp_path / name] for name, words in wanted.items()
+    ]
+    for case in launch(tmp_path, 1, [(command, {}) for command in commands]):
+        assert case.codes == [0], case.output
+    assert difference(tmp_path / "offloaded", tmp_path / "plain") <= TOLERANCE
+    assert difference(tmp_path / "there", tmp_path / "plain") <= TOLERANCE
+    assert "onloaded one by one" in run_json(tmp_path / "offloaded")["effects"]["enable_group_offloading"]
+
+
 @pytest.mark.slow  # minutes of gcc
 def test_a_compiled_model_draws_each_set_of_them(models: Path, tmp_path: Path) -> None:
     from support.ranks import run_forked
@@ -223,6 +240,16 @@ def test_a_compiled_model_draws_each_set_of_them(models: Path, tmp_path: Path) -
         assert ended.code == 0, ended.output
     assert difference(tmp_path / "compiled", tmp_path / "plain") <= TOLERANCE
     assert max(line["batch_size"] for line in ledger(tmp_path / "compiled")) == 2, "one set a batch"
+
+
+def test_a_set_of_loras_for_each_row_is_not_compiled(tmp_path: Path) -> None:
+    from support.commands import dglaunch
+    from support.lora_files import write_lora
+
+    file = write_lora(tmp_path / "x.safetensors")
+    table = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "x", "lora": f"x:{n / 100}"} for n in range(30)])
+    ended = dglaunch("plan", "t2i", "--prompts_file", table, "--lora", file, "--enable_compile")
+    assert ended.code == 2 and "and these rows have 30; beyond 24" in " ".join(ended.output.split()), ended.output
 
 
 @pytest.mark.parametrize(
