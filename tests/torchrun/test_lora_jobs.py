@@ -101,7 +101,7 @@ def test_24_rows_with_three_loras_are_as_diffusers_makes_them_one_by_one(
         assert case.codes == [0] * world, case.output
     for size in wanted:
         assert worst(tmp_path / str(size), expected) <= TOLERANCE, size
-        assert max(line["batch_size"] for line in ledger(tmp_path / str(size))) == size
+        assert size / 2 < max(line["batch_size"] for line in ledger(tmp_path / str(size))) <= size
     out = tmp_path / "resumed"
     for size in (1, 4):
         killed(World(tmp_path, world, [*words, "--batch_size", str(size), "--output_dir", out], split), out)
