@@ -112,9 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 say(traceback.format_exc(), error=True)
             say(f"dglaunch: {error.filename or 'A file'} cannot be used: {error.strerror or error}.", error=True)
             return EXIT_USER if error.errno in NAMES_AND_RIGHTS else EXIT_BROKEN
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:  # a command may know more of how far it came
             if not another_speaks(environ):
-                say("Stopped. Start the same command again to go on.", error=True)
+                say(str(stopped) or "Stopped. Start the same command again to go on.", error=True)
             return EXIT_DRAINED
 
 

@@ -226,6 +226,12 @@ class Report:
         if job.config.edits and extra:
             text += f"; without its different sizes and images it would be {plan.num_batches - extra:,}"
         self.note(text)
+        if job.redo is not None and schedule.unmakeable:
+            count, first = number(len(schedule.unmakeable), "image"), schedule.unmakeable[0]
+            self.note(
+                f"{count} cannot be made, whatever the seed, as the input is still broken (index {first.index}: {first.error}). "
+                "Mend it, then start the same command again."
+            )
         if not plan.num_tasks and job.redo is None and job.config.filter_rows is not None:
             self.note(f"To make them again: dglaunch redo {job.config.output_dir} --filter_rows ...")
 
@@ -284,7 +290,8 @@ class Report:
     def end(self, summary: Summary, folder: object) -> None:
         """The end of the run, for people."""
         self.stop()
-        self.note(f"{headline(summary.outcome, self.counts)}, in {folder}")
+        is_stopped = summary.outcome == "drained"  # its headline comes last
+        self.note(f"{'What is there is' if is_stopped else headline(summary.outcome, self.counts) + ','} in {folder}")
         table = Table(show_header=False)
         for name, value in _rows(summary).items():
             table.add_row(name, value)

@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from dglaunch.backends.base import Backend, Context, Facts, ItemError
 from dglaunch.backends.registry import create
 from dglaunch.data.edits import saved_names
-from dglaunch.data.task import Record, Result
+from dglaunch.data.task import Batch, Record, Result
 from dglaunch.distributed import preflight
 from dglaunch.distributed.channel import Channel
+from dglaunch.distributed.claims import Claims
 from dglaunch.distributed.messages import message
 from dglaunch.errors import DglaunchError, OutputError, UserError
 from dglaunch.output import layouts
@@ -39,6 +40,7 @@ from dglaunch.run.report import LeaderReport, Report
 from dglaunch.run.result import RunResult, outcome_of
 from dglaunch.run.signals import stopping
 from dglaunch.run.watchdog import PeerWatch, StallWatch
+from dglaunch.run.work import Work
 from dglaunch.system import versions
 from dglaunch.terminal import Terminal
 
@@ -153,10 +155,11 @@ class _Run:
                 one = facts.workers == 1 or self.job.config.debug
                 with self._encoder(context, collector, watch, background and one) as encoder:
                     loop = Loop(context, backend, facts, collector.sink, watch, encoder)
+                    batches = self._batches(context, schedule.plan)
                     if one:
-                        loop.run(iter(context.batches))
+                        loop.run(batches)
                     else:
-                        loop.run_in_threads(context.batches, facts.workers)
+                        loop.run_in_threads(batches, min(facts.workers, schedule.plan.num_batches))
                 report = loop.report()
             collector.close(report)
             return self._finish(channel, collector.sink, schedule.plan)
@@ -190,6 +193,18 @@ class _Run:
             should_stop=should_stop,
             batches=plan.batches[self.topology.replica],
         )
+
+    def _batches(self, context: Context, plan: Plan) -> Iterator[Batch]:
+        """Its own share, and with --shares claimed what other replicas have not begun when it is through."""
+        if (order := self.journal.facts.order) is not None:
+            return order(context.batches)
+        counters = context.channel.counters("batches") if self.job.config.shares == "claimed" else None
+        if counters is None:
+            return iter(context.batches)
+        claims = Claims(counters, plan.costs)
+        work = Work(context.channel, plan.batches, claims, self.journal.facts.seconds_to_take_over)
+        context.coming = work.coming
+        return work
 
     @contextmanager
     def _loaded(self, context: Context, watch: StallWatch, plan: Plan) -> Iterator[Backend | None]:

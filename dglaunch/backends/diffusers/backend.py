@@ -100,6 +100,7 @@ class DiffusersBackend:
                 *(("xfuser",) if config.backend.backend == "xdit" else ()),
                 *(("peft",) if self.loader.loras.files else ()),
             ),
+            seconds_to_take_over=self.prompts.seconds_to_come_back if self.prompts is not None else 0.0,
             known_trouble=rules.known_trouble if rules is not None else "",
         )
         return self.facts
@@ -108,7 +109,7 @@ class DiffusersBackend:
         if self.context.topology.is_leader:
             self._note_cuts(batch)
         if self.prompts is not None:
-            self.prompts.ensure(batch)
+            self.prompts.ensure(batch, self.context.coming())
         items = self.inputs.readable(batch, self.context.channel)
         if not items.batch.tasks:
             return items.with_errors(())

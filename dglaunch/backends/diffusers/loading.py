@@ -200,9 +200,12 @@ def own_class(own: OwnPipeline, checkpoint: Checkpoint, config: BackendConfig) -
 
     try:
         found = _from_checkpoint(own, checkpoint, config) if own.in_checkpoint else imported(own.name)
-    except (AttributeError, ImportError) as error:
+    except OSError:  # no network
+        raise
+    except Exception as error:  # the module is the user's, and may do anything while it is imported
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"The pipeline {own.name} cannot be imported ({error}). Correct the module, or its name."
+            f"The pipeline {own.name} cannot be imported ({reason}). Correct the module, or its name."
         ) from None
     needed = getattr(diffusers, own.base or "DiffusionPipeline")
     if not isinstance(found, type) or not issubclass(found, needed):
