@@ -167,6 +167,15 @@ def test_a_line_asks_what_a_request_asks(server: ApiServer, tmp_path: Path, back
     assert sent[0] == sent[1]
 
 
+def test_the_ledger_has_half_the_cost(server: ApiServer, tmp_path: Path) -> None:
+    cost = []
+    for out, more in (("one", []), ("two", ["--api_batch"])):
+        given = words(server, "openai", rows_of(tmp_path, ["a"]), tmp_path / out, "--model_name", "gpt-image-2", *more)
+        assert main(given) == 0
+        cost.append(ledger(tmp_path / out)[0]["cost_usd"])
+    assert cost[0] == pytest.approx(2 * cost[1]) and cost[1] > 0
+
+
 def test_samples_go_together_and_what_is_missing_is_asked_for_again(server: ApiServer, tmp_path: Path) -> None:
     given = command(
         server, "openai", rows_of(tmp_path, ["a [one only]"]), tmp_path / "out", "--num_images_per_prompt", "3"
