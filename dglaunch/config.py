@@ -186,7 +186,7 @@ class OptimizationConfig:
     quantization: Literal["int8", "fp8", "nf4"] | None = flag(
         None, IMAGE | REPLAY | TUNING | LOCAL, Group.SPEED, usual="int8, fp8 or nf4: less memory, or faster"
     )
-    """Quantise the transformer while loading: int8 and fp8 (compute capability 8.9) for speed, nf4 for memory."""
+    """Quantize the transformer while loading: int8 and fp8 (compute capability 8.9) for speed, nf4 for memory."""
     enable_fuse_qkv: bool = flag(False, TUNING | LOCAL, Group.SPEED)
     """One matrix product for query, key and value: same image."""
     enable_layerwise_casting: bool = flag(False, IMAGE | REPLAY | TUNING | LOCAL, Group.SPEED)

@@ -96,6 +96,7 @@ HABITS: dict[str, str] = {
     # APIs
     "base_url": "--api_base", "api_url": "--api_base", "url": "--api_base", "endpoint": "--api_base",
     "retries": "--api_max_retries", "budget": "--max_cost", "max_price": "--max_cost",
+    "batch_api": "--api_batch", "batch_mode": "--api_batch", "use_batch_api": "--api_batch",
 }  # fmt: skip
 """What is typed -> the flag that does it, or what to do instead as the end of a sentence."""
 

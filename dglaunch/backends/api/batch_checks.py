@@ -11,7 +11,7 @@ from dglaunch.data.task import Task
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
 
-JSON_EDITS_OF = "gpt-image"
+JSON_EDITS_OF = ("gpt-image", "chatgpt-image")
 """How the models begin whose edits may be JSON, as in a batch file; others take forms only."""
 FRAME = 4_096
 """Bytes of a request's line beside prompt and images, generously."""
