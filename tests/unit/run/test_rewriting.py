@@ -177,9 +177,7 @@ def test_edits_have_their_instructions_rewritten(chat: ChatServer, tmp_path: Pat
 def test_plan_says_what_will_be_rewritten_and_asks_nothing(chat: ChatServer, tmp_path: Path) -> None:
     ended = run(chat, tmp_path, command="plan t2i", prompts=[*PROMPTS, PROMPTS[0]])
     said = " ".join(ended.output.split())
-    assert (
-        ended.code == 0 and f"rewriting 5 different prompts are rewritten by {MODEL} at {chat.address}, greedy" in said
-    )
+    assert ended.code == 0 and f"rewriting of 5 different prompts by {MODEL} at {chat.address}, greedy" in said
     assert not chat.bodies
 
 
