@@ -294,7 +294,8 @@ def _rewriting_reason(rewriting: Rewriting, tasks: Sequence[Task]) -> str:
     there = len(asks & rewriting.known(()).keys()) if rewriting.model is not None else 0
     how = "" if rewriting.model is None else ", greedy" if not rewriting.temperature else ", drawn by each image's seed"
     known = f"; {there:,} of them are in {rewriting.given}" if there else ""
-    return f"{len(asks):,} different prompts are rewritten {rewriting.where}{how}{known}"
+    several = "s" if len(asks) != 1 else ""
+    return f"of {len(asks):,} different prompt{several} {rewriting.where}{how}{known}"
 
 
 def _column_reasons(columns: Columns, has_table: bool) -> dict[str, str]:

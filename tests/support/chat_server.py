@@ -10,6 +10,7 @@ A prompt may hold [empty], [long], [refused] or [think].
 import json
 import threading
 from collections import Counter
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -31,6 +32,8 @@ class ChatServer:
         self.keys: set[str | None] = set()
         self.fails_after: int | None = None
         """Once so many were answered, the server is broken."""
+        self.on_request: Callable[[int], None] | None = None
+        """Called with the number of each request."""
         self.lock = threading.Lock()
 
     def __enter__(self) -> "ChatServer":
@@ -73,6 +76,8 @@ class _Handler(BaseHTTPRequestHandler):
             state.bodies.append(body)
             broken = state.fails_after is not None and state.asked.total() >= state.fails_after
             state.asked[prompt] += not broken
+            if state.on_request is not None:
+                state.on_request(len(state.bodies))
         if state.key is not None and key != state.key:
             return self._error(401, f"Incorrect API key provided: {key}")
         if body["model"] != MODEL:

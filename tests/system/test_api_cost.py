@@ -79,3 +79,10 @@ def test_a_limit_below_one_image_sends_nothing(
     assert main(command) == 2
     assert "less than one image may cost, which is up to $0.0062" in capsys.readouterr().err
     assert server.num_requests == 0 and not server.got and not (tmp_path / "out").exists()
+
+
+def test_an_image_of_a_batch_costs_half(server: ApiServer, tmp_path: Path) -> None:
+    server.usage = USAGE
+    assert main(words(server, "openai", rows_of(tmp_path, ["a", "b"]), tmp_path / "out", *CHEAP, "--api_batch")) == 0
+    assert [line["cost_usd"] for line in ledger(tmp_path / "out")] == [pytest.approx(EACH / 2, abs=1e-6)] * 2
+    assert run_json(tmp_path / "out")["usage"]["cost"] == pytest.approx(EACH, abs=1e-6)

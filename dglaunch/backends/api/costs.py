@@ -18,6 +18,9 @@ from dglaunch.data.task import Task
 AROUND_PROMPT = 64
 """Tokens that a server may put around a prompt, on the safe side; a prompt has at most one for each of its bytes."""
 
+A_REWRITTEN_TOKEN = 4
+"""Tokens that one of the language model's may become, on the safe side, where a prompt is still to be rewritten."""
+
 
 class Costs:
     """Prices of one model as a job asks for it, in US dollars."""
@@ -49,6 +52,8 @@ class Costs:
             return None
         texts = (task.text, self._config.remote.system_instruction or "")
         text_tokens = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) + AROUND_PROMPT
+        if self._config.rewriting.rewrite_prompts is not None and task.rewritten is None:
+            text_tokens += self._config.rewriting.rewrite_max_tokens * A_REWRITTEN_TOKEN
         least, most = output[0], output[1] + price.text_in * text_tokens / 1e6 * self._part
         if not task.images:
             return Dollars(least, most)

@@ -4,6 +4,8 @@ A local language model is in torchrun/test_rewriting.py.
 """
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +91,21 @@ def test_a_start_goes_on_with_what_was_rewritten(chat: ChatServer, tmp_path: Pat
     assert run(chat, tmp_path, "--overwrite").code == 0 and chat.asked == {prompt: n + 1 for prompt, n in asked.items()}
 
 
+def test_a_signal_stops_it_in_order_and_the_same_command_goes_on(chat: ChatServer, tmp_path: Path) -> None:
+    prompts = [f"prompt {n}" for n in range(40)]
+    chat.on_request = lambda number: os.kill(os.getpid(), signal.SIGTERM) if number == 20 else None
+    ended = run(chat, tmp_path, prompts=prompts)
+    assert ended.code == 130 and "Stopped: 0 of 40 made. Start the same command again to go on." in ended.output
+    assert run_json(tmp_path / "out")["outcome"] == "drained"
+    kept = len((tmp_path / "out" / "rewritten.jsonl").read_text().splitlines())
+    assert 8 <= kept < 40
+    chat.on_request = None
+    before = chat.asked.total()
+    assert run(chat, tmp_path, prompts=prompts).code == 0
+    assert texts(tmp_path) == {prompt: rewritten(prompt) for prompt in prompts}
+    assert chat.asked.total() - before == 40 - kept
+
+
 def test_a_torn_line_of_a_killed_start_is_passed_over(chat: ChatServer, tmp_path: Path) -> None:
     assert run(chat, tmp_path).code == 0
     kept = tmp_path / "out" / "rewritten.jsonl"
@@ -160,9 +177,7 @@ def test_edits_have_their_instructions_rewritten(chat: ChatServer, tmp_path: Pat
 def test_plan_says_what_will_be_rewritten_and_asks_nothing(chat: ChatServer, tmp_path: Path) -> None:
     ended = run(chat, tmp_path, command="plan t2i", prompts=[*PROMPTS, PROMPTS[0]])
     said = " ".join(ended.output.split())
-    assert (
-        ended.code == 0 and f"rewriting 5 different prompts are rewritten by {MODEL} at {chat.address}, greedy" in said
-    )
+    assert ended.code == 0 and f"rewriting of 5 different prompts by {MODEL} at {chat.address}, greedy" in said
     assert not chat.bodies
 
 

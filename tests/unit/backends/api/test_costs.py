@@ -1,5 +1,6 @@
 """What a job of an API costs: the vendors' prices, tokens of images, and the arithmetic before a run. Nothing is sent."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from dglaunch.backends.api.description import api_of
 from dglaunch.backends.api.models import MODELS
 from dglaunch.backends.api.prices import GPT_2, GPT_25, REPORTED, GridTokens, dollars_of
 from dglaunch.backends.profiles import Dollars, ExpectedCost
-from dglaunch.config import BackendConfig, RemoteConfig, T2IConfig
+from dglaunch.config import BackendConfig, RemoteConfig, RewriteConfig, T2IConfig
 from dglaunch.data.task import Task
 from support.commands import dglaunch
 
@@ -72,6 +73,17 @@ def test_a_thousand_images_of_gpt_image_2() -> None:
     assert half.dollars == costs.dollars.times(0.5) and half.words.startswith("$2.94 to $105.61, as batches")
     high = thousand(costs_of("openai", "gpt-image-2", RemoteConfig(quality="high")), 1024, 1024)
     assert str(high.dollars) == "$210.72 to $211.22" and "closer" not in high.words
+
+
+def test_a_prompt_that_is_still_to_be_rewritten_may_become_longer() -> None:
+    config = T2IConfig(
+        backend=BackendConfig(backend="openai", model_name="gpt-image-2"), prompt="a", output_dir=Path("nowhere"),
+        rewriting=RewriteConfig(rewrite_prompts="writer", rewrite_max_tokens=100),
+    )  # fmt: skip
+    costs, task = Costs(api_of(config), config), row(1024, 1024)
+    before, after = costs.of(task), costs.of(replace(task, rewritten="a fox"))
+    assert before is not None and after is not None and before.most is not None and after.most is not None
+    assert before.most - after.most == pytest.approx((400 + 36 - 5) * 5 / 1e6)
 
 
 def test_where_the_api_chooses_the_size_the_bounds_are_those_of_all_sizes() -> None:
