@@ -27,7 +27,7 @@ from typing import Any, Literal
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
-    "dglaunch", "torch", "diffusers", "transformers", "accelerate", "xfuser", "yunchang", "numpy", "pillow", "triton",
+    "dglaunch", "torch", "diffusers", "transformers", "accelerate", "xfuser", "peft", "yunchang", "numpy", "pillow", "triton",
     "flash-attn", "sageattention", "xformers", "kernels",
 )  # fmt: skip
 WIDTH = 130

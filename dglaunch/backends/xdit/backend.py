@@ -25,6 +25,7 @@ from dglaunch.backends.diffusers.protocols import Pipeline, denoiser
 from dglaunch.backends.xdit.cpu import ATTENTION_BACKEND, import_xfuser
 from dglaunch.data.task import Batch
 from dglaunch.errors import UserError
+from dglaunch.models.lora import LoraUse, text_of
 
 
 def xdit_backend(context: Context) -> DiffusersBackend:
@@ -41,6 +42,8 @@ class XDiTEngine:
         self.context = context
         self.family = family
         self.engine_config: Any = None
+        self.fused: tuple[LoraUse, ...] | None = None
+        """The LoRAs of all rows, where they are added to the weights."""
 
     def start(self, undo: ExitStack) -> None:
         import_xfuser()
@@ -53,6 +56,16 @@ class XDiTEngine:
         undo.callback(parallel_state.destroy_model_parallel)
         self._initialize_groups()
         self._configure()
+        checkpoint = self.context.checkpoint
+        if checkpoint.loras and checkpoint.family.lora is not None and checkpoint.family.lora.xdit == "fused":
+            self.fused = self._one_set()
+
+    def _one_set(self) -> tuple[LoraUse, ...]:
+        """What all rows use, as planning has seen to; a rank without rows of its own may get some of others'."""
+        tasks = (task for batch in self.context.batches for task in batch.tasks)
+        mine = next((text_of(task.lora or ()) for task in tasks), None)
+        told = [text for text in self.context.channel.all_of_world(mine) if text is not None]
+        return self.context.checkpoint.loras.of_row(told[0]) if told else ()
 
     def load_pipeline(self, loader: PipelineLoader) -> Pipeline:
         if self.family.pipeline is not None:
@@ -72,10 +85,8 @@ class XDiTEngine:
             return loader.load(pipeline_class, engine_config=self.engine_config)
         plain: Any = loader.load()
         loader.loras.attach(plain)
-        rules = self.context.checkpoint.family.lora
-        if rules is not None and rules.xdit == "fused":
-            tasks = (task for batch in self.context.batches for task in batch.tasks)
-            loader.loras.fuse(plain, next((task.lora or () for task in tasks), ()))
+        if self.fused is not None:
+            loader.loras.fuse(plain, self.fused)
         wrap: Any = pipeline_class
         wrapped: Pipeline = wrap(plain, self.engine_config)
         return wrapped
