@@ -23,6 +23,7 @@ from dglaunch.environment import parallel_from_environment
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.models.optimizations import image_settings
+from dglaunch.models.schedulers import chosen
 from dglaunch.models.shape import Shape
 from dglaunch.planning import checks
 from dglaunch.planning.batches import Plan, build, share_of_node
@@ -94,6 +95,8 @@ class Job:
         flat = settings(self.config)
         identity = {name: flat[name] for name in flags_that(IDENTITY, type(self.config))}
         identity |= image_settings(self.config.optimization) | settings_that(IMAGE, self.config.remote)
+        scheduler = chosen(self.config.backend, self.checkpoint)
+        identity |= scheduler.identity if scheduler is not None else {}
         identity["torch_dtype"] = self.machine.dtype
         if self.profile.is_identity:
             identity["backend"] = self.config.backend.backend

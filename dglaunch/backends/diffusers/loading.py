@@ -13,6 +13,7 @@ import torch
 from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers import arguments, optimizations
 from dglaunch.backends.diffusers.protocols import ImageProcessor, Pipeline, PretrainedPart
+from dglaunch.backends.diffusers.schedulers import make_scheduler
 from dglaunch.backends.diffusers.stages import trace_shapes
 from dglaunch.backends.registry import imported
 from dglaunch.config import BackendConfig, EditingConfig
@@ -20,6 +21,7 @@ from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.models.editing import EditRules
 from dglaunch.models.own_pipeline import OwnPipeline
+from dglaunch.models.schedulers import chosen
 
 
 class PipelineLoader:
@@ -65,7 +67,7 @@ class PipelineLoader:
             pipeline_class: instead of the checkpoint's own.
             parts: what from_pretrained need not load.
         """
-        given = self._from_pretrained_arguments() | self._left_out() | parts
+        given = self._from_pretrained_arguments() | self._left_out() | self._scheduler() | parts
         if "transformer" not in parts:
             given |= self._quantization_arguments()
         with explained(self.context):
@@ -156,6 +158,11 @@ class PipelineLoader:
 
         names = ("transformer", "unet")
         return {"quantization_config": PipelineQuantizationConfig(quant_mapping=dict.fromkeys(names, wanted))}
+
+    def _scheduler(self) -> dict[str, object]:
+        """For a pipeline's from_pretrained: another scheduler than the checkpoint's own, if one was asked for."""
+        choice = chosen(self.context.config.backend, self.checkpoint)
+        return {} if choice is None else {"scheduler": make_scheduler(choice)}
 
     def _left_out(self) -> dict[str, None]:
         """Arguments of from_pretrained for the parts that are loaded apart if they are needed."""

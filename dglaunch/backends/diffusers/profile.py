@@ -15,6 +15,7 @@ from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint, as_editor, resolve, token_lengths
 from dglaunch.models.optimizations import WITHOUT_MASK
+from dglaunch.models.schedulers import chosen
 from dglaunch.system import Machine, host_memory, need
 
 
@@ -59,6 +60,10 @@ class DiffusersProfile(Profile):
                 f"--revision {config.backend.revision} would do nothing: {config.backend.model_name} is a folder on this "
                 "machine, not a model of the hub. Drop it."
             )
+        if chosen(config.backend, checkpoint) is not None:
+            from dglaunch.backends.diffusers.schedulers import check_scheduler  # which imports torch
+
+            check_scheduler(checkpoint, config.backend, tasks, self.xdit)
         checks.check_guidance(checkpoint, tasks)
         checks.check_text_length(checkpoint, config)
         checks.check_optimizations(
@@ -66,6 +71,7 @@ class DiffusersProfile(Profile):
         )
         checks.check_masks(checkpoint, config, tasks)
         checks.check_cache_steps(checkpoint, config, tasks)
+        checks.check_cache_calls(checkpoint, config)
         checks.check_encode(checkpoint, config)
         check_long_prompts(checkpoint, config, tasks)
 
