@@ -128,6 +128,12 @@ class BackendConfig:
         None, REPLAY | LOCAL, Group.MODEL, usual="bf16, fp16 or fp32 (default: by the device)", also=OTHER_DTYPES
     )
     """Type of the weights. Default: bfloat16 on a GPU, float32 on a CPU."""
+    transformer: Path | None = flag(None, FILE | REPLAY | TUNING | LOCAL, Group.MODEL)
+    """The transformer's (or U-Net's) weights from a .safetensors or .gguf file, or a folder, in place of the checkpoint's."""
+    text_encoder: tuple[str, ...] = flag((), FILE | REPLAY | TUNING | LOCAL, Group.MODEL)
+    """The same of a text encoder, as .safetensors or a folder; of one of several: text_encoder_2=FILE. Repeat it for more."""
+    vae: Path | None = flag(None, FILE | REPLAY | TUNING | LOCAL, Group.MODEL)
+    """The same of the VAE."""
     scheduler: str | None = flag(None, IMAGE | REPLAY | TUNING | LOCAL, Group.IMAGES)
     """Another scheduler than the checkpoint's own (UniPC, Euler, Heun, DPM++ 2M, ...), checked before the model is loaded."""
     scheduler_options: tuple[str, ...] = flag((), IMAGE | REPLAY | TUNING | LOCAL, Group.IMAGES)

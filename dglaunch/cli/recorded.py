@@ -22,7 +22,7 @@ OF_THIS_MACHINE = ("device", "cache_dir", "embedding_cache")
 """Flags that are never taken from a file, and that the images do not depend on: there the defaults do."""
 OF_THE_RUN = ("output_dir", "overwrite", "num_gpus", "node_rank", "num_nodes", "writer", "debug")
 """Flags of how one start was made, which another one is not bound to."""
-FILES = ("prompts_file", "input", "model_name")
+FILES = ("prompts_file", "input", "model_name", "transformer", "text_encoder", "vae")
 VERSION = re.compile(r"[\w.+!-]{1,40}", re.ASCII)
 
 

@@ -6,14 +6,17 @@ file and in shards. What is counted is what is loaded without `variant`.
 
 import json
 import math
+import os
 import re
 import struct
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from dglaunch.errors import UserError
 from dglaunch.files import open_regular
-from dglaunch.models.components import CheckpointFiles, parts_of
+from dglaunch.models.components import CheckpointFiles, parts_of, read_json
 
 MOST_HEADER = 100_000_000
 """Bytes of a safetensors header; the library's own limit."""
@@ -76,7 +79,21 @@ def count_in_folder(files: CheckpointFiles, folder: Path) -> dict[str, int]:
 
 
 def _parameters_in(file: Path) -> int:
-    """Weights in one safetensors file: 8 bytes of header length, then the header as JSON.
+    return sum(math.prod(tensor.shape) for tensor in read_header(file).values())
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor as the header of a file describes it."""
+
+    dtype: str
+    """As the file calls it: BF16, F8_E4M3; Q4_0 of GGUF."""
+    shape: tuple[int, ...]
+    num_bytes: int
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of one safetensors file by key: 8 bytes of header length, then the header as JSON, then the data.
 
     Raises:
         UserError: it is not whole.
@@ -87,12 +104,57 @@ def _parameters_in(file: Path) -> int:
             if length > MOST_HEADER:
                 raise ValueError("its header has no end")
             header = json.loads(data.read(length))
-        return sum(math.prod(map(int, entry["shape"])) for name, entry in header.items() if name != "__metadata__")
+            size = os.fstat(data.fileno()).st_size - 8 - length
+        found = {name: _stored(entry) for name, entry in header.items() if name != "__metadata__"}
+        if (missing := sum(tensor.num_bytes for tensor in found.values()) - size) > 0:
+            raise ValueError(f"{missing:,} bytes of its data are missing")
+        return found
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, struct.error) as error:
         raise UserError(
             f"{file} is no whole safetensors file ({getattr(error, 'strerror', None) or error}), as after a download that "
             "was interrupted; fetch the checkpoint again."
         ) from None
+
+
+def _stored(entry: Mapping[str, Any]) -> StoredTensor:
+    begin, end = map(int, entry["data_offsets"])
+    shape = tuple(map(int, entry["shape"]))
+    if begin < 0 or end < begin or min(shape, default=0) < 0:
+        raise ValueError("a tensor has less than nothing")
+    return StoredTensor(str(entry["dtype"]), shape, end - begin)
+
+
+def read_part_folder(folder: Path) -> tuple[list[str], dict[str, StoredTensor]]:
+    """Return which files of a part's own folder from_pretrained reads, and their tensors.
+
+    Raises:
+        UserError: a file is not whole.
+    """
+    part = folder.name
+    names = {f"{part}/{file.name}" for file in folder.glob("*") if file.is_file()}
+    loaded = [PurePosixPath(name).name for name in loaded_files(_Beside(folder), part, names)]
+    tensors: dict[str, StoredTensor] = {}
+    for name in loaded:
+        tensors |= read_header(folder / name)
+    return loaded, tensors
+
+
+@dataclass(frozen=True, slots=True)
+class _Beside:
+    """A part's folder as a checkpoint that has nothing else."""
+
+    folder: Path
+
+    @property
+    def source(self) -> str:
+        return str(self.folder.parent)
+
+    def json(self, name: str) -> Mapping[str, object] | None:
+        file = self.folder.parent / name
+        return read_json(file) if file.is_file() else None
+
+    def count(self) -> Mapping[str, int]:
+        return {}
 
 
 def bytes_a_weight(types: Mapping[str, int], config: Mapping[str, object]) -> float:

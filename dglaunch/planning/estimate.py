@@ -96,6 +96,7 @@ def memory_of(
         exact = False
         share = STORED[config.optimization.quantization] / DTYPE_BYTES[dtype]
         whole |= {name: int(whole[name] * share) for name in whole if name in DENOISERS}
+    whole |= {name: size for name, size in checkpoint.stored.items() if name in whole}
     ahead = checkpoint.encodes_ahead(config.optimization.encode)
     stages = {
         name: _stage_memory(figures, name, _resident(whole, name, config.optimization, ahead), ahead) for name in STAGES
@@ -144,7 +145,7 @@ def _by_formula(
     parts = {
         name: int(count * (min(stored, size) if name in DENOISERS else size))
         for name, count in checkpoint.parameters.items()
-    }
+    } | dict(checkpoint.stored)
     ahead = checkpoint.encodes_ahead(optimization.encode)
     tokens = checkpoint.image_tokens(shape) + inputs + checkpoint.text_length(config.max_sequence_length)
     denoise = 12 * tokens * (checkpoint.width_of_model or UNET_WIDTH) * size // topology.sequence_degree

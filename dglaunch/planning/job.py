@@ -96,7 +96,7 @@ class Job:
         identity = {name: flat[name] for name in flags_that(IDENTITY, type(self.config))}
         identity |= image_settings(self.config.optimization) | settings_that(IMAGE, self.config.remote)
         scheduler = chosen(self.config.backend, self.checkpoint)
-        identity |= scheduler.identity if scheduler is not None else {}
+        identity |= self.checkpoint.weights_identity | (scheduler.identity if scheduler is not None else {})
         identity["torch_dtype"] = self.machine.dtype
         if self.profile.is_identity:
             identity["backend"] = self.config.backend.backend

@@ -115,6 +115,7 @@ class Recorder:
             "model": self._context.config.backend.model_name,
             "dtype": self._context.dtype,
             **self._given,
+            **self._context.checkpoint.weights_identity,
             "defaults": [name for name, value in task.content().items() if value is None and name in chosen],
             "versions": self._versions,
         }

@@ -92,6 +92,7 @@ class DiffusersBackend:
         scheduler = self.pipeline.components.get("scheduler")
         if (choice := chosen(config.backend, self.context.checkpoint)) is not None:
             effects["scheduler"] = describe(choice)
+        effects |= self.loader.told
         self.facts = Facts(
             defaults=call_defaults(self.context.checkpoint, parameters),
             scheduler=_name_of(scheduler) if choice is None else choice.class_name,

@@ -124,7 +124,10 @@ def open_cache(context: Context) -> EmbeddingCache | None:
 
         revision = context.config.backend.revision
         source = Path(hf_hub_download(checkpoint.source, "model_index.json", revision=revision)).parent
-    versions = (checkpoint.pipeline_class, context.dtype, diffusers.__version__, transformers.__version__)
+    others = [
+        f"{part} {each.sha256}" for part, each in checkpoint.weight_files.items() if part.startswith("text_encoder")
+    ]
+    versions = (checkpoint.pipeline_class, context.dtype, diffusers.__version__, transformers.__version__, *others)
     return EmbeddingCache(folder, encoders_key(source, *versions))
 
 

@@ -4,7 +4,7 @@ import inspect
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -15,6 +15,7 @@ from dglaunch.backends.diffusers import arguments, optimizations
 from dglaunch.backends.diffusers.protocols import ImageProcessor, Pipeline, PretrainedPart
 from dglaunch.backends.diffusers.schedulers import make_scheduler
 from dglaunch.backends.diffusers.stages import trace_shapes
+from dglaunch.backends.diffusers.weight_files import load_part
 from dglaunch.backends.registry import imported
 from dglaunch.config import BackendConfig, EditingConfig
 from dglaunch.errors import UserError
@@ -33,6 +34,8 @@ class PipelineLoader:
         self.checkpoint = context.checkpoint
         self.edit_rules: EditRules | None = context.checkpoint.family.edit if context.config.edits else None
         """The family's, for input images; None where the run draws from text alone."""
+        self.told: dict[str, str] = {}
+        """By part, what was loaded from elsewhere than the checkpoint."""
 
     def check(self) -> None:
         """Refuse a pipeline that diffusers does not have, and flags that it would not look at.
@@ -70,6 +73,7 @@ class PipelineLoader:
         given = self._from_pretrained_arguments() | self._left_out() | self._scheduler() | parts
         if "transformer" not in parts:
             given |= self._quantization_arguments()
+        given |= self._from_files(self.checkpoint.weight_files.keys() - given.keys())
         with explained(self.context):
             pipeline = (pipeline_class or self._loading_class).from_pretrained(self.checkpoint.source, **given)
             _ = pipeline.components  # which fails where a class of the user's own has not registered its parts
@@ -77,6 +81,8 @@ class PipelineLoader:
 
     def load_transformer(self, part_class: PretrainedPart) -> object:
         """Load the transformer alone, as another class than the checkpoint's own."""
+        if "transformer" in self.checkpoint.weight_files:
+            return self._from_files(["transformer"], part_class)["transformer"]
         given = self._from_pretrained_arguments()
         del given["trust_remote_code"]
         quantization = optimizations.quantization_config(self.context.config.optimization, self.context.dtype)
@@ -87,7 +93,10 @@ class PipelineLoader:
 
     def load_text_encoders(self, pipeline: Pipeline) -> dict[str, torch.nn.Module]:
         """Load the text encoders alone, by name, for a pipeline that was loaded without them."""
-        others = dict.fromkeys(name for name in ("transformer", "unet", "vae") if hasattr(pipeline, name))
+        others: dict[str, object] = dict.fromkeys(
+            name for name in ("transformer", "unet", "vae") if hasattr(pipeline, name)
+        )
+        others |= self._from_files(set(self._text_encoders()) & self.checkpoint.weight_files.keys())
         with explained(self.context):
             holder = self.pipeline_class.from_pretrained(
                 self.checkpoint.source, **self._from_pretrained_arguments(), **others
@@ -138,7 +147,8 @@ class PipelineLoader:
     def _download(self) -> None:
         if self.context.topology.local_rank == 0:
             with explained(self.context):
-                self._loading_class.download(self.checkpoint.source, **self._from_pretrained_arguments())
+                given = self._from_pretrained_arguments() | dict.fromkeys(self.checkpoint.weight_files)
+                self._loading_class.download(self.checkpoint.source, **given)
 
     def _from_pretrained_arguments(self) -> dict[str, object]:
         backend = self.context.config.backend
@@ -158,6 +168,16 @@ class PipelineLoader:
 
         names = ("transformer", "unet")
         return {"quantization_config": PipelineQuantizationConfig(quant_mapping=dict.fromkeys(names, wanted))}
+
+    def _from_files(self, parts: Iterable[str], part_class: PretrainedPart | None = None) -> dict[str, object]:
+        """Those of a pipeline's parts whose weights come from elsewhere, for its from_pretrained."""
+        found: dict[str, object] = {}
+        for part in sorted(parts):
+            component, weights = self.checkpoint.components[part], self.checkpoint.weight_files[part]
+            with explained(self.context):
+                found[part], told = load_part(component, weights, getattr(torch, self.context.dtype), part_class)
+            self.told[part] = told
+        return found
 
     def _scheduler(self) -> dict[str, object]:
         """For a pipeline's from_pretrained: another scheduler than the checkpoint's own, if one was asked for."""

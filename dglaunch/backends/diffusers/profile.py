@@ -16,6 +16,7 @@ from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint, as_editor, resolve, token_lengths
 from dglaunch.models.optimizations import WITHOUT_MASK
 from dglaunch.models.schedulers import chosen
+from dglaunch.models.weight_files import told_of
 from dglaunch.system import Machine, host_memory, need
 
 
@@ -37,6 +38,7 @@ class DiffusersProfile(Profile):
                 reasons["text_lengths"] = (
                     "taken as equal, as there is no tokenizer here: with others there are more batches"
                 )
+        reasons |= {part: told_of(weights) for part, weights in checkpoint.weight_files.items()}
         if elsewhere is None:
             device = _device(config, topology, reasons)
         else:
@@ -60,9 +62,15 @@ class DiffusersProfile(Profile):
                 f"--revision {config.backend.revision} would do nothing: {config.backend.model_name} is a folder on this "
                 "machine, not a model of the hub. Drop it."
             )
+        if checkpoint.weight_files or any(map(checkpoint.quantized_by, checkpoint.components)):
+            from dglaunch.backends.diffusers.weight_files import check_weight_files  # which imports torch
+
+            _quiet(config)
+            check_weight_files(checkpoint, config.optimization, target.device, target.here)
         if chosen(config.backend, checkpoint) is not None:
             from dglaunch.backends.diffusers.schedulers import check_scheduler  # which imports torch
 
+            _quiet(config)
             check_scheduler(checkpoint, config.backend, tasks, self.xdit)
         checks.check_guidance(checkpoint, tasks)
         checks.check_text_length(checkpoint, config)
@@ -101,6 +109,14 @@ class DiffusersProfile(Profile):
         """Whether prompts of different length may not share a batch."""
         without_mask = self.xdit or config.optimization.attention_backend in WITHOUT_MASK
         return bool(checkpoint.family.text_bucket) and without_mask
+
+
+def _quiet(config: RunConfig) -> None:
+    """Let libraries that are imported this early tell of errors only, as they do later."""
+    from dglaunch.backends.diffusers.loading import quiet_libraries
+
+    if not config.debug:
+        quiet_libraries()
 
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
