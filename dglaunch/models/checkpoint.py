@@ -20,14 +20,18 @@ from dglaunch.models.components import (
     INDEX,
     CheckpointFiles,
     Component,
+    config_file,
+    has_weights,
     parts_of,
     read_components,
     read_json,
     settings_of,
 )
-from dglaunch.models.families import FAMILIES, OTHER, Family, editors
+from dglaunch.models.families import FAMILIES, OTHER, Family, editors, family_of
+from dglaunch.models.fetching import require_whole
 from dglaunch.models.folder import Folder
 from dglaunch.models.hub import Hub, NotHere
+from dglaunch.models.lora import NO_LORAS, Loras
 from dglaunch.models.own_pipeline import TRUST, OwnPipeline, code_of, named_by_flag, named_by_index
 from dglaunch.models.shape import Shape
 from dglaunch.models.weight_files import (
@@ -72,6 +76,8 @@ class Checkpoint:
     """Its `parameters`, where rank 0 has counted them for all ranks."""
     weight_files: Mapping[str, WeightFile] = field(default_factory=dict)
     """By part, weights that come from elsewhere than the checkpoint."""
+    loras: Loras = NO_LORAS
+    """What --lora puts over it."""
 
     @property
     def pipeline_name(self) -> str:
@@ -176,10 +182,12 @@ class Checkpoint:
     @cached_property
     def _stored_in_folder(self) -> Mapping[str, int]:
         """The same of the checkpoint's own folder."""
-        if not self.local:
+        files = self._described_by
+        if not self.local or files is None:
             return {}
-        parts = [part for part, component in self.components.items() if quantization_of(component.config)]
-        return {part: bytes_of_folder(Path(self.source, part)) for part in parts if part not in self.weight_files}
+        parts = [part for part in parts_of(files) if has_weights(part) and part not in self.weight_files]
+        quantized = [part for part in parts if quantization_of(files.json(config_file(part)) or {})]
+        return {part: bytes_of_folder(Path(self.source, part)) for part in quantized}
 
     def quantized_by(self, part: str) -> str | None:
         """Return what a part's weights were quantised by in their file; None: nothing."""
@@ -197,6 +205,19 @@ class Checkpoint:
     def weights_identity(self) -> dict[str, str]:
         """What makes a job with other weights another job: the sha256 of each file that was given, by its flag or part."""
         return {f"{part}_sha256": each.sha256 for part, each in sorted(self.weight_files.items())}
+
+    @property
+    def folder(self) -> Path:
+        """Its folder on this machine, be it in the hub's cache.
+
+        Raises:
+            UserError: it is not on this machine, and cannot be fetched.
+        """
+        if self.local:
+            return Path(self.source)
+        if not isinstance(self.files, Hub):
+            raise self.not_here or UserError(f"{self.source} is not on this machine.")
+        return self.files.cached_folder
 
     @property
     def _described_by(self) -> CheckpointFiles | None:
@@ -235,6 +256,7 @@ def resolve(config: BackendConfig) -> Checkpoint:
 
 
 def _from_folder(path: Path, config: BackendConfig) -> Checkpoint:
+    require_whole(path)
     settings = path / "dglaunch.json"
     return _checkpoint(Folder(path), read_json(settings) if settings.is_file() else {}, config)
 
@@ -269,7 +291,7 @@ def _checkpoint(files: CheckpointFiles, defaults: dict[str, object], config: Bac
     parts = parts_of(files)
     configs = (files.json(f"{part}/config.json") for part in DENOISERS if part in parts)
     transformer = dict(next((config for config in configs if config is not None), {}))
-    family = FAMILIES.get(name, OTHER) if own is None else own.family(FAMILIES.get(name, OTHER))
+    family = family_of(name) if own is None else own.family(family_of(name))
     if family.sized_by_transformer or name in SIZED_BY_UNET:
         latents = transformer.get("sample_size")
         side = 8 * (latents if isinstance(latents, int) and latents else 128)

@@ -9,7 +9,7 @@ What is in the files is not read here; whether it is what the part needs is aske
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from dglaunch.config import BackendConfig
@@ -17,7 +17,7 @@ from dglaunch.errors import MissingPackage, UserError
 from dglaunch.files import at_home
 from dglaunch.models.components import CheckpointFiles, parts_of, read_json
 from dglaunch.models.content import sha256_of, sha256_of_folder
-from dglaunch.models.weights import StoredTensor, read_header, read_part_folder
+from dglaunch.models.weights import loaded_files, read_header
 
 Kind = Literal["safetensors", "GGUF", "folder"]
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -30,6 +30,16 @@ OF_SCALES = (*SCALES, ".scale_input", ".input_scale", ".comfy_quant")
 SCALED_MARK = "scaled_fp8"
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
 DENOISERS = ("transformer", "unet")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor as the header of a file describes it."""
+
+    dtype: str
+    """As the file calls it: BF16, F8_E4M3; Q4_0 of GGUF."""
+    shape: tuple[int, ...]
+    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +122,7 @@ def bytes_of_folder(folder: Path) -> int:
     Raises:
         UserError: a file is not whole.
     """
-    return sum(tensor.num_bytes for tensor in read_part_folder(folder)[1].values())
+    return sum(tensor.num_bytes for tensor in _read_folder(folder)[1].values())
 
 
 def read_weight_files(files: CheckpointFiles, config: BackendConfig) -> dict[str, WeightFile]:
@@ -186,7 +196,7 @@ def read_weight_file(flag: str, part: str, path: Path, cache: Path) -> WeightFil
     if suffix not in (".safetensors", ".gguf"):
         raise UserError(f"--{flag} {path}: weights are read from .safetensors and .gguf files. Give such a file.")
     is_gguf = suffix == ".gguf"
-    tensors = _gguf_header(flag, path) if is_gguf else read_header(path)
+    tensors = _gguf_header(flag, path) if is_gguf else _header(path)
     if not tensors:
         raise UserError(f"--{flag} {path} has no weights in it. Give another file.")
     return WeightFile(
@@ -203,7 +213,7 @@ def _folder(flag: str, part: str, path: Path, cache: Path) -> WeightFile:
             f"--{flag} {path} has no config.json. Give the folder that has it beside the weights, as save_pretrained writes "
             "them, or a single file."
         )
-    names, tensors = read_part_folder(folder)
+    names, tensors = _read_folder(folder)
     if not names:
         raise UserError(f"--{flag} {path} has no .safetensors files. Give a folder with the weights in them.")
     sha256 = sha256_of_folder(folder, ["config.json", *names], cache)
@@ -211,6 +221,48 @@ def _folder(flag: str, part: str, path: Path, cache: Path) -> WeightFile:
         flag=flag, part=part, path=folder, kind="folder", tensors=tensors, config=read_json(folder / "config.json"),
         sha256=sha256,
     )  # fmt: skip
+
+
+def _header(file: Path) -> dict[str, StoredTensor]:
+    """What a safetensors file says of its tensors.
+
+    Raises:
+        UserError: it is not whole.
+    """
+    try:
+        entries = read_header(file).tensors
+    except ValueError as error:
+        raise UserError(f"{file} {error}, as after a download that was interrupted; fetch it again.") from None
+    return {key: StoredTensor(entry.kind, entry.shape, entry.num_bytes) for key, entry in entries.items()}
+
+
+def _read_folder(folder: Path) -> tuple[list[str], dict[str, StoredTensor]]:
+    """Which files of a part's own folder from_pretrained reads, and their tensors."""
+    part = folder.name
+    names = {f"{part}/{file.name}" for file in folder.glob("*") if file.is_file()}
+    loaded = [PurePosixPath(name).name for name in loaded_files(_Beside(folder), part, names)]
+    tensors: dict[str, StoredTensor] = {}
+    for name in loaded:
+        tensors |= _header(folder / name)
+    return loaded, tensors
+
+
+@dataclass(frozen=True, slots=True)
+class _Beside:
+    """A part's folder as a checkpoint that has nothing else."""
+
+    folder: Path
+
+    @property
+    def source(self) -> str:
+        return str(self.folder.parent)
+
+    def json(self, name: str) -> Mapping[str, object] | None:
+        file = self.folder.parent / name
+        return read_json(file) if file.is_file() else None
+
+    def count(self) -> Mapping[str, int]:
+        return {}
 
 
 def _gguf_header(flag: str, path: Path) -> dict[str, StoredTensor]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from dglaunch.errors import UserError
 from dglaunch.files import open_regular
-from dglaunch.models.components import CheckpointFiles, parts_of, read_json
+from dglaunch.models.components import CheckpointFiles, parts_of
 
 MOST_HEADER = 100_000_000
 """Bytes of a safetensors header; the library's own limit."""
@@ -79,82 +79,72 @@ def count_in_folder(files: CheckpointFiles, folder: Path) -> dict[str, int]:
 
 
 def _parameters_in(file: Path) -> int:
-    return sum(math.prod(tensor.shape) for tensor in read_header(file).values())
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor as the header of a file describes it."""
-
-    dtype: str
-    """As the file calls it: BF16, F8_E4M3; Q4_0 of GGUF."""
-    shape: tuple[int, ...]
-    num_bytes: int
-
-
-def read_header(file: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of one safetensors file by key: 8 bytes of header length, then the header as JSON, then the data.
+    """Weights in one safetensors file.
 
     Raises:
         UserError: it is not whole.
+    """
+    try:
+        return sum(math.prod(entry.shape) for entry in read_header(file).tensors.values())
+    except ValueError as error:
+        raise UserError(
+            f"{file} {error}, as after a download that was interrupted; fetch the checkpoint again."
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """What a header says of a tensor."""
+
+    kind: str
+    """Its type: F32, BF16, ..."""
+    shape: tuple[int, ...]
+    start: int
+    """Of its bytes, behind the header."""
+    num_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The header of a safetensors file."""
+
+    tensors: Mapping[str, TensorEntry]
+    metadata: Mapping[str, str]
+    data_start: int
+    """Where the numbers begin in the file."""
+
+
+def read_header(file: Path) -> Header:
+    """Read the header of a safetensors file: 8 bytes of its length, then JSON.
+
+    Raises:
+        ValueError: it is no whole file of this kind; the text ends a sentence about it.
     """
     try:
         with open_regular(file) as data:
             (length,) = struct.unpack("<Q", data.read(8))
             if length > MOST_HEADER:
                 raise ValueError("its header has no end")
-            header = json.loads(data.read(length))
-            size = os.fstat(data.fileno()).st_size - 8 - length
-        found = {name: _stored(entry) for name, entry in header.items() if name != "__metadata__"}
-        if (missing := sum(tensor.num_bytes for tensor in found.values()) - size) > 0:
-            raise ValueError(f"{missing:,} bytes of its data are missing")
-        return found
+            found = json.loads(data.read(length))
+            behind = os.fstat(data.fileno()).st_size - 8 - length
+        metadata = {str(key): str(value) for key, value in found.pop("__metadata__", {}).items()}
+        tensors = {key: _entry(value, behind) for key, value in found.items()}
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, struct.error) as error:
-        raise UserError(
-            f"{file} is no whole safetensors file ({getattr(error, 'strerror', None) or error}), as after a download that "
-            "was interrupted; fetch the checkpoint again."
-        ) from None
+        raise ValueError(f"is no whole safetensors file ({getattr(error, 'strerror', None) or error})") from None
+    return Header(tensors, metadata, 8 + length)
 
 
-def _stored(entry: Mapping[str, Any]) -> StoredTensor:
-    begin, end = map(int, entry["data_offsets"])
-    shape = tuple(map(int, entry["shape"]))
-    if begin < 0 or end < begin or min(shape, default=0) < 0:
-        raise ValueError("a tensor has less than nothing")
-    return StoredTensor(str(entry["dtype"]), shape, end - begin)
-
-
-def read_part_folder(folder: Path) -> tuple[list[str], dict[str, StoredTensor]]:
-    """Return which files of a part's own folder from_pretrained reads, and their tensors.
+def _entry(said: Mapping[str, Any], behind: int) -> TensorEntry:
+    """One entry of a header.
 
     Raises:
-        UserError: a file is not whole.
+        ValueError: the file is shorter than it says.
     """
-    part = folder.name
-    names = {f"{part}/{file.name}" for file in folder.glob("*") if file.is_file()}
-    loaded = [PurePosixPath(name).name for name in loaded_files(_Beside(folder), part, names)]
-    tensors: dict[str, StoredTensor] = {}
-    for name in loaded:
-        tensors |= read_header(folder / name)
-    return loaded, tensors
-
-
-@dataclass(frozen=True, slots=True)
-class _Beside:
-    """A part's folder as a checkpoint that has nothing else."""
-
-    folder: Path
-
-    @property
-    def source(self) -> str:
-        return str(self.folder.parent)
-
-    def json(self, name: str) -> Mapping[str, object] | None:
-        file = self.folder.parent / name
-        return read_json(file) if file.is_file() else None
-
-    def count(self) -> Mapping[str, int]:
-        return {}
+    kind, shape, (start, end) = str(said["dtype"]), tuple(map(int, said["shape"])), map(int, said["data_offsets"])
+    size = TYPE_BYTES.get(kind)
+    if not 0 <= start <= end <= behind or (size is not None and end - start != size * math.prod(shape)):
+        raise ValueError("it is shorter than its header says")
+    return TensorEntry(kind, shape, start, end - start)
 
 
 def bytes_a_weight(types: Mapping[str, int], config: Mapping[str, object]) -> float:

@@ -38,7 +38,7 @@ RIGHT: dict[str, list[tuple[str, dict[str, Any]]]] = {
 }  # fmt: skip
 """Family -> schedulers, and the options that plain diffusers has to be told besides."""
 CASES = [(family, name) for family, all_of in RIGHT.items() for name, _ in all_of]
-ALWAYS = {("sd3", "FlowMatchHeunDiscreteScheduler"), ("sdxl", "EulerAncestralDiscreteScheduler")}
+ALWAYS = {("sd3", "FlowMatchHeunDiscreteScheduler")}
 WRONG = {
     "flux": ["Heun", "DEIS", "DDIM"],
     "zimage": ["Heun", "UniPC"],

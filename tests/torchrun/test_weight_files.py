@@ -88,7 +88,7 @@ def test_families_without_a_loader_are_refused_by_name(families: Path, tmp_path:
         refused(OF_TABLE[family], column, "diffusers has no loader of single files")
 
 
-@pytest.mark.parametrize("prefix", rarely(["", "model.diffusion_model."], [""]))
+@pytest.mark.parametrize("prefix", rarely(["", "model.diffusion_model."], ["", "model.diffusion_model."]))
 def test_the_models_own_keys(families: Path, tmp_path: Path, prefix: str) -> None:
     model = build("zimage", families / "zimage")
     state = other(state_of(model))
@@ -171,9 +171,10 @@ def test_gguf_goes_with_nothing_that_changes_weights(families: Path, tmp_path: P
     assert "no such file" in refusal("flux", flux, tmp_path, "--transformer", tmp_path / "none.gguf")
     torn = tmp_path / "torn.safetensors"
     torn.write_bytes(save(state_of(flux), tmp_path / "x.safetensors").read_bytes()[:-100])
-    assert "100 bytes of its data are missing" in refusal("flux", flux, tmp_path, "--transformer", torn)
+    assert "it is shorter than its header says" in refusal("flux", flux, tmp_path, "--transformer", torn)
 
 
+@pytest.mark.slow
 def test_int8_is_done_to_the_weights_of_a_file_and_counted(families: Path, tmp_path: Path) -> None:
     """diffusers drops a TorchAoConfig for a single file in silence; dglaunch quantises what was loaded."""
     model = build("flux", families / "flux")
@@ -185,7 +186,7 @@ def test_int8_is_done_to_the_weights_of_a_file_and_counted(families: Path, tmp_p
     assert effects[0] == effects[1] and "linear layers" in effects[0]
 
 
-@pytest.mark.parametrize("part", ["vae", "text_encoder_2"])
+@pytest.mark.parametrize("part", rarely(["vae", "text_encoder_2"], ["vae"]))
 def test_another_vae_or_text_encoder(families: Path, tmp_path: Path, part: str) -> None:
     model = build("flux", families / "flux")
     state = {key: value * 0.9 if value.dim() > 1 else value for key, value in state_of(model, part).items()}
@@ -212,6 +213,7 @@ def test_text_encoders_are_named_and_checked(families: Path, tmp_path: Path) -> 
     assert "is not the text_encoder_2 of this checkpoint" in said
 
 
+@pytest.mark.slow
 def test_a_folder_that_torchao_has_quantised(families: Path, tmp_path: Path) -> None:
     import diffusers
     from torchao.quantization import Int8WeightOnlyConfig
@@ -254,6 +256,7 @@ def test_other_weights_are_another_job_and_a_moved_file_is_not(families: Path, t
     assert replayed.code == 2 and "is another than the one" in " ".join(replayed.output.split())
 
 
+@pytest.mark.slow
 def test_plan_counts_what_the_file_holds(families: Path, tmp_path: Path) -> None:
     import gguf
 
