@@ -128,6 +128,16 @@ class BackendConfig:
         None, REPLAY | LOCAL, Group.MODEL, usual="bf16, fp16 or fp32 (default: by the device)", also=OTHER_DTYPES
     )
     """Type of the weights. Default: bfloat16 on a GPU, float32 on a CPU."""
+    transformer: Path | None = flag(None, FILE | REPLAY | TUNING | LOCAL, Group.MODEL)
+    """The transformer's (or U-Net's) weights from a .safetensors or .gguf file, or a folder, in place of the checkpoint's."""
+    text_encoder: tuple[str, ...] = flag((), FILE | REPLAY | TUNING | LOCAL, Group.MODEL)
+    """The same of a text encoder, as .safetensors or a folder; of one of several: text_encoder_2=FILE. Repeat it for more."""
+    vae: Path | None = flag(None, FILE | REPLAY | TUNING | LOCAL, Group.MODEL)
+    """The same of the VAE."""
+    scheduler: str | None = flag(None, IMAGE | REPLAY | TUNING | LOCAL, Group.IMAGES)
+    """Another scheduler than the checkpoint's own (UniPC, Euler, Heun, DPM++ 2M, ...), checked before the model is loaded."""
+    scheduler_options: tuple[str, ...] = flag((), IMAGE | REPLAY | TUNING | LOCAL, Group.IMAGES)
+    """KEY=VALUE of the scheduler: shift=5, karras=true, beta=true, or an option of its class; repeat it for more."""
     device: Literal["cuda", "cpu"] | None = flag(None, REPLAY | TRUST | LOCAL, Group.MODEL)
     """Where to run. Default: the GPU of this local rank, the CPU where there is none."""
     lora: tuple[str, ...] = flag((), LOCAL, Group.MODEL)
@@ -145,6 +155,7 @@ class BackendConfig:
     def __post_init__(self) -> None:
         if self.torch_dtype is not None:
             self.torch_dtype = OTHER_DTYPES.get(self.torch_dtype, self.torch_dtype)
+        pairs_of("scheduler_options", self.scheduler_options)
         _take_paths(self)
 
     @property

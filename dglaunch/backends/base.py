@@ -122,6 +122,8 @@ class Facts:
     """What the pipeline uses where nothing was given: height, width, num_inference_steps, guidance_scale."""
     scheduler: str = ""
     """The class of the pipeline's scheduler, if it has one."""
+    scheduler_options: Record = field(default_factory=dict)
+    """What it was told, where that is not the checkpoint's own."""
     effects: dict[str, str] = field(default_factory=dict)
     """Optimizations that took effect, and how."""
     versions: dict[str, str] = field(default_factory=dict)

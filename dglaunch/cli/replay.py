@@ -13,7 +13,7 @@ import difflib
 import json
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -265,6 +265,7 @@ def prepare_row(config: RunConfig, described: Record, excused: Collection[str]) 
         raise UserError(
             f"The image cannot be made: {problems}. Correct --set, or the file is not as written."
         ) from None
+    _check_weights(described, job.checkpoint.weights_identity)
     # The text names the images as the first table did, not by what they are called here.
     task, names = job.tasks[0], described.get("input_images", [])
     images = tuple(
@@ -272,6 +273,17 @@ def prepare_row(config: RunConfig, described: Record, excused: Collection[str]) 
     )
     # Several images of one row have seeds of their own, which the file carries; their number goes into the name.
     return replace(job, tasks=[replace(task, sample=int_at(described, "sample"), images=images)])
+
+
+def _check_weights(described: Record, here: Mapping[str, str]) -> None:
+    """Refuse to make an image again with other weights under the names of those that made it."""
+    for name, digest in here.items():
+        if described.get(name, digest) != digest:
+            flag = name.removesuffix("_sha256")
+            raise UserError(
+                f"The file of the {flag} is another than the one that made the image (its sha256 begins with "
+                f"{str(described[name])[:12]}, here it is {digest[:12]}). Name the right one: --set {flag}=FILE."
+            )
 
 
 def int_at(record: Record, name: str) -> int:

@@ -42,7 +42,7 @@ CLOSE = 0.85
 INNOCENT = ("speed", *LEDGER_KEYS)
 """Words that are close to a setting's name and are others; dglaunch's own ledger may be a table, too."""
 SIZE = "write width and height, in pixels"
-NO_SAMPLER = "dglaunch has no such setting, each checkpoint brings its own scheduler"
+NO_SAMPLER = "it is set for the whole job, by --scheduler"
 NO_SECOND = "dglaunch has no such setting, all text encoders of a model get the same prompt"
 RENAMED = {
     "guidance_scale": "cfg cfg_scale cfg_value guidance guidance_value true_cfg true_cfg_scale",

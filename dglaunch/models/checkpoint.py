@@ -7,7 +7,7 @@ the model's name. The rules of xDiT in these rows were measured (see tests/torch
 import difflib
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from dglaunch.models.components import (
     INDEX,
     CheckpointFiles,
     Component,
+    config_file,
+    has_weights,
     parts_of,
     read_components,
     read_json,
@@ -33,11 +35,19 @@ from dglaunch.models.hub import Hub, NotHere
 from dglaunch.models.lora import NO_LORAS, Loras
 from dglaunch.models.own_pipeline import TRUST, OwnPipeline, code_of, named_by_flag, named_by_index
 from dglaunch.models.shape import Shape
+from dglaunch.models.weight_files import (
+    DENOISERS,
+    WEIGHT_SUFFIXES,
+    WeightFile,
+    WithWeightFiles,
+    bytes_of_folder,
+    quantization_of,
+    read_weight_files,
+)
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 USUAL_STEPS = 28
 """Denoising steps where neither the user nor the checkpoint says how many."""
-DENOISERS = ("transformer", "unet")
 SIZED_BY_UNET = ("StableDiffusionXLPipeline", "StableDiffusionPipeline")
 """Pipelines without a row whose default size is the U-Net's sample_size, in latents of 8 pixels."""
 
@@ -65,6 +75,8 @@ class Checkpoint:
     """Its pipeline, where that is none of diffusers'; `pipeline_class` is then the class whose rules hold."""
     counted: Mapping[str, int] | None = None
     """Its `parameters`, where rank 0 has counted them for all ranks."""
+    weight_files: Mapping[str, WeightFile] = field(default_factory=dict)
+    """By part, weights that come from elsewhere than the checkpoint."""
     loras: Loras = NO_LORAS
     """What --lora puts over it."""
 
@@ -162,6 +174,40 @@ class Checkpoint:
         return files.count()
 
     @property
+    def stored(self) -> Mapping[str, int]:
+        """Bytes of those parts whose weights stay in memory as they are stored, as they are quantised in their files."""
+        return {part: each.num_bytes for part, each in self.weight_files.items() if each.quantized_by} | {
+            part: size for part, size in self._stored_in_folder.items() if part not in self.weight_files
+        }
+
+    @cached_property
+    def _stored_in_folder(self) -> Mapping[str, int]:
+        """The same of the checkpoint's own folder."""
+        files = self._described_by
+        if not self.local or files is None:
+            return {}
+        parts = [part for part in parts_of(files) if has_weights(part) and part not in self.weight_files]
+        quantized = [part for part in parts if quantization_of(files.json(config_file(part)) or {})]
+        return {part: bytes_of_folder(Path(self.source, part)) for part in quantized}
+
+    def quantized_by(self, part: str) -> str | None:
+        """Return what a part's weights were quantised by in their file; None: nothing."""
+        weights, component = self.weight_files.get(part), self.components.get(part)
+        if weights is not None:
+            return weights.quantized_by
+        return None if component is None else quantization_of(component.config)
+
+    @property
+    def denoiser(self) -> str | None:
+        """What its pipeline calls the network that denoises; None where nothing is known of its parts."""
+        return next((part for part in DENOISERS if part in self.components), None)
+
+    @property
+    def weights_identity(self) -> dict[str, str]:
+        """What makes a job with other weights another job: the sha256 of each file that was given, by its flag or part."""
+        return {f"{part}_sha256": each.sha256 for part, each in sorted(self.weight_files.items())}
+
+    @property
     def folder(self) -> Path:
         """Its folder on this machine, be it in the hub's cache.
 
@@ -176,7 +222,9 @@ class Checkpoint:
 
     @property
     def _described_by(self) -> CheckpointFiles | None:
-        return Folder(Path(self.source)) if self.local else self.files
+        if self.files is None and self.local:
+            return Folder(Path(self.source))
+        return self.files
 
 
 def resolve(config: BackendConfig) -> Checkpoint:
@@ -193,6 +241,13 @@ def resolve(config: BackendConfig) -> Checkpoint:
     folder = at_home(Path(config.model_name))
     if folder.is_dir():
         return _from_folder(folder, config)
+    if folder.suffix.lower() in WEIGHT_SUFFIXES and (folder.exists() or folder.is_absolute() or "/" not in str(folder)):
+        alone = "the transformer alone" if folder.suffix.lower() == ".gguf" else "a part of one, or all of its networks"
+        raise UserError(
+            f"--model_name {folder} is one file with {alone}, without what a checkpoint has beside it (configurations, "
+            f"tokenizers). Of a transformer: --model_name FOLDER_OR_HUB_ID --transformer {folder}. A whole checkpoint in one "
+            "file is converted first: DiffusionPipeline.from_single_file(...).save_pretrained(...)."
+        )
     if folder.is_absolute() or config.model_name.startswith(".") or config.model_name.count("/") != 1:
         raise UserError(
             f"--model_name {config.model_name} is no folder here and no hub id (owner/name)."
@@ -231,6 +286,9 @@ def _checkpoint(files: CheckpointFiles, defaults: dict[str, object], config: Bac
         raise UserError(
             f"The model_index.json of {files.source} names no pipeline class (_class_name); it cannot be loaded."
         )
+    weights, local = read_weight_files(files, config), isinstance(files, Folder)
+    if weights:
+        files = WithWeightFiles(files, weights)
     parts = parts_of(files)
     configs = (files.json(f"{part}/config.json") for part in DENOISERS if part in parts)
     transformer = dict(next((config for config in configs if config is not None), {}))
@@ -245,10 +303,11 @@ def _checkpoint(files: CheckpointFiles, defaults: dict[str, object], config: Bac
         family=family,
         defaults=defaults,
         transformer=transformer,
-        local=isinstance(files, Folder),
+        local=local,
         tokenizers=_tokenizers(parts),
         files=files,
         own=own,
+        weight_files=weights,
     )
 
 

@@ -101,6 +101,7 @@ class TensorEntry:
     shape: tuple[int, ...]
     start: int
     """Of its bytes, behind the header."""
+    num_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ def _entry(said: Mapping[str, Any], behind: int) -> TensorEntry:
     size = TYPE_BYTES.get(kind)
     if not 0 <= start <= end <= behind or (size is not None and end - start != size * math.prod(shape)):
         raise ValueError("it is shorter than its header says")
-    return TensorEntry(kind, shape, start)
+    return TensorEntry(kind, shape, start, end - start)
 
 
 def bytes_a_weight(types: Mapping[str, int], config: Mapping[str, object]) -> float:

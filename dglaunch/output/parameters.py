@@ -8,6 +8,7 @@ It stands beside what dglaunch itself writes, which is exact, and which alone `r
 """
 
 import json
+from collections.abc import Mapping
 
 from dglaunch import strict_json
 from dglaunch.data.task import Record
@@ -18,11 +19,15 @@ COMMENT_START = b"UNICODE\0"
 """How EXIF says that a comment is UTF-16."""
 SAMPLERS = {
     "DDIM": "DDIM",
+    "DDPM": "DDPM",
+    "DEISMultistep": "DEIS",
     "DPMSolverMultistep": "DPM++ 2M",
     "DPMSolverSDE": "DPM++ SDE",
     "EulerAncestralDiscrete": "Euler a",
     "EulerDiscrete": "Euler",
     "FlowMatchEulerDiscrete": "Euler",
+    "FlowMatchHeunDiscrete": "Heun",
+    "FlowMatchLCM": "LCM",
     "HeunDiscrete": "Heun",
     "KDPM2AncestralDiscrete": "DPM2 a",
     "KDPM2Discrete": "DPM2",
@@ -36,18 +41,24 @@ UNKNOWN = "unknown"
 """Of an API; some readers take a text without a sampler for none of A1111's."""
 
 
-def parameters(description: Record, scheduler: str = "") -> str:
+SCHEDULES = {"use_karras_sigmas": "Karras", "use_exponential_sigmas": "Exponential", "use_beta_sigmas": "Beta"}
+"""What viewers call the spacing of the steps that an option of a scheduler sets."""
+
+
+def parameters(description: Record, scheduler: str = "", options: Mapping[str, object] | None = None) -> str:
     """Return the text for an image.
 
     Args:
         description: what the image's file says of itself.
         scheduler: the class of the pipeline's scheduler; "" where none is known.
+        options: what it was told, where that is not the checkpoint's own.
     """
     scheduler = scheduler.removesuffix("Scheduler")
-    versions = description.get("versions")
+    versions, told = description.get("versions"), options or {}
     shown = {
         "Steps": description.get("num_inference_steps"),
         "Sampler": SAMPLERS.get(scheduler, scheduler) or UNKNOWN,
+        "Schedule type": next((name for option, name in SCHEDULES.items() if told.get(option)), None),
         "CFG scale": description.get("guidance_scale"),
         "Seed": description.get("seed"),
         "Size": f"{description.get('width')}x{description.get('height')}",

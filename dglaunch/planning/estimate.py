@@ -96,6 +96,7 @@ def memory_of(
         exact = False
         share = STORED[config.optimization.quantization] / DTYPE_BYTES[dtype]
         whole |= {name: int(whole[name] * share) for name in whole if name in DENOISERS}
+    whole |= {name: size for name, size in checkpoint.stored.items() if name in whole}
     whole = _with_loras(whole, checkpoint)
     ahead = checkpoint.encodes_ahead(config.optimization.encode)
     stages = {
@@ -153,7 +154,7 @@ def _by_formula(
     parts = {
         name: int(count * (min(stored, size) if name in DENOISERS else size))
         for name, count in checkpoint.parameters.items()
-    }
+    } | dict(checkpoint.stored)
     parts = _with_loras(parts, checkpoint)
     ahead = checkpoint.encodes_ahead(optimization.encode)
     tokens = checkpoint.image_tokens(shape) + inputs + checkpoint.text_length(config.max_sequence_length)

@@ -26,6 +26,7 @@ from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.models.lora import read_loras
 from dglaunch.models.optimizations import image_settings
+from dglaunch.models.schedulers import chosen
 from dglaunch.models.shape import Shape
 from dglaunch.planning import checks
 from dglaunch.planning.batches import Plan, build, share_of_node
@@ -101,6 +102,8 @@ class Job:
         flat = settings(self.config)
         identity = {name: flat[name] for name in flags_that(IDENTITY, type(self.config))}
         identity |= image_settings(self.config.optimization) | settings_that(IMAGE, self.config.remote)
+        scheduler = chosen(self.config.backend, self.checkpoint)
+        identity |= self.checkpoint.weights_identity | (scheduler.identity if scheduler is not None else {})
         identity["torch_dtype"] = self.machine.dtype
         if self.rewriting is not None:
             identity["rewriting"] = self.rewriting.identity

@@ -15,6 +15,7 @@ from dglaunch.distributed.topology import Topology, degrees_in_words, splits
 from dglaunch.errors import UserError
 from dglaunch.models.figures import Figures
 from dglaunch.models.optimizations import OPTIMIZATIONS
+from dglaunch.models.schedulers import calls_of
 from dglaunch.planning import estimate
 from dglaunch.planning.estimate import SPARE, Memory, memory_of
 from dglaunch.planning.figures import FigureBook
@@ -85,6 +86,8 @@ class Outlook:
     layouts: Sequence[Layout]
     advice: Sequence[str]
     steps: int
+    calls: int
+    """Of the transformer, for an image of so many steps."""
 
     @property
     def fits(self) -> bool | None:
@@ -158,6 +161,7 @@ class Outlook:
             "step_tflop": self.figures.denoise.flops / TERA,
             "decode_tflop": self.figures.decode.flops / TERA,
             "steps": self.steps,
+            "calls": self.calls,
             "sent_mib_a_step": self.figures.denoise.sent_bytes / 2**20,
         }
 
@@ -255,6 +259,7 @@ class _Looking:
         outlook = Outlook(
             job=job, gpu=self.gpu, bucket=bucket, images=images, figures=figures, memory=memory, seconds=seconds,
             total=total, making=making, rate=_rate(num_images, making), steps=self.steps(bucket, figures),
+            calls=self.calls(bucket, figures),
             layouts=self.layouts() if compare else [], advice=[],
         )  # fmt: skip
         return replace(outlook, advice=list(self.advice(outlook)))
@@ -283,6 +288,10 @@ class _Looking:
             job.checkpoint, job.config, topology or job.topology, job.machine.dtype, shape, bucket.input_tokens, found
         )
 
+    def calls(self, bucket: Bucket, figures: Figures | None) -> int:
+        """How often the transformer is called for an image, which some schedulers do twice a step."""
+        return calls_of(self.job.checkpoint, self.job.config.backend, self.steps(bucket, figures))
+
     def steps(self, bucket: Bucket, figures: Figures | None) -> int:
         checkpoint = self.job.checkpoint
         default = checkpoint.default("num_inference_steps", figures.num_inference_steps if figures is not None else 0)
@@ -298,7 +307,7 @@ class _Looking:
         if found is None or self.gpu is None:
             return None
         work = replace(
-            work_of(self.job.config.backend.model_name, found, images, self.steps(bucket, found)),
+            work_of(self.job.config.backend.model_name, found, images, self.calls(bucket, found)),
             overlapped=(topology or self.job.topology).parallel.ring_degree > 1,
             weights_bytes=sum(found.weights.values()),
         )

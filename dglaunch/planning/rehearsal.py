@@ -9,6 +9,7 @@ from dglaunch.data.task import Batch, Task
 from dglaunch.distributed.channel import Channel
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
+from dglaunch.models import schedulers
 from dglaunch.models.lora import NO_LORAS
 from dglaunch.planning.differing import differing
 from dglaunch.planning.job import Job, Schedule
@@ -57,6 +58,12 @@ def to_rehearse(job: Job, schedule: Schedule) -> Rehearsed:
     config, left_out = _without_unseen(job.config)
     if left_out:
         notes.append(f"left out, as no rehearsal shows it: {', '.join(f'--{flag}' for flag in left_out)}")
+    for part, weights in job.checkpoint.weight_files.items():
+        notes.append(
+            f"the {part} is taken as its class has it, in the type of the run, and not as {weights.path} stores it"
+        )
+    if schedulers.chosen(job.config.backend, job.checkpoint) is not None:
+        notes.append("the checkpoint's own scheduler is rehearsed: another one's steps take what its steps take")
     own_tokenizers = job.checkpoint.not_here is None
     text_tokens = job.checkpoint.text_length(config.max_sequence_length)
     if not own_tokenizers:

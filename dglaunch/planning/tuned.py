@@ -17,6 +17,8 @@ from dglaunch.system import Machine
 
 GAIN = 1.02
 """A larger batch must give this much more than the best before it, or the row ends; within it the smaller one is taken."""
+IN_KEY = ("model_name", "revision", "backend")
+"""Flags that stand in every key; others of the model do where they are given."""
 REMEMBERED = "tuned.json"
 
 
@@ -61,7 +63,10 @@ def sweet_spot(rows: Sequence[Measured]) -> tuple[Measured, str]:
 def key_of(config: RunConfig, device: str, dtype: str, shape: str, parallel: str) -> str:
     """Return all that a measurement holds for, as the key under which it is remembered."""
     part = [config.backend.model_name, config.backend.revision, config.backend.backend, device, dtype, shape, parallel]
-    return json.dumps([*part, settings_that(TUNING, config.optimization), config.max_sequence_length])
+    others = {name: value for name, value in settings_that(TUNING, config.backend).items() if name not in IN_KEY}
+    return json.dumps(
+        [*part, settings_that(TUNING, config.optimization), config.max_sequence_length, *([others] if others else [])]
+    )
 
 
 def remember(config: RunConfig, machine: Mapping[str, object], rows: Sequence[Measured]) -> None:

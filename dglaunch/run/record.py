@@ -76,7 +76,9 @@ class Recorder:
         shown = self._content(task) | {"width": image.width, "height": image.height}
         start = time.perf_counter()
         description = shown | self._description(task)
-        texts = parameters.parameters(description, self._facts.scheduler) if config.png_parameters else ""
+        texts = ""
+        if config.png_parameters:
+            texts = parameters.parameters(description, self._facts.scheduler, self._facts.scheduler_options)
         data = encode.encode(image, config.output_format, description, texts)
         digest = encode.sha256(data)
         with self._lock:
@@ -119,6 +121,7 @@ class Recorder:
             "model": self._context.config.backend.model_name,
             "dtype": self._context.dtype,
             **self._given,
+            **self._context.checkpoint.weights_identity,
             "defaults": [name for name, value in task.content().items() if value is None and name in chosen],
             "versions": self._versions,
         }

@@ -17,12 +17,14 @@ from dglaunch.backends.diffusers.pixels import ImageOf, image_of, to_slots
 from dglaunch.backends.diffusers.prompt_encoder import PromptEncoder
 from dglaunch.backends.diffusers.prompt_interception import PromptInterception
 from dglaunch.backends.diffusers.protocols import Pipeline, plain_pipeline
+from dglaunch.backends.diffusers.schedulers import describe, options_of
 from dglaunch.backends.diffusers.stages import Stages, time_compilation, trace_shapes
 from dglaunch.backends.diffusers.text_encoders import TextEncoders
 from dglaunch.backends.input_prefetch import InputPrefetcher
 from dglaunch.data.prompt_windows import PromptWindows
 from dglaunch.data.task import Batch
 from dglaunch.errors import Drained
+from dglaunch.models.schedulers import chosen
 
 SHAPED_BY = ("torch", "diffusers", "transformers")
 """Packages of which another version may draw other pixels."""
@@ -90,9 +92,14 @@ class DiffusersBackend:
         if config.debug:
             trace_shapes(self.pipeline)
         scheduler = self.pipeline.components.get("scheduler")
+        if (choice := chosen(config.backend, self.context.checkpoint)) is not None:
+            effects["scheduler"] = describe(choice)
+        effects |= self.loader.told
         self.facts = Facts(
             defaults=call_defaults(self.context.checkpoint, parameters),
-            scheduler=type(scheduler).__name__ if scheduler is not None else "",
+            scheduler=_name_of(scheduler) if choice is None else choice.class_name,
+            scheduler_options=options_of(choice) if choice is not None else {},
+            ledger=choice.identity if choice is not None else {},
             effects=effects,
             events=events,
             shaped_by=(
@@ -181,3 +188,7 @@ class DiffusersBackend:
         if self.context.should_stop():
             raise Drained
         return values
+
+
+def _name_of(scheduler: object) -> str:
+    return type(scheduler).__name__ if scheduler is not None else ""

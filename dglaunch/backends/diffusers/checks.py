@@ -23,6 +23,7 @@ from dglaunch.models.optimizations import (
     Optimization,
     asked,
 )
+from dglaunch.models.schedulers import calls_of
 from dglaunch.system import host_memory
 
 MAG_CACHE_STEPS = 28
@@ -233,6 +234,24 @@ def check_cache_steps(checkpoint: Checkpoint, config: RunConfig, tasks: Iterable
                 f"Row {task.index} takes {steps} denoising steps, but --cache_type mag_cache holds for {MAG_CACHE_STEPS}. "
                 f"Give --num_inference_steps {MAG_CACHE_STEPS}, or another cache."
             )
+
+
+COUNTING_CACHES = ("taylor_seer", "faster_cache", "pab", "mag_cache", "cache_dit")
+"""Caches that go by the number of the step, which they count by the transformer's calls."""
+
+
+def check_cache_calls(checkpoint: Checkpoint, config: RunConfig) -> None:
+    """Refuse a cache that counts steps with a scheduler that calls the transformer more often: it would take one step for
+    two, and reuse what another half of the same step has computed."""
+    cache = config.optimization.cache_type
+    steps = checkpoint.num_steps(None)
+    calls = calls_of(checkpoint, config.backend, steps) if cache in COUNTING_CACHES else steps
+    if calls != steps:
+        raise UserError(
+            f"--cache_type {cache} counts the transformer's calls as steps, and this scheduler calls it {calls} times in "
+            f"{steps} steps: the cache would be used at the wrong ones. Choose another --scheduler, or --cache_type "
+            "first_block_cache, which compares and does not count."
+        )
 
 
 def check_encode(checkpoint: Checkpoint, config: RunConfig) -> None:

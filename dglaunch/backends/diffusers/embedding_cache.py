@@ -118,7 +118,10 @@ def open_cache(context: Context) -> EmbeddingCache | None:
     import transformers
 
     checkpoint = context.checkpoint
-    versions = (checkpoint.pipeline_class, context.dtype, diffusers.__version__, transformers.__version__)
+    others = [
+        f"{part} {each.sha256}" for part, each in checkpoint.weight_files.items() if part.startswith("text_encoder")
+    ]
+    versions = (checkpoint.pipeline_class, context.dtype, diffusers.__version__, transformers.__version__, *others)
     return EmbeddingCache(folder, encoders_key(checkpoint.folder, *versions))
 
 

@@ -4,7 +4,7 @@ import inspect
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -16,7 +16,9 @@ from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers import arguments, optimizations
 from dglaunch.backends.diffusers.loras import PipelineLoras
 from dglaunch.backends.diffusers.protocols import ImageProcessor, Pipeline, PretrainedPart
+from dglaunch.backends.diffusers.schedulers import make_scheduler
 from dglaunch.backends.diffusers.stages import trace_shapes
+from dglaunch.backends.diffusers.weight_files import load_part
 from dglaunch.backends.registry import imported
 from dglaunch.config import BackendConfig, EditingConfig
 from dglaunch.errors import UserError
@@ -24,6 +26,7 @@ from dglaunch.files import at_home
 from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.models.editing import EditRules
 from dglaunch.models.own_pipeline import OwnPipeline
+from dglaunch.models.schedulers import chosen
 from dglaunch.models.staging import Staging
 
 
@@ -36,6 +39,8 @@ class PipelineLoader:
         self.checkpoint = context.checkpoint
         self.edit_rules: EditRules | None = context.checkpoint.family.edit if context.config.edits else None
         """The family's, for input images; None where the run draws from text alone."""
+        self.told: dict[str, str] = {}
+        """By part, what was loaded from elsewhere than the checkpoint."""
         self.loras = PipelineLoras(context.checkpoint.loras, context.checkpoint.family.lora)
         self.events: list[str] = []
         """What the report should say of the loading."""
@@ -80,9 +85,10 @@ class PipelineLoader:
             pipeline_class: instead of the checkpoint's own.
             parts: what from_pretrained need not load.
         """
-        given = self._from_pretrained_arguments() | self._left_out() | parts
+        given = self._from_pretrained_arguments() | self._left_out() | self._scheduler() | parts
         if "transformer" not in parts:
             given |= self._quantization_arguments()
+        given |= self._from_files(self.checkpoint.weight_files.keys() - given.keys())
         with explained(self.context):
             pipeline = (pipeline_class or self._loading_class).from_pretrained(self.checkpoint.source, **given)
             _ = pipeline.components  # which fails where a class of the user's own has not registered its parts
@@ -90,6 +96,8 @@ class PipelineLoader:
 
     def load_transformer(self, part_class: PretrainedPart) -> object:
         """Load the transformer alone, as another class than the checkpoint's own."""
+        if "transformer" in self.checkpoint.weight_files:
+            return self._from_files(["transformer"], part_class)["transformer"]
         given = self._from_pretrained_arguments()
         del given["trust_remote_code"]
         quantization = optimizations.quantization_config(self.context.config.optimization, self.context.dtype)
@@ -100,7 +108,10 @@ class PipelineLoader:
 
     def load_text_encoders(self, pipeline: Pipeline) -> dict[str, torch.nn.Module]:
         """Load the text encoders alone, by name, for a pipeline that was loaded without them."""
-        others = dict.fromkeys(name for name in ("transformer", "unet", "vae") if hasattr(pipeline, name))
+        others: dict[str, object] = dict.fromkeys(
+            name for name in ("transformer", "unet", "vae") if hasattr(pipeline, name)
+        )
+        others |= self._from_files(set(self._text_encoders()) & self.checkpoint.weight_files.keys())
         with explained(self.context):
             holder = self.pipeline_class.from_pretrained(
                 self.checkpoint.source, **self._from_pretrained_arguments(), **others
@@ -153,7 +164,8 @@ class PipelineLoader:
     def _download(self) -> None:
         if self.context.topology.local_rank == 0:
             with explained(self.context):
-                self._loading_class.download(self.checkpoint.source, **self._from_pretrained_arguments())
+                given = self._from_pretrained_arguments() | dict.fromkeys(self.checkpoint.weight_files)
+                self._loading_class.download(self.checkpoint.source, **given)
 
     def _staged(self, to: Path) -> Checkpoint:
         """The checkpoint as this node's own copy, which the node's first rank makes."""
@@ -180,6 +192,21 @@ class PipelineLoader:
 
         names = ("transformer", "unet")
         return {"quantization_config": PipelineQuantizationConfig(quant_mapping=dict.fromkeys(names, wanted))}
+
+    def _from_files(self, parts: Iterable[str], part_class: PretrainedPart | None = None) -> dict[str, object]:
+        """Those of a pipeline's parts whose weights come from elsewhere, for its from_pretrained."""
+        found: dict[str, object] = {}
+        for part in sorted(parts):
+            component, weights = self.checkpoint.components[part], self.checkpoint.weight_files[part]
+            with explained(self.context):
+                found[part], told = load_part(component, weights, getattr(torch, self.context.dtype), part_class)
+            self.told[part] = told
+        return found
+
+    def _scheduler(self) -> dict[str, object]:
+        """For a pipeline's from_pretrained: another scheduler than the checkpoint's own, if one was asked for."""
+        choice = chosen(self.context.config.backend, self.checkpoint)
+        return {} if choice is None else {"scheduler": make_scheduler(choice)}
 
     def _left_out(self) -> dict[str, None]:
         """Arguments of from_pretrained for the parts that are loaded apart if they are needed."""

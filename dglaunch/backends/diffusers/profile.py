@@ -16,6 +16,8 @@ from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint, as_editor, resolve, token_lengths
 from dglaunch.models.optimizations import WITHOUT_MASK
+from dglaunch.models.schedulers import chosen
+from dglaunch.models.weight_files import quantization_of, told_of
 from dglaunch.system import Machine, host_memory, need
 
 
@@ -37,6 +39,7 @@ class DiffusersProfile(Profile):
                 reasons["text_lengths"] = (
                     "taken as equal, as there is no tokenizer here: with others there are more batches"
                 )
+        reasons |= {part: told_of(weights) for part, weights in checkpoint.weight_files.items()}
         if elsewhere is None:
             device = _device(config, topology, reasons)
         else:
@@ -60,6 +63,16 @@ class DiffusersProfile(Profile):
                 f"--revision {config.backend.revision} would do nothing: {config.backend.model_name} is a folder on this "
                 "machine, not a model of the hub. Drop it."
             )
+        if checkpoint.weight_files or quantization_of(checkpoint.transformer) is not None:
+            from dglaunch.backends.diffusers.weight_files import check_weight_files  # which imports torch
+
+            _quiet(config)
+            check_weight_files(checkpoint, config.optimization, target.device, target.here)
+        if chosen(config.backend, checkpoint) is not None:
+            from dglaunch.backends.diffusers.schedulers import check_scheduler  # which imports torch
+
+            _quiet(config)
+            check_scheduler(checkpoint, config.backend, tasks, self.xdit)
         checks.check_guidance(checkpoint, tasks)
         checks.check_text_length(checkpoint, config)
         checks.check_optimizations(
@@ -67,6 +80,7 @@ class DiffusersProfile(Profile):
         )
         checks.check_masks(checkpoint, config, tasks)
         checks.check_cache_steps(checkpoint, config, tasks)
+        checks.check_cache_calls(checkpoint, config)
         checks.check_encode(checkpoint, config)
         check_loras(checkpoint, config, tasks, self.xdit)
         check_long_prompts(checkpoint, config, tasks)
@@ -116,6 +130,14 @@ class DiffusersProfile(Profile):
         """Whether prompts of different length may not share a batch."""
         without_mask = self.xdit or config.optimization.attention_backend in WITHOUT_MASK
         return bool(checkpoint.family.text_bucket) and without_mask
+
+
+def _quiet(config: RunConfig) -> None:
+    """Let libraries that are imported this early tell of errors only, as they do later."""
+    from dglaunch.backends.diffusers.loading import quiet_libraries
+
+    if not config.debug:
+        quiet_libraries()
 
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")

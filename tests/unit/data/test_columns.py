@@ -33,7 +33,7 @@ def read(tmp_path):
         ("guidence_scale", "rename it guidance_scale"), ("Guidance Scale", "rename it guidance_scale"),
         ("cfg", "rename it guidance_scale"), ("CFG scale", "rename it guidance_scale"),
         ("num_steps", "rename it num_inference_steps"), ("step", "rename it steps"), ("size", "width and height"),
-        ("n", "rename it num_images_per_prompt"), ("Sampler", "its own scheduler"), ("heigth", "rename it height"),
+        ("n", "rename it num_images_per_prompt"), ("Sampler", "by --scheduler"), ("heigth", "rename it height"),
         ("Seeds", "rename it seed, or give --seed_column Seeds"), ("prompt_2", "the same prompt"),
         ("Negative prompt", "--negative_prompt_column 'Negative prompt'"), ("max_sequence_length", "--max_sequence_length"),
     ],
