@@ -252,7 +252,9 @@ def flags_and_families() -> str:
         [
             family.name,
             *(effect(family, flag) for flag in called),
-            code(name.split()[1] for name in caches if effect(family, name) == "yes") or "no",
+            code(name.split()[1] for name in caches if effect(family, name) == "yes") or "no"
+            if family.takes is not None
+            else "not measured",
         ]
         for family in FAMILIES.values()
     ]

@@ -14,6 +14,7 @@ from dglaunch.config import IDENTITY, IMAGE, EditingConfig, RunConfig, T2IConfig
 from dglaunch.data import evaluations
 from dglaunch.data.columns import Columns, Past
 from dglaunch.data.edits import checks_of_edits, read_edits
+from dglaunch.data.prompt_inputs import CHECKS, InputReader
 from dglaunch.data.prompts import checks_of_fields, read_prompts
 from dglaunch.data.task import BatchSize, Bucket, Task
 from dglaunch.data.values import Check
@@ -117,6 +118,7 @@ class Job:
     def _checks_of_fields(self) -> dict[str, Check]:
         """What looks at the values that may be set for a row."""
         found = checks_of_fields(self.checkpoint.family.size_multiple, self.config.output_format)
+        found |= {name: check for name, check in CHECKS.items() if name in self.columns.names}
         return found | (checks_of_edits(self.checkpoint) if self.config.edits else {})
 
     @property
@@ -253,7 +255,7 @@ def _column_reasons(config: RunConfig, columns: Columns) -> dict[str, str]:
     if columns.axes:
         axes = " x ".join(f"{len(values)} of {name}" for name, values in columns.axes.items())
         found["grid"] = f"{columns.num_points} images of each: {axes}"
-    return found
+    return found | columns.told
 
 
 @singledispatch
@@ -273,7 +275,8 @@ def _(
             f"{checkpoint.source} is a {checkpoint.pipeline_class}, which edits images: dglaunch edit --input TABLE."
         )
     data = None if piped is None else piped.data
-    return checkpoint, read_prompts(config, checkpoint.family.size_multiple, data, columns)
+    reader_of = partial(InputReader, checkpoint=checkpoint) if config.takes_inputs else None
+    return checkpoint, read_prompts(config, checkpoint.family.size_multiple, data, columns, reader_of)
 
 
 @_read.register

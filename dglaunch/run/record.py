@@ -24,7 +24,17 @@ Picture: TypeAlias = "Image | WholePng"
 OWN_KEYS = frozenset(
     {"file_name", "bytes", "index", "sample", "prompt", *ROW_FIELDS, "key", "sha256", "rank", "node", "batch_size"}
     | {"seconds", "time", "error", "instruction", "input_images", "input_sha256", "input_file_names", "seed_sent"}
-    | {"input_converted", "redo", "redo_of", "mask_sha256", "answer_text", "revised_prompt", "api_server"}
+    | {
+        "input_converted",
+        "redo",
+        "redo_of",
+        "mask_sha256",
+        "control_sha256",
+        "control_image",
+        "answer_text",
+        "revised_prompt",
+        "api_server",
+    }
     | set(LEDGER_KEYS)
 )
 """All that dglaunch itself ever says in a ledger, whatever the command: there they mean what it means by them, and a row's

@@ -66,6 +66,7 @@ class DiffusersProfile(Profile):
         )
         checks.check_masks(checkpoint, config, tasks)
         checks.check_cache_steps(checkpoint, config, tasks)
+        checks.check_inputs(checkpoint, config, tasks)
         checks.check_encode(checkpoint, config)
         check_long_prompts(checkpoint, config, tasks)
 
