@@ -180,7 +180,7 @@ class InputReader(RowReader):
         for role in ("mask", "control"):
             other = pictures.get(role)
             if other is not None and other.shape not in (first.shape, output if role == "control" else first.shape):
-                yield f"the {role} {other.name} is {_size(other.shape)}, and {shown}; give both one size"
+                yield f"the {_called(role)} {other.name} is {_size(other.shape)}, and {shown}; give both one size"
 
     def _settings(self, task: Task, pipeline: InputPipeline) -> Iterable[str]:
         """Set strength and scale where nobody did, and yield what is wrong with them."""
@@ -236,6 +236,10 @@ def strength_problem(checkpoint: Checkpoint, task: Task) -> str | None:
 
 def _size(shape: Shape) -> str:
     return f"{shape.width}x{shape.height}"
+
+
+def _called(role: Role) -> str:
+    return "control image" if role == "control" else role
 
 
 def _some(names: Iterable[str]) -> str:

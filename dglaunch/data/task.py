@@ -58,6 +58,8 @@ class Task:
     """Where it has input images: table and line, for what is found out about them later."""
     error: str | None = None
     """Of the same: why it cannot be made, known before the run."""
+    unusable: tuple[str, ...] = ()
+    """Of such an edit: the names of its input images, of which `images` has only those that can be read."""
     redo: Record | None = None
     """Where `dglaunch redo` makes it anew: what its ledger line says of that (`redo`, `redo_of`)."""
 
@@ -95,8 +97,9 @@ class Task:
             return {}
         converted = [image.converted for image in self.images]
         said: Record = {} if self.is_fitted else {"instruction": self.prompt}
-        if self.images or not self.is_fitted:
-            said["input_images"] = [image.name for image in self.images]
+        names = list(self.unusable) or [image.name for image in self.images]
+        if names or not self.is_fitted:
+            said["input_images"] = names
         if any(converted):
             said["input_converted"] = converted
         if self.mask is not None:

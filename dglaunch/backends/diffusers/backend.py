@@ -88,7 +88,7 @@ class DiffusersBackend:
         if controlnet is not None:
             controlnet.to(self.context.torch_device)
         self.with_inputs = InputPipelines(self.context, self.pipeline, parameters, controlnet)
-        events: list[str] = []
+        events = list(self.loader.events)
         if config.optimization.enable_compile:
             folder = config.backend.cache / "compile"
             time_compilation(folder, self.seconds, events, self.undo)
@@ -101,6 +101,7 @@ class DiffusersBackend:
             effects=effects,
             events=events,
             shaped_by=(*SHAPED_BY, *(("xfuser",) if config.backend.backend == "xdit" else ())),
+            seconds_to_take_over=self.prompts.seconds_to_come_back if self.prompts is not None else 0.0,
             known_trouble=rules.known_trouble if rules is not None else "",
         )
         return self.facts
@@ -109,7 +110,7 @@ class DiffusersBackend:
         if self.context.topology.is_leader:
             self._note_cuts(batch)
         if self.prompts is not None:
-            self.prompts.ensure(batch)
+            self.prompts.ensure(batch, self.context.coming())
         items = self.inputs.readable(batch, self.context.channel)
         if not items.batch.tasks:
             return items.with_errors(())

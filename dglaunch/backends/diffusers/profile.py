@@ -70,10 +70,23 @@ class DiffusersProfile(Profile):
         checks.check_encode(checkpoint, config)
         check_long_prompts(checkpoint, config, tasks)
 
+    def check_code(self, config: RunConfig, target: Target) -> None:
+        own = target.checkpoint.own
+        if own is None or (own.in_checkpoint and not target.checkpoint.local):  # that is not downloaded yet
+            return
+        from dglaunch.backends.diffusers.arguments import call_parameters, check_flags, check_own
+        from dglaunch.backends.diffusers.loading import own_class, quiet_libraries
+
+        if not config.debug:
+            quiet_libraries()
+        takes = call_parameters(own_class(own, target.checkpoint, config.backend))
+        check_own(own, takes)
+        check_flags(config, target.checkpoint.family, own.name, takes)
+
     def idle_values(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Iterable[Idle]:
         yield from idle_text_length(target.checkpoint, config)
-        yield from idle_guidance(target.checkpoint, tasks)
-        yield from idle_negatives(target.checkpoint, tasks)
+        yield from idle_guidance(target.checkpoint, config, tasks)
+        yield from idle_negatives(target.checkpoint, config, tasks)
 
     def buckets(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Callable[[Task], Bucket]:
         """Return what must be equal in a batch: with xfuser, or an attention kernel that takes no mask, for some families
