@@ -28,6 +28,7 @@ from dglaunch.models.catalogue import Entry, known  # noqa: E402
 from dglaunch.models.catalogue import names as known_models  # noqa: E402
 from dglaunch.models.families import FAMILIES, OTHER, Family, attends_twice, families_taking, xdit_families_taking  # noqa: E402
 from dglaunch.models.figures import Figures  # noqa: E402
+from dglaunch.models.input_roles import InputPipeline, roles_text  # noqa: E402
 from dglaunch.models.optimizations import (  # noqa: E402
     ATTENTION,
     CACHE_FLAGS,
@@ -304,6 +305,24 @@ def editing_families() -> str:
     return table(head, rows)
 
 
+def input_pipelines() -> str:
+    def row(family: Family, each: InputPipeline) -> list[str]:
+        split = "yes" if family.xdit is not None and each.pipeline in family.xdit.inputs else "no"
+        own = [f"{value:g}" if value is not None else "" for value in (each.strength, each.control_scale)]
+        name = f"`{each.pipeline}`" if not each.refused else f"refused: {each.refused}"
+        return [
+            family.name,
+            roles_text(each.roles),
+            name,
+            *own,
+            code([each.controlnet]) if each.controlnet else "",
+            split,
+        ]
+
+    rows = [row(family, each) for family in FAMILIES.values() for each in family.with_inputs]
+    return table(["family", "rows with", "pipeline", "`strength`", "`control_scale`", "ControlNet", "xDiT"], rows)
+
+
 # -- optimizations ------------------------------------------------------------------------------------------------
 
 
@@ -557,6 +576,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "weights and inputs": weights_and_inputs,
     "xdit families": xdit_families,
     "editing families": editing_families,
+    "input pipelines": input_pipelines,
     "optimizations": optimizations,
     "cache parameters": cache_parameters,
     "attention backends": attention_backends,

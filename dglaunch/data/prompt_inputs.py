@@ -80,7 +80,7 @@ class InputReader(RowReader):
                 continue
             reasons = [each.refused for each in fitting] or [self.family.no_inputs]
             raise UserError(
-                f"--{role}_column {column}: {self.checkpoint.pipeline_name} takes no {role} with t2i: {reasons[0]}. Drop the flag "
+                f"--{role}_column {column}: {self.checkpoint.pipeline_name} takes no {_called(role)} with t2i: {reasons[0]}. Drop the flag "
                 "(the column is then carried along), or take a model that does."
             )
 

@@ -178,13 +178,19 @@ _FLUX = XDiT(
     wrapper=f"{_TRANSFORMERS}.transformer_flux:xFuserFlux1Transformer2DWrapper",
     splits_text=True,
     takes=_names("cache:taylor_seer cache:faster_cache cache:pab cache:mag_cache enable_fuse_qkv"),
+    inputs=frozenset({"FluxImg2ImgPipeline", "FluxInpaintPipeline"}),
 )
 _FLUX2 = XDiT(
     wrapper=f"{_TRANSFORMERS}.transformer_flux2:xFuserFlux2Transformer2DWrapper",
     splits_text=True,
     takes=_names("cache:faster_cache cache:pab enable_fuse_qkv"),
 )
-_QWEN = XDiT(in_place="dglaunch.backends.xdit.exact:wrap_qwen", ring=False, image_unit="any")
+_QWEN = XDiT(
+    in_place="dglaunch.backends.xdit.exact:wrap_qwen",
+    ring=False,
+    image_unit="any",
+    inputs=frozenset({"QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline"}),
+)
 _FLUX2_EDIT = EditRules(
     name="flux2",
     shared_image_batch=True,
@@ -343,6 +349,7 @@ FAMILIES: dict[str, Family] = {
             pads_heads=True,
             token_multiple=32,
             image_unit="any",
+            inputs=frozenset({"ZImageImg2ImgPipeline", "ZImageInpaintPipeline"}),
         ),
         takes=_names("attention_backend enable_compile cache:cache_dit"),
     ),
@@ -360,6 +367,7 @@ FAMILIES: dict[str, Family] = {
         with_inputs=inputs.SD3,
         own_steps=28,
         xdit=XDiT(
+            no_inputs="xfuser's own pipeline of it draws from text alone",
             pipeline="xfuser:xFuserStableDiffusion3Pipeline",
             cfg=True,
             fixed_text_length=True,

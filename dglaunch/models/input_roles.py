@@ -3,6 +3,7 @@
 The rules stand as `with_inputs=` in the rows of families.py; here are their type and the arithmetic of strength and size.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -65,7 +66,8 @@ class InputPipeline:
                 f"{1 / steps:.3g} or more, or more steps"
             )
         if self.noise_alone and "mask" not in self.roles and self.begins(steps, strength) == 0:
-            remedy = f"give at most {(steps - 1) / steps:.3g}, or more steps" if steps > 2 else "give more steps"
+            most = math.floor(1000 * (steps - 1) / steps) / 1000
+            remedy = f"give at most {most:g}, or more steps" if most else "give more steps"
             return (
                 f"strength {strength:g} of {steps} steps begins with the first step, from noise alone, and the image would not "
                 f"be looked at; {remedy}, or leave the image out"
@@ -76,7 +78,8 @@ class InputPipeline:
 def roles_text(roles: Sequence[Role]) -> str:
     """Return the input images of a row in words."""
     words = {"image": "an image", "mask": "a mask", "control": "a control image"}
-    return " with ".join(words[role] for role in roles)
+    first, *others = (words[role] for role in roles)
+    return " with ".join([first, *([" and ".join(others)] if others else [])])
 
 
 # -- sizes --------------------------------------------------------------------------------------------------------

@@ -34,6 +34,8 @@ PIPELINES = {
     "sdxl": "StableDiffusionXLPipeline",
 }  # fmt: skip
 RARE = {"qwenimage", "zimage", "sd3"}
+SPLIT = ("flux", "qwenimage", "zimage")
+ULYSSES = {"DG_XDIT_ULYSSES_DEGREE": "2"}
 PROMPTS = ["a red cat", "two blue dogs on the moon", "x", "a green house by the sea"]
 MATRIX_COLUMN = {("image",): "img2img", ("image", "mask"): "mask", ("control",): "control"}
 
@@ -129,30 +131,27 @@ def runs(
     folder = tmp_path_factory.mktemp("inputs")
     chosen = [family for (family,) in selected(request, "family")]
     save_images(folder)
-    commands = []
-    for family in chosen:
-        build(family, families / family)
+    splits = [family for (family,) in selected(request, "split_family")]
+    names = list(dict.fromkeys([*chosen, *splits]))
+    commands, split_commands = [], []
+    for family in names:
         rows = rows_of(family)
-        more = [*COLUMNS]
+        model = ["t2i", "--model_name", build(family, families / family), "--num_inference_steps", str(STEPS), *COLUMNS]
+        if family == "qwenimage":
+            model += ["--guidance_scale", "4", "--negative_prompt", "ugly"]
+        if family in splits:
+            few = [row.as_json() for row in rows if row.control is None]
+            few_rows = write_jsonl(folder / f"{family}-split.jsonl", few)
+            split = [*model, "--backend", "xdit", "--prompts_file", few_rows, "--batch_size", "4"]
+            split_commands.append(([*split, "--output_dir", folder / f"{family}-split"], ULYSSES))
         if any(row.control is not None for row in rows):
             controlnet = build_controlnet(family, families / f"{family}-controlnet")
-            more += [*CONTROL, "--controlnet", controlnet]
-        if family == "qwenimage":
-            more += ["--guidance_scale", "4", "--negative_prompt", "ugly"]
+            model += [*CONTROL, "--controlnet", controlnet]
         path = write_jsonl(folder / f"{family}.jsonl", [row.as_json() for row in rows])
-        run = [
-            "t2i",
-            "--model_name",
-            families / family,
-            "--prompts_file",
-            path,
-            "--num_inference_steps",
-            str(STEPS),
-            *more,
-        ]
-        commands.append(([*run, "--batch_size", "4", "--output_dir", folder / family], {}))
-    cases = launch(folder, 1, commands)
-    yield {family: (folder / family, case) for family, case in zip(chosen, cases)}
+        run = [*model, "--prompts_file", path, "--batch_size", "4", "--output_dir", folder / family]
+        commands.append((run, {}))
+    cases = [*launch(folder, 1, commands), *(launch(folder, 2, split_commands) if splits else [])]
+    yield {name: (folder / name, case) for name, case in zip([*names, *(f"{name}-split" for name in splits)], cases)}
 
 
 @pytest.mark.parametrize("family", rarely(PIPELINES, RARE))
@@ -178,6 +177,17 @@ def test_images_masks_and_controls_matter(runs: dict[str, tuple[Path, Case]], fa
     for n, row in enumerate(rows):
         others = [image for m, image in enumerate(made) if m != n and image.shape == made[n].shape]
         assert min(abs(made[n] - other).max() for other in others) > 10 * TOLERANCE, row
+
+
+@pytest.mark.parametrize("split_family", rarely(SPLIT, SPLIT))
+def test_xdit_draws_them_as_one_rank_does(runs: dict[str, tuple[Path, Case]], split_family: str) -> None:
+    folder, case = runs[f"{split_family}-split"]
+    assert case.codes == [0, 0], case.output
+    made, expected = images(folder), images(runs[split_family][0])
+    assert len(made) == len([row for row in rows_of(split_family) if row.control is None])
+    worst = max(int(abs(image.astype(int) - expected[name].astype(int)).max()) for name, image in made.items())
+    assert worst <= TOLERANCE
+    assert all(sum(rank.values()) > 0 for rank in case.collectives), "the ranks of a replica did not talk"
 
 
 @pytest.mark.parametrize("checkpoint", PIPELINES)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import diffusers
+import torch
 
 from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers.arguments import call_parameters
@@ -31,7 +32,11 @@ class InputPipelines:
     """The pipelines of one backend for rows with input images."""
 
     def __init__(
-        self, context: Context, base: Pipeline, parameters: Mapping[str, inspect.Parameter], controlnet: object | None
+        self,
+        context: Context,
+        base: Pipeline,
+        parameters: Mapping[str, inspect.Parameter],
+        controlnet: torch.nn.Module | None,
     ) -> None:
         """
         Args:
@@ -41,7 +46,7 @@ class InputPipelines:
         """
         self._context = context
         self._base = plain_pipeline(base)
-        self._controlnet = controlnet
+        self.controlnet = controlnet
         self._made: dict[tuple[Role, ...], Drawing] = {}
         names = ("num_inference_steps", context.checkpoint.family.guidance)
         self._defaults = {name: parameters[name].default for name in names if name in parameters}
@@ -68,7 +73,7 @@ class InputPipelines:
     def _make(self, roles: tuple[Role, ...]) -> Drawing:
         row = self._context.checkpoint.family.input_pipeline(roles)
         assert row is not None, "planning refuses other rows"
-        made = assembled(getattr(diffusers, row.pipeline), self._base, self._controlnet if row.controlnet else None)
+        made = assembled(getattr(diffusers, row.pipeline), self._base, self.controlnet if row.controlnet else None)
         made.set_progress_bar_config(disable=True)
         # As it stands on the base: timed, and answering from what was encoded ahead.
         made.encode_prompt = self._base.encode_prompt

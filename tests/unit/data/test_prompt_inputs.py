@@ -88,8 +88,10 @@ def test_all_bad_rows_are_told_at_once(tmp_path: Path) -> None:
         ({"control_scale": 0.3}, "control_scale does nothing, as the row has no control"),
         ({"mask": "m0.png"}, "mask is given, and no image"),
         ({"image": "i0.png", "strength": 0}, "strength is 0, not a number above 0 and up to 1"),
-        ({"image": "i0.png", "strength": 1}, "begins with the first step, from noise alone"),
-        ({"image": "i0.png", "strength": 0.8}, "give at most 0.75, or more steps"),
+        (
+            {"image": "i0.png", "strength": 1},
+            "from noise alone, and the image would not be looked at; give at most 0.75",
+        ),
         ({"image": "i0.png", "strength": 0.2}, "less than one step, so nothing would be drawn; give 0.25 or more"),
         ({"control": "c0.png", "control_scale": 0}, "control_scale is 0, not a number above 0"),
         ({"image": ["i0.png", "i1.png"]}, "where a path is needed"),
@@ -99,6 +101,12 @@ def test_all_bad_rows_are_told_at_once(tmp_path: Path) -> None:
         assert f"has {len(some)} bad rows" in said
         for number, (_, words) in enumerate(some, 1):
             assert any(f"line {number}:" in line and words in line for line in said.splitlines()), (words, said)
+
+
+def test_a_strength_that_rounds_to_all_steps_is_refused_too(tmp_path: Path) -> None:
+    """Flux, Qwen, SD3 and Z-Image begin 4 steps at 0.8 with step 0, as at 1."""
+    assert "give at most 0.75" in refused(tmp_path, {"prompt": "x", "image": "i0.png", "strength": 0.8})
+    assert make(tmp_path, [{"prompt": "x", "image": "i0.png", "strength": 0.75}]).code == 0
 
 
 def test_one_begins_with_all_of_its_steps_where_a_mask_keeps_the_rest(tmp_path: Path) -> None:
