@@ -132,6 +132,9 @@ class BackendConfig:
     """Type of the weights. Default: bfloat16 on a GPU, float32 on a CPU."""
     device: Literal["cuda", "cpu"] | None = flag(None, REPLAY | TRUST | LOCAL, Group.MODEL)
     """Where to run. Default: the GPU of this local rank, the CPU where there is none."""
+    lora: tuple[str, ...] = flag((), LOCAL, Group.MODEL)
+    """[NAME=]FILE_OR_FOLDER_OR_HUB_ID[:WEIGHT]: a LoRA (safetensors) over the model, repeated for more. A row uses all of them,
+    unless its column lora says otherwise ("style:0.8,detail:0.5", or "none")."""
     trust_remote_code: bool = flag(False, REPLAY | TRUST | LOCAL, Group.MODEL)
     """Run Python code that comes with the checkpoint."""
     allow_pickle: bool = flag(False, REPLAY | TRUST | LOCAL, Group.MODEL)

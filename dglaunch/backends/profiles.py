@@ -117,6 +117,10 @@ class Profile:
             UserError: with the remedy.
         """
 
+    def lora_reason(self, config: RunConfig, target: Target) -> str:
+        """Return whether rows with different LoRAs share a batch, as the end of a sentence about them."""
+        return "share a batch"
+
     def idle_values(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Iterable[Idle]:
         """Yield what rows say, or flags in their place, and this model would not look at."""
         return ()

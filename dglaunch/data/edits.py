@@ -77,7 +77,7 @@ class EditReader(RowReader):
             )
         if self.rules.takes_mask:
             columns.names = (*columns.names, MASK)
-        super().__init__(config, str(table), checkpoint.family.size_multiple, columns)
+        super().__init__(config, str(table), checkpoint.family.size_multiple, columns, checkpoint.loras)
         self.table = table
         self.output_format = config.output_format
         self.images = RowImages(table, config.max_pixels)

@@ -17,6 +17,7 @@ from dglaunch.data.task import Task
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.models.input_roles import LATENT, ROLES, InputPipeline, Role, output_shape, roles_text
+from dglaunch.models.lora import NO_LORAS, Loras
 from dglaunch.models.shape import Shape
 
 COLUMN_OF: dict[Role, str] = {"image": IMAGES, "mask": MASK, "control": CONTROL}
@@ -51,7 +52,14 @@ class InputReader(RowReader):
     """Rows that may have input images."""
 
     def __init__(
-        self, config: T2IConfig, source: str, size_multiple: int, columns: Columns, *, checkpoint: Checkpoint
+        self,
+        config: T2IConfig,
+        source: str,
+        size_multiple: int,
+        columns: Columns,
+        loras: Loras = NO_LORAS,
+        *,
+        checkpoint: Checkpoint,
     ) -> None:
         self.family = checkpoint.family
         self.checkpoint = checkpoint
@@ -60,7 +68,7 @@ class InputReader(RowReader):
         self.fields = [name for name in FIELD_OF if name in columns.names]
         """What of FIELD_OF the table's columns may be."""
         self._refuse_family(config)
-        super().__init__(config, source, size_multiple, columns)
+        super().__init__(config, source, size_multiple, columns, loras)
         self.output_format = config.output_format
         self.defaults |= {name: getattr(config, name) for name in self.fields}
         self.rows: dict[int, _Inputs] = {}
@@ -73,7 +81,11 @@ class InputReader(RowReader):
 
     def _refuse_family(self, config: T2IConfig) -> None:
         """A family without a pipeline for what the flags name."""
-        flags = {"image": config.image_column, "mask": config.mask_column, "control": config.control_column}
+        flags: dict[Role, str | None] = {
+            "image": config.image_column,
+            "mask": config.mask_column,
+            "control": config.control_column,
+        }
         for role, column in flags.items():
             fitting = [each for each in self.family.with_inputs if role in each.roles]
             if column is None or any(not each.refused for each in fitting):

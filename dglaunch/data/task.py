@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dglaunch.models.input_roles import ROLES, Role
+from dglaunch.models.lora import LoraUse, text_of
 from dglaunch.models.shape import Shape
 
 if TYPE_CHECKING:
@@ -15,8 +16,11 @@ Record = dict[str, object]
 """A JSON object: a ledger line, a row of a table, the text of an image. Others may have written it, so its values are
 `object`, and who uses one looks first at what it is."""
 
-ROW_FIELDS = ("negative_prompt", "seed", "width", "height", "num_inference_steps", "guidance_scale")
-"""What a row may set for itself; the rest of its columns are carried into the ledger. Their order is part of a task's key."""
+SAMPLING = ("negative_prompt", "seed", "width", "height", "num_inference_steps", "guidance_scale")
+"""What a row may set of how it is drawn. Their order is part of a task's key."""
+LORA = "lora"
+ROW_FIELDS = (*SAMPLING, LORA)
+"""What a row may set for itself; the rest of its columns are carried into the ledger."""
 
 
 INPUT_FIELDS = ("strength", "control_scale")
@@ -38,6 +42,8 @@ class Task:
     height: int | None = None
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+    lora: tuple[LoraUse, ...] | None = None
+    """Which of the job's LoRAs it uses, and how strongly; None: the job has none."""
     extra: Record | None = None
     """Columns that dglaunch does not know; they go into the ledger as they are."""
     images: "tuple[InputImage, ...]" = ()
@@ -73,7 +79,11 @@ class Task:
         hashes: Record = {"input_sha256": [image.sha256 for image in self.images]} if self.images else {}
         if self.mask is not None:
             hashes["mask_sha256"] = self.mask.sha256
-        return {name: getattr(self, name) for name in ("prompt", *ROW_FIELDS)} | hashes | self._of_inputs()
+        if self.lora is not None:
+            hashes[LORA] = text_of(self.lora)
+        if self.lora:
+            hashes["lora_sha256"] = [use.sha256 for use in self.lora]
+        return {name: getattr(self, name) for name in ("prompt", *SAMPLING)} | hashes | self._of_inputs()
 
     def _of_inputs(self) -> Record:
         """What besides decides the image where it has input images."""
@@ -110,9 +120,12 @@ class Task:
 
     @property
     def key(self) -> str:
-        """Hash of the content; a ledger line with another key belongs to another image."""
-        others = self._of_inputs()
-        values = [value for name, value in self.content().items() if name not in others]
+        """Hash of the content; a ledger line with another key belongs to another image. LoRAs count by what their files hold:
+        not by their names, and not at all where a row uses none."""
+        content, others = self.content(), self._of_inputs()
+        if content.pop(LORA, ""):
+            content[LORA] = [use.scale for use in self.lora or ()]
+        values = [value for name, value in content.items() if name not in others]
         named = [others] if others else []  # by name: a strength is no scale
         text = json.dumps([self.index, self.sample, *values, *named], ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -140,6 +153,8 @@ class Bucket:
     control_scale: float | None = None
     text_lengths: tuple[int, ...] = ()
     """Tokens of the prompt and its negative one in units of the family's text bucket, where a call has no mask."""
+    lora: str = ""
+    """The LoRAs and their weights, where rows with others may not share a call."""
     row: int | None = None
     """The row's index, where a request makes samples of one row."""
 

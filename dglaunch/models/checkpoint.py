@@ -25,11 +25,12 @@ from dglaunch.models.components import (
     read_json,
     settings_of,
 )
-from dglaunch.models.families import FAMILIES, OTHER, Family, editors
+from dglaunch.models.families import FAMILIES, OTHER, Family, editors, family_of
 from dglaunch.models.fetching import require_whole
 from dglaunch.models.folder import Folder
 from dglaunch.models.hub import Hub, NotHere
 from dglaunch.models.input_roles import Role
+from dglaunch.models.lora import NO_LORAS, Loras
 from dglaunch.models.own_pipeline import TRUST, OwnPipeline, code_of, named_by_flag, named_by_index
 from dglaunch.models.shape import Shape
 
@@ -64,6 +65,8 @@ class Checkpoint:
     """Its pipeline, where that is none of diffusers'; `pipeline_class` is then the class whose rules hold."""
     counted: Mapping[str, int] | None = None
     """Its `parameters`, where rank 0 has counted them for all ranks."""
+    loras: Loras = NO_LORAS
+    """What --lora puts over it."""
 
     @property
     def pipeline_name(self) -> str:
@@ -240,7 +243,7 @@ def _checkpoint(files: CheckpointFiles, defaults: dict[str, object], config: Bac
     parts = parts_of(files)
     configs = (files.json(f"{part}/config.json") for part in DENOISERS if part in parts)
     transformer = dict(next((config for config in configs if config is not None), {}))
-    family = FAMILIES.get(name, OTHER) if own is None else own.family(FAMILIES.get(name, OTHER))
+    family = family_of(name) if own is None else own.family(family_of(name))
     if family.sized_by_transformer or name in SIZED_BY_UNET:
         latents = transformer.get("sample_size")
         side = 8 * (latents if isinstance(latents, int) and latents else 128)

@@ -23,12 +23,13 @@ from dglaunch.distributed.topology import Topology
 from dglaunch.environment import parallel_from_environment
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
+from dglaunch.models.lora import read_loras
 from dglaunch.models.optimizations import image_settings
 from dglaunch.models.shape import Shape
 from dglaunch.planning import checks
 from dglaunch.planning.batches import Plan, build, share_of_node
 from dglaunch.planning.estimate import FiguresOf, chooser
-from dglaunch.planning.idle import idle_flags, settle
+from dglaunch.planning.idle import idle_flags, idle_loras, settle
 from dglaunch.planning.past import past_of
 from dglaunch.planning.photos import photo_list
 from dglaunch.planning.pipe import Piped, piped_table
@@ -117,7 +118,8 @@ class Job:
 
     def _checks_of_fields(self) -> dict[str, Check]:
         """What looks at the values that may be set for a row."""
-        found = checks_of_fields(self.checkpoint.family.size_multiple, self.config.output_format)
+        checkpoint = self.checkpoint
+        found = checks_of_fields(checkpoint.family.size_multiple, self.config.output_format, checkpoint.loras)
         found |= {name: check for name, check in CHECKS.items() if name in self.columns.names}
         return found | (checks_of_edits(self.checkpoint) if self.config.edits else {})
 
@@ -223,6 +225,7 @@ def prepare(
         target = profile.resolve(config, topology, assumed)
     if target.checkpoint.not_here is not None and not only_planned:
         raise target.checkpoint.not_here
+    target = _with_loras(config, target, profile)
     piped = photo_list(config, topology) or piped_table(config, topology)
     columns = Columns(config, partial(past_of, config, topology))
     checkpoint, tasks = _read(config, profile, target.checkpoint, columns, piped)
@@ -239,6 +242,7 @@ def prepare(
     )  # fmt: skip
     idle = [
         *idle_flags(config, origins, profile, tasks, columns.num_points),
+        *idle_loras(config, target.checkpoint.loras, tasks),
         *profile.idle_values(config, target, job.makeable),
     ]
     goes_on = any(each.remedy for each in idle) and columns.past is not Past.NEW
@@ -247,6 +251,20 @@ def prepare(
     if not only_planned:
         profile.check_code(config, target)
     return replace(job, target=replace(target, reasons=target.reasons | told))
+
+
+def _with_loras(config: RunConfig, target: Target, profile: Profile) -> Target:
+    """The checkpoint with what --lora puts over it.
+
+    Raises:
+        UserError: a file is missing or wrong; all of them are named.
+    """
+    loras = read_loras(config.backend.lora)
+    if not loras:
+        return target
+    found = replace(target, checkpoint=replace(target.checkpoint, loras=loras))
+    rows = {"rows with different LoRAs": profile.lora_reason(config, found)}
+    return replace(found, reasons=target.reasons | loras.reasons | rows)
 
 
 def _is_elsewhere(config: RunConfig, profile: Profile, target: Target) -> bool:
@@ -282,7 +300,8 @@ def _(
         )
     data = None if piped is None else piped.data
     reader_of = partial(InputReader, checkpoint=checkpoint) if config.takes_inputs else None
-    return checkpoint, read_prompts(config, checkpoint.family.size_multiple, data, columns, reader_of)
+    multiple = checkpoint.family.size_multiple
+    return checkpoint, read_prompts(config, multiple, data, columns, checkpoint.loras, reader_of)
 
 
 @_read.register

@@ -10,7 +10,7 @@ from dglaunch.backends.api.models import MODELS, RatioSizes
 from dglaunch.config import RunConfig, pairs_of
 from dglaunch.data.grid import places_of
 from dglaunch.data.tables import shown
-from dglaunch.data.task import ROW_FIELDS, Task
+from dglaunch.data.task import SAMPLING, Task
 from dglaunch.errors import InputError, UserError
 
 OPTIONS = (
@@ -119,7 +119,7 @@ def extra_fields(values: tuple[str, ...]) -> dict[str, object]:
 
 def _check_row_flags(api: Api, config: RunConfig) -> None:
     """What a flag says for all rows is told once."""
-    for name in ROW_FIELDS:
+    for name in SAMPLING:
         value = getattr(config, name)
         if name != "seed" and value is not None and name not in api.fields:
             raise UserError(f"--{name} {value}: {api.name} takes no {name} of {config.backend.model_name}. Drop it.")
@@ -155,7 +155,7 @@ def check_rows(api: Api, config: RunConfig, tasks: Sequence[Task]) -> None:
 def _problems(api: Api, task: Task, config: RunConfig) -> Iterator[str]:
     model = config.backend.model_name
     yield from _size_problem(api, task.width, task.height)
-    for name in ROW_FIELDS:
+    for name in SAMPLING:
         value = getattr(task, name)
         if name != "seed" and value is not None and name not in api.fields:
             places = places_of(name, config.grid)

@@ -30,7 +30,7 @@ from dglaunch.backends.api.openai_batches import OpenAIBatches
 from dglaunch.backends.api.sizes import size_of
 from dglaunch.backends.api.uploads import Upload
 from dglaunch.config import MAX_SEED
-from dglaunch.data.task import ROW_FIELDS, Task
+from dglaunch.data.task import SAMPLING, Task
 
 NO_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 """Codes of a 429 or 400 that no waiting mends."""
@@ -67,7 +67,7 @@ class OpenAIBackend(ApiBackend):
             name="the OpenAI images API",
             package="openai",
             keys=("OPENAI_API_KEY",),
-            fields=frozenset(ROW_FIELDS if own else {"width", "height"}),
+            fields=frozenset(SAMPLING if own else {"width", "height"}),
             size=size_of(model, row),
             max_seed=MAX_SEED if own else 0,
             refused_extra=SET_HERE,

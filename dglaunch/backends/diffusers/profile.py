@@ -8,6 +8,7 @@ from dataclasses import replace
 from dglaunch.backends.diffusers import checks
 from dglaunch.backends.diffusers.idle import idle_guidance, idle_negatives, idle_text_length
 from dglaunch.backends.diffusers.long_prompts import check_long_prompts
+from dglaunch.backends.diffusers.lora_checks import check_loras, why_apart, with_loras
 from dglaunch.backends.profiles import Idle, Profile, Target, edit_bucket
 from dglaunch.config import RunConfig
 from dglaunch.data.task import Bucket, Task, plain_bucket
@@ -68,6 +69,7 @@ class DiffusersProfile(Profile):
         checks.check_cache_steps(checkpoint, config, tasks)
         checks.check_inputs(checkpoint, config, tasks)
         checks.check_encode(checkpoint, config)
+        check_loras(checkpoint, config, tasks, self.xdit)
         check_long_prompts(checkpoint, config, tasks)
 
     def check_code(self, config: RunConfig, target: Target) -> None:
@@ -83,6 +85,10 @@ class DiffusersProfile(Profile):
         check_own(own, takes)
         check_flags(config, target.checkpoint.family, own.name, takes)
 
+    def lora_reason(self, config: RunConfig, target: Target) -> str:
+        apart = why_apart(target.checkpoint, config, self.xdit)
+        return f"do not share a batch, as {apart}" if apart else "share a batch, if none of them has several"
+
     def idle_values(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Iterable[Idle]:
         yield from idle_text_length(target.checkpoint, config)
         yield from idle_guidance(target.checkpoint, config, tasks)
@@ -93,6 +99,8 @@ class DiffusersProfile(Profile):
         the number of tokens as well."""
         checkpoint = target.checkpoint
         bucket = edit_bucket(checkpoint) if config.edits else plain_bucket
+        if checkpoint.loras:
+            bucket = with_loras(bucket, bool(why_apart(checkpoint, config, self.xdit)))
         if not self._parts_lengths(config, checkpoint) or checkpoint.not_here is not None:
             return bucket
         unit = checkpoint.family.text_bucket
