@@ -457,6 +457,7 @@ FAMILIES: dict[str, Family] = {
         guided_above=None,
         tensor_output=False,
         windows=(TextWindow(own=True), TextWindow(tokenizer="tokenizer_2", own=True)),
+        lora=LoraRules(encoders=_CLIP_LORA.encoders),
         with_inputs=inputs.SDXL,
     ),
     "CogView4Pipeline": Family(
@@ -498,7 +499,7 @@ OTHER = Family(
 )
 
 
-MIXES_LORAS = frozenset(["StableDiffusionXLPipeline", "ChromaPipeline", "HiDreamImagePipeline"])
+MIXES_LORAS = frozenset(["ChromaPipeline", "HiDreamImagePipeline"])
 """Pipelines without a row with which rows of different LoRAs were measured to share a call (0.0)."""
 
 

@@ -250,6 +250,11 @@ def check_inputs(checkpoint: Checkpoint, config: RunConfig, tasks: Iterable[Task
             f"--cache_type {config.optimization.cache_type} was not measured with input images, whose pipelines skip steps and do "
             "not tell a cache which branch they compute. Drop it."
         )
+    if steered := next((task for task in drawn if task.control is not None and task.lora), None):
+        raise UserError(
+            f"Row {steered.index} has both a control image and a LoRA, which was not measured together. Give the row one of "
+            'them (a column lora with "" leaves them out), or drop --lora.'
+        )
     problems = [f"row {task.index}: {problem}" for task in drawn if (problem := strength_problem(checkpoint, task))]
     if problems:
         raise InputError(config.rows_from, list(dict.fromkeys(problems)))
