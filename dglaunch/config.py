@@ -124,6 +124,8 @@ class BackendConfig:
     """Branch, tag or commit of a hub id."""
     pipeline: str | None = flag(None, IDENTITY | FILE | REPLAY | TRUST | TUNING | LOCAL, Group.MODEL)
     """A pipeline class of your own, as my_module:MyPipeline, in place of the one that the checkpoint names."""
+    controlnet: str | None = flag(None, IDENTITY | FILE | REPLAY | LOCAL, Group.MODEL)
+    """A ControlNet's hub id or folder (config.json and safetensors), for t2i with --control_column."""
     torch_dtype: DtypeName | None = flag(
         None, REPLAY | LOCAL, Group.MODEL, usual="bf16, fp16 or fp32 (default: by the device)", also=OTHER_DTYPES
     )
@@ -377,7 +379,7 @@ class RunConfig:
     @property
     def saves_inputs(self) -> bool:
         """Whether copies of the input images go into the output folder."""
-        return False
+        return self.save_inputs
 
     @property
     def is_partial(self) -> bool:
@@ -428,6 +430,17 @@ class RunConfig:
     """Longest prompt in tokens of the text encoder. Default: the pipeline's own."""
     on_long_prompt: Literal["cut", "fail"] = flag("cut", LOCAL, Group.IMAGES)
     """A prompt that no text encoder reads to its end: cut its end and say so, or refuse it before a model is loaded."""
+    image_column: str | None = flag(None, NOTHING, Group.WHAT)
+    """Column of the images: of edit those to change (default: input_images, in any case), of t2i those to begin from (no default)."""
+    mask_column: str | None = flag(None, NOTHING, Group.WHAT)
+    """Column of masks: only what is white there is painted anew. With --image_column; of the image's size."""
+    strength: float | None = flag(None, ROW, Group.IMAGES)
+    """With --image_column: how far from the image, above 0 and up to 1; it takes so much of the denoising steps. Default: the
+    pipeline's own, mostly 0.6. A row's column strength wins."""
+    max_pixels: int = flag(MAX_PIXELS, REPLAY | TRUST, Group.WHAT)
+    """Largest input image that is decoded; a row with a larger one fails. Raise it for photographs of 200 megapixels."""
+    save_inputs: bool = flag(False, NOTHING, Group.OUTPUT)
+    """Copy each row's input images to the folder inputs in --output_dir."""
     seed_column: str | None = flag(None, NOTHING, Group.WHAT)
     """Column of the rows' own seeds. Default: seed, in any case."""
     negative_prompt_column: str | None = flag(None, NOTHING, Group.WHAT)
@@ -478,6 +491,7 @@ class RunConfig:
             ("node_rank", 0),
             ("stall_timeout", 0),
             ("seed", 0),
+            ("max_pixels", 1),
         ):
             value = getattr(self, name)
             if isinstance(value, int | float) and not least <= value < float("inf"):
@@ -488,6 +502,8 @@ class RunConfig:
             )
         if self.guidance_scale is not None and not 0 <= self.guidance_scale < float("inf"):
             raise UserError(f"--guidance_scale is {self.guidance_scale}; it must be a number of 0 or more.")
+        if self.strength is not None and not 0 < self.strength <= 1:
+            raise UserError(f"--strength is {self.strength:g}; it must be above 0 and at most 1.")
         if (self.node_rank is None) != (self.num_nodes is None):
             raise UserError("--node_rank and --num_nodes belong together: give both, or neither.")
         if self.node_rank is not None and self.num_nodes is not None and self.node_rank >= self.num_nodes:
@@ -512,6 +528,15 @@ class T2IConfig(RunConfig):
     """From Python, instead of a file: a list of prompts, or of rows as dictionaries with the columns of a table."""
     prompt_column: str | None = flag(None, NOTHING, Group.WHAT)
     """Column of the prompts. Default: prompt, in any case."""
+    control_column: str | None = flag(None, NOTHING, Group.WHAT)
+    """Column of control images (edges, depth, poses), as --controlnet wants them; of the size of what is drawn."""
+    control_scale: float | None = flag(None, ROW, Group.IMAGES)
+    """With --control_column: how much the ControlNet steers. Default: its pipeline's own, mostly 1. A row's column wins."""
+
+    @property
+    def takes_inputs(self) -> bool:
+        """Whether its rows may have input images."""
+        return self.image_column is not None or self.control_column is not None
 
     @property
     def tables(self) -> tuple[Path, ...]:
@@ -530,6 +555,7 @@ class T2IConfig(RunConfig):
         elif (self.prompt is None) == (not self.tables):
             raise UserError("Give either --prompts_file FILE (.jsonl, .csv, .txt, .parquet) or --prompt TEXT.")
         _check_columns(self)
+        _check_inputs_of_prompts(self)
         if self.prompt is not None and self.is_partial and not self.grid:
             raise UserError(
                 "--filter_rows and --limit choose among the rows of --prompts_file; with --prompt drop them."
@@ -569,27 +595,16 @@ class EditingConfig(RunConfig):
     """Of a folder of images, also look into the folders in it."""
     instruction_column: str | None = flag(None, NOTHING, Group.WHAT)
     """Column of the instructions. Default: instruction, in any case."""
-    image_column: str | None = flag(None, NOTHING, Group.WHAT)
-    """Column of the input images. Default: input_images, in any case."""
-    max_pixels: int = flag(MAX_PIXELS, REPLAY | TRUST, Group.WHAT)
-    """Largest input image that is decoded; a row with a larger one fails. Raise it for photographs of 200 megapixels."""
     model_type: str | None = flag(None, FILE | REPLAY | LOCAL, Group.MODEL)
     """qwen, qwen_singleimg, flux2, flux2_klein, flux1_kontext, longcat, glm_image. Default: by the checkpoint's pipeline."""
-    save_inputs: bool = flag(False, NOTHING, Group.OUTPUT)
-    """Copy each row's input images to the folder inputs in --output_dir."""
 
     @property
     def tables(self) -> tuple[Path, ...]:
         return _several(self.input)
 
-    @property
-    def saves_inputs(self) -> bool:
-        return self.save_inputs
-
     def __post_init__(self) -> None:
         RunConfig.__post_init__(self)
-        if self.max_pixels < 1:
-            raise UserError(f"--max_pixels is {self.max_pixels}; it must be 1 or more.")
+        _check_inputs_of_edits(self)
         if not self.tables:
             raise UserError(
                 "Give --input TABLE (.csv, .jsonl or .parquet) with columns input_images and instruction, or --input FOLDER of "
@@ -598,6 +613,44 @@ class EditingConfig(RunConfig):
         if self.instruction is not None and not self.instruction.strip():
             raise UserError("--instruction is empty; say what is to be done, or drop it.")
         _check_columns(self)
+
+
+def _check_inputs_of_prompts(config: T2IConfig) -> None:
+    """Refuse flags about input images that would do nothing, or would miss something.
+
+    Raises:
+        UserError: with what to add or to drop.
+    """
+    if config.control_scale is not None and not 0 < config.control_scale < float("inf"):
+        raise UserError(f"--control_scale is {config.control_scale:g}; it must be a number above 0.")
+    controlnet = config.backend.controlnet
+    if (config.control_column is None) != (controlnet is None):
+        raise UserError(
+            "--control_column and --controlnet belong together: the column of the control images, and the ControlNet that "
+            "reads them (a folder or a hub id). Give both, or neither."
+        )
+    images = "--image_column, which names the column of the images to begin from"
+    _refuse_without(config, ("mask_column", "strength"), config.image_column is not None, images)
+    _refuse_without(config, ("control_scale",), config.control_column is not None, "--control_column")
+    _refuse_without(config, ("save_inputs", "max_pixels"), config.takes_inputs, "--image_column or --control_column")
+
+
+def _check_inputs_of_edits(config: EditingConfig) -> None:
+    """The same of edits, whose images are always there.
+
+    Raises:
+        UserError: with what to add or to drop.
+    """
+    if config.backend.controlnet is not None:
+        raise UserError("--controlnet steers t2i (with --control_column); edit would do nothing with it. Drop it.")
+    _refuse_without(config, ("strength",), config.mask_column is not None, "--mask_column")
+
+
+def _refuse_without(config: RunConfig, names: Sequence[str], is_there: bool, needed: str) -> None:
+    unset = defaults(type(config))
+    for name in names:
+        if not is_there and getattr(config, name) != unset[name]:
+            raise UserError(f"--{name} would do nothing without {needed}. Add that, or drop --{name}.")
 
 
 def _take_paths(config: BackendConfig | OptimizationConfig | RewriteConfig | RunConfig) -> None:
@@ -638,14 +691,17 @@ def _several(paths: Path | tuple[Path, ...] | None) -> tuple[Path, ...]:
 
 OF_TABLES = (
     *("prompt_column", "instruction_column", "image_column", "seed_column", "negative_prompt_column"),
-    *("ignore_columns", "prompt_template"),
+    *("ignore_columns", "prompt_template", "mask_column", "control_column"),
 )
 """Flags that say how a table is read."""
+OF_ROWS = ("image_column", "mask_column", "control_column")
+"""Those of them that rows from Python need, too: without them no key of such a row is an image."""
 
 
 def _check_columns(config: RunConfig) -> None:
     """Refuse flags about columns that would do nothing."""
-    given = [name for name in OF_TABLES if getattr(config, name, None)]
+    has_rows = getattr(config, "prompts", None) is not None
+    given = [name for name in OF_TABLES if getattr(config, name, None) and not (has_rows and name in OF_ROWS)]
     if given and not config.tables:
         flags = ", ".join(f"--{name}" for name in given)
         raise UserError(

@@ -29,6 +29,7 @@ from dglaunch.models.catalogue import Entry, known  # noqa: E402
 from dglaunch.models.catalogue import names as known_models  # noqa: E402
 from dglaunch.models.families import FAMILIES, OTHER, Family, attends_twice, families_taking, xdit_families_taking  # noqa: E402
 from dglaunch.models.figures import Figures  # noqa: E402
+from dglaunch.models.input_roles import InputPipeline, roles_text  # noqa: E402
 from dglaunch.models.optimizations import (  # noqa: E402
     ATTENTION,
     CACHE_FLAGS,
@@ -253,7 +254,9 @@ def flags_and_families() -> str:
         [
             family.name,
             *(effect(family, flag) for flag in called),
-            code(name.split()[1] for name in caches if effect(family, name) == "yes") or "no",
+            code(name.split()[1] for name in caches if effect(family, name) == "yes") or "no"
+            if family.takes is not None
+            else "not measured",
         ]
         for family in FAMILIES.values()
     ]
@@ -301,6 +304,24 @@ def editing_families() -> str:
     head = ["`--model_type`", "pipeline", "images a row", "rows in one call", "why", "input size", "output size",
             "xDiT"]  # fmt: skip
     return table(head, rows)
+
+
+def input_pipelines() -> str:
+    def row(family: Family, each: InputPipeline) -> list[str]:
+        split = "yes" if family.xdit is not None and each.pipeline in family.xdit.inputs else "no"
+        own = [f"{value:g}" if value is not None else "" for value in (each.strength, each.control_scale)]
+        name = f"`{each.pipeline}`" if not each.refused else f"refused: {each.refused}"
+        return [
+            family.name,
+            roles_text(each.roles),
+            name,
+            *own,
+            code([each.controlnet]) if each.controlnet else "",
+            split,
+        ]
+
+    rows = [row(family, each) for family in FAMILIES.values() for each in family.with_inputs]
+    return table(["family", "rows with", "pipeline", "`strength`", "`control_scale`", "ControlNet", "xDiT"], rows)
 
 
 # -- optimizations ------------------------------------------------------------------------------------------------
@@ -599,6 +620,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "weights and inputs": weights_and_inputs,
     "xdit families": xdit_families,
     "editing families": editing_families,
+    "input pipelines": input_pipelines,
     "optimizations": optimizations,
     "cache parameters": cache_parameters,
     "attention backends": attention_backends,

@@ -10,13 +10,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dglaunch.backends.base import ItemError, Slot
-from dglaunch.data import images
+from dglaunch.data import images, masks
 from dglaunch.data.images import BadImage, InputImage, describe
 from dglaunch.data.task import Batch, Task
 from dglaunch.distributed.channel import Channel
+from dglaunch.models.input_roles import Role
+from dglaunch.models.shape import Shape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,6 +41,15 @@ class ReadableItems:
         return [ItemError(self.errors[n]) if n in self.errors else next(remaining) for n in range(count)]
 
 
+class _Key(NamedTuple):
+    """What an image is decoded to."""
+
+    sha256: str
+    shape: Shape | None
+    """The size to which it is brought; None: its own."""
+    is_mask: bool
+
+
 class InputPrefetcher:
     """An input prefetcher decodes the input images of one batch after the other, each distinct image once; those that
     the next batch has too are kept for it.
@@ -48,8 +59,8 @@ class InputPrefetcher:
     """
 
     def __init__(self, batches: Iterable[Batch] = ()) -> None:
-        self._images: dict[str, Image | BadImage] = {}
-        self._ahead: dict[str, Future[Image | BadImage]] = {}
+        self._images: dict[_Key, Image | BadImage] = {}
+        self._ahead: dict[_Key, Future[Image | BadImage]] = {}
         self._next = {batch.tasks[-1].id: following.tasks for batch, following in pairwise(batches)}
         self._decoder = ThreadPoolExecutor(1)
 
@@ -66,36 +77,63 @@ class InputPrefetcher:
     def load(self, tasks: Sequence[Task]) -> dict[int, str]:
         """Decode what these tasks need, and return the errors by the tasks' positions."""
         wanted = _distinct(tasks)
-        self._images = {sha256: self._find(image) for sha256, image in wanted.items()}
+        self._images = {key: self._find(key, image) for key, image in wanted.items()}
         coming = _distinct(self._next.get(tasks[-1].id, ()))
-        for sha256 in coming.keys() - self._images.keys() - self._ahead.keys():
-            self._ahead[sha256] = self._decoder.submit(_decode, coming[sha256])
+        for key in coming.keys() - self._images.keys() - self._ahead.keys():
+            self._ahead[key] = self._decoder.submit(_decode, key, coming[key])
         errors: dict[int, str] = {}
         for position, task in enumerate(tasks):
-            bad = [(image.name, e) for image in task.images if isinstance(e := self._images[image.sha256], BadImage)]
+            read = [(image.name, self._images[key]) for key, image in _needed(task)]
+            bad = [(name, error) for name, error in read if isinstance(error, BadImage)]
             if bad:
                 errors[position] = f"{task.row}: {describe(bad)}"
         return errors
 
     def images(self, task: Task) -> "list[Image]":
-        """The decoded images of a task that had no error."""
-        decoded = [self._images[image.sha256] for image in task.images]
+        """The decoded images that a task which had no error starts from."""
+        decoded = [self._images[_key(task, "image", image)] for image in task.images]
         return [image for image in decoded if not isinstance(image, BadImage)]
 
-    def _find(self, image: InputImage) -> "Image | BadImage":
+    def picture(self, task: Task, role: Role) -> "Image":
+        """One of the input images of text to image, of a task that had no error: at the size that is drawn, a mask in black
+        and white."""
+        image = {"image": next(iter(task.images), None), "mask": task.mask, "control": task.control}[role]
+        assert image is not None, f"the task has no {role}"
+        found = self._images[_key(task, role, image)]
+        assert not isinstance(found, BadImage)
+        return found
+
+    def _find(self, key: _Key, image: InputImage) -> "Image | BadImage":
         """Return an image that was decoded before or in the background; else decode it now."""
-        ahead = self._ahead.pop(image.sha256, None)
-        if (known := self._images.get(image.sha256)) is not None:
+        ahead = self._ahead.pop(key, None)
+        if (known := self._images.get(key)) is not None:
             return known
-        return ahead.result() if ahead is not None else _decode(image)
+        return ahead.result() if ahead is not None else _decode(key, image)
 
 
-def _decode(image: InputImage) -> "Image | BadImage":
+def _decode(key: _Key, image: InputImage) -> "Image | BadImage":
     try:
-        return images.decode(image.read(), image.shape.area)
+        decoded = images.decode(image.read(), image.shape.area)
     except BadImage as error:
         return error
+    if key.shape is None:
+        return decoded
+    return masks.as_mask(decoded, key.shape) if key.is_mask else images.fitted(decoded, key.shape)
 
 
-def _distinct(tasks: Iterable[Task]) -> dict[str, InputImage]:
-    return {image.sha256: image for task in tasks for image in task.images}
+def _key(task: Task, role: Role, image: InputImage) -> _Key:
+    shape = Shape(task.height, task.width) if task.is_fitted and task.height and task.width else None
+    return _Key(image.sha256, shape, role == "mask" and shape is not None)
+
+
+def _needed(task: Task) -> list[tuple[_Key, InputImage]]:
+    """The images that must be decoded for a task: an API gets the file of an edit's mask as it is."""
+    roles: list[tuple[Role, InputImage]] = [("image", image) for image in task.images]
+    if task.is_fitted:
+        others: list[tuple[Role, InputImage | None]] = [("mask", task.mask), ("control", task.control)]
+        roles += [(role, image) for role, image in others if image is not None]
+    return [(_key(task, role, image), image) for role, image in roles]
+
+
+def _distinct(tasks: Iterable[Task]) -> dict[_Key, InputImage]:
+    return {key: image for task in tasks for key, image in _needed(task)}

@@ -16,6 +16,7 @@ from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint, as_editor
 from dglaunch.models.families import OTHER
+from dglaunch.models.input_pipelines import FLUX
 from dglaunch.system import Machine
 
 
@@ -117,7 +118,7 @@ class Profile:
         checkpoint = Checkpoint(
             source=config.backend.backend,
             pipeline_class=config.backend.backend,
-            family=replace(OTHER, size_multiple=1),
+            family=replace(OTHER, size_multiple=1, with_inputs=FLUX, own_steps=28),
             defaults=defaults,
             transformer={},
             local=False,
@@ -178,7 +179,8 @@ class Profile:
     def cost(self, checkpoint: Checkpoint, bucket: Bucket) -> float:
         """Return the relative cost of one image of a bucket: image tokens x denoising steps."""
         tokens = checkpoint.image_tokens(checkpoint.shape(bucket.height, bucket.width)) + bucket.input_tokens
-        return float(tokens * checkpoint.num_steps(bucket.num_inference_steps))
+        steps = checkpoint.num_steps(bucket.num_inference_steps)
+        return float(tokens * checkpoint.steps_computed(steps, bucket.roles, bucket.strength))
 
 
 class FakeProfile(Profile):

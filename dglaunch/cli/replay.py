@@ -34,7 +34,7 @@ from dglaunch.config import (
     flags_that,
 )
 from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image
-from dglaunch.data.task import LORA, ROW_FIELDS, Record
+from dglaunch.data.task import INPUT_FIELDS, LORA, ROW_FIELDS, Record
 from dglaunch.environment import environment, parse_value, types_of
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, InputError, OutputError, UserError
 from dglaunch.files import open_regular
@@ -42,7 +42,7 @@ from dglaunch.output.differences import difference_of_files
 from dglaunch.output.encode import decode_description
 from dglaunch.output.inputs import find_inputs, find_loras, results_folder
 from dglaunch.output.ledger import FAILURES, OutputFolder, format_of
-from dglaunch.output.lines import IMAGE_SUFFIXES
+from dglaunch.output.lines import IMAGE_SUFFIXES, inputs_of
 from dglaunch.output.ownership import refuse_to_replace
 from dglaunch.terminal import Terminal
 
@@ -51,11 +51,13 @@ if TYPE_CHECKING:
 
     from dglaunch.planning.job import Job
 
-ROW = ("prompt", *ROW_FIELDS)
+ROW = ("prompt", *ROW_FIELDS, *INPUT_FIELDS)
 """What becomes the row; the rest of what --set takes are flags."""
 FLAGS = flags_that(REPLAY)
-OF_EDITS = ("model_type", "max_pixels")
-"""Flags of `edit` alone."""
+OF_INPUTS = ("model_type", "max_pixels", "controlnet", *INPUT_FIELDS)
+"""What says something of input images alone."""
+COLUMNS = {"input_images": "image_column", "mask": "mask_column", "control_image": "control_column"}
+"""Of text to image: the columns of its input images, and the flags that name them."""
 NAMES_IN_FILE = {"model": "model_name", "dtype": "torch_dtype"}
 TYPES = types_of(T2IConfig) | types_of(EditingConfig) | {LORA: str}
 """Of --set: `lora` is the row's cell there, not the files."""
@@ -92,9 +94,9 @@ def replay(
     if target.exists() and target.samefile(file):
         raise UserError(f"--output {target} is the image itself; name another file.")
     refuse_to_replace(target)
-    inputs = find_inputs(file, described) if is_edit(described) else []
-    for name in OF_EDITS:
-        if name in wanted and not inputs:
+    inputs = find_inputs(file, described) if inputs_of(described) else []
+    for name in OF_INPUTS:
+        if name in wanted and name not in described and not inputs:
             raise UserError(f"--set {name}: the image was made from text alone, so there is nothing that edits.")
     for note in notes(described, wanted):
         terminal.print(note)
@@ -134,7 +136,7 @@ def read_description(file: Path) -> Record:
 
 
 def is_edit(described: Record) -> bool:
-    return bool(described.get("input_images"))
+    return "instruction" in described
 
 
 def with_changes(described: Record, changes: Iterable[str]) -> Record:
@@ -156,6 +158,8 @@ def with_changes(described: Record, changes: Iterable[str]) -> Record:
         # One process has no replica to share the image; xfuser's attention names are not diffusers'.
         values["backend"] = "diffusers"
         values.pop("attention_backend", None)
+    if "control_sha256" not in described:  # of another row's image
+        values.pop("controlnet", None)
     for change in changes:
         name, value = parse_change(change)
         values.pop(name, None)
@@ -219,7 +223,7 @@ def make(
     with tempfile.TemporaryDirectory(prefix="dglaunch-replay-") as temporary:
         folder = OutputFolder(Path(temporary, "out"))
         table = write_row(values, described, Path(temporary), inputs)
-        config = config_of(values, table, folder.path, output_format, edits=bool(inputs), loras=loras)
+        config = config_of(values, table, folder.path, output_format, described, loras)
         job = prepare_row(config, described, excused={name for name in values if values[name] == described.get(name)})
         if runner.run(job, Terminal(quiet=True)).exit_code == EXIT_DRAINED:
             raise KeyboardInterrupt
@@ -235,13 +239,18 @@ def make(
 
 
 def write_row(values: Record, described: Record, folder: Path, inputs: Sequence[bytes]) -> Path:
-    """Write a table of one row, and the input images of an edit beside it."""
-    row = {"index": int_at(described, "index"), **{name: values[name] for name in ROW if name in values}}
+    """Write a table of one row, and its input images beside it."""
+    row: Record = {"index": int_at(described, "index"), **{name: values[name] for name in ROW if name in values}}
     for n, data in enumerate(inputs):
         (folder / f"input{n}").write_bytes(data)
-    if inputs:
+    names = [f"input{n}" for n in range(len(inputs))]
+    for name in reversed(["mask", "control_image"]):
+        if name in columns_of(described):
+            row[name] = names.pop()
+    if names:
+        row["input_images"] = names
+    if is_edit(described):
         row["instruction"] = row.pop("prompt")
-        row["input_images"] = [f"input{n}" for n in range(len(inputs))]
     table = folder / "row.jsonl"
     table.write_text(json.dumps(row) + "\n", encoding="utf-8")
     return table
@@ -271,8 +280,17 @@ def prepare_row(config: RunConfig, described: Record, excused: Collection[str]) 
     images = tuple(
         replace(image, name=str(name)) for image, name in zip(task.images, names if isinstance(names, list) else [])
     )
+    mask = task.mask and replace(task.mask, name=str(described.get("mask")))
+    control = task.control and replace(task.control, name=str(described.get("control_image")))
     # Several images of one row have seeds of their own, which the file carries; their number goes into the name.
-    return replace(job, tasks=[replace(task, sample=int_at(described, "sample"), images=images)])
+    sample = int_at(described, "sample")
+    return replace(job, tasks=[replace(task, sample=sample, images=images, mask=mask, control=control)])
+
+
+def columns_of(described: Record) -> list[str]:
+    """Return which columns of input images a row needs."""
+    hashes = {"input_images": "input_sha256", "mask": "mask_sha256", "control_image": "control_sha256"}
+    return [name for name, digest in hashes.items() if digest in described]
 
 
 def _check_weights(described: Record, here: Mapping[str, str]) -> None:
@@ -292,13 +310,15 @@ def int_at(record: Record, name: str) -> int:
 
 
 def config_of(
-    values: Record, table: Path, folder: Path, output_format: str, edits: bool, loras: tuple[str, ...] = ()
+    values: Record, table: Path, folder: Path, output_format: str, described: Record, loras: tuple[str, ...] = ()
 ) -> RunConfig:
     """Return the flags among the values, checked as if they had been typed."""
     flags = {name: typed(name, values[name], TYPES[name]) for name in FLAGS if name in values}
+    edits = is_edit(described)
     config_type = EditingConfig if edits else T2IConfig
     chosen = {name: flags[name] for name in types_of(config_type) if name in flags}
     chosen |= {"input" if edits else "prompts_file": table, "lora": loras}
+    chosen |= {COLUMNS[name]: name for name in columns_of(described)}
     return build(config_type, {**chosen, "output_format": output_format, "output_dir": folder, "batch_size": 1})
 
 

@@ -23,11 +23,13 @@ from dglaunch.data.task import LORA, ROW_FIELDS, Record
 from dglaunch.data.values import is_given
 from dglaunch.errors import UserError
 
-IMAGES = "input_images"
+IMAGES, MASK, CONTROL = "input_images", "mask", "control_image"
 NAMED_BY = {
     "prompt": "prompt_column",
     "instruction": "instruction_column",
     IMAGES: "image_column",
+    MASK: "mask_column",
+    CONTROL: "control_column",
     "seed": "seed_column",
     "negative_prompt": "negative_prompt_column",
 }
@@ -145,7 +147,7 @@ class Columns:
             past: asked only if something depends on it: all ranks must come to ask, or none.
         """
         texts = ("instruction", IMAGES) if config.edits else ("prompt",)
-        self.names = (*texts, *SETTINGS, *PLACES)
+        self.names = (*texts, *SETTINGS, *PLACES, *_names_of_inputs(config))
         named = {name: getattr(config, flag, None) for name, flag in NAMED_BY.items() if name in self.names}
         self.flagged = {name: column for name, column in named.items() if column is not None}
         self.ignored = config.ignore_columns
@@ -154,6 +156,8 @@ class Columns:
         """Columns that something else than a setting uses."""
         self.axes: Mapping[str, Sequence[object]] = {}
         """What --grid varies beside them."""
+        self.told: dict[str, str] = {}
+        """What is told of the rows besides, by its name among the reasons."""
         self._ask = past
         self._past: Past | None = None
         self._meanings: dict[tuple[str, ...], Meaning] = {}
@@ -280,6 +284,16 @@ class Columns:
         """Return what run.json says of the columns, for the next start too, and of the axes of a grid."""
         found = {"used": self._found, "kept": list(self._kept), "exact_names": self._past is Past.EXACT}
         return ({"grid": self.axes} if self.axes else {}) | {"columns": found}
+
+
+def _names_of_inputs(config: RunConfig) -> Iterable[str]:
+    """What a table has only where a flag names its column of input images; else columns of these names are carried along."""
+    named = [name for name in (IMAGES, MASK, CONTROL) if getattr(config, NAMED_BY[name], None) is not None]
+    yield from (name for name in named if not (config.edits and name == IMAGES))
+    if (MASK if config.edits else IMAGES) in named:
+        yield "strength"
+    if CONTROL in named:
+        yield "control_scale"
 
 
 def find(names: Collection[str], wanted: str) -> str | None:

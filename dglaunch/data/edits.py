@@ -4,28 +4,22 @@ A bad *table* (no instruction, no column, broken JSON) stops the run before it b
 torn, a bomb, too many for the family) is its row's error: the task carries it, and the other rows are made.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from dglaunch import strict_json
 from dglaunch.config import EditingConfig
-from dglaunch.data.columns import IMAGES, Columns, Named
+from dglaunch.data.columns import IMAGES, MASK, Columns, Named
 from dglaunch.data.grid import Point
-from dglaunch.data.images import BadImage, Cell, InputImage, NeedsPackage, describe, probe, probe_files
+from dglaunch.data.images import BadImage, InputImage, describe
 from dglaunch.data.photos import Photo, PhotoList
-from dglaunch.data.plugins import EXTRA
 from dglaunch.data.prompts import RowReader
+from dglaunch.data.row_images import Reference, RowImages
 from dglaunch.data.table_formats import Row
 from dglaunch.data.tables import Table
 from dglaunch.data.task import Record, Task
 from dglaunch.data.values import Check, is_given, too_long_for
-from dglaunch.errors import MissingPackage, UserError
+from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
-
-MASK = "mask"
-MAX_PATH = 4096
-"""Characters; what is longer is no path, and asking the system for it would be an error."""
 
 
 class PhotoTable(Table):
@@ -76,18 +70,21 @@ class EditReader(RowReader):
         assert checkpoint.family.edit is not None
         self.rules = checkpoint.family.edit
         self.checkpoint = checkpoint
+        if config.mask_column is not None and not self.rules.takes_mask:
+            raise UserError(
+                f"--mask_column {config.mask_column}: {checkpoint.pipeline_name} edits whole images and takes no mask. Drop the flag "
+                "(the column is then carried along)."
+            )
         if self.rules.takes_mask:
             columns.names = (*columns.names, MASK)
         super().__init__(config, str(table), checkpoint.family.size_multiple, columns, checkpoint.loras)
         self.table = table
         self.output_format = config.output_format
-        self.max_pixels = config.max_pixels
-        self.references: dict[int, list[tuple[str, Path | Cell]]] = {}
-        """By index: the images of a row, by name and place."""
-        self.masks: dict[int, tuple[str, Path | Cell]] = {}
+        self.images = RowImages(table, config.max_pixels)
+        self.references: dict[int, list[Reference]] = {}
+        """By index: the images of a row."""
+        self.masks: dict[int, Reference] = {}
         """By index: the mask of a row, where the API takes one."""
-        self.files: dict[Path, str] = {}
-        self.found: dict[Path | Cell, InputImage | BadImage] = {}
 
     def own_checks(self) -> dict[str, Check]:
         return checks_of_edits(self.checkpoint)
@@ -125,7 +122,7 @@ class EditReader(RowReader):
             return ""
         column = named.called(IMAGES)
         try:
-            found = self._references(cell, number, column)
+            found = self.images.several(cell, number, column)
         except ValueError as error:
             self.problems.append(f"{label}: {column} {error}")
         else:
@@ -135,59 +132,10 @@ class EditReader(RowReader):
         return f"{self.source}, {label}"
 
     def _take_mask(self, label: str, mask: object, number: int, column: str, indices: Sequence[int]) -> None:
-        file, row = self.table.place(number)
         try:
-            self.masks |= dict.fromkeys(indices, self._reference(mask, file, Cell(file, column, row, 0)))
+            self.masks |= dict.fromkeys(indices, self.images.one(mask, number, column))
         except ValueError as error:
             self.problems.append(f"{label}: {column} {error}")
-
-    def _references(self, cell: object, number: int, column: str) -> list[tuple[str, Path | Cell]]:
-        """The images that a cell names.
-
-        Raises:
-            ValueError: it is neither a path, a list of paths nor bytes.
-        """
-        file, row = self.table.place(number)
-        items: list[object] = [cell]
-        if isinstance(cell, str):
-            items = self._split(cell, file)
-        elif isinstance(cell, list):
-            items = cell
-        return [self._reference(item, file, Cell(file, column, row, n)) for n, item in enumerate(items)]
-
-    def _split(self, text: str, table: Path) -> list[object]:
-        """One path, a JSON list or a comma list; a file of that very name wins."""
-        if self._is_file(table, text):
-            return [text]
-        if text.lstrip().startswith("["):
-            try:
-                listed = strict_json.loads(text, allow_nan=False)
-            except ValueError as error:
-                raise ValueError(f"is no valid JSON list: {error}") from None
-            assert isinstance(listed, list), "it begins with a bracket"
-            return listed
-        return [part.strip() for part in text.split(",")]
-
-    def _is_file(self, table: Path, text: str) -> bool:
-        return len(text) < MAX_PATH and "\0" not in text and self.table.file_of(table, text).is_file()
-
-    def _reference(self, item: object, table: Path, cell: Cell) -> tuple[str, Path | Cell]:
-        """The name and the place of one image of a cell: a file, or bytes in the table."""
-        path, data = item, item
-        if isinstance(item, dict):
-            path, data = item.get("path"), item.get("bytes")
-        if isinstance(data, bytes):
-            name = path if isinstance(path, str) and path else f"{cell.column}[{cell.position}]"
-            try:
-                self.found[cell] = probe(name, cell, data, self.max_pixels)
-            except BadImage as error:
-                self.found[cell] = error
-            return name, cell
-        if not isinstance(path, str) or not path.strip():
-            raise ValueError(f"has {path!r} where a path is needed")
-        file, name = self.table.file_of(table, path), self.table.name_of(table, path)
-        self.files.setdefault(file, name)
-        return name, file
 
     # -- the images ---------------------------------------------------------------------------------------------------
 
@@ -197,12 +145,10 @@ class EditReader(RowReader):
         Raises:
             MissingPackage: the package of an image's format is not installed.
         """
-        for path, image in probe_files(self.files, self.max_pixels).items():
-            self.found[path] = image
-        self._refuse_unknown_formats()
+        self.images.probe()
         for task in tasks:
             references = self.references[task.index]
-            found = [(name, self.found[source]) for name, source in references]
+            found = [(name, self.images.found[source]) for name, source in references]
             task.images = tuple(image for _, image in found if isinstance(image, InputImage))
             error = self._error(found) or self._add_mask(task)
             if error is not None:
@@ -221,19 +167,11 @@ class EditReader(RowReader):
         """Give a task its row's mask; why it cannot be used, if so."""
         if task.index in self.masks:
             name, source = self.masks[task.index]
-            mask = self.found[source]
+            mask = self.images.found[source]
             if isinstance(mask, BadImage):
                 return f"mask {name} {mask}"
             task.mask = mask
         return None
-
-    def _refuse_unknown_formats(self) -> None:
-        """One error for all: without its package none of a format's images can be read."""
-        needed = [image.plugin for image in self.found.values() if isinstance(image, NeedsPackage)]
-        if needed:
-            plugin, count = Counter(needed).most_common(1)[0]
-            images = f"{count:,} {plugin.name} image{'s' * (count != 1)}"
-            raise MissingPackage(plugin.package, f"Reading {images} of {self.source}", EXTRA)
 
     def _error(self, found: list[tuple[str, InputImage | BadImage]]) -> str | None:
         """Why these images cannot be edited by this family."""
@@ -278,4 +216,4 @@ def checks_of_edits(checkpoint: Checkpoint) -> dict[str, Check]:
 
 def saved_names(task: Task) -> Mapping[str, InputImage]:
     """Where --save_inputs puts a task's images in the output folder: names made of numbers, whatever theirs are."""
-    return {f"inputs/{task.index:06d}_{n}{image.suffix}": image for n, image in enumerate(task.images)}
+    return {f"inputs/{task.index:06d}_{n}{image.suffix}": image for n, image in enumerate(task.inputs)}

@@ -55,7 +55,7 @@ class Grid:
             if name in self.axes:
                 raise UserError(f"--grid {word}: {name} is varied twice. Write all its values after one {name}=.")
             self.axes[name] = values
-        self.points = [_point(dict(zip(self.axes, values))) for values in product(*self.axes.values())]
+        self.points = [_point(dict(zip(self.axes, values)), checks) for values in product(*self.axes.values())]
         self.largest_seed = max((seed for seed in self.axes.get("seed", ()) if isinstance(seed, int)), default=0)
 
     def __len__(self) -> int:
@@ -68,8 +68,8 @@ class Grid:
         return f"{names} is set in the row, and --grid varies it; drop one of them" if names else None
 
 
-def _point(values: Record) -> Point:
-    settings = {name: value for name, value in values.items() if name in ROW_FIELDS}
+def _point(values: Record, checks: Collection[str]) -> Point:
+    settings = {name: value for name, value in values.items() if name in checks}
     return Point(settings, {name: value for name, value in values.items() if name not in settings})
 
 
@@ -82,7 +82,7 @@ def _axis(word: str, checks: Mapping[str, Check], columns: Sequence[str]) -> tup
     name, sign, text = word.partition("=")
     if not sign:
         raise UserError(f"--grid {word}: a name and values are needed, such as --grid guidance_scale=2,4,7 seed=1,2.")
-    possible = [*ROW_FIELDS, *ALIASES, *columns]
+    possible = [*dict.fromkeys((*ROW_FIELDS, *checks)), *ALIASES, *columns]
     found = find(possible, name.strip())
     if found is None:
         near = difflib.get_close_matches(name.casefold(), possible, n=1, cutoff=0.0)[0]

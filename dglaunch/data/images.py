@@ -280,6 +280,21 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> "Image":
         return ImageOps.invert(upright) if _is_negative(image) else upright
 
 
+def fitted(image: "Image", shape: Shape, resampling: int | None = None) -> "Image":
+    """Return an image at another size: scaled until it covers that size, and what juts out cut off on both sides alike, so
+    that nothing is stretched.
+
+    Args:
+        resampling: Pillow's; Lanczos if none is given.
+    """
+    from PIL import Image, ImageOps
+
+    size = (shape.width, shape.height)
+    if image.size == size:
+        return image
+    return ImageOps.fit(image, size, Image.Resampling.LANCZOS if resampling is None else Image.Resampling(resampling))
+
+
 def _is_negative(image: "Image") -> bool:
     """Whether 0 is white in a TIFF of 16 bits; of 8 bits Pillow turns it itself."""
     return image.format == "TIFF" and image.mode.startswith("I") and image.tag_v2.get(TIFF_PHOTOMETRIC) == 0  # type: ignore[attr-defined]

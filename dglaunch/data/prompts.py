@@ -18,7 +18,7 @@ from dglaunch.data.row_filter import RowFilter
 from dglaunch.data.row_list import rows_of_list
 from dglaunch.data.table_formats import Row
 from dglaunch.data.tables import Table, rows_of_pipe
-from dglaunch.data.task import LORA, SAMPLING, Record, Task
+from dglaunch.data.task import INPUT_FIELDS, LORA, SAMPLING, Record, Task
 from dglaunch.errors import InputError, UserError
 from dglaunch.models.lora import NO_LORAS, Loras, text_of
 
@@ -31,6 +31,7 @@ def read_prompts(
     piped: bytes | None = None,
     columns: Columns | None = None,
     loras: Loras = NO_LORAS,
+    reader_of: "Callable[[T2IConfig, str, int, Columns, Loras], RowReader] | None" = None,
 ) -> list[Task]:
     """Return all tasks of a text-to-image run.
 
@@ -39,6 +40,7 @@ def read_prompts(
         piped: what came out of --prompts_file, if that is a pipe.
         columns: what the table's columns are; afterwards they say what was found of them.
         loras: those that rows may name.
+        reader_of: makes what reads the rows; None: a RowReader.
 
     Raises:
         InputError: rows are bad (all of them are named).
@@ -49,13 +51,14 @@ def read_prompts(
     if config.prompts is None and not config.tables:
         reader = RowReader(config, "the command line", size_multiple, columns, loras)
         return reader.read([("--prompt", {"prompt": config.prompt})])
+    reader = (reader_of or RowReader)(config, config.rows_from, size_multiple, columns, loras)
     if config.prompts is not None:
         rows = rows_of_list(config.prompts)
     elif piped is None:
-        rows = Table(config.tables).rows()
+        reader.table = Table(config.tables)
+        rows = reader.table.rows()
     else:
         rows = rows_of_pipe(config.tables[0], piped, columns.flagged.get("prompt", "prompt"))
-    reader = RowReader(config, config.rows_from, size_multiple, columns, loras)
     return reader.read((label, evaluations.read_row(config.layout, row)) for label, row in rows)
 
 
@@ -81,6 +84,8 @@ class RowReader:
     """Turns rows into tasks; collects what is wrong instead of stopping at the first."""
 
     text_column = "prompt"
+    table: Table | None = None
+    """Where the rows stand, if it is in files."""
 
     def __init__(
         self, config: RunConfig, source: str, size_multiple: int, columns: Columns, loras: Loras = NO_LORAS
@@ -112,7 +117,7 @@ class RowReader:
         """A flag that --grid varies would do nothing."""
         unset = defaults(type(self.config))
         for name in self.grid.axes:
-            if name in SAMPLING and getattr(self.config, name) != unset[name]:
+            if name in (*SAMPLING, *INPUT_FIELDS) and getattr(self.config, name) != unset[name]:
                 raise UserError(
                     f"--{name} would do nothing, as --grid varies it. Drop --{name}, or take it out of --grid."
                 )
@@ -143,6 +148,7 @@ class RowReader:
             self.columns.used_otherwise = self.template.columns
         if self.filter is not None and self.lines:
             self.filter.check(self.source, *self._indices)
+        self.look_at_inputs(tasks)
         if self.problems:
             raise InputError(self.source, self.problems)
         if not tasks and self.lines and self.filter is not None:
@@ -297,16 +303,19 @@ class RowReader:
         return {**known, **given, **point.columns, **in_words(point.settings)}
 
     def take_references(self, label: str, named: Named, number: int, indices: Sequence[int]) -> str:
-        """Take the input images out of a row of edits; problems go to `self.problems`.
+        """Take the input images out of a row; problems go to `self.problems`.
 
         Args:
             number: of the row in the table.
             indices: of the images that will be made of it.
 
         Returns:
-            Table and line of such a row; "" for a row of prompts.
+            Table and line of a row that has some; "" of another.
         """
         return ""
+
+    def look_at_inputs(self, tasks: Sequence[Task]) -> None:
+        """Look at the input images of all rows, once the table is read to its end; problems go to `self.problems`."""
 
     def _index(self, label: str, named: Named, number: int) -> int:
         """`index`, else an integer `id`, else the row's number. The first row decides whether ids are integers."""

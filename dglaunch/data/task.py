@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from dglaunch.models.input_roles import ROLES, Role
 from dglaunch.models.lora import LoraUse, text_of
 from dglaunch.models.shape import Shape
 
@@ -20,6 +21,10 @@ SAMPLING = ("negative_prompt", "seed", "width", "height", "num_inference_steps",
 LORA = "lora"
 ROW_FIELDS = (*SAMPLING, LORA)
 """What a row may set for itself; the rest of its columns are carried into the ledger."""
+
+
+INPUT_FIELDS = ("strength", "control_scale")
+"""What a row may set besides where it has input images; they are part of its key only there."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -42,15 +47,23 @@ class Task:
     extra: Record | None = None
     """Columns that dglaunch does not know; they go into the ledger as they are."""
     images: "tuple[InputImage, ...]" = ()
-    """What an edit starts from, in the order of the row."""
+    """What it starts from, in the order of the row."""
     mask: "InputImage | None" = None
-    """What of the first of them an API is to edit."""
+    """What of the first of them is painted anew."""
+    control: "InputImage | None" = None
+    """What steers a ControlNet."""
+    strength: float | None = None
+    """How much of the way from the image to noise it begins."""
+    control_scale: float | None = None
+    """How much the ControlNet steers."""
+    is_fitted: bool = False
+    """Of text to image: whether its input images are brought to its size. (Pipelines that edit bring them to their own.)"""
     input_tokens: int = 0
     """Image tokens that they add to the output's."""
     row: str = ""
-    """Of an edit: table and line, for what is found out about its images later."""
+    """Where it has input images: table and line, for what is found out about them later."""
     error: str | None = None
-    """Of an edit: why it cannot be made, known before the run."""
+    """Of the same: why it cannot be made, known before the run."""
     rewritten: str | None = None
     """What a language model made of the prompt, before the images are made; None: nothing."""
     unusable: tuple[str, ...] = ()
@@ -77,27 +90,51 @@ class Task:
             hashes[LORA] = text_of(self.lora)
         if self.lora:
             hashes["lora_sha256"] = [use.sha256 for use in self.lora]
-        return {name: getattr(self, name) for name in ("prompt", *SAMPLING)} | hashes
+        return {name: getattr(self, name) for name in ("prompt", *SAMPLING)} | hashes | self._of_inputs()
+
+    def _of_inputs(self) -> Record:
+        """What besides decides the image where it has input images."""
+        said: Record = {name: getattr(self, name) for name in INPUT_FIELDS if getattr(self, name) is not None}
+        return said if self.control is None else {"control_sha256": self.control.sha256, **said}
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """What the input images of text to image are for; () of an edit."""
+        held = {"image": self.images, "mask": self.mask, "control": self.control}
+        return tuple(role for role in ROLES if held[role]) if self.is_fitted else ()
+
+    @property
+    def inputs(self) -> "tuple[InputImage, ...]":
+        """All input images: those that it starts from, the mask, the control image."""
+        return (*self.images, *(image for image in (self.mask, self.control) if image is not None))
 
     def origin(self) -> Record:
-        """Of an edit: what the ledger says of it besides its content."""
+        """Where it has input images: what the ledger says of it besides its content."""
         if not self.row:
             return {}
         converted = [image.converted for image in self.images]
-        said: Record = {"input_converted": converted} if any(converted) else {}
+        said: Record = {} if self.is_fitted else {"instruction": self.prompt}
+        names = list(self.unusable) or [image.name for image in self.images]
+        if names or not self.is_fitted:
+            said["input_images"] = names
+        if any(converted):
+            said["input_converted"] = converted
         if self.mask is not None:
             said["mask"] = self.mask.name
-        names = list(self.unusable) or [image.name for image in self.images]
-        return {"instruction": self.prompt, "input_images": names, **said}
+        if self.control is not None:
+            said["control_image"] = self.control.name
+        return said
 
     @property
     def key(self) -> str:
         """Hash of the content; a ledger line with another key belongs to another image. LoRAs count by what their files hold:
         not by their names, and not at all where a row uses none."""
-        content = self.content()
+        content, others = self.content(), self._of_inputs()
         if content.pop(LORA, ""):
             content[LORA] = [use.scale for use in self.lora or ()]
-        text = json.dumps([self.index, self.sample, *content.values()], ensure_ascii=False)
+        values = [value for name, value in content.items() if name not in others]
+        named = [others] if others else []  # by name: a strength is no scale
+        text = json.dumps([self.index, self.sample, *values, *named], ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -117,6 +154,10 @@ class Bucket:
     """The shapes at which the pipeline encodes the input images."""
     input_sha256: tuple[str, ...] = ()
     """The input images themselves, where a call has one set of them."""
+    roles: tuple[Role, ...] = ()
+    """What the input images of text to image are for: each combination has a pipeline of its own."""
+    strength: float | None = None
+    control_scale: float | None = None
     text_lengths: tuple[int, ...] = ()
     """Tokens of the prompt and its negative one in units of the family's text bucket, where a call has no mask."""
     lora: str = ""
@@ -134,6 +175,9 @@ def plain_bucket(task: Task) -> Bucket:
         guidance_scale=task.guidance_scale,
         has_negative=task.negative_prompt is not None,
         input_tokens=task.input_tokens,
+        roles=task.roles,
+        strength=task.strength,
+        control_scale=task.control_scale,
     )
 
 

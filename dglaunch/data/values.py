@@ -54,6 +54,22 @@ def number(value: object) -> float:
     return found
 
 
+def share(value: object) -> float:
+    """Return a number above 0, up to 1."""
+    found = number(value)
+    if not 0 < found <= 1:
+        raise ValueError(f"is {found:g}, not a number above 0 and up to 1")
+    return found
+
+
+def positive(value: object) -> float:
+    """Return a number above 0."""
+    found = number(value)
+    if not found:
+        raise ValueError("is 0, not a number above 0")
+    return found
+
+
 def text(value: object) -> str:
     """Return a text that is not blank."""
     if not isinstance(value, str) or not value.strip():

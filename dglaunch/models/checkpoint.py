@@ -32,6 +32,7 @@ from dglaunch.models.families import FAMILIES, OTHER, Family, editors, family_of
 from dglaunch.models.fetching import require_whole
 from dglaunch.models.folder import Folder
 from dglaunch.models.hub import Hub, NotHere
+from dglaunch.models.input_roles import Role
 from dglaunch.models.lora import NO_LORAS, Loras
 from dglaunch.models.own_pipeline import TRUST, OwnPipeline, code_of, named_by_flag, named_by_index
 from dglaunch.models.shape import Shape
@@ -138,6 +139,15 @@ class Checkpoint:
     def num_steps(self, given: int | None) -> int:
         """Return the number of denoising steps."""
         return self.default("num_inference_steps", USUAL_STEPS) if given is None else given
+
+    def steps_of_strength(self, given: int | None) -> int:
+        """Return the number of steps that a strength is a share of."""
+        return self.default("num_inference_steps", self.family.own_steps) if given is None else given
+
+    def steps_computed(self, steps: int, roles: tuple[Role, ...], strength: float | None) -> int:
+        """Return how many of so many denoising steps are computed for a row with these input images."""
+        pipeline = self.family.input_pipeline(roles)
+        return steps if pipeline is None else steps - pipeline.begins(steps, strength)
 
     def image_tokens(self, shape: Shape) -> int:
         """Return how many tokens the transformer makes of an image."""

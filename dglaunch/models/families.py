@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from dglaunch.models import input_pipelines as inputs
 from dglaunch.models.editing import EditRules, a_megapixel, at_most_a_megapixel, down_to, kontext_input, kontext_output
+from dglaunch.models.input_roles import InputPipeline, Role
 
 TextOutput = Literal["row", "same", "list", "padded", "mask"]
 """One of the values that a pipeline's encode_prompt returns: a tensor with a row for each prompt, one that is the same
@@ -44,6 +46,10 @@ class XDiT:
     """What of the image the sequence-parallel degree must divide: its tokens, its rows of tokens, or nothing (padded)."""
     takes: frozenset[str] = frozenset()
     """Optimizations that reach xfuser's transformer and give diffusers' images, of those that depend on the family."""
+    inputs: frozenset[str] = frozenset()
+    """Pipelines of `with_inputs` that give diffusers' images with its transformer."""
+    no_inputs: str = "its ControlNet's output is not split as the transformer is"
+    """Why the others do not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +154,12 @@ class Family:
     """Whether the pipeline needs an input image: `edit` runs it, `t2i` cannot."""
     edit: EditRules | None = None
     """What `edit` does with input images; None where the pipeline takes none."""
+    with_inputs: tuple[InputPipeline, ...] = ()
+    """The pipelines with which t2i draws from images, within masks and after control images; () where there are none."""
+    no_inputs: str = "diffusers has no pipeline of it that draws from an image"
+    """Why there are none."""
+    own_steps: int = 50
+    """Denoising steps of its text-to-image pipeline where nobody says how many: what a strength is a share of."""
     xdit: XDiT | None = None
     """How xfuser runs it; None where it does not."""
     lora: LoraRules | None = None
@@ -155,6 +167,15 @@ class Family:
     takes: frozenset[str] | None = None
     """Of the optimizations that depend on the family, those that were measured to work (tests/torchrun/test_optimizations.py
     tries them again). None: nobody measured, so each is let through and the loaded modules decide."""
+
+    def input_pipeline(self, roles: tuple[Role, ...]) -> InputPipeline | None:
+        """Return the pipeline for rows with these input images; None if there is none."""
+        return next((each for each in self.with_inputs if each.roles == roles), None)
+
+    @property
+    def controlnet_class(self) -> str:
+        """diffusers' class of its ControlNets; "" where it has none."""
+        return next((each.controlnet for each in self.with_inputs if each.controlnet and not each.refused), "")
 
 
 def _names(text: str) -> frozenset[str]:
@@ -176,13 +197,19 @@ _FLUX = XDiT(
     wrapper=f"{_TRANSFORMERS}.transformer_flux:xFuserFlux1Transformer2DWrapper",
     splits_text=True,
     takes=_names("cache:taylor_seer cache:faster_cache cache:pab cache:mag_cache enable_fuse_qkv"),
+    inputs=frozenset({"FluxImg2ImgPipeline", "FluxInpaintPipeline"}),
 )
 _FLUX2 = XDiT(
     wrapper=f"{_TRANSFORMERS}.transformer_flux2:xFuserFlux2Transformer2DWrapper",
     splits_text=True,
     takes=_names("cache:faster_cache cache:pab enable_fuse_qkv"),
 )
-_QWEN = XDiT(in_place="dglaunch.backends.xdit.exact:wrap_qwen", ring=False, image_unit="any")
+_QWEN = XDiT(
+    in_place="dglaunch.backends.xdit.exact:wrap_qwen",
+    ring=False,
+    image_unit="any",
+    inputs=frozenset({"QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline"}),
+)
 _FLUX2_EDIT = EditRules(
     name="flux2",
     shared_image_batch=True,
@@ -208,6 +235,8 @@ FAMILIES: dict[str, Family] = {
         takes_negative=False,
         windows=_FLUX_WINDOWS,
         text_outputs=_FLUX_TEXT,
+        with_inputs=inputs.FLUX,
+        own_steps=28,
         xdit=_FLUX,
         lora=_FLUX_LORA,
         takes=_names(
@@ -244,6 +273,7 @@ FAMILIES: dict[str, Family] = {
         takes_negative=False,
         windows=(TextWindow(chat=True, system="diffusers.pipelines.flux2.system_messages:SYSTEM_MESSAGE"),),
         text_outputs=("row", "row"),
+        no_inputs=inputs.REFERENCES,
         edit=_FLUX2_EDIT,
         xdit=_FLUX2,
         lora=LoraRules(mixes_xdit=True),
@@ -255,6 +285,7 @@ FAMILIES: dict[str, Family] = {
         takes_negative=False,
         windows=(TextWindow(chat=True),),
         text_outputs=("row", "row"),
+        no_inputs=inputs.REFERENCES,
         edit=replace(_FLUX2_EDIT, name="flux2_klein"),
         xdit=replace(_FLUX2, takes=frozenset()),
         lora=LoraRules(mixes_xdit=True),
@@ -270,6 +301,7 @@ FAMILIES: dict[str, Family] = {
         text_bucket=1,
         windows=(TextWindow(),),
         text_outputs=("padded", "mask"),
+        with_inputs=inputs.QWEN,
         xdit=_QWEN,
         lora=LoraRules(),
         takes=_QWEN_TAKES,
@@ -338,12 +370,14 @@ FAMILIES: dict[str, Family] = {
         chat_template=True,
         windows=(TextWindow(chat=True),),
         text_outputs=("list", "list"),
+        with_inputs=inputs.ZIMAGE,
         xdit=XDiT(
             in_place="dglaunch.backends.xdit.exact:wrap_zimage",
             cfg=True,
             pads_heads=True,
             token_multiple=32,
             image_unit="any",
+            inputs=frozenset({"ZImageImg2ImgPipeline", "ZImageInpaintPipeline"}),
         ),
         lora=LoraRules(apart=("x_embedder", "cap_embedder")),
         takes=_names("attention_backend enable_compile cache:cache_dit"),
@@ -359,7 +393,10 @@ FAMILIES: dict[str, Family] = {
             TextWindow(tokenizer="tokenizer_3"),
         ),
         text_outputs=_GUIDED_TEXT,
+        with_inputs=inputs.SD3,
+        own_steps=28,
         xdit=XDiT(
+            no_inputs="xfuser's own pipeline of it draws from text alone",
             pipeline="xfuser:xFuserStableDiffusion3Pipeline",
             cfg=True,
             fixed_text_length=True,
@@ -413,6 +450,16 @@ FAMILIES: dict[str, Family] = {
         lora=LoraRules(),
         takes=frozenset(),
     ),
+    "StableDiffusionXLPipeline": Family(
+        name="SDXL",
+        size_multiple=8,
+        takes_text_length=False,
+        guided_above=None,
+        tensor_output=False,
+        windows=(TextWindow(own=True), TextWindow(tokenizer="tokenizer_2", own=True)),
+        lora=LoraRules(encoders=_CLIP_LORA.encoders),
+        with_inputs=inputs.SDXL,
+    ),
     "CogView4Pipeline": Family(
         name="CogView4",
         max_sequence_length=1024,
@@ -427,6 +474,7 @@ FAMILIES: dict[str, Family] = {
         takes_negative=False,
         windows=(),
         batch=False,
+        no_inputs=inputs.REFERENCES,
         edit=EditRules(
             name="glm_image",
             batch_disabled=True,
@@ -451,7 +499,7 @@ OTHER = Family(
 )
 
 
-MIXES_LORAS = frozenset(["StableDiffusionXLPipeline", "ChromaPipeline", "HiDreamImagePipeline"])
+MIXES_LORAS = frozenset(["ChromaPipeline", "HiDreamImagePipeline"])
 """Pipelines without a row with which rows of different LoRAs were measured to share a call (0.0)."""
 
 

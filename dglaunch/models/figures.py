@@ -6,6 +6,7 @@ dglaunch.simulation.trace finds them; planning keeps them and adds them up.
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from dglaunch.models.input_roles import Role
 from dglaunch.models.shape import Shape
 
 STAGES = ("encode", "denoise", "decode")
@@ -32,6 +33,10 @@ class Request:
     ulysses_degree: int = 1
     ring_degree: int = 1
     use_cfg_parallel: bool = False
+    roles: tuple[Role, ...] = ()
+    """Of text to image: what its input images are for."""
+    controlnet: str = ""
+    """What --controlnet names, where a control image is among them."""
     flags: tuple[str, ...] = ()
     """Of the optimizations those that are traced: enable_vae_slicing, enable_vae_tiling, enable_layerwise_casting, ..."""
 

@@ -219,7 +219,7 @@ class _Befores:
     def of(self, lines: Sequence[Record | None]) -> str | None:
         """Return the address of a row's first input image, if any run still has it."""
         for run, line in zip(self.runs, lines):
-            if line is None or "input_images" not in line:
+            if line is None:
                 continue
             for path in inputs_of_row(run.folder, run.table_folder if self.page_folder is not None else None, line)[:1]:
                 if path.is_relative_to(run.folder):

@@ -31,7 +31,7 @@ from dglaunch.output.thumbnails import make_thumbnails
 
 PAGE = "gallery.html"
 SCRIPTS = ("shared.js", "grids.js", "gallery.js")
-LEFT_OUT = ("key", "sha256", "input_sha256", "input_file_names", "file_name")
+LEFT_OUT = ("key", "sha256", "input_sha256", "mask_sha256", "control_sha256", "input_file_names", "file_name")
 """Of a ledger line: long and of no use to a reader, or held elsewhere in the page's data."""
 ROWS_AT_A_TIME = 1024
 
@@ -96,7 +96,7 @@ def page_data(
     count, coming = 0, iter(rows)
     while part := list(islice(coming, ROWS_AT_A_TIME)):
         names = [path_inside(row.get("file_name")) for row in part]
-        found = [inputs_of_row(folder, table_folder, row) if "input_images" in row else [] for row in part]
+        found = [inputs_of_row(folder, table_folder, row) for row in part]
         if thumbnails:
             _add_thumbnails(folder, names, thumbnails, pictures)
             _add_thumbnails(

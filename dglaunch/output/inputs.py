@@ -1,4 +1,4 @@
-"""The input images of an edit, and the LoRAs of an image, found again from what its file, its ledger and its table say.
+"""The input images of a row, and the LoRAs of an image, found again from what its file, its ledger and its table say.
 
 Looked at, in this order: the copies of --save_inputs, the path that the row names, relative to the table, to the output
 folder and to the working directory, and the bytes in a Parquet table. For a replay an image is taken only where its
@@ -16,7 +16,7 @@ from dglaunch.errors import UserError
 from dglaunch.files import at_home, open_regular, read_bytes
 from dglaunch.models.lora_source import cached_file
 from dglaunch.output.ledger import RUN, OutputFolder
-from dglaunch.output.lines import id_of
+from dglaunch.output.lines import id_of, inputs_of
 from dglaunch.output.ownership import path_inside
 
 MOST_INPUTS = 100
@@ -25,12 +25,12 @@ LEVELS_UP = 3
 
 
 def inputs_of_row(folder: Path, table_folder: Path | None, row: Record) -> list[Path]:
-    """Return the input images of an edit that still exist: the copies of --save_inputs, else the files of its table."""
+    """Return the input images of a row that still exist: the copies of --save_inputs, else the files of its table."""
     names = [name for copy in _list_at(row, "input_file_names") if (name := path_inside(copy))]
     copies = [folder / name for name in names if _is_file(folder / name)]
     if copies or table_folder is None:
         return copies
-    originals = [path_in(table_folder, name) for name in _list_at(row, "input_images") if isinstance(name, str)]
+    originals = [path_in(table_folder, name) for name, _ in inputs_of(row) if isinstance(name, str)]
     return [path for path in originals if _is_file(path)]
 
 
@@ -59,20 +59,21 @@ def find_inputs(file: Path, described: Record) -> list[bytes]:
     """Return the bytes of each input image, in the order of the row.
 
     Args:
-        file: an image that an edit made.
+        file: an image that was made from others.
         described: what the file says of itself.
 
     Raises:
         UserError: some are gone or were changed; each is named.
     """
-    names, hashes = described.get("input_images"), described.get("input_sha256")
-    if not isinstance(names, list) or not isinstance(hashes, list) or len(names) != len(hashes):
+    wanted = [
+        (str(name), str(digest)) for name, digest in inputs_of(described) if name is not None and digest is not None
+    ]
+    if not wanted or len(wanted) < len(inputs_of(described)):
         raise UserError(f"{file} does not say which input images it was made from (input_images, input_sha256).")
-    if len(names) > MOST_INPUTS:
-        raise UserError(f"{file} names {len(names):,} input images; no model takes so many, so its text is made up.")
+    if len(wanted) > MOST_INPUTS:
+        raise UserError(f"{file} names {len(wanted):,} input images; no model takes so many, so its text is made up.")
     folder = results_folder(file)
     table = folder.input_table()
-    wanted = list(zip(map(str, names), map(str, hashes)))
     copies = _copies(folder, described)
     looked = [
         _look_in_files(_candidates(folder, table, copies[n : n + 1], name), digest)

@@ -179,9 +179,13 @@ class OutputFolder:
         return max([total for total in totals if isinstance(total, int) and total >= 0], default=default)
 
     def input_table(self) -> tuple[Path, ...]:
-        """Return the files of the table that the command of an editing run named; none of any other."""
+        """Return the files of the table that the command of a run with input images named; none of any other."""
         for run in self.runs().values():
-            given = object_at(object_at(run, "config"), "input").get("value")
+            config = object_at(run, "config")
+            has_inputs = any(object_at(config, name).get("value") for name in ("image_column", "control_column"))
+            given = object_at(config, "prompts_file" if has_inputs and "prompts_file" in config else "input").get(
+                "value"
+            )
             names = given if isinstance(given, list) else [given]
             if names and all(isinstance(name, str) for name in names):
                 return tuple(map(Path, names))

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
+from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -255,3 +256,14 @@ def file_name_of(record: Record) -> str:
 def is_whole(record: Record, size: int | None) -> bool:
     """Return whether a file of so many bytes (None: there is none) is all of a ledger line's image."""
     return bool(size) and record.get("bytes") == size
+
+
+def inputs_of(record: Record) -> list[tuple[object, object]]:
+    """Return name and sha256 of each input image that a line names: what it starts from, the mask, the control image. What
+    one of the two lists lacks is None."""
+    names, hashes = (record.get(name) for name in ("input_images", "input_sha256"))
+    found = list(zip_longest(*(each if isinstance(each, list) else [] for each in (names, hashes))))
+    for role, name in (("mask", "mask"), ("control", "control_image")):
+        if (digest := record.get(f"{role}_sha256")) is not None:
+            found.append((record.get(name), digest))
+    return found

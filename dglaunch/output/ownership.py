@@ -27,7 +27,7 @@ from dglaunch.errors import UserError
 from dglaunch.files import is_regular, open_for_appending, open_regular, read_bytes
 from dglaunch.output.encode import decode_description
 from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, is_foreign_run, read_run
-from dglaunch.output.lines import LineKind, append_line, file_name_of, is_our_ledger, raw_lines, scan
+from dglaunch.output.lines import LineKind, append_line, file_name_of, inputs_of, is_our_ledger, raw_lines, scan
 
 Identity = Mapping[str, object]
 """Whatever an image's own text must say alike to be the one that is meant: index, sample, prompt, seed, model, ..."""
@@ -442,9 +442,10 @@ def _remove_copies(folder: OutputFolder, record: Record) -> None:
 
 def _copies(record: Record) -> dict[str, object]:
     """The copies of input images that a line names in the folder for them, with their hashes."""
-    names, hashes = record.get("input_file_names"), record.get("input_sha256")
-    if not isinstance(names, list) or not isinstance(hashes, list):
+    names = record.get("input_file_names")
+    if not isinstance(names, list):
         return {}
+    hashes = [digest for _, digest in inputs_of(record)]
     return {
         name: digest for name, digest in zip(names, hashes) if isinstance(name, str) and _INPUT_COPY.fullmatch(name)
     }

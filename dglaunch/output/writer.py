@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from dglaunch import strict_json
 from dglaunch.atomic import atomic_write, temporary_path
-from dglaunch.data.task import SAMPLING, Record, Result, Task, file_name
+from dglaunch.data.task import INPUT_FIELDS, SAMPLING, Record, Result, Task, file_name
 from dglaunch.errors import OutputError, UserError
 from dglaunch.files import open_for_appending
 from dglaunch.output import ownership, resume
@@ -25,7 +25,9 @@ from dglaunch.output.replaced import PendingRedo, Replacing
 if TYPE_CHECKING:
     from dglaunch.data.images import InputImage
 
-CONTENT = ("prompt", *SAMPLING, "input_sha256", "lora_sha256")
+CONTENT = (
+    "prompt", *SAMPLING, "input_sha256", "mask_sha256", "control_sha256", *INPUT_FIELDS, "lora_sha256",
+)  # fmt: skip
 """Of a task or a ledger line: what decides the image."""
 RESERVED = 1 << 16
 """Bytes of the disk kept for the last run.json."""

@@ -15,6 +15,7 @@ from dglaunch.config import IDENTITY, IMAGE, EditingConfig, RunConfig, T2IConfig
 from dglaunch.data import evaluations
 from dglaunch.data.columns import Columns, Past
 from dglaunch.data.edits import checks_of_edits, read_edits
+from dglaunch.data.prompt_inputs import CHECKS, InputReader
 from dglaunch.data.prompts import checks_of_fields, read_prompts
 from dglaunch.data.rewriting import Rewriting, check_given, rewriting_of
 from dglaunch.data.task import BatchSize, Bucket, Task
@@ -130,6 +131,7 @@ class Job:
         """What looks at the values that may be set for a row."""
         checkpoint = self.checkpoint
         found = checks_of_fields(checkpoint.family.size_multiple, self.config.output_format, checkpoint.loras)
+        found |= {name: check for name, check in CHECKS.items() if name in self.columns.names}
         return found | (checks_of_edits(self.checkpoint) if self.config.edits else {})
 
     @property
@@ -307,7 +309,7 @@ def _column_reasons(columns: Columns, has_table: bool) -> dict[str, str]:
     if columns.axes:
         axes = " x ".join(f"{len(values)} of {name}" for name, values in columns.axes.items())
         found["grid"] = f"{columns.num_points} images of each: {axes}"
-    return found
+    return found | columns.told
 
 
 @singledispatch
@@ -327,7 +329,9 @@ def _(
             f"{checkpoint.source} is a {checkpoint.pipeline_class}, which edits images: dglaunch edit --input TABLE."
         )
     data = None if piped is None else piped.data
-    return checkpoint, read_prompts(config, checkpoint.family.size_multiple, data, columns, checkpoint.loras)
+    reader_of = partial(InputReader, checkpoint=checkpoint) if config.takes_inputs else None
+    multiple = checkpoint.family.size_multiple
+    return checkpoint, read_prompts(config, multiple, data, columns, checkpoint.loras, reader_of)
 
 
 @_read.register

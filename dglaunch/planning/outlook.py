@@ -295,7 +295,8 @@ class _Looking:
     def steps(self, bucket: Bucket, figures: Figures | None) -> int:
         checkpoint = self.job.checkpoint
         default = checkpoint.default("num_inference_steps", figures.num_inference_steps if figures is not None else 0)
-        return bucket.num_inference_steps or default or checkpoint.num_steps(None)
+        steps = bucket.num_inference_steps or default or checkpoint.num_steps(None)
+        return checkpoint.steps_computed(steps, bucket.roles, bucket.strength)
 
     # -- time --------------------------------------------------------------------------------------------------------
 

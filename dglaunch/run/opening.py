@@ -160,7 +160,7 @@ def _figures(job: Job) -> Mapping[Request, Figures]:
 
 
 def _refuse_inputs_as_outputs(job: Job, writer: Writer) -> None:
-    images = [image.source for task in job.tasks for image in task.images]
+    images = [image.source for task in job.tasks for image in task.inputs]
     inputs = [path for path in (*files_there(job.config.tables), *images) if isinstance(path, Path)]
     names = {file_name(task, job.config.output_format) for task in job.tasks}
     filled = {job.config.layout, *(["inputs"] if job.config.saves_inputs else [])}

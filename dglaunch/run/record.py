@@ -26,6 +26,7 @@ OWN_KEYS = frozenset(
     {"file_name", "bytes", "index", "sample", "prompt", *ROW_FIELDS, "key", "sha256", "rank", "node", "batch_size"}
     | {"seconds", "time", "error", "instruction", "input_images", "input_sha256", "input_file_names", "seed_sent"}
     | {"input_converted", "redo", "redo_of", "mask_sha256", "answer_text", "revised_prompt", "api_server", API_JOB}
+    | {"control_sha256", "control_image"}
     | {"lora_sha256", "lora_files", "rewritten_prompt", "cost_usd"}
     | set(LEDGER_KEYS)
 )

@@ -21,13 +21,15 @@ def answer(asked: dict[str, Any]) -> Figures:
 
     backend = BackendConfig(**asked["backend"] | {"cache_dir": Path(asked["backend"]["cache_dir"])})
     checkpoint = resolve(backend)
-    config: RunConfig = T2IConfig(backend=backend, prompts_file=Path(os.devnull))
+    control = "control" if backend.controlnet is not None else None
+    config: RunConfig = T2IConfig(backend=backend, prompts_file=Path(os.devnull), control_column=control)
     if asked["edits"]:
         config = EditingConfig(backend=backend, input=Path(os.devnull))
         checkpoint = as_editor(checkpoint, asked["model_type"])
     given = asked["request"]
     shapes = {"shape": Shape(**given["shape"]), "input_shapes": tuple(Shape(**each) for each in given["input_shapes"])}
-    return trace(checkpoint, config, Request(**given | shapes | {"flags": tuple(given["flags"])}))
+    lists = {name: tuple(given[name]) for name in ("flags", "roles")}
+    return trace(checkpoint, config, Request(**given | shapes | lists))
 
 
 if __name__ == "__main__":

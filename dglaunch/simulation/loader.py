@@ -14,6 +14,7 @@ from dglaunch.backends.diffusers.loading import PipelineLoader
 from dglaunch.backends.diffusers.protocols import Pipeline, PretrainedPart
 from dglaunch.models.building import build
 from dglaunch.models.components import Component
+from dglaunch.models.controlnet import controlnet_of
 from dglaunch.simulation.meter import Meter
 from dglaunch.simulation.networks import weightless
 from dglaunch.simulation.tokenizers import NO_LIMIT, FixedTokenizer, TextTokens
@@ -58,6 +59,10 @@ class WeightlessLoader(PipelineLoader):
     def load_transformer(self, part_class: PretrainedPart) -> object:
         component = self.checkpoint.components["transformer"]
         return self._network("transformer", partial(part_class.from_config, component.config))  # type: ignore[attr-defined]
+
+    def load_controlnet(self) -> torch.nn.Module | None:
+        component = controlnet_of(self.context.config.backend)
+        return None if component is None else self._network("controlnet", partial(build, component))
 
     def load_text_encoders(self, pipeline: Pipeline) -> dict[str, torch.nn.Module]:
         components = self.checkpoint.components

@@ -50,7 +50,7 @@ def simulated_backend(context: Context, simulated: Simulated) -> DiffusersBacken
 
 def bytes_of_networks(backend: DiffusersBackend) -> dict[str, int]:
     """Return the bytes of a loaded pipeline's networks, by component."""
-    parts = backend.pipeline.components
+    parts = {**backend.pipeline.components, "controlnet": backend.with_inputs.controlnet}
     return {name: weight_bytes(part) for name, part in parts.items() if isinstance(part, torch.nn.Module)}
 
 
@@ -103,7 +103,13 @@ class StageWatch:
     def _watch(self, undo: ExitStack) -> None:
         pipeline = plain_pipeline(self.backend.pipeline)
         network: Any = denoiser(self.backend.pipeline)
-        for module in (network, *network.children()):  # xfuser's transformers call the parts of the plain one
+        controlnet = self.backend.with_inputs.controlnet
+        steering = [controlnet] if controlnet is not None else []  # it runs first
+        for module in (
+            network,
+            *network.children(),
+            *steering,
+        ):  # xfuser's transformers call the parts of the plain one
             hook = module.register_forward_pre_hook(lambda *_: self._close("encode"), prepend=True)
             undo.callback(hook.remove)
         vae: Any = pipeline.vae  # type: ignore[attr-defined]

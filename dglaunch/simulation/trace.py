@@ -240,11 +240,21 @@ class _Tracing:
     def _batch(self, images: int, folder: Path) -> Batch:
         request = self.request
         inputs = tuple(_blank(shape, folder) for shape in request.input_shapes)
+        white = _blank(request.shape, folder, "white") if request.roles else None
+        pipeline = self.checkpoint.family.input_pipeline(request.roles)
+        roles: dict[str, Any] = {}
+        if white is not None and pipeline is not None:
+            roles = {
+                "is_fitted": True, "images": (white,) if "image" in request.roles else (),
+                "mask": white if "mask" in request.roles else None,
+                "control": white if "control" in request.roles else None,
+                "strength": None if pipeline.strength is None else 1.0, "control_scale": pipeline.control_scale,
+            }  # fmt: skip
         tasks = [
             Task(
                 index=number, prompt="a", seed=number, stem=str(number), height=request.shape.height,
                 width=request.shape.width, num_inference_steps=1, guidance_scale=request.guidance_scale,
-                negative_prompt="b" if request.has_negative else None, images=inputs,
+                negative_prompt="b" if request.has_negative else None, **{"images": inputs} | roles,
             )
             for number in range(images)
         ]  # fmt: skip
@@ -276,9 +286,9 @@ def _twin(block: torch.nn.Module, number: int) -> torch.nn.Module:
     return twin
 
 
-def _blank(shape: Shape, folder: Path) -> InputImage:
+def _blank(shape: Shape, folder: Path, color: str = "black") -> InputImage:
     out = BytesIO()
-    Image.new("RGB", (shape.width, shape.height)).save(out, "PNG")
+    Image.new("RGB", (shape.width, shape.height), color).save(out, "PNG")
     data = out.getvalue()
     source = folder / f"{shape}.png"
     source.write_bytes(data)

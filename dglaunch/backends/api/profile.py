@@ -24,6 +24,8 @@ from dglaunch.models.editing import EditRules
 from dglaunch.models.families import OTHER
 from dglaunch.system import Machine
 
+ONLY_EDITS = "an API draws from text alone here; dglaunch edit sends it images"
+
 
 class ApiProfile(Profile):
     """A model that runs on the servers of an API: no checkpoint, no torch, no GPU."""
@@ -45,7 +47,8 @@ class ApiProfile(Profile):
         checkpoint = Checkpoint(
             source=config.backend.model_name,
             pipeline_class=api.name,
-            family=replace(OTHER, size_multiple=1, batch=False),  # a request makes samples of one row
+            # A request makes samples of one row.
+            family=replace(OTHER, size_multiple=1, batch=False, no_inputs=ONLY_EDITS),
             defaults={},
             transformer={},
             local=False,

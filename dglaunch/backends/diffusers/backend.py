@@ -10,7 +10,7 @@ from dglaunch.backends.base import Context, Facts, Slot
 from dglaunch.backends.diffusers import optimizations
 from dglaunch.backends.diffusers.arguments import call_arguments, call_defaults
 from dglaunch.backends.diffusers.embedding_cache import EmbeddingCache, open_cache
-from dglaunch.backends.diffusers.engine import DiffusersEngine, Engine
+from dglaunch.backends.diffusers.engine import Call, DiffusersEngine, Engine
 from dglaunch.backends.diffusers.loading import PipelineLoader, quiet_libraries, resize_each
 from dglaunch.backends.diffusers.long_prompts import windows_of
 from dglaunch.backends.diffusers.pixels import ImageOf, image_of, to_slots
@@ -20,6 +20,7 @@ from dglaunch.backends.diffusers.protocols import Pipeline, plain_pipeline
 from dglaunch.backends.diffusers.schedulers import describe, options_of
 from dglaunch.backends.diffusers.stages import Stages, time_compilation, trace_shapes
 from dglaunch.backends.diffusers.text_encoders import TextEncoders
+from dglaunch.backends.diffusers.with_inputs import InputPipelines
 from dglaunch.backends.input_prefetch import InputPrefetcher
 from dglaunch.data.prompt_windows import PromptWindows
 from dglaunch.data.task import Batch
@@ -34,6 +35,8 @@ class DiffusersBackend:
     """A diffusers backend runs one pipeline on one rank; its engine says how the pipeline is loaded and called."""
 
     pipeline: Pipeline
+    with_inputs: InputPipelines
+    """Those for rows with input images."""
     windows: PromptWindows
     """What its text encoders read of a prompt."""
 
@@ -82,9 +85,13 @@ class DiffusersBackend:
         effects = {"encode": self._encode_ahead(cache)} if self.loader.encodes_ahead else {}
         if rules is not None and rules.equal_size_batch:
             resize_each(self.pipeline.image_processor)
+        controlnet = self.context.channel.together(self.loader.load_controlnet)
         effects |= self.engine.optimize(self.pipeline, self.loader.loras, self.undo)
         effects |= self.loader.loras.describe()
         self.loader.loras.agree(self.context.channel)
+        if controlnet is not None:
+            controlnet.to(self.context.torch_device)
+        self.with_inputs = InputPipelines(self.context, self.pipeline, parameters, controlnet)
         events = list(self.loader.events)
         if config.optimization.enable_compile:
             folder = config.backend.cache / "compile"
@@ -122,8 +129,7 @@ class DiffusersBackend:
             return items.with_errors(())
         with torch.inference_mode(), self.stages.denoising(), ExitStack() as if_it_breaks_off:
             if_it_breaks_off.callback(optimizations.forget_steps, self.pipeline)
-            arguments = self._arguments(items.batch) | self._input_images(items.batch)
-            call = self.engine.prepare(self.pipeline, items.batch, arguments)
+            call = self._call(items.batch)
             self._use_loras(items.batch)
             output = call()
             if_it_breaks_off.pop_all()
@@ -158,6 +164,16 @@ class DiffusersBackend:
         self.prompts = PromptEncoder(interception, self._run_without_images, self.context.channel)
         return self.prompts.encode(self.context.batches, self.context.should_stop)
 
+    def _call(self, batch: Batch) -> Call:
+        """The pipeline's call for a batch, of the pipeline that its input images need."""
+        roles = batch.tasks[0].roles
+        if not roles:
+            return self.engine.prepare(self.pipeline, batch, self._arguments(batch) | self._input_images(batch))
+        drawing = self.with_inputs.of(roles)
+        given = self.with_inputs.arguments(batch, self.inputs) | self._arguments(batch, drawing.takes)
+        arguments = {name: value for name, value in given.items() if name in drawing.takes}
+        return self.engine.prepare(drawing.pipeline, batch, arguments)
+
     def _run_without_images(self, batch: Batch) -> None:
         """For the prompts' sake alone: families whose prompts depend on an image are not encoded ahead."""
         with torch.inference_mode():
@@ -171,9 +187,13 @@ class DiffusersBackend:
         if self.prompts is not None:
             self.prompts.prompts.expect(batch.tasks)
 
-    def _arguments(self, batch: Batch) -> dict[str, object]:
+    def _arguments(self, batch: Batch, takes: frozenset[str] | None = None) -> dict[str, object]:
         return call_arguments(
-            batch, self.context.config, self.context.checkpoint, self.takes, on_step_end=self._between_steps
+            batch,
+            self.context.config,
+            self.context.checkpoint,
+            self.takes if takes is None else takes,
+            on_step_end=self._between_steps,
         )
 
     def _input_images(self, batch: Batch) -> dict[str, object]:

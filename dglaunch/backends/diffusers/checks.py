@@ -8,10 +8,12 @@ import importlib.util
 from collections.abc import Iterable
 
 from dglaunch.config import OptimizationConfig, RunConfig
+from dglaunch.data.prompt_inputs import strength_problem
 from dglaunch.data.task import Task
 from dglaunch.distributed.topology import Topology
-from dglaunch.errors import MissingPackage, UserError
+from dglaunch.errors import InputError, MissingPackage, UserError
 from dglaunch.models.checkpoint import DTYPE_BYTES, Checkpoint
+from dglaunch.models.controlnet import check_controlnet
 from dglaunch.models.families import families_taking, xdit_families_taking
 from dglaunch.models.optimizations import (
     ATTENTION,
@@ -252,6 +254,29 @@ def check_cache_calls(checkpoint: Checkpoint, config: RunConfig) -> None:
             f"{steps} steps: the cache would be used at the wrong ones. Choose another --scheduler, or --cache_type "
             "first_block_cache, which compares and does not count."
         )
+
+
+def check_inputs(checkpoint: Checkpoint, config: RunConfig, tasks: Iterable[Task]) -> None:
+    """Refuse what is not right for rows with input images.
+
+    Raises:
+        UserError: with the rows or the flag.
+    """
+    check_controlnet(checkpoint, config.backend)
+    drawn = [task for task in tasks if task.roles]
+    if drawn and config.optimization.cache_type is not None:
+        raise UserError(
+            f"--cache_type {config.optimization.cache_type} was not measured with input images, whose pipelines skip steps and do "
+            "not tell a cache which branch they compute. Drop it."
+        )
+    if steered := next((task for task in drawn if task.control is not None and task.lora), None):
+        raise UserError(
+            f"Row {steered.index} has both a control image and a LoRA, which was not measured together. Give the row one of "
+            'them (a column lora with "" leaves them out), or drop --lora.'
+        )
+    problems = [f"row {task.index}: {problem}" for task in drawn if (problem := strength_problem(checkpoint, task))]
+    if problems:
+        raise InputError(config.rows_from, list(dict.fromkeys(problems)))
 
 
 def check_encode(checkpoint: Checkpoint, config: RunConfig) -> None:

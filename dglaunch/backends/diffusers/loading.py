@@ -123,6 +123,32 @@ class PipelineLoader:
         self.loras.attach_encoders(holder, encoders)
         return encoders
 
+    def load_controlnet(self) -> torch.nn.Module | None:
+        """Load what --controlnet names into the host's memory; None where it names nothing.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        import diffusers
+
+        config = self.context.config.backend
+        if config.controlnet is None:
+            return None
+        controlnet_class = getattr(diffusers, self.checkpoint.family.controlnet_class)
+        safe = None if config.allow_pickle else True
+        try:
+            found: torch.nn.Module = controlnet_class.from_pretrained(
+                config.controlnet, torch_dtype=getattr(torch, self.context.dtype), use_safetensors=safe
+            )
+        except (OSError, ValueError, RuntimeError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"--controlnet {config.controlnet} cannot be loaded as {self.checkpoint.family.controlnet_class}: {reason} If "
+                "files are missing, download it again; if its weights are pickles (.bin) and you trust them, add "
+                "--allow_pickle."
+            ) from None
+        return found
+
     @property
     def encodes_ahead(self) -> bool:
         """Whether the prompts are encoded before the first batch."""

@@ -81,6 +81,7 @@ class DiffusersProfile(Profile):
         checks.check_masks(checkpoint, config, tasks)
         checks.check_cache_steps(checkpoint, config, tasks)
         checks.check_cache_calls(checkpoint, config)
+        checks.check_inputs(checkpoint, config, tasks)
         checks.check_encode(checkpoint, config)
         check_loras(checkpoint, config, tasks, self.xdit)
         check_long_prompts(checkpoint, config, tasks)

@@ -9,6 +9,7 @@ from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.models.families import attends_twice, xdit_editors, xdit_families
+from dglaunch.models.input_roles import roles_text
 from dglaunch.system import need
 
 
@@ -48,6 +49,24 @@ def check_degrees(checkpoint: Checkpoint, config: RunConfig, topology: Topology)
             f"{family.name} here has {counted}, which DG_XDIT_ULYSSES_DEGREE={ulysses} does not divide. "
             f"Degrees that do: {_divisors(shared)}."
         )
+
+
+def check_inputs(checkpoint: Checkpoint, tasks: Iterable[Task]) -> None:
+    """Refuse input images with which xfuser's transformer was not measured to give diffusers' images."""
+    family = checkpoint.family
+    assert family.xdit is not None
+    for roles in dict.fromkeys(task.roles for task in tasks):
+        pipeline = family.input_pipeline(roles)
+        if pipeline is not None and pipeline.pipeline not in family.xdit.inputs:
+            able = ", ".join(
+                roles_text(each.roles) for each in family.with_inputs if each.pipeline in family.xdit.inputs
+            )
+            raise UserError(
+                f"--backend xdit: {family.name} from {roles_text(roles)} is not drawn as diffusers draws it when several ranks "
+                f"share an image ({family.xdit.no_inputs}); "
+                + (f"it draws from {able} there. " if able else "")
+                + "Use --backend diffusers, where each rank is a replica."
+            )
 
 
 def check_text(checkpoint: Checkpoint, config: RunConfig) -> None:

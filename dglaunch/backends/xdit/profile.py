@@ -18,6 +18,7 @@ class XDiTProfile(DiffusersProfile):
     def check(self, config: RunConfig, target: Target, topology: Topology, tasks: Sequence[Task]) -> None:
         super().check(config, target, topology, tasks)
         checks.check_degrees(target.checkpoint, config, topology)
+        checks.check_inputs(target.checkpoint, tasks)
         if topology.replica_size > 1:
             checks.check_text(target.checkpoint, config)
         if topology.parallel.use_cfg_parallel:

@@ -56,10 +56,10 @@ def test_the_images_of_the_next_batch_are_decoded_meanwhile(tmp_path: Path, monk
     decoded: dict[str, str] = {}
     whole = inputs._decode
 
-    def noted(image: InputImage) -> Any:
+    def noted(key: Any, image: InputImage) -> Any:
         assert image.name not in decoded, "twice"
         decoded[image.name] = threading.current_thread().name
-        return whole(image)
+        return whole(key, image)
 
     monkeypatch.setattr(inputs, "_decode", noted)
     for n in range(4):

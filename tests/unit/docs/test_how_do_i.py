@@ -17,6 +17,7 @@ from support.checkpoint_folders import checkpoint_folder
 from support.commands import ROOT
 from support.edit_images import SINGLE, picture, save_table
 from support.hub_server import HubServer
+from support.input_tables import table as sketch_table
 from support.lora_files import write_lora
 from support.results import ledger, run_json, write_jsonl
 
@@ -38,6 +39,10 @@ def prepare(folder: Path) -> None:
     for name in ("IMG_2.jpg", "IMG_10.jpg", "day/a.png"):
         (folder / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
         picture(len(name)).save(folder / "photos" / name)
+    sketches = [
+        {"prompt": f"prompt {n}", "sketch": f"i{n}.png", "mask": f"m{n}.png", "edges": f"c{n}.png"} for n in range(2)
+    ]
+    sketch_table(folder, [*sketches, {"prompt": "from text"}], "sketches.jsonl")
     (folder / "dpg_bench" / "prompts").mkdir(parents=True)
     (folder / "dpg_bench" / "prompts" / "7.txt").write_text("a long prompt")
     (folder / "color_val.txt").write_text("a green bench and a blue bowl\n")
@@ -106,6 +111,8 @@ def test_every_command_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert all(Path(name).exists() for name in ("compare.html", "blind.html", "results.html", "sheet.webp"))
     assert sorted(path.name for path in Path("night").glob("*.png")) == ["IMG_10.png", "IMG_2.png"]
     assert Path("models/flux/transformer/config.json").exists() and len(ledger(Path("staged"))) == 5
+    assert [line.get("strength") for line in ledger(Path("begun"))] == [0.7, 0.7, None]
+    assert len(ledger(Path("strengths"))) == 9 and all("mask_sha256" in line for line in ledger(Path("painted"))[:2])
     assert Path("snow/a.png").exists() and Path("one/IMG_2.png").exists()
     assert "Steps: 1, " in Image.open("viewers/000000.png").text["parameters"]  # type: ignore[attr-defined]
     views = ("bench/geneval/00000/samples/00003.png", "dpg/dpg/7.png", "out/webdataset/00000.tar")

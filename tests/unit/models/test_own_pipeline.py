@@ -52,7 +52,7 @@ def test_its_source_says_of_which_family_it_is(tmp_path: Path, monkeypatch: pyte
     "source",
     [
         "from diffusers import DiffusionPipeline\nclass Lit(DiffusionPipeline): pass",
-        "from diffusers import StableDiffusionXLPipeline as Base\nclass Lit(Base): pass",
+        "from diffusers import StableDiffusionPipeline as Base\nclass Lit(Base): pass",
         "from mine import FluxPipeline\nclass Lit(FluxPipeline): pass",
         "class Lit(Lit): pass",
         "from other import Lit",

@@ -1,0 +1,74 @@
+"""diffusers' pipelines that draw from images, within masks and after control images, family by family, for families.py.
+
+What each does with a batch, a strength and the random state was measured (tests/torchrun/test_input_models.py tries it again).
+"""
+
+from dglaunch.models.input_roles import InputPipeline, Role, sdxl_first_step
+
+IMAGE: tuple[Role, ...] = ("image",)
+MASK: tuple[Role, ...] = ("image", "mask")
+CONTROL: tuple[Role, ...] = ("control",)
+IMAGE_CONTROL: tuple[Role, ...] = ("image", "control")
+ALL: tuple[Role, ...] = ("image", "mask", "control")
+REFERENCES = "its pipeline takes images as references for every row of a call; dglaunch edit does that"
+"""Why a family that edits has none of these."""
+
+FLUX = (
+    InputPipeline(roles=IMAGE, pipeline="FluxImg2ImgPipeline", strength=0.6),
+    InputPipeline(roles=MASK, pipeline="FluxInpaintPipeline", strength=0.6),
+    InputPipeline(
+        roles=CONTROL, pipeline="FluxControlNetPipeline", controlnet="FluxControlNetModel", control_scale=1.0
+    ),
+    InputPipeline(
+        roles=IMAGE_CONTROL, pipeline="FluxControlNetImg2ImgPipeline", controlnet="FluxControlNetModel", strength=0.6,
+        control_scale=1.0,
+    ),
+    InputPipeline(
+        roles=ALL, pipeline="FluxControlNetInpaintPipeline", controlnet="FluxControlNetModel", strength=0.6,
+        control_scale=1.0,
+    ),
+)  # fmt: skip
+QWEN = (
+    InputPipeline(roles=IMAGE, pipeline="QwenImageImg2ImgPipeline", strength=0.6),
+    InputPipeline(roles=MASK, pipeline="QwenImageInpaintPipeline", strength=0.6),
+    InputPipeline(
+        roles=CONTROL, pipeline="QwenImageControlNetPipeline", controlnet="QwenImageControlNetModel", control_scale=1.0
+    ),
+)
+ZIMAGE = (
+    InputPipeline(roles=IMAGE, pipeline="ZImageImg2ImgPipeline", strength=0.6),
+    InputPipeline(roles=MASK, pipeline="ZImageInpaintPipeline", strength=1.0),
+    InputPipeline(
+        roles=CONTROL, pipeline="ZImageControlNetPipeline", controlnet="ZImageControlNetModel", control_scale=0.75
+    ),
+)
+SD3 = (
+    InputPipeline(roles=IMAGE, pipeline="StableDiffusion3Img2ImgPipeline", strength=0.6),
+    InputPipeline(roles=MASK, pipeline="StableDiffusion3InpaintPipeline", strength=0.6),
+    InputPipeline(
+        roles=CONTROL, pipeline="StableDiffusion3ControlNetPipeline", controlnet="SD3ControlNetModel", control_scale=1.0,
+        refused="its ControlNet pipeline draws the control image's latents from the global random state, so that no seed makes "
+        "an image again",
+    ),
+)  # fmt: skip
+SDXL = (
+    InputPipeline(
+        roles=IMAGE, pipeline="StableDiffusionXLImg2ImgPipeline", strength=0.3, first_step=sdxl_first_step,
+        noise_alone=False,
+    ),
+    InputPipeline(
+        roles=MASK, pipeline="StableDiffusionXLInpaintPipeline", strength=0.9999, first_step=sdxl_first_step
+    ),
+    InputPipeline(
+        roles=CONTROL, pipeline="StableDiffusionXLControlNetPipeline", controlnet="ControlNetModel", control_scale=1.0,
+        arguments={"control": "image"},
+    ),
+    InputPipeline(
+        roles=IMAGE_CONTROL, pipeline="StableDiffusionXLControlNetImg2ImgPipeline", controlnet="ControlNetModel",
+        strength=0.8, control_scale=0.8, first_step=sdxl_first_step, noise_alone=False,
+    ),
+    InputPipeline(
+        roles=ALL, pipeline="StableDiffusionXLControlNetInpaintPipeline", controlnet="ControlNetModel", strength=0.9999,
+        control_scale=1.0, first_step=sdxl_first_step,
+    ),
+)  # fmt: skip

@@ -1,0 +1,65 @@
+"""`replay` and `redo` of images that t2i drew with input images: from the same ones, or not at all."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.commands import dglaunch
+from support.edit_images import picture
+from support.input_tables import table
+from support.results import ledger
+
+ROWS: list[dict[str, Any]] = [
+    {"prompt": "begun", "image": "i0.png", "strength": 0.5},
+    {"prompt": "painted", "image": "i1.png", "mask": "m1.png"},
+    {"prompt": "steered", "control": "c2.png", "control_scale": 0.5},
+    {"prompt": "from text"},
+]
+COLUMNS = ["--image_column", "image", "--mask_column", "mask", "--control_column", "control", "--controlnet", "any/net"]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    path = table(tmp_path, ROWS)
+    run = [
+        "t2i",
+        "--backend",
+        "fake",
+        "--prompts_file",
+        path,
+        "--num_inference_steps",
+        "4",
+        "--output_dir",
+        tmp_path / "out",
+    ]
+    assert dglaunch(*run, *COLUMNS).code == 0
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_an_image_is_made_again_from_its_inputs(out: Path, tmp_path: Path, number: int) -> None:
+    ended = dglaunch("replay", out / f"{number:06d}.png", "--output", tmp_path / "again.png")
+    assert ended.code == 0 and "the same, pixel for pixel" in ended.output, ended.output
+
+
+@pytest.mark.parametrize(("number", "name"), [(0, "i0.png"), (1, "m1.png"), (2, "c2.png")])
+def test_other_inputs_than_it_was_made_from_are_refused(out: Path, tmp_path: Path, number: int, name: str) -> None:
+    picture(99).save(tmp_path / name)
+    ended = dglaunch("replay", out / f"{number:06d}.png", "--output", tmp_path / "again.png")
+    assert ended.code == 2 and f"{name} is not the one it was" in ended.output, ended.output
+
+
+def test_a_variation_has_another_strength(out: Path, tmp_path: Path) -> None:
+    ended = dglaunch("replay", out / "000000.png", "--set", "strength=0.25", "--output", tmp_path / "again.png")
+    assert ended.code == 0 and "a variation" in ended.output, ended.output
+    ended = dglaunch("replay", out / "000003.png", "--set", "strength=0.25", "--output", tmp_path / "again.png")
+    assert ended.code == 2 and "made from text alone" in ended.output, ended.output
+
+
+def test_redo_takes_another_strength(out: Path) -> None:
+    ended = dglaunch("redo", out, "--filter_rows", "0", "--set", "strength=0.25")
+    assert ended.code == 0, ended.output
+    assert {line["index"]: line.get("strength") for line in ledger(out) if "redo_of" in line} == {0: 0.25}
+    ended = dglaunch("redo", out, "--filter_rows", "0", "--set", "strength=0")
+    assert ended.code == 2 and "strength is 0, not a number above 0 and up to 1" in ended.output, ended.output
