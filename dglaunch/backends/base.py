@@ -125,6 +125,8 @@ class Facts:
     """Of libraries that only this backend has; those of system.PACKAGES are known without it."""
     shaped_by: tuple[str, ...] = ()
     """Which of system.PACKAGES shape its images, besides dglaunch: their versions go into each file."""
+    most_images: int | None = None
+    """How many images a batch may have, where the loaded model showed that more together would not be right."""
     workers: int = 1
     """How many threads may be in generate() at a time, each with a batch of its own."""
     ledger: Record = field(default_factory=dict)

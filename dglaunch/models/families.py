@@ -98,13 +98,19 @@ class Family:
     max_sequence_limit: int | None = None
     """The longest that the pipeline's check_inputs lets through; None: any."""
     guidance: str = "guidance_scale"
-    """What the pipeline calls the scale that --guidance_scale sets."""
+    """What the pipeline calls the scale that --guidance_scale sets; "" where it takes none."""
     guidance_switch: GuidanceSwitch | None = None
     """What tells its distilled checkpoints, which ignore the guidance scale; None where all look at it."""
     guided_above: float | None = 1.0
     """Up to this scale there is no guidance, and so nothing that a negative prompt is for; None where it is not known."""
+    with_guidance: tuple[tuple[str, object], ...] = ()
+    """Passed along with a guidance scale: what else the call would go by."""
+    schedule_steps: int | None = None
+    """The denoising steps of which the pipeline's own schedule of guidance scales consists; None where there is none."""
     takes_negative: bool = True
     """Whether a negative prompt changes the image."""
+    negative_part: str = ""
+    """The part of a checkpoint without which no negative prompt is looked at."""
     guidance_needs_negative: bool = False
     """Whether guidance is applied against a given negative prompt only."""
     masked_guidance: float | None = None
@@ -113,6 +119,15 @@ class Family:
     """Whether a batch of prompts equals the same prompts one by one."""
     batch_reason: str = "its pipeline is not right with several prompts at once"
     """Why not, where it does not."""
+    area_attribute: str = ""
+    """What of the pipeline holds the side, in latents of 8 pixels, of the square to whose area it scales every size; it is
+    set to what was asked for."""
+    package: str = ""
+    """A package that the pipeline fails without, and that diffusers does not bring."""
+    is_measured: bool = True
+    """Whether the row says what was measured; else a self-test on the loaded model finds out what it cannot say."""
+    num_steps: int | None = None
+    """Denoising steps of a call that is not told how many; None where nobody looked."""
     arguments: tuple[tuple[str, object], ...] = ()
     """Passed on every call, to switch off what would change what the user asked for."""
     text_bucket: int = 0
@@ -383,6 +398,88 @@ FAMILIES: dict[str, Family] = {
     ),
     "CogView4Pipeline": Family(
         name="CogView4", max_sequence_length=1024, windows=(TextWindow(),), batch=False, takes=frozenset()
+    ),
+    "QwenImage21Pipeline": Family(
+        name="QwenImage21",
+        size_multiple=32,
+        takes_text_length=False,
+        guidance="true_cfg_scale",
+        guidance_needs_negative=True,
+        windows=(),
+        batch=False,
+        batch_reason="two prompts of different length in a call come out wrong (1.0 from one by one in diffusers 0.42.1)",
+    ),
+    "Krea2Pipeline": Family(
+        name="Krea2", guided_above=0.0, windows=(TextWindow(reserved=5),), text_outputs=("row", "row")
+    ),
+    "Ideogram4Pipeline": Family(
+        name="Ideogram4",
+        default_size=2048,
+        max_sequence_length=2048,
+        with_guidance=(("guidance_schedule", None),),
+        schedule_steps=48,
+        num_steps=48,
+        takes_negative=False,
+        arguments=(("prompt_upsampling", False),),
+        windows=(TextWindow(chat=True, reserved=5),),
+        cuts_prompts=False,
+    ),
+    "ErnieImagePipeline": Family(
+        name="ErnieImage", takes_text_length=False, arguments=(("use_pe", False),), windows=(TextWindow(own=True),)
+    ),
+    "ChromaPipeline": Family(
+        name="Chroma",
+        max_sequence_limit=512,
+        windows=(TextWindow(),),
+        text_outputs=("row", "same", "row", "row", "same", "row"),
+    ),
+    "HiDreamImagePipeline": Family(
+        name="HiDream",
+        max_sequence_length=128,
+        area_attribute="default_sample_size",
+        windows=tuple(TextWindow(tokenizer=f"tokenizer{number}") for number in ("", "_2", "_3", "_4")),
+    ),
+    "HunyuanImagePipeline": Family(
+        name="HunyuanImage",
+        size_multiple=32,
+        default_size=2048,
+        max_sequence_length=1000,
+        takes_text_length=False,
+        guidance="distilled_guidance_scale",
+        guidance_switch=_EMBEDDED_GUIDANCE,
+        negative_part="guider",
+        windows=(TextWindow(),),
+    ),
+    "NucleusMoEImagePipeline": Family(name="NucleusMoE", max_sequence_length=1024, windows=()),
+    "PRXPipeline": Family(
+        name="PRX",
+        default_size=512,
+        takes_text_length=False,
+        arguments=(("use_resolution_binning", False),),
+        package="ftfy",
+        windows=(TextWindow(own=True, lower=True),),
+    ),
+    "BriaFibo2Pipeline": Family(name="BriaFibo2", takes_text_length=False, windows=()),
+    "Flux2KleinKVPipeline": Family(
+        name="Flux2KleinKV",
+        guidance="",
+        takes_negative=False,
+        num_steps=4,
+        windows=(TextWindow(chat=True),),
+        text_outputs=("row", "row"),
+    ),
+    "LongCatImagePipeline": Family(
+        name="LongCatImage",
+        takes_text_length=False,
+        arguments=(("enable_prompt_rewrite", False),),
+        windows=(TextWindow(spells_quotes=True),),
+        text_outputs=("row", "same"),
+    ),
+    "StableDiffusionXLPipeline": Family(
+        name="SDXL",
+        size_multiple=8,
+        takes_text_length=False,
+        windows=(TextWindow(own=True), TextWindow(tokenizer="tokenizer_2", own=True)),
     ),
     "GlmImagePipeline": Family(
         name="GlmImage",

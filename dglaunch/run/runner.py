@@ -23,7 +23,7 @@ from dglaunch.errors import DglaunchError, OutputError, UserError
 from dglaunch.output import layouts
 from dglaunch.output.ledger import METADATA
 from dglaunch.output.writer import Writer
-from dglaunch.planning.batches import Plan
+from dglaunch.planning.batches import Plan, balanced
 from dglaunch.planning.figures import book_of
 from dglaunch.planning.job import Job, Schedule
 from dglaunch.planning.outlook import PlannedPeak, planned_peak
@@ -138,10 +138,15 @@ class _Run:
                 one = facts.workers == 1 or self.job.config.debug
                 with self._encoder(context, collector, watch, background and one) as encoder:
                     loop = Loop(context, backend, facts, collector.sink, watch, encoder)
+                    batches = [
+                        part
+                        for batch in context.batches
+                        for part in balanced(batch.tasks, facts.most_images or len(batch))
+                    ]
                     if one:
-                        loop.run(iter(context.batches))
+                        loop.run(iter(batches))
                     else:
-                        loop.run_in_threads(context.batches, facts.workers)
+                        loop.run_in_threads(batches, facts.workers)
                 report = loop.report()
             collector.close(report)
             return self._finish(channel, collector.sink, schedule.plan)

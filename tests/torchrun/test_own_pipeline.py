@@ -116,5 +116,6 @@ def test_what_cannot_be_one_is_the_users_mistake(here: Path, name: str, said: st
 def test_a_flag_that_its_call_does_not_take_is_refused(here: Path) -> None:
     ended = t2i(here, "out", "--pipeline", "own_noise:Noise", "--guidance_scale", "3")
     assert (
-        ended.code == 2 and "Noise does not take guidance_scale, so --guidance_scale would do nothing" in ended.output
+        ended.code == 2
+        and "guidance_scale would do nothing: the call of own_noise:Noise has no parameter for it" in ended.output
     )

@@ -12,6 +12,7 @@ import torch
 
 from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers import arguments, optimizations
+from dglaunch.backends.diffusers.idle import without_parameter
 from dglaunch.backends.diffusers.protocols import ImageProcessor, Pipeline, PretrainedPart
 from dglaunch.backends.diffusers.stages import trace_shapes
 from dglaunch.backends.registry import imported
@@ -26,6 +27,9 @@ class PipelineLoader:
     """A loader reads a checkpoint's pipeline, and its text encoders apart from it where they come and go before the
     pipeline moves to its device."""
 
+    has_weights = True
+    """Whether what it loads draws images, and not only their shapes."""
+
     def __init__(self, context: Context) -> None:
         self.context = context
         self.checkpoint = context.checkpoint
@@ -33,7 +37,8 @@ class PipelineLoader:
         """The family's, for input images; None where the run draws from text alone."""
 
     def check(self) -> None:
-        """Refuse a pipeline that diffusers does not have, and flags that it would not look at.
+        """Refuse a pipeline that diffusers does not have, and values for which its call has no parameter, as far as that was
+        not known before.
 
         Raises:
             UserError: with what to do instead.
@@ -45,7 +50,10 @@ class PipelineLoader:
         takes = arguments.call_parameters(self.pipeline_class)
         if self.checkpoint.own is not None:
             arguments.check_own(self.checkpoint.own, takes)
-        arguments.check_flags(self.context.config, self.checkpoint.family, self.pipeline_class.__name__, takes)
+        if self.checkpoint.takes is None:
+            tasks = [task for batch in self.context.batches for task in batch.tasks]
+            for idle in without_parameter(self.checkpoint, self.context.config, tasks, takes):
+                raise UserError(idle.mistake)
 
     def call_parameters(self, pipeline: Pipeline) -> Mapping[str, inspect.Parameter]:
         """Return the arguments of a loaded pipeline's call."""

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from dglaunch.backends.diffusers import checks
-from dglaunch.backends.diffusers.idle import idle_guidance, idle_negatives, idle_text_length
+from dglaunch.backends.diffusers.findings import file_of, recall
+from dglaunch.backends.diffusers.idle import idle_arguments, idle_guidance, idle_negatives, idle_text_length
 from dglaunch.backends.diffusers.long_prompts import check_long_prompts
 from dglaunch.backends.profiles import Idle, Profile, Target, edit_bucket
 from dglaunch.config import RunConfig
@@ -45,6 +46,8 @@ class DiffusersProfile(Profile):
             dtype = "bfloat16" if device == "cuda" else "float32"
             reasons["torch_dtype"] = f"{dtype}: the default on a {'GPU' if device == 'cuda' else 'CPU'}"
         machine = replace(_machine(device, topology) if elsewhere is None else elsewhere, dtype=dtype)
+        if not checkpoint.family.is_measured:
+            checkpoint = _with_findings(checkpoint, config, device, dtype, reasons)
         return Target(checkpoint=checkpoint, device=device, machine=machine, reasons=reasons, here=elsewhere is None)
 
     def as_editor(self, config: RunConfig, checkpoint: Checkpoint, model_type: str | None) -> Checkpoint:
@@ -59,7 +62,12 @@ class DiffusersProfile(Profile):
                 f"--revision {config.backend.revision} would do nothing: {config.backend.model_name} is a folder on this "
                 "machine, not a model of the hub. Drop it."
             )
+        checks.check_draws(checkpoint)
+        if checkpoint.family.package:
+            package = checkpoint.family.package
+            need(package, f"A checkpoint of {checkpoint.pipeline_class}", f"pip install {package}")
         checks.check_guidance(checkpoint, tasks)
+        checks.check_schedule(checkpoint, tasks)
         checks.check_text_length(checkpoint, config)
         checks.check_optimizations(
             checkpoint, config, topology, target.device, self.xdit, target.machine.capability, target.here
@@ -70,6 +78,7 @@ class DiffusersProfile(Profile):
         check_long_prompts(checkpoint, config, tasks)
 
     def idle_values(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Iterable[Idle]:
+        yield from idle_arguments(target.checkpoint, config, tasks)
         yield from idle_text_length(target.checkpoint, config)
         yield from idle_guidance(target.checkpoint, tasks)
         yield from idle_negatives(target.checkpoint, tasks)
@@ -95,6 +104,19 @@ class DiffusersProfile(Profile):
         """Whether prompts of different length may not share a batch."""
         without_mask = self.xdit or config.optimization.attention_backend in WITHOUT_MASK
         return bool(checkpoint.family.text_bucket) and without_mask
+
+
+def _with_findings(
+    checkpoint: Checkpoint, config: RunConfig, device: str, dtype: str, reasons: dict[str, str]
+) -> Checkpoint:
+    """The checkpoint with the sizes that an earlier run's self-test found, if it is the same in all that they depend on."""
+    file = file_of(checkpoint, config, device, dtype)
+    findings = recall(file) if file is not None else None
+    if findings is None:
+        reasons["self_test"] = "what has no row in dglaunch's table of families is tried out once the model is loaded"
+        return checkpoint
+    reasons["self_test"] = f"{findings.text} (kept in {file})"
+    return replace(checkpoint, family=replace(checkpoint.family, size_multiple=findings.multiple))
 
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
