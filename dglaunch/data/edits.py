@@ -207,6 +207,7 @@ class EditReader(RowReader):
             error = self._error(found) or self._add_mask(task)
             if error is not None:
                 task.error = f"{task.row}: {error}"
+                task.unusable = tuple(name for name, _ in references)
                 continue
             shapes = self.rules.input_shapes([image.shape for image in task.images], self.checkpoint.defaults)
             task.input_tokens = sum(self.checkpoint.image_tokens(shape) for shape in shapes)

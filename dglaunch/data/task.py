@@ -45,6 +45,8 @@ class Task:
     """Of an edit: table and line, for what is found out about its images later."""
     error: str | None = None
     """Of an edit: why it cannot be made, known before the run."""
+    unusable: tuple[str, ...] = ()
+    """Of such an edit: the names of its input images, of which `images` has only those that can be read."""
     redo: Record | None = None
     """Where `dglaunch redo` makes it anew: what its ledger line says of that (`redo`, `redo_of`)."""
 
@@ -68,7 +70,8 @@ class Task:
         said: Record = {"input_converted": converted} if any(converted) else {}
         if self.mask is not None:
             said["mask"] = self.mask.name
-        return {"instruction": self.prompt, "input_images": [image.name for image in self.images], **said}
+        names = list(self.unusable) or [image.name for image in self.images]
+        return {"instruction": self.prompt, "input_images": names, **said}
 
     @property
     def key(self) -> str:

@@ -26,6 +26,7 @@ from dglaunch.models.components import (
     settings_of,
 )
 from dglaunch.models.families import FAMILIES, OTHER, Family, editors
+from dglaunch.models.fetching import require_whole
 from dglaunch.models.folder import Folder
 from dglaunch.models.hub import Hub, NotHere
 from dglaunch.models.own_pipeline import TRUST, OwnPipeline, code_of, named_by_flag, named_by_index
@@ -171,6 +172,19 @@ class Checkpoint:
         return files.count()
 
     @property
+    def folder(self) -> Path:
+        """Its folder on this machine, be it in the hub's cache.
+
+        Raises:
+            UserError: it is not on this machine, and cannot be fetched.
+        """
+        if self.local:
+            return Path(self.source)
+        if not isinstance(self.files, Hub):
+            raise self.not_here or UserError(f"{self.source} is not on this machine.")
+        return self.files.cached_folder
+
+    @property
     def _described_by(self) -> CheckpointFiles | None:
         return Folder(Path(self.source)) if self.local else self.files
 
@@ -198,6 +212,7 @@ def resolve(config: BackendConfig) -> Checkpoint:
 
 
 def _from_folder(path: Path, config: BackendConfig) -> Checkpoint:
+    require_whole(path)
     settings = path / "dglaunch.json"
     return _checkpoint(Folder(path), read_json(settings) if settings.is_file() else {}, config)
 

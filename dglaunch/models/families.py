@@ -122,8 +122,6 @@ class Family:
     area_attribute: str = ""
     """What of the pipeline holds the side, in latents of 8 pixels, of the square to whose area it scales every size; it is
     set to what was asked for."""
-    package: str = ""
-    """A package that the pipeline fails without, and that diffusers does not bring."""
     is_measured: bool = True
     """Whether the row says what was measured; else a self-test on the loaded model finds out what it cannot say."""
     num_steps: int | None = None
@@ -409,9 +407,7 @@ FAMILIES: dict[str, Family] = {
         batch=False,
         batch_reason="two prompts of different length in a call come out wrong (1.0 from one by one in diffusers 0.42.1)",
     ),
-    "Krea2Pipeline": Family(
-        name="Krea2", guided_above=0.0, windows=(TextWindow(reserved=5),), text_outputs=("row", "row")
-    ),
+    "Krea2Pipeline": Family(name="Krea2", guided_above=0.0, windows=(TextWindow(reserved=5),)),
     "Ideogram4Pipeline": Family(
         name="Ideogram4",
         default_size=2048,
@@ -451,14 +447,6 @@ FAMILIES: dict[str, Family] = {
         windows=(TextWindow(),),
     ),
     "NucleusMoEImagePipeline": Family(name="NucleusMoE", max_sequence_length=1024, windows=()),
-    "PRXPipeline": Family(
-        name="PRX",
-        default_size=512,
-        takes_text_length=False,
-        arguments=(("use_resolution_binning", False),),
-        package="ftfy",
-        windows=(TextWindow(own=True, lower=True),),
-    ),
     "BriaFibo2Pipeline": Family(name="BriaFibo2", takes_text_length=False, windows=()),
     "Flux2KleinKVPipeline": Family(
         name="Flux2KleinKV",
@@ -466,14 +454,12 @@ FAMILIES: dict[str, Family] = {
         takes_negative=False,
         num_steps=4,
         windows=(TextWindow(chat=True),),
-        text_outputs=("row", "row"),
     ),
     "LongCatImagePipeline": Family(
         name="LongCatImage",
         takes_text_length=False,
         arguments=(("enable_prompt_rewrite", False),),
         windows=(TextWindow(spells_quotes=True),),
-        text_outputs=("row", "same"),
     ),
     "StableDiffusionXLPipeline": Family(
         name="SDXL",

@@ -225,7 +225,11 @@ def prepare(
     columns = Columns(config, partial(past_of, config, topology))
     checkpoint, tasks = _read(config, profile, target.checkpoint, columns, piped)
     evaluations.check(config, tasks)
-    reasons = target.reasons | (piped.reasons if piped else {}) | _column_reasons(config, columns)
+    reasons = (
+        target.reasons
+        | (piped.reasons if piped else {})
+        | _column_reasons(columns, has_table=bool(config.tables) and not (config.edits and piped))
+    )
     target = replace(target, checkpoint=checkpoint, reasons=reasons)
     job = Job(
         config=config, origins=origins, topology=topology, profile=profile, target=target, tasks=tasks, columns=columns,
@@ -238,6 +242,8 @@ def prepare(
     goes_on = any(each.remedy for each in idle) and columns.past is not Past.NEW
     told = settle(idle, None if goes_on else excused)
     profile.check(config, target, topology, job.makeable)
+    if not only_planned:
+        profile.check_code(config, target)
     return replace(job, target=replace(target, reasons=target.reasons | told))
 
 
@@ -247,9 +253,9 @@ def _is_elsewhere(config: RunConfig, profile: Profile, target: Target) -> bool:
     return profile.has_estimates and nothing_here and config.backend.device is None
 
 
-def _column_reasons(config: RunConfig, columns: Columns) -> dict[str, str]:
+def _column_reasons(columns: Columns, has_table: bool) -> dict[str, str]:
     """What the columns of a table were taken for, in one line, and how many rows a grid makes of each."""
-    found = {"columns": columns.summary} if config.tables else {}
+    found = {"columns": columns.summary} if has_table else {}
     if columns.axes:
         axes = " x ".join(f"{len(values)} of {name}" for name, values in columns.axes.items())
         found["grid"] = f"{columns.num_points} images of each: {axes}"

@@ -202,29 +202,6 @@ def nucleusmoe() -> DiffusionPipeline:
     )
 
 
-def prx() -> DiffusionPipeline:
-    from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
-
-    tokenizer = char_tokenizer("<s> $A", max_length=128)
-    part = {
-        **decoder_config(),
-        "vocab_size": len(tokenizer),
-        "query_pre_attn_scalar": 8,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 3,
-    }
-    return diffusers.PRXPipeline(
-        transformer=diffusers.PRXTransformer2DModel(
-            context_in_dim=WIDTH, hidden_size=HEADS * HEAD_DIM, num_heads=HEADS, depth=LAYERS, axes_dim=[8, 8]
-        ),
-        scheduler=flow_scheduler(),
-        text_encoder=T5GemmaEncoder(transformers.T5GemmaModuleConfig(**part)),
-        tokenizer=tokenizer,
-        vae=flow_vae(),
-    )
-
-
 def chroma() -> DiffusionPipeline:
     return diffusers.ChromaPipeline(
         scheduler=flow_scheduler(dynamic=True),
@@ -371,7 +348,6 @@ NEW_FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "hunyuan_image": hunyuan_image,
     "hunyuan_image_distilled": partial(hunyuan_image, distilled=True),
     "nucleusmoe": nucleusmoe,
-    "prx": prx,
     "bria_fibo2": bria_fibo2,
     "flux2_klein_kv": flux2_klein_kv,
     "longcat": longcat,

@@ -62,7 +62,6 @@ CASES = {
     "hunyuan_image": Case(NEGATIVE, {"negative_prompt": "ugly"}),
     "hunyuan_image_distilled": Case(("--guidance_scale", "4"), {"distilled_guidance_scale": 4.0}),
     "nucleusmoe": Case(GUIDED, SCALE),
-    "prx": Case(GUIDED, SCALE | {"use_resolution_binning": False}),
     "bria_fibo2": Case(GUIDED, SCALE),
     "flux2_klein_kv": Case(("--max_sequence_length", "64"), {"max_sequence_length": 64}),
     "longcat": Case(GUIDED, SCALE | {"enable_prompt_rewrite": False}),
@@ -100,7 +99,7 @@ def test_a_batch_is_what_the_plain_pipeline_draws_one_by_one(families: Path, tmp
     assert ended.code == 0, ended.output
     assert "no row in dglaunch's table" not in ended.output
     found, expected = list(images(tmp_path / "out").values()), one_by_one(model, case)
-    apart = [np.abs(a.astype(float) - b).max() for a, b in zip(found, expected)]
+    apart = [np.abs(a.astype(float) - b[..., :3]).max() for a, b in zip(found, expected)]  # QwenImage 2.1 draws RGBA
     assert len(found) == len(PROMPTS) and max(apart) <= TOLERANCE, apart
     assert np.abs(found[0].astype(int) - found[1]).max() > 10 * TOLERANCE, "else the comparison could not fail"
     batch = 3 if resolve(BackendConfig(model_name=str(model))).family.batch else 1

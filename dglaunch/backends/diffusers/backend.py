@@ -89,7 +89,7 @@ class DiffusersBackend:
         if rules is not None and rules.equal_size_batch:
             resize_each(self.pipeline.image_processor)
         effects |= self.engine.optimize(self.pipeline, self.undo)
-        events: list[str] = []
+        events = list(self.loader.events)
         if config.optimization.enable_compile:
             folder = config.backend.cache / "compile"
             time_compilation(folder, self.seconds, events, self.undo)
@@ -104,6 +104,7 @@ class DiffusersBackend:
             effects=effects,
             events=events,
             shaped_by=(*SHAPED_BY, *(("xfuser",) if config.backend.backend == "xdit" else ())),
+            seconds_to_take_over=self.prompts.seconds_to_come_back if self.prompts is not None else 0.0,
             known_trouble=rules.known_trouble if rules is not None else "",
             most_images=1 if self.findings is not None and self.findings.why_single else None,
         )
@@ -113,7 +114,7 @@ class DiffusersBackend:
         if self.context.topology.is_leader:
             self._note_cuts(batch)
         if self.prompts is not None:
-            self.prompts.ensure(batch)
+            self.prompts.ensure(batch, self.context.coming())
         items = self.inputs.readable(batch, self.context.channel)
         if not items.batch.tasks:
             return items.with_errors(())

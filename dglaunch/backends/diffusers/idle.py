@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from dglaunch.backends.profiles import Idle
 from dglaunch.config import CALL, RunConfig, flags_that
+from dglaunch.data.grid import places_of
 from dglaunch.data.task import ROW_FIELDS, Task
 from dglaunch.models.checkpoint import Checkpoint
 
@@ -41,7 +42,7 @@ def without_parameter(
                 name=flag,
                 where=_rows(asking, tasks),
                 reason=f"the call of {checkpoint.pipeline_name} has no parameter for it{_akin(flag, takes)}",
-                remedy=f"Remove it (the column, or --{flag}).",
+                remedy=f"Remove it ({places_of(flag, config.grid) if flag in ROW_FIELDS else f'--{flag}'}).",
             )
 
 
@@ -59,7 +60,7 @@ def _akin(flag: str, takes: Collection[str]) -> str:
     return f" (dglaunch does not know what its {', '.join(found)} mean)" if found else ""
 
 
-def idle_guidance(checkpoint: Checkpoint, tasks: Sequence[Task]) -> Iterator[Idle]:
+def idle_guidance(checkpoint: Checkpoint, config: RunConfig, tasks: Sequence[Task]) -> Iterator[Idle]:
     """Yield guidance that a distilled checkpoint would ignore. A scale up to 1 asks for none, and gets what it asks for."""
     switch = checkpoint.family.guidance_switch
     asking = [task for task in tasks if (task.guidance_scale or 0.0) > 1]
@@ -71,7 +72,7 @@ def idle_guidance(checkpoint: Checkpoint, tasks: Sequence[Task]) -> Iterator[Idl
         where=_rows(asking, tasks),
         reason=f"the checkpoint is a distilled {checkpoint.pipeline_class}, which does not look at it "
         f"({switch.key} in its {file})",
-        remedy="Remove it (the column, or --guidance_scale), or choose a checkpoint that is not distilled.",
+        remedy=f"Remove it ({places_of('guidance_scale', config.grid)}), or choose a checkpoint that is not distilled.",
     )
 
 
@@ -85,9 +86,10 @@ def idle_text_length(checkpoint: Checkpoint, config: RunConfig) -> Iterator[Idle
         )
 
 
-def idle_negatives(checkpoint: Checkpoint, tasks: Sequence[Task]) -> Iterator[Idle]:
+def idle_negatives(checkpoint: Checkpoint, config: RunConfig, tasks: Sequence[Task]) -> Iterator[Idle]:
     """Yield negative prompts that the pipeline does not take, or that stand beside a guidance scale that means none."""
     family, given = checkpoint.family, [task for task in tasks if task.negative_prompt is not None]
+    places = places_of("negative_prompt", config.grid)
     if checkpoint.takes is not None and "negative_prompt" not in checkpoint.takes:
         return  # which `idle_arguments` tells
     has_part = not family.negative_part or family.negative_part in checkpoint.parts
@@ -97,7 +99,7 @@ def idle_negatives(checkpoint: Checkpoint, tasks: Sequence[Task]) -> Iterator[Id
             name="negative_prompt",
             where=_rows(given, tasks),
             reason=f"{checkpoint.pipeline_class} takes none{without}",
-            remedy="Remove it (the column, or --negative_prompt).",
+            remedy=f"Remove it ({places}).",
         )
         return
     above = USUALLY_GUIDED_ABOVE if family.guided_above is None else family.guided_above
@@ -111,9 +113,7 @@ def idle_negatives(checkpoint: Checkpoint, tasks: Sequence[Task]) -> Iterator[Id
         name="negative_prompt",
         where=_rows(idle, tasks),
         reason=f"a guidance scale of {_scale(checkpoint, idle[0]):g} {usually}means no guidance, which is what a negative prompt is for",
-        remedy=f"Give a --guidance_scale above {above:g}, or remove negative_prompt (the column, or the flag)."
-        if is_mistake
-        else "",
+        remedy=f"Give a --guidance_scale above {above:g}, or remove negative_prompt ({places})." if is_mistake else "",
     )
 
 

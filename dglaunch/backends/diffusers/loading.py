@@ -6,7 +6,9 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
@@ -18,9 +20,11 @@ from dglaunch.backends.diffusers.stages import trace_shapes
 from dglaunch.backends.registry import imported
 from dglaunch.config import BackendConfig, EditingConfig
 from dglaunch.errors import UserError
+from dglaunch.files import at_home
 from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.models.editing import EditRules
 from dglaunch.models.own_pipeline import OwnPipeline
+from dglaunch.models.staging import Staging
 
 
 class PipelineLoader:
@@ -35,6 +39,8 @@ class PipelineLoader:
         self.checkpoint = context.checkpoint
         self.edit_rules: EditRules | None = context.checkpoint.family.edit if context.config.edits else None
         """The family's, for input images; None where the run draws from text alone."""
+        self.events: list[str] = []
+        """What the report should say of the loading."""
 
     def check(self) -> None:
         """Refuse a pipeline that diffusers does not have, and values for which its call has no parameter, as far as that was
@@ -65,6 +71,8 @@ class PipelineLoader:
         """Fetch a checkpoint from the hub with the first rank of each node; the others then find it in the cache."""
         if not self.checkpoint.local:
             self.context.channel.together(self._download)
+        if (stage_to := self.context.config.backend.stage_to) is not None:
+            self.checkpoint = self.context.channel.together(lambda: self._staged(at_home(stage_to)))
 
     def load(self, pipeline_class: type[Pipeline] | None = None, **parts: object) -> Pipeline:
         """Load the pipeline into the host's memory, without the text encoders if prompts are encoded ahead.
@@ -146,6 +154,13 @@ class PipelineLoader:
             with explained(self.context):
                 self._loading_class.download(self.checkpoint.source, **self._from_pretrained_arguments())
 
+    def _staged(self, to: Path) -> Checkpoint:
+        """The checkpoint as this node's own copy, which the node's first rank makes."""
+        staging = Staging(self.checkpoint.folder, to)
+        if self.context.topology.local_rank == 0:
+            self.events.append(f"--stage_to: {staging.folder}: {staging.make()}")
+        return replace(self.checkpoint, source=str(staging.folder), local=True)
+
     def _from_pretrained_arguments(self) -> dict[str, object]:
         backend = self.context.config.backend
         return {
@@ -184,9 +199,12 @@ def own_class(own: OwnPipeline, checkpoint: Checkpoint, config: BackendConfig) -
 
     try:
         found = _from_checkpoint(own, checkpoint, config) if own.in_checkpoint else imported(own.name)
-    except (AttributeError, ImportError) as error:
+    except OSError:  # no network
+        raise
+    except Exception as error:  # the module is the user's, and may do anything while it is imported
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"The pipeline {own.name} cannot be imported ({error}). Correct the module, or its name."
+            f"The pipeline {own.name} cannot be imported ({reason}). Correct the module, or its name."
         ) from None
     needed = getattr(diffusers, own.base or "DiffusionPipeline")
     if not isinstance(found, type) or not issubclass(found, needed):

@@ -7,11 +7,17 @@ from dataclasses import replace
 
 from dglaunch.backends.diffusers import checks
 from dglaunch.backends.diffusers.findings import file_of, recall
-from dglaunch.backends.diffusers.idle import idle_arguments, idle_guidance, idle_negatives, idle_text_length
+from dglaunch.backends.diffusers.idle import (
+    idle_arguments,
+    idle_guidance,
+    idle_negatives,
+    idle_text_length,
+    without_parameter,
+)
 from dglaunch.backends.diffusers.long_prompts import check_long_prompts
 from dglaunch.backends.profiles import Idle, Profile, Target, edit_bucket
 from dglaunch.config import RunConfig
-from dglaunch.data.task import Bucket, Task, plain_bucket
+from dglaunch.data.task import ROW_FIELDS, Bucket, Task, plain_bucket
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint, as_editor, resolve, token_lengths
@@ -63,9 +69,6 @@ class DiffusersProfile(Profile):
                 "machine, not a model of the hub. Drop it."
             )
         checks.check_draws(checkpoint)
-        if checkpoint.family.package:
-            package = checkpoint.family.package
-            need(package, f"A checkpoint of {checkpoint.pipeline_class}", f"pip install {package}")
         checks.check_guidance(checkpoint, tasks)
         checks.check_schedule(checkpoint, tasks)
         checks.check_text_length(checkpoint, config)
@@ -77,11 +80,27 @@ class DiffusersProfile(Profile):
         checks.check_encode(checkpoint, config)
         check_long_prompts(checkpoint, config, tasks)
 
+    def check_code(self, config: RunConfig, target: Target) -> None:
+        own = target.checkpoint.own
+        if own is None or (own.in_checkpoint and not target.checkpoint.local):  # that is not downloaded yet
+            return
+        from dglaunch.backends.diffusers.arguments import call_parameters, check_own
+        from dglaunch.backends.diffusers.loading import own_class, quiet_libraries
+
+        if not config.debug:
+            quiet_libraries()
+        takes = call_parameters(own_class(own, target.checkpoint, config.backend))
+        check_own(own, takes)
+        given = {name: getattr(config, name) for name in ROW_FIELDS if name != "seed"}
+        flags = Task(index=0, prompt="", seed=0, stem="", **given)
+        for idle in without_parameter(target.checkpoint, config, [flags], takes):
+            raise UserError(idle.mistake)
+
     def idle_values(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Iterable[Idle]:
         yield from idle_arguments(target.checkpoint, config, tasks)
         yield from idle_text_length(target.checkpoint, config)
-        yield from idle_guidance(target.checkpoint, tasks)
-        yield from idle_negatives(target.checkpoint, tasks)
+        yield from idle_guidance(target.checkpoint, config, tasks)
+        yield from idle_negatives(target.checkpoint, config, tasks)
 
     def buckets(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Callable[[Task], Bucket]:
         """Return what must be equal in a batch: with xfuser, or an attention kernel that takes no mask, for some families

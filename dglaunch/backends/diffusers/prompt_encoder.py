@@ -78,9 +78,18 @@ class PromptEncoder:
         noun = "distinct prompts" if count != 1 else "distinct prompt"
         return f"{count:,} {noun} ahead ({size:,.1f} MiB on the host{cached}){later}"
 
-    def ensure(self, batch: Batch) -> None:
+    @property
+    def seconds_to_come_back(self) -> float:
+        """What it takes to load the text encoders once more, where they have left for good."""
+        return 0.0 if self.queue else self.prompts.encoders.load_seconds
+
+    def ensure(self, batch: Batch, coming: Sequence[Batch] = ()) -> None:
         """Before a batch: if its prompts are not encoded, encode them and coming ones, in the place of those that are
-        known if memory is used up."""
+        known if memory is used up.
+
+        Args:
+            coming: batches that follow and are in no share of this replica.
+        """
         if all(_texts(task) in self.encoded for task in batch.tasks):
             return
         if self.stored >= self.budget:
@@ -88,7 +97,7 @@ class PromptEncoder:
             self.encoded.clear()
             self.stored = 0
         if batch not in self.queue:
-            self.queue.appendleft(batch)
+            self.queue.extendleft([*reversed(coming), batch])
         self._encode_rounds(lambda: False)
 
     # -- rounds, of all ranks of a replica --------------------------------------------------------------------------

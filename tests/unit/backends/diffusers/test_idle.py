@@ -39,7 +39,7 @@ def test_a_rows_value_without_a_parameter_is_told_with_the_row(name: str, value:
     (said,) = mistakes(checkpoint(name), rows)
     assert said.startswith(f"{name} would do nothing in row 1: the call of NewPipeline has no parameter for it")
     assert said.endswith(f"Remove it (the column, or --{name}).")
-    assert not list(idle_negatives(checkpoint(name), rows)), "it is told once"
+    assert not list(idle_negatives(checkpoint(name), T2IConfig(prompt="x"), rows)), "it is told once"
 
 
 def test_a_flag_without_a_parameter_is_told() -> None:
