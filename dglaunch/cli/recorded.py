@@ -15,6 +15,7 @@ from dglaunch.data.task import Record
 from dglaunch.environment import parse_value, read_value, types_of
 from dglaunch.errors import UserError
 from dglaunch.files import is_stream
+from dglaunch.models.lora_source import moved
 from dglaunch.output.ledger import OutputFolder, object_at
 from dglaunch.system import PACKAGES, versions
 
@@ -155,6 +156,9 @@ def _find_files(values: dict[str, object], directory: object) -> None:
         )
         if flag in values:
             values[flag] = found
+    loras = values.get("lora")
+    if isinstance(loras, tuple):
+        values["lora"] = tuple(moved(word, directory) for word in loras)
 
 
 def _found(value: object, directory: str) -> object:

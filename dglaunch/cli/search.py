@@ -23,11 +23,12 @@ from dglaunch import strict_json
 from dglaunch.atomic import TEMPORARY, atomic_write
 from dglaunch.cli.children import last_error
 from dglaunch.config import CALL, LOCAL, ROW, TUNING, XDIT_PREFIX, defaults, flags_that, settings
-from dglaunch.data.task import ROW_FIELDS, Batch, Record, Task
+from dglaunch.data.task import LORA, SAMPLING, Batch, Record, Task
 from dglaunch.environment import known_flags, variable_of
 from dglaunch.errors import EXIT_DONE, DglaunchError, UserError
 from dglaunch.files import read_bytes
 from dglaunch.models.checkpoint import Checkpoint
+from dglaunch.models.lora import text_of
 from dglaunch.output.differences import Comparison, compare
 from dglaunch.output.ledger import FAILURES, RUN, OutputFolder, read_run
 from dglaunch.output.lines import file_name_of
@@ -288,7 +289,7 @@ class Search:
             word
             for name in (*wanted, "stall_timeout")
             if given[name] != unset[name]
-            for word in ([f"--{name}"] if given[name] is True else [f"--{name}", str(given[name])])
+            for word in _words(name, given[name])
         ]
         return [*words, "--prompts_file", str(self.prompts)]
 
@@ -368,9 +369,18 @@ class Search:
         return Tradeoff(title=title, points=marks, limit=self.most)
 
 
+def _words(name: str, value: object) -> list[str]:
+    """A flag with its value, as a command line has it."""
+    if value is True:
+        return [f"--{name}"]
+    return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+
+
 def _row(task: Task, repeat: int) -> Record:
     """A task as a row of a table."""
-    values = {name: getattr(task, name) for name in ("prompt", *ROW_FIELDS)}
+    values = {name: getattr(task, name) for name in ("prompt", *SAMPLING)}
+    if task.lora is not None:
+        values[LORA] = text_of(task.lora)
     return {name: value for name, value in values.items() if value is not None} | {"seed": task.seed + repeat}
 
 

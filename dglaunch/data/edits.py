@@ -78,7 +78,7 @@ class EditReader(RowReader):
         self.checkpoint = checkpoint
         if self.rules.takes_mask:
             columns.names = (*columns.names, MASK)
-        super().__init__(config, str(table), checkpoint.family.size_multiple, columns)
+        super().__init__(config, str(table), checkpoint.family.size_multiple, columns, checkpoint.loras)
         self.table = table
         self.output_format = config.output_format
         self.max_pixels = config.max_pixels

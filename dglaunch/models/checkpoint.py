@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dglaunch.config import BackendConfig
+from dglaunch.diffgentor import told_of_value
 from dglaunch.errors import UserError
 from dglaunch.files import at_home
 from dglaunch.models.catalogue import known, suggestion
@@ -29,6 +30,7 @@ from dglaunch.models.families import FAMILIES, OTHER, Family, editors
 from dglaunch.models.fetching import require_whole
 from dglaunch.models.folder import Folder
 from dglaunch.models.hub import Hub, NotHere
+from dglaunch.models.lora import NO_LORAS, Loras
 from dglaunch.models.own_pipeline import TRUST, OwnPipeline, code_of, named_by_flag, named_by_index
 from dglaunch.models.shape import Shape
 from dglaunch.models.unlisted import Takes, takes_of, unlisted
@@ -66,6 +68,8 @@ class Checkpoint:
     """What the call of a pipeline without a row takes, as its source says; None where a row says it, or no source."""
     counted: Mapping[str, int] | None = None
     """Its `parameters`, where rank 0 has counted them for all ranks."""
+    loras: Loras = NO_LORAS
+    """What --lora puts over it."""
 
     @property
     def pipeline_name(self) -> str:
@@ -306,6 +310,7 @@ def as_editor(checkpoint: Checkpoint, model_type: str | None) -> Checkpoint:
         near = difflib.get_close_matches(model_type, by_name, n=1, cutoff=0.0)[0]
         raise UserError(
             f"--model_type {model_type} is no editing family. The nearest: {near}; all: {', '.join(by_name)}."
+            f"{told_of_value('model_type', model_type)}"
         )
     chosen = by_name[model_type] if model_type is not None else _editing_pipeline(checkpoint)
     row = FAMILIES[chosen]

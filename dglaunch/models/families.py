@@ -47,6 +47,23 @@ class XDiT:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoraRules:
+    """What of --lora a family was measured to do right."""
+
+    mixes: bool = True
+    """Whether rows with different LoRAs may share a call of the pipeline."""
+    apart: tuple[str, ...] = ()
+    """Modules that get the tokens of all rows as one sequence, so that with a LoRA there rows may not share a call."""
+    encoders: tuple[str, ...] = ()
+    """The text encoders that diffusers loads a LoRA into; tensors for others would be dropped in silence."""
+    xdit: Literal["after", "before", "fused"] = "after"
+    """When it is loaded where xfuser runs the model: after xfuser has taken the transformer, before that, or before and
+    added to the weights, which then is one LoRA (or one set) for all rows."""
+    mixes_xdit: bool = False
+    """Whether rows with different LoRAs may share a call there, too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TextWindow:
     """How much of a prompt one of a pipeline's text encoders reads: max_sequence_length tokens, if nothing else is said."""
 
@@ -146,6 +163,8 @@ class Family:
     """What `edit` does with input images; None where the pipeline takes none."""
     xdit: XDiT | None = None
     """How xfuser runs it; None where it does not."""
+    lora: LoraRules | None = None
+    """What --lora does with it; None where diffusers loads none into its pipeline."""
     takes: frozenset[str] | None = None
     """Of the optimizations that depend on the family, those that were measured to work (tests/torchrun/test_optimizations.py
     tries them again). None: nobody measured, so each is let through and the loaded modules decide."""
@@ -189,6 +208,10 @@ _FLUX2_EDIT = EditRules(
     min_side=64,
     max_aspect=8,
 )
+_FLUX_LORA = LoraRules(encoders=("text_encoder",), mixes_xdit=True)
+_CLIP_LORA = LoraRules(encoders=("text_encoder", "text_encoder_2"))
+_ONE_LORA = LoraRules(mixes=False)
+"""Nobody measured whether rows with different LoRAs may share a call."""
 _QWEN_TAKES = _names("attention_backend enable_compile cache:first_block_cache cache:taylor_seer cache:cache_dit")
 _GUIDED_TAKES = _names("enable_fuse_qkv cache:cache_dit")
 
@@ -201,6 +224,7 @@ FAMILIES: dict[str, Family] = {
         windows=_FLUX_WINDOWS,
         text_outputs=_FLUX_TEXT,
         xdit=_FLUX,
+        lora=_FLUX_LORA,
         takes=_names(
             "attention_backend enable_compile enable_fuse_qkv cache:first_block_cache cache:taylor_seer "
             "cache:faster_cache cache:pab cache:mag_cache cache:cache_dit"
@@ -226,6 +250,7 @@ FAMILIES: dict[str, Family] = {
             loads_from="FluxPipeline",
         ),
         xdit=replace(_FLUX, takes=frozenset()),
+        lora=_FLUX_LORA,
         takes=_names("attention_backend enable_compile enable_fuse_qkv cache:faster_cache cache:pab cache:cache_dit"),
     ),
     "Flux2Pipeline": Family(
@@ -236,6 +261,7 @@ FAMILIES: dict[str, Family] = {
         text_outputs=("row", "row"),
         edit=_FLUX2_EDIT,
         xdit=_FLUX2,
+        lora=LoraRules(mixes_xdit=True),
         takes=_names("attention_backend enable_compile enable_fuse_qkv cache:faster_cache cache:pab cache:cache_dit"),
     ),
     "Flux2KleinPipeline": Family(
@@ -246,6 +272,7 @@ FAMILIES: dict[str, Family] = {
         text_outputs=("row", "row"),
         edit=replace(_FLUX2_EDIT, name="flux2_klein"),
         xdit=replace(_FLUX2, takes=frozenset()),
+        lora=LoraRules(mixes_xdit=True),
         takes=_names(
             "attention_backend enable_compile enable_fuse_qkv cache:taylor_seer cache:faster_cache cache:pab cache:cache_dit"
         ),
@@ -259,6 +286,7 @@ FAMILIES: dict[str, Family] = {
         windows=(TextWindow(),),
         text_outputs=("padded", "mask"),
         xdit=_QWEN,
+        lora=LoraRules(),
         takes=_QWEN_TAKES,
     ),
     "QwenImageEditPipeline": Family(
@@ -278,6 +306,7 @@ FAMILIES: dict[str, Family] = {
             output_text="1 Mpx, in the shape of the image",
         ),
         xdit=_QWEN,
+        lora=LoraRules(),
         takes=_QWEN_TAKES,
     ),
     "QwenImageEditPlusPipeline": Family(
@@ -296,6 +325,7 @@ FAMILIES: dict[str, Family] = {
             input_text="1 Mpx",
             output_text="1 Mpx, in the shape of the last image",
         ),
+        lora=LoraRules(),
         takes=_QWEN_TAKES,
     ),
     "LongCatImageEditPipeline": Family(
@@ -330,6 +360,7 @@ FAMILIES: dict[str, Family] = {
             token_multiple=32,
             image_unit="any",
         ),
+        lora=LoraRules(apart=("x_embedder", "cap_embedder")),
         takes=_names("attention_backend enable_compile cache:cache_dit"),
     ),
     "StableDiffusion3Pipeline": Family(
@@ -349,6 +380,7 @@ FAMILIES: dict[str, Family] = {
             fixed_text_length=True,
             image_unit="rows",
         ),
+        lora=replace(_CLIP_LORA, xdit="fused"),
         takes=_GUIDED_TAKES,
     ),
     "PixArtSigmaPipeline": Family(
@@ -375,6 +407,7 @@ FAMILIES: dict[str, Family] = {
             masked_attention="SDPA",
             image_unit="rows",
         ),
+        lora=LoraRules(xdit="before"),
         takes=_names("cache:cache_dit"),
     ),
     "PixArtAlphaPipeline": Family(
@@ -392,13 +425,20 @@ FAMILIES: dict[str, Family] = {
         windows=(TextWindow(lower=True, reserved=1),),
         arguments=(("use_resolution_binning", False),),
         text_outputs=_GUIDED_TEXT,
+        lora=LoraRules(),
         takes=frozenset(),
     ),
     "CogView4Pipeline": Family(
-        name="CogView4", max_sequence_length=1024, windows=(TextWindow(),), batch=False, takes=frozenset()
+        name="CogView4",
+        max_sequence_length=1024,
+        windows=(TextWindow(),),
+        batch=False,
+        lora=LoraRules(),
+        takes=frozenset(),
     ),
     "QwenImage21Pipeline": Family(
         name="QwenImage21",
+        lora=_ONE_LORA,
         size_multiple=32,
         takes_text_length=False,
         guidance="true_cfg_scale",
@@ -407,9 +447,10 @@ FAMILIES: dict[str, Family] = {
         batch=False,
         batch_reason="two prompts of different length in a call come out wrong (1.0 from one by one in diffusers 0.42.1)",
     ),
-    "Krea2Pipeline": Family(name="Krea2", guided_above=0.0, windows=(TextWindow(reserved=5),)),
+    "Krea2Pipeline": Family(name="Krea2", lora=_ONE_LORA, guided_above=0.0, windows=(TextWindow(reserved=5),)),
     "Ideogram4Pipeline": Family(
         name="Ideogram4",
+        lora=_ONE_LORA,
         default_size=2048,
         max_sequence_length=2048,
         with_guidance=(("guidance_schedule", None),),
@@ -421,16 +462,22 @@ FAMILIES: dict[str, Family] = {
         cuts_prompts=False,
     ),
     "ErnieImagePipeline": Family(
-        name="ErnieImage", takes_text_length=False, arguments=(("use_pe", False),), windows=(TextWindow(own=True),)
+        name="ErnieImage",
+        lora=_ONE_LORA,
+        takes_text_length=False,
+        arguments=(("use_pe", False),),
+        windows=(TextWindow(own=True),),
     ),
     "ChromaPipeline": Family(
         name="Chroma",
+        lora=_CLIP_LORA,
         max_sequence_limit=512,
         windows=(TextWindow(),),
         text_outputs=("row", "same", "row", "row", "same", "row"),
     ),
     "HiDreamImagePipeline": Family(
         name="HiDream",
+        lora=_CLIP_LORA,
         max_sequence_length=128,
         area_attribute="default_sample_size",
         windows=tuple(TextWindow(tokenizer=f"tokenizer{number}") for number in ("", "_2", "_3", "_4")),
@@ -447,9 +494,10 @@ FAMILIES: dict[str, Family] = {
         windows=(TextWindow(),),
     ),
     "NucleusMoEImagePipeline": Family(name="NucleusMoE", max_sequence_length=1024, windows=()),
-    "BriaFibo2Pipeline": Family(name="BriaFibo2", takes_text_length=False, windows=()),
+    "BriaFibo2Pipeline": Family(name="BriaFibo2", lora=_ONE_LORA, takes_text_length=False, windows=()),
     "Flux2KleinKVPipeline": Family(
         name="Flux2KleinKV",
+        lora=_ONE_LORA,
         guidance="",
         takes_negative=False,
         num_steps=4,
@@ -463,6 +511,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "StableDiffusionXLPipeline": Family(
         name="SDXL",
+        lora=_CLIP_LORA,
         size_multiple=8,
         takes_text_length=False,
         windows=(TextWindow(own=True), TextWindow(tokenizer="tokenizer_2", own=True)),
@@ -488,7 +537,13 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 """Pipeline class -> family. A class that is not here runs with the backend diffusers under `OTHER`'s rules."""
-OTHER = Family(name="other", size_multiple=8, guided_above=None, tensor_output=False)
+OTHER = Family(
+    name="other",
+    size_multiple=8,
+    guided_above=None,
+    tensor_output=False,
+    lora=LoraRules(mixes=False, encoders=("text_encoder", "text_encoder_2")),
+)
 
 
 def attends_twice(transformer: Mapping[str, object]) -> bool:

@@ -52,11 +52,16 @@ def parameters(description: Record, scheduler: str = "") -> str:
         "Seed": description.get("seed"),
         "Size": f"{description.get('width')}x{description.get('height')}",
         "Model": description.get("model"),
+        "Lora": description.get("lora") or None,
         "Version": f"dglaunch {versions['dglaunch']}" if isinstance(versions, dict) else "dglaunch",
     }
     settings = ", ".join(f"{name}: {_quoted(value)}" for name, value in shown.items() if value is not None)
     negative = description.get("negative_prompt")
-    lines = [str(description.get("prompt", "")), *([f"Negative prompt: {negative}"] if negative else []), settings]
+    lines = [
+        str(description.get("rewritten_prompt", description.get("prompt", ""))),
+        *([f"Negative prompt: {negative}"] if negative else []),
+        settings,
+    ]
     return strict_json.whole_characters("\n".join(lines))
 
 

@@ -5,12 +5,14 @@ from datetime import date
 
 from dglaunch import strict_json
 from dglaunch.backends.api.batch_checks import batch_problems
+from dglaunch.backends.api.costs import Costs
 from dglaunch.backends.api.description import Api
 from dglaunch.backends.api.models import MODELS, RatioSizes
+from dglaunch.backends.profiles import money
 from dglaunch.config import RunConfig, pairs_of
 from dglaunch.data.grid import places_of
 from dglaunch.data.tables import shown
-from dglaunch.data.task import ROW_FIELDS, Task
+from dglaunch.data.task import SAMPLING, Task
 from dglaunch.errors import InputError, UserError
 
 OPTIONS = (
@@ -119,13 +121,37 @@ def extra_fields(values: tuple[str, ...]) -> dict[str, object]:
 
 def _check_row_flags(api: Api, config: RunConfig) -> None:
     """What a flag says for all rows is told once."""
-    for name in ROW_FIELDS:
+    for name in SAMPLING:
         value = getattr(config, name)
         if name != "seed" and value is not None and name not in api.fields:
             raise UserError(f"--{name} {value}: {api.name} takes no {name} of {config.backend.model_name}. Drop it.")
     if config.width is not None and config.height is not None:
         for problem in _size_problem(api, config.width, config.height):
             raise UserError(f"--width {config.width} --height {config.height}: {problem}")
+
+
+def check_max_cost(api: Api, config: RunConfig, costs: Costs, tasks: Sequence[Task], ranks: int) -> None:
+    """Refuse a --max_cost that allows no image, or that could not be kept.
+
+    Raises:
+        UserError: with what one image may cost.
+    """
+    limit = config.remote.max_cost
+    if limit is None:
+        return
+    if not costs.is_known and not api.servers:
+        raise UserError(
+            f"--max_cost {limit:g}: dglaunch has no price of {config.backend.model_name}, and {api.name} reports tokens, never "
+            "a cost, so the limit could not be kept. Use --max_requests instead."
+        )
+    known = [dollars.most for task in tasks if (dollars := costs.of(task)) is not None and dollars.most is not None]
+    if known and limit / ranks < min(known):
+        each = f", of which each of {ranks} ranks has {money(limit / ranks)}," if ranks > 1 else ""
+        closer = "" if config.remote.quality not in (None, "auto") else " (--quality and a size say it closer)"
+        raise UserError(
+            f"--max_cost {limit:g}{each} is less than one image may cost, which is up to {money(min(known))}{closer}, so "
+            "nothing could be asked for. Raise it."
+        )
 
 
 # -- rows ---------------------------------------------------------------------------------------------------------
@@ -155,7 +181,7 @@ def check_rows(api: Api, config: RunConfig, tasks: Sequence[Task]) -> None:
 def _problems(api: Api, task: Task, config: RunConfig) -> Iterator[str]:
     model = config.backend.model_name
     yield from _size_problem(api, task.width, task.height)
-    for name in ROW_FIELDS:
+    for name in SAMPLING:
         value = getattr(task, name)
         if name != "seed" and value is not None and name not in api.fields:
             places = places_of(name, config.grid)

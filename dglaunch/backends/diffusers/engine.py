@@ -9,6 +9,7 @@ from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers import optimizations
 from dglaunch.backends.diffusers.arguments import scale_to_area
 from dglaunch.backends.diffusers.loading import PipelineLoader
+from dglaunch.backends.diffusers.loras import PipelineLoras
 from dglaunch.backends.diffusers.protocols import Pipeline, PipelineOutput
 from dglaunch.data.task import Batch
 
@@ -22,7 +23,7 @@ class Engine(Protocol):
     class Plain:
         def start(self, undo): pass
         def load_pipeline(self, loader): return loader.load()
-        def optimize(self, pipeline, undo): return {}
+        def optimize(self, pipeline, loras, undo): return {}
         def prepare(self, pipeline, batch, arguments): return partial(pipeline, **arguments)
     """
 
@@ -34,9 +35,9 @@ class Engine(Protocol):
         """Load the checkpoint's pipeline into the host's memory."""
         ...
 
-    def optimize(self, pipeline: Pipeline, undo: ExitStack) -> dict[str, str]:
+    def optimize(self, pipeline: Pipeline, loras: PipelineLoras, undo: ExitStack) -> dict[str, str]:
         """Move the pipeline to its device, do what the optimization flags ask for, and say for each of them what was found
-        on the loaded modules."""
+        on the loaded modules. LoRAs that are not in it yet go into quantized layers."""
         ...
 
     def prepare(self, pipeline: Pipeline, batch: Batch, arguments: dict[str, object]) -> Call:
@@ -56,9 +57,9 @@ class DiffusersEngine:
     def load_pipeline(self, loader: PipelineLoader) -> Pipeline:
         return loader.load()
 
-    def optimize(self, pipeline: Pipeline, undo: ExitStack) -> dict[str, str]:
-        context = self.context
-        return optimizations.apply(pipeline, context.config.optimization, context.torch_device, undo, context.num_cores)
+    def optimize(self, pipeline: Pipeline, loras: PipelineLoras, undo: ExitStack) -> dict[str, str]:
+        context, wanted = self.context, self.context.config.optimization
+        return optimizations.apply(pipeline, wanted, context.torch_device, undo, context.num_cores, loras)
 
     def prepare(self, pipeline: Pipeline, batch: Batch, arguments: dict[str, object]) -> Call:
         scale_to_area(pipeline, batch, self.context.checkpoint)

@@ -15,6 +15,7 @@ import torch
 from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers import arguments, optimizations
 from dglaunch.backends.diffusers.idle import without_parameter
+from dglaunch.backends.diffusers.loras import PipelineLoras
 from dglaunch.backends.diffusers.protocols import ImageProcessor, Pipeline, PretrainedPart
 from dglaunch.backends.diffusers.stages import trace_shapes
 from dglaunch.backends.registry import imported
@@ -39,6 +40,7 @@ class PipelineLoader:
         self.checkpoint = context.checkpoint
         self.edit_rules: EditRules | None = context.checkpoint.family.edit if context.config.edits else None
         """The family's, for input images; None where the run draws from text alone."""
+        self.loras = PipelineLoras(context.checkpoint.loras, context.checkpoint.family.lora)
         self.events: list[str] = []
         """What the report should say of the loading."""
 
@@ -49,13 +51,18 @@ class PipelineLoader:
         Raises:
             UserError: with what to do instead.
         """
-        from diffusers import DiffusionPipeline
+        import diffusers
 
-        if self.pipeline_class is DiffusionPipeline:
+        if self.pipeline_class is diffusers.DiffusionPipeline:
             return
         takes = arguments.call_parameters(self.pipeline_class)
         if self.checkpoint.own is not None:
             arguments.check_own(self.checkpoint.own, takes)
+        if self.loras.files and not hasattr(self.pipeline_class, "lora_state_dict"):
+            raise UserError(
+                f"--lora: diffusers {diffusers.__version__} loads no LoRA into {self.pipeline_class.__name__}. Drop the flag, or fuse "
+                "it into the checkpoint with the tool that trained it."
+            )
         if self.checkpoint.takes is None:
             tasks = [task for batch in self.context.batches for task in batch.tasks]
             for idle in without_parameter(self.checkpoint, self.context.config, tasks, takes):
@@ -109,7 +116,9 @@ class PipelineLoader:
         if self.context.config.debug:
             trace_shapes(holder)
         found = {name: getattr(holder, name) for name in self._text_encoders()}
-        return {name: encoder for name, encoder in found.items() if encoder is not None}
+        encoders = {name: encoder for name, encoder in found.items() if encoder is not None}
+        self.loras.attach_encoders(holder, encoders)
+        return encoders
 
     @property
     def encodes_ahead(self) -> bool:

@@ -15,8 +15,9 @@ from dglaunch.backends.diffusers.idle import (
     without_parameter,
 )
 from dglaunch.backends.diffusers.long_prompts import check_long_prompts
+from dglaunch.backends.diffusers.lora_checks import check_loras, why_apart, with_loras
 from dglaunch.backends.profiles import Idle, Profile, Target, edit_bucket
-from dglaunch.config import RunConfig
+from dglaunch.config import CALL, RunConfig, flags_that
 from dglaunch.data.task import ROW_FIELDS, Bucket, Task, plain_bucket
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
@@ -78,6 +79,7 @@ class DiffusersProfile(Profile):
         checks.check_masks(checkpoint, config, tasks)
         checks.check_cache_steps(checkpoint, config, tasks)
         checks.check_encode(checkpoint, config)
+        check_loras(checkpoint, config, tasks, self.xdit)
         check_long_prompts(checkpoint, config, tasks)
 
     def check_code(self, config: RunConfig, target: Target) -> None:
@@ -91,10 +93,14 @@ class DiffusersProfile(Profile):
             quiet_libraries()
         takes = call_parameters(own_class(own, target.checkpoint, config.backend))
         check_own(own, takes)
-        given = {name: getattr(config, name) for name in ROW_FIELDS if name != "seed"}
+        given = {name: getattr(config, name) for name in flags_that(CALL, type(config)) if name in ROW_FIELDS}
         flags = Task(index=0, prompt="", seed=0, stem="", **given)
         for idle in without_parameter(target.checkpoint, config, [flags], takes):
             raise UserError(idle.mistake)
+
+    def lora_reason(self, config: RunConfig, target: Target) -> str:
+        apart = why_apart(target.checkpoint, config, self.xdit)
+        return f"do not share a batch, as {apart}" if apart else "share a batch, if none of them has several"
 
     def idle_values(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Iterable[Idle]:
         yield from idle_arguments(target.checkpoint, config, tasks)
@@ -107,14 +113,16 @@ class DiffusersProfile(Profile):
         the number of tokens as well."""
         checkpoint = target.checkpoint
         bucket = edit_bucket(checkpoint) if config.edits else plain_bucket
+        if checkpoint.loras:
+            bucket = with_loras(bucket, bool(why_apart(checkpoint, config, self.xdit)))
         if not self._parts_lengths(config, checkpoint) or checkpoint.not_here is not None:
             return bucket
         unit = checkpoint.family.text_bucket
-        texts = sorted({task.prompt for task in tasks} | {task.negative_prompt or "" for task in tasks})
+        texts = sorted({task.text for task in tasks} | {task.negative_prompt or "" for task in tasks})
         lengths = dict(zip(texts, token_lengths(checkpoint, texts, config.backend)))
 
         def with_lengths(task: Task) -> Bucket:
-            counts = (lengths[task.prompt], lengths[task.negative_prompt or ""])
+            counts = (lengths[task.text], lengths[task.negative_prompt or ""])
             return replace(bucket(task), text_lengths=tuple(-(-count // unit) for count in counts))
 
         return with_lengths

@@ -32,6 +32,11 @@ class TextEncoders:
         for name, encoder in self._encoders.items():
             setattr(self.pipeline, name, encoder.to(self.device))
 
+    @property
+    def modules(self) -> list[torch.nn.Module]:
+        """Those that are here."""
+        return list(self._encoders.values())
+
     def make_room(self) -> bool:
         """Take the other networks off the device until `detach`; False if there are none on it."""
         others = [part for part in self.pipeline.components.values() if part not in self._encoders.values()]
