@@ -154,6 +154,17 @@ def make_cache_folder(path: Path, mode: int = 0o775) -> None:
         path.mkdir(mode, exist_ok=True)
 
 
+def identity_of(path: Path) -> str:
+    """Return what tells whether a file is another one than before, without reading it: the name of the blob that a link in a
+    hub's cache leads to, which is named by its content; else size and time.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    real = path.resolve()
+    return real.name if path.is_symlink() else f"{real.stat().st_size} {real.stat().st_mtime_ns}"
+
+
 def may_be_others(path: Path) -> str:
     """Say who else may have put there what is in a file or a folder: its owner, if that is neither this user nor root, or
     everybody. Empty: nobody else.

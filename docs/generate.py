@@ -137,8 +137,9 @@ def models() -> str:
     rows = [
         [pipeline.removesuffix("Pipeline"), yes_or_no(not family.only_edits), edits(family), splits(family, {})]
         for pipeline, family in FAMILIES.items()
+        if family.edit is not None or family.xdit is not None
     ]
-    rows.append(["any other of diffusers, such as StableDiffusionXL", "yes", "no", "no"])
+    rows.append(["any other of diffusers, such as StableDiffusionXL and Chroma", "yes", "no", "no"])
     return table(["pipeline of the checkpoint", "`t2i`", "`edit`", "`--backend xdit` splits an image by"], rows)
 
 
@@ -211,7 +212,8 @@ def families() -> str:
             f"`{pipeline}`",
             str(family.size_multiple),
             str(family.max_sequence_length),
-            f"`{family.guidance}`" + (", only with a negative prompt" if family.guidance_needs_negative else ""),
+            (f"`{family.guidance}`" if family.guidance else "-")
+            + (", only with a negative prompt" if family.guidance_needs_negative else ""),
             yes_or_no(family.takes_negative),
             "yes" if batches(family) else "one image a call",
             yes_or_no(bool(family.text_outputs)),
@@ -232,6 +234,8 @@ def effect(family: Family, flag: str) -> str:
     name = flag.split()[0]
     if name in ("height", "width"):
         return yes_or_no(family.edit is None or family.edit.sets_size)
+    if name == "guidance_scale" and not family.guidance:
+        return "no"
     if name == "guidance_scale" and family.guidance_needs_negative:
         return "with a negative prompt"
     if name == "guidance_scale" and (switch := family.guidance_switch) is not None:
@@ -244,7 +248,9 @@ def effect(family: Family, flag: str) -> str:
         return yes_or_no(family.takes_text_length)
     cache = f"cache_type {flag.split()[-1]}" if name in ("cache_threshold", "cache_interval", "cache_warmup") else flag
     measured = families_taking(cache)
-    return yes_or_no(not measured or family.takes is None or cache in family.takes)
+    if measured and family.takes is None:
+        return "not measured"
+    return yes_or_no(not measured or cache in (family.takes or ()))
 
 
 def flags_and_families() -> str:
@@ -254,9 +260,9 @@ def flags_and_families() -> str:
         [
             family.name,
             *(effect(family, flag) for flag in called),
-            code(name.split()[1] for name in caches if effect(family, name) == "yes") or "no"
-            if family.takes is not None
-            else "not measured",
+            "not measured"
+            if family.takes is None
+            else code(name.split()[1] for name in caches if effect(family, name) == "yes") or "no",
         ]
         for family in FAMILIES.values()
     ]

@@ -130,6 +130,8 @@ class Facts:
     """Of libraries that only this backend has; those of system.PACKAGES are known without it."""
     shaped_by: tuple[str, ...] = ()
     """Which of system.PACKAGES shape its images, besides dglaunch: their versions go into each file."""
+    most_images: int | None = None
+    """How many images a batch may have, where the loaded model showed that more together would not be right."""
     order: Callable[[Sequence[Batch]], Iterator[Batch]] | None = None
     """The order in which generate() is to be called with the batches of this replica's share, and no others: a backend that gets its images when they are
     ready yields batches (of the same tasks, in any parts) as they are, and waits in between."""

@@ -47,6 +47,11 @@ class Idle:
     remedy: str = ""
     """What to do instead, where giving it is a mistake; empty where the images are what was asked for."""
 
+    @property
+    def mistake(self) -> str:
+        """What is said of it where it is one."""
+        return f"{self.name} would do nothing{self.where}: {self.reason}. {self.remedy}"
+
 
 @dataclass(frozen=True, slots=True)
 class Dollars:

@@ -28,7 +28,7 @@ from dglaunch.models.components import (
     read_json,
     settings_of,
 )
-from dglaunch.models.families import FAMILIES, OTHER, Family, editors, family_of
+from dglaunch.models.families import FAMILIES, OTHER, Family, editors
 from dglaunch.models.fetching import require_whole
 from dglaunch.models.folder import Folder
 from dglaunch.models.hub import Hub, NotHere
@@ -36,6 +36,7 @@ from dglaunch.models.input_roles import Role
 from dglaunch.models.lora import NO_LORAS, Loras
 from dglaunch.models.own_pipeline import TRUST, OwnPipeline, code_of, named_by_flag, named_by_index
 from dglaunch.models.shape import Shape
+from dglaunch.models.unlisted import Takes, takes_of, unlisted
 from dglaunch.models.weight_files import (
     DENOISERS,
     WEIGHT_SUFFIXES,
@@ -74,6 +75,8 @@ class Checkpoint:
     """Why its files cannot be had, where what is said here comes from dglaunch's catalog: it can be planned, not run."""
     own: OwnPipeline | None = None
     """Its pipeline, where that is none of diffusers'; `pipeline_class` is then the class whose rules hold."""
+    takes: Takes | None = None
+    """What the call of a pipeline without a row takes, as its source says; None where a row says it, or no source."""
     counted: Mapping[str, int] | None = None
     """Its `parameters`, where rank 0 has counted them for all ranks."""
     weight_files: Mapping[str, WeightFile] = field(default_factory=dict)
@@ -138,7 +141,8 @@ class Checkpoint:
 
     def num_steps(self, given: int | None) -> int:
         """Return the number of denoising steps."""
-        return self.default("num_inference_steps", USUAL_STEPS) if given is None else given
+        usual = USUAL_STEPS if self.family.num_steps is None else self.family.num_steps
+        return self.default("num_inference_steps", usual) if given is None else given
 
     def steps_of_strength(self, given: int | None) -> int:
         """Return the number of steps that a strength is a share of."""
@@ -163,6 +167,16 @@ class Checkpoint:
         """
         files = self._described_by
         return read_components(files) if files is not None else {}
+
+    @cached_property
+    def parts(self) -> Collection[str]:
+        """The names of its parts.
+
+        Raises:
+            UserError: the model_index.json is not as diffusers writes it.
+        """
+        files = self._described_by
+        return parts_of(files).keys() if files is not None else ()
 
     @cached_property
     def settings(self) -> Mapping[str, object]:
@@ -302,7 +316,12 @@ def _checkpoint(files: CheckpointFiles, defaults: dict[str, object], config: Bac
     parts = parts_of(files)
     configs = (files.json(f"{part}/config.json") for part in DENOISERS if part in parts)
     transformer = dict(next((config for config in configs if config is not None), {}))
-    family = family_of(name) if own is None else own.family(family_of(name))
+    takes = None
+    if name in FAMILIES and (own is None or own.base is not None):
+        family = FAMILIES[name] if own is None else own.family(FAMILIES[name])
+    else:
+        takes = takes_of(name) if own is None else own.takes
+        family = unlisted(name, takes)
     if family.sized_by_transformer or name in SIZED_BY_UNET:
         latents = transformer.get("sample_size")
         side = 8 * (latents if isinstance(latents, int) and latents else 128)
@@ -318,6 +337,7 @@ def _checkpoint(files: CheckpointFiles, defaults: dict[str, object], config: Bac
         files=files,
         own=own,
         weight_files=weights,
+        takes=takes,
     )
 
 

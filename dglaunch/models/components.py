@@ -4,6 +4,7 @@ for component in read_components(files).values():      # files: a folder, or a m
     print(component.name, component.class_name, component.config)
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from dglaunch.files import read_bytes
 INDEX = "model_index.json"
 MOST_JSON = 1 << 24
 """Bytes of a checkpoint's configuration."""
-USUAL_PARTS = ("transformer", "unet", "vae", "text_encoder", "tokenizer", "scheduler")
+USUAL_PARTS = re.compile(r"(transformer|unet|vae|text_encoder|tokenizer|scheduler)(_\d+)?")
+"""Names of parts, whatever stands there. (text_encoder_select_layers is a setting of Krea 2.)"""
 PREPARING = ("tokenizer", "processor", "text_processor", "image_processor", "feature_extractor")
 """How the names of parts begin that have neither weights nor a config.json."""
 
@@ -104,7 +106,7 @@ def _is_part(name: str, value: object) -> bool:
     """Whether an entry of a model_index.json is meant as a part, and not as a setting of the pipeline's own."""
     if name.startswith("_"):
         return False
-    return name.startswith(USUAL_PARTS) or (isinstance(value, list) and _is_name(next(iter(value), 0)))
+    return USUAL_PARTS.fullmatch(name) is not None or (isinstance(value, list) and _is_name(next(iter(value), 0)))
 
 
 def _is_name(item: object) -> bool:

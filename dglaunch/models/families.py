@@ -121,13 +121,19 @@ class Family:
     max_sequence_limit: int | None = None
     """The longest that the pipeline's check_inputs lets through; None: any."""
     guidance: str = "guidance_scale"
-    """What the pipeline calls the scale that --guidance_scale sets."""
+    """What the pipeline calls the scale that --guidance_scale sets; "" where it takes none."""
     guidance_switch: GuidanceSwitch | None = None
     """What tells its distilled checkpoints, which ignore the guidance scale; None where all look at it."""
     guided_above: float | None = 1.0
     """Up to this scale there is no guidance, and so nothing that a negative prompt is for; None where it is not known."""
+    with_guidance: tuple[tuple[str, object], ...] = ()
+    """Passed along with a guidance scale: what else the call would go by."""
+    schedule_steps: int | None = None
+    """The denoising steps of which the pipeline's own schedule of guidance scales consists; None where there is none."""
     takes_negative: bool = True
     """Whether a negative prompt changes the image."""
+    negative_part: str = ""
+    """The part of a checkpoint without which no negative prompt is looked at."""
     guidance_needs_negative: bool = False
     """Whether guidance is applied against a given negative prompt only."""
     masked_guidance: float | None = None
@@ -136,6 +142,13 @@ class Family:
     """Whether a batch of prompts equals the same prompts one by one."""
     batch_reason: str = "its pipeline is not right with several prompts at once"
     """Why not, where it does not."""
+    area_attribute: str = ""
+    """What of the pipeline holds the side, in latents of 8 pixels, of the square to whose area it scales every size; it is
+    set to what was asked for."""
+    is_measured: bool = True
+    """Whether the row says what was measured; else a self-test on the loaded model finds out what it cannot say."""
+    num_steps: int | None = None
+    """Denoising steps of a call that is not told how many; None where nobody looked."""
     arguments: tuple[tuple[str, object], ...] = ()
     """Passed on every call, to switch off what would change what the user asked for."""
     text_bucket: int = 0
@@ -224,6 +237,8 @@ _FLUX2_EDIT = EditRules(
 )
 _FLUX_LORA = LoraRules(encoders=("text_encoder",), mixes_xdit=True)
 _CLIP_LORA = LoraRules(encoders=("text_encoder", "text_encoder_2"))
+_ONE_LORA = LoraRules(mixes=False)
+"""Nobody measured whether rows with different LoRAs may share a call."""
 _QWEN_TAKES = _names("attention_backend enable_compile cache:first_block_cache cache:taylor_seer cache:cache_dit")
 _GUIDED_TAKES = _names("enable_fuse_qkv cache:cache_dit")
 
@@ -468,6 +483,86 @@ FAMILIES: dict[str, Family] = {
         lora=LoraRules(),
         takes=frozenset(),
     ),
+    "QwenImage21Pipeline": Family(
+        name="QwenImage21",
+        lora=_ONE_LORA,
+        size_multiple=32,
+        takes_text_length=False,
+        guidance="true_cfg_scale",
+        guidance_needs_negative=True,
+        windows=(),
+        batch=False,
+        batch_reason="two prompts of different length in a call come out wrong (1.0 from one by one in diffusers 0.42.1)",
+    ),
+    "Krea2Pipeline": Family(name="Krea2", lora=_ONE_LORA, guided_above=0.0, windows=(TextWindow(reserved=5),)),
+    "Ideogram4Pipeline": Family(
+        name="Ideogram4",
+        lora=_ONE_LORA,
+        default_size=2048,
+        max_sequence_length=2048,
+        with_guidance=(("guidance_schedule", None),),
+        schedule_steps=48,
+        num_steps=48,
+        takes_negative=False,
+        arguments=(("prompt_upsampling", False),),
+        windows=(TextWindow(chat=True, reserved=5),),
+        cuts_prompts=False,
+    ),
+    "ErnieImagePipeline": Family(
+        name="ErnieImage",
+        lora=_ONE_LORA,
+        takes_text_length=False,
+        arguments=(("use_pe", False),),
+        windows=(TextWindow(own=True),),
+    ),
+    "ChromaPipeline": Family(
+        name="Chroma",
+        lora=_CLIP_LORA,
+        max_sequence_limit=512,
+        windows=(TextWindow(),),
+        text_outputs=("row", "same", "row", "row", "same", "row"),
+    ),
+    "HiDreamImagePipeline": Family(
+        name="HiDream",
+        lora=_CLIP_LORA,
+        max_sequence_length=128,
+        area_attribute="default_sample_size",
+        windows=tuple(TextWindow(tokenizer=f"tokenizer{number}") for number in ("", "_2", "_3", "_4")),
+    ),
+    "HunyuanImagePipeline": Family(
+        name="HunyuanImage",
+        size_multiple=32,
+        default_size=2048,
+        max_sequence_length=1000,
+        takes_text_length=False,
+        guidance="distilled_guidance_scale",
+        guidance_switch=_EMBEDDED_GUIDANCE,
+        negative_part="guider",
+        windows=(TextWindow(),),
+    ),
+    "NucleusMoEImagePipeline": Family(name="NucleusMoE", max_sequence_length=1024, windows=()),
+    "BriaFibo2Pipeline": Family(name="BriaFibo2", lora=_ONE_LORA, takes_text_length=False, windows=()),
+    "Flux2KleinKVPipeline": Family(
+        name="Flux2KleinKV",
+        lora=_ONE_LORA,
+        guidance="",
+        takes_negative=False,
+        num_steps=4,
+        windows=(TextWindow(chat=True),),
+    ),
+    "LongCatImagePipeline": Family(
+        name="LongCatImage",
+        takes_text_length=False,
+        arguments=(("enable_prompt_rewrite", False),),
+        windows=(TextWindow(spells_quotes=True),),
+    ),
+    "StableDiffusionXLPipeline": Family(
+        name="SDXL",
+        lora=_CLIP_LORA,
+        size_multiple=8,
+        takes_text_length=False,
+        windows=(TextWindow(own=True), TextWindow(tokenizer="tokenizer_2", own=True)),
+    ),
     "GlmImagePipeline": Family(
         name="GlmImage",
         size_multiple=32,
@@ -497,16 +592,6 @@ OTHER = Family(
     tensor_output=False,
     lora=LoraRules(mixes=False, encoders=("text_encoder", "text_encoder_2")),
 )
-
-
-MIXES_LORAS = frozenset(["ChromaPipeline", "HiDreamImagePipeline"])
-"""Pipelines without a row with which rows of different LoRAs were measured to share a call (0.0)."""
-
-
-def family_of(pipeline_class: str) -> Family:
-    """Return the family of a pipeline; `OTHER`, or as much as is known of it, where it has no row."""
-    other = replace(OTHER, lora=LoraRules(encoders=_CLIP_LORA.encoders)) if pipeline_class in MIXES_LORAS else OTHER
-    return FAMILIES.get(pipeline_class, other)
 
 
 def attends_twice(transformer: Mapping[str, object]) -> bool:

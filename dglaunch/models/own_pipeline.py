@@ -2,10 +2,11 @@
 checkpoint.
 
 Here nothing of it is run: its source is read, for the class of the families' table that it derives from.
-What derives from none makes one image a call.
+What derives from none is called by its signature, and the self-test says whether it may batch.
 """
 
 import ast
+import hashlib
 import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,12 +15,11 @@ from pathlib import Path
 from dglaunch.errors import UserError
 from dglaunch.files import read_bytes
 from dglaunch.models.components import CheckpointFiles, parts_of
-from dglaunch.models.families import FAMILIES, OTHER, Family
+from dglaunch.models.families import FAMILIES, Family
 from dglaunch.models.folder import Folder
+from dglaunch.models.unlisted import MOST_SOURCE, Takes, takes_in
 from dglaunch.search_path import with_current_folder
 
-MOST_SOURCE = 1 << 24
-"""Bytes of a module."""
 TRUST = "which is not run unasked. Read it and, if you trust it, add --trust_remote_code."
 
 
@@ -31,8 +31,12 @@ class OwnPipeline:
     """my_module, my_package.my_module; or pipeline, of a pipeline.py in the checkpoint."""
     class_name: str
     in_checkpoint: bool
-    base: str | None
+    base: str | None = None
     """The pipeline of the families' table that it derives from, as its source says."""
+    takes: Takes | None = None
+    """What its call takes, as its source says, where it derives from none."""
+    content: str = ""
+    """The sha256 of the module's source, where that is here."""
 
     @property
     def name(self) -> str:
@@ -45,11 +49,7 @@ class OwnPipeline:
         return self.base or self.class_name
 
     def family(self, row: Family) -> Family:
-        """Return the row of its base for it, without what only the base itself is known to do; `OTHER`, one image a call,
-        where it has none."""
-        if self.base is None:
-            reason = f"{self.class_name} derives from no pipeline of which it is known whether a batch is right"
-            return replace(OTHER, name=self.class_name, batch=False, batch_reason=reason)
+        """Return the row of its base for it, without what only the base itself is known to do."""
         kept = row.xdit if row.xdit is not None and row.xdit.pipeline is None else None
         return replace(row, text_outputs=(), windows=None, takes=None, xdit=kept)
 
@@ -79,8 +79,8 @@ def named_by_flag(reference: str) -> OwnPipeline:
             f"holds {module.replace('.', '/')}.py, or put that folder into PYTHONPATH."
         )
     source = Path(spec.origin) if spec.origin is not None and spec.origin.endswith(".py") else None
-    base = None if source is None else _base_in(source, class_name)
-    return OwnPipeline(module=module, class_name=class_name, in_checkpoint=False, base=base)
+    known = OwnPipeline(module=module, class_name=class_name, in_checkpoint=False)
+    return known if source is None else _with_source(known, source)
 
 
 def named_by_index(files: CheckpointFiles, named: object) -> OwnPipeline | None:
@@ -89,7 +89,7 @@ def named_by_index(files: CheckpointFiles, named: object) -> OwnPipeline | None:
     if not isinstance(named, list) or len(named) != 2 or not all(isinstance(name, str) for name in named):
         return None
     module, class_name = named
-    base = None
+    known = OwnPipeline(module=module, class_name=class_name, in_checkpoint=True)
     if isinstance(files, Folder):
         file = files.path / f"{module}.py"
         if not str(module).isidentifier() or not file.is_file():
@@ -97,8 +97,8 @@ def named_by_index(files: CheckpointFiles, named: object) -> OwnPipeline | None:
                 f"The model_index.json of {files.source} names the pipeline {class_name} in {module}.py, which is not in the "
                 "folder. Put the file there, or correct _class_name."
             )
-        base = _base_in(file, class_name)
-    return OwnPipeline(module=module, class_name=class_name, in_checkpoint=True, base=base)
+        known = _with_source(known, file)
+    return known
 
 
 def code_of(files: CheckpointFiles, own: OwnPipeline | None) -> list[str]:
@@ -113,10 +113,12 @@ def code_of(files: CheckpointFiles, own: OwnPipeline | None) -> list[str]:
 # -- the source ---------------------------------------------------------------------------------------------------
 
 
-def _base_in(file: Path, class_name: str) -> str | None:
-    """The class of the families' table that a class in a file derives from."""
+def _with_source(known: OwnPipeline, file: Path) -> OwnPipeline:
+    """A class with what its source says: the class of the families' table that it derives from, else what its call takes."""
+    class_name = known.class_name
     try:
-        tree = ast.parse(read_bytes(file, MOST_SOURCE))
+        source = read_bytes(file, MOST_SOURCE)
+        tree = ast.parse(source)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}.") from None
     except (SyntaxError, ValueError) as error:
@@ -131,7 +133,9 @@ def _base_in(file: Path, class_name: str) -> str | None:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "diffusers"
         for alias in node.names
     }
-    return next((name for name in _ancestors(class_name, classes, imported) if name in FAMILIES), None)
+    base = next((name for name in _ancestors(class_name, classes, imported) if name in FAMILIES), None)
+    takes = takes_in(file, class_name) if base is None else None
+    return replace(known, base=base, takes=takes, content=hashlib.sha256(source).hexdigest())
 
 
 def _may_have(tree: ast.Module, name: str) -> bool:

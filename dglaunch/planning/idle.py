@@ -75,6 +75,6 @@ def settle(found: Iterable[Idle], excused: Collection[str] | None) -> dict[str, 
     told: dict[str, str] = {}
     for idle in found:
         if idle.remedy and excused is not None and idle.name not in excused:
-            raise UserError(f"{idle.name} would do nothing{idle.where}: {idle.reason}. {idle.remedy}")
+            raise UserError(idle.mistake)
         told[idle.name] = f"does nothing{idle.where}: {idle.reason}"
     return told

@@ -73,11 +73,14 @@ class Limits:
 
     largest: dict[Shape, int] = field(default_factory=dict)
     """Images of a shape that a batch may have, after a larger one ran out of memory."""
+    most: int | None = None
+    """Images that any batch may have, where more together would not be right."""
     events: list[str] = field(default_factory=list)
 
     def parts(self, batch: Batch, shape: Shape) -> list[Batch]:
         """The batch in as many parts as its shape needs."""
-        return balanced(batch.tasks, self.largest.get(shape, len(batch)))
+        size = self.largest.get(shape, len(batch))
+        return balanced(batch.tasks, size if self.most is None else min(size, self.most))
 
     def halve(self, shape: Shape, size: int) -> None:
         """So many images of a shape were too many."""

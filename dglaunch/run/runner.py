@@ -28,6 +28,7 @@ from dglaunch.planning.batches import Plan
 from dglaunch.planning.figures import book_of
 from dglaunch.planning.job import Job, Schedule
 from dglaunch.planning.outlook import PlannedPeak, planned_peak
+from dglaunch.run.attempts import Limits
 from dglaunch.run.collect import Collector, Sink
 from dglaunch.run.encoding import Encoder
 from dglaunch.run.images import ImageQueue
@@ -160,7 +161,8 @@ class _Run:
                 facts = self.journal.facts
                 one = facts.workers == 1 or self.job.config.debug
                 with self._encoder(context, collector, watch, background and one) as encoder:
-                    loop = Loop(context, backend, facts, collector.sink, watch, encoder)
+                    limits = Limits(most=facts.most_images)
+                    loop = Loop(context, backend, facts, collector.sink, watch, encoder, limits)
                     batches = self._batches(context, schedule.plan)
                     if one:
                         loop.run(batches)

@@ -40,6 +40,8 @@ class Simulated:
 class WeightlessLoader(PipelineLoader):
     """A weightless loader builds a pipeline from its configuration alone: it reads no weights and needs no network."""
 
+    has_weights = False
+
     def __init__(self, context: Context, simulated: Simulated) -> None:
         super().__init__(context)
         self.simulated = simulated

@@ -130,6 +130,6 @@ def test_a_flag_that_its_call_does_not_take_is_refused(here: Path) -> None:
     ended = t2i(here, "out", "--pipeline", "own_noise:Noise", "--guidance_scale", "3")
     assert (
         ended.code == 2
-        and "own_noise:Noise does not take guidance_scale, so --guidance_scale would do nothing" in ended.output
+        and "guidance_scale would do nothing: the call of own_noise:Noise has no parameter for it" in ended.output
     )
     assert not (here / "out").exists(), "before anything is written"

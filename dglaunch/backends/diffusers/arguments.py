@@ -1,5 +1,6 @@
 """What a pipeline is called with for a batch. No model is needed here: what the pipeline takes is an argument."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from inspect import Parameter, signature
 
@@ -9,9 +10,10 @@ from dglaunch.config import CALL, RunConfig, flags_that
 from dglaunch.data.task import Batch, Record, Task
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
-from dglaunch.models.families import Family
 from dglaunch.models.own_pipeline import OwnPipeline
 
+LATENT = 8
+"""Pixels of a latent's side."""
 NAMED = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 StepCallback = Callable[[object, int, object, dict[str, object]], dict[str, object]]
 """What a pipeline calls after each denoising step: with itself, the step, its time and tensors that may be changed."""
@@ -36,6 +38,8 @@ def call_arguments(
     arguments = {name: value for name, value in settings.items() if name in takes} | {
         name: value for name, value in family.arguments if name in takes
     }
+    if family.guidance in arguments:
+        arguments |= {name: value for name, value in family.with_guidance if name in takes}
     if "max_area" in takes and first.height is not None and first.width is not None:
         # Kontext would rescale the output to 1 Mpx, whatever height and width say.
         arguments["max_area"] = first.height * first.width
@@ -48,6 +52,14 @@ def call_arguments(
     if "callback_on_step_end" in takes:
         arguments["callback_on_step_end"] = on_step_end
     return arguments
+
+
+def scale_to_area(pipeline: object, batch: Batch, checkpoint: Checkpoint) -> None:
+    """Let a pipeline that scales every size to the area of a square leave the size of this batch as it is: a hair more than
+    its area, as it rounds down."""
+    if attribute := checkpoint.family.area_attribute:
+        shape = checkpoint.shape(batch.tasks[0].height, batch.tasks[0].width)
+        setattr(pipeline, attribute, math.sqrt(shape.height * shape.width) / LATENT * (1 + 1e-9))
 
 
 def call_parameters(pipeline_class: type) -> dict[str, Parameter]:
@@ -90,18 +102,6 @@ def call_defaults(checkpoint: Checkpoint, parameters: Mapping[str, Parameter]) -
         "num_inference_steps": steps.default if steps else None,
         "guidance_scale": guidance.default if guidance else None,
     } | checkpoint.defaults
-
-
-def check_flags(config: RunConfig, family: Family, pipeline_name: str, takes: Collection[str]) -> None:
-    """Refuse a flag that the pipeline does not take and that would silently do nothing.
-
-    Raises:
-        UserError: with the flag.
-    """
-    for flag in flags_that(CALL, type(config)):
-        argument = family.guidance if flag == "guidance_scale" else flag
-        if getattr(config, flag) is not None and argument not in takes:
-            raise UserError(f"{pipeline_name} does not take {argument}, so --{flag} would do nothing; drop it.")
 
 
 def _settings(task: Task, config: RunConfig, checkpoint: Checkpoint) -> dict[str, object]:

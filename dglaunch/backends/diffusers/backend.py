@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 
+import numpy as np
 import torch
+from PIL.Image import Image
 
-from dglaunch.backends.base import Context, Facts, Slot
+from dglaunch.backends.base import Context, Facts, Slot, arrived
 from dglaunch.backends.diffusers import optimizations
 from dglaunch.backends.diffusers.arguments import call_arguments, call_defaults
 from dglaunch.backends.diffusers.embedding_cache import EmbeddingCache, open_cache
 from dglaunch.backends.diffusers.engine import Call, DiffusersEngine, Engine
+from dglaunch.backends.diffusers.findings import Findings
 from dglaunch.backends.diffusers.loading import PipelineLoader, quiet_libraries, resize_each
 from dglaunch.backends.diffusers.long_prompts import windows_of
 from dglaunch.backends.diffusers.pixels import ImageOf, image_of, to_slots
@@ -18,6 +21,7 @@ from dglaunch.backends.diffusers.prompt_encoder import PromptEncoder
 from dglaunch.backends.diffusers.prompt_interception import PromptInterception
 from dglaunch.backends.diffusers.protocols import Pipeline, plain_pipeline
 from dglaunch.backends.diffusers.schedulers import describe, options_of
+from dglaunch.backends.diffusers.self_test import Pixels, find_out, seeded_by
 from dglaunch.backends.diffusers.stages import Stages, time_compilation, trace_shapes
 from dglaunch.backends.diffusers.text_encoders import TextEncoders
 from dglaunch.backends.diffusers.with_inputs import InputPipelines
@@ -63,6 +67,10 @@ class DiffusersBackend:
         self.prompts: PromptEncoder | None = None
         self.takes: frozenset[str] = frozenset()
         """Names of the pipeline's arguments."""
+        self.findings: Findings | None = None
+        """Of the self-test, for a pipeline without a row."""
+        self.is_tried_out = False
+        """Whether the self-test is under way, whose calls are not broken off: what is found is kept."""
         self.facts = Facts()
         self.undo = ExitStack()
         """What this backend changed for the whole process."""
@@ -98,6 +106,8 @@ class DiffusersBackend:
             time_compilation(folder, self.seconds, events, self.undo)
         if config.debug:
             trace_shapes(self.pipeline)
+        if not self.context.checkpoint.family.is_measured and self.loader.has_weights:
+            self._try_out(events)
         scheduler = self.pipeline.components.get("scheduler")
         if (choice := chosen(config.backend, self.context.checkpoint)) is not None:
             effects["scheduler"] = describe(choice)
@@ -116,6 +126,7 @@ class DiffusersBackend:
             ),
             seconds_to_take_over=self.prompts.seconds_to_come_back if self.prompts is not None else 0.0,
             known_trouble=rules.known_trouble if rules is not None else "",
+            most_images=1 if self.findings is not None and self.findings.why_single else None,
         )
         return self.facts
 
@@ -127,13 +138,28 @@ class DiffusersBackend:
         items = self.inputs.readable(batch, self.context.channel)
         if not items.batch.tasks:
             return items.with_errors(())
-        with torch.inference_mode(), self.stages.denoising(), ExitStack() as if_it_breaks_off:
+        seeded = seeded_by(self.findings, items.batch)
+        with torch.inference_mode(), self.stages.denoising(), seeded, ExitStack() as if_it_breaks_off:
             if_it_breaks_off.callback(optimizations.forget_steps, self.pipeline)
             call = self._call(items.batch)
             self._use_loras(items.batch)
             output = call()
             if_it_breaks_off.pop_all()
         return items.with_errors(to_slots(output, self.image_of) if output is not None else None)
+
+    def _try_out(self, events: list[str]) -> None:
+        """Find out about a pipeline without a row; the time that it takes is none of the stages'."""
+        before, self.is_tried_out = dict(self.seconds), True
+        self.findings, said = find_out(self.context, self._draw, self.takes)
+        self.is_tried_out = False
+        events.append(said)
+        self.seconds.clear()
+        self.seconds.update(before)
+
+    def _draw(self, batch: Batch) -> list[Pixels]:
+        """Make a few images for the self-test."""
+        images = [arrived(slot) for slot in self.generate(batch) or ()]
+        return [np.asarray(image.convert("RGB")) for image in images if isinstance(image, Image)]
 
     def close(self) -> None:
         self.undo.close()
@@ -205,7 +231,7 @@ class DiffusersBackend:
     def _between_steps(
         self, _pipeline: object, _step: int, _timestep: object, values: dict[str, object]
     ) -> dict[str, object]:
-        if self.context.should_stop():
+        if not self.is_tried_out and self.context.should_stop():
             raise Drained
         return values
 

@@ -26,8 +26,11 @@ from dglaunch.models.optimizations import (
     asked,
 )
 from dglaunch.models.schedulers import calls_of
+from dglaunch.models.unlisted import Unsaid
 from dglaunch.system import host_memory
 
+GIVEN = ("prompt", "generator")
+"""What every call of a pipeline is given."""
 MAG_CACHE_STEPS = 28
 """Denoising steps for which MagCache's published ratios hold."""
 
@@ -181,6 +184,30 @@ def _check_cache_flags(config: OptimizationConfig) -> None:
             raise UserError(f"--{flag} would do nothing: {now}; it belongs to {', '.join(fitting)}.")
 
 
+# -- the pipeline -------------------------------------------------------------------------------------------------
+
+
+def check_draws(checkpoint: Checkpoint) -> None:
+    """Refuse a pipeline without a row of which the call shows that it makes no images of prompts alone."""
+    takes, own = checkpoint.takes, checkpoint.own is not None
+    if takes is None or own:  # one of the user's own is told what its call must take: loading.py
+        return
+    needed = [name for name, default in takes.items() if default is Unsaid.REQUIRED and name not in GIVEN]
+    missing = [name for name in GIVEN if name not in takes]
+    if "num_frames" in takes:
+        why = "it draws videos (num_frames)"
+    elif missing:
+        why = f"its call takes no {' and no '.join(missing)}"
+    elif needed:
+        why = f"its call needs {', '.join(needed)}"
+    else:
+        return
+    raise UserError(
+        f"{checkpoint.source} is a {checkpoint.pipeline_class}, which draws no images of prompts and seeds alone: {why}. Choose a "
+        "text-to-image checkpoint."
+    )
+
+
 # -- rows ---------------------------------------------------------------------------------------------------------
 
 
@@ -193,6 +220,20 @@ def check_guidance(checkpoint: Checkpoint, tasks: Iterable[Task]) -> None:
             raise UserError(
                 f"Row {task.index} has a guidance scale but no negative prompt, and {checkpoint.pipeline_class} applies "
                 "guidance only against one. Add --negative_prompt ' ', or remove guidance_scale."
+            )
+
+
+def check_schedule(checkpoint: Checkpoint, tasks: Iterable[Task]) -> None:
+    """Refuse steps for which the pipeline's own schedule of guidance scales does not hold."""
+    steps = checkpoint.family.schedule_steps
+    if steps is None or "guidance_scale" in checkpoint.defaults:
+        return
+    for task in tasks:
+        if task.guidance_scale is None and checkpoint.num_steps(task.num_inference_steps) != steps:
+            raise UserError(
+                f"Row {task.index} takes {task.num_inference_steps} denoising steps, but the guidance of "
+                f"{checkpoint.pipeline_class} without --guidance_scale is a schedule of {steps} steps. Add --guidance_scale, or "
+                f"give --num_inference_steps {steps}."
             )
 
 

@@ -15,7 +15,7 @@ from dglaunch.atomic import atomic_write, temporary_path
 from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers.prompt_tensors import Embedding
 from dglaunch.errors import UserError
-from dglaunch.files import make_cache_folder, read_bytes
+from dglaunch.files import identity_of, make_cache_folder, read_bytes
 
 
 class EmbeddingCache:
@@ -132,7 +132,5 @@ def encoders_key(folder: Path, *versions: str) -> str:
     """
     described = list(versions)
     for file in sorted(folder.glob("text_encoder*/*")) + sorted(folder.glob("tokenizer*/*")):
-        real = file.resolve()
-        content = real.name if file.is_symlink() else f"{real.stat().st_size} {real.stat().st_mtime_ns}"
-        described.append(f"{file.relative_to(folder)} {content}")
+        described.append(f"{file.relative_to(folder)} {identity_of(file)}")
     return hashlib.sha256("\n".join(described).encode()).hexdigest()[:16]

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers import optimizations
+from dglaunch.backends.diffusers.arguments import scale_to_area
 from dglaunch.backends.diffusers.loading import PipelineLoader
 from dglaunch.backends.diffusers.loras import PipelineLoras
 from dglaunch.backends.diffusers.protocols import Pipeline, PipelineOutput
@@ -61,4 +62,5 @@ class DiffusersEngine:
         return optimizations.apply(pipeline, wanted, context.torch_device, undo, context.num_cores, loras)
 
     def prepare(self, pipeline: Pipeline, batch: Batch, arguments: dict[str, object]) -> Call:
+        scale_to_area(pipeline, batch, self.context.checkpoint)
         return partial(pipeline, **arguments)

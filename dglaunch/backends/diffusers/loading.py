@@ -14,6 +14,7 @@ import torch
 
 from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers import arguments, optimizations
+from dglaunch.backends.diffusers.idle import without_parameter
 from dglaunch.backends.diffusers.loras import PipelineLoras
 from dglaunch.backends.diffusers.protocols import ImageProcessor, Pipeline, PretrainedPart
 from dglaunch.backends.diffusers.schedulers import make_scheduler
@@ -34,6 +35,9 @@ class PipelineLoader:
     """A loader reads a checkpoint's pipeline, and its text encoders apart from it where they come and go before the
     pipeline moves to its device."""
 
+    has_weights = True
+    """Whether what it loads draws images, and not only their shapes."""
+
     def __init__(self, context: Context) -> None:
         self.context = context
         self.checkpoint = context.checkpoint
@@ -46,7 +50,8 @@ class PipelineLoader:
         """What the report should say of the loading."""
 
     def check(self) -> None:
-        """Refuse a pipeline that diffusers does not have, and flags that it would not look at.
+        """Refuse a pipeline that diffusers does not have, and values for which its call has no parameter, as far as that was
+        not known before.
 
         Raises:
             UserError: with what to do instead.
@@ -63,7 +68,10 @@ class PipelineLoader:
                 f"--lora: diffusers {diffusers.__version__} loads no LoRA into {self.pipeline_class.__name__}. Drop the flag, or fuse "
                 "it into the checkpoint with the tool that trained it."
             )
-        arguments.check_flags(self.context.config, self.checkpoint.family, self.pipeline_class.__name__, takes)
+        if self.checkpoint.takes is None:
+            tasks = [task for batch in self.context.batches for task in batch.tasks]
+            for idle in without_parameter(self.checkpoint, self.context.config, tasks, takes):
+                raise UserError(idle.mistake)
 
     def call_parameters(self, pipeline: Pipeline) -> Mapping[str, inspect.Parameter]:
         """Return the arguments of a loaded pipeline's call."""

@@ -1,6 +1,5 @@
 """--on_long_prompt: prompts that the text encoders do not read to their ends are counted, or refused before a model is loaded."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -13,10 +12,7 @@ from dglaunch.models.checkpoint import Checkpoint, load_tokenizer
 
 def windows_of(checkpoint: Checkpoint, config: RunConfig, tokenizer_of: Callable[[str], object]) -> PromptWindows:
     """Return the windows of the checkpoint's text encoders, with their tokenizers by their names in the pipeline."""
-    length = checkpoint.text_length(config.max_sequence_length)
-    if checkpoint.family.windows is None and checkpoint.tokenizers and config.max_sequence_length is None:
-        length = _default_length(checkpoint.pipeline_class, length)
-    return PromptWindows(checkpoint, length, tokenizer_of)
+    return PromptWindows(checkpoint, checkpoint.text_length(config.max_sequence_length), tokenizer_of)
 
 
 def check_long_prompts(checkpoint: Checkpoint, config: RunConfig, tasks: Sequence[Task]) -> None:
@@ -74,13 +70,3 @@ def _problem(record: Record) -> str:
         for name, cut in cuts.items()
         if cut is not None
     )
-
-
-def _default_length(pipeline_class: str, otherwise: int) -> int:
-    """The max_sequence_length that a pipeline of an unlisted class takes by default."""
-    import diffusers
-
-    found = getattr(diffusers, pipeline_class, None)
-    parameters = inspect.signature(found.__call__).parameters if found is not None else {}
-    default = parameters["max_sequence_length"].default if "max_sequence_length" in parameters else None
-    return default if isinstance(default, int) else otherwise

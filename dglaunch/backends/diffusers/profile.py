@@ -6,12 +6,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from dglaunch.backends.diffusers import checks
-from dglaunch.backends.diffusers.idle import idle_guidance, idle_negatives, idle_text_length
+from dglaunch.backends.diffusers.findings import file_of, recall
+from dglaunch.backends.diffusers.idle import (
+    idle_arguments,
+    idle_guidance,
+    idle_negatives,
+    idle_text_length,
+    without_parameter,
+)
 from dglaunch.backends.diffusers.long_prompts import check_long_prompts
 from dglaunch.backends.diffusers.lora_checks import check_loras, why_apart, with_loras
 from dglaunch.backends.profiles import Idle, Profile, Target, edit_bucket
-from dglaunch.config import RunConfig
-from dglaunch.data.task import Bucket, Task, plain_bucket
+from dglaunch.config import CALL, RunConfig, flags_that
+from dglaunch.data.task import ROW_FIELDS, Bucket, Task, plain_bucket
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint, as_editor, resolve, token_lengths
@@ -49,6 +56,8 @@ class DiffusersProfile(Profile):
             dtype = "bfloat16" if device == "cuda" else "float32"
             reasons["torch_dtype"] = f"{dtype}: the default on a {'GPU' if device == 'cuda' else 'CPU'}"
         machine = replace(_machine(device, topology) if elsewhere is None else elsewhere, dtype=dtype)
+        if not checkpoint.family.is_measured:
+            checkpoint = _with_findings(checkpoint, config, device, dtype, reasons)
         return Target(checkpoint=checkpoint, device=device, machine=machine, reasons=reasons, here=elsewhere is None)
 
     def as_editor(self, config: RunConfig, checkpoint: Checkpoint, model_type: str | None) -> Checkpoint:
@@ -73,7 +82,9 @@ class DiffusersProfile(Profile):
 
             _quiet(config)
             check_scheduler(checkpoint, config.backend, tasks, self.xdit)
+        checks.check_draws(checkpoint)
         checks.check_guidance(checkpoint, tasks)
+        checks.check_schedule(checkpoint, tasks)
         checks.check_text_length(checkpoint, config)
         checks.check_optimizations(
             checkpoint, config, topology, target.device, self.xdit, target.machine.capability, target.here
@@ -90,20 +101,24 @@ class DiffusersProfile(Profile):
         own = target.checkpoint.own
         if own is None or (own.in_checkpoint and not target.checkpoint.local):  # that is not downloaded yet
             return
-        from dglaunch.backends.diffusers.arguments import call_parameters, check_flags, check_own
+        from dglaunch.backends.diffusers.arguments import call_parameters, check_own
         from dglaunch.backends.diffusers.loading import own_class, quiet_libraries
 
         if not config.debug:
             quiet_libraries()
         takes = call_parameters(own_class(own, target.checkpoint, config.backend))
         check_own(own, takes)
-        check_flags(config, target.checkpoint.family, own.name, takes)
+        given = {name: getattr(config, name) for name in flags_that(CALL, type(config)) if name in ROW_FIELDS}
+        flags = Task(index=0, prompt="", seed=0, stem="", **given)
+        for idle in without_parameter(target.checkpoint, config, [flags], takes):
+            raise UserError(idle.mistake)
 
     def lora_reason(self, config: RunConfig, target: Target) -> str:
         apart = why_apart(target.checkpoint, config, self.xdit)
         return f"do not share a batch, as {apart}" if apart else "share a batch, if none of them has several"
 
     def idle_values(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Iterable[Idle]:
+        yield from idle_arguments(target.checkpoint, config, tasks)
         yield from idle_text_length(target.checkpoint, config)
         yield from idle_guidance(target.checkpoint, config, tasks)
         yield from idle_negatives(target.checkpoint, config, tasks)
@@ -139,6 +154,19 @@ def _quiet(config: RunConfig) -> None:
 
     if not config.debug:
         quiet_libraries()
+
+
+def _with_findings(
+    checkpoint: Checkpoint, config: RunConfig, device: str, dtype: str, reasons: dict[str, str]
+) -> Checkpoint:
+    """The checkpoint with the sizes that an earlier run's self-test found, if it is the same in all that they depend on."""
+    file = file_of(checkpoint, config, device, dtype)
+    findings = recall(file) if file is not None else None
+    if findings is None:
+        reasons["self_test"] = "what has no row in dglaunch's table of families is tried out once the model is loaded"
+        return checkpoint
+    reasons["self_test"] = f"{findings.text} (kept in {file})"
+    return replace(checkpoint, family=replace(checkpoint.family, size_multiple=findings.multiple))
 
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")

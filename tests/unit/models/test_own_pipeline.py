@@ -58,10 +58,9 @@ def test_its_source_says_of_which_family_it_is(tmp_path: Path, monkeypatch: pyte
         "from other import Lit",
     ],
 )
-def test_of_no_family_it_makes_one_image_a_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+def test_of_no_family_it_is_tried_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     found = checkpoint_of(tmp_path, monkeypatch, source)
-    assert (found.pipeline_class, found.family.batch) == ("Lit", False)
-    assert "derives from no pipeline" in found.family.batch_reason
+    assert (found.pipeline_class, found.family.is_measured) == ("Lit", False)
 
 
 def plan(folder: Path, *words: str | Path) -> Ended:

@@ -1,15 +1,12 @@
 """A batch to the keyword arguments of a call, for pipelines that take this and that; no model is loaded."""
 
-from dataclasses import replace
 from typing import Any
 
-import pytest
 import torch
 
 from dglaunch import T2IConfig
-from dglaunch.backends.diffusers.arguments import call_arguments, call_defaults, check_flags
+from dglaunch.backends.diffusers.arguments import call_arguments, call_defaults
 from dglaunch.data.task import Batch, Task
-from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.models.families import FAMILIES, OTHER, Family
 
@@ -110,20 +107,3 @@ def test_the_ledger_names_what_a_call_without_arguments_uses() -> None:
         "height": 64, "guidance_scale": 1.0
     }  # fmt: skip
     assert call_defaults(checkpoint(), {})["num_inference_steps"] is None
-
-
-@pytest.mark.parametrize(
-    ("flag", "value"), [("negative_prompt", "blurry"), ("max_sequence_length", 32), ("height", 64)]
-)
-def test_a_flag_that_the_pipeline_does_not_take_is_refused(flag: str, value: Any) -> None:
-    config = replace(T2IConfig(prompt="x"), **{flag: value})
-    check_flags(config, OTHER, "SomePipeline", PLAIN)
-    with pytest.raises(UserError, match=rf"SomePipeline does not take {flag}, so --{flag} would do nothing; drop it"):
-        check_flags(config, OTHER, "SomePipeline", PLAIN - {flag})
-
-
-def test_the_guidance_scale_is_looked_up_by_the_pipelines_name() -> None:
-    config, qwen = T2IConfig(prompt="x", guidance_scale=2.0), FAMILIES["QwenImagePipeline"]
-    check_flags(config, qwen, "QwenImagePipeline", {"true_cfg_scale"})
-    with pytest.raises(UserError, match="does not take true_cfg_scale, so --guidance_scale would do nothing"):
-        check_flags(config, qwen, "QwenImagePipeline", {"guidance_scale"})
