@@ -17,7 +17,7 @@ INDEX = "model_index.json"
 MOST_JSON = 1 << 24
 """Bytes of a checkpoint's configuration."""
 USUAL_PARTS = ("transformer", "unet", "vae", "text_encoder", "tokenizer", "scheduler")
-PREPARING = ("tokenizer", "processor", "image_processor", "feature_extractor")
+PREPARING = ("tokenizer", "processor", "image_processor", "text_processor", "feature_extractor")
 """How the names of parts begin that have neither weights nor a config.json."""
 
 

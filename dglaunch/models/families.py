@@ -136,6 +136,9 @@ class Family:
     takes: frozenset[str] | None = None
     """Of the optimizations that depend on the family, those that were measured to work (tests/torchrun/test_optimizations.py
     tries them again). None: nobody measured, so each is let through and the loaded modules decide."""
+    shares: frozenset[str] = frozenset()
+    """The ways in which the ranks of a replica were measured to share it by diffusers itself: the values of --parallel and
+    --shard (tests/torchrun/test_sharing.py tries them again)."""
 
 
 def _names(text: str) -> frozenset[str]:
@@ -156,12 +159,12 @@ _LUMINA2_SYSTEM = (
 _FLUX = XDiT(
     wrapper=f"{_TRANSFORMERS}.transformer_flux:xFuserFlux1Transformer2DWrapper",
     splits_text=True,
-    takes=_names("cache:taylor_seer cache:faster_cache cache:pab cache:mag_cache enable_fuse_qkv"),
+    takes=_names("cache:taylor_seer cache:faster_cache cache:pab cache:mag_cache cache:fbcache enable_fuse_qkv"),
 )
 _FLUX2 = XDiT(
     wrapper=f"{_TRANSFORMERS}.transformer_flux2:xFuserFlux2Transformer2DWrapper",
     splits_text=True,
-    takes=_names("cache:faster_cache cache:pab enable_fuse_qkv"),
+    takes=_names("cache:faster_cache cache:pab cache:fbcache enable_fuse_qkv"),
 )
 _QWEN = XDiT(in_place="dglaunch.backends.xdit.exact:wrap_qwen", ring=False, image_unit="any")
 _FLUX2_EDIT = EditRules(
@@ -178,6 +181,9 @@ _FLUX2_EDIT = EditRules(
 )
 _QWEN_TAKES = _names("attention_backend enable_compile cache:first_block_cache cache:taylor_seer cache:cache_dit")
 _GUIDED_TAKES = _names("enable_fuse_qkv cache:cache_dit")
+_PLANNED = _names("context fsdp tensor")
+"""What a transformer is shared by for which diffusers has a plan of both kinds."""
+_FSDP = _names("fsdp")
 
 FAMILIES: dict[str, Family] = {
     "FluxPipeline": Family(
@@ -192,6 +198,7 @@ FAMILIES: dict[str, Family] = {
             "attention_backend enable_compile enable_fuse_qkv cache:first_block_cache cache:taylor_seer "
             "cache:faster_cache cache:pab cache:mag_cache cache:cache_dit"
         ),
+        shares=_PLANNED,
     ),
     "FluxKontextPipeline": Family(
         name="FluxKontext",
@@ -214,6 +221,7 @@ FAMILIES: dict[str, Family] = {
         ),
         xdit=replace(_FLUX, takes=frozenset()),
         takes=_names("attention_backend enable_compile enable_fuse_qkv cache:faster_cache cache:pab cache:cache_dit"),
+        shares=_PLANNED,
     ),
     "Flux2Pipeline": Family(
         name="Flux2",
@@ -224,6 +232,7 @@ FAMILIES: dict[str, Family] = {
         edit=_FLUX2_EDIT,
         xdit=_FLUX2,
         takes=_names("attention_backend enable_compile enable_fuse_qkv cache:faster_cache cache:pab cache:cache_dit"),
+        shares=_PLANNED,
     ),
     "Flux2KleinPipeline": Family(
         name="Flux2Klein",
@@ -236,6 +245,7 @@ FAMILIES: dict[str, Family] = {
         takes=_names(
             "attention_backend enable_compile enable_fuse_qkv cache:taylor_seer cache:faster_cache cache:pab cache:cache_dit"
         ),
+        shares=_PLANNED,
     ),
     "QwenImagePipeline": Family(
         name="QwenImage",
@@ -247,6 +257,7 @@ FAMILIES: dict[str, Family] = {
         text_outputs=("padded", "mask"),
         xdit=_QWEN,
         takes=_QWEN_TAKES,
+        shares=_PLANNED,
     ),
     "QwenImageEditPipeline": Family(
         name="QwenImageEdit",
@@ -266,6 +277,7 @@ FAMILIES: dict[str, Family] = {
         ),
         xdit=_QWEN,
         takes=_QWEN_TAKES,
+        shares=_PLANNED,
     ),
     "QwenImageEditPlusPipeline": Family(
         name="QwenImageEditPlus",
@@ -283,7 +295,9 @@ FAMILIES: dict[str, Family] = {
             input_text="1 Mpx",
             output_text="1 Mpx, in the shape of the last image",
         ),
+        xdit=_QWEN,
         takes=_QWEN_TAKES,
+        shares=_PLANNED,
     ),
     "LongCatImageEditPipeline": Family(
         name="LongCatImageEdit",
@@ -301,6 +315,7 @@ FAMILIES: dict[str, Family] = {
             sets_size=False,
         ),
         takes=_names("attention_backend enable_compile"),
+        shares=_FSDP,
     ),
     "ZImagePipeline": Family(
         name="ZImage",
@@ -318,6 +333,7 @@ FAMILIES: dict[str, Family] = {
             image_unit="any",
         ),
         takes=_names("attention_backend enable_compile cache:cache_dit"),
+        shares=_FSDP,
     ),
     "StableDiffusion3Pipeline": Family(
         name="SD3",
@@ -337,6 +353,7 @@ FAMILIES: dict[str, Family] = {
             image_unit="rows",
         ),
         takes=_GUIDED_TAKES,
+        shares=_FSDP,
     ),
     "PixArtSigmaPipeline": Family(
         name="PixArtSigma",
@@ -347,6 +364,7 @@ FAMILIES: dict[str, Family] = {
         text_outputs=_GUIDED_TEXT,
         xdit=XDiT(pipeline="xfuser:xFuserPixArtSigmaPipeline", cfg=True, image_unit="rows"),
         takes=_GUIDED_TAKES,
+        shares=_FSDP,
     ),
     "Lumina2Pipeline": Family(
         name="Lumina2",
@@ -363,6 +381,7 @@ FAMILIES: dict[str, Family] = {
             image_unit="rows",
         ),
         takes=_names("cache:cache_dit"),
+        shares=_FSDP,
     ),
     "PixArtAlphaPipeline": Family(
         name="PixArtAlpha",
@@ -427,6 +446,11 @@ def xdit_editors() -> list[str]:
 def editors() -> dict[str, str]:
     """Return the pipeline class of each --model_type."""
     return {family.edit.name: name for name, family in FAMILIES.items() if family.edit is not None}
+
+
+def families_shared_by(way: str) -> list[str]:
+    """Return the families that one way of diffusers shares over the ranks of a replica."""
+    return _measured(way, ((family.name, family.shares) for family in FAMILIES.values()))
 
 
 def families_taking(optimization: str) -> list[str]:

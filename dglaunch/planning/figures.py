@@ -64,6 +64,9 @@ def request_of(
         ulysses_degree=parallel.ulysses_degree,
         ring_degree=parallel.ring_degree,
         use_cfg_parallel=parallel.use_cfg_parallel,
+        context_degree=parallel.context_degree,
+        shard=config.backend.shard or "",
+        shard_degree=parallel.shard_degree,
         flags=tuple(name for name in TRACED if getattr(config.optimization, name)),
     )
 
@@ -283,7 +286,7 @@ def key_of(checkpoint: Checkpoint, request: Request) -> str:
         for name, part in sorted(checkpoint.components.items())
         if part.config and not name.endswith("scheduler")
     }
-    content = [FORMAT, checkpoint.pipeline_class, checkpoint.settings, parts, asdict(request)]
+    content = [FORMAT, checkpoint.pipeline_class, checkpoint.settings, parts, request.as_key()]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
 

@@ -12,6 +12,7 @@ import torch
 from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers.loading import PipelineLoader
 from dglaunch.backends.diffusers.protocols import Pipeline, PretrainedPart
+from dglaunch.backends.diffusers.shards import Layout
 from dglaunch.models.building import build
 from dglaunch.models.components import Component
 from dglaunch.simulation.meter import Meter
@@ -59,10 +60,16 @@ class WeightlessLoader(PipelineLoader):
         component = self.checkpoint.components["transformer"]
         return self._network("transformer", partial(part_class.from_config, component.config))  # type: ignore[attr-defined]
 
+    def outline(self) -> torch.nn.Module:
+        return cast("torch.nn.Module", self._part(self.checkpoint.components["transformer"]))
+
+    def fill(self, transformer: torch.nn.Module, layout: Layout) -> None:
+        """There is nothing to read."""
+
     def load_text_encoders(self, pipeline: Pipeline) -> dict[str, torch.nn.Module]:
         components = self.checkpoint.components
         self.live_before_encoders = self.simulated.meter.live
-        return {name: self._part(components[name]) for name in self._text_encoders() if name in components}
+        return {name: self._part(components[name]) for name in self.text_encoders() if name in components}
 
     def _pipeline(self, given: dict[str, Any]) -> Pipeline:
         """The checkpoint's pipeline of its parts; what has no configuration here is a tokenizer, or left out."""

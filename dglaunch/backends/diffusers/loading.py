@@ -7,18 +7,21 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
 from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers import arguments, optimizations
 from dglaunch.backends.diffusers.protocols import ImageProcessor, Pipeline, PretrainedPart
+from dglaunch.backends.diffusers.shards import Layout, fill, outline
 from dglaunch.backends.diffusers.stages import trace_shapes
 from dglaunch.backends.registry import imported
 from dglaunch.config import BackendConfig, EditingConfig
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.models.editing import EditRules
+from dglaunch.models.folder import weights_of
 from dglaunch.models.own_pipeline import OwnPipeline
 
 
@@ -92,8 +95,17 @@ class PipelineLoader:
             )
         if self.context.config.debug:
             trace_shapes(holder)
-        found = {name: getattr(holder, name) for name in self._text_encoders()}
+        found = {name: getattr(holder, name) for name in self.text_encoders()}
         return {name: encoder for name, encoder in found.items() if encoder is not None}
+
+    def outline(self) -> torch.nn.Module:
+        """Return the transformer without memory for its weights."""
+        return outline(self.checkpoint.components["transformer"], getattr(torch, self.context.dtype))
+
+    def fill(self, transformer: torch.nn.Module, layout: Layout) -> None:
+        """Read this rank's part of the transformer's weights from the checkpoint's files."""
+        folder = Path(self.checkpoint.source if self.checkpoint.local else self._fetched())
+        fill(transformer, layout, weights_of(folder, "transformer"), self.context.torch_device)
 
     @property
     def encodes_ahead(self) -> bool:
@@ -135,8 +147,12 @@ class PipelineLoader:
 
     def _download(self) -> None:
         if self.context.topology.local_rank == 0:
-            with explained(self.context):
-                self._loading_class.download(self.checkpoint.source, **self._from_pretrained_arguments())
+            self._fetched()
+
+    def _fetched(self) -> str:
+        """The folder of the hub's cache that has the checkpoint, once it is there."""
+        with explained(self.context):
+            return self._loading_class.download(self.checkpoint.source, **self._from_pretrained_arguments())
 
     def _from_pretrained_arguments(self) -> dict[str, object]:
         backend = self.context.config.backend
@@ -159,9 +175,10 @@ class PipelineLoader:
 
     def _left_out(self) -> dict[str, None]:
         """Arguments of from_pretrained for the parts that are loaded apart if they are needed."""
-        return dict.fromkeys(self._text_encoders()) if self.encodes_ahead else {}
+        return dict.fromkeys(self.text_encoders()) if self.encodes_ahead else {}
 
-    def _text_encoders(self) -> list[str]:
+    def text_encoders(self) -> list[str]:
+        """Return the names of the text encoders that the pipeline takes."""
         parts = inspect.signature(self.pipeline_class).parameters
         return [name for name in parts if name.startswith("text_encoder") and not name.endswith("_out_layers")]
 

@@ -22,8 +22,12 @@ from dglaunch.backends.diffusers.engine import Call
 from dglaunch.backends.diffusers.loading import PipelineLoader
 from dglaunch.backends.diffusers.protocols import Pipeline, denoiser
 from dglaunch.backends.xdit.cpu import ATTENTION_BACKEND, import_xfuser
+from dglaunch.backends.xdit.step_cache import apply_step_cache, forget_images
 from dglaunch.data.task import Batch
 from dglaunch.errors import UserError
+
+STEP_CACHE = "fbcache"
+"""The --cache_type that is xfuser's own."""
 
 
 def xdit_backend(context: Context) -> DiffusersBackend:
@@ -33,6 +37,8 @@ def xdit_backend(context: Context) -> DiffusersBackend:
 
 class XDiTEngine:
     """The engine of xfuser: its process groups, its transformers and pipelines, and what it must be given before a call."""
+
+    together = False
 
     def __init__(self, context: Context) -> None:
         family = context.checkpoint.family.xdit
@@ -65,12 +71,21 @@ class XDiTEngine:
         self._initialize_runtime(pipeline)
         return pipeline
 
+    def load_text_encoders(self, loader: PipelineLoader, pipeline: Pipeline) -> dict[str, torch.nn.Module]:
+        return loader.load_text_encoders(pipeline)
+
     def optimize(self, pipeline: Pipeline, undo: ExitStack) -> dict[str, str]:
         from xfuser.core.distributed import get_runtime_state
 
         wanted = self.context.config.optimization
         others = replace(wanted, attention_backend=None)
+        cached = ""
+        if wanted.cache_type == STEP_CACHE:
+            cached = apply_step_cache(denoiser(pipeline), wanted.cache_threshold, self.context.torch_device)
+            others = replace(others, cache_type=None, cache_threshold=None)
         effects = optimizations.apply(pipeline, others, self.context.torch_device, undo, self.context.num_cores)
+        if cached:
+            effects["cache_type"] = cached
         if wanted.attention_backend is not None:
             effects["attention_backend"] = f"xfuser {get_runtime_state().attention_backend.name}"
         return effects
@@ -83,6 +98,8 @@ class XDiTEngine:
             return partial(pipeline, arguments.pop("prompt"), **arguments)
         if self.family.splits_text:
             self._announce(batch, arguments)
+        if self.context.config.optimization.cache_type == STEP_CACHE:
+            forget_images(denoiser(pipeline))
         return partial(pipeline, **arguments)
 
     def _announce(self, batch: Batch, arguments: dict[str, object]) -> None:
