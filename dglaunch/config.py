@@ -130,10 +130,15 @@ class BackendConfig:
     """Type of the weights. Default: bfloat16 on a GPU, float32 on a CPU."""
     device: Literal["cuda", "cpu"] | None = flag(None, REPLAY | TRUST | LOCAL, Group.MODEL)
     """Where to run. Default: the GPU of this local rank, the CPU where there is none."""
+    lora: tuple[str, ...] = flag((), LOCAL, Group.MODEL)
+    """[NAME=]FILE_OR_FOLDER_OR_HUB_ID[:WEIGHT]: a LoRA (safetensors) over the model, repeated for more. A row uses all of them,
+    unless its column lora says otherwise ("style:0.8,detail:0.5", or "none")."""
     trust_remote_code: bool = flag(False, REPLAY | TRUST | LOCAL, Group.MODEL)
     """Run Python code that comes with the checkpoint."""
     allow_pickle: bool = flag(False, REPLAY | TRUST | LOCAL, Group.MODEL)
     """Load weights that are not safetensors (a pickle can run any code)."""
+    stage_to: Path | None = flag(None, TRUST | LOCAL, Group.MODEL)
+    """A folder on each node's own disk (/local/scratch): one rank of each node copies the checkpoint there, and all load from it."""
     cache_dir: Path = flag(Path("~/.cache/dglaunch"), REPLAY | TRUST | LOCAL, Group.MODEL)
     """Where dglaunch keeps what it builds once (not the hub's own cache)."""
     parallel: Literal["context"] | None = flag(None, TUNING | LOCAL, Group.SPEED)
@@ -251,6 +256,10 @@ class RemoteConfig:
     """Google Cloud project: ask Vertex AI, with application default credentials instead of a key."""
     api_location: str | None = flag(None, API, Group.APIS)
     """Its location, with --api_project. Default: GOOGLE_CLOUD_LOCATION, else global."""
+    api_batch: bool = flag(False, API, Group.APIS)
+    """Order the images as batch jobs: half the price, within 24 hours. The same command later takes what they have made."""
+    api_batch_cancel: bool = flag(False, API, Group.APIS)
+    """With --api_batch: cancel the jobs of --output_dir that are under way, take what they have made, and order nothing."""
     max_cost: float | None = flag(None, API, Group.APIS)
     """Stop asking when the answers have reported this cost (US dollars, as the server counts); shared out over the ranks."""
     max_requests: int | None = flag(None, API, Group.APIS)
@@ -393,6 +402,8 @@ class RunConfig:
     """Image `sample` of row `index` gets seed + index * num_images_per_prompt + sample; a row's own seed wins."""
     gallery: bool = flag(False, NOTHING, Group.OUTPUT, usual="Write gallery.html at the end")
     """At the end write gallery.html to --output_dir: a page to look through the results (dglaunch gallery does it later)."""
+    metrics_file: Path | None = flag(None, TRUST, Group.OUTPUT)
+    """While the job runs, keep its counts and speed in this file as OpenMetrics text, for a node exporter (give it .prom)."""
     num_gpus: int | None = flag(
         None, NOTHING, Group.MACHINES, usual="Start torchrun with as many ranks on this machine"
     )
@@ -403,6 +414,9 @@ class RunConfig:
     """Independent nodes that share the work and the output folder."""
     writer: WriterName = flag("main", NOTHING, Group.MACHINES)
     """Who writes images: rank 0, the first replica of each node (needs no common folder: dglaunch merge), or each replica."""
+    shares: Literal["claimed", "static"] = flag("claimed", NOTHING, Group.MACHINES)
+    """A replica that is through its share takes batches that others have not begun (claimed), or stops (static): no GPU waits
+    for the slowest. Images are the same."""
     stall_timeout: float = flag(1800.0, NOTHING, Group.MACHINES)
     """Seconds without progress, or without a sign of life from a peer, until a hung run is ended with stacks; 0: never."""
     debug: bool = flag(False, NOTHING, Group.OUTPUT)

@@ -72,6 +72,7 @@ PACKAGES = (
     "transformers",
     "accelerate",
     "xfuser",
+    "peft",
     "openai",
     "google-genai",
     "pillow",

@@ -106,21 +106,27 @@ def row(
     }  # fmt: skip
 
 
-def load(payload: dict[str, Any], flags: dict[str, Any], cache_dir: str = "~/.cache/dglaunch") -> tuple[Any, Any]:
-    """The backend as a run of one rank with these optimizations has it, and what it says of itself."""
+def load(
+    payload: dict[str, Any], flags: dict[str, Any], cache_dir: str = "~/.cache/dglaunch", loras: tuple[str, ...] = ()
+) -> tuple[Any, Any]:
+    """The backend as a run of one rank with these optimizations and LoRAs has it, and what it says of itself."""
+    from dataclasses import replace
+
     from dglaunch.backends import base
     from dglaunch.backends.registry import create
     from dglaunch.config import BackendConfig, OptimizationConfig, T2IConfig
     from dglaunch.distributed.channel import Channel
     from dglaunch.distributed.topology import Topology
     from dglaunch.models.checkpoint import resolve
+    from dglaunch.models.lora import read_loras
 
     model = BackendConfig(model_name=payload["model_name"], device=payload["device"], cache_dir=Path(cache_dir))
     optimization = OptimizationConfig(**flags)
     config = T2IConfig(backend=model, optimization=optimization, prompt="unused", output_dir=Path("unused"))
     place = Topology()
     context = base.Context(
-        config=config, checkpoint=resolve(config.backend), topology=place, channel=Channel(place, payload["device"]),
+        config=config, checkpoint=replace(resolve(config.backend), loras=read_loras(loras)), topology=place,
+        channel=Channel(place, payload["device"]),
         device=payload["device"], dtype=payload["dtype"],
     )  # fmt: skip
     backend = create(context)

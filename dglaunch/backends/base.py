@@ -22,7 +22,7 @@ run: the user's mistake showed only at the server. None in a slot: the run was s
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -35,7 +35,7 @@ from dglaunch.models.checkpoint import Checkpoint
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from dglaunch.output.encode import WholePng
+    from dglaunch.output.whole_file import WholeFile
 
 
 class Backend(Protocol):
@@ -75,11 +75,11 @@ class Arriving:
     wait: "Callable[[], Image | ItemError]"
 
 
-Slot: TypeAlias = "Image | WholePng | ItemError | Arriving | None"
+Slot: TypeAlias = "Image | WholeFile | ItemError | Arriving | None"
 """What a backend has for a task; None if it was stopped before it asked for it."""
 
 
-def arrived(slot: Slot) -> "Image | WholePng | ItemError | None":
+def arrived(slot: Slot) -> "Image | WholeFile | ItemError | None":
     """This function waits for a slot's image if it is still on its way, and returns what is in the slot."""
     return slot.wait() if isinstance(slot, Arriving) else slot
 
@@ -98,7 +98,10 @@ class Context:
     should_stop: Callable[[], bool] = lambda: False
     """Asked between denoising steps; all ranks of a replica get the same answer at the same step."""
     batches: Sequence[Batch] = ()
-    """What generate() will be called with, in this order: for what can be prepared ahead. A batch may come in parts."""
+    """What generate() will be called with, in this order: for what can be prepared ahead. A batch may come in parts. With
+    --shares claimed other replicas may take some of the last, and others' batches may follow."""
+    coming: Callable[[], Sequence[Batch]] = tuple
+    """What was taken from another replica together with the batch that generate() is called with, and follows it."""
 
     @property
     def torch_device(self) -> str:
@@ -125,6 +128,9 @@ class Facts:
     """Of libraries that only this backend has; those of system.PACKAGES are known without it."""
     shaped_by: tuple[str, ...] = ()
     """Which of system.PACKAGES shape its images, besides dglaunch: their versions go into each file."""
+    order: Callable[[Sequence[Batch]], Iterator[Batch]] | None = None
+    """The order in which generate() is to be called with the batches of this replica's share, and no others: a backend that gets its images when they are
+    ready yields batches (of the same tasks, in any parts) as they are, and waits in between."""
     workers: int = 1
     """How many threads may be in generate() at a time, each with a batch of its own."""
     ledger: Record = field(default_factory=dict)
@@ -135,5 +141,7 @@ class Facts:
     """Sums that grow during the run (requests, tokens, cost)."""
     events: list[str] = field(default_factory=list)
     """What the report should say; grows during the run."""
+    seconds_to_take_over: float = 0.0
+    """What it costs to begin with batches that are not in the context, however many: text encoders come back."""
     known_trouble: str = ""
     """What is known to fail in these versions, in words; put before the error of an item."""

@@ -1,9 +1,10 @@
 """A backend without a model: images drawn from the seed, and trouble on request. For tests, dry runs and demos.
 
-A prompt may hold markers in square brackets; each concerns the batch that the prompt is in:
+A prompt may hold markers in square brackets; each concerns the batch that the prompt is in (docs/HOW_DO_I.md has them, too):
 
     [sleep 0.5]    the batch takes that many seconds longer
-    [deaf 0.5]     the same, as one long step in which no signal is noticed
+    [lag 0.5]      the same, but only on the last rank
+    [deaf 0.5]     as [sleep], but in one long step in which no signal is noticed
     [raise]        generate() raises while this prompt is in the batch
     [item error]   this prompt alone gets an ItemError
     [oom 2]        out of memory if the batch has more than 2 images
@@ -26,7 +27,7 @@ from dglaunch.data.task import Batch, Task
 from dglaunch.errors import Drained
 
 SIDE = 64
-_MARKER = re.compile(r"\[(sleep|deaf|raise|item error|oom|interrupt|kill) ?([\d.]*)\]")
+_MARKER = re.compile(r"\[(sleep|lag|deaf|raise|item error|oom|interrupt|kill) ?([\d.]*)\]")
 
 
 class OutOfMemoryError(RuntimeError):
@@ -62,7 +63,9 @@ class FakeBackend:
             if kind in ("interrupt", "kill"):
                 os.kill(os.getpid(), signal.SIGTERM if kind == "interrupt" else signal.SIGKILL)
         time.sleep(sum(float(value) for kind, value in markers if kind == "deaf"))
-        self._sleep(sum(float(value) for kind, value in markers if kind == "sleep"))
+        topology = self.context.topology
+        slow = ("sleep", "lag") if topology.rank == topology.world_size - 1 else ("sleep",)
+        self._sleep(sum(float(value) for kind, value in markers if kind in slow))
 
     def _sleep(self, seconds: float) -> None:
         """In steps, so that a signal is noticed as between denoising steps."""

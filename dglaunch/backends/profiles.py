@@ -109,6 +109,17 @@ class Profile:
                 "--on_long_prompt fail would do nothing. Drop it."
             )
 
+    def check_code(self, config: RunConfig, target: Target) -> None:
+        """Refuse what shows only at code that is loaded for it, the user's own too; not asked for a plan.
+
+        Raises:
+            UserError: with the remedy.
+        """
+
+    def lora_reason(self, config: RunConfig, target: Target) -> str:
+        """Return whether rows with different LoRAs share a batch, as the end of a sentence about them."""
+        return "share a batch"
+
     def idle_values(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Iterable[Idle]:
         """Yield what rows say, or flags in their place, and this model would not look at."""
         return ()

@@ -47,8 +47,8 @@ def gallery(
         output: the page; default is gallery.html in the folder, of several folders compare.html here. Its pictures are found
             relative to it.
         thumbnails: put pictures of this many pixels into the page itself; 0 shows the folder's files instead.
-        contact_sheet: write one image (.png, .jpg, .webp) with small pictures of the results, too; of a job with --grid its
-            grids with their axes.
+        contact_sheet: write one image (.png, .jpg, .webp) with small pictures of the results in place of the page (with
+            --output or --thumbnails both); of a job with --grid its grids with their axes.
         blind: compare without saying which image is of which run; the page's choices can be downloaded.
         choices: sum up such files: how often was each run's image taken for the best? No page is written.
         serve: show the page to who has its address, until Ctrl-C, and write nothing. Only for this machine, unless --host.
@@ -91,9 +91,10 @@ def _show(folder: Path, output: Path | None, thumbnails: int, contact_sheet: Pat
     OutputFolder(folder).require_results()
     terminal = Terminal()
     rows = SortedLines(OutputFolder(folder))
-    page = write_page(folder, output, thumbnails, rows)
     made = len(rows) - rows.num_failed
-    terminal.print(f"{made:,} images and {rows.num_failed:,} failures are in {page}")
+    if contact_sheet is None or output is not None or thumbnails:
+        page = write_page(folder, output, thumbnails, rows)
+        terminal.print(f"{made:,} images and {rows.num_failed:,} failures are in {page}")
     if contact_sheet is not None:
         shown = write_contact_sheet(folder, contact_sheet, rows)
         rest = made - shown

@@ -10,6 +10,10 @@ from dglaunch.environment import TRUTHS
 
 DEGREES = "xDiT's degrees are variables, with --backend xdit: {} (docs/xdit.md)."
 SECRET = "keys come from OPENAI_API_KEY, GEMINI_API_KEY or GOOGLE_API_KEY only: other users see a command's words."
+PREEMPTED = (
+    "a job may be preempted as it is. The script of dglaunch slurm t2i ... goes back to the queue and on with what is left "
+    "(--max_requeues), on the nodes that --partition or --sbatch=--qos=NAME chooses; elsewhere the same command goes on."
+)
 FIXED = "the checkpoint's own scheduler is used; change it in the checkpoint's scheduler/scheduler_config.json."
 
 HABITS: dict[str, str] = {
@@ -74,6 +78,8 @@ HABITS: dict[str, str] = {
     "gpus": "--num_gpus", "ngpus": "--num_gpus", "num_gpu": "--num_gpus", "n_gpus": "--num_gpus", "ngpu": "--num_gpus",
     "nproc": "--num_gpus", "nproc_per_node": "--num_gpus", "num_devices": "--num_gpus", "gpu_ids": "set CUDA_VISIBLE_DEVICES=0,1.",
     "device_id": "set CUDA_VISIBLE_DEVICES=1.", "nnodes": "--num_nodes", "rank": "--node_rank",
+    "preemptible": PREEMPTED, "preemptable": PREEMPTED, "preempt": PREEMPTED, "preemption": PREEMPTED, "spot": PREEMPTED,
+    "requeue": PREEMPTED, "interruptible": PREEMPTED,
     "num_workers": "--num_gpus", "workers": "--num_gpus", "concurrency": "--num_processes", "max_workers": "--num_processes",
     "ulysses_degree": DEGREES.format("DG_XDIT_ULYSSES_DEGREE=2"), "ulysses": DEGREES.format("DG_XDIT_ULYSSES_DEGREE=2"),
     "sp_degree": DEGREES.format("DG_XDIT_ULYSSES_DEGREE=2"), "sequence_parallel": DEGREES.format("DG_XDIT_ULYSSES_DEGREE=2"),

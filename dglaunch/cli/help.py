@@ -121,7 +121,7 @@ class Page:
 
     def paragraph(self, text: str) -> None:
         self._terminal.print()
-        for line in textwrap.wrap(text, self._width, break_on_hyphens=False):
+        for line in textwrap.wrap(" ".join(text.split()), self._width, break_on_hyphens=False):
             self._terminal.print(line)
 
     def _lines(self, flag: Flag, in_full: bool) -> list[str]:

@@ -40,6 +40,8 @@ Before
   certify           compare all ways to run a model on this machine:
                     replicas, batches, splits, resume; a page and a JSON
   doctor            what is installed here, whether it is fine, and the remedy
+  fetch MODEL       bring a model from the hub, where there is a network, for
+                    nodes that have none; --to FOLDER
 
 After
   status OUT        how far a job is, while it runs or after it
@@ -83,6 +85,7 @@ TOOLS = {
     "gallery": "dglaunch.cli.gallery:gallery",
     "replay": "dglaunch.cli.replay:replay",
     "doctor": "dglaunch.cli.doctor:doctor",
+    "fetch": "dglaunch.cli.fetch:fetch",
     "completion": "dglaunch.cli.completion:completion",
 }
 """Commands that run no job: functions whose arguments are the flags. All functions of both tables return the exit code."""
@@ -109,9 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 say(traceback.format_exc(), error=True)
             say(f"dglaunch: {error.filename or 'A file'} cannot be used: {error.strerror or error}.", error=True)
             return EXIT_USER if error.errno in NAMES_AND_RIGHTS else EXIT_BROKEN
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:  # a command may know more of how far it came
             if not another_speaks(environ):
-                say("Stopped. Start the same command again to go on.", error=True)
+                say(str(stopped) or "Stopped. Start the same command again to go on.", error=True)
             return EXIT_DRAINED
 
 

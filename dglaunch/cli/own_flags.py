@@ -112,7 +112,9 @@ class CertifyFlags(OwnFlags):
 
 @dataclass(kw_only=True, slots=True)
 class SlurmFlags(OwnFlags):
-    """Print (or --submit) the batch script that runs a command on a Slurm cluster: where and how long."""
+    """Print (or --submit) the batch script that runs a command on a Slurm cluster: where and how long. A job that is preempted,
+    or reaches its time limit, finishes the step under way, goes back to the queue and goes on with what is left: preemptible
+    nodes need no flag but the one that chooses them, such as --partition or --sbatch=--qos=NAME."""
 
     nodes: int = 1
     """Machines."""
@@ -131,7 +133,7 @@ class SlurmFlags(OwnFlags):
     job_name: str = "dglaunch"
     """Name in the queue, and of the log file."""
     max_requeues: int = 20
-    """How often the job may put itself back into the queue."""
+    """How often the job may go back to the queue by itself, preempted or at its time limit."""
     sbatch: tuple[str, ...] = ()
     """A further option for sbatch, such as --sbatch=--account=me; may be given several times."""
     submit: bool = False

@@ -14,6 +14,7 @@ from dglaunch.planning.batches import Plan
 from dglaunch.planning.estimate import SPARE
 from dglaunch.planning.figures import FigureBook, book_of, in_this_process
 from dglaunch.planning.gpus import find_gpu, gpu_of
+from dglaunch.planning.host import host_of
 from dglaunch.planning.job import Job, Schedule, prepare
 from dglaunch.planning.outlook import GIB, Layout, Outlook, look_ahead
 from dglaunch.planning.speed import Span
@@ -84,10 +85,14 @@ def _print(terminal: Terminal, job: Job, own: PlanFlags) -> None:
     _show(terminal, job, schedule)
     if outlook is not None:
         _show_outlook(terminal, outlook, book.problem)
+        for line in _host_lines(job):
+            terminal.print(line)
     for note in notes:
         terminal.print(note)
     if own.json is not None:
         found = outlook.as_json() if outlook is not None else {}
+        if (host := host_of(job)) is not None:
+            found["host"] = {"memory_gib_a_rank": host.a_rank / GIB, "copied_bytes": host.copied}
         write_report(own.json, "plan", found | {"reasons": schedule.reasons, "num_images": schedule.plan.num_tasks})
 
 
@@ -178,6 +183,19 @@ def _memory_lines(outlook: Outlook, problem: str) -> Iterator[str]:
         yield f"  does not fit: {room / GIB:.1f} GiB, of which {SPARE:.0%} are planned for, are {left:.1f} more"
     else:
         yield f"  does not fit: {room / GIB:.1f} GiB are {-left:.1f} too few"
+
+
+def _host_lines(job: Job) -> Iterator[str]:
+    host = host_of(job)
+    if host is None:
+        return
+    node = f"; {host.num_ranks} ranks on a node {host.num_ranks * host.a_rank / GIB:.1f}" if host.num_ranks > 1 else ""
+    yield f"memory of the host while the weights are read: up to {host.a_rank / GIB:.1f} GiB a rank{node}"
+    if host.copied is not None:
+        yield (
+            f"--stage_to {job.config.backend.stage_to}: {host.copied / 1e9:.1f} GB on each node, by one reader: "
+            f"{_time(host.copying)} at 0.5 to 2 GB/s; later starts only hash it"
+        )
 
 
 VERBS = {"encode": "encodes prompts", "denoise": "denoises", "decode": "decodes"}

@@ -47,6 +47,7 @@ PACKAGES = (
     Package(name="torchao", module="torchao", imports="import torchao", torch=True, install="pip install 'dglaunch[quant]'", purpose="--quantization int8 and fp8"),
     Package(name="bitsandbytes", module="bitsandbytes", imports="import bitsandbytes", torch=True, install="pip install 'dglaunch[quant]'", purpose="--quantization nf4"),
     Package(name="cache-dit", module="cache_dit", imports="import cache_dit", torch=True, install="pip install 'dglaunch[cache]'", purpose="--cache_type cache_dit"),
+    Package(name="peft", module="peft", imports="import peft", torch=True, install="pip install 'dglaunch[lora]'", purpose="--lora"),
     Package(name="torchvision", module="torchvision", imports="import torchvision", torch=True, install="pip install torchvision (from the same index as torch)", purpose="Qwen-Image-Edit checkpoints"),
     Package(name="pyarrow", module="pyarrow", imports="import pyarrow.parquet", install="pip install 'dglaunch[parquet]'", purpose="Parquet tables"),
     Package(name="openai", module="openai", imports="import openai", install="pip install 'dglaunch[api]'", purpose="--backend openai"),

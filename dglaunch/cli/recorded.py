@@ -15,13 +15,18 @@ from dglaunch.data.task import Record
 from dglaunch.environment import parse_value, read_value, types_of
 from dglaunch.errors import UserError
 from dglaunch.files import is_stream
+from dglaunch.models.lora_source import moved
 from dglaunch.output.ledger import OutputFolder, object_at
 from dglaunch.system import PACKAGES, versions
 
-OF_THIS_MACHINE = ("device", "cache_dir", "embedding_cache")
+OF_THIS_MACHINE = ("device", "cache_dir", "embedding_cache", "stage_to")
 """Flags that are never taken from a file, and that the images do not depend on: there the defaults do."""
-OF_THE_RUN = ("output_dir", "overwrite", "num_gpus", "node_rank", "num_nodes", "writer", "debug")
+OF_THE_RUN = (
+    "output_dir", "overwrite", "num_gpus", "node_rank", "num_nodes", "writer", "debug", "metrics_file", "api_batch_cancel",
+)  # fmt: skip
 """Flags of how one start was made, which another one is not bound to."""
+SOURCES = ("prompt", "prompts_file", "input")
+"""Flags that say where a job's rows come from."""
 FILES = ("prompts_file", "input", "model_name")
 VERSION = re.compile(r"[\w.+!-]{1,40}", re.ASCII)
 
@@ -87,6 +92,12 @@ def recorded_config(
         else:
             values[flag] = _read(folder, name, flag, value, hints[flag])
             origins[flag] = origin
+    if "output_dir" in changed and not any(values.get(source) for source in SOURCES):
+        raise UserError(
+            f"{folder.path} was made from Python with prompts=[...], and {name} does not keep that list. Write it to a file, a "
+            f'line such as {{"prompt": "a red fox"}} for each row, and start once: dglaunch t2i --config {folder.path / name} '
+            f"--prompts_file FILE --output_dir {folder.path} (nothing is made again). Then start this command again."
+        )
     _find_files(values, run.get("working_directory"))
     return build(config_type, values), origins
 
@@ -145,6 +156,9 @@ def _find_files(values: dict[str, object], directory: object) -> None:
         )
         if flag in values:
             values[flag] = found
+    loras = values.get("lora")
+    if isinstance(loras, tuple):
+        values["lora"] = tuple(moved(word, directory) for word in loras)
 
 
 def _found(value: object, directory: str) -> object:

@@ -34,13 +34,13 @@ from dglaunch.config import (
     flags_that,
 )
 from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image
-from dglaunch.data.task import ROW_FIELDS, Record
+from dglaunch.data.task import LORA, ROW_FIELDS, Record
 from dglaunch.environment import environment, parse_value, types_of
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, InputError, OutputError, UserError
 from dglaunch.files import open_regular
 from dglaunch.output.differences import difference_of_files
 from dglaunch.output.encode import decode_description
-from dglaunch.output.inputs import find_inputs, results_folder
+from dglaunch.output.inputs import find_inputs, find_loras, results_folder
 from dglaunch.output.ledger import FAILURES, OutputFolder, format_of
 from dglaunch.output.lines import IMAGE_SUFFIXES
 from dglaunch.output.ownership import refuse_to_replace
@@ -57,7 +57,8 @@ FLAGS = flags_that(REPLAY)
 OF_EDITS = ("model_type", "max_pixels")
 """Flags of `edit` alone."""
 NAMES_IN_FILE = {"model": "model_name", "dtype": "torch_dtype"}
-TYPES = types_of(T2IConfig) | types_of(EditingConfig)
+TYPES = types_of(T2IConfig) | types_of(EditingConfig) | {LORA: str}
+"""Of --set: `lora` is the row's cell there, not the files."""
 OWN_PIPELINE = "pipeline in the file"
 """Where a description keeps the module that the file names: it is told, not run."""
 NEVER_FROM_A_FILE = flags_that(TRUST)
@@ -97,7 +98,8 @@ def replay(
             raise UserError(f"--set {name}: the image was made from text alone, so there is nothing that edits.")
     for note in notes(described, wanted):
         terminal.print(note)
-    make(wanted, described, target, inputs)
+    loras = find_loras(file, described, str(wanted[LORA])) if wanted.get(LORA) else ()
+    make(wanted, described, target, inputs, loras)
     for text in differences(described, read_description(target), wanted):
         terminal.print(text)
     code, text = compare(file, target, tolerance, varied=bool(changes))
@@ -192,7 +194,9 @@ def notes(described: Record, values: Record) -> list[str]:
 # -- making it ----------------------------------------------------------------------------------------------------
 
 
-def make(values: Record, described: Record, target: Path, inputs: Sequence[bytes] = ()) -> None:
+def make(
+    values: Record, described: Record, target: Path, inputs: Sequence[bytes] = (), loras: tuple[str, ...] = ()
+) -> None:
     """Run a job of one row in a temporary folder and move its image to the target.
 
     Args:
@@ -200,6 +204,7 @@ def make(values: Record, described: Record, target: Path, inputs: Sequence[bytes
         described: what the original says of itself.
         target: where the image goes.
         inputs: the input images of an edit.
+        loras: what --lora is given.
 
     Raises:
         UserError: the values do not hold, as for t2i.
@@ -212,7 +217,7 @@ def make(values: Record, described: Record, target: Path, inputs: Sequence[bytes
     with tempfile.TemporaryDirectory(prefix="dglaunch-replay-") as temporary:
         folder = OutputFolder(Path(temporary, "out"))
         table = write_row(values, described, Path(temporary), inputs)
-        config = config_of(values, table, folder.path, output_format, edits=bool(inputs))
+        config = config_of(values, table, folder.path, output_format, edits=bool(inputs), loras=loras)
         job = prepare_row(config, described, excused={name for name in values if values[name] == described.get(name)})
         if runner.run(job, Terminal(quiet=True)).exit_code == EXIT_DRAINED:
             raise KeyboardInterrupt
@@ -272,12 +277,14 @@ def int_at(record: Record, name: str) -> int:
     return value if isinstance(value, int) else 0
 
 
-def config_of(values: Record, table: Path, folder: Path, output_format: str, edits: bool) -> RunConfig:
+def config_of(
+    values: Record, table: Path, folder: Path, output_format: str, edits: bool, loras: tuple[str, ...] = ()
+) -> RunConfig:
     """Return the flags among the values, checked as if they had been typed."""
     flags = {name: typed(name, values[name], TYPES[name]) for name in FLAGS if name in values}
     config_type = EditingConfig if edits else T2IConfig
     chosen = {name: flags[name] for name in types_of(config_type) if name in flags}
-    chosen["input" if edits else "prompts_file"] = table
+    chosen |= {"input" if edits else "prompts_file": table, "lora": loras}
     return build(config_type, {**chosen, "output_format": output_format, "output_dir": folder, "batch_size": 1})
 
 

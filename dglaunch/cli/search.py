@@ -9,6 +9,7 @@ of those that gained something. Finished candidates stand in search.json: the sa
 import shlex
 import signal
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -22,11 +23,12 @@ from dglaunch import strict_json
 from dglaunch.atomic import TEMPORARY, atomic_write
 from dglaunch.cli.children import last_error
 from dglaunch.config import CALL, LOCAL, ROW, TUNING, XDIT_PREFIX, defaults, flags_that, settings
-from dglaunch.data.task import ROW_FIELDS, Batch, Record, Task
+from dglaunch.data.task import LORA, SAMPLING, Batch, Record, Task
 from dglaunch.environment import known_flags, variable_of
 from dglaunch.errors import EXIT_DONE, DglaunchError, UserError
 from dglaunch.files import read_bytes
 from dglaunch.models.checkpoint import Checkpoint
+from dglaunch.models.lora import text_of
 from dglaunch.output.differences import Comparison, compare
 from dglaunch.output.ledger import FAILURES, RUN, OutputFolder, read_run
 from dglaunch.output.lines import file_name_of
@@ -39,6 +41,7 @@ from dglaunch.planning.gpus import Gpu
 from dglaunch.planning.job import Job
 from dglaunch.planning.search import Found, Point, Trial
 from dglaunch.planning.tuned import GAIN, describe
+from dglaunch.run.report import duration
 from dglaunch.system import torchrun_command, versions
 from dglaunch.terminal import Terminal
 
@@ -169,6 +172,26 @@ class Search:
         Raises:
             DglaunchError: the plain run could not be measured.
         """
+        try:
+            self._measure_everything()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(self.stopped()) from None
+        self._say()
+        return EXIT_DONE
+
+    def stopped(self) -> str:
+        """Return the last words of a search that was stopped: what is known by then."""
+        found, goes_on = self.found, "Start the same command again to go on."
+        if not found.measured:
+            return f"Stopped before anything was measured. {goes_on}"
+        best = found.within(self.most)
+        return (
+            f"Stopped with {len(found.trials)} of {len(self.candidates)} measured. The best so far of those that move no image "
+            f"by more than {self.most:g} of 255 ({best.name}, {self._in_short(best)}):\n    {self.command(best)}\n{goes_on}"
+        )
+
+    def _measure_everything(self) -> None:
+        """Each by itself, then pairs of those that gained."""
         self._write_prompts()
         alone = singles(self.job)
         one_by_one = [Candidate(), *self._rebatched(), *self._possible(alone), Candidate(again=True)]
@@ -176,8 +199,6 @@ class Search:
         known = {candidate.name for candidate in alone}
         together = pairs(self.job, self.found.worth_pairing(alone), known)
         self._measure_all(self._possible(together), "pairs of those that gained")
-        self._say()
-        return EXIT_DONE
 
     @property
     def found(self) -> Found:
@@ -220,12 +241,14 @@ class Search:
         left = [candidate for candidate in candidates if candidate.name not in done]
         before = f"; {len(candidates) - len(left)} were measured before" if len(left) < len(candidates) else ""
         self.terminal.print(f"{what}: {len(left)} to measure{before}")
-        for number, candidate in enumerate(left, 1):
-            self.terminal.print(f"{number} of {len(left)}: {candidate.name} ...")
+        pace = Pace(len(left))
+        for candidate in left:
+            self.terminal.print(f"{pace.head()}: {candidate.name} ...")
             trial = self.measure(candidate)
+            pace.done += 1
             self.notebook.trials.append(trial)
             self.notebook.write()
-            self.terminal.print(f"{number} of {len(left)}: {candidate.name}: {trial.ended or self._in_short(trial)}")
+            self.terminal.print(f"{pace.done} of {len(left)}: {candidate.name}: {trial.ended or self._in_short(trial)}")
             if candidate.name == PLAIN and trial.ended:
                 raise DglaunchError(f"The run as given could not be measured: {trial.ended}")
 
@@ -266,7 +289,7 @@ class Search:
             word
             for name in (*wanted, "stall_timeout")
             if given[name] != unset[name]
-            for word in ([f"--{name}"] if given[name] is True else [f"--{name}", str(given[name])])
+            for word in _words(name, given[name])
         ]
         return [*words, "--prompts_file", str(self.prompts)]
 
@@ -346,9 +369,18 @@ class Search:
         return Tradeoff(title=title, points=marks, limit=self.most)
 
 
+def _words(name: str, value: object) -> list[str]:
+    """A flag with its value, as a command line has it."""
+    if value is True:
+        return [f"--{name}"]
+    return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+
+
 def _row(task: Task, repeat: int) -> Record:
     """A task as a row of a table."""
-    values = {name: getattr(task, name) for name in ("prompt", *ROW_FIELDS)}
+    values = {name: getattr(task, name) for name in ("prompt", *SAMPLING)}
+    if task.lora is not None:
+        values[LORA] = text_of(task.lora)
     return {name: value for name, value in values.items() if value is not None} | {"seed": task.seed + repeat}
 
 
@@ -440,13 +472,27 @@ def table(found: Found, chosen: set[str]) -> Table:
 
 
 @contextmanager
-def stopped_in_order(terminal: Terminal, folder: Path) -> Iterator[None]:
-    """SIGTERM ends a search as Ctrl-C does: the run under way is stopped, and what is finished is kept."""
+def sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends what measures as Ctrl-C does: the run under way is stopped, and what is finished is kept."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
-    except KeyboardInterrupt:
-        terminal.print(f"Stopped. The same command goes on with what {folder / NOTEBOOK} has.")
-        raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+class Pace:
+    """How far a number of measurements is that take about as long as each other, and how long those that are left will take."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.done = 0
+        self._begun = time.monotonic()
+
+    def head(self) -> str:
+        """Return which one comes next: 3 of 17, about 12 min left."""
+        said = f"{self.done + 1} of {self.total}"
+        if not self.done:
+            return said
+        each = (time.monotonic() - self._begun) / self.done
+        return f"{said}, about {duration(each * (self.total - self.done))} left"

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED
+from dglaunch.output.batch_jobs import BatchJob
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.status import JobStatus, RunStatus, read_status
 from dglaunch.terminal import Terminal
@@ -34,12 +35,23 @@ def status(folder: Path, /, node_rank: int | None = None) -> int:
     )
     if job.images_per_s is not None:
         terminal.print(f"{job.images_per_s:.3g} images/s over the last {job.num_recent} images")
+    for batch_job, num_images in job.waits_for:
+        terminal.print(_describe_job(batch_job, num_images))
     return _exit_code(job, one_node=node_rank is not None)
 
 
 def _describe(run: RunStatus) -> str:
     outcome = "killed (it says running, but nothing holds the folder)" if run.was_killed else run.outcome
     return f"{run.name}: {outcome}, started {run.started}" + (", running now" if run.is_running else "")
+
+
+def _describe_job(job: BatchJob, num_images: int) -> str:
+    """As far as the last start saw it: nobody is asked here."""
+    name = f"batch job {job.id}" if job.id else "a batch job whose order was not answered"
+    state = f"{job.state} when it was last looked at, " if job.state else ""
+    return (
+        f"{name} ({job.backend}): {state}{num_images:,} images to come, ordered {job.ordered}; --api_batch takes them"
+    )
 
 
 def _exit_code(job: JobStatus, one_node: bool) -> int:

@@ -27,7 +27,7 @@ from dglaunch.backends.profiles import profile_of
 from dglaunch.cli.children import default_ranks, last_error
 from dglaunch.cli.flags import job_of, parse, read_flags, without
 from dglaunch.cli.own_flags import TuneFlags
-from dglaunch.cli.search import Search, notebook_of, shape_of, stopped_in_order, too_much
+from dglaunch.cli.search import Pace, Search, notebook_of, shape_of, sigterm_as_interrupt, too_much
 from dglaunch.config import XDIT_PREFIX, RunConfig, T2IConfig
 from dglaunch.data.images import open_image
 from dglaunch.data.tables import shown
@@ -87,11 +87,11 @@ def tune(words: list[str], environ: Mapping[str, str]) -> int:
     of_ranks = without(asked.words, "num_gpus", "output_dir")
     sweep = Sweep(config, configurations(config, origins, environ, ranks), of_ranks, environ, ranks, gpu, Terminal())
     typed = ["dglaunch", *words]
-    if (most := asked.own.wanted) is None:
+    with sigterm_as_interrupt():
+        if (most := asked.own.wanted) is not None:
+            return _search(sweep, origins, typed, most)
         sweep.run(typed)
         return EXIT_DONE
-    with stopped_in_order(sweep.terminal, config.output_dir):
-        return _search(sweep, origins, typed, most)
 
 
 def reports_in(folder: Path) -> tuple[Path, Path]:
@@ -160,12 +160,23 @@ class Sweep:
     def _rows(self) -> tuple[list[Measured], Record]:
         rows: list[Measured] = []
         machine: Record = {}
-        for variables in self.parallel:
-            self.terminal.print(f"{describe(variables)} on {self.ranks} rank{'s' if self.ranks > 1 else ''} ...")
-            found, machine_here = _measure(self.words, self.environ, variables, self.ranks)
-            machine |= machine_here
-            rows += found if self.gpu is None else fitting(found, self.gpu)
+        pace, ranks = Pace(len(self.parallel)), f"{self.ranks} rank{'s' if self.ranks > 1 else ''}"
+        try:
+            for variables in self.parallel:
+                self.terminal.print(f"{pace.head()}: {describe(variables)} on {ranks} ...")
+                self._measure(variables, rows, machine)
+                pace.done += 1
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(stopped(rows, pace)) from None
         return rows, machine
+
+    def _measure(self, variables: Mapping[str, str], rows: list[Measured], machine: Record) -> None:
+        """Add what one configuration came to, also where it is stopped in the middle."""
+        found: list[Measured] = []
+        try:
+            machine |= _measure(self.words, self.environ, variables, self.ranks, found)
+        finally:
+            rows += found if self.gpu is None else fitting(found, self.gpu)
 
     def _remember(self, machine: Record, rows: Sequence[Measured]) -> None:
         device = machine["device"]
@@ -178,6 +189,16 @@ class Sweep:
         self.terminal.print(
             f"--batch_size auto uses it from now on for {device}, {machine['dtype']}, {machine['shape']}."
         )
+
+
+def stopped(rows: Sequence[Measured], pace: Pace) -> str:
+    """Return the last words of a sweep that was stopped: what is known by then."""
+    measured = [row for row in rows if row.images_per_s]
+    said = f"Stopped with {pace.done} of {pace.total} configurations measured."
+    if measured:
+        best, _ = sweet_spot(measured)
+        said += f" Best so far: {best.parallel}, batch {best.batch_size}: {best.images_per_s:.4g} images/s."
+    return f"{said} The same command begins again."
 
 
 def fitting(rows: Sequence[Measured], gpu: Gpu) -> list[Measured]:
@@ -218,32 +239,31 @@ def configurations(
 
 
 def _measure(
-    words: Sequence[str], environ: Mapping[str, str], parallel: Mapping[str, str], ranks: int
-) -> tuple[list[Measured], Record]:
-    """One start of torchrun; whatever it wrote before it ended counts."""
+    words: Sequence[str], environ: Mapping[str, str], parallel: Mapping[str, str], ranks: int, rows: list[Measured]
+) -> Record:
+    """One start of torchrun; whatever it wrote before it ended, or was stopped, is added to the rows.
+
+    Returns:
+        What it says of the machine.
+    """
     kept = {name: value for name, value in environ.items() if not name.startswith(XDIT_PREFIX)} | dict(parallel)
     with tempfile.TemporaryDirectory(prefix="dglaunch-tune-") as folder:
         measured = Path(folder, "rows.jsonl")
         command = torchrun_command(ranks, "-m", "dglaunch", "tune-rank", str(measured), *words, "--output_dir", folder)
-        code, output = _run(command, kept)
-        lines = (
-            [json.loads(line) for line in measured.read_text(encoding="utf-8").splitlines()]
-            if measured.exists()
-            else []
-        )
-    machine = lines[0] if lines else {}
-    name = describe(parallel)
-    rows = [Measured(parallel=name, **line) for line in lines[1:]]
+        machine: Record = {}
+        try:
+            code, output = _run(command, kept)
+        finally:
+            if measured.exists():
+                machine, *lines = [json.loads(line) for line in measured.read_text(encoding="utf-8").splitlines()] or [
+                    {}
+                ]
+                rows += [Measured(parallel=describe(parallel), **line) for line in lines]
     if code and not (rows and rows[-1].ended):
         size = 2 * rows[-1].batch_size if rows else 1
-        rows.append(
-            Measured(
-                parallel=name,
-                batch_size=size,
-                ended=f"torchrun left with {code}: {last_error(output).removeprefix('dglaunch: ')}",
-            )
-        )
-    return rows, machine
+        why = last_error(output).removeprefix("dglaunch: ")
+        rows.append(Measured(parallel=describe(parallel), batch_size=size, ended=f"torchrun left with {code}: {why}"))
+    return machine
 
 
 def _run(command: Sequence[str], environ: Mapping[str, str]) -> tuple[int, str]:

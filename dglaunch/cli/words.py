@@ -32,41 +32,42 @@ def split(words: Sequence[str], flags: Mapping[str, Flag]) -> list[Given]:
     found: list[Given] = []
     at = 0
     while at < len(words):
-        end = at + 1
-        if is_flag(words[at]):
-            end = _end_of_values(words, at, flags)
-        found.append(_given(words[at:end], flags))
-        at = end
+        found.append(_first(words[at:], flags))
+        at += len(found[-1].words)
     return found
 
 
-def _end_of_values(words: Sequence[str], at: int, flags: Mapping[str, Flag]) -> int:
-    """Where the values of the flag end that stands at a place."""
-    flag, end = flags.get(plain(words[at])), at + 1
-    if "=" in words[at] or (flag is None and _switched(words[at], flags) is not None) or (flag and flag.is_switch):
-        return end
-    most = len(words) if flag is None or takes_several(flag.kind) else end + 1
-    if flag is not None and takes_text(flag.kind) and end < len(words) and not _is_known(words[end], flags):
-        end += 1  # a text may begin with a dash: --prompt "--ar 16:9"
-    while end < min(most, len(words)) and not is_flag(words[end]):
-        end += 1
-    return end
-
-
-def _given(words: Sequence[str], flags: Mapping[str, Flag]) -> Given:
-    """One flag and its values."""
-    if not is_flag(words[0]):
-        return Given("", tuple(words), tuple(words))
-    name = plain(words[0])
-    texts = (words[0].partition("=")[2],) if "=" in words[0] else tuple(words[1:])
-    flag, taken_back = flags.get(name), _switched(words[0], flags)
-    if flag is None and taken_back is not None:
-        return Given(taken_back, ("0",), tuple(words))
-    if flag is not None and flag.is_switch and not texts:
-        texts = ("1",)
+def _first(words: Sequence[str], flags: Mapping[str, Flag]) -> Given:
+    """What the first word is, with the values behind it."""
+    word, equals, text = words[0].partition("=")
+    alone = (words[0],)
+    if not is_flag(word):
+        return Given("", alone, alone)
+    name = plain(word)
+    flag = flags.get(name)
+    if equals:
+        return Given(name, (text,), alone)
+    if flag is None and (switch := _taken_back(word, flags)):
+        return Given(switch, ("0",), alone)
+    if flag is not None and flag.is_switch:
+        return Given(name, ("1",), alone)
+    texts = _values(words[1:], flag, flags)
     if flag is not None and not texts:
         raise UserError(f"--{name} needs a value: {describe(flag.kind)}. {flag.first_sentence}")
-    return Given(name, texts, tuple(words))
+    return Given(name, texts, (*alone, *texts))
+
+
+def _values(words: Sequence[str], flag: Flag | None, flags: Mapping[str, Flag]) -> tuple[str, ...]:
+    """Those of the words behind a flag that are its values; of one that is unknown, all up to the next."""
+    most = len(words) if flag is None or takes_several(flag.kind) else 1
+    may_have_dash = flag is not None and takes_text(flag.kind)  # --prompt "--ar 16:9"
+    found: list[str] = []
+    for word in words[:most]:
+        is_value = not is_flag(word) or (may_have_dash and not found and not _is_known(word, flags))
+        if not is_value:
+            break
+        found.append(word)
+    return tuple(found)
 
 
 def is_flag(word: str) -> bool:
@@ -80,11 +81,11 @@ def plain(word: str) -> str:
 
 
 def _is_known(word: str, flags: Mapping[str, Flag]) -> bool:
-    return word.startswith("--") and (plain(word) in flags or _switched(word, flags) is not None)
+    return word.startswith("--") and (plain(word) in flags or bool(_taken_back(word, flags)))
 
 
-def _switched(word: str, flags: Mapping[str, Flag]) -> str | None:
-    """The switch that a word takes back: --no_gallery is gallery."""
+def _taken_back(word: str, flags: Mapping[str, Flag]) -> str:
+    """The switch that a word takes back: --no_gallery is gallery; empty: none."""
     name = plain(word).removeprefix("no_")
     is_one = plain(word).startswith("no_") and name in flags and flags[name].is_switch and "=" not in word
-    return name if is_one else None
+    return name if is_one else ""

@@ -19,7 +19,7 @@ from itertools import chain
 
 from dglaunch.config import API, CALL, IDENTITY, IMAGE, ROW, RunConfig, flags_that
 from dglaunch.data.prompt_windows import LEDGER_KEYS
-from dglaunch.data.task import ROW_FIELDS, Record
+from dglaunch.data.task import LORA, ROW_FIELDS, Record
 from dglaunch.data.values import is_given
 from dglaunch.errors import UserError
 
@@ -149,6 +149,7 @@ class Columns:
         named = {name: getattr(config, flag, None) for name, flag in NAMED_BY.items() if name in self.names}
         self.flagged = {name: column for name, column in named.items() if column is not None}
         self.ignored = config.ignore_columns
+        self.has_lora = bool(config.backend.lora)
         self.used_otherwise: set[str] = set()
         """Columns that something else than a setting uses."""
         self.axes: Mapping[str, Sequence[object]] = {}
@@ -194,6 +195,8 @@ class Columns:
             if name in self.flagged:
                 continue
             alike = sorted((column for column in left if column.casefold() == name), key=name.__ne__)
+            if alike and name == LORA and not self.has_lora and self.past is not Past.NEW:
+                continue  # a folder that was begun when it was no setting yet, and was carried along
             if alike not in ([], [name]) and self.past is Past.EXACT:
                 alike = [column for column in alike if column == name]
             if alike:

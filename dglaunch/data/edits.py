@@ -78,7 +78,7 @@ class EditReader(RowReader):
         self.checkpoint = checkpoint
         if self.rules.takes_mask:
             columns.names = (*columns.names, MASK)
-        super().__init__(config, str(table), checkpoint.family.size_multiple, columns)
+        super().__init__(config, str(table), checkpoint.family.size_multiple, columns, checkpoint.loras)
         self.table = table
         self.output_format = config.output_format
         self.max_pixels = config.max_pixels
@@ -207,6 +207,7 @@ class EditReader(RowReader):
             error = self._error(found) or self._add_mask(task)
             if error is not None:
                 task.error = f"{task.row}: {error}"
+                task.unusable = tuple(name for name, _ in references)
                 continue
             shapes = self.rules.input_shapes([image.shape for image in task.images], self.checkpoint.defaults)
             task.input_tokens = sum(self.checkpoint.image_tokens(shape) for shape in shapes)

@@ -18,6 +18,17 @@ from dglaunch.errors import UserError
 ALIASES = {"steps": "num_inference_steps"}
 
 
+def places_of(name: str, grid: Sequence[str]) -> str:
+    """Return where a value of this name may have come from, as a message says from where to take it.
+
+    Args:
+        name: of a setting.
+        grid: the words of --grid.
+    """
+    axes = (word.partition("=")[0].strip().casefold() for word in grid)
+    return f"{name} of --grid" if name in (ALIASES.get(axis, axis) for axis in axes) else f"the column, or --{name}"
+
+
 class Point(NamedTuple):
     """One combination: what it sets, and the columns that it stands in for."""
 

@@ -18,14 +18,19 @@ from dglaunch.data.row_filter import RowFilter
 from dglaunch.data.row_list import rows_of_list
 from dglaunch.data.table_formats import Row
 from dglaunch.data.tables import Table, rows_of_pipe
-from dglaunch.data.task import ROW_FIELDS, Record, Task
+from dglaunch.data.task import LORA, SAMPLING, Record, Task
 from dglaunch.errors import InputError, UserError
+from dglaunch.models.lora import NO_LORAS, Loras, text_of
 
 Value = TypeVar("Value")
 
 
 def read_prompts(
-    config: T2IConfig, size_multiple: int = 1, piped: bytes | None = None, columns: Columns | None = None
+    config: T2IConfig,
+    size_multiple: int = 1,
+    piped: bytes | None = None,
+    columns: Columns | None = None,
+    loras: Loras = NO_LORAS,
 ) -> list[Task]:
     """Return all tasks of a text-to-image run.
 
@@ -33,6 +38,7 @@ def read_prompts(
         size_multiple: pixels of which width and height must be multiples.
         piped: what came out of --prompts_file, if that is a pipe.
         columns: what the table's columns are; afterwards they say what was found of them.
+        loras: those that rows may name.
 
     Raises:
         InputError: rows are bad (all of them are named).
@@ -41,7 +47,7 @@ def read_prompts(
     if columns is None:
         columns = Columns(config)
     if config.prompts is None and not config.tables:
-        reader = RowReader(config, "the command line", size_multiple, columns)
+        reader = RowReader(config, "the command line", size_multiple, columns, loras)
         return reader.read([("--prompt", {"prompt": config.prompt})])
     if config.prompts is not None:
         rows = rows_of_list(config.prompts)
@@ -49,11 +55,11 @@ def read_prompts(
         rows = Table(config.tables).rows()
     else:
         rows = rows_of_pipe(config.tables[0], piped, columns.flagged.get("prompt", "prompt"))
-    reader = RowReader(config, config.rows_from, size_multiple, columns)
+    reader = RowReader(config, config.rows_from, size_multiple, columns, loras)
     return reader.read((label, evaluations.read_row(config.layout, row)) for label, row in rows)
 
 
-def checks_of_fields(size_multiple: int, output_format: str) -> dict[str, values.Check]:
+def checks_of_fields(size_multiple: int, output_format: str, loras: Loras) -> dict[str, values.Check]:
     """Return what looks at each value that a row may set for itself: it gives the value, or raises a ValueError."""
     return {
         "negative_prompt": values.negative_prompt_text,
@@ -62,7 +68,13 @@ def checks_of_fields(size_multiple: int, output_format: str) -> dict[str, values
         "height": lambda value: values.side(value, size_multiple, output_format),
         "num_inference_steps": lambda value: values.whole_number(value, 1, 100_000),
         "guidance_scale": values.number,
+        LORA: loras.of_row,
     }
+
+
+def in_words(settings: Record) -> Record:
+    """Return a row's values with LoRAs as a cell says them."""
+    return {n: text_of(value) if n == LORA and isinstance(value, tuple) else value for n, value in settings.items()}
 
 
 class RowReader:
@@ -70,11 +82,14 @@ class RowReader:
 
     text_column = "prompt"
 
-    def __init__(self, config: RunConfig, source: str, size_multiple: int, columns: Columns) -> None:
+    def __init__(
+        self, config: RunConfig, source: str, size_multiple: int, columns: Columns, loras: Loras = NO_LORAS
+    ) -> None:
         self.config = config
         self.source = source
         self.columns = columns
-        self.checks = checks_of_fields(size_multiple, config.output_format) | self.own_checks()
+        self.loras = loras
+        self.checks = checks_of_fields(size_multiple, config.output_format, loras) | self.own_checks()
         self.defaults = self._flag_values()
         self.template = None if config.prompt_template is None else PromptTemplate(config.prompt_template)
         self.grid = Grid(config.grid, self.checks, () if self.template is None else self.template.names)
@@ -97,21 +112,21 @@ class RowReader:
         """A flag that --grid varies would do nothing."""
         unset = defaults(type(self.config))
         for name in self.grid.axes:
-            if name in ROW_FIELDS and getattr(self.config, name) != unset[name]:
+            if name in SAMPLING and getattr(self.config, name) != unset[name]:
                 raise UserError(
                     f"--{name} would do nothing, as --grid varies it. Drop --{name}, or take it out of --grid."
                 )
 
     def _flag_values(self) -> Record:
         """What a row has that does not say otherwise; its seed follows from its index."""
-        given: Record = {name: getattr(self.config, name) for name in ROW_FIELDS if name != "seed"}
+        given: Record = {name: getattr(self.config, name) for name in SAMPLING if name != "seed"}
         for name in ("width", "height", "negative_prompt"):
             if given[name] is not None:
                 try:
                     self.checks[name](given[name])
                 except ValueError as error:
                     raise UserError(f"--{name} {error}.") from None
-        return given
+        return given | {LORA: self.loras.all}
 
     def read(self, rows: Iterable[Row]) -> list[Task]:
         """All tasks, in the table's order, or every problem at once."""
@@ -278,8 +293,8 @@ class RowReader:
         """A row's columns with what it leaves to flags, by the names that the ledger has for them."""
         given = {name: value for name, value in {**named.row, **named.given}.items() if values.is_given(value)}
         seed = self.config.seed + row_index * self.samples
-        known: Record = {"index": index, "prompt": given.get(self.text_column), **self.defaults, "seed": seed}
-        return {**known, **given, **point.columns, **point.settings}
+        known: Record = {"index": index, "prompt": given.get(self.text_column), **in_words(self.defaults), "seed": seed}
+        return {**known, **given, **point.columns, **in_words(point.settings)}
 
     def take_references(self, label: str, named: Named, number: int, indices: Sequence[int]) -> str:
         """Take the input images out of a row of edits; problems go to `self.problems`.

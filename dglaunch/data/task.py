@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from dglaunch.models.lora import LoraUse, text_of
 from dglaunch.models.shape import Shape
 
 if TYPE_CHECKING:
@@ -14,8 +15,11 @@ Record = dict[str, object]
 """A JSON object: a ledger line, a row of a table, the text of an image. Others may have written it, so its values are
 `object`, and who uses one looks first at what it is."""
 
-ROW_FIELDS = ("negative_prompt", "seed", "width", "height", "num_inference_steps", "guidance_scale")
-"""What a row may set for itself; the rest of its columns are carried into the ledger. Their order is part of a task's key."""
+SAMPLING = ("negative_prompt", "seed", "width", "height", "num_inference_steps", "guidance_scale")
+"""What a row may set of how it is drawn. Their order is part of a task's key."""
+LORA = "lora"
+ROW_FIELDS = (*SAMPLING, LORA)
+"""What a row may set for itself; the rest of its columns are carried into the ledger."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -33,6 +37,8 @@ class Task:
     height: int | None = None
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+    lora: tuple[LoraUse, ...] | None = None
+    """Which of the job's LoRAs it uses, and how strongly; None: the job has none."""
     extra: Record | None = None
     """Columns that dglaunch does not know; they go into the ledger as they are."""
     images: "tuple[InputImage, ...]" = ()
@@ -45,6 +51,8 @@ class Task:
     """Of an edit: table and line, for what is found out about its images later."""
     error: str | None = None
     """Of an edit: why it cannot be made, known before the run."""
+    unusable: tuple[str, ...] = ()
+    """Of such an edit: the names of its input images, of which `images` has only those that can be read."""
     redo: Record | None = None
     """Where `dglaunch redo` makes it anew: what its ledger line says of that (`redo`, `redo_of`)."""
 
@@ -58,7 +66,11 @@ class Task:
         hashes: Record = {"input_sha256": [image.sha256 for image in self.images]} if self.images else {}
         if self.mask is not None:
             hashes["mask_sha256"] = self.mask.sha256
-        return {name: getattr(self, name) for name in ("prompt", *ROW_FIELDS)} | hashes
+        if self.lora is not None:
+            hashes[LORA] = text_of(self.lora)
+        if self.lora:
+            hashes["lora_sha256"] = [use.sha256 for use in self.lora]
+        return {name: getattr(self, name) for name in ("prompt", *SAMPLING)} | hashes
 
     def origin(self) -> Record:
         """Of an edit: what the ledger says of it besides its content."""
@@ -68,12 +80,17 @@ class Task:
         said: Record = {"input_converted": converted} if any(converted) else {}
         if self.mask is not None:
             said["mask"] = self.mask.name
-        return {"instruction": self.prompt, "input_images": [image.name for image in self.images], **said}
+        names = list(self.unusable) or [image.name for image in self.images]
+        return {"instruction": self.prompt, "input_images": names, **said}
 
     @property
     def key(self) -> str:
-        """Hash of the content; a ledger line with another key belongs to another image."""
-        text = json.dumps([self.index, self.sample, *self.content().values()], ensure_ascii=False)
+        """Hash of the content; a ledger line with another key belongs to another image. LoRAs count by what their files hold:
+        not by their names, and not at all where a row uses none."""
+        content = self.content()
+        if content.pop(LORA, ""):
+            content[LORA] = [use.scale for use in self.lora or ()]
+        text = json.dumps([self.index, self.sample, *content.values()], ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -95,6 +112,8 @@ class Bucket:
     """The input images themselves, where a call has one set of them."""
     text_lengths: tuple[int, ...] = ()
     """Tokens of the prompt and its negative one in units of the family's text bucket, where a call has no mask."""
+    lora: str = ""
+    """The LoRAs and their weights, where rows with others may not share a call."""
     row: int | None = None
     """The row's index, where a request makes samples of one row."""
 

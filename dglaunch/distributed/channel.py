@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import os
 import sys
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
@@ -17,6 +18,7 @@ from dglaunch.errors import DglaunchError, UserError
 
 if TYPE_CHECKING:
     import torch
+    from torch._C._distributed_c10d import Store
     from torch.distributed import ProcessGroup
 
 Value = TypeVar("Value")
@@ -95,6 +97,14 @@ class Channel:
                 "it: torchrun's --rdzv_id) is not the same on all machines. Set it alike, and see what else uses this "
                 "rendezvous."
             )
+
+    def counters(self, name: str) -> "Store | None":
+        """Numbers that all ranks share, new with each channel; None where there is one replica. All ranks call it."""
+        if self._world is None or self.topology.num_replicas == 1:
+            return None
+        from torch.distributed.distributed_c10d import _get_default_store
+
+        return stores.part(_get_default_store(), f"dglaunch/{name}/{self.broadcast(uuid.uuid4().hex)}")
 
     # -- all together ---------------------------------------------------------------------------------------------
 

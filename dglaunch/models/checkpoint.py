@@ -25,9 +25,11 @@ from dglaunch.models.components import (
     read_json,
     settings_of,
 )
-from dglaunch.models.families import FAMILIES, OTHER, Family, editors
+from dglaunch.models.families import FAMILIES, OTHER, Family, editors, family_of
+from dglaunch.models.fetching import require_whole
 from dglaunch.models.folder import Folder
 from dglaunch.models.hub import Hub, NotHere
+from dglaunch.models.lora import NO_LORAS, Loras
 from dglaunch.models.own_pipeline import TRUST, OwnPipeline, code_of, named_by_flag, named_by_index
 from dglaunch.models.shape import Shape
 
@@ -62,6 +64,8 @@ class Checkpoint:
     """Its pipeline, where that is none of diffusers'; `pipeline_class` is then the class whose rules hold."""
     counted: Mapping[str, int] | None = None
     """Its `parameters`, where rank 0 has counted them for all ranks."""
+    loras: Loras = NO_LORAS
+    """What --lora puts over it."""
 
     @property
     def pipeline_name(self) -> str:
@@ -157,6 +161,19 @@ class Checkpoint:
         return files.count()
 
     @property
+    def folder(self) -> Path:
+        """Its folder on this machine, be it in the hub's cache.
+
+        Raises:
+            UserError: it is not on this machine, and cannot be fetched.
+        """
+        if self.local:
+            return Path(self.source)
+        if not isinstance(self.files, Hub):
+            raise self.not_here or UserError(f"{self.source} is not on this machine.")
+        return self.files.cached_folder
+
+    @property
     def _described_by(self) -> CheckpointFiles | None:
         return Folder(Path(self.source)) if self.local else self.files
 
@@ -184,6 +201,7 @@ def resolve(config: BackendConfig) -> Checkpoint:
 
 
 def _from_folder(path: Path, config: BackendConfig) -> Checkpoint:
+    require_whole(path)
     settings = path / "dglaunch.json"
     return _checkpoint(Folder(path), read_json(settings) if settings.is_file() else {}, config)
 
@@ -215,7 +233,7 @@ def _checkpoint(files: CheckpointFiles, defaults: dict[str, object], config: Bac
     parts = parts_of(files)
     configs = (files.json(f"{part}/config.json") for part in DENOISERS if part in parts)
     transformer = dict(next((config for config in configs if config is not None), {}))
-    family = FAMILIES.get(name, OTHER) if own is None else own.family(FAMILIES.get(name, OTHER))
+    family = family_of(name) if own is None else own.family(family_of(name))
     if family.sized_by_transformer or name in SIZED_BY_UNET:
         latents = transformer.get("sample_size")
         side = 8 * (latents if isinstance(latents, int) and latents else 128)

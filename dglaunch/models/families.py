@@ -47,6 +47,23 @@ class XDiT:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoraRules:
+    """What of --lora a family was measured to do right."""
+
+    mixes: bool = True
+    """Whether rows with different LoRAs may share a call of the pipeline."""
+    apart: tuple[str, ...] = ()
+    """Modules that get the tokens of all rows as one sequence, so that with a LoRA there rows may not share a call."""
+    encoders: tuple[str, ...] = ()
+    """The text encoders that diffusers loads a LoRA into; tensors for others would be dropped in silence."""
+    xdit: Literal["after", "before", "fused"] = "after"
+    """When it is loaded where xfuser runs the model: after xfuser has taken the transformer, before that, or before and
+    added to the weights, which then is one LoRA (or one set) for all rows."""
+    mixes_xdit: bool = False
+    """Whether rows with different LoRAs may share a call there, too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TextWindow:
     """How much of a prompt one of a pipeline's text encoders reads: max_sequence_length tokens, if nothing else is said."""
 
@@ -133,6 +150,8 @@ class Family:
     """What `edit` does with input images; None where the pipeline takes none."""
     xdit: XDiT | None = None
     """How xfuser runs it; None where it does not."""
+    lora: LoraRules | None = None
+    """What --lora does with it; None where diffusers loads none into its pipeline."""
     takes: frozenset[str] | None = None
     """Of the optimizations that depend on the family, those that were measured to work (tests/torchrun/test_optimizations.py
     tries them again). None: nobody measured, so each is let through and the loaded modules decide."""
@@ -179,6 +198,8 @@ _FLUX2_EDIT = EditRules(
     min_side=64,
     max_aspect=8,
 )
+_FLUX_LORA = LoraRules(encoders=("text_encoder",), mixes_xdit=True)
+_CLIP_LORA = LoraRules(encoders=("text_encoder", "text_encoder_2"))
 _QWEN_TAKES = _names("attention_backend enable_compile cache:first_block_cache cache:taylor_seer cache:cache_dit")
 _GUIDED_TAKES = _names("enable_fuse_qkv cache:cache_dit")
 _PLANNED = _names("context fsdp tensor")
@@ -194,6 +215,7 @@ FAMILIES: dict[str, Family] = {
         windows=_FLUX_WINDOWS,
         text_outputs=_FLUX_TEXT,
         xdit=_FLUX,
+        lora=_FLUX_LORA,
         takes=_names(
             "attention_backend enable_compile enable_fuse_qkv cache:first_block_cache cache:taylor_seer "
             "cache:faster_cache cache:pab cache:mag_cache cache:cache_dit"
@@ -220,6 +242,7 @@ FAMILIES: dict[str, Family] = {
             loads_from="FluxPipeline",
         ),
         xdit=replace(_FLUX, takes=frozenset()),
+        lora=_FLUX_LORA,
         takes=_names("attention_backend enable_compile enable_fuse_qkv cache:faster_cache cache:pab cache:cache_dit"),
         shares=_PLANNED,
     ),
@@ -231,6 +254,7 @@ FAMILIES: dict[str, Family] = {
         text_outputs=("row", "row"),
         edit=_FLUX2_EDIT,
         xdit=_FLUX2,
+        lora=LoraRules(mixes_xdit=True),
         takes=_names("attention_backend enable_compile enable_fuse_qkv cache:faster_cache cache:pab cache:cache_dit"),
         shares=_PLANNED,
     ),
@@ -242,6 +266,7 @@ FAMILIES: dict[str, Family] = {
         text_outputs=("row", "row"),
         edit=replace(_FLUX2_EDIT, name="flux2_klein"),
         xdit=replace(_FLUX2, takes=frozenset()),
+        lora=LoraRules(mixes_xdit=True),
         takes=_names(
             "attention_backend enable_compile enable_fuse_qkv cache:taylor_seer cache:faster_cache cache:pab cache:cache_dit"
         ),
@@ -256,6 +281,7 @@ FAMILIES: dict[str, Family] = {
         windows=(TextWindow(),),
         text_outputs=("padded", "mask"),
         xdit=_QWEN,
+        lora=LoraRules(),
         takes=_QWEN_TAKES,
         shares=_PLANNED,
     ),
@@ -276,6 +302,7 @@ FAMILIES: dict[str, Family] = {
             output_text="1 Mpx, in the shape of the image",
         ),
         xdit=_QWEN,
+        lora=LoraRules(),
         takes=_QWEN_TAKES,
         shares=_PLANNED,
     ),
@@ -295,6 +322,7 @@ FAMILIES: dict[str, Family] = {
             input_text="1 Mpx",
             output_text="1 Mpx, in the shape of the last image",
         ),
+        lora=LoraRules(),
         xdit=_QWEN,
         takes=_QWEN_TAKES,
         shares=_PLANNED,
@@ -332,6 +360,7 @@ FAMILIES: dict[str, Family] = {
             token_multiple=32,
             image_unit="any",
         ),
+        lora=LoraRules(apart=("x_embedder", "cap_embedder")),
         takes=_names("attention_backend enable_compile cache:cache_dit"),
         shares=_FSDP,
     ),
@@ -352,6 +381,7 @@ FAMILIES: dict[str, Family] = {
             fixed_text_length=True,
             image_unit="rows",
         ),
+        lora=replace(_CLIP_LORA, xdit="fused"),
         takes=_GUIDED_TAKES,
         shares=_FSDP,
     ),
@@ -380,6 +410,7 @@ FAMILIES: dict[str, Family] = {
             masked_attention="SDPA",
             image_unit="rows",
         ),
+        lora=LoraRules(xdit="before"),
         takes=_names("cache:cache_dit"),
         shares=_FSDP,
     ),
@@ -398,10 +429,16 @@ FAMILIES: dict[str, Family] = {
         windows=(TextWindow(lower=True, reserved=1),),
         arguments=(("use_resolution_binning", False),),
         text_outputs=_GUIDED_TEXT,
+        lora=LoraRules(),
         takes=frozenset(),
     ),
     "CogView4Pipeline": Family(
-        name="CogView4", max_sequence_length=1024, windows=(TextWindow(),), batch=False, takes=frozenset()
+        name="CogView4",
+        max_sequence_length=1024,
+        windows=(TextWindow(),),
+        batch=False,
+        lora=LoraRules(),
+        takes=frozenset(),
     ),
     "GlmImagePipeline": Family(
         name="GlmImage",
@@ -424,7 +461,23 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 """Pipeline class -> family. A class that is not here runs with the backend diffusers under `OTHER`'s rules."""
-OTHER = Family(name="other", size_multiple=8, guided_above=None, tensor_output=False)
+OTHER = Family(
+    name="other",
+    size_multiple=8,
+    guided_above=None,
+    tensor_output=False,
+    lora=LoraRules(mixes=False, encoders=("text_encoder", "text_encoder_2")),
+)
+
+
+MIXES_LORAS = frozenset(["StableDiffusionXLPipeline", "ChromaPipeline", "HiDreamImagePipeline"])
+"""Pipelines without a row with which rows of different LoRAs were measured to share a call (0.0)."""
+
+
+def family_of(pipeline_class: str) -> Family:
+    """Return the family of a pipeline; `OTHER`, or as much as is known of it, where it has no row."""
+    other = replace(OTHER, lora=LoraRules(encoders=_CLIP_LORA.encoders)) if pipeline_class in MIXES_LORAS else OTHER
+    return FAMILIES.get(pipeline_class, other)
 
 
 def attends_twice(transformer: Mapping[str, object]) -> bool:

@@ -119,10 +119,23 @@ class Hub:
             raise UserError(self._refusal(error)) from None
 
     @property
+    def cached_folder(self) -> Path:
+        """The folder of the hub's cache that holds its files.
+
+        Raises:
+            NotHere: nothing of it is in the cache, and the hub does not answer.
+            UserError: it has no model_index.json.
+        """
+        index = self._file(INDEX)
+        if index is None:
+            raise UserError(f"{self.source} has no {INDEX}, so it is no diffusers checkpoint. Check the name.")
+        return index.parent
+
+    @property
     def _not_here(self) -> NotHere:
         return NotHere(
             f"{self.source} is not in this machine's hub cache and the hub cannot be reached. Download it where there is a "
-            f"network (hf download {self.source}), or give a local folder.",
+            f"network (dglaunch fetch {self.source}), or give a local folder.",
             "the hub cannot be reached",
         )
 

@@ -35,6 +35,8 @@ class Optimization:
     """Why it cannot go with --backend xdit."""
     only_xdit: str = ""
     """What to take instead without --backend xdit, as it is xfuser's own."""
+    lora: str = ""
+    """Why it cannot go with --lora."""
     excludes: tuple[str, ...] = ()
     """Names of rows that cannot go with it."""
     variants: tuple[tuple[str, str], ...] = ()
@@ -53,6 +55,7 @@ _MOVING = ("enable_cpu_offload", "enable_group_offloading")
 PINNED = 1.6
 """Bytes of page-locked host memory that group offloading takes for each of the transformer's: torch rounds each weight up to
 a power of two (on the real shapes FLUX.1 comes to 1.56, Qwen-Image to 1.58, FLUX.2 to 1.57)."""
+_NO_LORA = "nobody has measured what the two do together"
 TORCHAO = ("torchao", "pip install 'dglaunch[quant]'")
 
 OPTIMIZATIONS = (
@@ -108,16 +111,17 @@ OPTIMIZATIONS = (
     Optimization(
         flag="quantization", value="fp8", does="torchao: transformer's weights and activations in 8-bit floats",
         changes="yes", package=TORCHAO, gpu="float8 matrix products exist there only", capability=(8, 9),
-        dtypes=("bfloat16",),
+        dtypes=("bfloat16",), lora=_NO_LORA,
         excludes=("enable_layerwise_casting", "enable_fuse_qkv", *_MOVING),
     ),
     Optimization(
         flag="quantization", value="nf4", does="bitsandbytes: transformer's weights in 4 bits, for memory",
         changes="yes", package=("bitsandbytes", "pip install 'dglaunch[quant]'"), gpu="bitsandbytes quantizes there only",
-        excludes=("enable_layerwise_casting", "enable_fuse_qkv", *_MOVING),
+        lora=_NO_LORA, excludes=("enable_layerwise_casting", "enable_fuse_qkv", *_MOVING),
     ),
     Optimization(
         flag="enable_fuse_qkv", does="one matrix product for query, key and value",
+        lora="the fused product leaves out the LoRAs of query, key and value, in silence (0.44 of 1 from right)",
     ),
     Optimization(
         flag="enable_layerwise_casting", does="keeps the transformer's weights in 8 bits and casts each as it is used",
@@ -125,7 +129,7 @@ OPTIMIZATIONS = (
     ),
     Optimization(
         flag="enable_cpu_offload", does="each network is on the GPU only while it runs: slower", gpu="the weights are in host memory already",
-        xdit=_MOVED, excludes=("enable_group_offloading",),
+        xdit=_MOVED, lora=_NO_LORA, excludes=("enable_group_offloading",),
     ),
     Optimization(
         flag="enable_group_offloading", does="each layer of the transformer is on the GPU only while it runs: slower",

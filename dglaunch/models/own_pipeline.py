@@ -1,7 +1,7 @@
 """A pipeline class that is none of diffusers': the user's own (--pipeline my_module:MyPipeline), or one that comes with a
 checkpoint.
 
-Before a model is loaded nothing of it is run: its source is read, for the class of the families' table that it derives from.
+Here nothing of it is run: its source is read, for the class of the families' table that it derives from.
 What derives from none makes one image a call.
 """
 
@@ -61,6 +61,10 @@ def named_by_flag(reference: str) -> OwnPipeline:
         UserError: it names none, or there is no such module.
     """
     module, _, class_name = reference.partition(":")
+    if module.endswith(".py"):
+        raise UserError(
+            f"--pipeline {reference}: name the module, not its file: {module.removesuffix('.py')}:{class_name}."
+        )
     names = [*module.split("."), class_name]
     if not all(name.isidentifier() for name in names):
         raise UserError(f"--pipeline {reference}: a module and a class in it are needed, such as my_module:MyPipeline.")
@@ -118,6 +122,9 @@ def _base_in(file: Path, class_name: str) -> str | None:
     except (SyntaxError, ValueError) as error:
         raise UserError(f"{file} is no Python ({error}); correct it.") from None
     classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    if not _may_have(tree, class_name):
+        there = f"; its classes: {', '.join(classes)}" if classes else ", and no other"
+        raise UserError(f"{file} has no class {class_name}{there}. Correct the name of the pipeline, or the module.")
     imported = {
         alias.asname or alias.name: alias.name
         for node in ast.walk(tree)
@@ -125,6 +132,21 @@ def _base_in(file: Path, class_name: str) -> str | None:
         for alias in node.names
     }
     return next((name for name in _ancestors(class_name, classes, imported) if name in FAMILIES), None)
+
+
+def _may_have(tree: ast.Module, name: str) -> bool:
+    """Whether a module has something of a name, or could get it from where its source does not say."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.ClassDef() | ast.FunctionDef() if node.name in (name, "__getattr__"):
+                return True
+            case ast.alias() if (node.asname or node.name) in (name, "*"):
+                return True
+            case ast.Name(id=bound, ctx=ast.Store()) if bound == name:
+                return True
+            case ast.Name(id="globals" | "setattr" | "exec"):
+                return True
+    return False
 
 
 def _ancestors(

@@ -6,10 +6,13 @@ file and in shards. What is counted is what is loaded without `variant`.
 
 import json
 import math
+import os
 import re
 import struct
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from dglaunch.errors import UserError
 from dglaunch.files import open_regular
@@ -76,23 +79,71 @@ def count_in_folder(files: CheckpointFiles, folder: Path) -> dict[str, int]:
 
 
 def _parameters_in(file: Path) -> int:
-    """Weights in one safetensors file: 8 bytes of header length, then the header as JSON.
+    """Weights in one safetensors file.
 
     Raises:
         UserError: it is not whole.
+    """
+    try:
+        return sum(math.prod(entry.shape) for entry in read_header(file).tensors.values())
+    except ValueError as error:
+        raise UserError(
+            f"{file} {error}, as after a download that was interrupted; fetch the checkpoint again."
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """What a header says of a tensor."""
+
+    kind: str
+    """Its type: F32, BF16, ..."""
+    shape: tuple[int, ...]
+    start: int
+    """Of its bytes, behind the header."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The header of a safetensors file."""
+
+    tensors: Mapping[str, TensorEntry]
+    metadata: Mapping[str, str]
+    data_start: int
+    """Where the numbers begin in the file."""
+
+
+def read_header(file: Path) -> Header:
+    """Read the header of a safetensors file: 8 bytes of its length, then JSON.
+
+    Raises:
+        ValueError: it is no whole file of this kind; the text ends a sentence about it.
     """
     try:
         with open_regular(file) as data:
             (length,) = struct.unpack("<Q", data.read(8))
             if length > MOST_HEADER:
                 raise ValueError("its header has no end")
-            header = json.loads(data.read(length))
-        return sum(math.prod(map(int, entry["shape"])) for name, entry in header.items() if name != "__metadata__")
+            found = json.loads(data.read(length))
+            behind = os.fstat(data.fileno()).st_size - 8 - length
+        metadata = {str(key): str(value) for key, value in found.pop("__metadata__", {}).items()}
+        tensors = {key: _entry(value, behind) for key, value in found.items()}
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, struct.error) as error:
-        raise UserError(
-            f"{file} is no whole safetensors file ({getattr(error, 'strerror', None) or error}), as after a download that "
-            "was interrupted; fetch the checkpoint again."
-        ) from None
+        raise ValueError(f"is no whole safetensors file ({getattr(error, 'strerror', None) or error})") from None
+    return Header(tensors, metadata, 8 + length)
+
+
+def _entry(said: Mapping[str, Any], behind: int) -> TensorEntry:
+    """One entry of a header.
+
+    Raises:
+        ValueError: the file is shorter than it says.
+    """
+    kind, shape, (start, end) = str(said["dtype"]), tuple(map(int, said["shape"])), map(int, said["data_offsets"])
+    size = TYPE_BYTES.get(kind)
+    if not 0 <= start <= end <= behind or (size is not None and end - start != size * math.prod(shape)):
+        raise ValueError("it is shorter than its header says")
+    return TensorEntry(kind, shape, start)
 
 
 def bytes_a_weight(types: Mapping[str, int], config: Mapping[str, object]) -> float:

@@ -1,4 +1,4 @@
-"""The input images of an edit, found again from what its file, its ledger and its table say.
+"""The input images of an edit, and the LoRAs of an image, found again from what its file, its ledger and its table say.
 
 Looked at, in this order: the copies of --save_inputs, the path that the row names, relative to the table, to the output
 folder and to the working directory, and the bytes in a Parquet table. For a replay an image is taken only where its
@@ -13,7 +13,8 @@ from dglaunch.data.table_formats import PARQUET
 from dglaunch.data.tables import Table, base_of, files_of, files_there, path_in, shown
 from dglaunch.data.task import Record
 from dglaunch.errors import UserError
-from dglaunch.files import read_bytes
+from dglaunch.files import at_home, open_regular, read_bytes
+from dglaunch.models.lora_source import cached_file
 from dglaunch.output.ledger import RUN, OutputFolder
 from dglaunch.output.lines import id_of
 from dglaunch.output.ownership import path_inside
@@ -96,6 +97,62 @@ def find_inputs(file: Path, described: Record) -> list[bytes]:
             f"that their paths are relative to:\n{listed}"
         )
     return found
+
+
+def find_loras(file: Path, described: Record, cell: str) -> tuple[str, ...]:
+    """Return a --lora for each LoRA that a row's cell names, as the command that makes the image again would have them.
+
+    Args:
+        file: an image that was made with LoRAs.
+        described: what the file says of itself.
+        cell: which of them are wanted ("style:0.8").
+
+    Raises:
+        UserError: some are gone or were changed; each is named.
+    """
+    names = [word.rpartition(":")[0] for word in str(described.get("lora", "")).split(",")]
+    known = dict(zip(names, zip(map(str, _list_at(described, "lora_files")), _list_at(described, "lora_sha256"))))
+    wanted = [word.strip() for word in cell.split(",")]
+    used = [name for name in known if any(word == name or word.rpartition(":")[0] == name for word in wanted)]
+    folder = results_folder(file)
+    found: list[str] = []
+    problems: list[str] = []
+    for name in used:
+        source, digest = known[name]
+        paths = [path for path in _places(folder, source) if _is_file(path)]
+        path = next((path for path in paths if _sha256(path) == digest), None)
+        if path is not None:
+            found.append(f"{name}={path}")
+        else:
+            why = f"is not the one it was (another sha256 at {paths[0]})" if paths else "was not found"
+            problems.append(f"{name}, {source} {why}")
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        raise UserError(
+            f"{file} was made with LoRAs that are not there any more. Put them back, or start replay in the folder that their "
+            f"paths are relative to:\n{listed}"
+        )
+    return tuple(found)
+
+
+def _places(folder: OutputFolder, source: str) -> Iterator[Path]:
+    """Where a LoRA may be: as it was named, from here, from where the job was started and from its results; or in the
+    hub's cache."""
+    started = [run.get("working_directory") for run in folder.all_runs().values()]
+    for base in (Path(), *(Path(place) for place in started if isinstance(place, str)), folder.path):
+        yield base / at_home(Path(source))
+    owner, _, rest = source.partition("/")
+    repo, _, inside = rest.partition("/")
+    if inside:
+        yield from cached_file(f"{owner}/{repo}", inside)
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with open_regular(path) as data:
+            return hashlib.file_digest(data, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 def _look_in_files(paths: Iterable[Path], digest: str) -> bytes | Path | None:

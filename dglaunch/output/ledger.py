@@ -30,6 +30,8 @@ _OWN = ".dglaunch"
 _OUT_OF_MEMORY = f"{TEMPORARY}oom-"
 _PARTS = re.compile(r"(-node\d+of\d+)?(-rank\d+of\d+)?")
 _RANK = re.compile(r"-rank\d+of\d+")
+_BATCH_JOB = f"{TEMPORARY}job-"
+_BATCH_JOB_FILE = re.compile(re.escape(_BATCH_JOB) + r"[0-9a-f]{16}\.json")
 _TEMPORARY = re.compile(re.escape(TEMPORARY) + r"\d+(-node\d+of\d+)?(-rank\d+of\d+)?-[0-9a-f]{16}\.tmp")
 
 
@@ -121,6 +123,15 @@ class OutputFolder:
             for path in self.path.glob(f"{TEMPORARY}[0-9]*.tmp")
             if _TEMPORARY.fullmatch(path.name) and f"{ledger_suffix}-" in path.name and is_regular(path)
         ]
+
+    def batch_job(self, token: str) -> Path:
+        """Return where a batch job of an API is recorded (output/batch_jobs.py)."""
+        return self.path / f"{_BATCH_JOB}{token}.json"
+
+    def batch_jobs(self) -> list[Path]:
+        """Return the records of batch jobs, of all that there are."""
+        found = sorted(self.path.glob(f"{_BATCH_JOB}*.json"))
+        return [path for path in found if _BATCH_JOB_FILE.fullmatch(path.name) and is_regular(path)]
 
     def out_of_memory_notes(self) -> dict[Path, tuple[Shape, int]]:
         """Return the notes of earlier starts about batches that were too large: shape and size, by file. All that a note

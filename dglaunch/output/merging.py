@@ -10,6 +10,7 @@ from dglaunch.atomic import atomic_write
 from dglaunch.data.task import Record
 from dglaunch.errors import OutputError, UserError
 from dglaunch.output.asked import Asked, TaskRanges, asked_of, together
+from dglaunch.output.batch_jobs import refuse_open_jobs
 from dglaunch.output.inspection import SHOWN, Inspection, describe_missing, inspect
 from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder
 from dglaunch.output.lines import TaskId, file_name_of, id_of, read_lines
@@ -48,6 +49,7 @@ def merge_folders(folders: Sequence[OutputFolder], target: OutputFolder) -> Merg
     with contextlib.ExitStack() as locks:
         for folder in folders:  # all are looked at before the first file is linked
             locks.enter_context(folder.keep_runs_out())
+            refuse_open_jobs(folder, "Start its own command again with --api_batch, which takes them, and merge then.")
             _add(folder, _inspect_closely(folder), merged)
         target.path.mkdir(parents=True, exist_ok=True)
         for file in merged.files:

@@ -421,6 +421,7 @@ def remove_results(folder: OutputFolder) -> None:
             remove([path]) if kinds <= {LineKind.OURS, LineKind.REPLACED} else set_aside(folder, path)
     remove(path for path in folder.files(RUN) if is_regular(path) and read_run(path) is not None)
     remove(folder.out_of_memory_notes())
+    remove(folder.batch_jobs())  # none of them owes images: the run has looked
 
 
 def _remove_image(folder: OutputFolder, record: Record) -> None:

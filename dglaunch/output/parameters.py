@@ -52,6 +52,7 @@ def parameters(description: Record, scheduler: str = "") -> str:
         "Seed": description.get("seed"),
         "Size": f"{description.get('width')}x{description.get('height')}",
         "Model": description.get("model"),
+        "Lora": description.get("lora") or None,
         "Version": f"dglaunch {versions['dglaunch']}" if isinstance(versions, dict) else "dglaunch",
     }
     settings = ", ".join(f"{name}: {_quoted(value)}" for name, value in shown.items() if value is not None)

@@ -12,7 +12,7 @@ from itertools import combinations
 from pathlib import Path
 
 from dglaunch.atomic import atomic_write
-from dglaunch.data.task import ROW_FIELDS, Record, Task, file_name
+from dglaunch.data.task import LORA, SAMPLING, Record, Task, file_name
 from dglaunch.errors import UserError
 from dglaunch.files import is_regular
 from dglaunch.output import ownership
@@ -171,10 +171,10 @@ def _changed_rows(folder: OutputFolder, progress: Progress, tasks: Sequence[Task
 def _given_before(record: Record, task: Task, guess: tuple[str, ...]) -> tuple[str, ...] | None:
     """Which of its values the row had when the image was made; None: its key is of none of these. The line has the pipeline's own in place of the others, but
     its key is of what was given. Rows are much alike: the `guess` is what was right for another."""
-    names = [name for name in ROW_FIELDS if name != "seed" and record.get(name) is not None]
+    names = [name for name in SAMPLING if name != "seed" and record.get(name) is not None]
     some = (given for count in range(len(names) + 1) for given in combinations(names, count))
     for given in (guess, *some):
-        values = {name: record.get(name) if name in given else None for name in ROW_FIELDS if name != "seed"}
+        values = {name: record.get(name) if name in given else None for name in SAMPLING if name != "seed"}
         before = replace(task, prompt=record.get("prompt"), seed=record.get("seed"), **values)  # type: ignore[arg-type]  # of a line: any type, and only hashed
         if before.key == record.get("key"):
             return given
@@ -184,6 +184,8 @@ def _given_before(record: Record, task: Task, guess: tuple[str, ...]) -> tuple[s
 def _changed_fields(record: Record, task: Task, output_format: str, was_given: Collection[str] | None) -> list[str]:
     """What a row says differently. A value that is given now and was the pipeline's own before is the same image."""
     changes: list[str] = []
+    if record.get(LORA) and task.lora is None:
+        changes.append(f"row {task.index}, {LORA}: {record[LORA]!r} -> none")
     for name, value in task.content().items():
         if value is not None and record.get(name) != value:
             changes.append(f"row {task.index}, {name}: {record.get(name)!r} -> {value!r}")

@@ -1,12 +1,13 @@
 """How far a job is, from its output folder alone: while it runs, or after it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from dglaunch.data.task import Record
 from dglaunch.output.asked import asked_of
+from dglaunch.output.batch_jobs import BatchJob, open_jobs
 from dglaunch.output.ledger import FAILURES, OutputFolder
-from dglaunch.output.lines import file_name_of, is_whole
+from dglaunch.output.lines import TaskId, file_name_of, is_whole
 
 RECENT = 100
 """Images whose times give the present speed."""
@@ -36,8 +37,10 @@ class JobStatus:
     total: int
     num_done: int
     num_failed: int
+    waits_for: list[tuple[BatchJob, int]] = field(default_factory=list)
+    """Batch jobs of an API that are under way or not collected, and how many images each is to bring."""
     images_per_s: float | None
-    """Over the last RECENT images; None if there are too few to say."""
+    """Over the last RECENT images, while any was under way; None if nothing says how long that was."""
 
     @property
     def num_left(self) -> int:
@@ -57,9 +60,10 @@ def read_status(folder: OutputFolder, node_rank: int | None = None) -> JobStatus
         node_rank: of several nodes without a rendezvous, the one whose runs are looked at; the counts are of them all.
     """
     files = folder.regular_files()
+    records = folder.records_by_id()
     done = {
         task_id: files[name]
-        for task_id, record in folder.records_by_id().items()
+        for task_id, record in records.items()
         if (name := file_name_of(record)) in files and is_whole(record, files[name].st_size)
     }
     failed = folder.records_by_id(FAILURES).keys() - done.keys()
@@ -69,7 +73,10 @@ def read_status(folder: OutputFolder, node_rank: int | None = None) -> JobStatus
         total=asked.total,
         num_done=asked.named.num_of(done),
         num_failed=asked.named.num_of(failed),
-        images_per_s=_images_per_s(found.st_mtime for found in done.values()),
+        waits_for=[(job, len(items)) for job, items in open_jobs(folder)],
+        images_per_s=_images_per_s(
+            (done[task_id].st_mtime, seconds) for task_id, seconds in _seconds_of(records).items() if task_id in done
+        ),
     )
 
 
@@ -78,9 +85,22 @@ def _run_status(folder: OutputFolder, name: str, run: Record) -> RunStatus:
     return RunStatus(name, str(run.get("outcome", "unknown")), str(run.get("started")), is_running)
 
 
-def _images_per_s(times: Iterable[float]) -> float | None:
-    """From the times of the latest files."""
-    latest = sorted(times)[-RECENT:]
-    if len(latest) < 2 or latest[-1] == latest[0]:
-        return None
-    return (len(latest) - 1) / (latest[-1] - latest[0])
+def _seconds_of(records: Mapping[TaskId, Record]) -> dict[TaskId, float]:
+    """How long the batch of each image took."""
+    found = {task_id: record.get("seconds") for task_id, record in records.items()}
+    return {task_id: float(value) for task_id, value in found.items() if isinstance(value, int | float)}
+
+
+def _images_per_s(images: Iterable[tuple[float, float]]) -> float | None:
+    """From when the latest images were written and how long their batches took: the time in which any of these was under way
+    counts, and not the breaks between two starts.
+
+    Args:
+        images: of each, when it was written, and the seconds of its batch.
+    """
+    latest = sorted(images)[-RECENT:]
+    working, until = 0.0, float("-inf")
+    for begun, ended in sorted((written - seconds, written) for written, seconds in latest):
+        working += max(ended - max(begun, until), 0.0)
+        until = max(until, ended)
+    return len(latest) / working if working > 0 else None

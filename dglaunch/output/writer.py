@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from dglaunch import strict_json
 from dglaunch.atomic import atomic_write, temporary_path
-from dglaunch.data.task import ROW_FIELDS, Record, Result, Task, file_name
+from dglaunch.data.task import SAMPLING, Record, Result, Task, file_name
 from dglaunch.errors import OutputError, UserError
 from dglaunch.files import open_for_appending
 from dglaunch.output import ownership, resume
@@ -25,7 +25,7 @@ from dglaunch.output.replaced import PendingRedo, Replacing
 if TYPE_CHECKING:
     from dglaunch.data.images import InputImage
 
-CONTENT = ("prompt", *ROW_FIELDS, "input_sha256")
+CONTENT = ("prompt", *SAMPLING, "input_sha256", "lora_sha256")
 """Of a task or a ledger line: what decides the image."""
 RESERVED = 1 << 16
 """Bytes of the disk kept for the last run.json."""

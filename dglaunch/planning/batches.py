@@ -23,6 +23,8 @@ class Plan:
     """For each replica, its batches."""
     sizes: dict[Bucket, BatchSize]
     """The largest batch of each bucket, and why."""
+    costs: list[list[float]]
+    """For each replica, what each of its batches costs, in the unit of `build`."""
 
     @property
     def num_tasks(self) -> int:
@@ -63,11 +65,12 @@ def build(
     """
     buckets = into_buckets(tasks, bucket_of)
     sizes = {bucket: batch_size(bucket) for bucket in buckets}
-    batches = [
-        [batch for bucket, part in stretch for batch in balanced(part, sizes[bucket].size)]
+    shares = [
+        [(batch, len(batch) * cost(bucket)) for bucket, part in stretch for batch in balanced(part, sizes[bucket].size)]
         for stretch in cut(buckets, num_replicas, cost)
     ]
-    return Plan(batches, sizes)
+    batches = [[batch for batch, _ in share] for share in shares]
+    return Plan(batches, sizes, [[each for _, each in share] for share in shares])
 
 
 def into_buckets(tasks: Iterable[Task], bucket_of: Callable[[Task], Bucket]) -> dict[Bucket, list[Task]]:

@@ -96,6 +96,7 @@ def memory_of(
         exact = False
         share = STORED[config.optimization.quantization] / DTYPE_BYTES[dtype]
         whole |= {name: int(whole[name] * share) for name in whole if name in DENOISERS}
+    whole = _with_loras(whole, checkpoint)
     ahead = checkpoint.encodes_ahead(config.optimization.encode)
     stages = {
         name: _stage_memory(figures, name, _resident(whole, name, config.optimization, ahead), ahead) for name in STAGES
@@ -127,6 +128,14 @@ def _resident(parts: Mapping[str, int], stage: str, config: OptimizationConfig, 
     return sum(texts.values()) + sum(others.values())
 
 
+def _with_loras(parts: dict[str, int], checkpoint: Checkpoint) -> dict[str, int]:
+    """Bytes of each part of the pipeline, with what LoRAs add to it; those are not quantized."""
+    return {
+        name: size + (checkpoint.loras.num_bytes(name) if name in DENOISERS or name.startswith("text_encoder") else 0)
+        for name, size in parts.items()
+    }
+
+
 STORED = {"int8": 1.0, "fp8": 1.0, "nf4": 0.56}
 """Bytes of a weight of the transformer once it is quantized, its scales included."""
 
@@ -145,6 +154,7 @@ def _by_formula(
         name: int(count * (min(stored, size) if name in DENOISERS else size))
         for name, count in checkpoint.parameters.items()
     }
+    parts = _with_loras(parts, checkpoint)
     ahead = checkpoint.encodes_ahead(optimization.encode)
     tokens = checkpoint.image_tokens(shape) + inputs + checkpoint.text_length(config.max_sequence_length)
     denoise = 12 * tokens * (checkpoint.width_of_model or UNET_WIDTH) * size // topology.sequence_degree

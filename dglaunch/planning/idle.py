@@ -11,6 +11,7 @@ from dglaunch.backends.profiles import Idle, Profile
 from dglaunch.config import ROW, RunConfig, defaults, flags_that, settings
 from dglaunch.data.task import Task
 from dglaunch.errors import UserError
+from dglaunch.models.lora import Loras
 
 
 def given_flags(config: RunConfig, origins: Mapping[str, str], names: Iterable[str]) -> list[str]:
@@ -40,6 +41,19 @@ def idle_flags(
             yield Idle(name="num_images_per_prompt", reason="every row has its own")
     for name in given_flags(config, origins, flags_that(profile.unused, type(config))):
         yield Idle(name=name, reason=f"--backend {config.backend.backend} has no model")
+
+
+def idle_loras(config: RunConfig, loras: Loras, tasks: Sequence[Task]) -> Iterator[Idle]:
+    """Yield the LoRAs that no row uses; where some rows only are looked at, others may."""
+    used = {use.name for task in tasks for use in task.lora or ()}
+    names = [file.name for file in loras.files if file.name not in used]
+    if names and not config.is_partial:
+        yield Idle(
+            name="lora",
+            where=f" ({', '.join(names)})",
+            reason="every row says in its column lora which it uses, and none of them does",
+            remedy="Drop it, or name it there.",
+        )
 
 
 def _comes_from_flag(config: RunConfig, name: str, task: Task, num_points: int) -> bool:

@@ -22,12 +22,13 @@ from dglaunch.distributed.topology import Topology
 from dglaunch.environment import parallel_from_environment
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
+from dglaunch.models.lora import read_loras
 from dglaunch.models.optimizations import image_settings
 from dglaunch.models.shape import Shape
 from dglaunch.planning import checks
 from dglaunch.planning.batches import Plan, build, share_of_node
 from dglaunch.planning.estimate import FiguresOf, chooser
-from dglaunch.planning.idle import idle_flags, settle
+from dglaunch.planning.idle import idle_flags, idle_loras, settle
 from dglaunch.planning.past import past_of
 from dglaunch.planning.photos import photo_list
 from dglaunch.planning.pipe import Piped, piped_table
@@ -116,7 +117,8 @@ class Job:
 
     def _checks_of_fields(self) -> dict[str, Check]:
         """What looks at the values that may be set for a row."""
-        found = checks_of_fields(self.checkpoint.family.size_multiple, self.config.output_format)
+        checkpoint = self.checkpoint
+        found = checks_of_fields(checkpoint.family.size_multiple, self.config.output_format, checkpoint.loras)
         return found | (checks_of_edits(self.checkpoint) if self.config.edits else {})
 
     @property
@@ -221,11 +223,16 @@ def prepare(
         target = profile.resolve(config, topology, assumed)
     if target.checkpoint.not_here is not None and not only_planned:
         raise target.checkpoint.not_here
+    target = _with_loras(config, target, profile)
     piped = photo_list(config, topology) or piped_table(config, topology)
     columns = Columns(config, partial(past_of, config, topology))
     checkpoint, tasks = _read(config, profile, target.checkpoint, columns, piped)
     evaluations.check(config, tasks)
-    reasons = target.reasons | (piped.reasons if piped else {}) | _column_reasons(config, columns)
+    reasons = (
+        target.reasons
+        | (piped.reasons if piped else {})
+        | _column_reasons(columns, has_table=bool(config.tables) and not (config.edits and piped))
+    )
     target = replace(target, checkpoint=checkpoint, reasons=reasons)
     job = Job(
         config=config, origins=origins, topology=topology, profile=profile, target=target, tasks=tasks, columns=columns,
@@ -233,12 +240,29 @@ def prepare(
     )  # fmt: skip
     idle = [
         *idle_flags(config, origins, profile, tasks, columns.num_points),
+        *idle_loras(config, target.checkpoint.loras, tasks),
         *profile.idle_values(config, target, job.makeable),
     ]
     goes_on = any(each.remedy for each in idle) and columns.past is not Past.NEW
     told = settle(idle, None if goes_on else excused)
     profile.check(config, target, topology, job.makeable)
+    if not only_planned:
+        profile.check_code(config, target)
     return replace(job, target=replace(target, reasons=target.reasons | told))
+
+
+def _with_loras(config: RunConfig, target: Target, profile: Profile) -> Target:
+    """The checkpoint with what --lora puts over it.
+
+    Raises:
+        UserError: a file is missing or wrong; all of them are named.
+    """
+    loras = read_loras(config.backend.lora)
+    if not loras:
+        return target
+    found = replace(target, checkpoint=replace(target.checkpoint, loras=loras))
+    rows = {"rows with different LoRAs": profile.lora_reason(config, found)}
+    return replace(found, reasons=target.reasons | loras.reasons | rows)
 
 
 def _is_elsewhere(config: RunConfig, profile: Profile, target: Target) -> bool:
@@ -247,9 +271,9 @@ def _is_elsewhere(config: RunConfig, profile: Profile, target: Target) -> bool:
     return profile.has_estimates and nothing_here and config.backend.device is None
 
 
-def _column_reasons(config: RunConfig, columns: Columns) -> dict[str, str]:
+def _column_reasons(columns: Columns, has_table: bool) -> dict[str, str]:
     """What the columns of a table were taken for, in one line, and how many rows a grid makes of each."""
-    found = {"columns": columns.summary} if config.tables else {}
+    found = {"columns": columns.summary} if has_table else {}
     if columns.axes:
         axes = " x ".join(f"{len(values)} of {name}" for name, values in columns.axes.items())
         found["grid"] = f"{columns.num_points} images of each: {axes}"
@@ -273,7 +297,7 @@ def _(
             f"{checkpoint.source} is a {checkpoint.pipeline_class}, which edits images: dglaunch edit --input TABLE."
         )
     data = None if piped is None else piped.data
-    return checkpoint, read_prompts(config, checkpoint.family.size_multiple, data, columns)
+    return checkpoint, read_prompts(config, checkpoint.family.size_multiple, data, columns, checkpoint.loras)
 
 
 @_read.register

@@ -7,7 +7,7 @@ from itertools import chain
 from dglaunch.config import MAX_SEED
 from dglaunch.data import values
 from dglaunch.data.row_filter import RowFilter
-from dglaunch.data.task import Record, Task
+from dglaunch.data.task import LORA, Record, Task
 from dglaunch.data.values import Check
 from dglaunch.errors import UserError
 from dglaunch.output.ledger import FAILURES, OutputFolder
@@ -107,7 +107,7 @@ class Redo:
     @staticmethod
     def _checked(name: str, value: object, checks: Mapping[str, Check]) -> object:
         if value is None and name not in ("prompt", "seed"):
-            return None
+            return () if name == LORA else None
         check = values.text if name == "prompt" else checks[name]
         try:
             return check(value)

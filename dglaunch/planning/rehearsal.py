@@ -9,6 +9,7 @@ from dglaunch.data.task import Batch, Task
 from dglaunch.distributed.channel import Channel
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
+from dglaunch.models.lora import NO_LORAS
 from dglaunch.planning.differing import differing
 from dglaunch.planning.job import Job, Schedule
 from dglaunch.simulation.rank import Setting
@@ -63,7 +64,10 @@ def to_rehearse(job: Job, schedule: Schedule) -> Rehearsed:
         if config.edits and not job.checkpoint.family.text_outputs:
             notes.append("there is no processor here either, so that the text encoder sees no input images")
     # Only as tensors can images be fake.
-    checkpoint = replace(job.checkpoint, family=replace(job.checkpoint.family, tensor_output=True))
+    checkpoint = replace(job.checkpoint, family=replace(job.checkpoint.family, tensor_output=True), loras=NO_LORAS)
+    if job.checkpoint.loras:
+        added = sum(file.num_bytes("transformer") for file in job.checkpoint.loras.files) / 2**20
+        notes.append(f"left out: --lora, which adds {added:,.0f} MiB to the transformer of each rank")
     context = Context(
         config=config,
         checkpoint=checkpoint,

@@ -1,6 +1,6 @@
 """The one loop: this replica's batches through the backend, whatever goes wrong with some of them.
 
-    for batch in plan.batches[topology.replica]:
+    for batch in batches:                            # its share, then what other replicas leave (run/work.py)
         for part in Attempts(batch):                 # whole, then smaller where that fails
             backend.generate(part) -> slots -> encoded in the background -> sender.send(result)
 
@@ -85,19 +85,19 @@ class Loop:
         except UserError as error:
             self.error, self._leaving = error, True
 
-    def run_in_threads(self, batches: Sequence[Batch], workers: int) -> None:
-        """The same by several threads over one iterator. They are daemons: after the time limit of a stopped run, those
+    def run_in_threads(self, batches: Iterator[Batch], workers: int) -> None:
+        """The same by several threads over one iterator that they may share. They are daemons: after the time limit of a stopped run, those
         that still wait for a server are left behind."""
-        shared, failed = iter(batches), deque[BaseException]()
+        failed = deque[BaseException]()
 
         def work() -> None:
             try:
-                self.run(shared)
+                self.run(batches)
             except BaseException as error:  # handed on to the main thread, which raises it
                 self._leaving = True
                 failed.append(error)
 
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(workers, len(batches)))]
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(workers)]
         for thread in threads:
             thread.start()
         deadline = None

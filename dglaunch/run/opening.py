@@ -11,7 +11,7 @@ from dglaunch.distributed.channel import Channel
 from dglaunch.distributed.messages import message
 from dglaunch.models.figures import Figures, Request, StageCost
 from dglaunch.models.shape import Shape
-from dglaunch.output import layouts, ownership
+from dglaunch.output import batch_jobs, layouts, ownership
 from dglaunch.output.lines import TaskId, id_of
 from dglaunch.output.resume import Progress
 from dglaunch.output.writer import Writer
@@ -127,11 +127,24 @@ def _open_main_folder(job: Job, writer: Writer, journal: Journal, overwrite: boo
     folder = job.config.output_dir
     layouts.check(job.config.layout, folder, job.tasks, job.config.output_format)
     _refuse_inputs_as_outputs(job, writer)
+    _refuse_open_jobs(job, writer, overwrite)
     recalled = recall(job.config, job.machine, job.topology.parallel)
     found = _open_folder(job, writer, journal, overwrite)
     limits = writer.folder.out_of_memory_limits()
     parameters = dict(job.checkpoint.parameters) if job.config.batch_size == "auto" else {}
     return found, Known(limits, recalled.sizes, job.machine.memory, parameters, _figures(job), recalled.notes)
+
+
+def _refuse_open_jobs(job: Job, writer: Writer, overwrite: bool) -> None:
+    """A start that does not wait for what is ordered (--api_batch) would order, and pay for, the same images again."""
+    if overwrite:
+        batch_jobs.refuse_open_jobs(
+            writer.folder, "Without --overwrite the same command takes them; --api_batch_cancel gives them up."
+        )
+    elif not job.config.remote.api_batch:
+        batch_jobs.refuse_open_jobs(
+            writer.folder, "With --api_batch the same command takes them; with --api_batch_cancel too it gives them up."
+        )
 
 
 def _figures(job: Job) -> Mapping[Request, Figures]:

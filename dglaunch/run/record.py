@@ -12,19 +12,21 @@ from dglaunch.config import FILE, IMAGE, settings_that
 from dglaunch.data.edits import saved_names
 from dglaunch.data.prompt_windows import LEDGER_KEYS
 from dglaunch.data.task import ROW_FIELDS, Record, Result, Task, file_name
+from dglaunch.output.batch_jobs import API_JOB
 from dglaunch.system import versions
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from dglaunch.output.encode import WholePng
+    from dglaunch.output.whole_file import WholeFile
 
-Picture: TypeAlias = "Image | WholePng"
+Picture: TypeAlias = "Image | WholeFile"
 """A finished image: of a pipeline, or the file that an API sent."""
 OWN_KEYS = frozenset(
     {"file_name", "bytes", "index", "sample", "prompt", *ROW_FIELDS, "key", "sha256", "rank", "node", "batch_size"}
     | {"seconds", "time", "error", "instruction", "input_images", "input_sha256", "input_file_names", "seed_sent"}
-    | {"input_converted", "redo", "redo_of", "mask_sha256", "answer_text", "revised_prompt", "api_server"}
+    | {"input_converted", "redo", "redo_of", "mask_sha256", "answer_text", "revised_prompt", "api_server", API_JOB}
+    | {"lora_sha256", "lora_files"}
     | set(LEDGER_KEYS)
 )
 """All that dglaunch itself ever says in a ledger, whatever the command: there they mean what it means by them, and a row's
@@ -101,6 +103,8 @@ class Recorder:
             name: value if value is not None else self._facts.defaults.get(name)
             for name, value in task.content().items()
         }
+        if task.lora:
+            content["lora_files"] = [self._context.checkpoint.loras.by_name[use.name].source for use in task.lora]
         return content | task.origin()
 
     def _description(self, task: Task) -> Record:

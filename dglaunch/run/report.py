@@ -1,6 +1,7 @@
 """What rank 0 says: the plan, progress while the run goes on, and a table at the end. Other ranks are silent."""
 
 import importlib.util
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -18,6 +19,14 @@ from dglaunch.run.result import Counts, Outcome, headline, last_words
 from dglaunch.terminal import Terminal
 
 LOG_EVERY_S = 10.0
+"""Between two lines of progress at first, where no bar can be drawn."""
+LINES_AT_A_PACE = 12
+"""Then the pause doubles: a day has 100 lines, a month 200."""
+FAILURES_TOLD = 20
+"""Failures with a line of their own; failures.jsonl has them all."""
+KIND_LENGTH = 80
+MOST_KINDS = 20
+NUMBERS = re.compile(r"\d+")
 
 
 @message
@@ -94,9 +103,12 @@ class Report:
         self.counts = Counts(num_skipped=skipped, num_total=total)
         self.terminal = terminal if terminal is not None else Terminal(stderr=True)
         self.by_rank: Counter[int] = Counter()
+        self.failures: Counter[str] = Counter()
+        """By the kind of their errors."""
         self.cut, self.cut_for_some = CutPrompts(CUT), CutPrompts(CUT_FOR)
         self._last_written = time.time()
         self._last_log = time.monotonic()
+        self._lines_told = 0
         self._begun = self._last_log
         self._progress: Progress | None = None
         self._bar = TaskID(0)
@@ -131,29 +143,52 @@ class Report:
         self.cut.add(result.record)
         self.cut_for_some.add(result.record)
         if result.failed:
-            self.counts.num_failed += 1
-            self.note(f"image {result.file_name} failed on rank {rank}: {result.record['error']}")
+            self._count_failure(result, rank)
         else:
             self.counts.num_ok += 1
         if self._progress is not None:
             self._progress.update(self._bar, completed=self.counts.num_settled, state=self._state())
-        elif time.monotonic() - self._last_log >= LOG_EVERY_S:
+        elif time.monotonic() - self._last_log >= LOG_EVERY_S * 2 ** (self._lines_told // LINES_AT_A_PACE):
             self._last_log = time.monotonic()
+            self._lines_told += 1
             self.note(self._line())
+
+    def progress(self) -> Record:
+        """What run.json says besides the counts while the run goes on."""
+        rate = self.images_per_s
+        left = self.counts.num_total - self.counts.num_settled
+        return {
+            "images_per_s": round(rate, 4),
+            "seconds_left": round(left / rate) if rate else None,
+            "images_by_rank": {str(rank): count for rank, count in sorted(self.by_rank.items())},
+            "failures_by_kind": dict(self.failures.most_common(MOST_KINDS)),
+        }
+
+    def _count_failure(self, result: Result, rank: int) -> None:
+        self.counts.num_failed += 1
+        error = str(result.record["error"])
+        kind = NUMBERS.sub("N", " ".join(error.split()))[:KIND_LENGTH]
+        if kind in self.failures or len(self.failures) < MOST_KINDS:
+            self.failures[kind] += 1
+        if self.counts.num_failed <= FAILURES_TOLD:
+            self.note(f"image {result.file_name} failed on rank {rank}: {error}")
+        elif self.counts.num_failed == FAILURES_TOLD + 1:
+            self.note("More images failed; their errors stand in failures.jsonl.")
 
     def _state(self) -> str:
         spread = ""
         if len(self.by_rank) > 1:
             spread = f", {min(self.by_rank.values())}-{max(self.by_rank.values())} a replica"
-        return f"{self._images_per_s:.2f} images/s, {self.counts.num_failed} failed{spread}"
+        return f"{self.images_per_s:.2f} images/s, {self.counts.num_failed} failed{spread}"
 
     def _line(self) -> str:
         done, total = self.counts.num_settled, self.counts.num_total
-        left = (total - done) / self._images_per_s if self._images_per_s else 0.0
+        left = (total - done) / self.images_per_s if self.images_per_s else 0.0
         return f"{done:,} of {total:,} images, {self._state()}, about {duration(left)} left"
 
     @property
-    def _images_per_s(self) -> float:
+    def images_per_s(self) -> float:
+        """Images made in this start, by the seconds since its first batch began."""
         elapsed = time.monotonic() - self._begun
         return self.counts.num_ok / elapsed if elapsed > 0 else 0.0
 
@@ -191,6 +226,12 @@ class Report:
         if job.config.edits and extra:
             text += f"; without its different sizes and images it would be {plan.num_batches - extra:,}"
         self.note(text)
+        if job.redo is not None and schedule.unmakeable:
+            count, first = number(len(schedule.unmakeable), "image"), schedule.unmakeable[0]
+            self.note(
+                f"{count} cannot be made, whatever the seed, as the input is still broken (index {first.index}: {first.error}). "
+                "Mend it, then start the same command again."
+            )
         if not plan.num_tasks and job.redo is None and job.config.filter_rows is not None:
             self.note(f"To make them again: dglaunch redo {job.config.output_dir} --filter_rows ...")
 
@@ -249,7 +290,8 @@ class Report:
     def end(self, summary: Summary, folder: object) -> None:
         """The end of the run, for people."""
         self.stop()
-        self.note(f"{headline(summary.outcome, self.counts)}, in {folder}")
+        is_stopped = summary.outcome == "drained"  # its headline comes last
+        self.note(f"{'What is there is' if is_stopped else headline(summary.outcome, self.counts) + ','} in {folder}")
         table = Table(show_header=False)
         for name, value in _rows(summary).items():
             table.add_row(name, value)

@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from dglaunch.backends.base import Backend, Context, Facts, ItemError
 from dglaunch.backends.registry import create
 from dglaunch.data.edits import saved_names
-from dglaunch.data.task import Record, Result
+from dglaunch.data.task import Batch, Record, Result
 from dglaunch.distributed import preflight
 from dglaunch.distributed.channel import Channel
+from dglaunch.distributed.claims import Claims
 from dglaunch.distributed.messages import message
 from dglaunch.errors import DglaunchError, OutputError, UserError
 from dglaunch.output import layouts
@@ -33,11 +34,13 @@ from dglaunch.run.images import ImageQueue
 from dglaunch.run.journal import Journal
 from dglaunch.run.loop import Loop
 from dglaunch.run.opening import Opened, open_folders, start_anew
+from dglaunch.run.pulse import Pulse, check_metrics_file
 from dglaunch.run.record import Recorder
 from dglaunch.run.report import LeaderReport, Report
 from dglaunch.run.result import RunResult, outcome_of
 from dglaunch.run.signals import stopping
 from dglaunch.run.watchdog import PeerWatch, StallWatch
+from dglaunch.run.work import Work
 from dglaunch.system import versions
 from dglaunch.terminal import Terminal
 
@@ -66,6 +69,7 @@ def run(
         preflight.check_address(job.topology)
         with StallWatch(job.topology, job.config.stall_timeout, stop, journal.last_words) as watch:
             channel = Channel(job.topology, job.device)
+            channel.together(start.check)
             # Only now: ranks whose agent died while they joined must not hold the folder against the next start.
             opened = open_folders(job, channel, writer, journal)
             with PeerWatch(watch, channel.attempt) as peers, start.errors_in_journal():
@@ -91,10 +95,20 @@ class _Run:
         self.terminal = terminal
         self.finished = finished
         self.report: Report | None = None
+        self.pulse: Pulse | None = None
         self.planned: PlannedPeak | None = None
         """On rank 0."""
         self.load_seconds = 0.0
         self.inputs = {task.id: saved_names(task) for task in job.tasks} if job.config.saves_inputs else {}
+
+    def check(self) -> None:
+        """Refuse what rank 0 could not write beside the folder.
+
+        Raises:
+            UserError: with what to do instead.
+        """
+        if self.topology.is_main and self.job.config.metrics_file is not None:
+            check_metrics_file(self.job.config.metrics_file)
 
     @contextmanager
     def closing(self) -> Iterator[None]:
@@ -104,6 +118,9 @@ class _Run:
         finally:
             if self.report is not None:
                 self.report.stop()
+            if self.pulse is not None:
+                with suppress(OSError):
+                    self.pulse.write_metrics(is_running=False)
             self.writer.close()
 
     @contextmanager
@@ -138,10 +155,11 @@ class _Run:
                 one = facts.workers == 1 or self.job.config.debug
                 with self._encoder(context, collector, watch, background and one) as encoder:
                     loop = Loop(context, backend, facts, collector.sink, watch, encoder)
+                    batches = self._batches(context, schedule.plan)
                     if one:
-                        loop.run(iter(context.batches))
+                        loop.run(batches)
                     else:
-                        loop.run_in_threads(context.batches, facts.workers)
+                        loop.run_in_threads(batches, min(facts.workers, schedule.plan.num_batches))
                 report = loop.report()
             collector.close(report)
             return self._finish(channel, collector.sink, schedule.plan)
@@ -154,6 +172,8 @@ class _Run:
         skipped = schedule.total - schedule.plan.num_tasks - len(schedule.unmakeable)
         self.report = Report(schedule.total, skipped, self.terminal)
         self.journal.counts = self.report.counts
+        labels = {"output_dir": str(self.job.config.output_dir)}
+        self.pulse = Pulse(self.report, self.journal, self.job.config.metrics_file, labels)
         self.report.plan(self.job, schedule, damaged)
         for note in notes:
             self.report.note(note)
@@ -173,6 +193,18 @@ class _Run:
             should_stop=should_stop,
             batches=plan.batches[self.topology.replica],
         )
+
+    def _batches(self, context: Context, plan: Plan) -> Iterator[Batch]:
+        """Its own share, and with --shares claimed what other replicas have not begun when it is through."""
+        if (order := self.journal.facts.order) is not None:
+            return order(context.batches)
+        counters = context.channel.counters("batches") if self.job.config.shares == "claimed" else None
+        if counters is None:
+            return iter(context.batches)
+        claims = Claims(counters, plan.costs)
+        work = Work(context.channel, plan.batches, claims, self.journal.facts.seconds_to_take_over)
+        context.coming = work.coming
+        return work
 
     @contextmanager
     def _loaded(self, context: Context, watch: StallWatch, plan: Plan) -> Iterator[Backend | None]:
@@ -228,6 +260,8 @@ class _Run:
             self.writer.write(result)
         if self.report is not None:
             self.report.update(result)
+        if self.pulse is not None:
+            self.pulse.beat()
 
     # -- after the last batch -------------------------------------------------------------------------------------
 

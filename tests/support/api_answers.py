@@ -99,11 +99,26 @@ def _transparent(answer: Body) -> None:
         image["b64_json"] = encoded(painted((200, 0, 0, 0)))
 
 
+def compressed(kind: str, quality: int = 30) -> bytes:
+    """A picture as an API compresses it."""
+    buffer = io.BytesIO()
+    Image.radial_gradient("L").convert("RGB").save(buffer, kind, quality=quality)
+    return buffer.getvalue()
+
+
+def _in(kind: str) -> Callable[[Body], None]:
+    def twist(answer: Body) -> None:
+        for image in answer["data"]:
+            image["b64_json"] = encoded(compressed(kind))
+
+    return twist
+
+
 TWISTS: dict[str, Callable[[Body], None]] = {
     "draft": _draft, "only draft": _only_draft, "video": _video, "lines": _lines, "data url": _data_url,
     "rewritten": _rewritten, "one only": _one_only, "surplus": _surplus, "nothing": _nothing, "svg": _svg,
     "transparent": _transparent, "language": _finish("LANGUAGE"), "escalation": _finish("ESCALATION"),
-    "limited": _finish("PUP_LIMITED_DISABLED"),
+    "limited": _finish("PUP_LIMITED_DISABLED"), "jpeg": _in("JPEG"), "webp": _in("WEBP"),
 }  # fmt: skip
 """By marker: they change the answer in its place."""
 

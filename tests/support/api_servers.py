@@ -15,7 +15,7 @@ prompt may hold markers; each strikes the first time that the prompt is asked fo
     [pixels]                    a PNG that says that it is 20,000 x 20,000
     [away]                      the request is sent on to `away`
 
-and those of api_answers.py: [draft], [lines], [data url], [one only], [surplus], [limit 0], ...
+Batch jobs and their files are api_batches.py's (`server.batches`). The markers of api_answers.py: [draft], [lines], [data url], [one only], [surplus], [limit 0], ...
 
 `GET /files/HEX` is an image, `/drip` and `/endless` are bodies as above, `/head` is a head that comes byte by byte, and
 `/to/ADDRESS` leads to another address. `POST /token` gives out credentials of Google Cloud.
@@ -43,6 +43,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from support.api_answers import REPLIES, TWISTS, encoded, painted
+from support.api_batches import Batches
 from support.own_servers import STYLES, colours, problem_with
 
 KEY = "sk-loopback-0123456789abcdefghij"
@@ -129,10 +130,12 @@ class ApiServer:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
         self.google = f"http://127.0.0.1:{self._server.server_address[1]}"
         self.openai = f"{self.google}/v1"
+        self.batches = Batches(self.google, self.key)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.release.set()
+        self.batches.closed.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -159,6 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))  # Google's SDK sends --api_extra with a GET, too
         with self.api.lock:
             self.api.got[self.path] += 1
         if self.path.startswith("/to/"):
@@ -177,6 +181,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, *self.api.stored[self.path.split("/")[3]])
         if not self._key_is_right():
             return self._wrong_key()
+        if self.api.batches.handles(self.path):
+            return self.api.batches.handle(self, "GET")
         if self.path.split("?")[0] in ("/v1/models", "/v1beta/models"):
             return self._send_json(200, self._listed())
         self._send_json(200, {"id": "model", "object": "model", "created": 0, "owned_by": "us", "name": "models/model"})
@@ -189,11 +195,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _is_dead(self) -> bool:
         return self.api.dies_after is not None and self.api.paid.total() >= self.api.dies_after
 
+    def do_DELETE(self) -> None:
+        self.api.batches.handle(self, "DELETE")
+
     def do_POST(self) -> None:
         self.arrived = time.monotonic()
         if self.path == "/token":
             self.rfile.read(int(self.headers["Content-Length"]))
             return self._send_json(200, {"access_token": TOKEN, "token_type": "Bearer", "expires_in": 3600})
+        if self.api.batches.handles(self.path) and (self._key_is_right() or "X-Goog-Upload-Offset" in self.headers):
+            return self.api.batches.handle(self, "POST")
         body = self._body()
         if self._is_dead:
             self.close_connection = True
@@ -389,7 +400,12 @@ class _Handler(BaseHTTPRequestHandler):
                 "images": [],
                 "raw": sent,
             }
-        return {"prompt": sent["prompt"], "n": sent.get("n", 1), "images": [], "raw": sent}
+        images = [_of_data_url(image["image_url"]) for image in sent.get("images", ())]
+        mask = _of_data_url(sent["mask"]["image_url"])[0] if "mask" in sent else None
+        return {
+            "prompt": sent["prompt"], "n": sent.get("n", 1), "images": [data for data, _ in images], "raw": sent, "mask": mask,
+            "kinds": [kind for _, kind in images],
+        }  # fmt: skip
 
     @property
     def _is_google(self) -> bool:
@@ -428,6 +444,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
+
+
+def _of_data_url(address: str) -> tuple[bytes, str]:
+    """The bytes of an image in a JSON body, and its media type."""
+    kind, _, text = address.removeprefix("data:").partition(";base64,")
+    return base64.b64decode(text, validate=True), kind
 
 
 def _form(boundary: bytes, raw: bytes) -> tuple[dict[str, str], list[bytes], list[bytes], list[str]]:

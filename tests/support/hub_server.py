@@ -4,13 +4,15 @@
         with server.in_use(monkeypatch, tmp_path / "cache"): ...     huggingface_hub in this process asks it
         server.fetched                                               the files of which bodies were sent, with their bytes
 
-`server.gated` are the models of which it gives nothing, `server.down` answers 503 to everything.
+`server.gated` are the models of which it gives nothing, `server.down` answers 503 to everything, and `server.damage` says
+what becomes of a file's bytes on their way.
 """
 
+import hashlib
 import json
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -29,6 +31,7 @@ class HubServer:
         self.models = dict(models)
         self.gated: set[str] = set()
         self.down = False
+        self.damage: dict[str, Callable[[bytes], bytes]] = {}
         self.fetched: dict[str, int] = {}
         self.num_requests = 0
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
@@ -96,8 +99,9 @@ class _Handler(BaseHTTPRequestHandler):
         if not file.is_file():
             return self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
         content, status = file.read_bytes(), 200
-        if part := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("range", "")):
-            content, status = content[int(part[1]) : int(part[2]) + 1], 206
+        if part := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", "")):
+            content, status = content[int(part[1]) : int(part[2] or len(content)) + 1], 206
+        content = self.hub.damage.get(name, lambda whole: whole)(content)
         if with_body:
             self.hub.fetched[name] = self.hub.fetched.get(name, 0) + len(content)
         return self._send(status, content, {"X-Repo-Commit": COMMIT, "ETag": f'"{file.name}-{len(content)}"'})
@@ -107,9 +111,18 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
         folder = self.hub.models[model]
         files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-        siblings = [{"rfilename": str(file.relative_to(folder)), "size": file.stat().st_size} for file in files]
+        siblings = [self._listed(folder, file) for file in files]
         answer = {"id": model, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False, "downloads": 0}
         return self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
+
+    def _listed(self, folder: Path, file: Path) -> dict[str, object]:
+        """As the hub lists it: weights are kept apart from git, by their sha256."""
+        content = file.read_bytes()
+        blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+        listed = {"rfilename": str(file.relative_to(folder)), "size": len(content), "blobId": blob}
+        if file.suffix == ".safetensors":
+            listed["lfs"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "pointerSize": 130}
+        return listed
 
     def _send(self, status: int, content: bytes, headers: Mapping[str, str] | None = None) -> None:
         self.send_response(status)

@@ -204,7 +204,7 @@ class World:
                 if workers == 1:
                     loop.run(iter(batches))
                 else:
-                    loop.run_in_threads(batches, workers)
+                    loop.run_in_threads(iter(batches), workers)
             report = loop.report()
         except BaseException as error:  # a process would end here, and torchrun the others
             rank.error = error

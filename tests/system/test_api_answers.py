@@ -1,6 +1,7 @@
 """What comes back from an API, and the options that go out, with the real SDKs against the server on loopback: drafts, words beside
 images, errors in odd places, answers with too few or too many images, Vertex AI."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from PIL import Image
 
 from dglaunch.backends.api.models import model_of
 from dglaunch.cli.main import main
-from support.api_answers import DRAFT
+from support.api_answers import DRAFT, compressed
 from support.api_servers import TOKEN, ApiServer, colour_of
 from support.edit_images import png
 from support.remote_runs import rows_of, words
@@ -149,6 +150,20 @@ def test_options_of_openai_are_sent(server: ApiServer, tmp_path: Path) -> None:
     sent = {"output_compression": 50, "output_format": "webp", "safety_identifier": "me"}
     assert (options | sent).items() <= server.bodies[0]["raw"].items()
     assert run_json(tmp_path / "out")["settings"]["quality"] == "low"
+
+
+@pytest.mark.parametrize(("kind", "output_format"), [("jpeg", "jpg"), ("webp", "webp")])
+def test_what_the_api_compressed_is_what_lies_in_the_folder(
+    server: ApiServer, tmp_path: Path, kind: str, output_format: str
+) -> None:
+    flags = ("--output_format", output_format, "--output_compression", "30")
+    lines = outcome(server, tmp_path, "openai", [f"a [always {kind}]", "b"], *flags)
+    sent = compressed(kind)
+    kept = tmp_path / "out" / lines[f"a [always {kind}]"]["file_name"]
+    with Image.open(kept) as image:
+        assert image.tobytes() == Image.open(io.BytesIO(sent)).tobytes()
+    assert kept.stat().st_size < len(sent) + 2000, "our text, and nothing else"
+    assert main(["verify", str(tmp_path / "out")]) == 0
 
 
 def test_a_mask_goes_along_with_its_image(server: ApiServer, tmp_path: Path) -> None:

@@ -41,6 +41,9 @@ class More(Noise):
 class Less(Noise):
     def __init__(self, transformer, vae):
         DiffusionPipeline.__init__(self)
+
+if False:
+    Gone = Noise
 """
 
 
@@ -99,7 +102,8 @@ def test_any_other_makes_one_image_a_call(here: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("Loud", "The pipeline own_noise:Loud cannot be imported"),
+        ("Loud", "own_noise.py has no class Loud; its classes: Noise, Deaf, More, Less."),
+        ("Gone", "The pipeline own_noise:Gone cannot be imported (module 'own_noise' has no attribute 'Gone')"),
         ("np", "own_noise:np is no class that derives from diffusers' DiffusionPipeline"),
         ("Deaf", "The call of own_noise:Deaf takes no generator"),
         ("More", "cannot be loaded as own_noise:More: Pipeline"),
@@ -111,10 +115,21 @@ def test_what_cannot_be_one_is_the_users_mistake(here: Path, name: str, said: st
     ended = dglaunch(*command, cwd=here, COLUMNS="2000")
     assert ended.code == 2 and said in ended.output, ended.output
     assert "Traceback" not in ended.output
+    shows_when_loaded = name in ("More", "Less")
+    assert (here / "out").exists() == shows_when_loaded
+
+
+def test_a_module_that_breaks_off_is_the_users_mistake(here: Path) -> None:
+    (here / "own_broken.py").write_text("from own_noise import Noise\nclass Broken(Noise):\n    side = undefined")
+    ended = dglaunch("t2i", "--prompt", "a", "--output_dir", "out", "--pipeline", "own_broken:Broken", cwd=here)
+    assert ended.code == 2 and "cannot be imported (name 'undefined' is not defined)" in ended.output, ended.output
+    assert not (here / "out").exists()
 
 
 def test_a_flag_that_its_call_does_not_take_is_refused(here: Path) -> None:
     ended = t2i(here, "out", "--pipeline", "own_noise:Noise", "--guidance_scale", "3")
     assert (
-        ended.code == 2 and "Noise does not take guidance_scale, so --guidance_scale would do nothing" in ended.output
+        ended.code == 2
+        and "own_noise:Noise does not take guidance_scale, so --guidance_scale would do nothing" in ended.output
     )
+    assert not (here / "out").exists(), "before anything is written"

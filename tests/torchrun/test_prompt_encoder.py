@@ -5,13 +5,20 @@ That the images are those of a run that encodes in each batch is shown for each 
 
 import gc
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers import embedding_cache, engine, prompt_encoder, prompt_interception
+from dglaunch.backends.diffusers.loading import PipelineLoader
+from dglaunch.backends.diffusers.prompt_encoder import PromptEncoder
 from dglaunch.cli.main import main
+from dglaunch.data.task import Batch
+from dglaunch.planning.batches import Plan
+from dglaunch.run import runner
 from support.commands import run_process
 from support.results import PROMPTS, difference, ledger, run_json, write_jsonl
 
@@ -181,6 +188,31 @@ def test_more_prompts_than_memory_are_encoded_in_turns(
     assert (seen.calls, len(seen.texts)) == (3 + 3, 20 + 24), "those that come again at the end are encoded again"
     assert "those of 4 more batches in their turn" in run_json(turns)["effects"]["encode"]
     assert difference(whole, turns) == 0
+
+
+def test_batches_of_another_replica_bring_the_encoders_back_once(
+    tmp_path: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A share of two batches, and then three that were taken over together."""
+    plain = make(tmp_path, "plain", PROMPTS[:20], "--batch_size", "4")
+    loads: list[int] = []
+    load, encode = PipelineLoader.load_text_encoders, PromptEncoder.encode
+
+    def taken_over(_self: object, context: Context, plan: Plan) -> Iterator[Batch]:
+        yield from plan.batches[0][:2]
+        left = plan.batches[0][2:]
+        for number, batch in enumerate(left):
+            context.coming = partial(left.__getitem__, slice(number + 1, None))
+            yield batch
+
+    monkeypatch.setattr(prompt_encoder, "GRADUAL_ON", ())
+    monkeypatch.setattr(runner._Run, "_batches", taken_over)
+    monkeypatch.setattr(PromptEncoder, "encode", lambda self, batches, stop: encode(self, list(batches)[:2], stop))
+    monkeypatch.setattr(PipelineLoader, "load_text_encoders", lambda *given: loads.append(1) or load(*given))
+    seen.texts.clear()
+    out = make(tmp_path, "taken-over", PROMPTS[:20], "--batch_size", "4")
+    assert len(loads) == 2 and len(seen.texts) == 20
+    assert difference(out, plain) == 0
 
 
 def test_a_prompt_that_cannot_be_encoded_costs_its_own_image_only(tmp_path: Path, seen: Seen) -> None:

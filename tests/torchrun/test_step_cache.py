@@ -18,9 +18,9 @@ CACHED = ["--cache_type", "fbcache", "--cache_threshold"]
 RUNS: dict[str, tuple[int, list[str], dict[str, str]]] = {
     "plain": (1, [], {}),
     "never": (1, [*CACHED, "1e-9"], {}),
-    "alone": (1, [*CACHED, "0.5"], {}),
-    "split": (2, [*CACHED, "0.5"], SPLIT),
-    "replicas": (4, [*CACHED, "0.5"], SPLIT),
+    "alone": (1, [*CACHED, "1000"], {}),
+    "split": (2, [*CACHED, "1000"], SPLIT),
+    "replicas": (4, [*CACHED, "1000"], SPLIT),
 }
 """Of `replicas` each of two splits an image."""
 

@@ -21,7 +21,7 @@ from dglaunch.config import (
     leaf_fields,
     settings_that,
 )
-from dglaunch.data.task import ROW_FIELDS
+from dglaunch.data.task import SAMPLING
 
 
 @pytest.mark.parametrize("config_type", COMMANDS.values())
@@ -54,7 +54,7 @@ def test_every_optimization_concerns_local_models_and_tuning() -> None:
 
 
 def test_a_row_may_set_what_the_flags_are_the_defaults_of() -> None:
-    assert set(flags_that(ROW)) == set(ROW_FIELDS)
+    assert set(flags_that(ROW)) == set(SAMPLING)
 
 
 def test_only_what_was_given_counts() -> None:

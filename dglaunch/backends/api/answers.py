@@ -7,14 +7,14 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from PIL import Image
 
 from dglaunch.config import MAX_PIXELS
 from dglaunch.data.images import TooManyPixels, damage_is_a_bad_image, open_image
 from dglaunch.data.task import Record
-from dglaunch.output.encode import WholePng, whole_png
+from dglaunch.output.whole_file import WholeFile, decoded_file, whole_png
 
 MOST_AMOUNT = 1e15
 """Tokens, seconds or dollars of one answer; more is no number that a server has counted."""
@@ -100,7 +100,7 @@ def decode(text: str) -> bytes:
         raise RequestError("again", f"the image in the answer is damaged: {error}") from None
 
 
-def picture(data: bytes, output_format: str) -> Image.Image | WholePng:
+def picture(data: bytes, output_format: str) -> Image.Image | WholeFile:
     """The image in full; one that is cut off is an error now, not a file that cannot be read later.
 
     Raises:
@@ -112,14 +112,14 @@ def picture(data: bytes, output_format: str) -> Image.Image | WholePng:
         with damage_is_a_bad_image():
             image = open_image(data)
             image.load()
+            return decoded_file(data, image, output_format) or image
     except TooManyPixels as error:
         raise RequestError("refused", f"the image in the answer {error}") from None
     except ValueError as error:
         raise RequestError("again", f"the image in the answer is damaged: {error}") from None
-    return image
 
 
-def _not_too_large(png: WholePng) -> WholePng:
+def _not_too_large(png: WholeFile) -> WholeFile:
     """A PNG that is not decoded here is all the same one that everybody who looks at it must decode."""
     if png.width * png.height > MAX_PIXELS:
         raise RequestError(
@@ -142,6 +142,25 @@ def bounded(pieces: Iterator[bytes], deadline: float, timeout: float) -> Iterato
         if time.monotonic() > deadline:
             raise RequestError("again", f"no whole answer within {timeout:g} s")
         yield piece
+
+
+def spool_to(out: BinaryIO, most: int, pieces: Iterator[bytes]) -> None:
+    """Write an answer's body to a file as it arrives; each piece has the SDK's own time limit.
+
+    Raises:
+        RequestError: it is larger than `most`, or cannot be written.
+    """
+    count = 0
+    for piece in pieces:
+        count += len(piece)
+        if count > most:
+            raise RequestError("refused", f"the file of answers is larger than {most:,} bytes")
+        try:
+            out.write(piece)
+        except OSError as error:
+            raise RequestError(
+                "refused", f"the file of answers cannot be kept here: {error.strerror or error}"
+            ) from None
 
 
 def by_status(status: int, reason: str, headers: Mapping[str, str]) -> RequestError:

@@ -15,15 +15,17 @@ translates the SDK's errors into a `RequestError`.
 import threading
 import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from dglaunch.output.encode import WholePng
+    from dglaunch.output.whole_file import WholeFile
 
 from dglaunch import strict_json
-from dglaunch.backends.api.answers import STOPS, Answer, Part, RequestError, TooFew, bounded, picture, redact
+from dglaunch.backends.api.answers import STOPS, Answer, Part, RequestError, TooFew, bounded, picture, redact, spool_to
+from dglaunch.backends.api.batch_api import LIMITS, BatchApi
+from dglaunch.backends.api.batch_mode import BatchMode
 from dglaunch.backends.api.description import Api, addresses_of, api_of, key_of
 from dglaunch.backends.api.downloads import origin_of
 from dglaunch.backends.api.limits import SpendLimit, delay, share, sleep
@@ -101,6 +103,8 @@ class _Turn(threading.local):
     """When the one before did."""
     sent: float = 0.0
     """When the request went out, whatever it is for."""
+    spool: tuple[BinaryIO, int] | None = None
+    """Where the body of the next answer goes instead of into memory, and how many bytes it may have."""
 
 
 class ApiBackend:
@@ -128,6 +132,8 @@ class ApiBackend:
             None if max_cost is None else max_cost / parts,
             self.facts.events.append,
         )
+        self.batch_mode: BatchMode | None = None
+        """With --api_batch."""
         self.client: Client | None = None
         self.hooks: dict[str, list[Callable[..., None]]] = {"request": [self._before], "response": [self._after]}
         """For the SDK's HTTP client (httpx)."""
@@ -174,6 +180,10 @@ class ApiBackend:
         """Return what an exception of the SDK means."""
         raise NotImplementedError
 
+    def batches(self) -> BatchApi:
+        """Return its batch API, once it is connected."""
+        raise NotImplementedError
+
     # The contract of a backend.
 
     def load(self) -> Facts:
@@ -181,6 +191,10 @@ class ApiBackend:
         self._key = key_of(self.api, environment())
         self._connect()
         self._probe()
+        if self.settings.api_batch:
+            limits = LIMITS[self.context.config.backend.backend]
+            self.batch_mode = BatchMode(self, self.batches(), limits, self.pool.first.base)
+            self.facts.order, self.facts.workers = self.batch_mode.arrivals, 1
         return self.facts
 
     def _connect(self) -> None:
@@ -239,10 +253,11 @@ class ApiBackend:
 
     def generate(self, batch: Batch) -> Sequence[Slot]:
         """Return the images of one row. A slot is None where the run was stopped in between: that image stays pending."""
+        if self.batch_mode is not None:
+            return self.batch_mode.slots(batch)
         slots: list[Slot] = [None] * len(batch)
         try:
-            images = uploads(batch.tasks[0], self.api.model.image_formats, self.api.model.max_image_bytes)
-            mask = mask_of(batch.tasks[0])
+            images, mask = self.inputs_of(batch.tasks[0])
         except BadImage as error:
             return [ItemError(str(error))] * len(batch)
         try:
@@ -253,8 +268,47 @@ class ApiBackend:
         return slots
 
     def close(self) -> None:
+        if self.batch_mode is not None:
+            self.batch_mode.close()
         if self.client is not None:
             self.client.close()
+
+    # What batch mode asks of it (batch_mode.Asker).
+
+    def ask(self, question: Callable[[], Result]) -> Result:
+        try:
+            return self._aside(self.pool.first, question)
+        except Exception as error:  # as of one request for images
+            raise self._explained(error) from None
+
+    def spool(self, out: BinaryIO, question: Callable[[], None], most: int) -> None:
+        self._turn.spool = out, most
+        try:
+            question()
+        finally:
+            self._turn.spool = None
+
+    def inputs_of(self, task: Task) -> tuple[list[Upload], Upload | None]:
+        return uploads(task, self.api.model.image_formats, self.api.model.max_image_bytes), mask_of(task)
+
+    def take(self, answer: Answer, tasks: Sequence[Task]) -> tuple[list[Slot], RequestError | None]:
+        self._count(**{redact(name, self._key): number for name, number in answer.usage.items()})
+        return self._unpack(answer, tasks)
+
+    def may_ask(self) -> None:
+        self.spending.take()
+        self._count(requests=1)
+
+    def cleaned(self, text: str) -> str:
+        return redact(" ".join(text.split()), self._key)
+
+    def count(self, **numbers: float) -> None:
+        self._count(**numbers)
+
+    def final(self, problem: RequestError) -> UserError:
+        return self._final_error(problem)
+
+    # One request after the other.
 
     def _fill(self, slots: list[Slot], tasks: Sequence[Task], images: Sequence[Upload], mask: Upload | None) -> None:
         """Ask until each slot has its image or its error; an image that came is not asked for again."""
@@ -292,8 +346,7 @@ class ApiBackend:
             self._react(failed, turn.last)
             return [None] * len(tasks), failed
         self.pool.works(self.server)
-        self._count(**{redact(name, self._key): number for name, number in answer.usage.items()})
-        return self._unpack(answer, tasks)
+        return self.take(answer, tasks)
 
     def _send(self, tasks: Sequence[Task], images: Sequence[Upload], mask: Upload | None) -> Answer:
         """One answer, its cost counted.
@@ -362,7 +415,11 @@ class ApiBackend:
     def _after(self, response: HttpResponse) -> None:
         """The head of the answer is here. Who waits may send, unless what this answer says may be against it."""
         pieces, timeout = response.iter_bytes, self.settings.timeout
-        response.iter_bytes = lambda: bounded(pieces(), self._turn.sent + timeout, timeout)
+        if self._turn.spool is not None and response.is_success:
+            spool_to(*self._turn.spool, pieces())
+            response.iter_bytes = lambda: iter(())
+        else:
+            response.iter_bytes = lambda: bounded(pieces(), self._turn.sent + timeout, timeout)
         self._turn.answer = response.read()
         if response.is_success and self.spending.max_cost is None:
             self._leave()
@@ -396,7 +453,7 @@ class ApiBackend:
                 problem = problem if said.kind == "refused" else said
         return slots, problem
 
-    def _picture(self, part: Part, task: Task) -> "Image | WholePng":
+    def _picture(self, part: Part, task: Task) -> "Image | WholeFile":
         """An image that came, and what the ledger says of it."""
         if isinstance(part.image, RequestError):
             raise part.image
@@ -435,7 +492,7 @@ class ApiBackend:
     def _explained(self, error: Exception) -> RequestError:
         ours = _raised_by_a_hook(error)
         problem = ours if ours is not None else self.explain(error)
-        problem.args = (redact(" ".join(str(problem).split()), self._key),)
+        problem.args = (self.cleaned(str(problem)),)
         return problem
 
     def _stopped(self, problem: RequestError) -> UserError:

@@ -4,11 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 
 from dglaunch import strict_json
+from dglaunch.backends.api.batch_checks import batch_problems
 from dglaunch.backends.api.description import Api
 from dglaunch.backends.api.models import MODELS, RatioSizes
 from dglaunch.config import RunConfig, pairs_of
+from dglaunch.data.grid import places_of
 from dglaunch.data.tables import shown
-from dglaunch.data.task import ROW_FIELDS, Task
+from dglaunch.data.task import SAMPLING, Task
 from dglaunch.errors import InputError, UserError
 
 OPTIONS = (
@@ -117,7 +119,7 @@ def extra_fields(values: tuple[str, ...]) -> dict[str, object]:
 
 def _check_row_flags(api: Api, config: RunConfig) -> None:
     """What a flag says for all rows is told once."""
-    for name in ROW_FIELDS:
+    for name in SAMPLING:
         value = getattr(config, name)
         if name != "seed" and value is not None and name not in api.fields:
             raise UserError(f"--{name} {value}: {api.name} takes no {name} of {config.backend.model_name}. Drop it.")
@@ -140,18 +142,24 @@ def check_rows(api: Api, config: RunConfig, tasks: Sequence[Task]) -> None:
     problems = [
         f"{task.row.removeprefix(f'{source}, ') or f'row {task.index}'}: {problem}"
         for task in tasks
-        for problem in (*_problems(api, task, config.backend.model_name), *_contradictions(task, ratio))
+        for problem in (
+            *_problems(api, task, config),
+            *_contradictions(task, ratio),
+            *batch_problems(config, task),
+        )
     ]
     if problems:
         raise InputError(source, list(dict.fromkeys(problems)))
 
 
-def _problems(api: Api, task: Task, model: str) -> Iterator[str]:
+def _problems(api: Api, task: Task, config: RunConfig) -> Iterator[str]:
+    model = config.backend.model_name
     yield from _size_problem(api, task.width, task.height)
-    for name in ROW_FIELDS:
+    for name in SAMPLING:
         value = getattr(task, name)
         if name != "seed" and value is not None and name not in api.fields:
-            yield f"{name} {value!r}, but {api.name} takes no {name} of {model}; remove it (the column, or --{name})"
+            places = places_of(name, config.grid)
+            yield f"{name} {value!r}, but {api.name} takes no {name} of {model}; remove it ({places})"
     if api.max_seed and task.seed > api.max_seed:
         yield f"the seed {task.seed}; {api.name} takes seeds up to {api.max_seed}"
     most = api.model.max_images

@@ -22,7 +22,7 @@ class Api:
     keys: tuple[str, ...]
     """Variables that may hold the key, the first one that is set counts."""
     fields: frozenset[str]
-    """What of ROW_FIELDS can be sent."""
+    """What of SAMPLING can be sent."""
     model: Model
     """Its row of the table of models, or what is tried with one that has none."""
     is_known: bool

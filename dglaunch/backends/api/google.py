@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dglaunch import strict_json
 from dglaunch.backends.api import vertex
 from dglaunch.backends.api.answers import (
     Answer,
@@ -25,8 +26,10 @@ from dglaunch.backends.api.answers import (
     unexplained,
 )
 from dglaunch.backends.api.backend import ApiBackend
+from dglaunch.backends.api.batch_api import BatchApi
 from dglaunch.backends.api.checks import extra_fields
 from dglaunch.backends.api.description import Api
+from dglaunch.backends.api.google_batches import GoogleBatches
 from dglaunch.backends.api.models import GEMINI_OPTIONS, Model, model_of, unknown_model
 from dglaunch.backends.api.sizes import SizeOf, size_of
 from dglaunch.backends.api.uploads import Upload
@@ -96,7 +99,7 @@ class GoogleBackend(ApiBackend):
             timeout=int(self.settings.timeout * 1000),
             retry_options=types.HttpRetryOptions(attempts=1),
             client_args={"event_hooks": self.hooks, "limits": _no_limits()},
-            extra_body=extra_fields(self.settings.api_extra) or None,
+            extra_body=(not self.settings.api_batch and extra_fields(self.settings.api_extra)) or None,
         )
         project = vertex.project_of(self.settings, environment())
         if project is not None:
@@ -136,26 +139,47 @@ class GoogleBackend(ApiBackend):
         assert isinstance(size, dict), "describe() gave the sizes as settings"
         return size
 
+    def batches(self) -> BatchApi:
+        return GoogleBatches(
+            self._genai,
+            self.model,
+            self._config_of,
+            self._read_json,
+            extra_fields(self.settings.api_extra),
+            self.as_it_came,
+        )
+
+    def _read_json(self, body: dict[str, object]) -> Answer:
+        """An answer that came in a file."""
+        said = strict_json.loads(strict_json.dumps(body))  # the SDK drops what it does not know from what it is given
+        return self._answer(self._types.GenerateContentResponse._from_response(response=body, kwargs={}), said)
+
+    def _config_of(self, task: Task) -> Any:
+        """The SDK's settings of a task's request."""
+        settings = pairs_of("image_config", self.settings.image_config) | self._size(task)
+        config = self._types.ImageConfig(**settings) if settings else None
+        return self._config.model_copy(update={"seed": task.seed, "image_config": config})
+
     def _gemini(self, task: Task, images: Sequence[Upload]) -> Answer:
         types = self._types
-        settings = pairs_of("image_config", self.settings.image_config) | self._size(task)
         answer = self._genai.models.generate_content(
             model=self.model,
             contents=[
                 *(types.Part.from_bytes(data=data, mime_type=kind) for data, kind in images),
                 task.prompt,
             ],
-            config=self._config.model_copy(
-                update={"seed": task.seed, "image_config": types.ImageConfig(**settings) if settings else None}
-            ),
+            config=self._config_of(task),
         )
-        usage = answer.usage_metadata
-        return Answer(
-            [self._gemini_part(answer)], flat_numbers(usage.model_dump(exclude_none=True)) if usage is not None else {}
-        )
+        return self._answer(answer, self.as_it_came())
 
-    def _gemini_part(self, answer: Any) -> Part:
-        """The last image of the answer that is no draft, and the text beside it; or why there is none."""
+    def _answer(self, answer: Any, said: object) -> Answer:
+        usage = answer.usage_metadata
+        numbers = flat_numbers(usage.model_dump(exclude_none=True)) if usage is not None else {}
+        return Answer([self._gemini_part(answer, said)], numbers)
+
+    def _gemini_part(self, answer: Any, raw: object) -> Part:
+        """The last image of the answer that is no draft, and the text beside it; or why there is none, which the JSON as it came
+        says best."""
         feedback = answer.prompt_feedback
         if feedback is not None and feedback.block_reason is not None:
             blocked = f"prompt blocked, {feedback.block_reason.value}: {feedback.block_reason_message or ''}"
@@ -169,7 +193,7 @@ class GoogleBackend(ApiBackend):
         images = [blob for blob in blobs if (blob.mime_type or "image/").startswith("image/")]
         if images:
             return Part(bytes(images[-1].data), told)
-        return Part(_no_image(self.as_it_came(), said, [str(blob.mime_type) for blob in blobs]), told)
+        return Part(_no_image(raw, said, [str(blob.mime_type) for blob in blobs]), told)
 
     def _imagen(self, tasks: Sequence[Task]) -> Answer:
         first = tasks[0]

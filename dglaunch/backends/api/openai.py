@@ -21,14 +21,16 @@ from dglaunch.backends.api.answers import (
     unexplained,
 )
 from dglaunch.backends.api.backend import ApiBackend
+from dglaunch.backends.api.batch_api import BatchApi
 from dglaunch.backends.api.checks import extra_fields
 from dglaunch.backends.api.description import Api
 from dglaunch.backends.api.downloads import download
 from dglaunch.backends.api.models import model_of, unknown_model
+from dglaunch.backends.api.openai_batches import OpenAIBatches
 from dglaunch.backends.api.sizes import size_of
 from dglaunch.backends.api.uploads import Upload
 from dglaunch.config import MAX_SEED
-from dglaunch.data.task import ROW_FIELDS, Task
+from dglaunch.data.task import SAMPLING, Task
 
 NO_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 """Codes of a 429 or 400 that no waiting mends."""
@@ -65,7 +67,7 @@ class OpenAIBackend(ApiBackend):
             name="the OpenAI images API",
             package="openai",
             keys=("OPENAI_API_KEY",),
-            fields=frozenset(ROW_FIELDS if own else {"width", "height"}),
+            fields=frozenset(SAMPLING if own else {"width", "height"}),
             size=size_of(model, row),
             max_seed=MAX_SEED if own else 0,
             refused_extra=SET_HERE,
@@ -100,6 +102,13 @@ class OpenAIBackend(ApiBackend):
         if mask is not None:
             arguments["mask"] = ("mask.png", *mask)
         return self._answer(self._openai.images.edit(**arguments), tasks[0])
+
+    def batches(self) -> BatchApi:
+        return OpenAIBatches(self._openai, self.context.config.edits, self._arguments, self._read_json, _problem_of)
+
+    def _read_json(self, body: Mapping[str, object], task: Task) -> Answer:
+        """An answer that came in a file."""
+        return self._answer(self._sdk.types.ImagesResponse.construct(**body), task)
 
     def _arguments(self, tasks: Sequence[Task]) -> dict[str, Any]:
         """What the SDK's methods are called with, but for images."""
@@ -149,10 +158,8 @@ class OpenAIBackend(ApiBackend):
         if isinstance(error, self._sdk.APITimeoutError):
             return too_late(self.settings.timeout)
         if isinstance(error, self._sdk.APIStatusError):
-            reason = _reason(error.body) or error.message
-            if error.code in NO_QUOTA or error.type in NO_QUOTA:
-                return RequestError("stop", reason, status=402)
-            return by_status(error.status_code, reason, error.response.headers)
+            body = error.body if error.body is not None else error.message
+            return _problem_of(error.status_code, body, error.response.headers, error.message)
         if isinstance(error, self._sdk.APIConnectionError):
             return RequestError("again", f"the connection failed: {error.__cause__ or error}", lost=True)
         return unexplained(error, self._sdk.OpenAIError)
@@ -172,6 +179,17 @@ def _of_own_model(model: str, tasks: Sequence[Task]) -> dict[str, object]:
         "negative_prompt": first.negative_prompt,
     }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _problem_of(
+    status: int, body: object, headers: Mapping[str, str] | None = None, otherwise: str = ""
+) -> RequestError:
+    """What an error means, by its status and body; `otherwise` is said where the body says nothing."""
+    error = body.get("error", body) if isinstance(body, Mapping) else body
+    reason = _reason(error) or otherwise or f"HTTP {status}"
+    if isinstance(error, Mapping) and (error.get("code") in NO_QUOTA or error.get("type") in NO_QUOTA):
+        return RequestError("stop", reason, status=402)
+    return by_status(status, reason, headers or {})
 
 
 def _error_in(answer: Mapping[str, object]) -> RequestError | None:

@@ -8,6 +8,8 @@ from dataclasses import replace
 from datetime import date
 
 from dglaunch.backends.api import checks
+from dglaunch.backends.api.batch_api import MOST_IMAGES
+from dglaunch.backends.api.batch_checks import check_batch
 from dglaunch.backends.api.description import Api, api_of
 from dglaunch.backends.api.limits import share
 from dglaunch.backends.api.models import AS_OF
@@ -76,6 +78,7 @@ class ApiProfile(Profile):
             )
         checks.check_model(api, config.backend.model_name, self.today)
         checks.check_options(api, config)
+        check_batch(api, config, topology)
         checks.check_rows(api, config, tasks)
 
     def buckets(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Callable[[Task], Bucket]:
@@ -101,6 +104,8 @@ def _reasons(api: Api, config: RunConfig, topology: Topology) -> dict[str, str]:
     ranks = topology.world_size * topology.num_nodes
     each = f" to each of {len(api.servers)} servers" if len(api.servers) > 1 else ""
     reasons = {"requests at a time": f"{num_workers(config, topology)} on this rank{each}, of {ranks} ranks"}
+    if config.remote.api_batch:
+        reasons = {"requests": f"as batch jobs of up to {MOST_IMAGES:,} images: half the price, within 24 hours"}
     if not api.max_seed:
         reasons["seed"] = f"not sent: {api.name} takes none, so the images cannot be made again alike"
     return reasons

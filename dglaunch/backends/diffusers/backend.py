@@ -81,8 +81,10 @@ class DiffusersBackend:
         effects = {"encode": self._encode_ahead(cache)} if self.loader.encodes_ahead else {}
         if rules is not None and rules.equal_size_batch:
             resize_each(self.pipeline.image_processor)
-        effects |= self.engine.optimize(self.pipeline, self.undo)
-        events: list[str] = []
+        effects |= self.engine.optimize(self.pipeline, self.loader.loras, self.undo)
+        effects |= self.loader.loras.describe()
+        self.loader.loras.agree(self.context.channel)
+        events = list(self.loader.events)
         if config.optimization.enable_compile:
             folder = config.backend.cache / "compile"
             time_compilation(folder, self.seconds, events, self.undo)
@@ -94,7 +96,12 @@ class DiffusersBackend:
             scheduler=type(scheduler).__name__ if scheduler is not None else "",
             effects=effects,
             events=events,
-            shaped_by=(*SHAPED_BY, *(("xfuser",) if config.backend.backend == "xdit" else ())),
+            shaped_by=(
+                *SHAPED_BY,
+                *(("xfuser",) if config.backend.backend == "xdit" else ()),
+                *(("peft",) if self.loader.loras.files else ()),
+            ),
+            seconds_to_take_over=self.prompts.seconds_to_come_back if self.prompts is not None else 0.0,
             known_trouble=rules.known_trouble if rules is not None else "",
         )
         return self.facts
@@ -103,7 +110,7 @@ class DiffusersBackend:
         if self.context.topology.is_leader:
             self._note_cuts(batch)
         if self.prompts is not None:
-            self.prompts.ensure(batch)
+            self.prompts.ensure(batch, self.context.coming())
         items = self.inputs.readable(batch, self.context.channel)
         if not items.batch.tasks:
             return items.with_errors(())
@@ -111,6 +118,7 @@ class DiffusersBackend:
             if_it_breaks_off.callback(optimizations.forget_steps, self.pipeline)
             arguments = self._arguments(items.batch) | self._input_images(items.batch)
             call = self.engine.prepare(self.pipeline, items.batch, arguments)
+            self._use_loras(items.batch)
             output = call()
             if_it_breaks_off.pop_all()
         return items.with_errors(to_slots(output, self.image_of) if output is not None else None)
@@ -130,13 +138,17 @@ class DiffusersBackend:
     def _load_pipeline(self) -> tuple[EmbeddingCache | None, Pipeline]:
         """The pipeline takes minutes to load; whether the cache can be written shows at once."""
         cache = open_cache(self.context)
-        return cache, self.engine.load_pipeline(self.loader)
+        pipeline = self.engine.load_pipeline(self.loader)
+        self.loader.loras.read(pipeline)
+        if not optimizations.quantizes_loaded(self.context.config.optimization):
+            self.loader.loras.attach(pipeline)
+        return cache, pipeline
 
     def _encode_ahead(self, cache: EmbeddingCache | None) -> str:
         plain, family = plain_pipeline(self.pipeline), self.context.checkpoint.family
         load_encoders = partial(self.engine.load_text_encoders, self.loader, self.pipeline)
         encoders = TextEncoders(plain, self.context.torch_device, load_encoders)
-        interception = PromptInterception(plain, family.text_outputs, encoders, cache)
+        interception = PromptInterception(plain, family.text_outputs, encoders, cache, self.loader.loras)
         self.prompts = PromptEncoder(
             interception, self._run_without_images, self.context.channel, together=self.engine.together
         )
@@ -145,7 +157,15 @@ class DiffusersBackend:
     def _run_without_images(self, batch: Batch) -> None:
         """For the prompts' sake alone: families whose prompts depend on an image are not encoded ahead."""
         with torch.inference_mode():
-            self.engine.prepare(self.pipeline, batch, self._arguments(batch))()
+            call = self.engine.prepare(self.pipeline, batch, self._arguments(batch))
+            self._use_loras(batch)
+            call()
+
+    def _use_loras(self, batch: Batch) -> None:
+        """Let the next call use what each row of the batch asks for."""
+        self.loader.loras.use(batch.tasks)
+        if self.prompts is not None:
+            self.prompts.prompts.expect(batch.tasks)
 
     def _arguments(self, batch: Batch) -> dict[str, object]:
         return call_arguments(

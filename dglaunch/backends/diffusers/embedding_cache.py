@@ -118,14 +118,8 @@ def open_cache(context: Context) -> EmbeddingCache | None:
     import transformers
 
     checkpoint = context.checkpoint
-    source = Path(checkpoint.source)
-    if not checkpoint.local:
-        from huggingface_hub import hf_hub_download
-
-        revision = context.config.backend.revision
-        source = Path(hf_hub_download(checkpoint.source, "model_index.json", revision=revision)).parent
     versions = (checkpoint.pipeline_class, context.dtype, diffusers.__version__, transformers.__version__)
-    return EmbeddingCache(folder, encoders_key(source, *versions))
+    return EmbeddingCache(folder, encoders_key(checkpoint.folder, *versions))
 
 
 def encoders_key(folder: Path, *versions: str) -> str:

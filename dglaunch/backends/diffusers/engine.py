@@ -10,6 +10,7 @@ import torch
 from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers import optimizations
 from dglaunch.backends.diffusers.loading import PipelineLoader
+from dglaunch.backends.diffusers.loras import PipelineLoras
 from dglaunch.backends.diffusers.protocols import Pipeline, PipelineOutput
 from dglaunch.data.task import Batch
 
@@ -25,7 +26,7 @@ class Engine(Protocol):
         together = False
         def load_pipeline(self, loader): return loader.load()
         def load_text_encoders(self, loader, pipeline): return loader.load_text_encoders(pipeline)
-        def optimize(self, pipeline, undo): return {}
+        def optimize(self, pipeline, loras, undo): return {}
         def prepare(self, pipeline, batch, arguments): return partial(pipeline, **arguments)
     """
 
@@ -44,9 +45,9 @@ class Engine(Protocol):
         """Load the text encoders alone, by name, for a pipeline that was loaded without them."""
         ...
 
-    def optimize(self, pipeline: Pipeline, undo: ExitStack) -> dict[str, str]:
+    def optimize(self, pipeline: Pipeline, loras: PipelineLoras, undo: ExitStack) -> dict[str, str]:
         """Move the pipeline to its device, do what the optimization flags ask for, and say for each of them what was found
-        on the loaded modules."""
+        on the loaded modules. LoRAs that are not in it yet go into quantized layers."""
         ...
 
     def prepare(self, pipeline: Pipeline, batch: Batch, arguments: dict[str, object]) -> Call:
@@ -71,9 +72,9 @@ class DiffusersEngine:
     def load_text_encoders(self, loader: PipelineLoader, pipeline: Pipeline) -> dict[str, torch.nn.Module]:
         return loader.load_text_encoders(pipeline)
 
-    def optimize(self, pipeline: Pipeline, undo: ExitStack) -> dict[str, str]:
-        context = self.context
-        return optimizations.apply(pipeline, context.config.optimization, context.torch_device, undo, context.num_cores)
+    def optimize(self, pipeline: Pipeline, loras: PipelineLoras, undo: ExitStack) -> dict[str, str]:
+        context, wanted = self.context, self.context.config.optimization
+        return optimizations.apply(pipeline, wanted, context.torch_device, undo, context.num_cores, loras)
 
     def prepare(self, pipeline: Pipeline, batch: Batch, arguments: dict[str, object]) -> Call:
         return partial(pipeline, **arguments)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from dglaunch.backends.profiles import Idle
 from dglaunch.config import RunConfig
+from dglaunch.data.grid import places_of
 from dglaunch.data.task import Task
 from dglaunch.models.checkpoint import Checkpoint
 
@@ -11,7 +12,7 @@ USUALLY_GUIDED_ABOVE = 1.0
 """In pipelines outside of the families' table, as far as diffusers has them."""
 
 
-def idle_guidance(checkpoint: Checkpoint, tasks: Sequence[Task]) -> Iterator[Idle]:
+def idle_guidance(checkpoint: Checkpoint, config: RunConfig, tasks: Sequence[Task]) -> Iterator[Idle]:
     """Yield guidance that a distilled checkpoint would ignore. A scale up to 1 asks for none, and gets what it asks for."""
     switch = checkpoint.family.guidance_switch
     asking = [task for task in tasks if (task.guidance_scale or 0.0) > 1]
@@ -23,7 +24,7 @@ def idle_guidance(checkpoint: Checkpoint, tasks: Sequence[Task]) -> Iterator[Idl
         where=_rows(asking, tasks),
         reason=f"the checkpoint is a distilled {checkpoint.pipeline_class}, which does not look at it "
         f"({switch.key} in its {file})",
-        remedy="Remove it (the column, or --guidance_scale), or choose a checkpoint that is not distilled.",
+        remedy=f"Remove it ({places_of('guidance_scale', config.grid)}), or choose a checkpoint that is not distilled.",
     )
 
 
@@ -37,15 +38,16 @@ def idle_text_length(checkpoint: Checkpoint, config: RunConfig) -> Iterator[Idle
         )
 
 
-def idle_negatives(checkpoint: Checkpoint, tasks: Sequence[Task]) -> Iterator[Idle]:
+def idle_negatives(checkpoint: Checkpoint, config: RunConfig, tasks: Sequence[Task]) -> Iterator[Idle]:
     """Yield negative prompts that the pipeline does not take, or that stand beside a guidance scale that means none."""
     family, given = checkpoint.family, [task for task in tasks if task.negative_prompt is not None]
+    places = places_of("negative_prompt", config.grid)
     if given and not family.takes_negative:
         yield Idle(
             name="negative_prompt",
             where=_rows(given, tasks),
             reason=f"{checkpoint.pipeline_class} takes none",
-            remedy="Remove it (the column, or --negative_prompt).",
+            remedy=f"Remove it ({places}).",
         )
         return
     above = USUALLY_GUIDED_ABOVE if family.guided_above is None else family.guided_above
@@ -59,9 +61,7 @@ def idle_negatives(checkpoint: Checkpoint, tasks: Sequence[Task]) -> Iterator[Id
         name="negative_prompt",
         where=_rows(idle, tasks),
         reason=f"a guidance scale of {_scale(checkpoint, idle[0]):g} {usually}means no guidance, which is what a negative prompt is for",
-        remedy=f"Give a --guidance_scale above {above:g}, or remove negative_prompt (the column, or the flag)."
-        if is_mistake
-        else "",
+        remedy=f"Give a --guidance_scale above {above:g}, or remove negative_prompt ({places})." if is_mistake else "",
     )
 
 

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,16 +14,19 @@ import torch
 
 from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers import arguments, optimizations
+from dglaunch.backends.diffusers.loras import PipelineLoras
 from dglaunch.backends.diffusers.protocols import ImageProcessor, Pipeline, PretrainedPart
 from dglaunch.backends.diffusers.shards import Layout, fill, outline
 from dglaunch.backends.diffusers.stages import trace_shapes
 from dglaunch.backends.registry import imported
 from dglaunch.config import BackendConfig, EditingConfig
 from dglaunch.errors import UserError
+from dglaunch.files import at_home
 from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.models.editing import EditRules
 from dglaunch.models.folder import weights_of
 from dglaunch.models.own_pipeline import OwnPipeline
+from dglaunch.models.staging import Staging
 
 
 class PipelineLoader:
@@ -34,6 +38,9 @@ class PipelineLoader:
         self.checkpoint = context.checkpoint
         self.edit_rules: EditRules | None = context.checkpoint.family.edit if context.config.edits else None
         """The family's, for input images; None where the run draws from text alone."""
+        self.loras = PipelineLoras(context.checkpoint.loras, context.checkpoint.family.lora)
+        self.events: list[str] = []
+        """What the report should say of the loading."""
 
     def check(self) -> None:
         """Refuse a pipeline that diffusers does not have, and flags that it would not look at.
@@ -41,13 +48,18 @@ class PipelineLoader:
         Raises:
             UserError: with what to do instead.
         """
-        from diffusers import DiffusionPipeline
+        import diffusers
 
-        if self.pipeline_class is DiffusionPipeline:
+        if self.pipeline_class is diffusers.DiffusionPipeline:
             return
         takes = arguments.call_parameters(self.pipeline_class)
         if self.checkpoint.own is not None:
             arguments.check_own(self.checkpoint.own, takes)
+        if self.loras.files and not hasattr(self.pipeline_class, "lora_state_dict"):
+            raise UserError(
+                f"--lora: diffusers {diffusers.__version__} loads no LoRA into {self.pipeline_class.__name__}. Drop the flag, or fuse "
+                "it into the checkpoint with the tool that trained it."
+            )
         arguments.check_flags(self.context.config, self.checkpoint.family, self.pipeline_class.__name__, takes)
 
     def call_parameters(self, pipeline: Pipeline) -> Mapping[str, inspect.Parameter]:
@@ -60,6 +72,8 @@ class PipelineLoader:
         """Fetch a checkpoint from the hub with the first rank of each node; the others then find it in the cache."""
         if not self.checkpoint.local:
             self.context.channel.together(self._download)
+        if (stage_to := self.context.config.backend.stage_to) is not None:
+            self.checkpoint = self.context.channel.together(lambda: self._staged(at_home(stage_to)))
 
     def load(self, pipeline_class: type[Pipeline] | None = None, **parts: object) -> Pipeline:
         """Load the pipeline into the host's memory, without the text encoders if prompts are encoded ahead.
@@ -96,7 +110,9 @@ class PipelineLoader:
         if self.context.config.debug:
             trace_shapes(holder)
         found = {name: getattr(holder, name) for name in self.text_encoders()}
-        return {name: encoder for name, encoder in found.items() if encoder is not None}
+        encoders = {name: encoder for name, encoder in found.items() if encoder is not None}
+        self.loras.attach_encoders(holder, encoders)
+        return encoders
 
     def outline(self) -> torch.nn.Module:
         """Return the transformer without memory for its weights."""
@@ -154,6 +170,13 @@ class PipelineLoader:
         with explained(self.context):
             return self._loading_class.download(self.checkpoint.source, **self._from_pretrained_arguments())
 
+    def _staged(self, to: Path) -> Checkpoint:
+        """The checkpoint as this node's own copy, which the node's first rank makes."""
+        staging = Staging(self.checkpoint.folder, to)
+        if self.context.topology.local_rank == 0:
+            self.events.append(f"--stage_to: {staging.folder}: {staging.make()}")
+        return replace(self.checkpoint, source=str(staging.folder), local=True)
+
     def _from_pretrained_arguments(self) -> dict[str, object]:
         backend = self.context.config.backend
         return {
@@ -193,9 +216,12 @@ def own_class(own: OwnPipeline, checkpoint: Checkpoint, config: BackendConfig) -
 
     try:
         found = _from_checkpoint(own, checkpoint, config) if own.in_checkpoint else imported(own.name)
-    except (AttributeError, ImportError) as error:
+    except OSError:  # no network
+        raise
+    except Exception as error:  # the module is the user's, and may do anything while it is imported
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"The pipeline {own.name} cannot be imported ({error}). Correct the module, or its name."
+            f"The pipeline {own.name} cannot be imported ({reason}). Correct the module, or its name."
         ) from None
     needed = getattr(diffusers, own.base or "DiffusionPipeline")
     if not isinstance(found, type) or not issubclass(found, needed):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dglaunch.backends.diffusers.loras import NO_PIPELINE_LORAS, PipelineLoras
 from dglaunch.backends.diffusers.protocols import Denoiser, Pipeline, denoiser
 from dglaunch.config import OptimizationConfig
 from dglaunch.errors import UserError
@@ -68,11 +69,14 @@ def quantization_config(config: OptimizationConfig, dtype: str) -> object | None
     return wanted
 
 
+def quantizes_loaded(config: OptimizationConfig) -> bool:
+    """Whether the transformer is quantized once it is loaded (torchao), not as it is read (bitsandbytes)."""
+    return config.quantization in ("int8", "fp8")
+
+
 def _move(pipeline: Pipeline, device: str, config: OptimizationConfig) -> None:
     """Move a loaded pipeline to its device, but for what is to stay in host memory."""
     model: object = denoiser(pipeline)
-    if config.quantization in ("int8", "fp8") and isinstance(model, torch.nn.Module):
-        _quantize(model, config.quantization, device)
     if config.enable_cpu_offload:
         pipeline.enable_model_cpu_offload(device=device)
     elif config.enable_group_offloading:
@@ -107,7 +111,12 @@ def _quantize(model: torch.nn.Module, kind: str, device: str) -> None:
 
 
 def apply(
-    pipeline: Pipeline, config: OptimizationConfig, device: str, undo: ExitStack, num_cores: int = 1
+    pipeline: Pipeline,
+    config: OptimizationConfig,
+    device: str,
+    undo: ExitStack,
+    num_cores: int = 1,
+    loras: PipelineLoras = NO_PIPELINE_LORAS,
 ) -> dict[str, str]:
     """Move a pipeline that was loaded into host memory to its device, and do to it what was asked for.
 
@@ -116,6 +125,7 @@ def apply(
 
     Args:
         num_cores: of the host, that this rank may use; torchrun leaves a rank one thread.
+        loras: those that are not in the pipeline yet are put into its quantized layers.
 
     Returns:
         For each flag what was found on the loaded modules.
@@ -127,6 +137,11 @@ def apply(
     flags = [flag for flag in ACTIONS if getattr(config, flag) not in (None, False)]
     on_host = flags.index("enable_layerwise_casting") + 1 if config.enable_layerwise_casting else 0
     effects = _act(target, flags[:on_host])
+    model: object = denoiser(pipeline)
+    if quantizes_loaded(config) and isinstance(model, torch.nn.Module):
+        assert config.quantization is not None
+        _quantize(model, config.quantization, device)
+        loras.attach(pipeline)
     _move(pipeline, device, config)
     return effects | _act(target, flags[on_host:])
 
@@ -208,7 +223,11 @@ def _tf32(target: Target) -> str:
 def _quantization(target: Target) -> str:
     """Done while loading or by `_move`; here the weights are looked at."""
     kinds: dict[str, int] = {}
-    linear = [module for module in target.model.modules() if isinstance(module, torch.nn.Linear)]
+    linear = [
+        module
+        for name, module in target.model.named_modules()
+        if isinstance(module, torch.nn.Linear) and ".lora_" not in name
+    ]
     for module in linear:
         kind = type(module.weight)
         if kind.__module__.startswith(("torchao", "bitsandbytes")):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from dglaunch.backends.diffusers import checks
 from dglaunch.backends.diffusers.idle import idle_guidance, idle_negatives, idle_text_length
 from dglaunch.backends.diffusers.long_prompts import check_long_prompts
+from dglaunch.backends.diffusers.lora_checks import check_loras, why_apart, with_loras
 from dglaunch.backends.diffusers.sharing_checks import check_sharing
 from dglaunch.backends.profiles import Idle, Profile, Target, edit_bucket
 from dglaunch.config import RunConfig
@@ -69,18 +70,38 @@ class DiffusersProfile(Profile):
         checks.check_masks(checkpoint, config, tasks)
         checks.check_cache_steps(checkpoint, config, tasks)
         checks.check_encode(checkpoint, config)
+        check_loras(checkpoint, config, tasks, self.xdit)
         check_long_prompts(checkpoint, config, tasks)
+
+    def check_code(self, config: RunConfig, target: Target) -> None:
+        own = target.checkpoint.own
+        if own is None or (own.in_checkpoint and not target.checkpoint.local):  # that is not downloaded yet
+            return
+        from dglaunch.backends.diffusers.arguments import call_parameters, check_flags, check_own
+        from dglaunch.backends.diffusers.loading import own_class, quiet_libraries
+
+        if not config.debug:
+            quiet_libraries()
+        takes = call_parameters(own_class(own, target.checkpoint, config.backend))
+        check_own(own, takes)
+        check_flags(config, target.checkpoint.family, own.name, takes)
+
+    def lora_reason(self, config: RunConfig, target: Target) -> str:
+        apart = why_apart(target.checkpoint, config, self.xdit)
+        return f"do not share a batch, as {apart}" if apart else "share a batch, if none of them has several"
 
     def idle_values(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Iterable[Idle]:
         yield from idle_text_length(target.checkpoint, config)
-        yield from idle_guidance(target.checkpoint, tasks)
-        yield from idle_negatives(target.checkpoint, tasks)
+        yield from idle_guidance(target.checkpoint, config, tasks)
+        yield from idle_negatives(target.checkpoint, config, tasks)
 
     def buckets(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Callable[[Task], Bucket]:
         """Return what must be equal in a batch: with xfuser, context parallelism, or an attention kernel that takes no mask,
         for some families the number of tokens as well."""
         checkpoint = target.checkpoint
         bucket = edit_bucket(checkpoint) if config.edits else plain_bucket
+        if checkpoint.loras:
+            bucket = with_loras(bucket, bool(why_apart(checkpoint, config, self.xdit)))
         if not self._parts_lengths(config, checkpoint) or checkpoint.not_here is not None:
             return bucket
         unit = checkpoint.family.text_bucket

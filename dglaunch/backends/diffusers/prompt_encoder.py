@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from dglaunch.backends.diffusers.loras import Combination
 from dglaunch.backends.diffusers.prompt_interception import CHUNK, PromptInterception
 from dglaunch.backends.diffusers.prompt_tensors import Embedding, num_bytes
 from dglaunch.data.task import Batch, Task
@@ -28,8 +29,8 @@ prompt, one chunk is encoded whenever a batch needs it."""
 HOST_SHARE = 0.25
 """Of the host's memory, for the embeddings of all ranks of a machine (FLUX.1: 4 MiB a prompt)."""
 
-Texts = tuple[str, str | None, float | None]
-"""What decides which texts a pipeline encodes for a task."""
+Texts = tuple[str, str | None, float | None, Combination]
+"""What decides which texts a pipeline encodes for a task, and with which LoRAs in the text encoders."""
 Shared = tuple[dict[str, Embedding | str], str | None]
 """What a rank has encoded in a round, and what the user must correct before anything can be encoded."""
 
@@ -81,17 +82,26 @@ class PromptEncoder:
         noun = "distinct prompts" if count != 1 else "distinct prompt"
         return f"{count:,} {noun} ahead ({size:,.1f} MiB on the host{cached}){later}"
 
-    def ensure(self, batch: Batch) -> None:
+    @property
+    def seconds_to_come_back(self) -> float:
+        """What it takes to load the text encoders once more, where they have left for good."""
+        return 0.0 if self.queue else self.prompts.encoders.load_seconds
+
+    def ensure(self, batch: Batch, coming: Sequence[Batch] = ()) -> None:
         """Before a batch: if its prompts are not encoded, encode them and coming ones, in the place of those that are
-        known if memory is used up."""
-        if all(_texts(task) in self.encoded for task in batch.tasks):
+        known if memory is used up.
+
+        Args:
+            coming: batches that follow and are in no share of this replica.
+        """
+        if all(self._texts(task) in self.encoded for task in batch.tasks):
             return
         if self.stored >= self.budget:
             self.prompts.known.clear()
             self.encoded.clear()
             self.stored = 0
         if batch not in self.queue:
-            self.queue.appendleft(batch)
+            self.queue.extendleft([*reversed(coming), batch])
         self._encode_rounds(lambda: False)
 
     # -- rounds, of all ranks of a replica --------------------------------------------------------------------------
@@ -102,7 +112,7 @@ class PromptEncoder:
         first = topology.rank - topology.replica_ranks[0]
         wanted = (CHUNK if gradual else ROUND) * (1 if self.together else topology.replica_size)
         while self.queue and not should_stop():
-            chunks = list(_chunks(self._take_round(wanted)))
+            chunks = list(self._chunks(self._take_round(wanted)))
             if self.together:
                 for chunk in chunks:  # after each the ranks hear what went wrong on one of them
                     self._share(self._encode_chunks([chunk]))
@@ -116,7 +126,8 @@ class PromptEncoder:
         """Take batches from the queue until so many prompts that are not encoded have come together."""
         tasks: dict[Texts, Task] = {}
         while self.queue and len(tasks) < wanted:
-            tasks |= {_texts(t): t for t in self.queue.popleft().tasks if _texts(t) not in self.encoded}
+            found = {self._texts(task): task for task in self.queue.popleft().tasks}
+            tasks |= {texts: task for texts, task in found.items() if texts not in self.encoded}
         self.encoded |= tasks.keys()
         return list(tasks.values())
 
@@ -129,6 +140,22 @@ class PromptEncoder:
             self.prompts.known |= embeddings
             self.stored += sum(map(_size, embeddings.values()))
         self.prompts.fresh = {}
+
+    def _texts(self, task: Task) -> Texts:
+        """Below a guidance scale a pipeline leaves the negative prompt."""
+        return task.prompt, task.negative_prompt, task.guidance_scale, self.prompts.loras.encoder_part(task)
+
+    def _chunks(self, tasks: Iterable[Task]) -> Iterator[list[Task]]:
+        """CHUNK tasks that one call of the pipeline can take, the rest of each kind at the end."""
+        alike: dict[tuple[float | None, bool, Combination], list[Task]] = {}
+        for task in tasks:
+            _, negative, guidance, uses = self._texts(task)
+            chunk = alike.setdefault((guidance, negative is None, uses), [])
+            chunk.append(task)
+            if len(chunk) == CHUNK:
+                yield list(chunk)
+                chunk.clear()
+        yield from (chunk for chunk in alike.values() if chunk)
 
     # -- chunks, on this rank ---------------------------------------------------------------------------------------
 
@@ -171,23 +198,6 @@ class PromptEncoder:
         except Exception as error:
             return _Failure(f"{type(error).__name__}: {error}", is_out_of_memory(error))
         return None
-
-
-def _texts(task: Task) -> Texts:
-    """Below a guidance scale a pipeline leaves the negative prompt."""
-    return task.prompt, task.negative_prompt, task.guidance_scale
-
-
-def _chunks(tasks: Iterable[Task]) -> Iterator[list[Task]]:
-    """CHUNK tasks that one call of the pipeline can take, the rest of each kind at the end."""
-    alike: dict[tuple[float | None, bool], list[Task]] = {}
-    for task in tasks:
-        chunk = alike.setdefault((task.guidance_scale, task.negative_prompt is None), [])
-        chunk.append(task)
-        if len(chunk) == CHUNK:
-            yield list(chunk)
-            chunk.clear()
-    yield from (chunk for chunk in alike.values() if chunk)
 
 
 def _size(known: Embedding | str) -> int:

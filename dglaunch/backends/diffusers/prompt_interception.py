@@ -14,9 +14,11 @@ from contextlib import suppress
 import torch
 
 from dglaunch.backends.diffusers.embedding_cache import EmbeddingCache
+from dglaunch.backends.diffusers.loras import NO_PIPELINE_LORAS, Combination, PipelineLoras
 from dglaunch.backends.diffusers.prompt_tensors import Embedding, join, split
 from dglaunch.backends.diffusers.protocols import Pipeline, TextValue
 from dglaunch.backends.diffusers.text_encoders import TextEncoders
+from dglaunch.data.task import LORA, Task
 from dglaunch.models.families import TextOutput
 
 CHUNK = 8
@@ -39,11 +41,16 @@ class PromptInterception:
         outputs: Sequence[TextOutput],
         encoders: TextEncoders,
         cache: EmbeddingCache | None = None,
+        loras: PipelineLoras = NO_PIPELINE_LORAS,
     ) -> None:
         """
         Args:
             outputs: what each of the values of encode_prompt is.
+            loras: they may have a part for the text encoders.
         """
+        self.loras = loras
+        self.variants: list[Combination] = []
+        """Of the LoRAs of each row of the coming call, those that change its embedding."""
         self.pipeline, self.outputs, self.encoders, self.cache = pipeline, outputs, encoders, cache
         self.encode_prompt = pipeline.encode_prompt
         """The pipeline's own."""
@@ -56,6 +63,10 @@ class PromptInterception:
         """What the pipeline's call under way wanted to know that was not known."""
         self.num_cached = 0
         pipeline.encode_prompt = self
+
+    def expect(self, tasks: Sequence[Task]) -> None:
+        """Note which images the next call is for."""
+        self.variants = [self.loras.encoder_part(task) for task in tasks]
 
     def run_to_latents(self, call: Callable[[], object]) -> None:
         """Run a call of the pipeline up to prepare_latents(): the first thing that every pipeline does after its last
@@ -76,16 +87,19 @@ class PromptInterception:
         """Return encode_prompt's values; what is not known is encoded now."""
         arguments = self.signature.bind(*args, **kwargs).arguments
         rows, others = _rows(arguments)
+        variants = self._variants_of(len(rows))
+        rows = [row | ({LORA: self.loras.encoder_key(uses)} if uses else {}) for row, uses in zip(rows, variants)]
         keys = [hashlib.sha256(json.dumps(row | others, sort_keys=True).encode()).hexdigest() for row in rows]
         missing = {key: row for key, row in zip(keys, rows) if key not in self.known}
+        variant_of = dict(zip(keys, variants))
         self.asked += missing
         if missing and self.cache is not None:
             found = self.cache.read(missing, len(self.outputs))
             self.num_cached += len(found)
             self._learn(found)
             missing = {key: row for key, row in missing.items() if key not in found}
-        if missing:
-            self._encode_missing(missing, arguments)
+        for uses in dict.fromkeys(variant_of[key] for key in missing):
+            self._encode_missing({key: row for key, row in missing.items() if variant_of[key] == uses}, arguments, uses)
         return join(self.outputs, [self._embedding(key) for key in keys], self.encoders.device)
 
     def _embedding(self, key: str) -> Embedding:
@@ -94,12 +108,26 @@ class PromptInterception:
             raise RuntimeError(f"the prompt could not be encoded: {found}")
         return found
 
-    def _encode_missing(self, missing: Mapping[str, dict[str, object]], arguments: Mapping[str, object]) -> None:
-        """Let the pipeline's own method encode these texts (a row of its arguments for each)."""
+    def _variants_of(self, num_rows: int) -> list[Combination]:
+        """For each row of the call under way. Without any there is nothing to tell apart, however many rows a pipeline makes."""
+        if not any(self.variants):
+            return [()] * num_rows
+        if len(self.variants) != num_rows:
+            raise ValueError(
+                f"{num_rows} prompts are encoded for {len(self.variants)} images, so that their LoRAs are unclear"
+            )
+        return self.variants
+
+    def _encode_missing(
+        self, missing: Mapping[str, dict[str, object]], arguments: Mapping[str, object], uses: Combination
+    ) -> None:
+        """Let the pipeline's own method encode these texts (a row of its arguments for each), with LoRAs that are the same
+        for all of them."""
         self.encoders.attach()
+        self.loras.use_in_encoders(self.encoders.modules, uses)
         rows = list(missing.values())
         rows += [rows[-1]] * (CHUNK - len(rows))
-        texts = {name: [row[name] for row in rows] for name in rows[0]}
+        texts = {name: [row[name] for row in rows] for name in rows[0] if name != LORA}
         values = self.encode_prompt(**{**arguments, **texts, "device": torch.device(self.encoders.device)})
         embeddings = dict(zip(missing, split(self.outputs, values)))
         self._learn(embeddings)

@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers.engine import DiffusersEngine, Engine
 from dglaunch.backends.diffusers.loading import PipelineLoader
+from dglaunch.backends.diffusers.loras import PipelineLoras
 from dglaunch.backends.diffusers.protocols import Pipeline
 from dglaunch.backends.diffusers.shards import (
     Fsdp,
@@ -81,12 +82,12 @@ class SharingEngine(DiffusersEngine):
             return super().load_text_encoders(loader, pipeline)
         return self._load_encoders(loader, pipeline)
 
-    def optimize(self, pipeline: Pipeline, undo: ExitStack) -> dict[str, str]:
+    def optimize(self, pipeline: Pipeline, loras: PipelineLoras, undo: ExitStack) -> dict[str, str]:
         transformer: Any = pipeline.components["transformer"]
         effects: dict[str, str] = {}
         if self.layout is not None:
             effects["shard"] = self._share_weights(transformer, self.layout)
-        effects |= super().optimize(pipeline, undo)
+        effects |= super().optimize(pipeline, loras, undo)
         if self.splits_images:
             effects["parallel"] = self._split_images(transformer)
         return effects

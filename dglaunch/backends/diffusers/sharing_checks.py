@@ -38,6 +38,7 @@ def check_sharing(checkpoint: Checkpoint, config: RunConfig, topology: Topology,
     for flag, way in ways:
         if way is not None:
             _check_family(checkpoint, flag, way)
+            _check_weights(checkpoint, flag, way)
             _check_flags(config, f"--{flag} {way}")
     if config.backend.shard == "tensor":
         _check_tensor(checkpoint, config, topology.parallel.shard_degree)
@@ -54,6 +55,23 @@ def _check_family(checkpoint: Checkpoint, flag: str, way: str) -> None:
     raise UserError(
         f"--{flag} {way} does not go with {name}: {reason}. It goes with {', '.join(families_shared_by(way))}{others}. Drop it."
     )
+
+
+def _check_weights(checkpoint: Checkpoint, flag: str, way: str) -> None:
+    """Refuse what is loaded in another way than a checkpoint's own folder is."""
+    if checkpoint.loras:
+        reason = (
+            "nobody measured it here"
+            if flag == "parallel"
+            else "each rank holds parts of the weights, and a LoRA is for whole ones"
+        )
+        raise UserError(
+            f"--lora does not go with --{flag} {way}: {reason}. Fuse it into the checkpoint, or drop one of them."
+        )
+    if checkpoint.own is not None:
+        raise UserError(
+            f"--{flag} {way} does not go with a pipeline of your own ({checkpoint.own.name}): {UNMEASURED}. Drop one of them."
+        )
 
 
 def _check_flags(config: RunConfig, given: str) -> None:

@@ -1,5 +1,6 @@
 """The text encoders of a pipeline: there while prompts are encoded, and gone for the rest of a run."""
 
+import time
 from collections.abc import Callable
 
 import torch
@@ -16,6 +17,8 @@ class TextEncoders:
             load: reads the pipeline's text encoders, by name; called only when there is something to encode.
         """
         self.pipeline, self.device, self.load = pipeline, device, load
+        self.load_seconds = 0.0
+        """What loading them took, once they were needed."""
         self._encoders: dict[str, torch.nn.Module] = {}
         self._moved_away: list[torch.nn.Module] = []
         """Networks that left the device for the text encoders."""
@@ -23,9 +26,16 @@ class TextEncoders:
     def attach(self) -> None:
         """Put the text encoders into the pipeline, on its device."""
         if not self._encoders:
+            start = time.perf_counter()
             self._encoders = self.load()
+            self.load_seconds = time.perf_counter() - start
         for name, encoder in self._encoders.items():
             setattr(self.pipeline, name, encoder.to(self.device))
+
+    @property
+    def modules(self) -> list[torch.nn.Module]:
+        """Those that are here."""
+        return list(self._encoders.values())
 
     def make_room(self) -> bool:
         """Take the other networks off the device until `detach`; False if there are none on it."""

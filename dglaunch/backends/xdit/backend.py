@@ -20,6 +20,7 @@ from dglaunch.backends.diffusers import optimizations
 from dglaunch.backends.diffusers.backend import DiffusersBackend
 from dglaunch.backends.diffusers.engine import Call
 from dglaunch.backends.diffusers.loading import PipelineLoader
+from dglaunch.backends.diffusers.loras import PipelineLoras
 from dglaunch.backends.diffusers.protocols import Pipeline, denoiser
 from dglaunch.backends.xdit.cpu import ATTENTION_BACKEND, import_xfuser
 from dglaunch.backends.xdit.step_cache import apply_step_cache, forget_images
@@ -61,7 +62,7 @@ class XDiTEngine:
 
     def load_pipeline(self, loader: PipelineLoader) -> Pipeline:
         if self.family.pipeline is not None:
-            return loader.load(_imported(self.family.pipeline), engine_config=self.engine_config)
+            return self._load_wrapped(loader, _imported(self.family.pipeline))
         if self.family.in_place is not None:
             pipeline = loader.load()
             _imported(self.family.in_place)(denoiser(pipeline))
@@ -71,10 +72,24 @@ class XDiTEngine:
         self._initialize_runtime(pipeline)
         return pipeline
 
+    def _load_wrapped(self, loader: PipelineLoader, pipeline_class: type[Pipeline]) -> Pipeline:
+        """A pipeline of xfuser around one of diffusers, into which LoRAs go first: xfuser's layers take none."""
+        if not loader.loras.files:
+            return loader.load(pipeline_class, engine_config=self.engine_config)
+        plain: Any = loader.load()
+        loader.loras.attach(plain)
+        rules = self.context.checkpoint.family.lora
+        if rules is not None and rules.xdit == "fused":
+            tasks = (task for batch in self.context.batches for task in batch.tasks)
+            loader.loras.fuse(plain, next((task.lora or () for task in tasks), ()))
+        wrap: Any = pipeline_class
+        wrapped: Pipeline = wrap(plain, self.engine_config)
+        return wrapped
+
     def load_text_encoders(self, loader: PipelineLoader, pipeline: Pipeline) -> dict[str, torch.nn.Module]:
         return loader.load_text_encoders(pipeline)
 
-    def optimize(self, pipeline: Pipeline, undo: ExitStack) -> dict[str, str]:
+    def optimize(self, pipeline: Pipeline, loras: PipelineLoras, undo: ExitStack) -> dict[str, str]:
         from xfuser.core.distributed import get_runtime_state
 
         wanted = self.context.config.optimization
@@ -83,7 +98,7 @@ class XDiTEngine:
         if wanted.cache_type == STEP_CACHE:
             cached = apply_step_cache(denoiser(pipeline), wanted.cache_threshold, self.context.torch_device)
             others = replace(others, cache_type=None, cache_threshold=None)
-        effects = optimizations.apply(pipeline, others, self.context.torch_device, undo, self.context.num_cores)
+        effects = optimizations.apply(pipeline, others, self.context.torch_device, undo, self.context.num_cores, loras)
         if cached:
             effects["cache_type"] = cached
         if wanted.attention_backend is not None:

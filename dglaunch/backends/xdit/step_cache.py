@@ -6,6 +6,7 @@ the whole world.)
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -25,8 +26,17 @@ def apply_step_cache(transformer: Any, threshold: float | None, device: str) -> 
     # xfuser would put what it counts with on the first GPU of every machine, whichever the rank's is.
     with mock.patch.object(utils, "get_device", lambda _: torch.device(device)):
         adapter.apply_fbcache(transformer, rel_l1_thresh=wanted)
+    for blocks in _cached(transformer):
+        _keep_apart(blocks)
     count = sum(len(blocks.transformer_blocks) for blocks in _cached(transformer))
     return f"xfuser's FBCache(threshold={wanted:g}) around {count} blocks"
+
+
+def _keep_apart(blocks: Any) -> None:
+    """Let what the last step left not be overwritten before it is compared: for FLUX.2, xfuser 0.7 keeps it in one buffer that the
+    new step is copied into first, so that every step looks like the one before and all but the first are skipped (wrong by 0.9)."""
+    if hasattr(blocks, "_store_modulated_inputs"):
+        blocks._store_modulated_inputs = partial(setattr, blocks.cache_context, "modulated_inputs")
 
 
 def forget_images(transformer: Any) -> None:

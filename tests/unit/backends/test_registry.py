@@ -1,5 +1,6 @@
 """A backend is found by its name; one of your own is registered the same way."""
 
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from dglaunch.backends import registry
+from dglaunch.backends import fake, registry
 from dglaunch.backends.fake import FakeBackend
 from dglaunch.errors import UserError
+from support.commands import ROOT
 
 
 def test_every_name_finds_a_module() -> None:
@@ -43,3 +45,9 @@ def test_a_module_that_the_user_named_may_lie_in_the_current_folder(
     monkeypatch.delitem(sys.modules, "jinja2", raising=False)
     assert callable(registry.imported("jinja2:Template"))  # what is installed comes first
     assert sys.path == before
+
+
+def test_every_marker_of_the_fake_backend_is_explained_to_users() -> None:
+    page = (ROOT / "docs" / "HOW_DO_I.md").read_text(encoding="utf-8")
+    kinds = re.findall(r"[a-z ]+", fake._MARKER.pattern.partition(")")[0])
+    assert "oom" in kinds and all(re.search(rf"^\| `\[{kind}", page, re.MULTILINE) for kind in kinds)

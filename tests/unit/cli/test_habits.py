@@ -32,6 +32,8 @@ T2I = flags_of(T2IConfig, OwnFlags)
         ("--out", "--output_dir"),
         ("-o", "--output_dir"),
         ("--dtype", "--torch_dtype"),
+        ("--preemptible", "--max_requeues"),
+        ("--preemptable", "dglaunch slurm"),
         ("--size", "--width 1024 --height 1024"),
         ("--gpus", "--num_gpus"),
         ("--api_key", "OPENAI_API_KEY"),

@@ -57,6 +57,16 @@ def test_a_default_is_said_once(command: str) -> None:
     assert not re.search(r"[Dd]efault[^)]{0,60}\(default:", text)
 
 
+@pytest.mark.parametrize("command", [*COMMANDS, *TOOLS])
+def test_what_a_command_is_for_has_no_runs_of_spaces(command: str) -> None:
+    about = help_of(command, "--help").split("\n\n")[1]
+    assert "  " not in about, about
+
+
+def test_preemption_is_said_where_people_look() -> None:
+    assert "preempted" in " ".join(help_of("slurm", "--help").split())
+
+
 @pytest.mark.parametrize("command", AROUND)
 def test_a_command_around_a_job_shows_its_own_flags_first(command: str) -> None:
     own = [flag.name for flag in flags_of(AROUND[command].own).values() if flag.group is None and not flag.by_place]

@@ -2,6 +2,7 @@
 say. A search of the real `tiny`: torchrun/test_tune.py."""
 
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -193,8 +194,17 @@ def test_an_interrupted_search_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     few(monkeypatch)
     first = Script()
     first.stop_after = 4
-    ended = search(tmp_path, first)
-    assert ended.code == 130 and "The same command goes on" in ended.output, ended.output
+    ended = search(tmp_path, first, "--max_difference", "8")
+    assert ended.code == 130 and ended.output.count("Stopped") == 1, ended.output
+    assert re.search(r"^2 of \d+, about [\d.]+ \w+ left: in batches of 1 \.\.\.$", ended.output, re.MULTILINE), (
+        ended.output
+    )
+    assert re.search(
+        r"Stopped with 3 of \d+ measured\. The best so far .* \(cache_type pab, 1\.25 times as fast", ended.output
+    )
+    command, last = ended.output.splitlines()[-2:]
+    assert "dglaunch t2i" in command and "--cache_type pab" in command
+    assert last == "Start the same command again to go on."
     kept = notebook(tmp_path)
     assert [trial["name"] for trial in kept["trials"]] == ["as given", "in batches of 1", "cache_type pab"]
     (tmp_path / "p.jsonl").write_text((tmp_path / "p.jsonl").read_text())

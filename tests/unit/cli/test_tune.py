@@ -3,6 +3,7 @@
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from dglaunch.planning.gpus import find_gpu
 from dglaunch.planning.tuned import REMEMBERED, Measured, describe, recall, remember, sweet_spot
 from dglaunch.system import Machine
 from support.commands import dglaunch
+from support.results import write_jsonl
 
 
 def measured(*speeds: float, parallel: str = "data parallel") -> list[Measured]:
@@ -119,9 +121,10 @@ def test_tune_for_another_gpu_is_not_remembered_for_this_one(tmp_path: Path, mon
     machine = {"device": "CPU", "dtype": "float32", "shape": "64x64"}
     given: list[object] = []
 
-    def measure(words: object, *_: object) -> tuple[list[Measured], dict[str, object]]:
+    def measure(words: object, *others: Any) -> dict[str, object]:
         given.append(words)
-        return [replace(row, peak_memory=2**30) for row in measured(1, 2)], dict(machine)
+        others[-1].extend(replace(row, peak_memory=2**30) for row in measured(1, 2))
+        return dict(machine)
 
     monkeypatch.setattr(tune, "_measure", measure)
     flags = ("--prompt", "x", "--num_gpus", "1", "--cache_dir", tmp_path / "cache", "--output_dir", tmp_path / "out")
@@ -137,9 +140,10 @@ def test_tune_replaces_nothing_but_its_own(tmp_path: Path, monkeypatch: pytest.M
     out = tmp_path / "out"
     measured_so_often: list[int] = []
 
-    def measure(*_: object) -> tuple[list[Measured], dict[str, object]]:
+    def measure(*given: Any) -> dict[str, object]:
         measured_so_often.append(1)
-        return measured(1, 2), {"device": "CPU", "dtype": "float32", "shape": "64x64"}
+        given[-1].extend(measured(1, 2))
+        return {"device": "CPU", "dtype": "float32", "shape": "64x64"}
 
     monkeypatch.setattr(tune, "_measure", measure)
     words = ("tune", "t2i", "--prompt", "x", "--num_gpus", "1", "--cache_dir", tmp_path / "cache", "--output_dir", out)
@@ -160,5 +164,27 @@ def test_what_ended_a_rank_is_told_and_not_that_torchrun_noticed(monkeypatch: py
         "Traceback ...\nOSError: [Errno 5] Input/output error\ntorch.distributed...errors.ChildFailedError:\n=====\n"
     )
     monkeypatch.setattr(tune, "_run", lambda *_: (1, output))
-    (row,), _ = tune._measure([], {}, {}, 2)
+    rows: list[Measured] = []
+    tune._measure([], {}, {}, 2, rows)
+    (row,) = rows
     assert row.ended == "torchrun left with 1: OSError: [Errno 5] Input/output error"
+
+
+def test_a_sweep_that_is_stopped_says_what_is_best_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of the configuration in the middle of which it was stopped; no other words follow."""
+
+    def run(command: list[str], environ: object) -> tuple[int, str]:
+        machine = {"device": "CPU", "dtype": "float32", "shape": "64x64"}
+        rows = [{"batch_size": size, "images_per_s": speed} for size, speed in ((1, 1.0), (2, 3.0))]
+        write_jsonl(Path(command[command.index("tune-rank") + 1]), [machine, *rows])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tune, "_run", run)
+    words = ("tune", "t2i", "--prompt", "a", "--num_gpus", "1", "--cache_dir", tmp_path)
+    ended = dglaunch(*words, "--output_dir", tmp_path / "out")
+    assert ended.code == 130
+    assert ended.output.splitlines() == [
+        "1 of 1: data parallel on 1 rank ...",
+        "Stopped with 0 of 1 configurations measured. Best so far: data parallel, batch 2: 3 images/s. The same command begins "
+        "again.",
+    ]

@@ -121,6 +121,19 @@ def test_status_by_exit_code(tmp_path: Path, out: Path) -> None:
     assert main(["status", str(drained)]) == 130
 
 
+def test_the_break_between_two_starts_is_no_working_time(tmp_path: Path) -> None:
+    """Ten batches of two images, each of a second; after the fifth one nobody worked for an hour."""
+    out = tmp_path / "out"
+    table = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a"}] * 20)
+    assert main(["t2i", "--backend", "fake", "--prompts_file", str(table), "--output_dir", str(out)]) == 0
+    lines = [line | {"seconds": 1.0, "batch_size": 2} for line in ledger(out)]
+    write_jsonl(out / "metadata.jsonl", lines)
+    for line in lines:
+        written = 1_800_000_000 + line["index"] // 2 + (3600 if line["index"] >= 10 else 0)
+        os.utime(out / line["file_name"], (written, written))
+    assert "\n2 images/s over the last 20 images" in dglaunch("status", out).output
+
+
 def test_status_of_a_folder_that_lacks_images(tmp_path: Path, out: Path) -> None:
     lines = (out / "metadata.jsonl").read_text().splitlines(keepends=True)
     (out / "metadata.jsonl").write_text("".join(lines[:-1]))

@@ -13,8 +13,11 @@ from PIL import Image
 
 from dglaunch.cli.main import main
 from dglaunch.output.serving import Server
+from support.checkpoint_folders import checkpoint_folder
 from support.commands import ROOT
 from support.edit_images import SINGLE, picture, save_table
+from support.hub_server import HubServer
+from support.lora_files import write_lora
 from support.results import ledger, run_json, write_jsonl
 
 PAGE = ROOT / "docs" / "HOW_DO_I.md"
@@ -45,6 +48,9 @@ def prepare(folder: Path) -> None:
     (folder / "tables").mkdir()
     (folder / "tables" / "a.csv").write_text("Prompt,id,Seed\na red fox,q1,7\n")
     (folder / "more.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "a blue bear"}\n'))
+    for seed, name in enumerate(("style", "detail")):
+        write_lora(folder / f"{name}.safetensors", seed=seed)
+    (folder / "by_row.csv").write_text('prompt,lora\na fox,"style:0.8,detail:0.5"\na bear,none\na cat,\n')
     (folder / "people.csv").write_text("Name,Style,Seed\nAda,oil,7\nBo,ink,8\n")
 
 
@@ -54,7 +60,17 @@ def type_in(command: str) -> int:
     words = words[words.index("dglaunch") + 1 :]
     if "--choices" in words:
         choose(Path(words[1]), Path(words[2]), Path(words[-1]))
+    if words[0] == "fetch":
+        return fetch(words)
     return main(["plan", *words] if "--backend" in words else words)
+
+
+def fetch(words: list[str]) -> int:
+    """From a hub on loopback."""
+    folder = checkpoint_folder(Path("hub"))
+    with pytest.MonkeyPatch.context() as patch, HubServer({words[1]: folder}) as hub:
+        hub.in_use(patch, Path("cache").resolve())
+        return main(words)
 
 
 def choose(one: Path, other: Path, file: Path) -> None:
@@ -89,6 +105,7 @@ def test_every_command_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert Path("from-file/gallery.html").exists() and not Path("from-file-5/gallery.html").exists()
     assert all(Path(name).exists() for name in ("compare.html", "blind.html", "results.html", "sheet.webp"))
     assert sorted(path.name for path in Path("night").glob("*.png")) == ["IMG_10.png", "IMG_2.png"]
+    assert Path("models/flux/transformer/config.json").exists() and len(ledger(Path("staged"))) == 5
     assert Path("snow/a.png").exists() and Path("one/IMG_2.png").exists()
     assert "Steps: 1, " in Image.open("viewers/000000.png").text["parameters"]  # type: ignore[attr-defined]
     views = ("bench/geneval/00000/samples/00003.png", "dpg/dpg/7.png", "out/webdataset/00000.tar")
@@ -114,8 +131,13 @@ def test_every_command_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("dusk photo of Ada", "dusk", 2, 7),
     ]
 
+    assert [line["lora"] for line in by_index["by_row"]] == ["style:0.8,detail:0.5", "", "style:1,detail:1"]
+    assert [line["lora"] for line in by_index["weights"][:4]] == ["", "style:0.4", "style:0.8", "style:1.2"]
+    assert [line["lora"] for line in by_index["styled"]] == ["style:0.8"] * 2 + ["style:1.2"] + ["style:0.8"] * 2
+    assert Path("weaker.png").exists()
 
-TABLES = ("colleague", "together", "people", "grid", "lights")
+
+TABLES = ("colleague", "together", "people", "grid", "lights", "by_row", "weights", "styled")
 
 
 def test_work_in_a_notebook(

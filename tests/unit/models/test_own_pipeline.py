@@ -72,7 +72,7 @@ def plan(folder: Path, *words: str | Path) -> Ended:
     ("words", "said"),
     [
         (("--pipeline", "lit"), "such as my_module:MyPipeline"),
-        (("--pipeline", "lit.py:Lit"), "there is no module lit.py in this folder or on PYTHONPATH"),
+        (("--pipeline", "lit.py:Lit"), "name the module, not its file: lit:Lit"),
         (
             ("--pipeline", "nowhere:Lit"),
             "Start in the folder that holds nowhere.py, or put that folder into PYTHONPATH",
@@ -149,3 +149,20 @@ def test_an_image_cannot_name_the_code_that_makes_it_again(tmp_path: Path) -> No
     ended = dglaunch("replay", "out/000000.png", cwd=tmp_path)
     assert ended.code == 0
     assert "It was made with --pipeline lit:Lit; to run that code again, add --set pipeline=lit:Lit." in ended.output
+
+
+@pytest.mark.parametrize("source", ["", "class Lid: ...", "from diffusers import FluxPipeline", "import Lit.x"])
+def test_a_class_that_is_not_there_is_told_from_the_source(tmp_path: Path, source: str) -> None:
+    (tmp_path / "lit.py").write_text(LIT + source)
+    ended = dglaunch("t2i", "--prompt", "a", "--pipeline", "lit:Lit", "--output_dir", "out", cwd=tmp_path)
+    assert ended.code == 2 and "lit.py has no class Lit" in ended.output and "was run" not in ended.output
+    assert ("its classes: Lid" in ended.output) == ("Lid" in source) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "source", ["from mine import *", "Lit = make()", "def __getattr__(name): ...", "globals()['Lit'] = 1"]
+)
+def test_one_that_the_source_may_have_is_left_to_the_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    assert checkpoint_of(tmp_path, monkeypatch, source).pipeline_class == "Lit"

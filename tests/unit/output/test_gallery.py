@@ -118,8 +118,13 @@ def test_inputs_that_were_not_copied_are_found_beside_the_table(tmp_path: Path) 
 
 def test_the_contact_sheet(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sheet = tmp_path / "sheet.png"
+    page = out / "gallery.html"
+    before = page.stat().st_mtime_ns
     assert main(["gallery", str(out), "--contact_sheet", str(sheet)]) == 0
-    assert "3 images are on" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "3 images are on" in said and str(page) not in said and page.stat().st_mtime_ns == before, (
+        "no page was asked for"
+    )
     with Image.open(sheet) as image:
         colours = {colour for _, colour in image.getcolors(1 << 20) or []}
     assert {(255, 0, 0), (0, 128, 0), (0, 0, 255)} <= colours

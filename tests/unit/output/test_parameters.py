@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dglaunch.output.encode import encode, whole_png
+from dglaunch.output.encode import encode
 from dglaunch.output.parameters import parameters
+from dglaunch.output.whole_file import whole_png
 from support.commands import dglaunch
 from support.edit_images import picture
 from support.results import write_jsonl

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from dglaunch.output.encode import WholePng, decode_description, encode, whole_png
+from dglaunch.output.encode import decode_description, encode
+from dglaunch.output.whole_file import WholeFile, whole_png
 from support.edit_images import picture
 
 DESCRIPTION: dict[str, Any] = {"prompt": "ein Fuchs \u00fc", "seed": 7, "model": "m", "index": 3, "sample": 0}
@@ -36,7 +37,7 @@ def test_nothing_but_the_text_is_another(image: Image.Image) -> None:
     foreign.add_itxt("settings", '{"index": 99}')
     data = png(image, pnginfo=foreign, compress_level=9)
     found = whole_png(data)
-    assert isinstance(found, WholePng) and (found.width, found.height) == image.size
+    assert isinstance(found, WholeFile) and (found.width, found.height) == image.size
     written = encode(found, "png", DESCRIPTION)
     assert chunk(written, b"IDAT") == chunk(data, b"IDAT")
     shown = Image.open(io.BytesIO(written))

@@ -38,6 +38,11 @@ def test_guidance_of_a_distilled_checkpoint_is_refused(tmp_path: Path) -> None:
     assert "Remove it (the column, or --guidance_scale)" in ended.output
 
 
+def test_what_the_grid_gave_is_taken_out_there(tmp_path: Path) -> None:
+    ended = plan(tmp_path, "--model_name", "tiny", "--grid", "guidance_scale=2,4", "seed=1,2")
+    assert ended.code == 2 and "Remove it (guidance_scale of --grid), or choose" in ended.output
+
+
 def test_the_refusal_says_in_which_rows(tmp_path: Path) -> None:
     rows = [{"prompt": "a"}, {"prompt": "b", "guidance_scale": 3}, {"prompt": "c"}]
     assert "would do nothing in row 1:" in plan(tmp_path, rows=rows).output

@@ -48,6 +48,7 @@ def test_a_folder_of_photographs(tmp_path: Path) -> None:
     assert ended.code == 0, ended.output
     said = f"input 4 images of {folder}; left out: 1 hidden file, 2 files that are no images (.txt, .json), 1 folder (--recursive looks into folders)"  # fmt: skip
     assert ended.output.count(said) == 1 or ended.output.count(said.replace(".txt, .json", ".json, .txt")) == 1
+    assert "columns" not in ended.output, "there is no table"
     assert results(out) == {
         "IMG_1.jpg": (0, "000000.png", 0), "IMG_1.png": (1, "000001.png", 1), "IMG_2.jpg": (2, "IMG_2.png", 2),
         "IMG_10.jpg": (3, "IMG_10.png", 3),
@@ -69,6 +70,7 @@ def test_photographs_may_come_later(tmp_path: Path) -> None:
     (folder / "c.jpg").write_bytes(b"torn")
     assert edit(folder, out).code == 3
     first, before = results(out), digests(out)
+    assert ledger(out, "failures.jsonl")[0]["input_images"] == ["c.jpg"]
     assert set(first) == {"b.jpg", "d.jpg"} and [line["index"] for line in ledger(out, "failures.jsonl")] == [1]
     photos(folder, "a.jpg", "b.png", "c.jpg")
     ended = edit(folder, out)

@@ -52,7 +52,7 @@ def run(workers: int, deliver: Callable[[Result], None], backend: Any) -> Sink:
     assert collector.sender is not None
     with Encoder(context, Recorder(context, facts), collector.sender, watch, workers == 1) as encoder:
         loop = Loop(context, backend, facts, collector.sink, watch, encoder)
-        loop.run(iter(batches)) if workers == 1 else loop.run_in_threads(batches, workers)
+        loop.run(iter(batches)) if workers == 1 else loop.run_in_threads(iter(batches), workers)
     collector.close(loop.report())
     return collector.sink
 

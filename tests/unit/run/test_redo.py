@@ -308,3 +308,30 @@ def test_a_kill_at_any_step_loses_nothing(tmp_path: Path, way: str) -> None:
         assert not list(out.glob(".dglaunch-*.tmp")) and not (out / ".dglaunch-redo.json").exists()
     assert number > 10, "it has more steps than that"
     assert f"{NUM} are there already" in t2i(out).output
+
+
+def test_seeds_do_not_help_an_input_that_is_still_broken(tmp_path: Path) -> None:
+    save_table(tmp_path / "edits.csv", SINGLE[:2])
+    (tmp_path / "images" / f"{SINGLE[1]}.png").write_bytes(b"torn")
+    out = tmp_path / "out"
+    words = ("edit", "--backend", "fake", "--input", tmp_path / "edits.csv", "--output_dir", out)
+    assert dglaunch(*words).code == 3
+    ended = dglaunch("redo", out, "--failed", "--seed_offset", "1000")
+    assert ended.code == 3 and "1 image cannot be made, whatever the seed, as the input is still broken" in ended.output
+    assert "Mend it, then start the same command again." in ended.output
+
+
+def test_a_list_from_python_is_not_kept_and_that_is_said(tmp_path: Path) -> None:
+    """What the message says to do works, and makes nothing again."""
+    from dglaunch import BackendConfig, T2IConfig, t2i
+
+    rows = [{"prompt": "a red fox"}, {"prompt": "a blue bear", "seed": 7}]
+    out = tmp_path / "out"
+    t2i(T2IConfig(backend=BackendConfig(backend="fake"), prompts=rows, output_dir=out))
+    ended = dglaunch("redo", out, "--filter_rows", "1", "--seed_offset", "100")
+    assert ended.code == 2 and "was made from Python with prompts=[...]" in ended.output
+    table = write_jsonl(tmp_path / "rows.jsonl", rows)
+    again = dglaunch("t2i", "--config", out / "run.json", "--prompts_file", table, "--output_dir", out)
+    assert again.code == 0 and "0 made, 0 failed, 2 there before" in again.output, again.output
+    assert dglaunch("redo", out, "--filter_rows", "1", "--seed_offset", "100").code == 0
+    assert [line["seed"] for line in ledger(out)] == [0, 107]

@@ -26,6 +26,7 @@ def test_the_last_words_of_a_stopped_run(tmp_path: Path) -> None:
     words = words_of(tmp_path, ["a", "b", "c [interrupt] [sleep 9]", "d"])
     ended = dglaunch(*words)
     assert ended.code == 130 and run_json(tmp_path / "out")["outcome"] == "drained"
+    assert ended.output.count("Stopped") == 1 and f"What is there is in {tmp_path / 'out'}" in ended.output
     assert ended.output.splitlines()[-1] == "Stopped: 2 of 4 made. Start the same command again to go on."
     ended = dglaunch(*words)
     assert ended.output.splitlines()[-1] == "Stopped: 2 of 4 made. Start the same command again to go on."

@@ -72,7 +72,7 @@ class RecordingEngine:
     def load_pipeline(self, loader: PipelineLoader) -> Any:
         return self.pipeline
 
-    def optimize(self, pipeline: Any, undo: ExitStack) -> dict[str, str]:
+    def optimize(self, pipeline: Any, loras: Any, undo: ExitStack) -> dict[str, str]:
         return {"enable_tf32": "as asked"}
 
     def prepare(self, pipeline: Any, batch: Batch, arguments: dict[str, object]) -> Any:

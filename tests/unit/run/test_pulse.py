@@ -1,0 +1,110 @@
+"""What a run says of itself while it goes on: run.json, a file of metrics, and a log that does not grow with the job."""
+
+import io
+import json
+import time
+from pathlib import Path
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from dglaunch.data.task import Result
+from dglaunch.run import pulse, report
+from dglaunch.run.report import Report
+from dglaunch.terminal import Terminal
+from support.commands import dglaunch
+from support.results import ledger, run_json, write_jsonl
+
+
+def result(index: int, error: str | None = None, rank: int = 0) -> Result:
+    record: dict[str, object] = {"index": index, "rank": rank} | ({} if error is None else {"error": error})
+    return Result(task_id=(index, 0), file_name=f"{index}.png", record=record, data=None if error else b"x")
+
+
+class Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+
+def test_a_log_of_a_month_has_under_200_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    said, clock = io.StringIO(), Clock(monkeypatch)
+    shown = Report(total=200_000, skipped=0, terminal=Terminal(file=said, width=200))
+    shown.begin()
+    for index in range(200_000):
+        clock.now += 13.0
+        shown.update(result(index, "no memory for 3 bytes" if index % 50 == 0 else None))
+    lines = said.getvalue().splitlines()
+    assert len(lines) < 200 and "of 200,000 images" in lines[-1]
+    assert sum("failed on rank" in line for line in lines) == report.FAILURES_TOLD
+
+
+def test_failures_are_counted_by_their_kind() -> None:
+    shown = Report(total=9, skipped=0, terminal=Terminal(file=io.StringIO()))
+    shown.begin()
+    for index in range(3):
+        shown.update(result(index, f"row {index}: the server said 500"))
+    shown.update(result(3, "refused"))
+    shown.update(result(4, rank=2))
+    said = shown.progress()
+    assert said["failures_by_kind"] == {"row N: the server said N": 3, "refused": 1}
+    assert said["images_by_rank"] == {"0": 4, "2": 1}
+
+
+def metrics_of(file: Path) -> dict[str, float]:
+    families = text_string_to_metric_families(file.read_text())
+    return {sample.name: sample.value for family in families for sample in family.samples}
+
+
+def test_run_json_and_the_metrics_follow_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse, "EVERY_S", 0.0)
+    seen: list[dict[str, object]] = []
+    beat = pulse.Pulse.beat
+
+    def watched(self: pulse.Pulse) -> None:
+        beat(self)
+        seen.append(run_json(tmp_path / "out") | {"metrics": metrics_of(file)})
+
+    monkeypatch.setattr(pulse.Pulse, "beat", watched)
+    table, file = tmp_path / "prompts.jsonl", tmp_path / "job.prom"
+    write_jsonl(table, [{"prompt": f"prompt {n}"} for n in range(4)])
+    ended = dglaunch(
+        "t2i", "--backend", "fake", "--prompts_file", table, "--output_dir", tmp_path / "out", "--metrics_file", file
+    )
+    assert ended.code == 0 and len(ledger(tmp_path / "out")) == 4
+    assert [(one["outcome"], one["num_ok"]) for one in seen] == [("running", n) for n in (1, 2, 3, 4)]
+    assert seen[1]["images_by_rank"] == {"0": 2} and isinstance(seen[1]["images_per_s"], float)
+    assert seen[1]["metrics"]["dglaunch_images_made_total"] == 2 and seen[1]["metrics"]["dglaunch_running"] == 1
+    last = metrics_of(file)
+    assert last["dglaunch_images_made_total"] == last["dglaunch_images_wanted"] == 4 and last["dglaunch_running"] == 0
+    assert run_json(tmp_path / "out")["outcome"] == "done"
+
+
+def test_names_with_quotes_stay_one_label(tmp_path: Path) -> None:
+    shown = Report(total=1, skipped=0, terminal=Terminal(file=io.StringIO()))
+    name = 'a "b"\\\nc'
+    text = "".join(pulse._lines(shown, {"output_dir": name}, is_running=True))
+    (family, *_) = text_string_to_metric_families(text)
+    assert family.samples[0].labels == {"output_dir": name}
+
+
+@pytest.mark.parametrize("content", ["# mine\n", json.dumps({}), ""])
+def test_a_file_of_the_users_own_is_left_alone(tmp_path: Path, content: str) -> None:
+    file, table = tmp_path / "job.prom", tmp_path / "prompts.jsonl"
+    file.write_text(content)
+    write_jsonl(table, [{"prompt": "one"}])
+    ended = dglaunch(
+        "t2i", "--backend", "fake", "--prompts_file", table, "--output_dir", tmp_path / "out", "--metrics_file", file
+    )
+    assert ended.code == 2 and "no file of dglaunch's metrics" in ended.output
+    assert file.read_text() == content and not (tmp_path / "out").exists()
+
+
+def test_a_missing_folder_for_the_metrics_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    table = tmp_path / "prompts.jsonl"
+    write_jsonl(table, [{"prompt": "one"}])
+    ended = dglaunch(
+        "t2i", "--backend", "fake", "--prompts_file", table, "--output_dir", tmp_path / "out", "--metrics_file",
+        tmp_path / "no" / "job.prom",
+    )  # fmt: skip
+    assert ended.code == 2 and "there is no folder" in ended.output and not (tmp_path / "out").exists()
