@@ -33,21 +33,17 @@ class Request:
     ring_degree: int = 1
     use_cfg_parallel: bool = False
     context_degree: int = 1
-    shard: str = ""
-    """fsdp or tensor, if its weights are shared."""
-    shard_degree: int = 1
     flags: tuple[str, ...] = ()
     """Of the optimizations those that are traced: enable_vae_slicing, enable_vae_tiling, enable_layerwise_casting, ..."""
 
     @property
     def replica_size(self) -> int:
         """Ranks that share one image."""
-        own = max(self.context_degree, self.shard_degree)
-        return self.ulysses_degree * self.ring_degree * (2 if self.use_cfg_parallel else 1) * own
+        return self.ulysses_degree * self.ring_degree * (2 if self.use_cfg_parallel else 1) * self.context_degree
 
     def as_key(self) -> dict[str, object]:
         """Return it as JSON without what was added later and is not used, so that figures keep the keys that they have."""
-        later = {"context_degree": 1, "shard": "", "shard_degree": 1}
+        later = {"context_degree": 1}
         return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
 

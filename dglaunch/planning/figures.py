@@ -65,8 +65,6 @@ def request_of(
         ring_degree=parallel.ring_degree,
         use_cfg_parallel=parallel.use_cfg_parallel,
         context_degree=parallel.context_degree,
-        shard=config.backend.shard or "",
-        shard_degree=parallel.shard_degree,
         flags=tuple(name for name in TRACED if getattr(config.optimization, name)),
     )
 

@@ -302,6 +302,5 @@ def _leader(request: Request) -> Topology:
             ring_degree=request.ring_degree,
             use_cfg_parallel=request.use_cfg_parallel,
             context_degree=request.context_degree,
-            shard_degree=request.shard_degree,
         ),
     )
