@@ -191,7 +191,7 @@ class OptimizationConfig:
     quantization: Literal["int8", "fp8", "nf4"] | None = flag(
         None, IMAGE | REPLAY | TUNING | LOCAL, Group.SPEED, usual="int8, fp8 or nf4: less memory, or faster"
     )
-    """Quantise the transformer while loading: int8 and fp8 (compute capability 8.9) for speed, nf4 for memory."""
+    """Quantize the transformer while loading: int8 and fp8 (compute capability 8.9) for speed, nf4 for memory."""
     enable_fuse_qkv: bool = flag(False, TUNING | LOCAL, Group.SPEED)
     """One matrix product for query, key and value: same image."""
     enable_layerwise_casting: bool = flag(False, IMAGE | REPLAY | TUNING | LOCAL, Group.SPEED)
@@ -261,7 +261,8 @@ class RemoteConfig:
     api_batch_cancel: bool = flag(False, API, Group.APIS)
     """With --api_batch: cancel the jobs of --output_dir that are under way, take what they have made, and order nothing."""
     max_cost: float | None = flag(None, API, Group.APIS)
-    """Stop asking when the answers have reported this cost (US dollars, as the server counts); shared out over the ranks."""
+    """Stop asking before a start might cost more US dollars than this, by what answers report (a cost, or tokens that have a
+    price); shared out over the ranks. The same command goes on."""
     max_requests: int | None = flag(None, API, Group.APIS)
     """Stop asking after this many requests, retries included; shared out over the ranks. The same command goes on."""
 
@@ -289,6 +290,38 @@ class RemoteConfig:
             raise UserError(f"--output_compression is {self.output_compression}; it must be 0 to 100.")
 
 
+@dataclass(kw_only=True, slots=True)
+class RewriteConfig:
+    """How prompts (of edit: instructions) are rewritten by a language model, before a text encoder is loaded."""
+
+    rewrite_prompts: str | None = flag(None, NOTHING, Group.WHAT)
+    """Rewrite each prompt first: a causal language model of transformers (hub id or folder), or a model at --rewrite_api_base.
+    Both prompts are in the ledger; what was rewritten is kept in rewritten.jsonl of --output_dir."""
+    rewrite_api_base: str | None = flag(None, TRUST, Group.WHAT)
+    """Address of a server with OpenAI's chat route that has that model (https://api.openai.com/v1, a vLLM, ...); the key is
+    OPENAI_API_KEY, where one is needed."""
+    rewrite_instruction: Path | None = flag(None, TRUST, Group.WHAT)
+    """Text file that tells the model what to do with a prompt. Default: to describe what can be seen, in a paragraph."""
+    rewrite_temperature: float = flag(0.0, NOTHING, Group.WHAT)
+    """0 always takes the likeliest word, so that equal prompts become equal; above it words are drawn, by each image's seed."""
+    rewrite_max_tokens: int = flag(512, NOTHING, Group.WHAT)
+    """Longest answer; an image whose prompt would become longer fails."""
+    rewritten_prompts: Path | None = flag(None, NOTHING, Group.WHAT)
+    """The rewritten.jsonl of another job: what it has rewritten alike is taken. Without --rewrite_prompts it must have all prompts."""
+
+    def __post_init__(self) -> None:
+        _take_paths(self)
+        _find_home(self)
+        if self.rewrite_api_base is not None:
+            _check_address(self.rewrite_api_base, "rewrite_api_base")
+        if self.rewrite_prompts is not None and not self.rewrite_prompts.strip():
+            raise UserError("--rewrite_prompts is empty; name a language model, or drop it.")
+        if not 0 <= self.rewrite_temperature <= 2:
+            raise UserError(f"--rewrite_temperature is {self.rewrite_temperature}; it must be 0 to 2.")
+        if self.rewrite_max_tokens < 1:
+            raise UserError(f"--rewrite_max_tokens is {self.rewrite_max_tokens}; it must be 1 or more.")
+
+
 def pairs_of(name: str, values: tuple[str, ...]) -> dict[str, str]:
     """Return what a flag that is repeated with KEY=VALUE says.
 
@@ -306,14 +339,14 @@ def pairs_of(name: str, values: tuple[str, ...]) -> dict[str, str]:
     return pairs
 
 
-def _check_address(address: str) -> None:
-    """--api_base stands in run.json and in messages, so it must not carry a secret; it is not shown here either."""
+def _check_address(address: str, name: str = "api_base") -> None:
+    """It stands in run.json and in messages, so it must not carry a secret; it is not shown here either."""
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError("--api_base must be an address such as https://host/v1.")
+        raise UserError(f"--{name} must be an address such as https://host/v1.")
     if "@" in parts.netloc or parts.query:
         raise UserError(
-            "--api_base holds a user name, a password or a query; it would be written to run.json. Give the plain address "
+            f"--{name} holds a user name, a password or a query; it would be written to run.json. Give the plain address "
             "and put the key into OPENAI_API_KEY, GEMINI_API_KEY or GOOGLE_API_KEY."
         )
 
@@ -348,6 +381,7 @@ class RunConfig:
     backend: BackendConfig = field(default_factory=BackendConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     remote: RemoteConfig = field(default_factory=RemoteConfig)
+    rewriting: RewriteConfig = field(default_factory=RewriteConfig)
     output_dir: Path = flag(Path("outputs"), NOTHING, Group.OUTPUT, usual="For images and ledgers; resumed")
     """Folder for images, metadata.jsonl, failures.jsonl and run.json. An unfinished run there is resumed."""
     overwrite: bool = flag(False, NOTHING, Group.OUTPUT, usual="Start anew instead of resuming")
@@ -560,7 +594,7 @@ class EditingConfig(RunConfig):
         _check_columns(self)
 
 
-def _take_paths(config: BackendConfig | OptimizationConfig | RunConfig) -> None:
+def _take_paths(config: BackendConfig | OptimizationConfig | RewriteConfig | RunConfig) -> None:
     """Replace texts by the paths that they name, where paths are meant.
 
     Raises:
@@ -581,7 +615,7 @@ def _path_of(name: str, value: str | Path) -> Path:
     return Path(value)
 
 
-def _find_home(config: OptimizationConfig | RunConfig) -> None:
+def _find_home(config: OptimizationConfig | RewriteConfig | RunConfig) -> None:
     """Replace a leading ~ in the paths that were given: Python hands it on as no shell does."""
     for item in fields(config):
         value = getattr(config, item.name)

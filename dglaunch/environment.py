@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dglaunch.config import COMMANDS, XDIT_PREFIX, ParallelConfig, degree_variable, flag_fields, leaf_fields
+from dglaunch.diffgentor import told_of_variables
 from dglaunch.errors import UserError
 from dglaunch.files import at_home
 
@@ -170,7 +171,7 @@ def check_variables(environ: Mapping[str, str]) -> None:
     """Refuse a DG_* variable that nothing reads: it is a spelling mistake, not a default.
 
     Raises:
-        UserError: with the nearest name; or DG_JOB_TOKEN is set to nothing.
+        UserError: with the nearest name, or what replaces it if it is diffgentor's; or DG_JOB_TOKEN is set to nothing.
     """
     flags = set(map(variable_of, known_flags()))
     allowed = flags | {degree_variable(item.name) for item in fields(ParallelConfig)} | {PIPEFUSION, JOB_TOKEN}
@@ -178,10 +179,12 @@ def check_variables(environ: Mapping[str, str]) -> None:
         raise UserError(
             f"{JOB_TOKEN} is set to nothing, so it would keep nobody out. Give it a long random text, or unset it."
         )
-    for variable in sorted(environ):
-        if variable.startswith("DG_") and variable not in allowed:
-            near = difflib.get_close_matches(variable, allowed, n=1, cutoff=0.0)[0]
-            raise UserError(f"The variable {variable} is not one of dglaunch's. The nearest is {near}; or unset it.")
+    strangers = [name for name in sorted(environ) if name.startswith("DG_") and name not in allowed]
+    if said := told_of_variables(strangers):
+        raise UserError(said)
+    for variable in strangers:
+        near = difflib.get_close_matches(variable, allowed, n=1, cutoff=0.0)[0]
+        raise UserError(f"The variable {variable} is not one of dglaunch's. The nearest is {near}; or unset it.")
 
 
 def another_speaks(environ: Mapping[str, str]) -> bool:

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, str(ROOT))  # this checkout's package, whatever is installed
 
+from dglaunch import diffgentor  # noqa: E402
 from dglaunch.cli.completion import commands  # noqa: E402
 from dglaunch.cli.flag_table import Flag, flags_of  # noqa: E402
 from dglaunch.config import COMMANDS, Group, ParallelConfig  # noqa: E402
@@ -503,6 +504,7 @@ PACKAGES = {
     "backends/diffusers": "plain diffusers pipelines, each rank a replica",
     "backends/xdit": "xfuser: several ranks share one image",
     "backends/api": "images from a provider's API",
+    "backends/rewriting": "language models that rewrite prompts before any image is made",
     "simulation": "a run on fake tensors: what it holds, computes and sends at the model's true size",
     "planning": "what will happen, decided before a model is loaded",
     "run": "the run itself",
@@ -550,6 +552,48 @@ def tree() -> str:
     return "\n".join([*lines, "```"])
 
 
+# -- diffgentor ---------------------------------------------------------------------------------------------------
+
+FLAG = re.compile(r"(?<![`\w])(--[a-z][\w-]*)")
+
+
+def here(text: str) -> str:
+    """What does the work of something of diffgentor's, for a cell of a table."""
+    return FLAG.sub(r"`\1`", text.removesuffix("."))
+
+
+def flags_of_diffgentor() -> str:
+    same = [
+        [f"`--{name}`", f"{f'the same name: {here(differs)}' if differs else 'the same'}"]
+        for name, differs in diffgentor.SAME.items()
+    ]
+    others = [[f"`--{name}`", here(instead)] for name, instead in diffgentor.FLAGS.items()]
+    return table(["flag of diffgentor", "here"], [*others, *same])
+
+
+def variables_of_diffgentor() -> str:
+    rows = [[f"`{name}`", here(instead)] for name, instead in diffgentor.VARIABLES.items()]
+    for prefix, names in diffgentor.OF_MODELS.items():
+        rows.append([code(f"{prefix}{name}" for name in names), here(diffgentor.PREFIXES[prefix])])
+    return table(["variable of diffgentor", "here"], rows)
+
+
+def names_of_diffgentor() -> str:
+    rows = [
+        [f"`--{flag} {value}`", here(instead)]
+        for flag, values in diffgentor.VALUES.items()
+        for value, instead in values.items()
+    ]
+    rows += [[f"`{name}`, a command", here(instead)] for name, instead in diffgentor.COMMANDS.items()]
+    return table(["name of diffgentor", "here"], rows)
+
+
+def optimize_of_diffgentor() -> str:
+    return table(
+        ["word of `--optimize`", "here"], [[f"`{word}`", here(flag)] for word, flag in diffgentor.OPTIMIZE.items()]
+    )
+
+
 # -- pages --------------------------------------------------------------------------------------------------------
 
 SECTIONS: dict[str, Callable[[], str]] = {
@@ -572,6 +616,10 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "published times": published_times,
     "other times": other_times,
     "tree": tree,
+    "flags of diffgentor": flags_of_diffgentor,
+    "variables of diffgentor": variables_of_diffgentor,
+    "names of diffgentor": names_of_diffgentor,
+    "optimize of diffgentor": optimize_of_diffgentor,
 }
 
 

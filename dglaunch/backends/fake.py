@@ -12,6 +12,7 @@ A prompt may hold markers in square brackets; each concerns the batch that the p
     [kill]         the process dies with SIGKILL
 """
 
+import hashlib
 import os
 import re
 import signal
@@ -48,7 +49,7 @@ class FakeBackend:
     def generate(self, batch: Batch) -> Sequence[Slot] | None:
         items = self.inputs.readable(batch, self.context.channel)
         start = time.perf_counter()
-        self._obey([marker for task in items.batch.tasks for marker in _MARKER.findall(task.prompt)], len(items.batch))
+        self._obey([marker for task in items.batch.tasks for marker in _MARKER.findall(task.text)], len(items.batch))
         slots = [_slot(task) for task in items.batch.tasks]
         self.seconds["denoise"] = self.seconds.get("denoise", 0.0) + time.perf_counter() - start
         return items.with_errors(slots)
@@ -80,12 +81,13 @@ class FakeBackend:
 
 
 def _slot(task: Task) -> Slot:
-    return ItemError("refused, as asked") if "[item error]" in task.prompt else draw(task)
+    return ItemError("refused, as asked") if "[item error]" in task.text else draw(task)
 
 
 def draw(task: Task) -> Image.Image:
     """Draw noise from the seed over a color from the prompt: any mix-up of index, prompt or seed shows."""
     height, width = task.height or SIDE, task.width or SIDE
     noise = np.random.default_rng(task.seed).integers(0, 64, (height, width, 3), dtype=np.uint8)
-    color = np.frombuffer(bytes.fromhex(task.key)[:3], dtype=np.uint8) // 2
+    drawn = bytes.fromhex(task.key) if task.rewritten is None else hashlib.sha256(task.rewritten.encode()).digest()
+    color = np.frombuffer(drawn[:3], dtype=np.uint8) // 2
     return Image.fromarray(noise + color)

@@ -47,6 +47,43 @@ class Idle:
     """What to do instead, where giving it is a mistake; empty where the images are what was asked for."""
 
 
+@dataclass(frozen=True, slots=True)
+class Dollars:
+    """An amount of money that is known between bounds."""
+
+    least: float
+    most: float | None
+    """None: there is no upper bound."""
+
+    def __add__(self, other: "Dollars") -> "Dollars":
+        most = None if self.most is None or other.most is None else self.most + other.most
+        return Dollars(self.least + other.least, most)
+
+    def times(self, factor: float) -> "Dollars":
+        """Return so many times as much."""
+        return Dollars(self.least * factor, None if self.most is None else self.most * factor)
+
+    def __str__(self) -> str:
+        if self.most is None:
+            return f"{money(self.least)} at the least"
+        low, high = money(self.least), money(self.most)
+        return low if low == high else f"{low} to {high}"
+
+
+def money(dollars: float) -> str:
+    """Return an amount of US dollars for people: $210.72, $0.0059."""
+    return f"${dollars:,.2f}" if dollars >= 1 or not dollars else f"${dollars:.4f}"
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedCost:
+    """What a job will cost."""
+
+    dollars: Dollars | None
+    """None: unknown."""
+    words: str
+
+
 class Profile:
     """What a backend says about a job. This base is right for one that has no checkpoint and no device of its own."""
 
@@ -64,6 +101,8 @@ class Profile:
     """Whether tasks of different rows may share a batch."""
     can_replay = True
     """Whether the same seed makes the same image again."""
+    costs_money = False
+    """Whether images are paid for one by one."""
     can_tune = True
     """Whether it is this machine that sets how many images are best made together."""
     why_idle = "the model runs on this machine"
@@ -130,6 +169,10 @@ class Profile:
 
     def batch_size(self, config: RunConfig) -> BatchSize | None:
         """Return the batch size that the backend wants; None: as the user, the memory and `tune` say."""
+        return None
+
+    def expected_cost(self, config: RunConfig, tasks: Iterable[Task]) -> ExpectedCost | None:
+        """Return what it costs in money to make these images; None where it costs none."""
         return None
 
     def cost(self, checkpoint: Checkpoint, bucket: Bucket) -> float:

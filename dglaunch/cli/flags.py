@@ -16,6 +16,7 @@ from dglaunch.cli.job_file import read_job_file
 from dglaunch.cli.own_flags import AROUND, OwnFlags
 from dglaunch.cli.words import Given, split
 from dglaunch.config import COMMANDS, RunConfig
+from dglaunch.diffgentor import told_of_value
 from dglaunch.environment import check_variables, parse_value, read_value, takes_several, takes_text, variable_of
 from dglaunch.errors import UserError
 
@@ -106,13 +107,13 @@ def read_flags(
     flags = of_command | of_job
     check_variables(environ)
     given = split(words, flags)
-    refuse_strangers(given, flags, command)
-    typed = values_of(given, flags)
+    _refuse_strangers(given, flags, command)
+    typed = _values_of(given, flags)
     from_variables = _from_variables(of_job, environ, _settled(typed))
     file = typed.get("config")
     in_file = {} if file is None else _in_file(Path(str(file)), flags, _settled({*typed, *from_variables}), command)
     own_defaults = split(otherwise({*typed, *from_variables, *in_file}), flags)
-    values = values_of(own_defaults, flags)
+    values = _values_of(own_defaults, flags)
     values |= {name: value for name, (value, _) in in_file.items()} | from_variables | typed
     origins = dict.fromkeys(of_job, DEFAULT)
     origins |= {name: str(file) for name in in_file if name in of_job}
@@ -158,7 +159,7 @@ def _in_file(
     ]:
         raise UserError(f"--config {path}: {lists[0]} is a list; --{lists[0]} takes one value.")
     several = {name: [found] if isinstance(found, str) else found for name, found in texts.items()}
-    values = {name: value_of(f"--config {path}: {name}", several[name], flags[name]) for name in texts}
+    values = {name: _value_of(f"--config {path}: {name}", several[name], flags[name]) for name in texts}
     values = {name: value for name, value in values.items() if name not in settled}
     file.refuse_dangers(values)
     return {name: (value, _as_words(flags[name], several[name], value)) for name, value in values.items()}
@@ -215,8 +216,8 @@ def read_own(own_type: type[Of], words: Sequence[str], command: str) -> Of:
 def _all_values(words: Sequence[str], flags: Mapping[str, Flag], command: str) -> dict[str, object]:
     """The values of what was typed, by name; nothing that must be given is missing."""
     given = _placed(split(words, flags), [flag for flag in flags.values() if flag.by_place])
-    refuse_strangers(given, flags, command)
-    values = values_of(given, flags)
+    _refuse_strangers(given, flags, command)
+    values = _values_of(given, flags)
     if missing := [flag for flag in flags.values() if flag.is_required and flag.name not in values]:
         raise UserError(
             f"dglaunch {command} needs {' and '.join(map(_called, missing))}; dglaunch {command} --help says what that is."
@@ -245,7 +246,7 @@ def _placed(given: Sequence[Given], by_place: Sequence[Flag]) -> list[Given]:
 # -- values ------------------------------------------------------------------------------------------------------------
 
 
-def refuse_strangers(given: Iterable[Given], flags: Mapping[str, Flag], command: str) -> None:
+def _refuse_strangers(given: Iterable[Given], flags: Mapping[str, Flag], command: str) -> None:
     """Refuse flags that the command does not have, and words that stand alone.
 
     Raises:
@@ -257,7 +258,7 @@ def refuse_strangers(given: Iterable[Given], flags: Mapping[str, Flag], command:
         raise UserError(" ".join(dict.fromkeys(told(name, flags, command) for name in names)))
 
 
-def values_of(given: Iterable[Given], flags: Mapping[str, Flag]) -> dict[str, object]:
+def _values_of(given: Iterable[Given], flags: Mapping[str, Flag]) -> dict[str, object]:
     """Return the values of flags that were typed; the last one counts, and of a flag that takes several, all.
 
     Raises:
@@ -267,10 +268,10 @@ def values_of(given: Iterable[Given], flags: Mapping[str, Flag]) -> dict[str, ob
     for item in given:
         several = takes_several(flags[item.name].kind)
         texts[item.name] = (*texts.get(item.name, ()), *item.texts) if several else item.texts
-    return {name: value_of(_called(flags[name]), texts[name], flags[name]) for name in texts}
+    return {name: _value_of(_called(flags[name]), texts[name], flags[name]) for name in texts}
 
 
-def value_of(said: str, texts: Sequence[str], flag: Flag) -> object:
+def _value_of(said: str, texts: Sequence[str], flag: Flag) -> object:
     """Return the value that a flag's texts stand for.
 
     Args:
@@ -286,7 +287,8 @@ def value_of(said: str, texts: Sequence[str], flag: Flag) -> object:
     except ValueError as error:
         shown = repr(texts[0] if len(texts) == 1 else list(texts))
         shown = shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]}..."
-        raise UserError(f"{said} {shown} is not {error}; correct it, or leave it out.") from None
+        hint = "".join(told_of_value(flag.name, text) for text in texts)
+        raise UserError(f"{said} {shown} is not {error}; correct it, or leave it out.{hint}") from None
 
 
 def without(words: Sequence[str], *names: str) -> list[str]:

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Mapping
 
+from dglaunch import diffgentor
 from dglaunch.cli.flag_table import Flag, flags_of
 from dglaunch.cli.own_flags import AROUND
 from dglaunch.config import COMMANDS
@@ -17,7 +18,7 @@ PREEMPTED = (
 FIXED = "the checkpoint's own scheduler is used; change it in the checkpoint's scheduler/scheduler_config.json."
 
 HABITS: dict[str, str] = {
-    "resume": "resuming is what happens anyway: start the same command again (--overwrite starts anew).",
+    **diffgentor.FLAGS,
     "continue": "resuming is what happens anyway: start the same command again (--overwrite starts anew).",
     "skip_existing": "what is there is kept anyway: start the same command again (--overwrite starts anew).",
     "force": "--overwrite",
@@ -47,7 +48,7 @@ HABITS: dict[str, str] = {
     "sampling_steps": "--num_inference_steps", "sample_steps": "--num_inference_steps", "infer_steps": "--num_inference_steps",
     "denoising_steps": "--num_inference_steps", "num_sampling_steps": "--num_inference_steps",
     "cfg": "--guidance_scale", "cfg_scale": "--guidance_scale", "guidance": "--guidance_scale",
-    "true_cfg_scale": "--guidance_scale", "scale": "--guidance_scale", "g": "--guidance_scale",
+    "scale": "--guidance_scale", "g": "--guidance_scale",
     "n": "--num_images_per_prompt", "num_images": "--num_images_per_prompt", "num_samples": "--num_images_per_prompt",
     "n_samples": "--num_images_per_prompt", "samples": "--num_images_per_prompt", "samples_per_prompt": "--num_images_per_prompt",
     "images_per_prompt": "--num_images_per_prompt", "repeat": "--num_images_per_prompt",
@@ -98,7 +99,8 @@ HABITS: dict[str, str] = {
     "cp_degree": "write --parallel context, and set DG_PARALLEL_DEGREE=2.",
     # APIs
     "base_url": "--api_base", "api_url": "--api_base", "url": "--api_base", "endpoint": "--api_base",
-    "retries": "--api_max_retries", "max_retries": "--api_max_retries", "budget": "--max_cost", "max_price": "--max_cost",
+    "retries": "--api_max_retries", "budget": "--max_cost", "max_price": "--max_cost",
+    "batch_api": "--api_batch", "batch_mode": "--api_batch", "use_batch_api": "--api_batch",
 }  # fmt: skip
 """What is typed -> the flag that does it, or what to do instead as the end of a sentence."""
 

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 
+from dglaunch import diffgentor
 from dglaunch.environment import another_speaks, environment, is_true
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, EXIT_USER, DglaunchError, UserError
 from dglaunch.streams import lasting, say
@@ -140,6 +141,8 @@ def command_of(words: Sequence[str]) -> Callable[[list[str], Mapping[str, str]],
     if name in TOOLS:
         return _tool
     if name not in COMMANDS | INNER:
+        if name in diffgentor.COMMANDS:
+            raise UserError(f"There is no command {name!r}: {diffgentor.COMMANDS[name]}")
         near = difflib.get_close_matches(name, [*COMMANDS, *TOOLS], n=1)
         nearest = f" The nearest is {near[0]}." if near else ""
         raise UserError(

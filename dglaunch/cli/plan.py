@@ -1,6 +1,7 @@
 """The command `plan`: what a run would do, without it."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TypeVar
 
 from rich.table import Table
@@ -91,6 +92,8 @@ def _print(terminal: Terminal, job: Job, own: PlanFlags) -> None:
         terminal.print(note)
     if own.json is not None:
         found = outlook.as_json() if outlook is not None else {}
+        if schedule.cost is not None:
+            found |= {"cost_usd": None if schedule.cost.dollars is None else asdict(schedule.cost.dollars)}
         if (host := host_of(job)) is not None:
             found["host"] = {"memory_gib_a_rank": host.a_rank / GIB, "copied_bytes": host.copied}
         write_report(own.json, "plan", found | {"reasons": schedule.reasons, "num_images": schedule.plan.num_tasks})

@@ -127,6 +127,8 @@ def read_description(file: Path) -> Record:
             "make it, or another program rewrote it and dropped the text; take the file as dglaunch wrote it."
         )
     values = {NAMES_IN_FILE.get(name, name): value for name, value in described.items()}
+    if isinstance(values.get("rewritten_prompt"), str):
+        values["prompt"] = values.pop("rewritten_prompt")  # what it was drawn from
     values[OWN_PIPELINE] = values.get("pipeline")
     return {name: value for name, value in values.items() if value is not None and name not in NEVER_FROM_A_FILE}
 

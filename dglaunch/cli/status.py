@@ -49,9 +49,7 @@ def _describe_job(job: BatchJob, num_images: int) -> str:
     """As far as the last start saw it: nobody is asked here."""
     name = f"batch job {job.id}" if job.id else "a batch job whose order was not answered"
     state = f"{job.state} when it was last looked at, " if job.state else ""
-    return (
-        f"{name} ({job.backend}): {state}{num_images:,} images to come, ordered {job.ordered}; --api_batch takes them"
-    )
+    return f"{name} ({job.backend}): {state}{num_images:,} images to come, ordered {job.ordered[:19]}; --api_batch takes them"
 
 
 def _exit_code(job: JobStatus, one_node: bool) -> int:

@@ -41,9 +41,9 @@ def _first(words: Sequence[str], flags: Mapping[str, Flag]) -> Given:
     """What the first word is, with the values behind it."""
     word, equals, text = words[0].partition("=")
     alone = (words[0],)
-    if not is_flag(word):
+    if not _is_flag(word):
         return Given("", alone, alone)
-    name = plain(word)
+    name = _plain(word)
     flag = flags.get(name)
     if equals:
         return Given(name, (text,), alone)
@@ -63,29 +63,29 @@ def _values(words: Sequence[str], flag: Flag | None, flags: Mapping[str, Flag]) 
     may_have_dash = flag is not None and takes_text(flag.kind)  # --prompt "--ar 16:9"
     found: list[str] = []
     for word in words[:most]:
-        is_value = not is_flag(word) or (may_have_dash and not found and not _is_known(word, flags))
+        is_value = not _is_flag(word) or (may_have_dash and not found and not _is_known(word, flags))
         if not is_value:
             break
         found.append(word)
     return tuple(found)
 
 
-def is_flag(word: str) -> bool:
+def _is_flag(word: str) -> bool:
     """Return whether a word is a flag's name by its form: --name, --name=value or -n, but not -5."""
     return len(word) > 1 and word[0] == "-" and (word[1].isalpha() or (word[1] == "-" and len(word) > 2))
 
 
-def plain(word: str) -> str:
+def _plain(word: str) -> str:
     """Return the name of the flag that a word is: --batch-size=4 is batch_size."""
     return word.partition("=")[0].lstrip("-").replace("-", "_")
 
 
 def _is_known(word: str, flags: Mapping[str, Flag]) -> bool:
-    return word.startswith("--") and (plain(word) in flags or bool(_taken_back(word, flags)))
+    return word.startswith("--") and (_plain(word) in flags or bool(_taken_back(word, flags)))
 
 
 def _taken_back(word: str, flags: Mapping[str, Flag]) -> str:
     """The switch that a word takes back: --no_gallery is gallery; empty: none."""
-    name = plain(word).removeprefix("no_")
-    is_one = plain(word).startswith("no_") and name in flags and flags[name].is_switch and "=" not in word
+    name = _plain(word).removeprefix("no_")
+    is_one = _plain(word).startswith("no_") and name in flags and flags[name].is_switch and "=" not in word
     return name if is_one else ""

@@ -89,10 +89,10 @@ class PromptWindows:
         """What the ledger line of each task says of its prompts: nothing where they are read to their ends."""
         records: list[Record] = [{} for _ in tasks]
         for sign in ("", NEGATIVE):
-            texts = {getattr(task, f"{sign}prompt"): None for task in tasks}
-            found = self._of_texts([text for text in texts if text is not None], negative=sign == NEGATIVE)
-            for task, record in zip(tasks, records):
-                record |= {f"{sign}{key}": cut for key, cut in found.get(getattr(task, f"{sign}prompt"), {}).items()}
+            texts = [task.negative_prompt if sign else task.text for task in tasks]
+            found = self._of_texts(list(dict.fromkeys(filter(None, texts))), negative=sign == NEGATIVE)
+            for text, record in zip(texts, records):
+                record |= {f"{sign}{key}": cut for key, cut in found.get(text or "", {}).items()}
         return records
 
     def _of_texts(self, texts: Sequence[str], negative: bool) -> dict[str, dict[str, Cut]]:

@@ -51,6 +51,8 @@ class Task:
     """Of an edit: table and line, for what is found out about its images later."""
     error: str | None = None
     """Of an edit: why it cannot be made, known before the run."""
+    rewritten: str | None = None
+    """What a language model made of the prompt, before the images are made; None: nothing."""
     unusable: tuple[str, ...] = ()
     """Of such an edit: the names of its input images, of which `images` has only those that can be read."""
     redo: Record | None = None
@@ -61,8 +63,13 @@ class Task:
         """What a ledger line says that it is about: index and sample."""
         return self.index, self.sample
 
+    @property
+    def text(self) -> str:
+        """What the model draws from: the prompt, or what it was rewritten to."""
+        return self.prompt if self.rewritten is None else self.rewritten
+
     def content(self) -> Record:
-        """All that decides what the image shows, in JSON's types."""
+        """All that the row says of what the image shows, in JSON's types."""
         hashes: Record = {"input_sha256": [image.sha256 for image in self.images]} if self.images else {}
         if self.mask is not None:
             hashes["mask_sha256"] = self.mask.sha256
@@ -150,7 +157,7 @@ class Batch:
     @property
     def digest(self) -> str:
         """What the ranks of a replica compare: another prompt, seed or order gives another digest."""
-        text = "\n".join(f"{task.index}/{task.sample}/{task.seed}/{task.key}" for task in self.tasks)
+        text = "\n".join(f"{task.index}/{task.sample}/{task.seed}/{task.key}/{task.rewritten}" for task in self.tasks)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dglaunch.config import BackendConfig
+from dglaunch.diffgentor import told_of_value
 from dglaunch.errors import UserError
 from dglaunch.files import at_home
 from dglaunch.models.catalogue import known, suggestion
@@ -289,6 +290,7 @@ def as_editor(checkpoint: Checkpoint, model_type: str | None) -> Checkpoint:
         near = difflib.get_close_matches(model_type, by_name, n=1, cutoff=0.0)[0]
         raise UserError(
             f"--model_type {model_type} is no editing family. The nearest: {near}; all: {', '.join(by_name)}."
+            f"{told_of_value('model_type', model_type)}"
         )
     chosen = by_name[model_type] if model_type is not None else _editing_pipeline(checkpoint)
     row = FAMILIES[chosen]

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from dglaunch.errors import UserError
 from dglaunch.files import at_home
-from dglaunch.models.hub import LIST_S, Hub, within
+from dglaunch.models.hub import LIST_S, REACH_S, Hub, within
 
 SUFFIX = ".safetensors"
 USUAL_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
@@ -144,7 +144,7 @@ def _names_in(folder: Path) -> list[str]:
 
 def _from_hub(word: str, place: str) -> tuple[Path, str]:
     """A file of a model of the hub (owner/repo, or owner/repo/file.safetensors), and its full name."""
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
 
     owner, repo, *inside = place.split("/")
     model, offline = f"{owner}/{repo}", not Hub(f"{owner}/{repo}").is_reachable
@@ -155,7 +155,7 @@ def _from_hub(word: str, place: str) -> tuple[Path, str]:
             names = (
                 _names_in(Path(snapshot_download(model, local_files_only=True)))
                 if offline
-                else within(LIST_S, lambda: list(HfApi().list_repo_files(model)))
+                else within(LIST_S, lambda: _listed(model))
             )
             wanted = choose(word, names, f"The hub's {model}")
         file = Path(hf_hub_download(model, wanted, local_files_only=offline))
@@ -170,6 +170,14 @@ def _from_hub(word: str, place: str) -> tuple[Path, str]:
             f"--lora {word}: there is no such file here, and the hub does not give it: {reason} Correct the name, or download "
             "it where there is a network."
         ) from None
+
+
+def _listed(model: str) -> list[str]:
+    """The files that the hub lists, but those in folders."""
+    from huggingface_hub import HfApi
+
+    siblings = HfApi().model_info(model, timeout=REACH_S).siblings or []
+    return [file.rfilename for file in siblings if "/" not in file.rfilename]
 
 
 def _fetch_config(model: str, offline: bool) -> None:

@@ -24,7 +24,7 @@ _EXIF_IFD, _EXIF_COMMENT = 0x8769, 0x9286
 JPEG_DESCRIPTION = 60_000
 """Bytes of EXIF that a JPEG holds, less than 64 KiB. Of a longer description the texts stay behind in the ledger; what
 --png_parameters adds is left out where there is no room for both."""
-LONG_TEXTS = ("prompt", "negative_prompt")
+LONG_TEXTS = ("prompt", "rewritten_prompt", "negative_prompt")
 TEXT_KEYS = ("prompt", "negative_prompt", "seed", "model")
 """What has a text chunk of its own in a PNG; the rest is JSON in the chunk `settings`."""
 

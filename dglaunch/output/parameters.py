@@ -57,7 +57,11 @@ def parameters(description: Record, scheduler: str = "") -> str:
     }
     settings = ", ".join(f"{name}: {_quoted(value)}" for name, value in shown.items() if value is not None)
     negative = description.get("negative_prompt")
-    lines = [str(description.get("prompt", "")), *([f"Negative prompt: {negative}"] if negative else []), settings]
+    lines = [
+        str(description.get("rewritten_prompt", description.get("prompt", ""))),
+        *([f"Negative prompt: {negative}"] if negative else []),
+        settings,
+    ]
     return strict_json.whole_characters("\n".join(lines))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from dglaunch.backends.profiles import Profile
 from dglaunch.config import BackendConfig, RunConfig, flags_that
+from dglaunch.data.rewriting import Rewriting
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
 from dglaunch.planning.idle import given_flags
@@ -69,3 +70,17 @@ def check_layout(config: RunConfig) -> None:
     """
     if config.layout == "parquet":
         need("pyarrow", "--layout parquet", "pip install 'dglaunch[parquet]'")
+
+
+def check_rewriting(rewriting: Rewriting, topology: Topology) -> None:
+    """Refuse to rewrite prompts on nodes that do not talk to each other: they would share out different prompts.
+
+    Raises:
+        UserError: with what to do instead.
+    """
+    if rewriting.model is not None and topology.num_nodes > 1:
+        raise UserError(
+            "--rewrite_prompts with --num_nodes: nodes without a rendezvous would each rewrite all prompts, perhaps otherwise. "
+            "Start them as one torchrun (--nnodes), or give them the rewritten.jsonl of another job with --rewritten_prompts "
+            "alone."
+        )

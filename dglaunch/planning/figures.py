@@ -263,7 +263,7 @@ def book_of(job: Job, trace: Trace | None, known: Mapping[Request, Figures] | No
     """
     tokens = USUAL_PROMPT
     if job.checkpoint.family.text_bucket:
-        tokens = longest_prompt(text for task in job.tasks for text in (task.prompt, task.negative_prompt))
+        tokens = longest_prompt(text for task in job.tasks for text in (task.text, task.negative_prompt))
     return FigureBook(
         job.checkpoint, job.config, job.topology.parallel, job.machine.dtype, trace, tokens, known, job.machine.name
     )

@@ -9,12 +9,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, singledispatch
 
-from dglaunch.backends.profiles import Profile, Target, profile_of
+from dglaunch.backends.profiles import ExpectedCost, Profile, Target, profile_of
+from dglaunch.backends.rewriting.base import check_model
 from dglaunch.config import IDENTITY, IMAGE, EditingConfig, RunConfig, T2IConfig, flags_that, settings, settings_that
 from dglaunch.data import evaluations
 from dglaunch.data.columns import Columns, Past
 from dglaunch.data.edits import checks_of_edits, read_edits
 from dglaunch.data.prompts import checks_of_fields, read_prompts
+from dglaunch.data.rewriting import Rewriting, check_given, rewriting_of
 from dglaunch.data.task import BatchSize, Bucket, Task
 from dglaunch.data.values import Check
 from dglaunch.distributed import topology as topologies
@@ -54,6 +56,8 @@ class Schedule:
     """Every automatic choice, and why."""
     bucket_of: Callable[[Task], Bucket]
     """What is equal in a batch: for some families it has counted the tokens of all prompts."""
+    cost: ExpectedCost | None = None
+    """What the images to be made cost in money; None: nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +79,8 @@ class Job:
     """The table, where it came out of a pipe, or the list of photographs that stands for it."""
     redo: Redo | None = None
     """Which of the tasks are made anew, and how; None: what is missing is made."""
+    rewriting: Rewriting | None = None
+    """How the prompts are rewritten before the images are made; None: they are not."""
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -96,6 +102,8 @@ class Job:
         identity = {name: flat[name] for name in flags_that(IDENTITY, type(self.config))}
         identity |= image_settings(self.config.optimization) | settings_that(IMAGE, self.config.remote)
         identity["torch_dtype"] = self.machine.dtype
+        if self.rewriting is not None:
+            identity["rewriting"] = self.rewriting.identity
         if self.profile.is_identity:
             identity["backend"] = self.config.backend.backend
         if self.config.edits:
@@ -161,13 +169,16 @@ class Job:
         mine = share_of_node(self.makeable, self.topology, bucket_of, cost)
         pending = [task for task in mine if task.id not in done] if done else mine
         plan = build(pending, self.topology.num_replicas, choose, bucket_of, cost)
+        price = self.profile.expected_cost(self.config, pending)
+        in_words = {"cost": price.words} if price is not None and pending else {}
         return Schedule(
             total=len(mine) + len(self.unmakeable),
             unmakeable=[task for task in self.unmakeable if task.id not in done],
             plan=plan,
             num_extra_batches=plan.num_extra_batches if self.profile.mixes_rows else 0,
-            reasons=self.target.reasons | _size_reasons(self.checkpoint, plan),
+            reasons=self.target.reasons | _size_reasons(self.checkpoint, plan) | in_words,
             bucket_of=bucket_of,
+            cost=price,
         )
 
 
@@ -214,6 +225,7 @@ def prepare(
     profile = profile_of(config.backend.backend)
     checks.check_flags_of_backend(config, profile, origins)
     topology = topologies.from_environment(config, parallel_from_environment(environ), environ, world_size)
+    rewriting = rewriting_of(config)
     topology = replace(topology, restarted=topology.restarted or redo is not None)
     checks.check_debug(config, topology, planned=world_size is not None)
     checks.check_layout(config)
@@ -233,10 +245,15 @@ def prepare(
         | (piped.reasons if piped else {})
         | _column_reasons(columns, has_table=bool(config.tables) and not (config.edits and piped))
     )
+    if rewriting is not None:
+        check_model(rewriting)
+        check_given(rewriting, tasks)
+        checks.check_rewriting(rewriting, topology)
+        reasons["rewriting"] = _rewriting_reason(rewriting, tasks)
     target = replace(target, checkpoint=checkpoint, reasons=reasons)
     job = Job(
         config=config, origins=origins, topology=topology, profile=profile, target=target, tasks=tasks, columns=columns,
-        piped=piped, redo=redo,
+        piped=piped, redo=redo, rewriting=rewriting,
     )  # fmt: skip
     idle = [
         *idle_flags(config, origins, profile, tasks, columns.num_points),
@@ -269,6 +286,15 @@ def _is_elsewhere(config: RunConfig, profile: Profile, target: Target) -> bool:
     """Whether neither the model nor a GPU is on this machine."""
     nothing_here = not target.checkpoint.local and target.device == "cpu"
     return profile.has_estimates and nothing_here and config.backend.device is None
+
+
+def _rewriting_reason(rewriting: Rewriting, tasks: Sequence[Task]) -> str:
+    """What will be rewritten before the images are made."""
+    asks = {rewriting.ask(task) for task in tasks}
+    there = len(asks & rewriting.known(()).keys()) if rewriting.model is not None else 0
+    how = "" if rewriting.model is None else ", greedy" if not rewriting.temperature else ", drawn by each image's seed"
+    known = f"; {there:,} of them are in {rewriting.given}" if there else ""
+    return f"{len(asks):,} different prompts are rewritten {rewriting.where}{how}{known}"
 
 
 def _column_reasons(columns: Columns, has_table: bool) -> dict[str, str]:

@@ -12,6 +12,7 @@ from dglaunch.config import settings
 from dglaunch.data.task import Record
 from dglaunch.errors import OutputError
 from dglaunch.output.asked import TaskRanges
+from dglaunch.output.costs import COST_BEFORE, cost_until_now
 from dglaunch.output.writer import Writer
 from dglaunch.planning.job import Job
 from dglaunch.run.result import Counts, last_words
@@ -63,6 +64,14 @@ class Journal:
                 asked |= TaskRanges.parse(run.get("tasks")) or TaskRanges()
         return asked
 
+    @cached_property
+    def cost_before(self) -> float:
+        """US dollars that earlier starts on this folder have paid an API; read before the first run.json of this one."""
+        anew = self._job.config.overwrite and not self._job.topology.restarted
+        if anew or not self._job.profile.costs_money:
+            return 0.0
+        return cost_until_now(self._writer.folder, self._writer.part)
+
     def record(self, measured: Record) -> Record:
         """What run.json says, with what was measured of the run."""
         job, topology = self._job, self._job.topology
@@ -70,6 +79,7 @@ class Journal:
             "num_tasks": self._asked.count,
             "tasks": self._asked.text,
             **measured,
+            **({COST_BEFORE: self.cost_before} if self.cost_before else {}),
             "settings": job.settings,
             **job.columns.record,
             "config": {

@@ -26,7 +26,7 @@ OWN_KEYS = frozenset(
     {"file_name", "bytes", "index", "sample", "prompt", *ROW_FIELDS, "key", "sha256", "rank", "node", "batch_size"}
     | {"seconds", "time", "error", "instruction", "input_images", "input_sha256", "input_file_names", "seed_sent"}
     | {"input_converted", "redo", "redo_of", "mask_sha256", "answer_text", "revised_prompt", "api_server", API_JOB}
-    | {"lora_sha256", "lora_files"}
+    | {"lora_sha256", "lora_files", "rewritten_prompt", "cost_usd"}
     | set(LEDGER_KEYS)
 )
 """All that dglaunch itself ever says in a ledger, whatever the command: there they mean what it means by them, and a row's
@@ -105,6 +105,8 @@ class Recorder:
         }
         if task.lora:
             content["lora_files"] = [self._context.checkpoint.loras.by_name[use.name].source for use in task.lora]
+        if task.rewritten is not None:
+            content["rewritten_prompt"] = task.rewritten
         return content | task.origin()
 
     def _description(self, task: Task) -> Record:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from dglaunch.backends.profiles import money
 from dglaunch.data.prompt_windows import CUT, CUT_FOR, NEGATIVE, Longest, longest
 from dglaunch.data.task import Record, Result
 from dglaunch.distributed.messages import message
@@ -106,6 +107,8 @@ class Report:
         self.failures: Counter[str] = Counter()
         """By the kind of their errors."""
         self.cut, self.cut_for_some = CutPrompts(CUT), CutPrompts(CUT_FOR)
+        self.cost_before = 0.0
+        """US dollars that earlier starts have paid an API."""
         self._last_written = time.time()
         self._last_log = time.monotonic()
         self._lines_told = 0
@@ -293,7 +296,7 @@ class Report:
         is_stopped = summary.outcome == "drained"  # its headline comes last
         self.note(f"{'What is there is' if is_stopped else headline(summary.outcome, self.counts) + ','} in {folder}")
         table = Table(show_header=False)
-        for name, value in _rows(summary).items():
+        for name, value in (_rows(summary) | _cost_rows(summary.usage, self.cost_before)).items():
             table.add_row(name, value)
         self.terminal.print(table)
         for event in summary.events:
@@ -327,6 +330,17 @@ def _rows(summary: Summary) -> dict[str, str]:
     if summary.usage:
         rows["usage"] = ", ".join(f"{name} {value:,.6g}" for name, value in summary.usage.items())
     return rows
+
+
+def _cost_rows(usage: Mapping[str, float], before: float) -> dict[str, str]:
+    """What an API was paid, as far as its answers say it."""
+    if "cost" not in usage and not before:
+        return {}
+    paid = usage.get("cost", 0.0)
+    text = f"{money(paid)} in this start, {money(paid + before)} in all" if before else money(paid)
+    if lost := usage.get("cost_of_lost_answers"):
+        text += f"; up to {money(lost)} more for requests whose answers never came"
+    return {"cost": text}
 
 
 def number(count: int, noun: str) -> str:

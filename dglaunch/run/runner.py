@@ -20,7 +20,7 @@ from dglaunch.distributed import preflight
 from dglaunch.distributed.channel import Channel
 from dglaunch.distributed.claims import Claims
 from dglaunch.distributed.messages import message
-from dglaunch.errors import DglaunchError, OutputError, UserError
+from dglaunch.errors import DglaunchError, Drained, OutputError, UserError
 from dglaunch.output import layouts
 from dglaunch.output.ledger import METADATA
 from dglaunch.output.writer import Writer
@@ -37,7 +37,8 @@ from dglaunch.run.opening import Opened, open_folders, start_anew
 from dglaunch.run.pulse import Pulse, check_metrics_file
 from dglaunch.run.record import Recorder
 from dglaunch.run.report import LeaderReport, Report
-from dglaunch.run.result import RunResult, outcome_of
+from dglaunch.run.result import Counts, RunResult, outcome_of
+from dglaunch.run.rewriting import Stage
 from dglaunch.run.signals import stopping
 from dglaunch.run.watchdog import PeerWatch, StallWatch
 from dglaunch.run.work import Work
@@ -137,6 +138,11 @@ class _Run:
         """Plan, load, compute, collect and report."""
         notes = preflight.compare(channel, versions())
         known, job = opened.known, opened.job
+        if job.rewriting is not None:
+            try:
+                job = Stage(job, channel, watch, self.writer, self.terminal).run(opened.done, opened.overwrite)
+            except Drained:
+                return self._stopped_early(opened)
         self.book = book_of(job, trace=None, known=known.figures)
         schedule = job.schedule(opened.done, known.limits, known.tuned, known.memory, known.parameters, self.book)
         self.planned = planned_peak(job, schedule, self.book)
@@ -164,6 +170,14 @@ class _Run:
             collector.close(report)
             return self._finish(channel, collector.sink, schedule.plan)
 
+    def _stopped_early(self, opened: Opened) -> RunResult:
+        """The run was stopped before it was planned: what it did is kept, and the same command goes on."""
+        counts = Counts(num_skipped=len(opened.done), num_total=len(opened.job.tasks))
+        if self.topology.is_main:
+            self.report = Report(counts.num_total, counts.num_skipped, self.terminal)
+            self.journal.write({"outcome": "drained", **asdict(counts)})
+        return RunResult("drained", counts, self.job.config.output_dir)
+
     # -- before the first batch -----------------------------------------------------------------------------------
 
     def _report_plan(self, schedule: Schedule, damaged: int, notes: list[str]) -> None:
@@ -171,6 +185,7 @@ class _Run:
             return
         skipped = schedule.total - schedule.plan.num_tasks - len(schedule.unmakeable)
         self.report = Report(schedule.total, skipped, self.terminal)
+        self.report.cost_before = self.journal.cost_before
         self.journal.counts = self.report.counts
         labels = {"output_dir": str(self.job.config.output_dir)}
         self.pulse = Pulse(self.report, self.journal, self.job.config.metrics_file, labels)

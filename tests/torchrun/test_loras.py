@@ -50,7 +50,7 @@ RUNS = {
     "mixed inline": (1, ["--batch_size", "4", "--encode", "inline"], {}),
     "ulysses": (2, ["--batch_size", "4", "--backend", "xdit"], ULYSSES),
 }
-FEW = [("flux", "mixed"), ("sdxl", "mixed inline")]
+FEW = [("flux", "mixed")]
 ALL = [
     *[(family, run) for family in NAMES for run in ("alone", "mixed")],
     *[(family, "mixed inline") for family in ("flux", "sd3", "sdxl")],

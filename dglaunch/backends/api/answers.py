@@ -54,6 +54,7 @@ class RequestError(Exception):
         retry_after: float | None = None,
         status: int | None = None,
         lost: bool = False,
+        unbilled: bool = False,
     ) -> None:
         super().__init__(text)
         self.kind = kind
@@ -61,6 +62,8 @@ class RequestError(Exception):
         self.status = status
         self.lost = lost
         """It is the server's trouble rather than this request's: no answer came, or it cannot work at all now."""
+        self.may_be_billed = status is None and not unbilled
+        """The server had the request and may have made its image, though no answer says so."""
 
 
 class TooFew(RequestError):
@@ -77,6 +80,8 @@ class Part:
     image: bytes | RequestError
     told: Record = field(default_factory=dict)
     """What came with it, for the ledger: `answer_text`, `revised_prompt`."""
+    cost: float | None = None
+    """Its part of what the answer cost, in US dollars."""
 
 
 @dataclass(slots=True)
@@ -187,7 +192,7 @@ def unexplained(error: Exception, *damaged: type[Exception]) -> RequestError:
     `damaged`), else a request that cannot be made."""
     if isinstance(error, (ValueError, *damaged)):
         return RequestError("again", f"the answer cannot be read: {error}")
-    return RequestError("refused", f"{type(error).__name__}: {error}")
+    return RequestError("refused", f"{type(error).__name__}: {error}", unbilled=True)
 
 
 def rewritten(prompt: object, asked: str) -> Record:

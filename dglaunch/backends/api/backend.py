@@ -26,6 +26,7 @@ from dglaunch import strict_json
 from dglaunch.backends.api.answers import STOPS, Answer, Part, RequestError, TooFew, bounded, picture, redact, spool_to
 from dglaunch.backends.api.batch_api import LIMITS, BatchApi
 from dglaunch.backends.api.batch_mode import BatchMode
+from dglaunch.backends.api.costs import Costs
 from dglaunch.backends.api.description import Api, addresses_of, api_of, key_of
 from dglaunch.backends.api.downloads import origin_of
 from dglaunch.backends.api.limits import SpendLimit, delay, share, sleep
@@ -103,6 +104,10 @@ class _Turn(threading.local):
     """When the one before did."""
     sent: float = 0.0
     """When the request went out, whatever it is for."""
+    may_cost: float | None = None
+    """What the request may cost at the most; None: nobody knows."""
+    set_aside: float | None = None
+    """What was set aside of --max_cost for the request that is under way; None: none is."""
     spool: tuple[BinaryIO, int] | None = None
     """Where the body of the next answer goes instead of into memory, and how many bytes it may have."""
 
@@ -125,6 +130,7 @@ class ApiBackend:
         at_once = places * max(len(self.addresses), 1)
         self.facts = Facts(workers=at_once + at_once // SPARE_THREADS + 1, ledger={"seed_sent": self.api.max_seed > 0})
         self.pool = Pool(self.addresses, places, self.settings.retry_delay, self.facts.events.append)
+        self.costs = Costs(self.api, context.config)
         part, parts = rank_of_all(context.topology)
         max_requests, max_cost = self.settings.max_requests, self.settings.max_cost
         self.spending = SpendLimit(
@@ -292,11 +298,12 @@ class ApiBackend:
         return uploads(task, self.api.model.image_formats, self.api.model.max_image_bytes), mask_of(task)
 
     def take(self, answer: Answer, tasks: Sequence[Task]) -> tuple[list[Slot], RequestError | None]:
+        self._price(answer)
         self._count(**{redact(name, self._key): number for name, number in answer.usage.items()})
         return self._unpack(answer, tasks)
 
     def may_ask(self) -> None:
-        self.spending.take()
+        self.spending.settle(self.spending.take(None, self.context.should_stop), 0.0, answered=False)
         self._count(requests=1)
 
     def cleaned(self, text: str) -> str:
@@ -334,12 +341,14 @@ class ApiBackend:
         """One request: what came of each task, and why some have nothing yet."""
         turn = self._turn
         turn.asks, turn.last, turn.server, turn.under_way = True, 0.0, None, False
+        turn.may_cost, turn.set_aside = self._may_cost(tasks), None
         failed: RequestError | None = None
         try:
             answer = self._send(tasks, images, mask)
         except RequestError as problem:
             failed = problem
         finally:
+            self._give_up_money(failed)
             turn.asks, turn.answer = False, b""
             self._leave()
         if failed is not None:
@@ -347,6 +356,41 @@ class ApiBackend:
             return [None] * len(tasks), failed
         self.pool.works(self.server)
         return self.take(answer, tasks)
+
+    def _may_cost(self, tasks: Sequence[Task]) -> float | None:
+        """What a request for these images may cost at the most; None if nobody knows."""
+        known = [self.costs.of(task) for task in tasks]
+        most = [dollars.most for dollars in known if dollars is not None and dollars.most is not None]
+        return sum(most) if len(most) == len(tasks) else None
+
+    def _pay(self, answer: Answer) -> None:
+        """Count what an answer cost; a request that was not counted beforehand is no request of ours."""
+        cost, set_aside = self._price(answer), self._turn.set_aside
+        assert set_aside is not None, "the SDK's HTTP client calls no hooks: nothing would limit the requests at a time"
+        if cost is None and any(not isinstance(part.image, RequestError) for part in answer.parts):
+            self.spending.uncounted()
+        self._turn.set_aside = None
+        self.spending.settle(set_aside, cost or 0.0, answered=cost is not None)
+
+    def _price(self, answer: Answer) -> float | None:
+        """What an answer cost, which it says from now on together with its usage; None if nobody knows."""
+        cost = self.costs.paid(answer.usage)
+        if cost is not None:
+            answer.usage["cost"] = cost
+            for part in answer.parts:
+                part.cost = cost / len(answer.parts)
+        return cost
+
+    def _give_up_money(self, failed: RequestError | None) -> None:
+        """What was set aside for a request that brought no answer is free again, unless it was billed perhaps."""
+        set_aside, self._turn.set_aside = self._turn.set_aside, None
+        if set_aside is None:
+            return
+        is_lost = failed is not None and failed.may_be_billed
+        lost = (self._turn.may_cost if self._turn.may_cost is not None else set_aside) if is_lost else 0.0
+        self.spending.settle(set_aside, lost, answered=False)
+        if lost:
+            self._count(cost_of_lost_answers=lost)
 
     def _send(self, tasks: Sequence[Task], images: Sequence[Upload], mask: Upload | None) -> Answer:
         """One answer, its cost counted.
@@ -361,8 +405,7 @@ class ApiBackend:
             raise (stop.__cause__ if isinstance(stop.__cause__, UserError) else stop) from None
         except Exception as error:  # as above: around one request, which ends as its items' errors or is sent again
             raise self._explained(error) from None
-        assert self._turn.last, "the SDK's HTTP client calls no hooks: nothing would limit the requests at a time"
-        self.spending.paid(answer.usage.get("cost"))
+        self._pay(answer)
         return answer
 
     def _before(self, request: HttpRequest) -> None:
@@ -384,7 +427,7 @@ class ApiBackend:
         turn.server, turn.since = self.pool.enter(self.context.should_stop)
         turn.last = turn.since
         try:
-            self.spending.take()
+            turn.set_aside = self.spending.take(turn.may_cost, self.context.should_stop)
         except UserError as problem:  # the SDK would make an error of its own out of it
             raise Drained from problem
         self._count(requests=1)
@@ -410,6 +453,7 @@ class ApiBackend:
             raise RequestError(
                 "refused",
                 f"{server.origin[0]} sends the request on to {origin[0]}; if that is right, name that host in --api_base",
+                unbilled=True,
             )
 
     def _after(self, response: HttpResponse) -> None:
@@ -464,8 +508,9 @@ class ApiBackend:
             )
         told: Record = {name: redact(str(text), self._key) for name, text in part.told.items()}
         server: Record = {"api_server": self.server.base} if self.addresses else {}
-        if told or server:
-            self.facts.of_task[task.id] = told | server
+        paid: Record = {} if part.cost is None else {"cost_usd": round(part.cost, 6)}
+        if told or server or paid:
+            self.facts.of_task[task.id] = told | server | paid
         return image
 
     def _note_once(self, text: str) -> None:

@@ -11,7 +11,7 @@ from dglaunch.data.task import Task
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
 
-JSON_EDITS_OF = "gpt-image"
+JSON_EDITS_OF = ("gpt-image", "chatgpt-image")
 """How the models begin whose edits may be JSON, as in a batch file; others take forms only."""
 FRAME = 4_096
 """Bytes of a request's line beside prompt and images, generously."""
@@ -69,7 +69,7 @@ def batch_problems(config: RunConfig, task: Task) -> Iterator[str]:
         return
     most = LIMITS[config.backend.backend].num_bytes
     images = [*task.images, *([task.mask] if task.mask is not None else [])]
-    size = sum(_encoded(image) for image in images) + len(task.prompt.encode("utf-8", "surrogatepass")) + FRAME
+    size = sum(_encoded(image) for image in images) + len(task.text.encode("utf-8", "surrogatepass")) + FRAME
     if size > most:
         yield (
             f"its request would be {size:,} bytes with the input images in it, and a batch file holds {most:,}; make them smaller, "

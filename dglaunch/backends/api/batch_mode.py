@@ -99,7 +99,8 @@ class BatchMode:
         self._server = server
         config = asker.context.config
         self._config = config
-        self._settings = asker.context.config.remote
+        self._settings = config.remote
+        self._should_stop = asker.context.should_stop
         self._folder = OutputFolder(config.output_dir)
         self._todo: deque[Batch] = deque()
         """What is to be ordered."""
@@ -107,7 +108,8 @@ class BatchMode:
         """Those under way."""
         self._wanted: dict[str, dict[TaskId, Task]] = {}
         """By token: what this run takes of a job."""
-        self._arrived: dict[TaskId, Slot] = {}
+        self._arrived: Mapping[TaskId, Slot] = {}
+        """What came for the batch that was yielded last."""
         self._tries: Counter[TaskId] = Counter()
         self._num_failed = 0
         """Jobs that failed as a whole, in a row."""
@@ -130,14 +132,10 @@ class BatchMode:
             OutputError: a record cannot be written.
         """
         try:
-            self._todo.extend(self._take_up(batches))
-            if self._settings.api_batch_cancel:
-                self._cancel()
-            while True:
-                yield from self._order()
-                if not self._jobs:
-                    break
-                yield from self._collect(*self._wait())
+            for batch in self._work(batches):
+                if self._should_stop():
+                    raise Drained
+                yield batch
         except RequestError as problem:
             raise self._lost(problem) from None
         except OSError as error:
@@ -151,6 +149,16 @@ class BatchMode:
             raise self._final
         if self._todo:
             raise Drained
+
+    def _work(self, batches: Sequence[Batch]) -> Iterator[Batch]:
+        self._todo.extend(self._take_up(batches))
+        if self._settings.api_batch_cancel:
+            self._cancel()
+        while True:
+            yield from self._order()
+            if not self._jobs:
+                return
+            yield from self._collect(*self._wait())
 
     def slots(self, batch: Batch) -> list[Slot]:
         """Return what came for a batch that `arrivals` has yielded."""
@@ -214,7 +222,7 @@ class BatchMode:
         """A job whose order was not answered, if the API has it: see the module's docstring."""
         for look in range(LOOKS):
             if look:
-                sleep(doubled(self._settings.retry_delay, look - 1), self._asker.context.should_stop)
+                sleep(doubled(self._settings.retry_delay, look - 1), self._should_stop)
             if self._adopt(job):
                 return job
         with contextlib.suppress(RequestError):  # it may be gone already
@@ -246,7 +254,7 @@ class BatchMode:
 
     def _written(self, path: Path) -> tuple[BatchJob, list[Batch], list[tuple[Batch, BadImage]]]:
         """Write the file of the next job, as large as the API takes it."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
         job = BatchJob.begun(self._config.backend.backend, self._server, self._identity, now)
         batches: list[Batch] = []
         bad: list[tuple[Batch, BadImage]] = []
@@ -254,24 +262,28 @@ class BatchMode:
             while self._todo and self._has_room(batches, self._todo[0]):
                 batch = self._todo[0]
                 try:
-                    images, mask = self._asker.inputs_of(batch.tasks[0])
+                    line = self._line(batch, f"{job.token}-{len(batches)}")
                 except BadImage as error:
                     bad.append((self._todo.popleft(), error))
                     continue
-                line = self._api.line(batch.tasks, images, mask, f"{job.token}-{len(batches)}")
-                data = strict_json.dumps(line, compact=True).encode() + b"\n"
-                if out.tell() + len(data) > self._limits.num_bytes:
-                    if batches:
-                        break
-                    said = f"its request is {len(data):,} bytes; a batch file holds {self._limits.num_bytes:,}"
-                    bad.append((self._todo.popleft(), BadImage(said)))
-                    continue
-                if not self._may_ask():
+                if out.tell() + len(line) > self._limits.num_bytes or not self._may_ask():
                     break
-                out.write(data)
+                out.write(line)
                 batches.append(self._todo.popleft())
         job.requests = [[Item.of(task) for task in batch.tasks] for batch in batches]
         return job, batches, bad
+
+    def _line(self, batch: Batch, name: str) -> bytes:
+        """The line of a job's file that asks for a batch.
+
+        Raises:
+            BadImage: an input image is gone, or the line is longer than a file may be.
+        """
+        images, mask = self._asker.inputs_of(batch.tasks[0])
+        line = strict_json.dumps(self._api.line(batch.tasks, images, mask, name), compact=True).encode() + b"\n"
+        if len(line) > self._limits.num_bytes:
+            raise BadImage(f"its request is {len(line):,} bytes; a batch file holds {self._limits.num_bytes:,}")
+        return line
 
     def _has_room(self, batches: Sequence[Batch], more: Batch) -> bool:
         images = sum(map(len, batches)) + len(more)
@@ -333,7 +345,7 @@ class BatchMode:
             self._final = self._final or self._asker.final(problem)
             return
         pause = delay(self._num_failed - 1, self._settings.retry_delay, problem.retry_after)
-        sleep(pause, self._asker.context.should_stop)
+        sleep(pause, self._should_stop)
 
     # -- looking --------------------------------------------------------------------------------------------------
 
@@ -347,7 +359,7 @@ class BatchMode:
                 if seen.has_ended:
                     return job, seen
             self._tell()
-            sleep(doubled(self._settings.retry_delay, looks), self._asker.context.should_stop)
+            sleep(doubled(self._settings.retry_delay, looks), self._should_stop)
             looks += 1
 
     def _saw(self, job: BatchJob, seen: SeenJob) -> None:
@@ -379,22 +391,11 @@ class BatchMode:
         why.args = (self._asker.cleaned(str(why)),)
         problems: dict[TaskId, RequestError] = {}
         for name in seen.files:
-            with self._temporary() as path:
-                if not self._download(job, name, path):
-                    continue
-                for tasks, slots, problem in self._answers(job, path, left):
-                    came = [task for task, slot in zip(tasks, slots) if slot is not None]
-                    problems |= {task.id: problem for task in tasks if problem is not None}
-                    for task, slot in zip(tasks, slots):
-                        if slot is not None:
-                            self._arrived[task.id] = slot
-                            self._of_job(job, task)
-                            del left[task.id]
-                    if came:
-                        yield Batch(tuple(came))
-                        self._arrived.clear()
+            yield from self._in_file(job, name, left, problems)
         for number, said in seen.problems.items():
-            if number < len(job.requests) and (tasks := [left.pop(i.id) for i in job.requests[number] if i.id in left]):
+            if 0 <= number < len(job.requests) and (
+                tasks := [left.pop(i.id) for i in job.requests[number] if i.id in left]
+            ):
                 yield self._failed(tasks, self._asker.cleaned(said), job)
         again: list[Task] = []
         for task in left.values():
@@ -404,6 +405,23 @@ class BatchMode:
             else:
                 again.append(task)
         self._end(job, seen, again, is_empty=len(left) == len(wanted))
+
+    def _in_file(
+        self, job: BatchJob, name: str, left: dict[TaskId, Task], problems: dict[TaskId, RequestError]
+    ) -> Iterator[Batch]:
+        """Yield what a file of answers has for the tasks that are left, which are fewer then; the others' problems are noted."""
+        with self._temporary() as path:
+            if not self._download(job, name, path):
+                return
+            for tasks, slots, problem in self._answers(job, path, left):
+                came = {task.id: slot for task, slot in zip(tasks, slots) if slot is not None}
+                if problem is not None:
+                    problems |= {task.id: problem for task in tasks if task.id not in came}
+                for task_id in came:
+                    self._of_job(job, left.pop(task_id))
+                if came:
+                    self._arrived = came
+                    yield Batch(tuple(task for task in tasks if task.id in came))
 
     def _end(self, job: BatchJob, seen: SeenJob, again: Sequence[Task], is_empty: bool) -> None:
         """A job has given all that it has."""
@@ -480,9 +498,9 @@ class BatchMode:
         return True
 
     def _failed(self, tasks: Sequence[Task], said: str, job: BatchJob | None = None) -> Batch:
-        for task in tasks:
-            self._arrived[task.id] = ItemError(said)
-            if job is not None:
+        self._arrived = {task.id: ItemError(said) for task in tasks}
+        if job is not None:
+            for task in tasks:
                 self._of_job(job, task)
         return Batch(tuple(tasks))
 
@@ -507,7 +525,7 @@ class BatchMode:
                     raise self._unknown(job, problem) from None
                 if problem.kind in ("stop", "refused") or attempt >= self._settings.api_max_retries:
                     raise
-                sleep(delay(attempt, self._settings.retry_delay, problem.retry_after), self._asker.context.should_stop)
+                sleep(delay(attempt, self._settings.retry_delay, problem.retry_after), self._should_stop)
             attempt += 1
 
     def _unknown(self, job: BatchJob, problem: RequestError) -> UserError:

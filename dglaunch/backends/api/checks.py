@@ -5,8 +5,10 @@ from datetime import date
 
 from dglaunch import strict_json
 from dglaunch.backends.api.batch_checks import batch_problems
+from dglaunch.backends.api.costs import Costs
 from dglaunch.backends.api.description import Api
 from dglaunch.backends.api.models import MODELS, RatioSizes
+from dglaunch.backends.profiles import money
 from dglaunch.config import RunConfig, pairs_of
 from dglaunch.data.grid import places_of
 from dglaunch.data.tables import shown
@@ -126,6 +128,30 @@ def _check_row_flags(api: Api, config: RunConfig) -> None:
     if config.width is not None and config.height is not None:
         for problem in _size_problem(api, config.width, config.height):
             raise UserError(f"--width {config.width} --height {config.height}: {problem}")
+
+
+def check_max_cost(api: Api, config: RunConfig, costs: Costs, tasks: Sequence[Task], ranks: int) -> None:
+    """Refuse a --max_cost that allows no image, or that could not be kept.
+
+    Raises:
+        UserError: with what one image may cost.
+    """
+    limit = config.remote.max_cost
+    if limit is None:
+        return
+    if not costs.is_known and not api.servers:
+        raise UserError(
+            f"--max_cost {limit:g}: dglaunch has no price of {config.backend.model_name}, and {api.name} reports tokens, never "
+            "a cost, so the limit could not be kept. Use --max_requests instead."
+        )
+    known = [dollars.most for task in tasks if (dollars := costs.of(task)) is not None and dollars.most is not None]
+    if known and limit / ranks < min(known):
+        each = f", of which each of {ranks} ranks has {money(limit / ranks)}," if ranks > 1 else ""
+        closer = "" if config.remote.quality not in (None, "auto") else " (--quality and a size say it closer)"
+        raise UserError(
+            f"--max_cost {limit:g}{each} is less than one image may cost, which is up to {money(min(known))}{closer}, so "
+            "nothing could be asked for. Raise it."
+        )
 
 
 # -- rows ---------------------------------------------------------------------------------------------------------

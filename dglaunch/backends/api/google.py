@@ -48,6 +48,8 @@ NETWORK = ("TimeoutException", "TransportError", "OSError")
 """Base classes of what httpx, its forks and the operating system raise when a connection fails; the SDK uses whichever
 is installed."""
 TIMEOUT = "TimeoutException"
+UNSENT = ("ConnectError", "ConnectTimeout")
+"""What fails before a request goes out."""
 NO_CREDENTIALS = "RefreshError"
 """google-auth's word for credentials that are refused."""
 MOST_TEXT = 4000
@@ -166,16 +168,14 @@ class GoogleBackend(ApiBackend):
             model=self.model,
             contents=[
                 *(types.Part.from_bytes(data=data, mime_type=kind) for data, kind in images),
-                task.prompt,
+                task.text,
             ],
             config=self._config_of(task),
         )
         return self._answer(answer, self.as_it_came())
 
     def _answer(self, answer: Any, said: object) -> Answer:
-        usage = answer.usage_metadata
-        numbers = flat_numbers(usage.model_dump(exclude_none=True)) if usage is not None else {}
-        return Answer([self._gemini_part(answer, said)], numbers)
+        return Answer([self._gemini_part(answer, said)], _tokens(answer.usage_metadata))
 
     def _gemini_part(self, answer: Any, raw: object) -> Part:
         """The last image of the answer that is no draft, and the text beside it; or why there is none, which the JSON as it came
@@ -199,7 +199,7 @@ class GoogleBackend(ApiBackend):
         first = tasks[0]
         answer = self._genai.models.generate_images(
             model=self.model,
-            prompt=first.prompt,
+            prompt=first.text,
             config=self._types.GenerateImagesConfig(
                 number_of_images=len(tasks),
                 negative_prompt=first.negative_prompt,
@@ -208,7 +208,7 @@ class GoogleBackend(ApiBackend):
                 **self._size(first),
             ),
         )
-        return Answer([_imagen_part(image, first.prompt) for image in answer.generated_images or []])
+        return Answer([_imagen_part(image, first.text) for image in answer.generated_images or []])
 
     def explain(self, error: Exception) -> RequestError:
         if isinstance(error, self._errors.APIError):
@@ -220,12 +220,26 @@ class GoogleBackend(ApiBackend):
             return problem
         names = [base.__name__ for base in type(error).__mro__]
         if NO_CREDENTIALS in names:
-            return RequestError("stop", f"the application default credentials are refused: {error}")
+            return RequestError("stop", f"the application default credentials are refused: {error}", unbilled=True)
         if TIMEOUT in names:
             return too_late(self.settings.timeout)
         if any(name in NETWORK for name in names):
-            return RequestError("again", f"no answer ({type(error).__name__}): {error}", lost=True)
+            unsent = type(error).__name__ in UNSENT
+            return RequestError("again", f"no answer ({type(error).__name__}): {error}", lost=True, unbilled=unsent)
         return unexplained(error)  # pydantic's is a ValueError
+
+
+def _tokens(usage: Any) -> dict[str, float]:
+    """The numbers of a usage report, with those of its lists by kind: candidates_tokens_details.text."""
+    if usage is None:
+        return {}
+    report = usage.model_dump(mode="json", exclude_none=True)
+    numbers = flat_numbers(report)
+    for name in ("prompt_tokens_details", "candidates_tokens_details"):
+        for entry in report.get(name) or []:
+            kind, count = f"{name}.{str(entry.get('modality', '')).lower()}", amount(entry.get("token_count"))
+            numbers[kind] = numbers.get(kind, 0.0) + (count or 0.0)
+    return numbers
 
 
 def _no_limits() -> object:

@@ -59,7 +59,7 @@ class GoogleBatches:
             {"inlineData": {"mimeType": kind, "data": base64.b64encode(data).decode()}} for data, kind in images
         ]
         request: Record = {
-            "contents": [{"role": "user", "parts": [*parts, {"text": task.prompt}]}],
+            "contents": [{"role": "user", "parts": [*parts, {"text": task.text}]}],
             "generationConfig": config.model_dump(
                 mode="json", by_alias=True, exclude_none=True, exclude=set(IN_CONFIG)
             ),

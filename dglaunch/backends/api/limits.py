@@ -1,8 +1,9 @@
 """How fast and how much an API backend asks: giving way, backing off, and stopping in time. No HTTP in here.
 
     limiter.take()                         where limiter.is_free(now): servers.py waits for that
-    spending.take()                        or Drained: --max_requests or --max_cost is used up
+    aside = spending.take(0.2, stop)       or Drained: --max_requests or --max_cost is used up
     ... the request is sent, its answer read ...
+    spending.settle(aside, cost=0.17)
     limiter.leave()
     limiter.went_well() | limiter.slow_down(started, retry_after)
 
@@ -129,33 +130,67 @@ class ConcurrencyLimiter:
 
 
 class SpendLimit:
-    """Says no to every further request once the run must not go on; what is under way still comes in."""
+    """Says no to every further request once the run must not go on; what is under way still comes in.
+
+    What a request may cost at the most is set aside until its answer says what it did cost. Where that is not known, the first
+    request goes alone, and what the dearest image so far cost is set aside for the others.
+    """
 
     def __init__(self, max_requests: int | None, max_cost: float | None, note: Callable[[str], None]) -> None:
         self.max_requests = max_requests
         self.max_cost = max_cost
         self.requests = 0
         self.cost = 0.0
+        """What answers came to, and what those may have come to that were billed perhaps and never arrived."""
+        self._set_aside = 0.0
+        self._under_way = 0
+        self._dearest: float | None = None
         self._note = note
         self._problem: UserError | None = None
         self._noted = False
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
 
-    def take(self) -> None:
-        """Count one request that is about to be sent.
+    def take(self, may_cost: float | None, should_stop: Callable[[], bool]) -> float:
+        """Count one request that is about to be sent, and return what was set aside for it; wait while it is not known whether there
+        is enough.
+
+        Args:
+            may_cost: what it may cost at the most; None: nobody knows.
 
         Raises:
-            Drained: a limit of the user's is reached.
+            Drained: a limit of the user's is reached, or the run is being stopped.
             UserError: the server said something that no further request can change.
         """
-        with self._lock:
-            if self._problem is not None:
-                raise self._problem
-            if self.max_requests is not None and self.requests >= self.max_requests:
-                self._stop(f"this rank's part of --max_requests ({self.max_requests}) is used up")
-            if self.max_cost is not None and self.cost >= self.max_cost:
-                self._stop(f"this rank's part of --max_cost ({self.max_cost:g}) is reached: {self.cost:g} reported")
-            self.requests += 1
+        with self._changed:
+            while True:
+                if self._problem is not None:
+                    raise self._problem
+                if self.max_requests is not None and self.requests >= self.max_requests:
+                    self._stop(f"this rank's part of --max_requests ({self.max_requests}) is used up")
+                needed = self._needed(may_cost)
+                if needed is not None:
+                    self.requests += 1
+                    self._under_way += 1
+                    self._set_aside += needed
+                    return needed
+                if not self._under_way:
+                    self._stop(
+                        f"the next image might go beyond this rank's part of --max_cost ({self.max_cost:g}), of which "
+                        f"{self.cost:.4g} is used up"
+                    )
+                self._changed.wait(LOOK_EVERY_S)
+                if should_stop():
+                    raise Drained
+
+    def _needed(self, may_cost: float | None) -> float | None:
+        """What is set aside for a request; None if it must wait, or must not be sent at all."""
+        if self.max_cost is None:
+            return 0.0
+        if may_cost is None and self._dearest is None:
+            return None if self._under_way else 0.0
+        needed = max(may_cost or 0.0, self._dearest or 0.0)
+        left = self.max_cost - self.cost - self._set_aside
+        return needed if left > 0 and needed <= left else None
 
     def _stop(self, why: str) -> None:
         if not self._noted:
@@ -163,18 +198,34 @@ class SpendLimit:
             self._note(f"stopped asking, {why}; the same command goes on from here")
         raise Drained
 
-    def paid(self, cost: float | None) -> None:
-        """Count what an answer says that it cost."""
-        with self._lock:
-            self.cost += cost or 0.0
-            if cost is None and self.max_cost is not None:
-                self._problem = self._problem or UserError(
-                    "The server's answers do not report a cost, so --max_cost cannot be kept; the run was stopped after the "
-                    "first answers, which are written. Use --max_requests instead; the same command then goes on."
+    def settle(self, set_aside: float, cost: float, answered: bool = True) -> None:
+        """Count what a request came to, in place of what was set aside for it.
+
+        Args:
+            answered: an answer came, so that `cost` says what others may cost.
+        """
+        with self._changed:
+            self._set_aside -= set_aside
+            self._under_way -= 1
+            self.cost += cost
+            if answered:
+                self._dearest = max(cost, self._dearest or 0.0)
+            self._changed.notify_all()
+
+    def uncounted(self) -> None:
+        """An answer says nothing of what it cost."""
+        if self.max_cost is not None:
+            self.fail(
+                UserError(
+                    "The server's answers do not report a cost (nor tokens that dglaunch has a price of), so --max_cost cannot "
+                    "be kept; the run was stopped after the first answers, which are written. Use --max_requests instead; "
+                    "the same command then goes on."
                 )
+            )
 
     def fail(self, problem: UserError) -> UserError:
         """From now on every request is refused with this; gives back the first problem."""
-        with self._lock:
+        with self._changed:
             self._problem = self._problem or problem
+            self._changed.notify_all()
             return self._problem

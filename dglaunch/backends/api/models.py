@@ -1,4 +1,4 @@
-"""The vendors' image models as data: sizes, input images, parameters, and when they end. What the table does not know is sent as
+"""The vendors' image models as data: sizes, input images, parameters, prices (prices.py), and when they end. What the table does not know is sent as
 it is given.
 
 Names and parameters are those of the SDKs that constraints.txt pins (openai 3.54.0: `types/image_model.py`,
@@ -12,6 +12,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+
+from dglaunch.backends.api import prices
+from dglaunch.backends.api.prices import Price
 
 AS_OF = date(2026, 11, 25)
 """When the table was made."""
@@ -63,6 +66,8 @@ class Model:
     ends: date | None = None
     """From that day on the vendor's own server has it no more."""
     successor: str = ""
+    price: Price | None = None
+    """None: unknown."""
 
 
 _QUALITY = ("low", "medium", "high", "auto")
@@ -78,20 +83,22 @@ _EDITOR = {"images_per_request": 10, "max_images": 16, "max_image_bytes": 50_000
 _SUNBURST = "gpt-image-2.5-sunburst"
 
 
-def _gpt(sizes: Sizes = _FREE, ends: date | None = None, **options: tuple[str, ...]) -> Model:
+def _gpt(
+    sizes: Sizes = _FREE, ends: date | None = None, price: Price | None = None, **options: tuple[str, ...]
+) -> Model:
     successor = _SUNBURST if ends else ""
-    return Model(sizes=sizes, options=_OPTIONS | options, ends=ends, successor=successor, **_EDITOR)  # type: ignore[arg-type]  # a dict of several types
+    return Model(sizes=sizes, options=_OPTIONS | options, ends=ends, successor=successor, price=price, **_EDITOR)  # type: ignore[arg-type]  # a dict of several types
 
 
 _MORE_QUALITY = (*_QUALITY[:3], "xhigh", "max", "auto")
 _OPENAI = {
-    "gpt-image-2.6-sunburst": _gpt(quality=_MORE_QUALITY),
-    "gpt-image-2.6-flare": _gpt(quality=_MORE_QUALITY),
-    "gpt-image-2.5-sunburst": _gpt(quality=_MORE_QUALITY),
-    "gpt-image-2.5-flare": _gpt(quality=_MORE_QUALITY),
-    "gpt-image-2": _gpt(),
+    "gpt-image-2.6-sunburst": _gpt(quality=_MORE_QUALITY, price=prices.GPT_26),
+    "gpt-image-2.6-flare": _gpt(quality=_MORE_QUALITY, price=prices.GPT_26),
+    "gpt-image-2.5-sunburst": _gpt(quality=_MORE_QUALITY, price=prices.GPT_25),
+    "gpt-image-2.5-flare": _gpt(quality=_MORE_QUALITY, price=prices.GPT_25),
+    "gpt-image-2": _gpt(price=prices.GPT_2),
     "gpt-image-1.5": _gpt(_THREE_SIZES, date(2026, 12, 1), input_fidelity=("high", "low")),
-    "gpt-image-1-mini": _gpt(_THREE_SIZES, date(2026, 12, 1), input_fidelity=("low",)),
+    "gpt-image-1-mini": _gpt(_THREE_SIZES, date(2026, 12, 1), prices.GPT_MINI, input_fidelity=("low",)),
     "chatgpt-image-latest": _gpt(_THREE_SIZES, date(2026, 12, 1)),
     "gpt-image-1": _gpt(_THREE_SIZES, date(2026, 10, 23), input_fidelity=("high", "low")),
     "dall-e-3": Model(
@@ -119,9 +126,14 @@ _RATIOS_IMAGEN = {
 GEMINI_OPTIONS = ("image_config", "safety_settings", "system_instruction")
 
 
-def _gemini(ratios: Mapping[str, tuple[int, int]], classes: Mapping[str, float], max_images: int | None = 14) -> Model:
+def _gemini(
+    ratios: Mapping[str, tuple[int, int]],
+    classes: Mapping[str, float],
+    price: Price | None,
+    max_images: int | None = 14,
+) -> Model:
     sizes = RatioSizes(ratios=ratios, classes=classes)
-    return Model(sizes=sizes, max_images=max_images, options=dict.fromkeys(GEMINI_OPTIONS, ()))
+    return Model(sizes=sizes, max_images=max_images, options=dict.fromkeys(GEMINI_OPTIONS, ()), price=price)
 
 
 def _imagen() -> Model:
@@ -131,14 +143,14 @@ def _imagen() -> Model:
     )  # fmt: skip
 
 
-_PRO = _gemini(_RATIOS_3, {"1K": 1, "2K": 2, "4K": 4})
+_PRO = _gemini(_RATIOS_3, {"1K": 1, "2K": 2, "4K": 4}, prices.GEMINI_3_PRO)
 _GOOGLE = {
-    "gemini-nano-banana-2.1": _gemini(_RATIOS_31, {"1K": 1, "2K": 2, "4K": 4}),
-    "gemini-3.1-flash-image": _gemini(_RATIOS_31, {"512": 0.5, "1K": 1, "2K": 2, "4K": 4}),
-    "gemini-3.1-flash-lite-image": _gemini(_RATIOS_31, {"1K": 1}),
+    "gemini-nano-banana-2.1": _gemini(_RATIOS_31, {"1K": 1, "2K": 2, "4K": 4}, None),
+    "gemini-3.1-flash-image": _gemini(_RATIOS_31, {"512": 0.5, "1K": 1, "2K": 2, "4K": 4}, prices.GEMINI_31),
+    "gemini-3.1-flash-lite-image": _gemini(_RATIOS_31, {"1K": 1}, prices.GEMINI_31_LITE),
     "gemini-3-pro-image": _PRO,
     "nano-banana-pro-preview": _PRO,
-    "gemini-2.5-flash-image": _gemini(_RATIOS_25, {"1K": 1}, max_images=None),
+    "gemini-2.5-flash-image": _gemini(_RATIOS_25, {"1K": 1}, prices.GEMINI_25, max_images=None),
     "imagen-4.0-generate": _imagen(),
     "imagen-4.0-ultra-generate": _imagen(),
     "imagen-4.0-fast-generate": _imagen(),

@@ -50,6 +50,8 @@ CONNECT_S = 20.0
 """A machine that is off answers nothing at all: that is known long before an image would come."""
 NO_CONNECTION = "ConnectTimeout"
 """httpx's word for it."""
+UNSENT = ("ConnectTimeout", "ConnectError")
+"""Its words for what fails before a request goes out."""
 TRUE_CFG = "qwen"
 """In the names of models whose guidance scale is `true_cfg_scale`."""
 
@@ -113,7 +115,7 @@ class OpenAIBackend(ApiBackend):
     def _arguments(self, tasks: Sequence[Task]) -> dict[str, Any]:
         """What the SDK's methods are called with, but for images."""
         first = tasks[0]
-        arguments: dict[str, Any] = {"model": self.model, "prompt": first.prompt, "n": len(tasks)}
+        arguments: dict[str, Any] = {"model": self.model, "prompt": first.text, "n": len(tasks)}
         if first.width is not None and first.height is not None:
             arguments["size"] = self.api.size(first.width, first.height)
         arguments |= {name: value for name in PARAMETERS if (value := getattr(self.settings, name)) is not None}
@@ -132,7 +134,7 @@ class OpenAIBackend(ApiBackend):
         if not images and (problem := _error_in(answer.to_dict())) is not None:
             raise problem
         to_dict = getattr(answer.usage, "to_dict", dict)  # the SDK hands out any JSON as it came
-        return Answer([self._part(image, task.prompt) for image in images], flat_numbers(to_dict()))
+        return Answer([self._part(image, task.text) for image in images], flat_numbers(to_dict()))
 
     def _part(self, image: Any, prompt: str) -> Part:
         encoded, address = getattr(image, "b64_json", None), getattr(image, "url", None)
@@ -154,14 +156,17 @@ class OpenAIBackend(ApiBackend):
 
     def explain(self, error: Exception) -> RequestError:
         if isinstance(error, self._sdk.APITimeoutError) and type(error.__cause__).__name__ == NO_CONNECTION:
-            return RequestError("again", f"no connection within {CONNECT_S:g} s", lost=True)
+            return RequestError("again", f"no connection within {CONNECT_S:g} s", lost=True, unbilled=True)
         if isinstance(error, self._sdk.APITimeoutError):
             return too_late(self.settings.timeout)
         if isinstance(error, self._sdk.APIStatusError):
             body = error.body if error.body is not None else error.message
             return _problem_of(error.status_code, body, error.response.headers, error.message)
         if isinstance(error, self._sdk.APIConnectionError):
-            return RequestError("again", f"the connection failed: {error.__cause__ or error}", lost=True)
+            unsent = type(error.__cause__).__name__ in UNSENT
+            return RequestError(
+                "again", f"the connection failed: {error.__cause__ or error}", lost=True, unbilled=unsent
+            )
         return unexplained(error, self._sdk.OpenAIError)
 
 
@@ -203,7 +208,7 @@ def _error_in(answer: Mapping[str, object]) -> RequestError | None:
         code = int(code)
     if isinstance(code, int) and 400 <= code < 600:
         return by_status(code, reason, {})
-    return RequestError("again", f"an error came in place of images: {reason}")
+    return RequestError("again", f"an error came in place of images: {reason}", unbilled=True)
 
 
 def _reason(body: object) -> str:

@@ -3,17 +3,18 @@
 The requests themselves are made in backend.py with the adapters openai.py and google.py.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import date
 
 from dglaunch.backends.api import checks
 from dglaunch.backends.api.batch_api import MOST_IMAGES
 from dglaunch.backends.api.batch_checks import check_batch
+from dglaunch.backends.api.costs import Costs
 from dglaunch.backends.api.description import Api, api_of
 from dglaunch.backends.api.limits import share
 from dglaunch.backends.api.models import AS_OF
-from dglaunch.backends.profiles import Profile, Target
+from dglaunch.backends.profiles import ExpectedCost, Profile, Target
 from dglaunch.config import LOCAL, RunConfig
 from dglaunch.data.task import BatchSize, Bucket, Task, plain_bucket
 from dglaunch.distributed.topology import Topology
@@ -32,6 +33,7 @@ class ApiProfile(Profile):
     needs_model_name = True
     mixes_rows = False
     can_replay = False
+    costs_money = True
     can_tune = False
 
     def __init__(self, today: date | None = None) -> None:
@@ -80,6 +82,7 @@ class ApiProfile(Profile):
         checks.check_options(api, config)
         check_batch(api, config, topology)
         checks.check_rows(api, config, tasks)
+        checks.check_max_cost(api, config, Costs(api, config), tasks, ranks)
 
     def buckets(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Callable[[Task], Bucket]:
         return lambda task: replace(plain_bucket(task), row=task.index)
@@ -88,11 +91,16 @@ class ApiProfile(Profile):
         """Return how many samples of one row go into one request."""
         if config.batch_size != "auto":
             return BatchSize(config.batch_size, "as given")
+        if config.remote.max_cost is not None:
+            return BatchSize(1, "--max_cost allows image by image")
         api = api_of(config)
         if api.is_own_model:
             return BatchSize(1, "each sample has its seed (--batch_size N for a server that takes a list of seeds)")
         most = api.model.images_per_request
         return BatchSize(most, f"{api.name} makes up to {most} images of a prompt at once")
+
+    def expected_cost(self, config: RunConfig, tasks: Iterable[Task]) -> ExpectedCost | None:
+        return Costs(api_of(config), config).expected(tasks)
 
     def cost(self, checkpoint: Checkpoint, bucket: Bucket) -> float:
         """Return 1: a rank's share is a number of images."""

@@ -39,7 +39,7 @@ def call_arguments(
     if "max_area" in takes and first.height is not None and first.width is not None:
         # Kontext would rescale the output to 1 Mpx, whatever height and width say.
         arguments["max_area"] = first.height * first.width
-    arguments["prompt"] = [task.prompt for task in batch.tasks]  # a new list: some pipelines write into it
+    arguments["prompt"] = [task.text for task in batch.tasks]  # a new list: some pipelines write into it
     if first.negative_prompt is not None:
         arguments["negative_prompt"] = [task.negative_prompt for task in batch.tasks]
     arguments["generator"] = [torch.Generator("cpu").manual_seed(task.seed) for task in batch.tasks]

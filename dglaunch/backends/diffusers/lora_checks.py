@@ -14,6 +14,8 @@ from dglaunch.system import need
 
 SHOWN = 4
 """Keys in a message."""
+MOST_COMPILED = 24
+"""Sets of LoRAs for which a block is compiled; each may need several sizes of batch and image (RECOMPILE_LIMIT: 64)."""
 
 
 def check_loras(checkpoint: Checkpoint, config: RunConfig, tasks: Sequence[Task], xdit: bool) -> None:
@@ -39,6 +41,12 @@ def check_loras(checkpoint: Checkpoint, config: RunConfig, tasks: Sequence[Task]
     for row in asked(config.optimization):
         if row.lora:
             raise UserError(f"--lora and --{row.name} do not go together: {row.lora}. Drop one of them.")
+    sets = {task.lora or () for task in tasks}
+    if config.optimization.enable_compile and len(sets) > MOST_COMPILED:
+        raise UserError(
+            f"--enable_compile compiles the model for each set of LoRAs and weights, and these rows have {len(sets):,}; beyond "
+            f"{MOST_COMPILED} torch may go on uncompiled without a word. Drop --enable_compile."
+        )
     if xdit and rules.xdit != "after":
         _check_before_xfuser(checkpoint, config, rules, tasks)
 

@@ -105,11 +105,11 @@ class DiffusersProfile(Profile):
         if not self._parts_lengths(config, checkpoint) or checkpoint.not_here is not None:
             return bucket
         unit = checkpoint.family.text_bucket
-        texts = sorted({task.prompt for task in tasks} | {task.negative_prompt or "" for task in tasks})
+        texts = sorted({task.text for task in tasks} | {task.negative_prompt or "" for task in tasks})
         lengths = dict(zip(texts, token_lengths(checkpoint, texts, config.backend)))
 
         def with_lengths(task: Task) -> Bucket:
-            counts = (lengths[task.prompt], lengths[task.negative_prompt or ""])
+            counts = (lengths[task.text], lengths[task.negative_prompt or ""])
             return replace(bucket(task), text_lengths=tuple(-(-count // unit) for count in counts))
 
         return with_lengths

@@ -143,7 +143,7 @@ class PromptEncoder:
 
     def _texts(self, task: Task) -> Texts:
         """Below a guidance scale a pipeline leaves the negative prompt."""
-        return task.prompt, task.negative_prompt, task.guidance_scale, self.prompts.loras.encoder_part(task)
+        return task.text, task.negative_prompt, task.guidance_scale, self.prompts.loras.encoder_part(task)
 
     def _chunks(self, tasks: Iterable[Task]) -> Iterator[list[Task]]:
         """CHUNK tasks that one call of the pipeline can take, the rest of each kind at the end."""

@@ -12,7 +12,7 @@ const title = (row) => data.files[row] ?? `index ${value("index", row)}, failed`
 
 const texts = [], seeds = [];
 for (let row = 0; row < data.count; row++) {
-  const parts = ["prompt", "negative_prompt", "error"].map((name) => value(name, row) ?? "");
+  const parts = ["prompt", "rewritten_prompt", "negative_prompt", "error"].map((name) => value(name, row) ?? "");
   texts.push([data.files[row] ?? "", ...parts].join("\n").toLowerCase());
   const seed = value("seed", row);
   seeds.push(/^\d+$/.test(seed) ? BigInt(seed) : null); // up to 2^63: more than a number holds
@@ -136,9 +136,9 @@ function focusOn(position) {
 
 // -- one image -----------------------------------------------------------------------------------------------------
 
-const FIRST = ["index", "sample", "seed", "width", "height", "num_inference_steps", "guidance_scale", "negative_prompt",
-  "seconds", "batch_size", "rank", "node", "time", "bytes"];
-const NAMES = { num_inference_steps: "steps", guidance_scale: "guidance", negative_prompt: "negative prompt",
+const FIRST = ["index", "sample", "seed", "width", "height", "num_inference_steps", "guidance_scale", "rewritten_prompt",
+  "negative_prompt", "seconds", "batch_size", "rank", "node", "time", "bytes"];
+const NAMES = { num_inference_steps: "steps", guidance_scale: "guidance", negative_prompt: "negative prompt", rewritten_prompt: "rewritten to",
   seconds: "seconds of its batch", batch_size: "batch size", input_images: "input images" };
 
 function open(position) {

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.commands import dglaunch
+from support.lora_files import LAYERS, write_lora
 from support.results import write_jsonl
 
 T2I = "t2i --prompts_file p.jsonl"
@@ -153,6 +154,14 @@ WRONG: dict[str, tuple[str, dict[str, str]]] = {
     "a grid beside its flag": (f"{T2I} --grid seed=1,2 --seed 5", {}),
     "columns without a table": ("t2i --prompt x --seed_column s", {}),
     "a pattern that fits nothing": ("t2i --prompts_file tables/*.csv", {}),
+    "a LoRA that is nowhere": (f"{FLUX} --lora style=nowhere.safetensors:0.8", {}),
+    "a LoRA of which half is missing": (f"{FLUX} --lora half.safetensors", {}),
+    "a row with a LoRA that is not given": ("t2i --prompts_file loras.jsonl --lora style=whole.safetensors", {}),
+    "a LoRA and fused projections": (f"{FLUX} --lora whole.safetensors --enable_fuse_qkv", {}),
+    "LoRAs by row where they are added to the weights": (
+        "plan t2i --prompts_file rows.jsonl --model_name sd3 --backend xdit --world_size 2 --lora style=whole.safetensors",
+        {"DG_XDIT_ULYSSES_DEGREE": "2"},
+    ),
     "a flag that the pipeline does not take": (f"{T2I} --model_name sdxl --max_sequence_length 128", {}),
 }  # fmt: skip
 GOLDEN = Path(__file__).parent / "golden" / "wrong_uses.md"
@@ -166,6 +175,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory, families: Path) -> Path:
     folder = tmp_path_factory.mktemp("wrong")
     for name, family in [("qwen", "qwenimage"), *((f, f) for f in ("flux", "sdxl", "lumina2", "sd3", "zimage"))]:
         (folder / name).symlink_to(build(family, families / family))
+    write_lora(folder / "whole.safetensors")
+    write_lora(folder / "half.safetensors", change={f"{LAYERS[0]}.lora_A.weight": None})
+    write_jsonl(
+        folder / "loras.jsonl", [{"prompt": "a cat", "lora": "stile:0.5"}, {"prompt": "a fox", "lora": "style:x"}]
+    )
+    write_jsonl(folder / "rows.jsonl", [{"prompt": "a cat", "lora": "style"}, {"prompt": "a fox", "lora": "none"}])
     (folder / "plain").mkdir()
     (folder / "empty.jsonl").write_text("")
     write_jsonl(folder / "p.jsonl", [{"prompt": "a cat"}])

@@ -62,7 +62,7 @@ def type_in(command: str) -> int:
         choose(Path(words[1]), Path(words[2]), Path(words[-1]))
     if words[0] == "fetch":
         return fetch(words)
-    return main(["plan", *words] if "--backend" in words else words)
+    return main(["plan", *words] if "--backend" in words and words[0] != "plan" else words)
 
 
 def fetch(words: list[str]) -> int:

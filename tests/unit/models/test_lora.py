@@ -218,3 +218,31 @@ def test_tensors_for_a_text_encoder_that_diffusers_loads_none_into(tmp_path: Pat
     assert ended.code == 2, ended.output
     assert "has tensors for the text_encoder_2 (text_encoder_2.encoder.block.0" in ended.output
     assert "they would be dropped in silence" in ended.output
+
+
+# -- the hub ------------------------------------------------------------------------------------------------------
+
+
+def test_a_lora_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from support.hub_server import HubServer
+
+    folder = tmp_path / "models"
+    write_lora(folder / "one" / "pytorch_lora_weights.safetensors", seed=1)
+    for name in ("a", "b"):
+        write_lora(folder / "two" / f"{name}.safetensors", seed=2)
+    write_lora(folder / "peft" / "adapter_model.safetensors", seed=3)
+    (folder / "peft" / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8}))
+    with HubServer({f"me/{name}": folder / name for name in ("one", "two", "peft")}) as hub:
+        hub.in_use(monkeypatch, tmp_path / "cache")
+        files = read_loras(["me/one:0.5", "b=me/two/b.safetensors"]).files
+        assert [(file.name, file.source, file.scale) for file in files] == [
+            ("one", "me/one/pytorch_lora_weights.safetensors", 0.5), ("b", "me/two/b.safetensors", 1.0),
+        ]  # fmt: skip
+        assert "The hub's me/two holds several files (a.safetensors, b.safetensors). Name one of them." in said_of(
+            "me/two"
+        )
+        assert "adapter_config.json says r 4, lora_alpha 8" in said_of("me/peft")
+        assert "the hub does not give it" in said_of("me/none")
+        hub.down = True
+        monkeypatch.setattr("dglaunch.models.hub._silent_since", {})
+        assert read_loras(["me/one/pytorch_lora_weights.safetensors"]).files[0].sha256 == files[0].sha256

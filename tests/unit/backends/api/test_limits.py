@@ -1,5 +1,6 @@
 """How many requests at a time, how long a pause, and the spending on requests and cost. Free of HTTP."""
 
+import threading
 import time
 
 import pytest
@@ -99,18 +100,65 @@ def test_a_single_server_is_not_set_aside() -> None:
     assert pool.first.not_before == 0.0 and pool.first.base == "http://a/v1" and pool.first.origin == ("a", 80)
 
 
+def go_on() -> bool:
+    return False
+
+
 def test_the_brake_stops_at_its_limits() -> None:
     events: list[str] = []
     spending = limits.SpendLimit(2, None, events.append)
-    spending.take(), spending.take()
+    spending.take(None, go_on), spending.take(None, go_on)
     for _ in range(2):
         with pytest.raises(Drained):
-            spending.take()
+            spending.take(None, go_on)
     assert len(events) == 1 and "--max_requests (2)" in events[0]
+
+
+def test_what_is_under_way_may_cost_what_it_may_cost_at_the_most() -> None:
+    events: list[str] = []
     spending = limits.SpendLimit(None, 1.0, events.append)
-    spending.take(), spending.paid(0.6), spending.take(), spending.paid(0.6)
+    asides = [spending.take(0.3, go_on) for _ in range(3)]
+    waited: list[float | None] = []
+
+    def fourth() -> None:
+        waited.append(spending.take(0.3, go_on))
+
+    thread = threading.Thread(target=fourth)
+    thread.start()
+    time.sleep(0.05)
+    assert asides == [0.3] * 3 and not waited, "a fourth might go beyond the limit"
+    spending.settle(asides.pop(), 0.05)
+    thread.join(5)
+    assert waited == [0.3], "the answer was cheaper, so there is room"
+    for aside in [*asides, 0.3]:
+        spending.settle(aside, 0.25)
     with pytest.raises(Drained):
-        spending.take()
-    spending.paid(None)
+        spending.take(0.3, go_on)
+    assert spending.cost == pytest.approx(0.8) and "might go beyond this rank's part of --max_cost (1)" in events[0]
+
+
+def test_where_no_price_is_known_the_first_goes_alone_and_the_dearest_so_far_is_set_aside() -> None:
+    spending = limits.SpendLimit(None, 1.0, lambda _: None)
+    assert spending.take(None, go_on) == 0.0
+    with pytest.raises(Drained):
+        spending.take(None, lambda: True)  # it waits for the first one's answer, and is stopped meanwhile
+    spending.settle(0.0, 0.4)
+    assert spending.take(None, go_on) == 0.4
+    spending.settle(0.4, 0.7)
+    with pytest.raises(Drained):
+        spending.take(None, go_on)
+
+
+def test_a_request_that_costs_more_than_was_thought_raises_what_is_set_aside() -> None:
+    spending = limits.SpendLimit(None, 1.0, lambda _: None)
+    spending.settle(spending.take(0.1, go_on), 0.3)
+    assert spending.take(0.1, go_on) == 0.3
+
+
+def test_answers_that_do_not_say_what_they_cost_end_the_run_where_there_is_a_limit() -> None:
+    free = limits.SpendLimit(None, None, lambda _: None)
+    free.uncounted(), free.take(None, go_on)
+    spending = limits.SpendLimit(None, 1.0, lambda _: None)
+    spending.uncounted()
     with pytest.raises(UserError, match="do not report a cost"):
-        spending.take()
+        spending.take(None, go_on)
