@@ -63,6 +63,9 @@ class WeightlessLoader(PipelineLoader):
     def outline(self) -> torch.nn.Module:
         return cast("torch.nn.Module", self._part(self.checkpoint.components["transformer"]))
 
+    def leave_host(self) -> None:
+        self.simulated.meter.restart()
+
     def fill(self, transformer: torch.nn.Module, layout: Layout) -> None:
         """There is nothing to read."""
 

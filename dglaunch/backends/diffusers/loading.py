@@ -118,6 +118,9 @@ class PipelineLoader:
         """Return the transformer without memory for its weights."""
         return outline(self.checkpoint.components["transformer"], getattr(torch, self.context.dtype))
 
+    def leave_host(self) -> None:
+        """Called once networks that were whole in the host's memory are shared: a rehearsal counts the device's alone."""
+
     def fill(self, transformer: torch.nn.Module, layout: Layout) -> None:
         """Read this rank's part of the transformer's weights from the checkpoint's files."""
         folder = Path(self.checkpoint.source if self.checkpoint.local else self._fetched())

@@ -114,6 +114,7 @@ class SharingEngine(DiffusersEngine):
             encoders = loader.load_text_encoders(pipeline)
             for encoder in encoders.values():
                 layout.apply(encoder)
+            loader.leave_host()
             return encoders
 
         return self._in_turn(load)
