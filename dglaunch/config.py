@@ -33,7 +33,7 @@ OTHER_DTYPES: dict[str, DtypeName] = {
     "bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32",
 }  # fmt: skip
 """Other names of the types; a configuration holds the first ones."""
-CacheType = Literal["first_block_cache", "taylor_seer", "faster_cache", "pab", "mag_cache", "cache_dit"]
+CacheType = Literal["first_block_cache", "taylor_seer", "faster_cache", "pab", "mag_cache", "cache_dit", "fbcache"]
 Value = TypeVar("Value")
 
 
@@ -153,6 +153,10 @@ class BackendConfig:
     """A folder on each node's own disk (/local/scratch): one rank of each node copies the checkpoint there, and all load from it."""
     cache_dir: Path = flag(Path("~/.cache/dglaunch"), REPLAY | TRUST | LOCAL, Group.MODEL)
     """Where dglaunch keeps what it builds once (not the hub's own cache)."""
+    parallel: Literal["context"] | None = flag(None, TUNING | LOCAL, Group.SPEED)
+    """context: DG_PARALLEL_DEGREE ranks compute each image together, by diffusers' own context parallelism."""
+    shard: Literal["fsdp", "tensor"] | None = flag(None, TUNING | LOCAL, Group.SPEED)
+    """DG_SHARD_DEGREE ranks hold one model together: fsdp fetches each block as it runs, tensor cuts its matrices."""
 
     def __post_init__(self) -> None:
         if self.torch_dtype is not None:
@@ -185,9 +189,10 @@ class OptimizationConfig:
     embedding_cache: Path | None = flag(None, TRUST | TUNING | LOCAL, Group.SPEED)
     """Folder that keeps encoded prompts between runs; with all of them there the text encoders are not even loaded."""
     cache_type: CacheType | None = flag(None, IDENTITY | IMAGE | REPLAY | TUNING | LOCAL, Group.SPEED)
-    """Reuse activations between denoising steps (diffusers' caches, cache-dit): faster, changes the image."""
+    """Reuse activations between denoising steps (diffusers' caches, cache-dit, with xdit fbcache): faster, changes the image."""
     cache_threshold: float | None = flag(None, IMAGE | REPLAY | TUNING | LOCAL, Group.SPEED)
-    """Of first_block_cache, mag_cache and cache_dit: how much may change and yet be skipped. Default: 0.08, 0.06, 0.08."""
+    """Of first_block_cache, mag_cache, cache_dit and fbcache: how much may change and yet be skipped. Default: 0.08, 0.06, 0.08,
+    0.12."""
     cache_interval: int | None = flag(None, IMAGE | REPLAY | TUNING | LOCAL, Group.SPEED)
     """Of taylor_seer, faster_cache and pab: compute every so many steps. Default: 5, 2, 2."""
     cache_warmup: int | None = flag(None, IMAGE | REPLAY | TUNING | LOCAL, Group.SPEED)
@@ -713,17 +718,28 @@ def _check_columns(config: RunConfig) -> None:
 
 
 XDIT_PREFIX = "DG_XDIT_"
+OWN_DEGREES = {"context_degree": "DG_PARALLEL_DEGREE", "shard_degree": "DG_SHARD_DEGREE"}
+"""The variables of those degrees that are not xDiT's."""
 
 
 @dataclass(kw_only=True, slots=True)
 class ParallelConfig:
-    """xDiT's degrees: how many ranks share one image, and how. Read from DG_XDIT_* only."""
+    """How many ranks share one image, and how: xDiT's degrees, read from DG_XDIT_*, and those of --parallel and --shard."""
 
     ulysses_degree: int = 1
     ring_degree: int = 1
     use_cfg_parallel: bool = False
     data_parallel_degree: int | None = None
     """Replicas. Default: what is left of the world."""
+    context_degree: int = 1
+    """With --parallel context."""
+    shard_degree: int = 1
+    """With --shard; with both, they are the same ranks."""
+
+
+def degree_variable(name: str) -> str:
+    """Return the variable that sets a field of ParallelConfig."""
+    return OWN_DEGREES.get(name, XDIT_PREFIX + name.upper())
 
 
 def settings(config: object) -> dict[str, object]:

@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dglaunch.config import COMMANDS, XDIT_PREFIX, ParallelConfig, flag_fields, leaf_fields
+from dglaunch.config import COMMANDS, XDIT_PREFIX, ParallelConfig, degree_variable, flag_fields, leaf_fields
 from dglaunch.diffgentor import told_of_variables
 from dglaunch.errors import UserError
 from dglaunch.files import at_home
@@ -134,14 +134,14 @@ def _describe(kind: object) -> str:
 
 
 def parallel_from_environment(environ: Mapping[str, str]) -> ParallelConfig:
-    """Return the DG_XDIT_* degrees.
+    """Return the degrees that DG_XDIT_*, DG_PARALLEL_DEGREE and DG_SHARD_DEGREE set.
 
     Raises:
         UserError: a variable does not parse or is below 1, or it asks for PipeFusion.
     """
     parallel = ParallelConfig()
     for name, hint in types_of(ParallelConfig).items():
-        variable = XDIT_PREFIX + name.upper()
+        variable = degree_variable(name)
         if variable in environ:
             setattr(parallel, name, _degree(variable, environ[variable], hint))
     if PIPEFUSION in environ and _degree(PIPEFUSION, environ[PIPEFUSION], int) != 1:
@@ -155,7 +155,7 @@ def parallel_from_environment(environ: Mapping[str, str]) -> ParallelConfig:
 
 
 def _degree(variable: str, text: str, hint: object) -> object:
-    """One of xDiT's degrees, or its truth value."""
+    """A degree, or xDiT's truth value."""
     value = parse_value(variable, text, hint)
     if isinstance(value, int) and not isinstance(value, bool) and value < 1:
         raise UserError(f"{variable}={text} must be 1 or more; unset it to leave it at 1.")
@@ -174,7 +174,7 @@ def check_variables(environ: Mapping[str, str]) -> None:
         UserError: with the nearest name, or what replaces it if it is diffgentor's; or DG_JOB_TOKEN is set to nothing.
     """
     flags = set(map(variable_of, known_flags()))
-    allowed = flags | {XDIT_PREFIX + item.name.upper() for item in fields(ParallelConfig)} | {PIPEFUSION, JOB_TOKEN}
+    allowed = flags | {degree_variable(item.name) for item in fields(ParallelConfig)} | {PIPEFUSION, JOB_TOKEN}
     if environ.get(JOB_TOKEN) == "":
         raise UserError(
             f"{JOB_TOKEN} is set to nothing, so it would keep nobody out. Give it a long random text, or unset it."

@@ -292,6 +292,15 @@ def xdit_families() -> str:
     return table(["family", "pipeline class", "Ulysses", "ring", "CFG parallel"], rows)
 
 
+def shared_families() -> str:
+    rows = [
+        [family.name, f"`{pipeline}`", *(yes_or_no(way in family.shares) for way in ("fsdp", "tensor", "context"))]
+        for pipeline, family in FAMILIES.items()
+        if family.shares
+    ]
+    return table(["family", "pipeline class", "`--shard fsdp`", "`--shard tensor`", "`--parallel context`"], rows)
+
+
 def editing_families() -> str:
     rows = [
         [
@@ -625,6 +634,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "notes on known models": catalogue_notes,
     "weights and inputs": weights_and_inputs,
     "xdit families": xdit_families,
+    "shared families": shared_families,
     "editing families": editing_families,
     "input pipelines": input_pipelines,
     "optimizations": optimizations,

@@ -8,7 +8,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from dglaunch.distributed import store as stores
 from dglaunch.distributed.messages import pack, unpack
@@ -129,20 +129,24 @@ class Channel:
         """The values of all ranks, in the order of ranks, on every rank."""
         return self._all(value, self._world, self.topology.world_size)
 
-    def together(self, action: Callable[[], Value]) -> Value:
-        """What the action gives on this rank, once all ranks have done it; if it fails on one, all of them raise.
+    def together(self, action: Callable[[], Value], of: Literal["world", "replica"] = "world") -> Value:
+        """What the action gives on this rank, once all ranks (of the world, or of this rank's replica) have done it; if it
+        fails on one, all of them raise.
 
         Raises:
             UserError: that of the first rank that has one, so that rank 0 reports it.
             DglaunchError: on the other ranks, for another failure.
         """
+        tell, first = self.all_of_world, 0
+        if of == "replica":
+            tell, first = self.all_of_replica, self.topology.replica_ranks[0]
         try:
             result = action()
         except Exception as error:  # whatever it is: the others wait for this rank's word
-            self.all_of_world(_as_message(error))
+            tell(_as_message(error))
             raise
         no_failure: UserError | str | None = None
-        for rank, failure in enumerate(self.all_of_world(no_failure)):
+        for rank, failure in enumerate(tell(no_failure), first):
             if isinstance(failure, UserError):
                 raise failure
             if failure is not None:

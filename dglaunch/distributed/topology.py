@@ -1,4 +1,4 @@
-"""Who am I: torchrun's variables and xDiT's degrees make replicas.
+"""Who am I: torchrun's variables and the degrees of xDiT, --parallel and --shard make replicas.
 
 A replica is the set of ranks that compute one batch together. It is the unit of sharding: with Ulysses 2 on 8 ranks
 there are 4 replicas, and both ranks of a replica get the same batch. xfuser orders ranks with data parallelism
@@ -8,9 +8,9 @@ outermost, so that the ranks of a replica are neighbours.
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from dglaunch.config import XDIT_PREFIX, ParallelConfig, RunConfig, WriterName
+from dglaunch.config import OWN_DEGREES, XDIT_PREFIX, ParallelConfig, RunConfig, WriterName
 from dglaunch.environment import job_token
 from dglaunch.errors import UserError
 
@@ -19,6 +19,8 @@ RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT")
 NEEDED = ("WORLD_SIZE", *RENDEZVOUS)
 """What torchrun sets beside RANK."""
 NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "MASTER_PORT")
+SHARED = {"parallel": "an image", "shard": "the weights"}
+"""What the ranks of a replica share, by the flag."""
 RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
 
@@ -56,11 +58,13 @@ class Topology:
         """Ranks that share one image."""
         parallel = self.parallel
         cfg = 2 if parallel.use_cfg_parallel else 1
-        return parallel.ulysses_degree * parallel.ring_degree * cfg
+        own = max(parallel.context_degree, parallel.shard_degree)
+        return parallel.ulysses_degree * parallel.ring_degree * cfg * own
 
     @property
     def sequence_degree(self) -> int:
-        return self.parallel.ulysses_degree * self.parallel.ring_degree
+        """Ranks over which the tokens of an image are split."""
+        return self.parallel.ulysses_degree * self.parallel.ring_degree * self.parallel.context_degree
 
     @property
     def num_replicas(self) -> int:
@@ -136,6 +140,8 @@ def degrees_in_words(parallel: ParallelConfig) -> str:
         "ulysses": parallel.ulysses_degree,
         "ring": parallel.ring_degree,
         "cfg": 2 if parallel.use_cfg_parallel else 1,
+        "context": parallel.context_degree,
+        "shard": parallel.shard_degree,
     }
     return ", ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1)
 
@@ -166,11 +172,7 @@ def from_environment(
     if under_torchrun:
         check_world(environ)
     world = world_size or (int(environ["WORLD_SIZE"]) if under_torchrun else 1)
-    if config.backend.backend != "xdit" and parallel != ParallelConfig():
-        raise UserError(
-            f"{XDIT_PREFIX}* degrees are set, but --backend {config.backend.backend} has none: each rank is a replica. "
-            f"Unset them or use --backend xdit."
-        )
+    _check_ways(config, parallel)
     node, num_nodes = _nodes(config, environ) if under_torchrun else (config.node_rank or 0, config.num_nodes or 1)
     topology = Topology(
         rank=int(environ["RANK"]) if under_torchrun else 0,
@@ -188,6 +190,45 @@ def from_environment(
     )
     _check_degrees(topology)
     return topology
+
+
+def _check_ways(config: RunConfig, parallel: ParallelConfig) -> None:
+    """Refuse degrees of a way to share an image that was not asked for, and a way without a degree.
+
+    Raises:
+        UserError: with what to set or unset.
+    """
+    backend = config.backend
+    own = {name: getattr(parallel, name) for name in OWN_DEGREES}
+    if backend.backend != "xdit" and replace(parallel, context_degree=1, shard_degree=1) != ParallelConfig():
+        raise UserError(
+            f"{XDIT_PREFIX}* degrees are set, but --backend {backend.backend} has none: each rank is a replica. "
+            f"Unset them or use --backend xdit."
+        )
+    ways = {"parallel": (backend.parallel, "context_degree"), "shard": (backend.shard, "shard_degree")}
+    for flag, (way, name) in ways.items():
+        variable, degree = OWN_DEGREES[name], own[name]
+        if way is not None and backend.backend == "xdit":
+            raise UserError(
+                f"--{flag} {way} is a way of diffusers itself, and --backend xdit has its own ({XDIT_PREFIX}* degrees); drop "
+                "one of them."
+            )
+        if degree > 1 and (way is None or backend.backend != "diffusers"):
+            raise UserError(
+                f"{variable}={degree} does nothing without --{flag} and --backend diffusers; add the flag, or unset the "
+                "variable."
+            )
+        if way is not None and degree == 1 and backend.backend == "diffusers":
+            raise UserError(
+                f"--{flag} {way} does nothing on one rank: say how many share {SHARED[flag]}, such as {variable}=2, and start "
+                "that many ranks (torchrun --nproc_per_node 2), or a multiple of it."
+            )
+    if backend.parallel and backend.shard and len(set(own.values())) > 1:
+        said = " and ".join(f"{OWN_DEGREES[name]}={degree}" for name, degree in own.items())
+        raise UserError(
+            f"{said}: with --parallel and --shard together the same ranks share the image and the weights. Give both "
+            "variables the same number."
+        )
 
 
 def check_world(environ: Mapping[str, str]) -> None:
@@ -248,17 +289,19 @@ def _check_degrees(topology: Topology) -> None:
     product = topology.replica_size * (data or 1)
     if (data is None and world % product == 0 and world >= product) or (data is not None and product == world):
         return
+    own = parallel.context_degree, parallel.shard_degree
     arithmetic = (
         f"ulysses {parallel.ulysses_degree} x ring {parallel.ring_degree} x cfg {cfg}"
         + (f" x data {data}" if data is not None else "")
         + f" = {product}"
     )
+    whose = f"The {XDIT_PREFIX}* degrees {arithmetic}"
+    if max(own) > 1:
+        whose = f"{OWN_DEGREES['context_degree' if own[0] > 1 else 'shard_degree']} is {product}"
     relation = "is not" if data is not None else "does not divide"
     fitting = [n for n in range(1, world + 1) if world % n == 0]
     hint = f"Ranks a replica may have in a world of {world}: {', '.join(map(str, fitting))}"
     if data is not None and world % topology.replica_size == 0:
         hint = f"Unset {XDIT_PREFIX}DATA_PARALLEL_DEGREE or set it to {world // topology.replica_size}"
     near = product if data is not None else max(world // product, 1) * product
-    raise UserError(
-        f"The DG_XDIT_* degrees {arithmetic}, which {relation} the world size {world}. {hint}; or start {near} ranks."
-    )
+    raise UserError(f"{whose}, which {relation} the world size {world}. {hint}; or start {near} ranks.")

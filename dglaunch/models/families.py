@@ -180,6 +180,12 @@ class Family:
     takes: frozenset[str] | None = None
     """Of the optimizations that depend on the family, those that were measured to work (tests/torchrun/test_optimizations.py
     tries them again). None: nobody measured, so each is let through and the loaded modules decide."""
+    shares: frozenset[str] = frozenset()
+    """The ways in which the ranks of a replica were measured to share it by diffusers itself: the values of --parallel and
+    --shard (tests/torchrun/test_sharing.py tries them again)."""
+    whole_under_tensor: float = 0.0
+    """Share of the transformer's weights that --shard tensor leaves whole on each rank: what diffusers' plan does not name, by
+    the published configuration."""
 
     def input_pipeline(self, roles: tuple[Role, ...]) -> InputPipeline | None:
         """Return the pipeline for rows with these input images; None if there is none."""
@@ -209,13 +215,13 @@ _LUMINA2_SYSTEM = (
 _FLUX = XDiT(
     wrapper=f"{_TRANSFORMERS}.transformer_flux:xFuserFlux1Transformer2DWrapper",
     splits_text=True,
-    takes=_names("cache:taylor_seer cache:faster_cache cache:pab cache:mag_cache enable_fuse_qkv"),
+    takes=_names("cache:taylor_seer cache:faster_cache cache:pab cache:mag_cache cache:fbcache enable_fuse_qkv"),
     inputs=frozenset({"FluxImg2ImgPipeline", "FluxInpaintPipeline"}),
 )
 _FLUX2 = XDiT(
     wrapper=f"{_TRANSFORMERS}.transformer_flux2:xFuserFlux2Transformer2DWrapper",
     splits_text=True,
-    takes=_names("cache:faster_cache cache:pab enable_fuse_qkv"),
+    takes=_names("cache:faster_cache cache:pab cache:fbcache enable_fuse_qkv"),
 )
 _QWEN = XDiT(
     in_place="dglaunch.backends.xdit.exact:wrap_qwen",
@@ -241,6 +247,9 @@ _ONE_LORA = LoraRules(mixes=False)
 """Nobody measured whether rows with different LoRAs may share a call."""
 _QWEN_TAKES = _names("attention_backend enable_compile cache:first_block_cache cache:taylor_seer cache:cache_dit")
 _GUIDED_TAKES = _names("enable_fuse_qkv cache:cache_dit")
+_PLANNED = _names("context fsdp tensor")
+"""What a transformer is shared by for which diffusers has a plan of both kinds."""
+_FSDP = _names("fsdp")
 
 FAMILIES: dict[str, Family] = {
     "FluxPipeline": Family(
@@ -258,6 +267,8 @@ FAMILIES: dict[str, Family] = {
             "attention_backend enable_compile enable_fuse_qkv cache:first_block_cache cache:taylor_seer "
             "cache:faster_cache cache:pab cache:mag_cache cache:cache_dit"
         ),
+        shares=_PLANNED,
+        whole_under_tensor=0.28,
     ),
     "FluxKontextPipeline": Family(
         name="FluxKontext",
@@ -281,6 +292,8 @@ FAMILIES: dict[str, Family] = {
         xdit=replace(_FLUX, takes=frozenset()),
         lora=_FLUX_LORA,
         takes=_names("attention_backend enable_compile enable_fuse_qkv cache:faster_cache cache:pab cache:cache_dit"),
+        shares=_PLANNED,
+        whole_under_tensor=0.28,
     ),
     "Flux2Pipeline": Family(
         name="Flux2",
@@ -293,6 +306,8 @@ FAMILIES: dict[str, Family] = {
         xdit=_FLUX2,
         lora=LoraRules(mixes_xdit=True),
         takes=_names("attention_backend enable_compile enable_fuse_qkv cache:faster_cache cache:pab cache:cache_dit"),
+        shares=_PLANNED,
+        whole_under_tensor=0.03,
     ),
     "Flux2KleinPipeline": Family(
         name="Flux2Klein",
@@ -307,6 +322,8 @@ FAMILIES: dict[str, Family] = {
         takes=_names(
             "attention_backend enable_compile enable_fuse_qkv cache:taylor_seer cache:faster_cache cache:pab cache:cache_dit"
         ),
+        shares=_PLANNED,
+        whole_under_tensor=0.05,
     ),
     "QwenImagePipeline": Family(
         name="QwenImage",
@@ -320,6 +337,8 @@ FAMILIES: dict[str, Family] = {
         xdit=_QWEN,
         lora=LoraRules(),
         takes=_QWEN_TAKES,
+        shares=_PLANNED,
+        whole_under_tensor=0.34,
     ),
     "QwenImageEditPipeline": Family(
         name="QwenImageEdit",
@@ -340,6 +359,8 @@ FAMILIES: dict[str, Family] = {
         xdit=_QWEN,
         lora=LoraRules(),
         takes=_QWEN_TAKES,
+        shares=_PLANNED,
+        whole_under_tensor=0.34,
     ),
     "QwenImageEditPlusPipeline": Family(
         name="QwenImageEditPlus",
@@ -358,7 +379,10 @@ FAMILIES: dict[str, Family] = {
             output_text="1 Mpx, in the shape of the last image",
         ),
         lora=LoraRules(),
+        xdit=_QWEN,
         takes=_QWEN_TAKES,
+        shares=_PLANNED,
+        whole_under_tensor=0.34,
     ),
     "LongCatImageEditPipeline": Family(
         name="LongCatImageEdit",
@@ -376,6 +400,7 @@ FAMILIES: dict[str, Family] = {
             sets_size=False,
         ),
         takes=_names("attention_backend enable_compile"),
+        shares=_FSDP,
     ),
     "ZImagePipeline": Family(
         name="ZImage",
@@ -396,6 +421,7 @@ FAMILIES: dict[str, Family] = {
         ),
         lora=LoraRules(apart=("x_embedder", "cap_embedder")),
         takes=_names("attention_backend enable_compile cache:cache_dit"),
+        shares=_FSDP,
     ),
     "StableDiffusion3Pipeline": Family(
         name="SD3",
@@ -419,6 +445,7 @@ FAMILIES: dict[str, Family] = {
         ),
         lora=replace(_CLIP_LORA, xdit="fused"),
         takes=_GUIDED_TAKES,
+        shares=_FSDP,
     ),
     "PixArtSigmaPipeline": Family(
         name="PixArtSigma",
@@ -429,6 +456,7 @@ FAMILIES: dict[str, Family] = {
         text_outputs=_GUIDED_TEXT,
         xdit=XDiT(pipeline="xfuser:xFuserPixArtSigmaPipeline", cfg=True, image_unit="rows"),
         takes=_GUIDED_TAKES,
+        shares=_FSDP,
     ),
     "Lumina2Pipeline": Family(
         name="Lumina2",
@@ -446,6 +474,7 @@ FAMILIES: dict[str, Family] = {
         ),
         lora=LoraRules(xdit="before"),
         takes=_names("cache:cache_dit"),
+        shares=_FSDP,
     ),
     "PixArtAlphaPipeline": Family(
         name="PixArtAlpha",
@@ -556,13 +585,6 @@ FAMILIES: dict[str, Family] = {
         arguments=(("enable_prompt_rewrite", False),),
         windows=(TextWindow(spells_quotes=True),),
     ),
-    "StableDiffusionXLPipeline": Family(
-        name="SDXL",
-        lora=_CLIP_LORA,
-        size_multiple=8,
-        takes_text_length=False,
-        windows=(TextWindow(own=True), TextWindow(tokenizer="tokenizer_2", own=True)),
-    ),
     "GlmImagePipeline": Family(
         name="GlmImage",
         size_multiple=32,
@@ -613,6 +635,11 @@ def xdit_editors() -> list[str]:
 def editors() -> dict[str, str]:
     """Return the pipeline class of each --model_type."""
     return {family.edit.name: name for name, family in FAMILIES.items() if family.edit is not None}
+
+
+def families_shared_by(way: str) -> list[str]:
+    """Return the families that one way of diffusers shares over the ranks of a replica."""
+    return _measured(way, ((family.name, family.shares) for family in FAMILIES.values()))
 
 
 def families_taking(optimization: str) -> list[str]:

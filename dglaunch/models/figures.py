@@ -37,13 +37,19 @@ class Request:
     """Of text to image: what its input images are for."""
     controlnet: str = ""
     """What --controlnet names, where a control image is among them."""
+    context_degree: int = 1
     flags: tuple[str, ...] = ()
     """Of the optimizations those that are traced: enable_vae_slicing, enable_vae_tiling, enable_layerwise_casting, ..."""
 
     @property
     def replica_size(self) -> int:
         """Ranks that share one image."""
-        return self.ulysses_degree * self.ring_degree * (2 if self.use_cfg_parallel else 1)
+        return self.ulysses_degree * self.ring_degree * (2 if self.use_cfg_parallel else 1) * self.context_degree
+
+    def as_key(self) -> dict[str, object]:
+        """Return it as JSON without what was added later and is not used, so that figures keep the keys that they have."""
+        later = {"context_degree": 1, "roles": (), "controlnet": ""}
+        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,8 @@ class Optimization:
     """Why it needs --enable_compile on a GPU."""
     xdit: str = ""
     """Why it cannot go with --backend xdit."""
+    only_xdit: str = ""
+    """What to take instead without --backend xdit, as it is xfuser's own."""
     lora: str = ""
     """Why it cannot go with --lora."""
     excludes: tuple[str, ...] = ()
@@ -85,7 +87,17 @@ OPTIMIZATIONS = (
     ),
     Optimization(
         flag="cache_type", value="cache_dit", does="DBCache of the package cache-dit: compares the first blocks",
-        changes="yes", package=("cache_dit", "pip install 'dglaunch[cache]'"), xdit=_DECIDES,
+        changes="yes", package=("cache_dit", "pip install 'dglaunch[cache]'"),
+        xdit="it averages what it decides by over all ranks of the world, so that replicas would meddle with each other's images "
+        "(--cache_type fbcache, for Flux and Flux2, does not)",
+    ),
+    Optimization(
+        flag="cache_type", value="fbcache", does="xfuser's first-block cache: the ranks of an image decide together",
+        changes="yes", only_xdit="--cache_type first_block_cache",
+        excludes=(
+            "enable_compile", "enable_fuse_qkv", "enable_layerwise_casting", "quantization int8", "quantization fp8",
+            "quantization nf4",
+        ),
     ),
     Optimization(
         flag="enable_compile", does="torch.compile of the repeated blocks, or of the whole transformer", excludes=_MOVING,
@@ -137,6 +149,7 @@ CACHE_FLAGS: dict[str, dict[str, str]] = {
     "pab": {"cache_interval": "spatial_attention_block_skip_range"},
     "mag_cache": {"cache_threshold": "threshold"},
     "cache_dit": {"cache_threshold": "residual_diff_threshold", "cache_warmup": "max_warmup_steps"},
+    "fbcache": {"cache_threshold": "residual_diff_threshold"},
 }
 """--cache_type -> which of the cache flags it takes, and what they are called there."""
 

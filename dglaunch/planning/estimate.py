@@ -98,6 +98,8 @@ def memory_of(
         whole |= {name: int(whole[name] * share) for name in whole if name in DENOISERS}
     whole |= {name: size for name, size in checkpoint.stored.items() if name in whole}
     whole = _with_loras(whole, checkpoint)
+    whole = on_each_rank(whole, checkpoint, config, topology)
+    exact = exact and config.backend.shard is None
     ahead = checkpoint.encodes_ahead(config.optimization.encode)
     stages = {
         name: _stage_memory(figures, name, _resident(whole, name, config.optimization, ahead), ahead) for name in STAGES
@@ -137,6 +139,35 @@ def _with_loras(parts: dict[str, int], checkpoint: Checkpoint) -> dict[str, int]
     }
 
 
+GATHERED = 0.05
+"""Share of a network's weights that FSDP has whole on each rank at the worst moment: two blocks, or the embedding of a language
+model."""
+
+
+def on_each_rank(
+    parts: Mapping[str, int], checkpoint: Checkpoint, config: RunConfig, topology: Topology
+) -> dict[str, int]:
+    """Return the bytes of each component that a rank holds where --shard shares the weights: the text encoders' go by FSDP."""
+    degree = topology.parallel.shard_degree
+
+    def here(name: str, size: int) -> int:
+        if degree == 1 or not name.startswith((*DENOISERS, "text_encoder")):
+            return size
+        is_cut = config.backend.shard == "tensor" and name in DENOISERS
+        stays = checkpoint.family.whole_under_tensor if is_cut else GATHERED
+        return int(size * (stays + (1 - stays) / degree))
+
+    return {name: here(name, size) for name, size in parts.items()}
+
+
+def gathered_a_step(parts: Mapping[str, int], config: RunConfig, topology: Topology) -> int:
+    """Return the bytes of weights that a rank gets from the others in each denoising step, under --shard fsdp."""
+    if config.backend.shard != "fsdp":
+        return 0
+    degree = topology.parallel.shard_degree
+    return sum(size for name, size in parts.items() if name in DENOISERS) * (degree - 1) // degree
+
+
 STORED = {"int8": 1.0, "fp8": 1.0, "nf4": 0.56}
 """Bytes of a weight of the transformer once it is quantized, its scales included."""
 
@@ -156,6 +187,7 @@ def _by_formula(
         for name, count in checkpoint.parameters.items()
     } | dict(checkpoint.stored)
     parts = _with_loras(parts, checkpoint)
+    parts = on_each_rank(parts, checkpoint, config, topology)
     ahead = checkpoint.encodes_ahead(optimization.encode)
     tokens = checkpoint.image_tokens(shape) + inputs + checkpoint.text_length(config.max_sequence_length)
     denoise = 12 * tokens * (checkpoint.width_of_model or UNET_WIDTH) * size // topology.sequence_degree

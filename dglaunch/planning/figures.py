@@ -43,8 +43,6 @@ MEASURED = "measured.json"
 """In the folder of kept figures: what runs found of their peaks."""
 LEAST_FACTOR, MOST_FACTOR = 0.5, 4.0
 """A run that found more or less than this measured something else."""
-NEW = ("roles", "controlnet")
-"""Of a request: what keys of figures made before it have not, and those without it do not need."""
 FORMAT = 1
 """Of the figures; another one makes those that were kept useless."""
 
@@ -68,6 +66,7 @@ def request_of(
         use_cfg_parallel=parallel.use_cfg_parallel,
         roles=bucket.roles,
         controlnet=(config.backend.controlnet or "") if "control" in bucket.roles else "",
+        context_degree=parallel.context_degree,
         flags=tuple(name for name in TRACED if getattr(config.optimization, name)),
     )
 
@@ -287,8 +286,7 @@ def key_of(checkpoint: Checkpoint, request: Request) -> str:
         for name, part in sorted(checkpoint.components.items())
         if part.config and not name.endswith("scheduler")
     }
-    asked = {name: value for name, value in asdict(request).items() if value or name not in NEW}
-    content = [FORMAT, checkpoint.pipeline_class, checkpoint.settings, parts, asked]
+    content = [FORMAT, checkpoint.pipeline_class, checkpoint.settings, parts, request.as_key()]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
 

@@ -17,7 +17,7 @@ from dglaunch.models.figures import Figures
 from dglaunch.models.optimizations import OPTIMIZATIONS
 from dglaunch.models.schedulers import calls_of
 from dglaunch.planning import estimate
-from dglaunch.planning.estimate import SPARE, Memory, memory_of
+from dglaunch.planning.estimate import SPARE, Memory, gathered_a_step, memory_of
 from dglaunch.planning.figures import FigureBook
 from dglaunch.planning.gpus import Gpu
 from dglaunch.planning.job import Job, Schedule
@@ -307,8 +307,11 @@ class _Looking:
         found = figures if figures is not None else self.book(bucket)
         if found is None or self.gpu is None:
             return None
+        work = work_of(self.job.config.backend.model_name, found, images, self.calls(bucket, found))
+        gathered = gathered_a_step(found.weights, self.job.config, topology or self.job.topology)
         work = replace(
-            work_of(self.job.config.backend.model_name, found, images, self.calls(bucket, found)),
+            work,
+            sent_bytes_a_step=work.sent_bytes_a_step + gathered,
             overlapped=(topology or self.job.topology).parallel.ring_degree > 1,
             weights_bytes=sum(found.weights.values()),
         )
@@ -336,7 +339,11 @@ class _Looking:
 
     def layouts(self) -> list[Layout]:
         """All ways in which this many GPUs can share the job, each with its figures or why it cannot be."""
-        return [self.layout(parallel) for parallel in (ParallelConfig(), *splits(self.job.topology.world_size))]
+        topology = self.job.topology
+        ways = [ParallelConfig(), *splits(topology.world_size)]
+        if max(topology.parallel.context_degree, topology.parallel.shard_degree) > 1:
+            ways.insert(0, topology.parallel)
+        return [self.layout(parallel) for parallel in ways]
 
     def layout(self, parallel: ParallelConfig) -> Layout:
         job, bucket = self.job, self.largest[0]
@@ -380,6 +387,8 @@ class _Looking:
             UserError: with the reason.
         """
         job = self.job
+        if topology.parallel == job.topology.parallel:
+            return  # as the job itself was
         if topology.replica_size > 1:
             config = replace(job.config, backend=replace(job.config.backend, backend="xdit"))
             profile_of("xdit").check(config, job.target, topology, job.makeable)

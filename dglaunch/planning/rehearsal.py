@@ -78,7 +78,9 @@ def to_rehearse(job: Job, schedule: Schedule) -> Rehearsed:
     context = Context(
         config=config,
         checkpoint=checkpoint,
-        topology=replace(job.topology, distributed=job.config.backend.backend == "xdit"),
+        topology=replace(
+            job.topology, distributed=job.config.backend.backend == "xdit" or job.topology.replica_size > 1
+        ),
         channel=Channel(Topology(), "cpu"),
         device="cpu",
         dtype=job.machine.dtype,

@@ -12,6 +12,7 @@ import torch
 from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers.loading import PipelineLoader
 from dglaunch.backends.diffusers.protocols import Pipeline, PretrainedPart
+from dglaunch.backends.diffusers.shards import Layout
 from dglaunch.models.building import build
 from dglaunch.models.components import Component
 from dglaunch.models.controlnet import controlnet_of
@@ -66,10 +67,19 @@ class WeightlessLoader(PipelineLoader):
         component = controlnet_of(self.context.config.backend)
         return None if component is None else self._network("controlnet", partial(build, component))
 
+    def outline(self) -> torch.nn.Module:
+        return cast("torch.nn.Module", self._part(self.checkpoint.components["transformer"]))
+
+    def leave_host(self) -> None:
+        self.simulated.meter.restart()
+
+    def fill(self, transformer: torch.nn.Module, layout: Layout) -> None:
+        """There is nothing to read."""
+
     def load_text_encoders(self, pipeline: Pipeline) -> dict[str, torch.nn.Module]:
         components = self.checkpoint.components
         self.live_before_encoders = self.simulated.meter.live
-        return {name: self._part(components[name]) for name in self._text_encoders() if name in components}
+        return {name: self._part(components[name]) for name in self.text_encoders() if name in components}
 
     def _pipeline(self, given: dict[str, Any]) -> Pipeline:
         """The checkpoint's pipeline of its parts; what has no configuration here is a tokenizer, or left out."""

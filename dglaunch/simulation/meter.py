@@ -202,6 +202,13 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no
         self.live += size
         self.peak = max(self.peak, self.live)
 
+    def recount(self, tensor: torch.Tensor) -> None:
+        """Count the storage of a tensor anew, of which the size has been changed."""
+        storage = tensor.untyped_storage()
+        if (counted := self._sizes.get(storage._cdata)) is not None:
+            counted()
+        self._count_storage(storage)
+
     def _forget(self, key: int, size: int) -> None:
         del self._sizes[key]
         self.live -= size

@@ -15,6 +15,7 @@ from unittest import mock
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from dglaunch.backends.diffusers.blocks import kept_in_float32, outermost_lists
 from dglaunch.models.figures import DENOISERS
 from dglaunch.simulation.meter import Meter
 
@@ -40,21 +41,12 @@ class Blocks:
 def equal_blocks(network: torch.nn.Module) -> list[Blocks]:
     """Return the kinds of blocks of which a network has many, in its outermost lists."""
     found: list[Blocks] = []
-    for path, blocks in _outermost_lists(network, ""):
+    for path, blocks in outermost_lists(network):
         kinds: dict[object, list[int]] = {}
         for number, block in enumerate(blocks):
             kinds.setdefault(_kind(block), []).append(number)
         found += [Blocks(path, tuple(numbers)) for numbers in kinds.values() if len(numbers) > FEW]
     return found
-
-
-def _outermost_lists(module: torch.nn.Module, path: str) -> Iterator[tuple[str, torch.nn.ModuleList]]:
-    for name, part in module.named_children():
-        inside = f"{path}.{name}" if path else name
-        if isinstance(part, torch.nn.ModuleList):
-            yield inside, part
-        else:
-            yield from _outermost_lists(part, inside)
 
 
 def keep(network: torch.nn.Module, counts: Mapping[Blocks, int]) -> None:
@@ -98,7 +90,7 @@ def weightless(
     with _disable_current_modes(), init_empty_weights(include_buffers=False):
         network = make()
     cut(network)
-    in_float32 = _kept_in_float32(network, dtype)
+    in_float32 = kept_in_float32(network, dtype)
     fakes: dict[int, torch.nn.Parameter] = {}
     for prefix, module in network.named_modules():
         for name, weight in module._parameters.items():
@@ -111,15 +103,6 @@ def weightless(
             if buffer is not None:
                 module._buffers[name] = _buffer(buffer, dtype, name in module._non_persistent_buffers_set, meter)
     return network.eval()
-
-
-def _kept_in_float32(network: torch.nn.Module, dtype: torch.dtype) -> tuple[str, ...]:
-    """Names of modules whose weights stay float32. diffusers does so whatever the type; transformers has a list for
-    float16 and a strict one."""
-    strict = getattr(network, "_keep_in_fp32_modules_strict", None)
-    usual = getattr(network, "_keep_in_fp32_modules", None)
-    has_strict = hasattr(network, "_keep_in_fp32_modules_strict")
-    return tuple((strict if has_strict and dtype is not torch.float16 else usual) or ())
 
 
 def _parameter(weight: torch.Tensor, dtype: torch.dtype, meter: Meter) -> torch.nn.Parameter:
@@ -155,9 +138,3 @@ def _apply(
         if buffer is not None:
             self._buffers[name] = change(buffer)
     return self
-
-
-def weight_bytes(network: torch.nn.Module) -> int:
-    """Return the bytes of a network's parameters and buffers, each counted once."""
-    held = (*network.parameters(), *network.buffers())
-    return sum({id(weight): weight.numel() * weight.element_size() for weight in held}.values())

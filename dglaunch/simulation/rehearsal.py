@@ -14,6 +14,7 @@ from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers.backend import DiffusersBackend
 from dglaunch.backends.diffusers.loading import quiet_libraries
 from dglaunch.backends.diffusers.protocols import denoiser, plain_pipeline
+from dglaunch.backends.diffusers.shards import bytes_here
 from dglaunch.backends.xdit.backend import XDiTEngine
 from dglaunch.data.task import Batch
 from dglaunch.distributed.topology import Topology
@@ -21,7 +22,8 @@ from dglaunch.models.figures import STAGES
 from dglaunch.simulation.cluster import fake_cluster
 from dglaunch.simulation.loader import Simulated, WeightlessLoader
 from dglaunch.simulation.meter import Collective, Meter
-from dglaunch.simulation.networks import movable, weight_bytes
+from dglaunch.simulation.networks import movable
+from dglaunch.simulation.sharded import fsdp_on_fakes, known_shares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,15 +45,18 @@ class Stage:
 
 
 def simulated_backend(context: Context, simulated: Simulated) -> DiffusersBackend:
-    """Return a run's backend whose networks have no weights, and whose images no content; xfuser's where there is a world."""
-    engine = XDiTEngine(context) if context.topology.distributed else None
+    """Return a run's backend whose networks have no weights, and whose images no content; xfuser's where there is a world
+    that diffusers itself does not share."""
+    parallel = context.topology.parallel
+    is_xfusers = context.topology.distributed and max(parallel.context_degree, parallel.shard_degree) == 1
+    engine = XDiTEngine(context) if is_xfusers else None
     return DiffusersBackend(context, engine, WeightlessLoader(context, simulated), _blank)
 
 
 def bytes_of_networks(backend: DiffusersBackend) -> dict[str, int]:
     """Return the bytes of a loaded pipeline's networks, by component."""
     parts = {**backend.pipeline.components, "controlnet": backend.with_inputs.controlnet}
-    return {name: weight_bytes(part) for name, part in parts.items() if isinstance(part, torch.nn.Module)}
+    return {name: bytes_here(part) for name, part in parts.items() if isinstance(part, torch.nn.Module)}
 
 
 def _blank(pixels: torch.Tensor, _is_finite: torch.Tensor) -> Image.Image:
@@ -66,8 +71,16 @@ def simulating(meter: Meter, topology: Topology) -> Iterator[None]:
     quiet_libraries()
     gc.freeze()
     try:
-        with warnings.catch_warnings(), fake_cluster(topology), movable(), meter:
+        with ExitStack() as undo:
+            undo.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
+            undo.enter_context(fake_cluster(topology))
+            undo.enter_context(movable())
+            if topology.parallel.shard_degree > 1:
+                undo.enter_context(fsdp_on_fakes(meter))
+            if topology.parallel.context_degree > 1:
+                undo.enter_context(known_shares())
+            undo.enter_context(meter)
             yield
     finally:
         gc.unfreeze()

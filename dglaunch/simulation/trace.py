@@ -21,6 +21,7 @@ from PIL import Image
 
 from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers.backend import DiffusersBackend
+from dglaunch.backends.diffusers.shards import bytes_here
 from dglaunch.config import OptimizationConfig, ParallelConfig, RunConfig
 from dglaunch.data.images import InputImage
 from dglaunch.data.task import Batch, Task
@@ -31,7 +32,7 @@ from dglaunch.models.figures import STAGES, Figures, Request, StageCost
 from dglaunch.models.shape import Shape
 from dglaunch.simulation.loader import Simulated
 from dglaunch.simulation.meter import Meter
-from dglaunch.simulation.networks import CUTS, Blocks, equal_blocks, keep, owner_of, weight_bytes
+from dglaunch.simulation.networks import CUTS, Blocks, equal_blocks, keep, owner_of
 from dglaunch.simulation.rehearsal import Stage, StageWatch, bytes_of_networks, simulated_backend, simulating
 
 
@@ -169,7 +170,7 @@ class _Tracing:
         found = bytes_of_networks(backend)
         for kind in self.kinds:
             block = getattr(self._owner(backend, kind), kind.path.rpartition(".")[2])[kind.position]
-            found[kind.component] += weight_bytes(block) * kind.others
+            found[kind.component] += bytes_here(block) * kind.others
         return found
 
     # -- its calls ---------------------------------------------------------------------------------------------------
@@ -310,5 +311,6 @@ def _leader(request: Request) -> Topology:
             ulysses_degree=request.ulysses_degree,
             ring_degree=request.ring_degree,
             use_cfg_parallel=request.use_cfg_parallel,
+            context_degree=request.context_degree,
         ),
     )

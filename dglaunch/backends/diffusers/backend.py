@@ -12,7 +12,7 @@ from dglaunch.backends.base import Context, Facts, Slot, arrived
 from dglaunch.backends.diffusers import optimizations
 from dglaunch.backends.diffusers.arguments import call_arguments, call_defaults
 from dglaunch.backends.diffusers.embedding_cache import EmbeddingCache, open_cache
-from dglaunch.backends.diffusers.engine import Call, DiffusersEngine, Engine
+from dglaunch.backends.diffusers.engine import Call, Engine
 from dglaunch.backends.diffusers.findings import Findings
 from dglaunch.backends.diffusers.loading import PipelineLoader, quiet_libraries, resize_each
 from dglaunch.backends.diffusers.long_prompts import windows_of
@@ -22,6 +22,7 @@ from dglaunch.backends.diffusers.prompt_interception import PromptInterception
 from dglaunch.backends.diffusers.protocols import Pipeline, plain_pipeline
 from dglaunch.backends.diffusers.schedulers import describe, options_of
 from dglaunch.backends.diffusers.self_test import Pixels, find_out, seeded_by
+from dglaunch.backends.diffusers.sharing import own_engine
 from dglaunch.backends.diffusers.stages import Stages, time_compilation, trace_shapes
 from dglaunch.backends.diffusers.text_encoders import TextEncoders
 from dglaunch.backends.diffusers.with_inputs import InputPipelines
@@ -53,12 +54,12 @@ class DiffusersBackend:
     ) -> None:
         """
         Args:
-            engine: diffusers' alone, if none is given.
+            engine: diffusers' own, if none is given.
             loader: from files, if none is given.
             image_of: makes an image of its pixels.
         """
         self.context = context
-        self.engine = engine if engine is not None else DiffusersEngine(context)
+        self.engine = engine if engine is not None else own_engine(context)
         self.loader = loader if loader is not None else PipelineLoader(context)
         self.image_of = image_of
         self.inputs = InputPrefetcher(() if context.config.debug else context.batches)
@@ -184,10 +185,12 @@ class DiffusersBackend:
 
     def _encode_ahead(self, cache: EmbeddingCache | None) -> str:
         plain, family = plain_pipeline(self.pipeline), self.context.checkpoint.family
-        load_encoders = partial(self.loader.load_text_encoders, self.pipeline)
+        load_encoders = partial(self.engine.load_text_encoders, self.loader, self.pipeline)
         encoders = TextEncoders(plain, self.context.torch_device, load_encoders)
         interception = PromptInterception(plain, family.text_outputs, encoders, cache, self.loader.loras)
-        self.prompts = PromptEncoder(interception, self._run_without_images, self.context.channel)
+        self.prompts = PromptEncoder(
+            interception, self._run_without_images, self.context.channel, together=self.engine.together
+        )
         return self.prompts.encode(self.context.batches, self.context.should_stop)
 
     def _call(self, batch: Batch) -> Call:

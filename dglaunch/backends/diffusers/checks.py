@@ -61,6 +61,8 @@ def check_optimizations(
     for row in rows:
         if xdit:
             _check_with_xdit(row, checkpoint)
+        elif row.only_xdit:
+            raise UserError(f"--{row.name} is xfuser's, for --backend xdit; take {row.only_xdit}, or --backend xdit.")
         _check_family(row, checkpoint, xdit)
         for other in rows:
             if other.name in row.excludes:

@@ -5,6 +5,8 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Protocol
 
+import torch
+
 from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers import optimizations
 from dglaunch.backends.diffusers.arguments import scale_to_area
@@ -22,10 +24,15 @@ class Engine(Protocol):
 
     class Plain:
         def start(self, undo): pass
+        together = False
         def load_pipeline(self, loader): return loader.load()
+        def load_text_encoders(self, loader, pipeline): return loader.load_text_encoders(pipeline)
         def optimize(self, pipeline, loras, undo): return {}
         def prepare(self, pipeline, batch, arguments): return partial(pipeline, **arguments)
     """
+
+    together: bool
+    """Whether the ranks of a replica must call the text encoders with the same prompts at the same time."""
 
     def start(self, undo: ExitStack) -> None:
         """Set up what must be there before a pipeline is loaded; `undo` takes it back at the end."""
@@ -33,6 +40,10 @@ class Engine(Protocol):
 
     def load_pipeline(self, loader: PipelineLoader) -> Pipeline:
         """Load the checkpoint's pipeline into the host's memory."""
+        ...
+
+    def load_text_encoders(self, loader: PipelineLoader, pipeline: Pipeline) -> dict[str, torch.nn.Module]:
+        """Load the text encoders alone, by name, for a pipeline that was loaded without them."""
         ...
 
     def optimize(self, pipeline: Pipeline, loras: PipelineLoras, undo: ExitStack) -> dict[str, str]:
@@ -48,6 +59,8 @@ class Engine(Protocol):
 class DiffusersEngine:
     """The engine of diffusers alone: each rank computes whole images."""
 
+    together = False
+
     def __init__(self, context: Context) -> None:
         self.context = context
 
@@ -56,6 +69,9 @@ class DiffusersEngine:
 
     def load_pipeline(self, loader: PipelineLoader) -> Pipeline:
         return loader.load()
+
+    def load_text_encoders(self, loader: PipelineLoader, pipeline: Pipeline) -> dict[str, torch.nn.Module]:
+        return loader.load_text_encoders(pipeline)
 
     def optimize(self, pipeline: Pipeline, loras: PipelineLoras, undo: ExitStack) -> dict[str, str]:
         context, wanted = self.context, self.context.config.optimization

@@ -18,6 +18,7 @@ from dglaunch.backends.diffusers.idle import without_parameter
 from dglaunch.backends.diffusers.loras import PipelineLoras
 from dglaunch.backends.diffusers.protocols import ImageProcessor, Pipeline, PretrainedPart
 from dglaunch.backends.diffusers.schedulers import make_scheduler
+from dglaunch.backends.diffusers.shards import Layout, fill, outline
 from dglaunch.backends.diffusers.stages import trace_shapes
 from dglaunch.backends.diffusers.weight_files import load_part
 from dglaunch.backends.registry import imported
@@ -26,6 +27,7 @@ from dglaunch.errors import UserError
 from dglaunch.files import at_home
 from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.models.editing import EditRules
+from dglaunch.models.folder import weights_of
 from dglaunch.models.own_pipeline import OwnPipeline
 from dglaunch.models.schedulers import chosen
 from dglaunch.models.staging import Staging
@@ -119,14 +121,14 @@ class PipelineLoader:
         others: dict[str, object] = dict.fromkeys(
             name for name in ("transformer", "unet", "vae") if hasattr(pipeline, name)
         )
-        others |= self._from_files(set(self._text_encoders()) & self.checkpoint.weight_files.keys())
+        others |= self._from_files(set(self.text_encoders()) & self.checkpoint.weight_files.keys())
         with explained(self.context):
             holder = self.pipeline_class.from_pretrained(
                 self.checkpoint.source, **self._from_pretrained_arguments(), **others
             )
         if self.context.config.debug:
             trace_shapes(holder)
-        found = {name: getattr(holder, name) for name in self._text_encoders()}
+        found = {name: getattr(holder, name) for name in self.text_encoders()}
         encoders = {name: encoder for name, encoder in found.items() if encoder is not None}
         self.loras.attach_encoders(holder, encoders)
         return encoders
@@ -156,6 +158,18 @@ class PipelineLoader:
                 "--allow_pickle."
             ) from None
         return found
+
+    def outline(self) -> torch.nn.Module:
+        """Return the transformer without memory for its weights."""
+        return outline(self.checkpoint.components["transformer"], getattr(torch, self.context.dtype))
+
+    def leave_host(self) -> None:
+        """Called once networks that were whole in the host's memory are shared: a rehearsal counts the device's alone."""
+
+    def fill(self, transformer: torch.nn.Module, layout: Layout) -> None:
+        """Read this rank's part of the transformer's weights from the checkpoint's files."""
+        folder = Path(self.checkpoint.source if self.checkpoint.local else self._fetched())
+        fill(transformer, layout, weights_of(folder, "transformer"), self.context.torch_device)
 
     @property
     def encodes_ahead(self) -> bool:
@@ -197,9 +211,13 @@ class PipelineLoader:
 
     def _download(self) -> None:
         if self.context.topology.local_rank == 0:
-            with explained(self.context):
-                given = self._from_pretrained_arguments() | dict.fromkeys(self.checkpoint.weight_files)
-                self._loading_class.download(self.checkpoint.source, **given)
+            self._fetched()
+
+    def _fetched(self) -> str:
+        """The folder of the hub's cache that has the checkpoint, once it is there."""
+        with explained(self.context):
+            given = self._from_pretrained_arguments() | dict.fromkeys(self.checkpoint.weight_files)
+            return self._loading_class.download(self.checkpoint.source, **given)
 
     def _staged(self, to: Path) -> Checkpoint:
         """The checkpoint as this node's own copy, which the node's first rank makes."""
@@ -244,9 +262,10 @@ class PipelineLoader:
 
     def _left_out(self) -> dict[str, None]:
         """Arguments of from_pretrained for the parts that are loaded apart if they are needed."""
-        return dict.fromkeys(self._text_encoders()) if self.encodes_ahead else {}
+        return dict.fromkeys(self.text_encoders()) if self.encodes_ahead else {}
 
-    def _text_encoders(self) -> list[str]:
+    def text_encoders(self) -> list[str]:
+        """Return the names of the text encoders that the pipeline takes."""
         parts = inspect.signature(self.pipeline_class).parameters
         return [name for name in parts if name.startswith("text_encoder") and not name.endswith("_out_layers")]
 

@@ -16,6 +16,7 @@ from dglaunch.backends.diffusers.idle import (
 )
 from dglaunch.backends.diffusers.long_prompts import check_long_prompts
 from dglaunch.backends.diffusers.lora_checks import check_loras, why_apart, with_loras
+from dglaunch.backends.diffusers.sharing_checks import check_sharing
 from dglaunch.backends.profiles import Idle, Profile, Target, edit_bucket
 from dglaunch.config import CALL, RunConfig, flags_that
 from dglaunch.data.task import ROW_FIELDS, Bucket, Task, plain_bucket
@@ -72,6 +73,7 @@ class DiffusersProfile(Profile):
                 f"--revision {config.backend.revision} would do nothing: {config.backend.model_name} is a folder on this "
                 "machine, not a model of the hub. Drop it."
             )
+        check_sharing(checkpoint, config, topology, tasks)
         if checkpoint.weight_files or quantization_of(checkpoint.transformer) is not None:
             from dglaunch.backends.diffusers.weight_files import check_weight_files  # which imports torch
 
@@ -124,8 +126,8 @@ class DiffusersProfile(Profile):
         yield from idle_negatives(target.checkpoint, config, tasks)
 
     def buckets(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Callable[[Task], Bucket]:
-        """Return what must be equal in a batch: with xfuser, or an attention kernel that takes no mask, for some families
-        the number of tokens as well."""
+        """Return what must be equal in a batch: with xfuser, context parallelism, or an attention kernel that takes no mask,
+        for some families the number of tokens as well."""
         checkpoint = target.checkpoint
         bucket = edit_bucket(checkpoint) if config.edits else plain_bucket
         if checkpoint.loras:
@@ -144,7 +146,9 @@ class DiffusersProfile(Profile):
 
     def _parts_lengths(self, config: RunConfig, checkpoint: Checkpoint) -> bool:
         """Whether prompts of different length may not share a batch."""
-        without_mask = self.xdit or config.optimization.attention_backend in WITHOUT_MASK
+        # diffusers' context parallelism puts the parts of a mask together wrongly where more than two ranks hold unequal ones.
+        is_split = self.xdit or config.backend.parallel == "context"
+        without_mask = is_split or config.optimization.attention_backend in WITHOUT_MASK
         return bool(checkpoint.family.text_bucket) and without_mask
 
 

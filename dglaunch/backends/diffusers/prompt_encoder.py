@@ -52,13 +52,16 @@ class PromptEncoder:
         run: Callable[[Batch], object],
         channel: Channel,
         budget: float | None = None,
+        together: bool = False,
     ) -> None:
         """
         Args:
             run: calls the pipeline for a batch.
             channel: the ranks of a replica share the work and what comes out of it.
             budget: bytes for the embeddings of this process; default is its part of HOST_SHARE.
+            together: whether every rank of a replica encodes all of its prompts, as they hold the text encoders together.
         """
+        self.together = together
         self.prompts, self.run, self.channel = prompts, run, channel
         self.budget = budget if budget is not None else host_memory() * HOST_SHARE / channel.topology.local_world_size
         self.encoded: set[Texts] = set()
@@ -107,10 +110,14 @@ class PromptEncoder:
         """Round after round: each rank encodes its part of a round's prompts, and all of them know them afterwards."""
         topology, gradual = self.channel.topology, self.prompts.encoders.device in GRADUAL_ON
         first = topology.rank - topology.replica_ranks[0]
-        wanted = (CHUNK if gradual else ROUND) * topology.replica_size
+        wanted = (CHUNK if gradual else ROUND) * (1 if self.together else topology.replica_size)
         while self.queue and not should_stop():
             chunks = list(self._chunks(self._take_round(wanted)))
-            self._share(self._encode_chunks(chunks[first :: topology.replica_size]))
+            if self.together:
+                for chunk in chunks:  # after each the ranks hear what went wrong on one of them
+                    self._share(self._encode_chunks([chunk]))
+            else:
+                self._share(self._encode_chunks(chunks[first :: topology.replica_size]))
             if gradual or self.stored >= self.budget:
                 break
         self.prompts.encoders.detach(needed_again=bool(self.queue))

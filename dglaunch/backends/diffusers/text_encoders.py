@@ -64,4 +64,4 @@ class TextEncoders:
 
 
 def _off_host(module: torch.nn.Module) -> bool:
-    return any(weight.device.type != "cpu" for weight in module.parameters())
+    return any(weight.device.type not in ("cpu", "meta") for weight in module.parameters())

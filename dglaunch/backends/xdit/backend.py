@@ -23,9 +23,13 @@ from dglaunch.backends.diffusers.loading import PipelineLoader
 from dglaunch.backends.diffusers.loras import PipelineLoras
 from dglaunch.backends.diffusers.protocols import Pipeline, denoiser
 from dglaunch.backends.xdit.cpu import ATTENTION_BACKEND, import_xfuser
+from dglaunch.backends.xdit.step_cache import apply_step_cache, forget_images
 from dglaunch.data.task import Batch
 from dglaunch.errors import UserError
 from dglaunch.models.lora import LoraUse, text_of
+
+STEP_CACHE = "fbcache"
+"""The --cache_type that is xfuser's own."""
 
 
 def xdit_backend(context: Context) -> DiffusersBackend:
@@ -35,6 +39,8 @@ def xdit_backend(context: Context) -> DiffusersBackend:
 
 class XDiTEngine:
     """The engine of xfuser: its process groups, its transformers and pipelines, and what it must be given before a call."""
+
+    together = False
 
     def __init__(self, context: Context) -> None:
         family = context.checkpoint.family.xdit
@@ -91,12 +97,21 @@ class XDiTEngine:
         wrapped: Pipeline = wrap(plain, self.engine_config)
         return wrapped
 
+    def load_text_encoders(self, loader: PipelineLoader, pipeline: Pipeline) -> dict[str, torch.nn.Module]:
+        return loader.load_text_encoders(pipeline)
+
     def optimize(self, pipeline: Pipeline, loras: PipelineLoras, undo: ExitStack) -> dict[str, str]:
         from xfuser.core.distributed import get_runtime_state
 
         wanted = self.context.config.optimization
         others = replace(wanted, attention_backend=None)
+        cached = ""
+        if wanted.cache_type == STEP_CACHE:
+            cached = apply_step_cache(denoiser(pipeline), wanted.cache_threshold, self.context.torch_device)
+            others = replace(others, cache_type=None, cache_threshold=None)
         effects = optimizations.apply(pipeline, others, self.context.torch_device, undo, self.context.num_cores, loras)
+        if cached:
+            effects["cache_type"] = cached
         if wanted.attention_backend is not None:
             effects["attention_backend"] = f"xfuser {get_runtime_state().attention_backend.name}"
         return effects
@@ -109,6 +124,8 @@ class XDiTEngine:
             return partial(pipeline, arguments.pop("prompt"), **arguments)
         if self.family.splits_text:
             self._announce(batch, arguments)
+        if self.context.config.optimization.cache_type == STEP_CACHE:
+            forget_images(denoiser(pipeline))
         return partial(pipeline, **arguments)
 
     def _announce(self, batch: Batch, arguments: dict[str, object]) -> None:

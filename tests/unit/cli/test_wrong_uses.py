@@ -83,6 +83,30 @@ WRONG: dict[str, tuple[str, dict[str, str]]] = {
         {"DG_XDIT_ULYSSES_DEGREE": "4"},
     ),
     "a model that xDiT does not have": (f"{T2I} --backend xdit --model_name sdxl", {}),
+    "shared weights on one rank": (f"{FLUX} --shard fsdp", {}),
+    "a degree without its flag": (f"plan {FLUX} --world_size 2", {"DG_SHARD_DEGREE": "2"}),
+    "a shared model that is not the world": (f"plan {FLUX} --world_size 8 --shard fsdp", {"DG_SHARD_DEGREE": "3"}),
+    "images and weights over other ranks": (
+        f"plan {FLUX} --world_size 4 --shard fsdp --parallel context", {"DG_SHARD_DEGREE": "4", "DG_PARALLEL_DEGREE": "2"},
+    ),
+    "shared weights under xDiT": (f"plan {FLUX} --backend xdit --world_size 2 --shard fsdp", {"DG_SHARD_DEGREE": "2"}),
+    "a family without a plan": (
+        f"plan {T2I} --model_name zimage --world_size 2 --parallel context", {"DG_PARALLEL_DEGREE": "2"},
+    ),
+    "a cache with shared weights": (
+        f"plan {FLUX} --world_size 2 --shard fsdp --cache_type pab", {"DG_SHARD_DEGREE": "2"},
+    ),
+    "prompts kept by ranks that share their encoder": (
+        f"plan {FLUX} --world_size 2 --shard fsdp --embedding_cache texts", {"DG_SHARD_DEGREE": "2"},
+    ),
+    "heads that tensor parallelism cannot divide": (
+        f"plan {FLUX} --world_size 5 --shard tensor", {"DG_SHARD_DEGREE": "5"},
+    ),
+    "tensor and context parallelism": (
+        f"plan {FLUX} --world_size 2 --shard tensor --parallel context", {"DG_SHARD_DEGREE": "2", "DG_PARALLEL_DEGREE": "2"},
+    ),
+    "xfuser's cache without xfuser": (f"{FLUX} --cache_type fbcache", {}),
+    "a cache that decides over the world": (f"{FLUX} --backend xdit --cache_type cache_dit", {}),
     "PipeFusion": (f"plan {FLUX} --backend xdit --world_size 2", {"DG_XDIT_PIPEFUSION_DEGREE": "2"}),
     "CFG parallel for a distilled model": (f"plan {FLUX} --backend xdit --world_size 2", {"DG_XDIT_USE_CFG_PARALLEL": "1"}),
     "ring for Qwen": (f"plan {T2I} --backend xdit --model_name qwen --world_size 2", {"DG_XDIT_RING_DEGREE": "2"}),

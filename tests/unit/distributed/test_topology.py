@@ -1,5 +1,7 @@
 """Who am I: replicas, leaders and writers of any world, and degrees that do not fit. Pure arithmetic."""
 
+from typing import Any
+
 import pytest
 
 from dglaunch import ParallelConfig, T2IConfig
@@ -70,3 +72,15 @@ def test_two_ways_to_share_over_nodes_are_not_both_applied() -> None:
 def test_degrees_without_xdit_are_an_error() -> None:
     with pytest.raises(UserError, match="each rank is a replica"):
         from_environment(T2IConfig(prompt="x"), ParallelConfig(ulysses_degree=2), environ(0, 2))
+
+
+@pytest.mark.parametrize(("flags", "degrees"), [
+    ({"shard": "fsdp"}, {"shard_degree": 4}),
+    ({"parallel": "context"}, {"context_degree": 4}),
+    ({"shard": "fsdp", "parallel": "context"}, {"shard_degree": 4, "context_degree": 4}),
+])  # fmt: skip
+def test_ranks_that_share_a_model_are_a_replica(flags: dict[str, Any], degrees: dict[str, Any]) -> None:
+    config = T2IConfig(prompt="x", backend=BackendConfig(**flags))
+    ranks = [from_environment(config, ParallelConfig(**degrees), environ(rank, 8)) for rank in range(8)]
+    assert [place.replica for place in ranks] == [0] * 4 + [1] * 4 and ranks[0].leaders == [3, 7]
+    assert ranks[0].sequence_degree == degrees.get("context_degree", 1)

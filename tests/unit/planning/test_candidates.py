@@ -80,7 +80,7 @@ def test_on_a_gpu_what_needs_compiling_is_compiled(tmp_path: Path) -> None:
 def test_with_xdit_the_kernels_are_xfusers(tmp_path: Path) -> None:
     found = by_name(singles(job(tmp_path, backend="xdit")))
     assert {name.split()[1] for name in found if name.startswith("attention")} == XFUSER_ATTENTION.keys()
-    assert "each rank sees another part" in found["cache_type cache_dit"].refused
+    assert "over all ranks of the world" in found["cache_type cache_dit"].refused
 
 
 def test_a_model_without_named_blocks_is_compiled_as_a_whole(tmp_path: Path) -> None:

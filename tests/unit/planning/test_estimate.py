@@ -47,3 +47,20 @@ def test_the_estimate_counts_what_is_on_the_device() -> None:
     assert weights(quantization="fp8") == weights(enable_layerwise_casting=True) == pytest.approx(12.2)
     assert weights(quantization="nf4", encode="inline") == pytest.approx(6.72 + 10.2)
     assert weights(enable_group_offloading=True) == pytest.approx(10) and weights(enable_cpu_offload=True) == 24
+
+
+@pytest.mark.parametrize(("way", "transformer", "text_encoder"), [("fsdp", 17.2, 13.0), ("tensor", 16.4, 13.0)])
+def test_ranks_that_share_the_weights_hold_parts(way: Any, transformer: float, text_encoder: float) -> None:
+    """FLUX.2-dev's sizes in bfloat16, over four ranks; the VAE is whole on each."""
+    from dglaunch.config import BackendConfig, ParallelConfig
+    from dglaunch.planning.estimate import gathered_a_step, on_each_rank
+
+    checkpoint = Checkpoint("x", "Flux2Pipeline", FAMILIES["Flux2Pipeline"], {}, {}, True)
+    config = T2IConfig(prompt="x", backend=BackendConfig(shard=way))
+    place = Topology(world_size=4, parallel=ParallelConfig(shard_degree=4))
+    whole = {"transformer": 60 * 10**9, "text_encoder": 45 * 10**9, "vae": 10**8}
+    held = {name: size / 1e9 for name, size in on_each_rank(whole, checkpoint, config, place).items()}
+    assert held["vae"] == 0.1 and held["text_encoder"] == pytest.approx(text_encoder, abs=0.1)
+    assert held["transformer"] == pytest.approx(transformer, abs=0.1)
+    assert gathered_a_step(whole, config, place) == (45 * 10**9 if way == "fsdp" else 0)
+    assert on_each_rank(whole, checkpoint, T2IConfig(prompt="x"), Topology()) == whole
