@@ -15,7 +15,6 @@ PREEMPTED = (
     "a job may be preempted as it is. The script of dglaunch slurm t2i ... goes back to the queue and on with what is left "
     "(--max_requeues), on the nodes that --partition or --sbatch=--qos=NAME chooses; elsewhere the same command goes on."
 )
-FIXED = "the checkpoint's own scheduler is used; change it in the checkpoint's scheduler/scheduler_config.json."
 
 HABITS: dict[str, str] = {
     **diffgentor.FLAGS,
@@ -42,7 +41,7 @@ HABITS: dict[str, str] = {
     "mixed_precision": "--torch_dtype", "bf16": "write --torch_dtype bf16.", "fp16": "write --torch_dtype fp16.",
     "fp32": "write --torch_dtype fp32.", "half": "write --torch_dtype fp16.",
     "cpu": "write --device cpu.", "cuda": "write --device cuda.", "api_key": SECRET, "token": SECRET,
-    "scheduler": FIXED, "sampler": FIXED, "shift": FIXED,
+    "sampler": "--scheduler", "shift": "--scheduler_options shift=VALUE",
     # images
     "steps": "--num_inference_steps", "num_steps": "--num_inference_steps", "inference_steps": "--num_inference_steps",
     "sampling_steps": "--num_inference_steps", "sample_steps": "--num_inference_steps", "infer_steps": "--num_inference_steps",
