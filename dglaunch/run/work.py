@@ -72,7 +72,7 @@ class Work:
     def _take(self) -> list[Batch]:
         topology = self._channel.topology
         claimed = self._claim(topology.replica) if topology.is_leader else None
-        taken = self._channel.all_of_replica(claimed)[0]
+        taken = next((said for said in self._channel.all_of_replica(claimed) if said is not None), None)
         if taken is None:
             return []
         return [self._batches[taken.replica][number] for number in taken.numbers]

@@ -15,11 +15,17 @@ def main(folder: Path, rank: int) -> None:
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     backend = BackendConfig(backend="fake")
-    first = T2IConfig(backend=backend, prompts_file=folder / "prompts.jsonl", output_dir=folder / "first", batch_size=2)
-    result = t2i(first)
-    second = T2IConfig(
-        backend=backend, prompts_file=folder / "prompts.jsonl", output_dir=folder / "second", batch_size=2
+    first, second = (
+        T2IConfig(
+            backend=backend,
+            prompts_file=folder / "prompts.jsonl",
+            output_dir=folder / name,
+            batch_size=2,
+            shares="static",
+        )
+        for name in ("first", "second")
     )
+    result = t2i(first)
     seen = [finished.row["index"] for finished in images(second)]
     dist.barrier()  # the process's own group is as it was
     dist.destroy_process_group()

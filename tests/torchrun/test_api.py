@@ -88,7 +88,7 @@ def test_runs_where_torch_cannot_be_imported(server: ApiServer, tmp_path: Path) 
 def test_four_ranks_share_the_rows_and_the_ceiling(server: ApiServer, tmp_path: Path) -> None:
     server.latency = 0.05
     prompts = [f"{n}" for n in range(60)]
-    flags = ["--num_processes", "4", "--max_global_workers", "6"]
+    flags = ["--num_processes", "4", "--max_global_workers", "6", "--shares", "static"]
     edits, given = edits_of(tmp_path, [f"edit {n}" for n in range(60)], 3)
     runs = [(rows_of(tmp_path, prompts), "openai"), (edits, "google_genai")]
     commands = [(words(server, backend, rows, tmp_path / backend, *flags), {}) for rows, backend in runs]

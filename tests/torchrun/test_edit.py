@@ -143,7 +143,7 @@ def test_a_folder_of_photographs_is_listed_once_for_all_ranks(tmp_path: Path) ->
     for number in range(1, 13):
         picture(number).save(tmp_path / "photos" / f"p{number}.png")
     words = [*FAKE, "--input", tmp_path / "photos", "--instruction", "make it night", "--output_dir", tmp_path / "out"]
-    assert on_ranks(tmp_path, 2, *words).codes == [0, 0]
+    assert on_ranks(tmp_path, 2, *words, "--shares", "static").codes == [0, 0]
     before = ledger(tmp_path / "out")
     assert {line["rank"] for line in before} == {0, 1}
     picture(99).save(tmp_path / "photos" / "a.png")

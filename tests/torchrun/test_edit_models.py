@@ -90,7 +90,7 @@ def runs(
         return ["edit", "--model_name", models / model, "--num_inference_steps", str(STEPS), "--input", table, *more]
 
     for family, world, batch in selected(request, "family", "world", "batch"):
-        edit = command(EDITORS[family], tables[family], "--batch_size", str(batch))
+        edit = command(EDITORS[family], tables[family], "--batch_size", str(batch), "--shares", "static")
         planned[f"{family}-{world}-{batch}"] = (world, edit, {})
     for (family,) in selected(request, "split_family"):
         edit = command(EDITORS[family], tables[family], "--backend", "xdit", "--batch_size", "4")

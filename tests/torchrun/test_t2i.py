@@ -45,7 +45,7 @@ def test_under_torchrun_all_ranks_leave_together(tmp_path: Path) -> None:
 def test_world_size_and_batch_size_change_nothing(tmp_path: Path, prompts: Path) -> None:
     command = [*FAKE, "--prompts_file", prompts, "--output_dir"]
     assert dglaunch(*command, tmp_path / "one", "--batch_size", "1").code == 0
-    case = on_ranks(tmp_path, 4, *command, tmp_path / "four", "--batch_size", "3")
+    case = on_ranks(tmp_path, 4, *command, tmp_path / "four", "--batch_size", "3", "--shares", "static")
     assert case.codes == [0] * 4, case.output
     assert difference(tmp_path / "one", tmp_path / "four") == 0
     assert len(ledger(tmp_path / "four")) == 23
@@ -107,7 +107,7 @@ def test_rank_0_reads_a_pipe_for_all_ranks(tmp_path: Path) -> None:
     pipe, text = tmp_path / "pipe", "\n".join([*PROMPTS[:3], " " * (9 << 20), *PROMPTS[3:]])
     os.mkfifo(pipe)
     threading.Thread(target=pipe.write_text, args=(text,), daemon=True).start()
-    command = [*FAKE, "--prompts_file", pipe, "--output_dir", tmp_path / "out"]
+    command = [*FAKE, "--prompts_file", pipe, "--shares", "static", "--output_dir", tmp_path / "out"]
     unreadable = [*FAKE, "--prompts_file", "/dev/fd/97", "--output_dir", tmp_path / "none"]
     again = {"TORCHELASTIC_RESTART_COUNT": "1"}
     world = World(tmp_path, 2, command, nodes=2, more=[(unreadable, {}), ([*command, "--layout", "genarena"], again)])

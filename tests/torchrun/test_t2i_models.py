@@ -26,7 +26,7 @@ SPLITS: dict[str, tuple[int, dict[str, str]]] = {
     "ring2": (2, {"DG_XDIT_RING_DEGREE": "2"}),
     "cfg2": (2, {"DG_XDIT_USE_CFG_PARALLEL": "1"}),
     "data2": (2, {}),
-    "ulysses2-data2": (4, {"DG_XDIT_ULYSSES_DEGREE": "2"}),
+    "ulysses2-data2": (4, {"DG_XDIT_ULYSSES_DEGREE": "2", "DG_SHARES": "static"}),
     "ulysses4": (4, {"DG_XDIT_ULYSSES_DEGREE": "4"}),
 }
 TINY_SPLITS = ("ulysses2", "ring2", "data2", "ulysses2-data2")

@@ -34,7 +34,19 @@ def test_all_writers_leave_the_same_folder(tmp_path: Path) -> None:
     prompts(good, NUM)
     prompts(bad, 5, "[item error]")
     commands = [
-        ([*words(folder)[:-2], "--writer", writer, "--output_dir", folder / writer, "--gallery"], {})
+        (
+            [
+                *words(folder)[:-2],
+                "--writer",
+                writer,
+                "--shares",
+                "static",
+                "--output_dir",
+                folder / writer,
+                "--gallery",
+            ],
+            {},
+        )
         for writer in WRITERS
         for folder in (good, bad)
     ]
