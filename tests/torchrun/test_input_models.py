@@ -33,7 +33,7 @@ PIPELINES = {
     "flux": "FluxPipeline", "qwenimage": "QwenImagePipeline", "zimage": "ZImagePipeline", "sd3": "StableDiffusion3Pipeline",
     "sdxl": "StableDiffusionXLPipeline",
 }  # fmt: skip
-RARE = {"qwenimage", "zimage", "sd3"}
+RARE = {"qwenimage", "zimage", "sd3", "sdxl"}
 SPLIT = ("flux", "qwenimage", "zimage")
 ULYSSES = {"DG_XDIT_ULYSSES_DEGREE": "2"}
 PROMPTS = ["a red cat", "two blue dogs on the moon", "x", "a green house by the sea"]

@@ -64,7 +64,7 @@ MORE = [
     *[("flux", way) for way in ("context-data2", "fsdp-data2", "tensor-data2", "fsdp4")],
     *[("qwenimage", way) for way in ("context-data2", "fsdp4")],
 ]
-QUICK = {("qwenimage", "context"), ("flux2", "tensor"), ("qwen_singleimg", "fsdp")}
+QUICK = {("qwenimage", "context"), ("qwen_singleimg", "fsdp")}
 """In `make test`."""
 
 

@@ -53,7 +53,7 @@ def runs(
 CASES = [(family, name) for family in ("flux", "flux2") for name in ("never", "split", "replicas")]
 
 
-@pytest.mark.parametrize(("family", "name"), rarely(CASES, {*CASES} - {("flux2", "split")}))
+@pytest.mark.parametrize(("family", "name"), rarely(CASES, CASES))
 def test_the_ranks_of_an_image_decide_together(runs: dict[str, tuple[Path, Case]], family: str, name: str) -> None:
     (plain, before), (alone, cached), (folder, case) = (runs[f"{family}-{each}"] for each in ("plain", "alone", name))
     assert before.codes == [0] and cached.codes == [0], cached.output

@@ -125,6 +125,7 @@ def test_what_was_found_is_kept(here: Path, in_diffusers: Path) -> None:
     assert "(tried out now)" in another.output and len(kept(here)) == 2
 
 
+@pytest.mark.slow
 def test_all_ranks_go_the_same_way(here: Path) -> None:
     """Rank 0 finds out for both; what the global state decides is the same on any number of ranks."""
     words = ["t2i", "--model_name", here / "model", "--prompts_file", here / "p.jsonl", "--batch_size", "2"]
