@@ -138,7 +138,7 @@ def test_a_search_of_all_that_there_is_stopped_in_the_middle(tmp_path: Path) -> 
     children = descendants(process.pid)
     process.send_signal(signal.SIGTERM)
     ended = end(process)
-    assert ended.code == 130 and "The same command goes on" in ended.output
+    assert ended.code == 130 and "Stopped with " in ended.output
     assert not any(Path(f"/proc/{pid}").exists() for pid in children)
     before = json.loads(notebook.read_text())["trials"]
     ended = end(start(command), timeout=2800)
