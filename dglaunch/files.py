@@ -6,9 +6,11 @@ Reading and writing raise OSErrors whose `strerror` ends a sentence about the pa
 """
 
 import errno
+import hashlib
 import io
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -59,6 +61,19 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     if size > most or len(content) > most:
         raise OSError(errno.EFBIG, f"it is larger than {most:,} bytes", str(path))
     return content
+
+
+def digest_of(path: Path, begin: "Callable[[], hashlib._Hash]" = hashlib.sha256) -> str:
+    """Return the hash of a regular file's bytes, in hexadecimal digits.
+
+    Args:
+        begin: makes the hash, which may have seen something before.
+
+    Raises:
+        OSError: as `open_regular`.
+    """
+    with open_regular(path) as data:
+        return hashlib.file_digest(data, begin).hexdigest()
 
 
 def is_stream(path: Path) -> bool:

@@ -15,7 +15,7 @@ from dglaunch.planning.batches import Plan
 from dglaunch.planning.estimate import SPARE
 from dglaunch.planning.figures import FigureBook, book_of, in_this_process
 from dglaunch.planning.gpus import find_gpu, gpu_of
-from dglaunch.planning.host import host_of
+from dglaunch.planning.host import Host, host_of
 from dglaunch.planning.job import Job, Schedule, prepare
 from dglaunch.planning.outlook import GIB, Layout, Outlook, look_ahead
 from dglaunch.planning.speed import Span
@@ -83,10 +83,11 @@ def _print(terminal: Terminal, job: Job, own: PlanFlags) -> None:
     book = book_of(job, in_this_process(job.checkpoint, job.config))
     schedule, notes = schedule_to_plan(job, book)
     outlook = look_ahead(job, schedule, book, gpu_of(job.machine), own.compare) if job.profile.has_estimates else None
+    host = host_of(job)
     _show(terminal, job, schedule)
     if outlook is not None:
         _show_outlook(terminal, outlook, book.problem)
-        for line in _host_lines(job):
+        for line in _host_lines(job, host) if host is not None else ():
             terminal.print(line)
     for note in notes:
         terminal.print(note)
@@ -94,7 +95,7 @@ def _print(terminal: Terminal, job: Job, own: PlanFlags) -> None:
         found = outlook.as_json() if outlook is not None else {}
         if schedule.cost is not None:
             found |= {"cost_usd": None if schedule.cost.dollars is None else asdict(schedule.cost.dollars)}
-        if (host := host_of(job)) is not None:
+        if host is not None:
             found["host"] = {"memory_gib_a_rank": host.a_rank / GIB, "copied_bytes": host.copied}
         write_report(own.json, "plan", found | {"reasons": schedule.reasons, "num_images": schedule.plan.num_tasks})
 
@@ -188,10 +189,7 @@ def _memory_lines(outlook: Outlook, problem: str) -> Iterator[str]:
         yield f"  does not fit: {room / GIB:.1f} GiB are {-left:.1f} too few"
 
 
-def _host_lines(job: Job) -> Iterator[str]:
-    host = host_of(job)
-    if host is None:
-        return
+def _host_lines(job: Job, host: Host) -> Iterator[str]:
     node = f"; {host.num_ranks} ranks on a node {host.num_ranks * host.a_rank / GIB:.1f}" if host.num_ranks > 1 else ""
     yield f"memory of the host while the weights are read: up to {host.a_rank / GIB:.1f} GiB a rank{node}"
     if host.copied is not None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from dglaunch import strict_json
 from dglaunch.atomic import atomic_write
 from dglaunch.errors import UserError
-from dglaunch.files import make_cache_folder, may_be_others, open_lock, open_regular, read_bytes
+from dglaunch.files import digest_of, make_cache_folder, may_be_others, open_lock, read_bytes
 
 FOLDER = "sha256"
 """In the cache folder."""
@@ -41,7 +41,7 @@ def sha256_of(path: Path, cache: Path) -> str:
         return real.name
     try:
         if real.stat().st_size < WORTH_KEEPING:
-            return _read(real)
+            return digest_of(real)
         return _kept_or_read(real, cache / FOLDER)
     except OSError as error:
         raise UserError(
@@ -66,14 +66,14 @@ def _kept_or_read(real: Path, folder: Path) -> str:
         make_cache_folder(folder)
         lock = open_lock(note.with_suffix(".lock"))
     except OSError:  # a cache that cannot be written keeps nothing
-        return _read(real)
+        return digest_of(real)
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         info = real.stat()
         state = {"path": str(real), "size": info.st_size, "mtime_ns": info.st_mtime_ns}
         if found := _kept(note, state):
             return found
-        found = _read(real)
+        found = digest_of(real)
         with atomic_write(note) as temporary:
             temporary.write_text(strict_json.dumps(state | {"sha256": found}), encoding="utf-8")
         return found
@@ -91,8 +91,3 @@ def _kept(note: Path, state: dict[str, object]) -> str | None:
         return None
     found = kept.get("sha256")
     return found if isinstance(found, str) and _SHA256.fullmatch(found) else None
-
-
-def _read(real: Path) -> str:
-    with open_regular(real) as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()

@@ -10,13 +10,14 @@ import hashlib
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from dglaunch import strict_json
 from dglaunch.atomic import TEMPORARY, atomic_write
 from dglaunch.errors import UserError
-from dglaunch.files import open_regular
+from dglaunch.files import digest_of
 from dglaunch.models.components import INDEX, CheckpointFiles, has_weights, parts_of, read_json
 from dglaunch.models.hub import Hub
 from dglaunch.models.weights import loaded_files
@@ -34,7 +35,6 @@ AT_THE_TOP = ("LICENSE", "NOTICE", "README.md")
 """How the names of files begin that go along, besides JSON: the terms of the model."""
 TRIES = 2
 """How often a file is fetched whose bytes are not those that the hub says."""
-PIECE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,9 @@ class Listed:
         if not file.is_file() or file.stat().st_size != self.size:
             return False
         if self.sha256 is not None:
-            return hash_of(file, hashlib.sha256()) == self.sha256
-        git = hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
-        return self.blob is None or hash_of(file, git) == self.blob
+            return digest_of(file) == self.sha256
+        begin = partial(hashlib.sha1, b"blob %d\0" % self.size, usedforsecurity=False)
+        return self.blob is None or digest_of(file, begin) == self.blob
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,18 +172,6 @@ def _drop(file: Path) -> None:
     """Take a damaged file out again; in the hub's cache its name is a link to its bytes."""
     file.resolve().unlink(missing_ok=True)
     file.unlink(missing_ok=True)
-
-
-def hash_of(file: Path, digest: "hashlib._Hash") -> str:
-    """Return the hash of a file's bytes, after what `digest` has seen already.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    with open_regular(file) as data:
-        while piece := data.read(PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 # -- a folder of one's own ------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ Which tensors end up in which network is known only once that is loaded: backend
 """
 
 import difflib
-import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import cast
 
 from dglaunch import strict_json
 from dglaunch.errors import UserError
-from dglaunch.files import open_regular, read_bytes
+from dglaunch.files import digest_of, read_bytes
 from dglaunch.models.lora_source import PEFT_CONFIG, Source, locate
 from dglaunch.models.weights import TYPE_BYTES, Header, read_header
 
@@ -277,15 +276,10 @@ def _found(words: Sequence[str]) -> list[Source]:
 
 def _read(source: Source, header: Header) -> LoraFile:
     return LoraFile(
-        name=source.name, source=source.shown, path=source.path, scale=source.scale, sha256=_sha256(source.path),
+        name=source.name, source=source.shown, path=source.path, scale=source.scale, sha256=digest_of(source.path),
         tensors={key: (entry.kind, entry.shape) for key, entry in header.tensors.items()},
         config=_peft_config(source), metadata=header.metadata,
     )  # fmt: skip
-
-
-def _sha256(path: Path) -> str:
-    with open_regular(path) as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 def _peft_config(source: Source) -> Mapping[str, object]:

@@ -25,13 +25,15 @@ from pathlib import Path
 from dglaunch import strict_json
 from dglaunch.atomic import TEMPORARY
 from dglaunch.errors import UserError
-from dglaunch.files import open_lock, open_regular
+from dglaunch.files import digest_of, open_lock, open_regular
 from dglaunch.models.components import read_json
-from dglaunch.models.fetching import PIECE, hash_of, needed
+from dglaunch.models.fetching import needed
 from dglaunch.models.folder import Folder
 
 NOTE = f"{TEMPORARY}staged.json"
 """In a copy: where it is from, and the hash of each file. It also says that the folder is dglaunch's own."""
+PIECE = 1 << 20
+"""Bytes that are copied at a time."""
 READERS = 4
 """Files that are hashed at a time."""
 
@@ -128,7 +130,7 @@ class Staging:
 
     def _matches(self, name: str, expected: object) -> bool:
         try:
-            return hash_of(self.folder / name, hashlib.sha256()) == expected
+            return digest_of(self.folder / name) == expected
         except OSError:
             return False
 

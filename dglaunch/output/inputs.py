@@ -13,7 +13,7 @@ from dglaunch.data.table_formats import PARQUET
 from dglaunch.data.tables import Table, base_of, files_of, files_there, path_in, shown
 from dglaunch.data.task import Record
 from dglaunch.errors import UserError
-from dglaunch.files import at_home, open_regular, read_bytes
+from dglaunch.files import at_home, digest_of, read_bytes
 from dglaunch.models.lora_source import cached_file
 from dglaunch.output.ledger import RUN, OutputFolder
 from dglaunch.output.lines import id_of, inputs_of
@@ -150,8 +150,7 @@ def _places(folder: OutputFolder, source: str) -> Iterator[Path]:
 
 def _sha256(path: Path) -> str:
     try:
-        with open_regular(path) as data:
-            return hashlib.file_digest(data, "sha256").hexdigest()
+        return digest_of(path)
     except OSError:
         return ""
 

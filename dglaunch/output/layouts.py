@@ -30,10 +30,10 @@ from dglaunch.data.tables import PROMPT_FILE
 from dglaunch.data.task import Record, Task, file_name
 from dglaunch.data.values import MAX_NAME_BYTES
 from dglaunch.errors import OutputError, UserError
-from dglaunch.files import is_regular, read_bytes
+from dglaunch.files import digest_of, is_regular, read_bytes
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.lines import IMAGE_SUFFIXES, file_name_of
-from dglaunch.output.ownership import MARK, SHOWN, Mark, link_or_copy, make_folder, set_aside, sha256_of
+from dglaunch.output.ownership import MARK, SHOWN, Mark, link_or_copy, make_folder, set_aside
 
 WriteFile = Callable[[Path], str]
 """Writes one file of a view to the path that it is given, and returns its hash."""
@@ -194,7 +194,7 @@ def _link(picture: Picture, target: Path) -> str:
 
 def _write_text(text: str, target: Path) -> str:
     target.write_text(text, encoding="utf-8")
-    return sha256_of(target)
+    return digest_of(target)
 
 
 def _json(record: Record) -> str:
@@ -251,7 +251,7 @@ def _write_grid(row: list[Picture], target: Path) -> str:
         grid.paste(image_in_rgb, (n % 2 * width, n // 2 * height))
     description: Record = {"prompt": row[0].prompt, "grid_of": [picture.file.name for picture in row]}
     target.write_bytes(encode(grid, row[0].file.suffix[1:], description))
-    return sha256_of(target)
+    return digest_of(target)
 
 
 def _t2i_compbench(pictures: list[Picture]) -> Files:
@@ -309,7 +309,7 @@ def _write_tar(pictures: list[Picture], target: Path) -> str:
                 member = tarfile.TarInfo(key + suffix)
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
-    return sha256_of(target)
+    return digest_of(target)
 
 
 def _parquet(pictures: list[Picture]) -> Files:
@@ -339,7 +339,7 @@ def _write_parquet(pictures: list[Picture], target: Path) -> str:
                 for picture in pictures[start : start + ROW_GROUP]
             ]
             out.write_table(pa.Table.from_pylist(rows, schema=schema))
-    return sha256_of(target)
+    return digest_of(target)
 
 
 LAYOUTS: dict[str, Callable[[list[Picture]], Files]] = {

@@ -10,7 +10,6 @@ Nothing else is written, moved or deleted. Of ours, what could be wanted again i
 """
 
 import contextlib
-import hashlib
 import io
 import os
 import re
@@ -24,7 +23,7 @@ from dglaunch.atomic import TEMPORARY, atomic_write
 from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image
 from dglaunch.data.task import Record
 from dglaunch.errors import UserError
-from dglaunch.files import is_regular, open_for_appending, open_regular, read_bytes
+from dglaunch.files import digest_of, is_regular, open_for_appending, open_regular, read_bytes
 from dglaunch.output.encode import decode_description
 from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, is_foreign_run, read_run
 from dglaunch.output.lines import LineKind, append_line, file_name_of, inputs_of, is_our_ledger, raw_lines, scan
@@ -62,19 +61,9 @@ def path_inside(name: object) -> str | None:
 def is_as_written(path: Path, sha256: object) -> bool:
     """Return whether a regular file has these very bytes."""
     try:
-        return is_regular(path) and sha256_of(path) == sha256
+        return is_regular(path) and digest_of(path) == sha256
     except OSError:
         return False
-
-
-def sha256_of(path: Path) -> str:
-    """Return the hash of a regular file.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    with open_regular(path) as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 def own_text(path: Path) -> Record | None:
@@ -266,7 +255,7 @@ class Mark:
             return False
         info = path.lstat()
         is_link = (info.st_dev, info.st_ino) in self._images
-        return is_link or (name in self._names and (name, sha256_of(path)) in self._written)
+        return is_link or (name in self._names and (name, digest_of(path)) in self._written)
 
     def add(self, name: str, sha256: str) -> None:
         """Note a file before it takes its place; several threads may do so.

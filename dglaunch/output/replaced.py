@@ -21,7 +21,7 @@ from dglaunch import strict_json
 from dglaunch.atomic import TEMPORARY, atomic_write
 from dglaunch.data.task import Record
 from dglaunch.errors import UserError
-from dglaunch.files import is_regular, open_for_appending, read_bytes
+from dglaunch.files import digest_of, is_regular, open_for_appending, read_bytes
 from dglaunch.output import ownership
 from dglaunch.output.ledger import MOST_RUN, OutputFolder
 from dglaunch.output.lines import TaskId, append_line, file_name_of, id_of, is_our_ledger, read_lines, scan
@@ -128,7 +128,7 @@ class Replacing:
         path, record = self._folder.path / name, self._records.get(task_id)
         if not is_regular(path) or ownership.is_empty(path):
             return False
-        digest = ownership.sha256_of(path)
+        digest = digest_of(path)
         name_there = self._place(path, digest)
         if record is not None and record["sha256"] == digest:
             self._add_line({**record, "file_name": name_there})

@@ -1,6 +1,7 @@
 """What a job asks of its nodes beside their GPUs: memory of the host while the weights are read, and the copy of --stage_to."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import DTYPE_BYTES
@@ -33,22 +34,23 @@ class Host:
 
 def host_of(job: Job) -> Host | None:
     """Return what a local model asks of a node; None where its weights are not known."""
-    parts, size = job.checkpoint.parameters, DTYPE_BYTES[job.machine.dtype]
-    if job.profile.has_estimates is False or not parts:
+    if not job.profile.has_estimates or not job.checkpoint.parameters:
         return None
+    parts, size = job.checkpoint.parameters, DTYPE_BYTES[job.machine.dtype]
     encoders = size * sum(count for name, count in parts.items() if name.startswith("text_encoder"))
     others = size * sum(count for name, count in parts.items() if not name.startswith("text_encoder"))
+    stage_to = job.config.backend.stage_to
     ahead = job.checkpoint.encodes_ahead(job.config.optimization.encode)
     return Host(
         a_rank=max(encoders, others) if ahead else encoders + others,
         num_ranks=min(job.topology.local_world_size, USUAL_RANKS),
-        copied=None if job.config.backend.stage_to is None else _copied(job, encoders + others),
+        copied=None if stage_to is None else _copied(job, stage_to, encoders + others),
     )
 
 
-def _copied(job: Job, otherwise: int) -> int:
+def _copied(job: Job, stage_to: Path, otherwise: int) -> int:
     """From the files where they are here; else as many bytes as the weights have in the type of the run."""
     try:
-        return Staging(job.checkpoint.folder, job.config.output_dir).num_bytes
+        return Staging(job.checkpoint.folder, stage_to).num_bytes
     except (UserError, OSError):
         return otherwise

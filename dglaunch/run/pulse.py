@@ -1,6 +1,6 @@
 """What a run says of itself while it goes on, on rank 0: run.json every half minute, and --metrics_file beside it.
 
-`dglaunch status OUT --watch` reads the one from anywhere, a node exporter the other.
+The one can be read from anywhere that sees the folder; the other is for a node exporter.
 """
 
 import time
@@ -81,7 +81,7 @@ def _lines(report: Report, labels: Mapping[str, str], is_running: bool) -> Itera
     yield from _metric("images_per_second", "gauge", [({}, report.images_per_s)], labels)
     yield from _metric("running", "gauge", [({}, int(is_running))], labels)
     yield from _metric("updated_timestamp_seconds", "gauge", [({}, round(time.time(), 3))], labels)
-    by_rank = [({"rank": str(rank)}, count) for rank, count in sorted(report.by_rank.items())]
+    by_rank = [({"rank": rank}, count) for rank, count in report.images_by_rank.items()]
     yield from _metric("rank_images", "counter", by_rank, labels)
     yield "# EOF\n"
 

@@ -163,7 +163,7 @@ class Report:
         return {
             "images_per_s": round(rate, 4),
             "seconds_left": round(left / rate) if rate else None,
-            "images_by_rank": {str(rank): count for rank, count in sorted(self.by_rank.items())},
+            "images_by_rank": self.images_by_rank,
             "failures_by_kind": dict(self.failures.most_common(MOST_KINDS)),
         }
 
@@ -194,6 +194,11 @@ class Report:
         """Images made in this start, by the seconds since its first batch began."""
         elapsed = time.monotonic() - self._begun
         return self.counts.num_ok / elapsed if elapsed > 0 else 0.0
+
+    @property
+    def images_by_rank(self) -> dict[str, int]:
+        """As run.json has it."""
+        return {str(rank): count for rank, count in sorted(self.by_rank.items())}
 
     def note(self, text: str) -> None:
         """A line that stays on the terminal."""
@@ -266,7 +271,7 @@ class Report:
             wall_s=window,
             seconds={stage: round(value, 4) for stage, value in seconds.items()},
             pipeline_share=round(inside / (len(leaders) * window), 4) if begun and counts.num_ok else None,
-            images_by_rank={str(rank): count for rank, count in sorted(self.by_rank.items())},
+            images_by_rank=self.images_by_rank,
             peak_memory_bytes=max((leader.peak_memory for leader in leaders.values()), default=0),
             usage={name: round(value, 6) for name, value in sorted(usage.items())},
             events=[f"rank {rank}: {text}" for rank, leader in sorted(leaders.items()) for text in leader.events],

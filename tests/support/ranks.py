@@ -207,6 +207,23 @@ def launch(folder: Path, nproc: int, commands: Sequence[Command]) -> list[Case]:
     return world.results()
 
 
+def launch_planned(
+    folder: Path, planned: Mapping[str, tuple[int, Sequence[str | Path], Mapping[str, str]]]
+) -> dict[str, tuple[Path, Case]]:
+    """Run commands by name, each on so many ranks with these variables, those of one number of ranks in one world.
+
+    Returns:
+        By name: its folder, which is FOLDER/NAME, and how it ended.
+    """
+    results: dict[str, tuple[Path, Case]] = {}
+    for world in sorted({world for world, _, _ in planned.values()}):
+        names = [name for name, (needed, _, _) in planned.items() if needed == world]
+        commands = [([*planned[name][1], "--output_dir", folder / name], planned[name][2]) for name in names]
+        for name, case in zip(names, launch(folder, world, commands)):
+            results[name] = (folder / name, case)
+    return results
+
+
 def on_ranks(folder: Path, nproc: int, *arguments: str | Path, **environment: str) -> Case:
     """Run one command in a world of its own."""
     (case,) = launch(folder, nproc, [(arguments, environment)])

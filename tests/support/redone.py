@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dglaunch.output.ownership import sha256_of
+from dglaunch.files import digest_of
 from support.commands import Ended, dglaunch
 from support.results import ledger, write_jsonl
 
@@ -38,4 +38,4 @@ def is_right(out: Path, count: int = NUM) -> bool:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    return {path.name: sha256_of(path) for path in sorted(folder.glob("*.png"))}
+    return {path.name: digest_of(path) for path in sorted(folder.glob("*.png"))}

@@ -17,7 +17,7 @@ from PIL import Image
 
 from support.edit_images import INSTRUCTIONS, MULTI, SINGLE, SIZES, picture, save_table
 from support.family_runs import EDITORS, SETS
-from support.ranks import Case, launch
+from support.ranks import Case, launch_planned
 from support.results import images, ledger, run_json, write_jsonl
 from support.selection import rarely, selected
 from support.tiny_models import build
@@ -108,13 +108,7 @@ def runs(
     planned["tiny"] = (1, ["edit", "--input", tables["flux1_kontext"], "--num_inference_steps", "2"], {})
     planned["longcat-xdit"] = (1, command("longcat_edit", tables["longcat"], "--backend", "xdit"), {})
     planned["wrong class"] = (1, command("flux2", tables["longcat"], "--model_type", "flux1_kontext"), {})
-    results: dict[str, tuple[Path, Case]] = {}
-    for world in (1, 2):
-        names = [name for name, (needed, _, _) in planned.items() if needed == world]
-        commands = [([*planned[name][1], "--output_dir", folder / name], planned[name][2]) for name in names]
-        for name, case in zip(names, launch(folder, world, commands)):
-            results[name] = (folder / name, case)
-    yield results
+    yield launch_planned(folder, planned)
 
 
 def worst(folder: Path, expected: list[np.ndarray]) -> int:

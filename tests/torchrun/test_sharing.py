@@ -16,7 +16,7 @@ from dglaunch.models.families import FAMILIES, Family
 from support.edit_images import save_table
 from support.family_runs import DIFFERENT_LENGTHS, EDITORS, GUIDED, SETS, SIZE
 from support.matrix import measured
-from support.ranks import Case, launch
+from support.ranks import Case, launch_planned
 from support.raw_pixels import raw_difference
 from support.results import ledger, run_json, write_jsonl
 from support.selection import rarely, selected
@@ -90,13 +90,7 @@ def runs(
         planned[f"{family}-plain"] = (1, [KEPT, *job, "--batch_size", "1", "--encode", "inline"], {})
         world, flags, environment = WAYS[way]
         planned[f"{family}-{way}"] = (world, [KEPT, *job, *flags, "--batch_size", "3"], environment)
-    results: dict[str, tuple[Path, Case]] = {}
-    for world in sorted({world for world, _, _ in planned.values()}):
-        names = [name for name, (needed, _, _) in planned.items() if needed == world]
-        commands = [([*planned[name][1], "--output_dir", folder / name], planned[name][2]) for name in names]
-        for name, case in zip(names, launch(folder, world, commands)):
-            results[name] = (folder / name, case)
-    yield results
+    yield launch_planned(folder, planned)
 
 
 @pytest.mark.parametrize(("family", "way"), rarely([*SHARED, *MORE], {*SHARED, *MORE} - QUICK))

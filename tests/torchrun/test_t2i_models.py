@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from support.family_runs import DIFFERENT_LENGTHS, GUIDED, SIZE, T2I
-from support.ranks import Case, launch
+from support.ranks import Case, launch_planned
 from support.results import PROMPTS, difference, images, ledger, run_json, write_jsonl
 from support.selection import rarely, selected
 from support.tiny_models import build
@@ -75,13 +75,7 @@ def runs(
             planned[f"{family}-{split}"] = (world, [*model, "--backend", "xdit", "--batch_size", "3"], environment)
     told = ["support.replica_checks:then_say_what_xfuser_was_told", "t2i", "--backend", "xdit", "--prompt", "a fox"]
     planned["type"] = (1, [*told, "--torch_dtype", "bfloat16", "--num_inference_steps", "1"], {})
-    results: dict[str, tuple[Path, Case]] = {}
-    for world in sorted({world for world, _, _ in planned.values()}):
-        names = [name for name, (needed, _, _) in planned.items() if needed == world]
-        commands = [([*planned[name][1], "--output_dir", folder / name], planned[name][2]) for name in names]
-        for name, case in zip(names, launch(folder, world, commands)):
-            results[name] = (folder / name, case)
-    yield results
+    yield launch_planned(folder, planned)
 
 
 @pytest.mark.parametrize(("world", "batch"), rarely(WORLDS, RARE_WORLDS))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dglaunch.errors import UserError
+from dglaunch.files import digest_of
 from dglaunch.models import content
 
 
@@ -15,13 +16,12 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Every file is worth keeping; the files that were read."""
     monkeypatch.setattr(content, "WORTH_KEEPING", 0)
     read: list[Path] = []
-    reading = content._read
 
     def watched(real: Path) -> str:
         read.append(real)
-        return reading(real)
+        return digest_of(real)
 
-    monkeypatch.setattr(content, "_read", watched)
+    monkeypatch.setattr("dglaunch.models.content.digest_of", watched)
     return read
 
 
