@@ -387,6 +387,11 @@ class RunConfig:
         return self.save_inputs
 
     @property
+    def takes_inputs(self) -> bool:
+        """Whether its rows may have input images."""
+        return self.edits
+
+    @property
     def is_partial(self) -> bool:
         """Whether the table may have more rows than are wanted of it."""
         return self.filter_rows is not None or self.limit is not None
@@ -540,7 +545,6 @@ class T2IConfig(RunConfig):
 
     @property
     def takes_inputs(self) -> bool:
-        """Whether its rows may have input images."""
         return self.image_column is not None or self.control_column is not None
 
     @property

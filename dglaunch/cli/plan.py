@@ -132,13 +132,12 @@ def _replicas(job: Job, plan: Plan) -> Table:
     for replica, share in enumerate(plan.batches[:SHOWN_REPLICAS]):
         first = replica * size
         ranks = str(first) if size == 1 else f"{first}-{first + size - 1}"
-        sizes = [len(batch) for batch in share]
-        table.add_row(str(replica), ranks, str(sum(sizes)), str(len(sizes)), _sizes(sizes))
+        table.add_row(str(replica), ranks, str(share.num_images), str(len(share)), _sizes(share.lengths))
     return table
 
 
-def _sizes(sizes: Sequence[int]) -> str:
-    return ", ".join(f"{sizes.count(size)} of {size}" for size in sorted(set(sizes), reverse=True))
+def _sizes(lengths: Mapping[int, int]) -> str:
+    return ", ".join(f"{count} of {length}" for length, count in sorted(lengths.items(), reverse=True))
 
 
 def _show_outlook(terminal: Terminal, outlook: Outlook, problem: str) -> None:
