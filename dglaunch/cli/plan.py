@@ -12,6 +12,7 @@ from dglaunch.errors import EXIT_DONE, UserError
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.ownership import refuse_to_replace, write_report
 from dglaunch.planning.batches import Plan
+from dglaunch.planning.duplicates import duplicates_in
 from dglaunch.planning.estimate import SPARE
 from dglaunch.planning.figures import FigureBook, book_of, in_this_process
 from dglaunch.planning.gpus import find_gpu, gpu_of
@@ -118,6 +119,8 @@ def _show(terminal: Terminal, job: Job, schedule: Schedule) -> None:
         terminal.print(f"... and {len(schedule.unmakeable) - SHOWN_ERRORS:,} more rows that cannot be made")
     for name, reason in schedule.reasons.items():
         terminal.print(f"{name} {reason}")
+    if (twice := duplicates_in(job.makeable)) is not None:
+        terminal.print(f"duplicates: {twice}")
     terminal.print(_replicas(job, plan))
     images = plan.images_by_replica
     if len(images) > SHOWN_REPLICAS:

@@ -85,8 +85,11 @@ class ColumnReader:
         wanted = self._wanted(rows, index)
         kept = rows if wanted is None else rows.at(wanted)
         rows_index, places = (index, numbers) if wanted is None else (index[wanted], numbers[wanted])
+        if reader.sample is not None:
+            taken = np.flatnonzero(reader.sample.taken(rows_index))
+            kept, rows_index, places = kept.at(taken), rows_index[taken], places[taken]
         left = None if reader.config.limit is None else max(reader.config.limit - reader.num_wanted, 0)
-        if left is not None and left < kept.num_rows:
+        if reader.sample is None and left is not None and left < kept.num_rows:
             kept, rows_index, places = kept.at(np.arange(left)), rows_index[:left], places[:left]
             if reader.filter is None:
                 index = index[:left]

@@ -6,6 +6,7 @@
 A small table needs none of this: reading its rows one by one takes less than importing Arrow (`Table.is_large`).
 """
 
+import numpy as np
 import pyarrow as pa
 
 from dglaunch.data import column_reader
@@ -13,6 +14,7 @@ from dglaunch.data.column_reader import ColumnReader, may_be_carried
 from dglaunch.data.columns import PLACES
 from dglaunch.data.many_numbers import ManyNumbers
 from dglaunch.data.prompts import RowReader
+from dglaunch.data.sampling import is_sampled
 from dglaunch.data.tables import Table
 from dglaunch.data.task_table import OTHERS, REST, SETTINGS, TaskFile, TaskTable, schema_of
 from dglaunch.errors import InputError
@@ -55,7 +57,12 @@ def write_tasks(reader: RowReader, table: Table, path: str) -> None:
 
 def open_tasks(reader: RowReader, path: str) -> TaskTable:
     """Map the tasks that `write_tasks` of the same table has written."""
-    return TaskTable.open(path, reader.defaults, reader.loras.of_row)
+    tasks = TaskTable.open(path, reader.defaults, reader.loras.of_row)
+    config = reader.config
+    if config.shuffle_seed is None or config.limit is None:
+        return tasks
+    rows = tasks.indices // len(reader.grid)
+    return tasks.at(np.flatnonzero(is_sampled(rows, config.shuffle_seed, config.limit)))
 
 
 def _schema(reader: RowReader, table: Table) -> pa.Schema:

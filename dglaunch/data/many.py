@@ -3,9 +3,12 @@
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from dglaunch.data.task import Task
+
+if TYPE_CHECKING:
+    from dglaunch.data.many_numbers import Numbers
 
 
 class Kinds(list[Task]):
@@ -38,7 +41,7 @@ class ManyTasks(Sequence[Task]):
         """
 
     @abstractmethod
-    def at(self, places: Sequence[int]) -> Self:
+    def at(self, places: "Sequence[int] | Numbers") -> Self:
         """Return the tasks at these places."""
 
     @abstractmethod
@@ -57,6 +60,15 @@ class ManyTasks(Sequence[Task]):
     def ranges(self) -> Iterator[tuple[int, int, int]]:
         """Yield the indices in order: the first of some that follow one another, the one behind the last, and the number of
         their samples."""
+
+    @property
+    @abstractmethod
+    def indices(self) -> "Numbers":
+        """The index of each task."""
+
+    @abstractmethod
+    def digests(self) -> "Numbers":
+        """Return a number for each task that follows from its prompt and seed: equal where they are."""
 
     @property
     @abstractmethod

@@ -17,6 +17,7 @@ from dglaunch.data.numbering import Numbering
 from dglaunch.data.prompt_template import PromptTemplate
 from dglaunch.data.row_filter import RowFilter
 from dglaunch.data.row_list import rows_of_list
+from dglaunch.data.sampling import Sample
 from dglaunch.data.table_formats import Row
 from dglaunch.data.tables import Table, rows_of_pipe
 from dglaunch.data.task import INPUT_FIELDS, LORA, SAMPLING, Record, Task
@@ -113,6 +114,8 @@ class RowReader:
         self.samples = evaluations.num_images_per_prompt(config)
         self.filter = RowFilter(config.filter_rows) if config.filter_rows is not None else None
         self.num_wanted = 0
+        is_sample = config.shuffle_seed is not None and config.limit is not None
+        self.sample = Sample(config.shuffle_seed, config.limit) if is_sample else None  # type: ignore[arg-type]  # both there
 
     def own_checks(self) -> dict[str, values.Check]:
         """What a setting must be here, where that is not what it must be elsewhere."""
@@ -141,6 +144,9 @@ class RowReader:
     def read(self, rows: Iterable[Row]) -> list[Task]:
         """All tasks, in the table's order, or every problem at once."""
         tasks = self.tasks_of(rows)
+        if self.sample is not None:
+            rows_of_sample, size = self.sample.indices, len(self.grid)
+            tasks = [task for task in tasks if task.index // size in rows_of_sample]
         self.check_names()
         self.look_at_inputs(tasks)
         self.check_rows(len(tasks))
@@ -224,7 +230,7 @@ class RowReader:
             for n, point in enumerate(self.grid.points)
             if self.wants(first + n, row_index, named, point)
         ]
-        if not points or self._has_enough:
+        if not points or self._has_enough or not (self.sample is None or self.sample.takes(row_index)):
             return []
         self.num_wanted += 1
         content = self._content(label, named)
@@ -320,7 +326,7 @@ class RowReader:
 
     @property
     def _has_enough(self) -> bool:
-        return self.config.limit is not None and self.num_wanted >= self.config.limit
+        return self.sample is None and self.config.limit is not None and self.num_wanted >= self.config.limit
 
     @property
     def _indices(self) -> tuple[int, int]:

@@ -25,6 +25,8 @@ from dglaunch.models.lora import LoraUse, text_of
 
 BATCH = 1 << 16
 """Tasks of a record batch, which is what is read at a time."""
+SPREAD = 0x1E3779B97F4A7C15
+"""By which seeds that follow one another become numbers far apart."""
 MADE_AT_ONCE = 4096
 """Tasks that an iteration makes ahead."""
 EXTRA = "extra:"
@@ -256,7 +258,7 @@ class TaskTable(ManyTasks):
         return found.take(pa.array(numbers))
 
     @property
-    def _index(self) -> Numbers:
+    def indices(self) -> Numbers:
         found = self.column("index")
         assert found is not None
         return found.to_numpy()  # type: ignore[no-any-return]
@@ -270,7 +272,7 @@ class TaskTable(ManyTasks):
     def _has(self, task_ids: Collection[tuple[int, int]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Of each task whether it has one of these ids."""
         some = np.fromiter(chain.from_iterable(task_ids), np.int64, 2 * len(task_ids)).reshape(-1, 2)
-        index, samples = self._index, self._samples
+        index, samples = self.indices, self._samples
         if samples is None:
             return np.isin(index, some[some[:, 1] == 0, 0])
         room = max(int(samples.max(initial=0)), int(some[:, 1].max(initial=0))) + 1
@@ -283,19 +285,27 @@ class TaskTable(ManyTasks):
         return np.flatnonzero(self._has(task_ids)).tolist()
 
     def ranges(self) -> Iterator[tuple[int, int, int]]:
-        rows, found = np.unique(self._index, return_counts=True)
+        rows, found = np.unique(self.indices, return_counts=True)
         counts: Numbers = found
         if (samples := self._samples) is not None:  # where there is sample 2, there are 0 and 1
-            order = np.lexsort((samples, self._index))
+            order = np.lexsort((samples, self.indices))
             counts = samples[order][np.cumsum(found) - 1] + 1
         edges = np.flatnonzero((np.diff(rows) != 1) | (np.diff(counts) != 0)) + 1
         for start, stop in pairwise([0, *edges.tolist(), len(rows)]):
             yield int(rows[start]), int(rows[stop - 1]) + 1, int(counts[start])
 
+    def digests(self) -> Numbers:
+        prompts, seeds = self.column("prompt"), self.column("seed")
+        assert prompts is not None
+        assert seeds is not None
+        found = [np.fromiter(map(hash, chunk.to_pylist()), np.int64, len(chunk)) for chunk in prompts.chunks]
+        digests: Numbers = np.concatenate(found) ^ (seeds.to_numpy() * np.int64(SPREAD))
+        return digests
+
     @property
     def sample_counts(self) -> set[int]:
         samples = self._samples
-        return {1} if samples is None else set(np.unique(np.unique(self._index, return_counts=True)[1]).tolist())
+        return {1} if samples is None else set(np.unique(np.unique(self.indices, return_counts=True)[1]).tolist())
 
     # -- kinds --------------------------------------------------------------------------------------------------------
 
@@ -322,7 +332,7 @@ class TaskTable(ManyTasks):
         codes, firsts = self._codes
         if not len(self):
             return Kinds()
-        is_first = np.diff(self._index, prepend=-1) != 0  # of its row: its samples follow one another
+        is_first = np.diff(self.indices, prepend=-1) != 0  # of its row: its samples follow one another
         counts = [np.count_nonzero(is_first)] if codes is None else np.bincount(codes[is_first], minlength=len(firsts))
         return Kinds((self[int(first)] for first in firsts), map(int, counts))
 

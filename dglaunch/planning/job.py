@@ -19,6 +19,7 @@ from dglaunch.data.many import ManyTasks, kinds_of, without
 from dglaunch.data.prompt_inputs import CHECKS, InputReader
 from dglaunch.data.prompts import checks_of_fields, read_prompts
 from dglaunch.data.rewriting import Rewriting, check_given, rewriting_of
+from dglaunch.data.sampling import shuffled
 from dglaunch.data.task import BatchSize, Bucket, Task
 from dglaunch.data.values import Check
 from dglaunch.distributed import topology as topologies
@@ -179,9 +180,13 @@ class Job:
 
         mine = share_of_node(self.makeable, self.topology, bucket_of, cost)
         pending = without(mine, done)
+        if self.config.shuffle_seed is not None:
+            pending = shuffled(pending, self.config.shuffle_seed, self.columns.num_points)
         plan = build(pending, self.topology.num_replicas, choose, bucket_of, cost)
         price = self.profile.expected_cost(self.config, pending)
         in_words = {"cost": price.words} if price is not None and pending else {}
+        if self.config.shuffle_seed is not None:
+            in_words["order"] = f"of the rows drawn from --shuffle_seed {self.config.shuffle_seed}"
         return Schedule(
             total=len(mine) + len(self.unmakeable),
             unmakeable=[task for task in self.unmakeable if task.id not in done],
