@@ -106,7 +106,11 @@ class Table:
         Raises:
             UserError: there is none, or a shard is of another kind than the others.
         """
-        files = [(file, file != path) for path in files_named(self.named) for file in _files_in(path)]
+        files: list[tuple[Path, bool]] = []
+        for path in self.named:
+            shards = [(file, file != named) for named in files_named([path]) for file in _files_in(named)]
+            _check_shards([file for file, _ in shards])
+            files += shards
         names = Counter(file.name for file, _ in files)
 
         def place(file: Path, is_in_folder: bool) -> str:
@@ -327,26 +331,55 @@ def _matches(pattern: Path) -> list[Path]:
 
 
 def _files_in(path: Path) -> list[Path]:
-    """The file itself, or those of a folder: .txt files with a prompt each, named as DPG-Bench does, or a table in parts, as
-    GenArena's."""
+    """The file itself, or those of a folder: .txt files with a prompt each, named as DPG-Bench does, or a table in shards."""
     with _errors_of(path):
         if not path.is_dir():
             return [path]
         files = files_of(path)
     if not files:
         raise UserError(
-            f"The folder {path} has neither .txt files with a prompt each nor .parquet files. Tables of another kind are "
-            f"named by a pattern: '{path}/*.csv'."
+            f"The folder {path} has no tables ({', '.join(KINDS)}) and no .txt files with a prompt each. Name another folder, "
+            f"or a pattern such as '{path}/*/*.parquet'."
         )
     return files
 
 
 def files_of(folder: Path) -> list[Path]:
-    """Return the files that a folder of tables or prompts is made of: all of its .parquet, else all of its .txt, by name.
-    Hidden ones are none of them (macOS puts a ._a.txt beside each a.txt on a foreign disk)."""
-    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    kinds = ([path for path in files if path.suffix.lower() == suffix] for suffix in (PARQUET, ".txt"))
-    return next(filter(None, kinds), [])
+    """Return the files that a folder of tables or prompts is made of, by name: all that are tables, which must be of one kind.
+    Hidden ones are none of them (macOS puts a ._a.txt beside each a.txt on a foreign disk).
+
+    Raises:
+        UserError: they are of several kinds.
+    """
+    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and kind_of(path)[0] in KINDS]
+    kinds = Counter(kind_of(path)[0] for path in files)
+    if len(kinds) > 1:
+        counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+        patterns = " or ".join(f"'{folder}/*{kind}'" for kind, _ in kinds.most_common(2))
+        raise UserError(
+            f"The folder {folder} has tables of several kinds ({counts}). Name those that are meant: {patterns}."
+        )
+    return files
+
+
+def _check_shards(files: Sequence[Path]) -> None:
+    """Look whether the Parquet files of one folder or pattern have the same columns.
+
+    Raises:
+        UserError: one has others than the first.
+    """
+    shards = [file for file in files if kind_of(file) == (PARQUET, False) and file.is_file()]
+    if len(shards) < 2:
+        return
+    first, *others = ({*parquet_shape(shard)[1].names} for shard in shards)
+    for shard, names in zip(shards[1:], others):
+        if names != first:
+            without, besides = (", ".join(sorted(some)) for some in (first - names, names - first))
+            said = " and ".join(filter(None, [f"no {without}" * bool(without), f"{besides} besides" * bool(besides)]))
+            raise UserError(
+                f"{shard} has other columns than {shards[0]}: {said}. Parts of one table have the same columns. Mend it, or name "
+                "the files one by one, if they are tables of their own."
+            )
 
 
 def _is_txt(file: Path) -> bool:
