@@ -12,6 +12,7 @@ BENCHES = {
     "exchange": "Ulysses all-to-all and ring between ranks",
     "vae": "whole, sliced and tiled decoding, with peak memory",
     "encode": "PNG levels, JPEG and WebP, with threads",
+    "scale": "a job of 10^4 to 10^7 rows beside the model: seconds and memory of reading it, planning it, ...",
     "tail": "how long replicas wait for the slowest: fixed shares against claimed ones, on a made-up clock",
     "gather": "how many finished images rank 0 takes in and writes, alone and with --writer rank",
     "batch": "images/s over batch size and resolution, through dglaunch's backend",
