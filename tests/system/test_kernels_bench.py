@@ -184,7 +184,7 @@ def test_a_model_of_the_catalog_is_written_as_an_ordinary_folder(
         "1", "--device", "cpu", "--output_dir", tmp_path / "out",
     )  # fmt: skip
     assert made.code == 0, made.output
-    assert resolve(BackendConfig(model_name=str(folder))).family.name == "flux"
+    assert resolve(BackendConfig(model_name=str(folder))).family.name == "Flux"
 
 
 def test_idle_is_what_no_kernel_covers() -> None:
