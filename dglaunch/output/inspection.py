@@ -7,16 +7,19 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from dglaunch.atomic import temporary_path
 from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image
 from dglaunch.data.task import Record
 from dglaunch.errors import OutputError
-from dglaunch.files import read_bytes
 from dglaunch.output import ownership
 from dglaunch.output.asked import asked_of
+from dglaunch.output.images import StoredImage, image_of
 from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, is_foreign_run, read_run
 from dglaunch.output.lines import IMAGE_SUFFIXES, LineKind, TaskId, file_name_of, id_of, is_our_ledger, scan
 from dglaunch.output.replaced import PendingRedo
 from dglaunch.output.resume import bad_lines, rewrite
+from dglaunch.output.shard_writer import drop
+from dglaunch.output.shards import SHARDS, closed_path, closed_shards, has_own, index_of, open_shards, shard_of
 
 SHOWN = 20
 """Gaps that a sentence names."""
@@ -36,10 +39,14 @@ class Inspection:
     """What is there besides, and is nobody's fault: pictures of the user's, lines of others."""
     wrong_files: set[str] = field(default_factory=set)
     """Files of dglaunch's that a repair moves aside."""
-    checked: dict[str, str | None] = field(default_factory=dict)
-    """What is wrong with each file that was read, or None."""
+    wrong_in_shards: dict[str, set[str]] = field(default_factory=dict)
+    """Of closed shards, the images that a repair takes out; none of them: the shard cannot be read, and is moved as a whole."""
+    checked: dict[tuple[str, str], str | None] = field(default_factory=dict)
+    """What is wrong with each image that was read, by its shard and name, or None."""
     named: set[str] = field(default_factory=set)
     """All files that have a ledger line."""
+    named_in_shards: dict[str, set[str]] = field(default_factory=dict)
+    """The same of images in shards."""
 
 
 def inspect(folder: OutputFolder) -> Inspection:
@@ -60,6 +67,8 @@ def inspect(folder: OutputFolder) -> Inspection:
     for name in sorted(os.listdir(folder.path)):
         if name.lower().endswith(PICTURE_SUFFIXES) and name not in found.named and not name.startswith("."):
             _report_unlisted(folder, name, found)
+    if has_own(folder.path) or found.named_in_shards:
+        _inspect_shards(folder, found)
     return found
 
 
@@ -76,7 +85,10 @@ def _inspect_ledger(folder: OutputFolder, path: Path, found: Inspection) -> None
             kept.append(text)
         if kind is not LineKind.OURS:
             continue
-        found.named.add(file_name_of(record))
+        if shard := shard_of(record):
+            found.named_in_shards.setdefault(shard, set()).add(file_name_of(record))
+        else:
+            found.named.add(file_name_of(record))
         if id_of(record) in seen:
             found.problems.append(f"{path.name}: {file_name_of(record)} has two lines")
             wrong += 1
@@ -96,13 +108,13 @@ def _inspect_ledger(folder: OutputFolder, path: Path, found: Inspection) -> None
 
 
 def _has_good_file(folder: OutputFolder, record: Record, found: Inspection) -> bool:
-    name = file_name_of(record)
-    if name not in found.checked:
-        problem = found.checked[name] = _problem_with(folder, record)
+    name, shard = file_name_of(record), shard_of(record)
+    if (shard, name) not in found.checked:
+        problem = found.checked[shard, name] = _problem_with(folder, record)
         if problem is not None:
             found.problems.append(problem)
-            found.wrong_files.add(name)
-    return found.checked[name] is None
+            (found.wrong_in_shards.setdefault(shard, set()) if shard else found.wrong_files).add(name)
+    return found.checked[shard, name] is None
 
 
 def _report_unlisted(folder: OutputFolder, name: str, found: Inspection) -> None:
@@ -114,13 +126,36 @@ def _report_unlisted(folder: OutputFolder, name: str, found: Inspection) -> None
         found.notes.append(f"{name} has no ledger line (left alone)")
 
 
+def _inspect_shards(folder: OutputFolder, found: Inspection) -> None:
+    """A loader reads all that a shard holds, so each image in it has its line. (After a redo that was stopped some are there
+    twice, until it has come to its end.)"""
+    is_replacing = PendingRedo.read(folder) is not None
+    for shard in closed_shards(folder.path):
+        try:
+            names = index_of(folder.path, shard).keys()
+        except (OSError, ValueError) as error:
+            found.problems.append(f"{SHARDS}/{shard} cannot be read: {error}")
+            found.wrong_in_shards[shard] = set()
+            continue
+        unlisted = names - found.named_in_shards.get(shard, set())
+        if unlisted and not is_replacing:
+            found.problems.append(f"{SHARDS}/{shard} has {len(unlisted):,} images without a ledger line")
+            found.wrong_in_shards.setdefault(shard, set()).update(unlisted)
+    for shard in open_shards(folder.path):
+        found.notes.append(
+            f"{SHARDS}/{shard} was being filled when its process died; the next start of the same command closes it"
+        )
+
+
 def _problem_with(folder: OutputFolder, record: Record) -> str | None:
-    """What is wrong with the file of a ledger line."""
-    name = file_name_of(record)
+    """What is wrong with the image of a ledger line."""
+    image = image_of(folder.path, record)
+    assert image is not None, "a line of ours has the name of an image"
+    name = f"{image.name} in {SHARDS}/{image.shard}" if image.shard else image.name
     try:
-        data = read_bytes(folder.path / name)
+        data = image.read()
     except FileNotFoundError:
-        return f"{name} has a ledger line but no file"
+        return f"{name} has a ledger line but {'is not there' if image.shard else 'no file'}"
     except OSError as error:
         return f"{name} cannot be read: {error.strerror or error}"
     if len(data) != record["bytes"]:
@@ -156,6 +191,35 @@ def repair(folder: OutputFolder, found: Inspection) -> None:
             ownership.set_aside(folder, folder.path / name)
         except OSError as error:
             raise OutputError(f"Moving {folder.path / name} failed: {error.strerror or error}.") from None
+    for shard, names in found.wrong_in_shards.items():
+        try:
+            _repair_shard(folder, shard, names)
+        except OSError as error:
+            raise OutputError(
+                f"Writing {folder.path / SHARDS / shard} anew failed: {error}. It is as it was."
+            ) from None
+
+
+def _repair_shard(folder: OutputFolder, shard: str, names: Collection[str]) -> None:
+    """Write a shard without the images that are wrong, which are kept aside; one that cannot be read is moved there itself."""
+    path = closed_path(folder.path, shard)
+    if not path.exists():  # its lines are taken out
+        return
+    try:
+        images = index_of(folder.path, shard)
+    except (OSError, ValueError):
+        images = {}
+    if not images:
+        ownership.set_aside(folder, path)
+        return
+    for name in sorted(images.keys() & names):
+        temporary = temporary_path(folder.path)
+        temporary.write_bytes(StoredImage(folder.path, name, shard).read())
+        ownership.set_aside(folder, temporary, name)
+    try:
+        drop(folder, shard, names)
+    except ValueError:  # what stands between its images is damaged, too
+        ownership.set_aside(folder, path)
 
 
 def describe_missing(folder: OutputFolder, present: Collection[TaskId]) -> str | None:

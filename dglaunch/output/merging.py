@@ -1,6 +1,7 @@
 """Several output folders of one job become one: of nodes that share no file system."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,18 +12,21 @@ from dglaunch.data.task import Record
 from dglaunch.errors import OutputError, UserError
 from dglaunch.output.asked import Asked, TaskRanges, asked_of, together
 from dglaunch.output.batch_jobs import refuse_open_jobs
+from dglaunch.output.images import StoredImage, image_of
 from dglaunch.output.inspection import SHOWN, Inspection, describe_missing, inspect
 from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder
 from dglaunch.output.lines import TaskId, file_name_of, id_of, read_lines
 from dglaunch.output.ownership import link_or_copy
 from dglaunch.output.resume import rewrite
+from dglaunch.output.shard_writer import Keeping, ShardWriter, take_over
+from dglaunch.output.shards import IMAGE_SHARD, ShardName, closed_shards, index_of
 
 
 @dataclass(slots=True)
 class Merged:
     """What the folders hold together."""
 
-    files: list[Path] = field(default_factory=list)
+    images: dict[TaskId, StoredImage] = field(default_factory=dict)
     records: dict[TaskId, Record] = field(default_factory=dict)
     failures: dict[TaskId, str] = field(default_factory=dict)
     asked: Asked = field(default_factory=lambda: Asked(TaskRanges()))
@@ -52,8 +56,7 @@ def merge_folders(folders: Sequence[OutputFolder], target: OutputFolder) -> Merg
             refuse_open_jobs(folder, "Start its own command again with --api_batch, which takes them, and merge then.")
             _add(folder, _inspect_closely(folder), merged)
         target.path.mkdir(parents=True, exist_ok=True)
-        for file in merged.files:
-            _link(file, target)
+        _bring_images(merged, target)
     merged.failures = {task_id: text for task_id, text in merged.failures.items() if task_id not in merged.records}
     try:
         _write_ledgers(merged, target)
@@ -89,7 +92,9 @@ def _add(folder: OutputFolder, found: Inspection, merged: Merged) -> None:
     for task_id, record in found.records.items():
         known = merged.records.get(task_id)
         if known is None:
-            merged.files.append(folder.path / file_name_of(record))
+            image = image_of(folder.path, record)
+            assert image is not None, "inspect has looked at it"
+            merged.images[task_id] = image
         elif known["sha256"] != record["sha256"]:
             raise UserError(f"{file_name_of(record)} is in two of the folders and differs; which is right?")
         merged.records[task_id] = record
@@ -98,13 +103,59 @@ def _add(folder: OutputFolder, found: Inspection, merged: Merged) -> None:
     merged.asked = together([merged.asked, asked_of(folder, [*found.records, *failures])])
 
 
+def _bring_images(merged: Merged, target: OutputFolder) -> None:
+    """Link or copy each image; whole shards where all of their images are wanted, else image by image."""
+    in_shards: dict[tuple[Path, str], list[TaskId]] = {}
+    for task_id, image in merged.images.items():
+        if image.shard:
+            in_shards.setdefault((image.folder, image.shard), []).append(task_id)
+        else:
+            _link(image.path, target)
+    names = [file_name_of(merged.records[task_id]) for ids in in_shards.values() for task_id in ids]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise _two_of_a_name(twice[0])
+    try:
+        rest = [
+            ids for (folder, shard), ids in in_shards.items() if not _link_shard(folder, shard, ids, merged, target)
+        ]
+        _copy_from_shards([task_id for ids in rest for task_id in ids], merged, target)
+    except OSError as error:
+        raise OutputError(f"Copying to {target.path} failed: {error.strerror or error}.") from None
+
+
 def _link(file: Path, target: OutputFolder) -> None:
     try:
         link_or_copy(file, target.path / file.name)
     except FileExistsError:
-        raise UserError(f"{file.name} stands for different images in two of the folders.") from None
+        raise _two_of_a_name(file.name) from None
     except OSError as error:
         raise OutputError(f"Copying {file} to {target.path} failed: {error.strerror or error}.") from None
+
+
+def _two_of_a_name(name: str) -> UserError:
+    return UserError(f"{name} stands for different images in two of the folders.")
+
+
+def _link_shard(folder: Path, shard: str, ids: Sequence[TaskId], merged: Merged, target: OutputFolder) -> bool:
+    """Take a shard over as it is, under a number of the target's; whether that can be done."""
+    if shard not in closed_shards(folder) or len(index_of(folder, shard)) != len(ids):
+        return False
+    kept = take_over(target, folder, shard)
+    for task_id in ids:
+        merged.records[task_id] = {**merged.records[task_id], IMAGE_SHARD: kept}
+    return True
+
+
+def _copy_from_shards(ids: Sequence[TaskId], merged: Merged, target: OutputFolder) -> None:
+    """Write images into shards of the target, of the kind that they are in."""
+    kinds = {ShardName.parse(merged.images[task_id].shard).kind for task_id in ids}
+    for kind in sorted(kinds):
+        writer = ShardWriter(target, Keeping(kind), "", lambda record: merged.records.update({id_of(record): record}))
+        for task_id in ids:
+            if ShardName.parse(merged.images[task_id].shard).kind == kind:
+                said = {name: value for name, value in merged.records[task_id].items() if name != IMAGE_SHARD}
+                writer.add(said, merged.images[task_id].read())
+        writer.settle()
 
 
 def _write_ledgers(merged: Merged, target: OutputFolder) -> None:

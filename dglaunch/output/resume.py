@@ -8,7 +8,7 @@ that finds everything done joins theirs.
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 
 from dglaunch.atomic import atomic_write
@@ -16,6 +16,7 @@ from dglaunch.data.task import LORA, SAMPLING, Record, Task, file_name
 from dglaunch.errors import UserError
 from dglaunch.files import is_regular
 from dglaunch.output import ownership
+from dglaunch.output.images import Present, is_as_its_line_says
 from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, read_run
 from dglaunch.output.lines import (
     MOST_LINE,
@@ -24,12 +25,13 @@ from dglaunch.output.lines import (
     file_name_of,
     id_of,
     is_redone,
-    is_whole,
     read_lines,
     row_key_of,
     scan,
 )
 from dglaunch.output.replaced import PendingRedo
+from dglaunch.output.shard_writer import Remains, remains_of
+from dglaunch.output.shards import open_shards, shard_of, store_of
 
 SHOWN = 5
 """Differences that an error shows."""
@@ -43,18 +45,40 @@ class Progress:
     """Key and file name of each image whose file is there in full."""
     damaged: int = 0
     """Lines that could not be read or whose file is missing or of another size: those images are made again."""
-    sizes: dict[str, int] = field(default_factory=dict)
-    """Bytes of each file of the folder."""
+    present: Present | None = None
+    """What is there; None: nothing is asked of it."""
+    stores: set[str] = field(default_factory=set)
+    """How the images are kept that are there, as --store names it."""
+    in_shards: dict[str, set[str]] = field(default_factory=dict)
+    """Of the shards that were being filled, the names of the images that have a line."""
+    remains: list[Remains] = field(default_factory=list)
+    """Those shards themselves."""
     folder: Path = Path()
     doubtful: Collection[TaskId] = ()
     """Images of which the size says too little: a redo was killed, perhaps between an image and its line."""
 
     def has_file(self, record: Record) -> bool:
         """Return whether the file of a ledger line is there in full."""
-        name = file_name_of(record)
-        if not is_whole(record, self.sizes.get(name)):
+        if self.present is None or not self.present.has(record):
             return False
-        return id_of(record) not in self.doubtful or ownership.is_as_written(self.folder / name, record["sha256"])
+        return id_of(record) not in self.doubtful or is_as_its_line_says(self.folder, record)
+
+    def add(self, record: Record) -> None:
+        """Add an image that is there."""
+        shard, name = shard_of(record), file_name_of(record)
+        self.done[id_of(record)] = row_key_of(record), name
+        self.stores.add(store_of(record))
+        if shard in self.in_shards:
+            self.in_shards[shard].add(name)
+
+    def take(self, remains: Remains) -> None:
+        """Count what a killed process left of a shard. An image that has no line and is there elsewhere by now is one too many."""
+        self.remains.append(remains)
+        for record in remains.missing_lines:
+            if id_of(record) in self.done and not is_redone(record):
+                remains.superseded.append(record)
+            else:
+                self.add(record)
 
 
 def read_progress(folder: OutputFolder, part: Part) -> Progress:
@@ -65,7 +89,8 @@ def read_progress(folder: OutputFolder, part: Part) -> Progress:
     """
     pending = PendingRedo.read(folder)
     progress = Progress(
-        sizes={name: found.st_size for name, found in folder.regular_files().items()},
+        present=Present(folder),
+        in_shards={shard: set() for shard in open_shards(folder.path)},
         folder=folder.path,
         doubtful=pending.task_ids if pending is not None else (),
     )
@@ -74,6 +99,8 @@ def read_progress(folder: OutputFolder, part: Part) -> Progress:
         damaged = _read_ledger(path, progress)
         if path in repairable:
             progress.damaged += damaged
+    for remains in remains_of(folder, progress.in_shards, part.takes_over):
+        progress.take(remains)
     return progress
 
 
@@ -95,7 +122,7 @@ def _read_ledger(path: Path, progress: Progress) -> int:
             damaged += 1
             continue
         seen.add(id_of(record))
-        progress.done[id_of(record)] = row_key_of(record), file_name_of(record)
+        progress.add(record)
     return max(damaged, torn)
 
 
@@ -135,6 +162,21 @@ def refuse_other_job(
         )
 
 
+def refuse_other_store(folder: OutputFolder, progress: Progress, store: str) -> None:
+    """Check that a job goes on keeping its images as it began.
+
+    Raises:
+        UserError: it does not.
+    """
+    others = sorted(progress.stores - {store})
+    if others:
+        raise UserError(
+            f"{folder.path} keeps its images with --store {others[0]} since its first start, and this one says --store {store}. "
+            f"Go on with --store {others[0]}, or choose another --output_dir. (--layout webdataset and --layout parquet write "
+            "shards of the finished images, however they are kept.)"
+        )
+
+
 def _changed_settings(folder: OutputFolder, settings: Record) -> list[str]:
     """The differences to the first run.json that has any."""
     for run in folder.all_runs().values():
@@ -158,7 +200,8 @@ def _changed_rows(folder: OutputFolder, progress: Progress, tasks: Sequence[Task
             changed[task.id] = task
     if not changed:
         return
-    records = {task_id: record for record in folder.records() if (task_id := id_of(record)) in changed}
+    lines = chain(folder.records(), *(remains.missing_lines for remains in progress.remains))
+    records = {task_id: record for record in lines if (task_id := id_of(record)) in changed}
     guess: tuple[str, ...] = ()
     for task_id in progress.done:
         if task_id in changed:
@@ -270,7 +313,7 @@ def _leave_out(folder: OutputFolder, path: Path, progress: Progress) -> None:
     lost = [(text, file_name_of(record)) for text, record in read_lines(path) if file_name_of(record) not in done]
     ownership.keep_bad_lines(folder, path.name, [*bad_lines(path), *(text for text, _ in lost)])
     for _, name in lost:
-        if name in progress.sizes:
+        if progress.present is not None and name in progress.present.files:
             ownership.set_aside(folder, folder.path / name)
 
 

@@ -1,13 +1,17 @@
 """How far a job is, from its output folder alone: while it runs, or after it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from dglaunch.data.task import Record
 from dglaunch.output.asked import asked_of
 from dglaunch.output.batch_jobs import BatchJob, open_jobs
+from dglaunch.output.images import Present
 from dglaunch.output.ledger import FAILURES, OutputFolder
-from dglaunch.output.lines import TaskId, file_name_of, is_whole
+from dglaunch.output.lines import file_name_of
+from dglaunch.output.shards import shard_of
 
 RECENT = 100
 """Images whose times give the present speed."""
@@ -59,13 +63,8 @@ def read_status(folder: OutputFolder, node_rank: int | None = None) -> JobStatus
         folder: an output folder.
         node_rank: of several nodes without a rendezvous, the one whose runs are looked at; the counts are of them all.
     """
-    files = folder.regular_files()
-    records = folder.records_by_id()
-    done = {
-        task_id: files[name]
-        for task_id, record in records.items()
-        if (name := file_name_of(record)) in files and is_whole(record, files[name].st_size)
-    }
+    present = Present(folder)
+    done = {task_id: record for task_id, record in folder.records_by_id().items() if present.has(record)}
     failed = folder.records_by_id(FAILURES).keys() - done.keys()
     asked = asked_of(folder, [*done, *failed], node_rank)
     return JobStatus(
@@ -74,9 +73,7 @@ def read_status(folder: OutputFolder, node_rank: int | None = None) -> JobStatus
         num_done=asked.named.num_of(done),
         num_failed=asked.named.num_of(failed),
         waits_for=[(job, len(items)) for job, items in open_jobs(folder)],
-        images_per_s=_images_per_s(
-            (done[task_id].st_mtime, seconds) for task_id, seconds in _seconds_of(records).items() if task_id in done
-        ),
+        images_per_s=_images_per_s(_written(done.values(), present)),
     )
 
 
@@ -85,10 +82,17 @@ def _run_status(folder: OutputFolder, name: str, run: Record) -> RunStatus:
     return RunStatus(name, str(run.get("outcome", "unknown")), str(run.get("started")), is_running)
 
 
-def _seconds_of(records: Mapping[TaskId, Record]) -> dict[TaskId, float]:
-    """How long the batch of each image took."""
-    found = {task_id: record.get("seconds") for task_id, record in records.items()}
-    return {task_id: float(value) for task_id, value in found.items() if isinstance(value, int | float)}
+def _written(records: Iterable[Record], present: Present) -> Iterator[tuple[float, float]]:
+    """When each image was written, and how long its batch took. Of one in a shard its line tells the time, in whole seconds."""
+    for record in records:
+        seconds, name = record.get("seconds"), file_name_of(record)
+        if not isinstance(seconds, int | float):
+            continue
+        if not shard_of(record):
+            yield present.files[name].st_mtime, float(seconds)
+        elif isinstance(said := record.get("time"), str):
+            with suppress(ValueError):
+                yield datetime.fromisoformat(said).timestamp(), max(float(seconds), 1.0)
 
 
 def _images_per_s(images: Iterable[tuple[float, float]]) -> float | None:

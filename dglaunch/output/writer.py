@@ -7,6 +7,7 @@ thread at a time.
 import contextlib
 import hashlib
 import io
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -18,9 +19,11 @@ from dglaunch.errors import OutputError, UserError
 from dglaunch.files import open_for_appending
 from dglaunch.output import ownership, resume
 from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, read_run
-from dglaunch.output.lines import TaskId, append_line
+from dglaunch.output.lines import TaskId, append_line, file_name_of, id_of
 from dglaunch.output.ordering import put_in_order
 from dglaunch.output.replaced import PendingRedo, Replacing
+from dglaunch.output.shard_writer import AS_FILES, Keeping, ShardWriter, drop_replaced, settle_remains
+from dglaunch.output.shards import shard_of
 
 if TYPE_CHECKING:
     from dglaunch.data.images import InputImage
@@ -40,9 +43,10 @@ class Writer:
         path: --output_dir.
         node: the part of a machine among nodes without a rendezvous ("-node0of4").
         rank: the part of a rank that writes beside rank 0 ("-rank3of8").
+        keeping: as files, or in shards.
     """
 
-    def __init__(self, path: Path, node: str = "", rank: str = "") -> None:
+    def __init__(self, path: Path, node: str = "", rank: str = "", keeping: Keeping = AS_FILES) -> None:
         self.folder = OutputFolder(path)
         self.part = Part(node, rank)
         suffix = self.part.ledger_suffix
@@ -51,6 +55,9 @@ class Writer:
         self.run_path = self.folder.file(RUN, suffix)
         self.has_begun = False
         """Whether `begin` was called: before that, nothing but the lock is written."""
+        self._keeping = keeping
+        self._shards: ShardWriter | None = None
+        """Where --store says so."""
         self._replacing_images: Replacing | None = None
         """Of a redo: what keeps the images that are there already."""
         self._pending: PendingRedo | None = None
@@ -79,12 +86,15 @@ class Writer:
         self._lock_folder()
         found = resume.read_progress(self.folder, self.part)
         progress = resume.Progress() if overwrite else found
+        resume.refuse_other_store(self.folder, progress, self._keeping.store)
         resume.refuse_other_job(self.folder, progress, settings, tasks, output_format, is_partial)
         self._model = settings.get("model_name")
         missing = [task for task in tasks if task.id not in progress.done]
         ownership.refuse_foreign_files(
             self.folder, {file_name(task, output_format): self._identity(task.id, task.content()) for task in missing}
         )
+        if self._keeping.kind is not None:
+            ownership.refuse_foreign_shards(self.folder)
         return progress
 
     def _identity(self, task_id: TaskId, content: Record) -> ownership.Identity:
@@ -127,7 +137,28 @@ class Writer:
                 resume.part_from_copies(path)
             self._ledger = open_for_appending(self.ledger_path)
             self._failures = open_for_appending(self.failures_path)
+            self._settle_shards(progress)
         self.has_begun = True
+
+    def _settle_shards(self, progress: resume.Progress) -> None:
+        """Close what killed processes were filling: first their images get the lines that they lack."""
+        if self._keeping.kind is None:
+            return
+        for remains in progress.remains:
+            for record in remains.missing_lines:
+                self._add_line(record)
+        self._sync_lines()
+        settle_remains(self.folder, progress.remains, self.part.takes_over)
+        suffix = self.part.ledger_suffix
+        self._shards = ShardWriter(self.folder, self._keeping, suffix, self._add_line, self._sync_lines)
+
+    def _add_line(self, record: Record) -> None:
+        assert self._ledger is not None, "begin() comes first"
+        append_line(self._ledger, record)
+
+    def _sync_lines(self) -> None:
+        assert self._ledger is not None, "begin() comes first"
+        os.fsync(self._ledger.fileno())
 
     def begin_anew(self, pending: PendingRedo, records: Mapping[TaskId, Record]) -> None:
         """Of a redo: note what is asked, before anything is replaced; `begin` comes next.
@@ -149,6 +180,16 @@ class Writer:
         """Of a redo: all of it is made."""
         if self._pending is not None:
             self._pending.remove(self.folder)
+
+    def drop_replaced(self) -> None:
+        """Of a redo, when no one writes any more: closed shards have each image once.
+
+        Raises:
+            OSError: a shard cannot be written.
+        """
+        if self._pending is not None and self._shards is not None:
+            lines = (line for line in self.folder.records() if id_of(line) in self._pending.task_ids)
+            drop_replaced(self.folder, {file_name_of(line): shard_of(line) for line in lines})
 
     def keep_prompts(self, data: bytes) -> None:
         """Keep what came out of a pipe, for the next start; what an earlier one kept is moved aside.
@@ -182,23 +223,43 @@ class Writer:
         Raises:
             OutputError: the disk is full, the folder is gone, ...
         """
-        assert self._ledger is not None and self._failures is not None, "open() comes first"
+        assert self._failures is not None, "begin() comes first"
         try:
             if result.data is None:
                 self._failed.add(result.task_id)
                 append_line(self._failures, result.record)
                 return
+            record = {"file_name": result.file_name, **result.record, "bytes": len(result.data)}
             replaced = self._replacing_images
-            if replaced is None or not replaced.keep(result.task_id, result.file_name):
+            is_kept = replaced is not None and replaced.keep(result.task_id, result.file_name)
+            if self._shards is not None:
+                self._shards.add(record, result.data)
+                return
+            if not is_kept:
                 ownership.make_way(self.folder, result.file_name, self._identity(result.task_id, result.record))
             with self._replacing(self.folder.path / result.file_name) as temporary:
                 temporary.write_bytes(result.data)
-            append_line(self._ledger, {"file_name": result.file_name, **result.record, "bytes": len(result.data)})
+            self._add_line(record)
         except OSError as error:
-            raise OutputError(
-                f"Writing {result.file_name} to {self.folder.path} failed: {error.strerror or error}. Everything written "
-                "before is valid; make room or restore the folder and start the same command again."
-            ) from None
+            raise self._cannot_write(result.file_name, error) from None
+
+    def settle(self) -> None:
+        """All that this start makes has been written: a shard that is open is closed.
+
+        Raises:
+            OutputError: it cannot be; the next start does it.
+        """
+        if self._shards is not None:
+            try:
+                self._shards.settle()
+            except OSError as error:
+                raise self._cannot_write("a shard", error) from None
+
+    def _cannot_write(self, what: str, error: OSError) -> OutputError:
+        return OutputError(
+            f"Writing {what} to {self.folder.path} failed: {error.strerror or error}. Everything written before is valid; make "
+            "room or restore the folder and start the same command again."
+        )
 
     def copy_inputs(self, images: "Mapping[str, InputImage]") -> None:
         """Copy input images to these names, before the ledger line that names them.
@@ -268,6 +329,8 @@ class Writer:
             return
         if self.part.is_beside:  # a thousand ranks would leave as many; rank 0's lock guards the folder
             ownership.remove([self.folder.lock_file(self.part.ledger_suffix)])
+        if self._shards is not None:
+            self._shards.abandon()
         for stream in (self._ledger, self._failures, self._lock):
             if stream is not None:
                 with contextlib.suppress(OSError):  # a full disk was reported when the line was written

@@ -72,6 +72,29 @@ def check_layout(config: RunConfig) -> None:
         need("pyarrow", "--layout parquet", "pip install 'dglaunch[parquet]'")
 
 
+def check_store(config: RunConfig, origins: Mapping[str, str]) -> None:
+    """Refuse a store that cannot be written here, and what would do nothing with it.
+
+    Raises:
+        MissingPackage: with the line that installs what it needs.
+        UserError: with what to drop.
+    """
+    if config.store == "files":
+        if given_flags(config, origins, ("shard_size",)):
+            raise UserError(
+                "--shard_size would do nothing with --store files, which has no shards. Add --store webdataset or --store "
+                "parquet, or drop it."
+            )
+        return
+    if config.store == config.layout:
+        raise UserError(
+            f"--store {config.store} keeps the images in such shards already, in shards of --output_dir, so --layout "
+            f"{config.layout} would hold each of them twice. Drop --layout."
+        )
+    if config.store == "parquet":
+        need("pyarrow", "--store parquet", "pip install 'dglaunch[parquet]'")
+
+
 def check_rewriting(rewriting: Rewriting, topology: Topology) -> None:
     """Refuse to rewrite prompts on nodes that do not talk to each other: they would share out different prompts.
 
