@@ -14,6 +14,7 @@ BENCHES = {
     "encode": "PNG levels, JPEG and WebP, with threads",
     "tail": "how long replicas wait for the slowest: fixed shares against claimed ones, on a made-up clock",
     "gather": "how many finished images rank 0 takes in and writes, alone and with --writer rank",
+    "store": "images/s of files against WebDataset and Parquet shards, made and read at random",
     "batch": "images/s over batch size and resolution, through dglaunch's backend",
     "optimizations": "each optimization on and off: time, memory, difference in the image",
     "lora": "images/s of a table with eight LoRAs shuffled, the same sorted, and without LoRA",
