@@ -406,6 +406,9 @@ class RunConfig:
     """Write prompt and settings once more as AUTOMATIC1111 does (PNG chunk `parameters`, EXIF UserComment), for other viewers."""
     output_name_column: str | None = flag(None, NOTHING, Group.OUTPUT)
     """Column that names each output file; default is the index (000000.png)."""
+    files_per_folder: int | None = flag(None, NOTHING, Group.OUTPUT)
+    """Images in folders 0000, 0001, ... of so many, by index; 0: all in one. Fixed at a job's first start. Default: 10000, if it has
+    more."""
     layout: Layout = flag("indexed", NOTHING, Group.OUTPUT)
     """At the end also write the images to --output_dir/LAYOUT as that evaluation or data loader reads them."""
     store: Store = flag("files", NOTHING, Group.OUTPUT)

@@ -20,7 +20,7 @@ def merge(folders: tuple[Path, ...], /, output_dir: Path) -> int:
     """
     terminal = Terminal()
     merged = merge_folders([OutputFolder(folder) for folder in dict.fromkeys(folders)], OutputFolder(output_dir))
-    terminal.print(f"{len(merged.records):,} images of {len(folders)} folders are in {output_dir}")
+    terminal.print(f"{merged.num_images:,} images of {len(folders)} folders are in {output_dir}")
     if merged.missing:
         terminal.print(merged.missing)
     return EXIT_BROKEN if merged.missing else EXIT_DONE

@@ -4,7 +4,9 @@ image_of(folder, record).read()
 """
 
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from dglaunch.data.task import Record
@@ -69,6 +71,19 @@ def bytes_of(file: Path) -> bytes:
             if file_name_of(record) == file.name and shards.shard_of(record):
                 return StoredImage(file.parent, file.name, shards.shard_of(record)).read()
     return read_bytes(file)
+
+
+def written_at(record: Record, changed: float) -> float:
+    """Return when the image of a ledger line was written.
+
+    Args:
+        changed: when its file, or that of its shard, was changed.
+    """
+    said = record.get("time")
+    if shards.shard_of(record) and isinstance(said, str):
+        with suppress(ValueError):
+            return datetime.fromisoformat(said).timestamp()
+    return changed
 
 
 def is_as_its_line_says(folder: Path, record: Record) -> bool:

@@ -86,8 +86,8 @@ class ShardWriter:
         """What went wrong in the timer's thread."""
         self._turn = threading.RLock()
 
-    def add(self, record: Record, image: bytes) -> None:
-        """Add an image. Its line is written when it is safe.
+    def add(self, record: Record, image: bytes) -> str:
+        """Add an image, and return the name of its shard. Its line is written when it is safe.
 
         Args:
             record: its ledger line.
@@ -110,6 +110,7 @@ class ShardWriter:
                 self._timer = threading.Timer(self._wait, self._sync_in_time)
                 self._timer.daemon = True
                 self._timer.start()
+            return self._open.name
 
     def settle(self) -> None:
         """Close what is open: nothing more comes in this start.
@@ -288,6 +289,8 @@ def _sync_folder(path: Path) -> None:
 class Remains:
     """A shard that a killed process was filling."""
 
+    folder: Path
+    """The output folder."""
     shard: str
     samples: list[Sample]
     """Its images, up to the first that is not whole."""
@@ -320,7 +323,7 @@ def remains_of(
 
 def _remains(folder: OutputFolder, shard: str, with_line: Collection[str]) -> Remains:
     with open_regular(shards.open_path(folder.path, shard)) as file:
-        found = Remains(shard, list(tar_shards.samples(file)), [])
+        found = Remains(folder.path, shard, list(tar_shards.samples(file)), [])
         for each in found.samples:
             if each.name not in with_line:
                 found.without_line.append({**each.record, IMAGE_SHARD: shard})

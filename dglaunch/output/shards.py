@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
@@ -85,9 +85,9 @@ def shard_of(record: Record) -> str:
     return name if isinstance(name, str) and _NAME.fullmatch(name) else ""
 
 
-def store_of(record: Record) -> str:
-    """Return how the image of a ledger line is kept, as --store names it."""
-    name = ShardName.of(shard_of(record))
+def store_of(shard: str) -> str:
+    """Return how an image is kept that is in this shard (empty: a file of its own), as --store names it."""
+    name = ShardName.of(shard)
     return "files" if name is None else name.kind
 
 
@@ -283,12 +283,17 @@ class Shards:
     folder: Path
     _whole: dict[str, bool]
     _opened: dict[str, dict[str, int]]
+    _times: dict[str, float]
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._whole = {shard: self._is_whole(shard) for shard in closed_shards(folder)}
         opened = [shard for shard in open_shards(folder) if shard not in self._whole]
         self._opened = {shard: {each.name: each.size for each in samples_of(folder, shard)} for shard in opened}
+        self._times = {}
+        for path in (*map(partial(open_path, folder), opened), *map(partial(closed_path, folder), self._whole)):
+            with suppress(FileNotFoundError):  # it is closed just now
+                self._times[path.name.removesuffix(_OPEN)] = path.stat().st_mtime
 
     @property
     def doubtful(self) -> list[str]:
@@ -303,6 +308,14 @@ class Shards:
             return isinstance(head, dict) and head.get("bytes") == closed_path(self.folder, shard).stat().st_size
         except (OSError, ValueError):
             return False
+
+    def has(self, shard: str, name: str, size: int) -> bool:
+        """Return whether an image of so many bytes is in its shard."""
+        return 0 < size == self.size(shard, name, size)
+
+    def time(self, shard: str) -> float:
+        """Return when a shard was written last; 0 if it is not there."""
+        return self._times.get(shard, 0.0)
 
     def size(self, shard: str, name: str, expected: object) -> int | None:
         """Return how many bytes an image has in its shard; None if it is not there.

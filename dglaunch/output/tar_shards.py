@@ -37,7 +37,7 @@ def sample_bytes(key: str, record: Record, image: bytes) -> bytes:
     members = {
         suffix: image,
         ".txt": str(record.get("prompt", "")).encode(),
-        ".json": strict_json.dumps(record).encode(),
+        ".json": (strict_json.dumps(record) + "\n").encode(),
     }
     return b"".join(_member(key + kind, data) for kind, data in members.items())
 
@@ -70,6 +70,8 @@ class Sample(NamedTuple):
     offset: int
     """Where the bytes of the image begin."""
     size: int
+    line: int
+    """Where its ledger line begins; it has a newline, as in a ledger."""
     end: int
     """Where all of it ends."""
 
@@ -89,7 +91,7 @@ def samples(shard: BinaryIO) -> Iterator[Sample]:
             record = result_of(os.pread(shard.fileno(), size, offset))
             if record is None or image is None or (key, record["bytes"]) != (image[0], image[2]):
                 return
-            yield Sample(record, *image[1:], end)
+            yield Sample(record, *image[1:], offset, end)
             image = None
 
 

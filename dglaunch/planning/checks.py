@@ -86,6 +86,11 @@ def check_store(config: RunConfig, origins: Mapping[str, str]) -> None:
                 "parquet, or drop it."
             )
         return
+    if given_flags(config, origins, ("files_per_folder",)):
+        raise UserError(
+            f"--files_per_folder would do nothing with --store {config.store}, which has few files. Drop it; --shard_size says "
+            "how large they are."
+        )
     if config.store == config.layout:
         raise UserError(
             f"--store {config.store} keeps the images in such shards already, in shards of --output_dir, so --layout "

@@ -29,10 +29,12 @@ from dglaunch.models.lora import read_loras
 from dglaunch.models.optimizations import image_settings
 from dglaunch.models.schedulers import chosen
 from dglaunch.models.shape import Shape
+from dglaunch.output.image_folders import ImageFolders
 from dglaunch.planning import checks
 from dglaunch.planning.batches import Plan, build, share_of_node
 from dglaunch.planning.estimate import FiguresOf, chooser
 from dglaunch.planning.idle import idle_flags, idle_loras, settle
+from dglaunch.planning.image_folders import image_folders_of, placed
 from dglaunch.planning.past import past_of
 from dglaunch.planning.photos import photo_list
 from dglaunch.planning.pipe import Piped, piped_table
@@ -83,6 +85,8 @@ class Job:
     """Which of the tasks are made anew, and how; None: what is missing is made."""
     rewriting: Rewriting | None = None
     """How the prompts are rewritten before the images are made; None: they are not."""
+    image_folders: ImageFolders | None = None
+    """How the images are shared out among folders; None: they lie in one."""
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -248,6 +252,8 @@ def prepare(
     columns = Columns(config, partial(past_of, config, topology))
     checkpoint, tasks = _read(config, profile, target.checkpoint, columns, piped)
     evaluations.check(config, tasks)
+    image_folders = image_folders_of(config, topology, len(tasks))
+    placed(tasks, image_folders)
     reasons = (
         target.reasons
         | (piped.reasons if piped else {})
@@ -261,7 +267,7 @@ def prepare(
     target = replace(target, checkpoint=checkpoint, reasons=reasons)
     job = Job(
         config=config, origins=origins, topology=topology, profile=profile, target=target, tasks=tasks, columns=columns,
-        piped=piped, redo=redo, rewriting=rewriting,
+        piped=piped, redo=redo, rewriting=rewriting, image_folders=image_folders,
     )  # fmt: skip
     idle = [
         *idle_flags(config, origins, profile, tasks, columns.num_points),

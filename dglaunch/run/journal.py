@@ -13,6 +13,7 @@ from dglaunch.data.task import Record
 from dglaunch.errors import OutputError
 from dglaunch.output.asked import TaskRanges
 from dglaunch.output.costs import COST_BEFORE, cost_until_now
+from dglaunch.output.image_folders import IMAGE_FOLDERS
 from dglaunch.output.writer import Writer
 from dglaunch.planning.job import Job
 from dglaunch.run.result import Counts, last_words
@@ -79,6 +80,7 @@ class Journal:
             "num_tasks": self._asked.count,
             "tasks": self._asked.text,
             **measured,
+            **({} if job.image_folders is None else {IMAGE_FOLDERS: job.image_folders.record}),
             **({COST_BEFORE: self.cost_before} if self.cost_before else {}),
             "settings": job.settings,
             **job.columns.record,
