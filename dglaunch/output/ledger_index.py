@@ -128,13 +128,16 @@ class LedgerIndex:
 
     def names(self, rows: Ints) -> Iterator[str]:
         """Yield the names of some rows' images, as they are seen from the output folder."""
-        for file, row in zip(self.file[rows].tolist(), rows.tolist()):
-            yield self._names_of(file)[row - self._first[file]].partition("\t")[0]
+        return (name.partition("\t")[0] for name in self.packed_names(rows))
 
     def shards(self, rows: Ints) -> Iterator[str]:
         """Yield the names of the shards that some rows' images are in; "" for a file of its own."""
+        return (name.partition("\t")[2] for name in self.packed_names(rows))
+
+    def packed_names(self, rows: Ints) -> Iterator[str]:
+        """Yield the names as they are kept: with those of their shards."""
         for file, row in zip(self.file[rows].tolist(), rows.tolist()):
-            yield self._names_of(file)[row - self._first[file]].partition("\t")[2]
+            yield self._names_of(file)[row - self._first[file]]
 
     def name(self, row: int) -> str:
         return next(self.names(np.array([row])))

@@ -19,10 +19,10 @@ from PIL import Image
 
 import dglaunch as package
 from dglaunch.errors import UserError
-from dglaunch.output import shard_writer, shards
+from dglaunch.output import image_folders, segments, shard_writer, shards
 from dglaunch.output.gallery import render
 from dglaunch.output.ledger import OutputFolder
-from dglaunch.output.lines import append_whole
+from dglaunch.output.lines import append_whole, read_lines
 from dglaunch.output.serving import Page, Server
 from dglaunch.output.sorted_lines import SortedLines
 from support.commands import dglaunch
@@ -114,6 +114,18 @@ def test_names_of_a_column_and_other_formats(tmp_path: Path, store: str) -> None
     names = [f"a.b {n}_{sample:02d}.webp" for n in range(3) for sample in range(2)]
     assert [line["file_name"] for line in ledger(tmp_path / "out")] == names
     assert dglaunch("verify", tmp_path / "out").code == 0
+
+
+@BOTH
+def test_a_ledger_in_segments(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "SEGMENT_LINES", 2)
+    monkeypatch.setattr(image_folders, "DEFAULT", 3)
+    out = stopped(tmp_path, store, monkeypatch, sync_s=0)
+    assert len(good_lines(out)) == NUM and (out / segments.FOLDER / "metadata.index").exists()
+    assert f"{NUM} are there already" in dglaunch(*words(tmp_path, store)).output
+    is_whole(out)
+    assert [line["file_name"] for line in ledger(out)] == [f"{n:06d}.png" for n in range(NUM)], "shards need no folders"
+    assert f"{NUM} of {NUM} images done" in dglaunch("status", out).output
 
 
 @BOTH
@@ -244,17 +256,20 @@ def test_failures_stand_where_they_always_do(tmp_path: Path) -> None:
 
 
 @BOTH
-def test_killed_at_random_nothing_is_lost_or_there_twice(tmp_path: Path, store: str) -> None:
-    kill_at_random(tmp_path, store, num=60, kills=4)
+def test_killed_at_random_nothing_is_lost_or_there_twice(
+    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_at_random(tmp_path, store, 60, 4, monkeypatch)
 
 
 @pytest.mark.slow
 @BOTH
-def test_killed_a_hundred_times(tmp_path: Path, store: str) -> None:
-    kill_at_random(tmp_path, store, num=1500, kills=100)
+def test_killed_a_hundred_times(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kill_at_random(tmp_path, store, 1500, 100, monkeypatch)
 
 
-def kill_at_random(folder: Path, store: str, num: int, kills: int) -> None:
+def kill_at_random(folder: Path, store: str, num: int, kills: int, patched: pytest.MonkeyPatch) -> None:
+    patched.setattr(segments, "SEGMENT_LINES", 7)
     dice = random.Random(store)
     table(folder, num)
     given = words(folder, store, "--batch_size", "4", "--width", "32", "--height", "32")
@@ -270,9 +285,7 @@ def kill_at_random(folder: Path, store: str, num: int, kills: int) -> None:
 
 
 def good_lines(out: Path) -> list[dict[str, Any]]:
-    path = out / "metadata.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [record for ledger in OutputFolder(out).ledgers() for _, record in read_lines(*ledger)]
 
 
 def stopped(folder: Path, store: str, monkeypatch: pytest.MonkeyPatch, sync_s: float = 3600.0) -> Path:
@@ -507,6 +520,10 @@ def test_another_store_is_refused(tmp_path: Path, began: str, now: str) -> None:
         (["--store", "parquet", "--layout", "parquet"], "Drop --layout"),
         (["--store", "files", "--shard_size", "5"], "would do nothing with --store files"),
         (["--store", "webdataset", "--shard_size", "0"], "must be 1 or more"),
+        (
+            ["--store", "webdataset", "--files_per_folder", "100"],
+            "--files_per_folder would do nothing with --store webdataset",
+        ),
         (["--store", "zip"], "webdataset"),
     ],
 )
