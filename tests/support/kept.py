@@ -37,8 +37,13 @@ def in_shards(folder: Path) -> list[tuple[dict[str, Any], bytes]]:
     """The line and the bytes of all images that a loader of the shards would get, in their order: with nothing of dglaunch's."""
     found: list[tuple[dict[str, Any], bytes]] = []
     for path in sorted((folder / "shards").iterdir()):
-        found += _of_parquet(path) if path.suffix == ".parquet" else _of_tar(path)
+        found += images_in(path)
     return found
+
+
+def images_in(shard: Path) -> list[tuple[dict[str, Any], bytes]]:
+    """The same of one."""
+    return _of_parquet(shard) if shard.suffix == ".parquet" else _of_tar(shard)
 
 
 def _of_parquet(path: Path) -> list[tuple[dict[str, Any], bytes]]:
