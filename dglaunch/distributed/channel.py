@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from dglaunch.distributed import store as stores
+from dglaunch.distributed.lifelines import Lifelines, opened_here
 from dglaunch.distributed.messages import pack, unpack
 from dglaunch.distributed.store import connected
 from dglaunch.distributed.topology import RENDEZVOUS, Topology, no_world
@@ -49,8 +50,15 @@ class Channel:
         self._replica: ProcessGroup | None = None
         self._results: ProcessGroup | None = None
         """For the background threads that carry results: a group is used by one thread only."""
-        if not topology.distributed:
-            return
+        sockets: set[int] = set()
+        if topology.distributed:
+            with opened_here(sockets):
+                self._form_groups(device)
+        self.lifelines = Lifelines(sockets)
+        """The connections to the other ranks."""
+
+    def _form_groups(self, device: str) -> None:
+        topology = self.topology
         import torch.distributed as dist
 
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"

@@ -14,6 +14,7 @@ from dglaunch.errors import OutputError
 from dglaunch.output.asked import TaskRanges
 from dglaunch.output.costs import COST_BEFORE, cost_until_now
 from dglaunch.output.writer import Writer
+from dglaunch.planning.continued import world_record
 from dglaunch.planning.job import Job
 from dglaunch.run.result import Counts, last_words
 from dglaunch.streams import say
@@ -30,6 +31,8 @@ class Journal:
         """What the backend says, once it is loaded."""
         self.counts: Counts | None = None
         """What the report counts, once it does."""
+        self.agents: list[str] = []
+        """Of each rank the identity of torchrun's agent, once they have told each other; "" without one."""
         self.is_closed = False
         """The end of the run is written: nothing may come after it."""
         self._job = job
@@ -98,6 +101,7 @@ class Journal:
                 "node": topology.node,
                 "num_nodes": topology.num_nodes,
                 "degrees": settings(topology.parallel),
+                **world_record(self.agents),
             },
             "command": sys.argv,
             "working_directory": _working_directory(),

@@ -74,7 +74,7 @@ def run(
             channel.together(start.check)
             # Only now: ranks whose agent died while they joined must not hold the folder against the next start.
             opened = open_folders(job, channel, writer, journal)
-            with PeerWatch(watch, channel.attempt) as peers, start.errors_in_journal():
+            with PeerWatch(watch, channel.attempt, channel.lifelines) as peers, start.errors_in_journal():
                 result = start.make(channel, watch, peers, opened)
         # The other ranks are on their way out and need not wait for it.
         if job.topology.is_main and result.outcome != "drained":
