@@ -31,8 +31,8 @@ class Journal:
         """What the backend says, once it is loaded."""
         self.counts: Counts | None = None
         """What the report counts, once it does."""
-        self.agents: list[str] = []
-        """Of each rank the identity of torchrun's agent, once they have told each other; "" without one."""
+        self.ranks: list[tuple[str, str]] = []
+        """Of each rank its machine's name and the identity of torchrun's agent ("" without one), once they have told each other."""
         self.is_closed = False
         """The end of the run is written: nothing may come after it."""
         self._job = job
@@ -47,6 +47,10 @@ class Journal:
         """
         if self._writer.has_begun:
             self._writer.write_run(self.record(measured))
+
+    def host_of(self, rank: int) -> str:
+        """Return the name of the machine of a rank."""
+        return self.ranks[rank][0] if rank < len(self.ranks) else ""
 
     def last_words(self, outcome: str, text: str) -> None:
         """Called by the watch when this process is about to be ended from outside of the main thread."""
@@ -101,7 +105,7 @@ class Journal:
                 "node": topology.node,
                 "num_nodes": topology.num_nodes,
                 "degrees": settings(topology.parallel),
-                **world_record(self.agents),
+                **world_record([agent for _, agent in self.ranks]),
             },
             "command": sys.argv,
             "working_directory": _working_directory(),

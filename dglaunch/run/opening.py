@@ -20,6 +20,7 @@ from dglaunch.planning.job import Job
 from dglaunch.planning.redo import Redo
 from dglaunch.planning.tuned import recall
 from dglaunch.run.journal import Journal
+from dglaunch.system import versions
 
 for _kind in (Request, StageCost, Figures):
     message(_kind)
@@ -90,7 +91,8 @@ def open_folders(job: Job, channel: Channel, writer: Writer, journal: Journal) -
     topology = job.topology
     beside = topology.writes and not topology.is_main
     overwrite = job.config.overwrite and not any(channel.all_of_world(topology.restarted))
-    journal.agents = channel.all_of_world(topology.agent.identity if topology.agent is not None else "")
+    agent = topology.agent.identity if topology.agent is not None else ""
+    journal.ranks = channel.all_of_world((versions()["host"], agent))
 
     def open_first() -> tuple[Found, Known] | None:
         return _open_main_folder(job, writer, journal, overwrite) if topology.is_main else None

@@ -106,6 +106,8 @@ class Report:
         self.by_rank: Counter[int] = Counter()
         self.failures: Counter[str] = Counter()
         """By the kind of their errors."""
+        self.num_bytes = 0
+        """Of the images of this start."""
         self.cut, self.cut_for_some = CutPrompts(CUT), CutPrompts(CUT_FOR)
         self.cost_before = 0.0
         """US dollars that earlier starts have paid an API."""
@@ -143,6 +145,7 @@ class Report:
         rank = result.record["rank"]
         assert isinstance(rank, int)
         self.by_rank[rank] += 1
+        self.num_bytes += result.num_bytes
         self.cut.add(result.record)
         self.cut_for_some.add(result.record)
         if result.failed:
@@ -164,6 +167,7 @@ class Report:
             "images_per_s": round(rate, 4),
             "seconds_left": round(left / rate) if rate else None,
             "images_by_rank": self.images_by_rank,
+            "bytes": self.num_bytes,
             "failures_by_kind": dict(self.failures.most_common(MOST_KINDS)),
         }
 
@@ -188,6 +192,11 @@ class Report:
         done, total = self.counts.num_settled, self.counts.num_total
         left = (total - done) / self.images_per_s if self.images_per_s else 0.0
         return f"{done:,} of {total:,} images, {self._state()}, about {duration(left)} left"
+
+    @property
+    def begun(self) -> float:
+        """When the first batch began, by time.monotonic()."""
+        return self._begun
 
     @property
     def images_per_s(self) -> float:

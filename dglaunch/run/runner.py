@@ -190,7 +190,7 @@ class _Run:
         self.report.cost_before = self.journal.cost_before
         self.journal.counts = self.report.counts
         labels = {"output_dir": str(self.job.config.output_dir)}
-        self.pulse = Pulse(self.report, self.journal, self.job.config.metrics_file, labels)
+        self.pulse = Pulse(self.report, self.journal, self.topology.leaders, self.job.config.metrics_file, labels)
         self.report.plan(self.job, schedule, damaged)
         for note in notes:
             self.report.note(note)
