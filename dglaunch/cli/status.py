@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from dglaunch.cli.holes import describe
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED, UserError
 from dglaunch.output.batch_jobs import BatchJob
+from dglaunch.output.holes import holes_of
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.status import JobStatus, RunStatus, read_status
 from dglaunch.terminal import Terminal
@@ -43,6 +45,8 @@ def status(folder: Path, /, node_rank: int | None = None, watch: bool = False, i
     )
     if job.images_per_s is not None:
         terminal.print(f"{job.images_per_s:.3g} images/s over the last {job.num_recent} images")
+    if node_rank is None and job.num_left and (holes := holes_of(output_folder.runs().values())) is not None:
+        terminal.print(describe(holes))
     for batch_job, num_images in job.waits_for:
         terminal.print(_describe_job(batch_job, num_images))
     return _exit_code(job, one_node=node_rank is not None)
