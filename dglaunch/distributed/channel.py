@@ -19,7 +19,6 @@ from dglaunch.errors import DglaunchError, UserError
 
 if TYPE_CHECKING:
     import torch
-    from torch._C._distributed_c10d import Store
     from torch.distributed import ProcessGroup
 
 Value = TypeVar("Value")
@@ -106,13 +105,13 @@ class Channel:
                 "rendezvous."
             )
 
-    def counters(self, name: str) -> "Store | None":
+    def counters(self, name: str) -> stores.Numbers | None:
         """Numbers that all ranks share, new with each channel; None where there is one replica. All ranks call it."""
         if self._world is None or self.topology.num_replicas == 1:
             return None
         from torch.distributed.distributed_c10d import _get_default_store
 
-        return stores.part(_get_default_store(), f"dglaunch/{name}/{self.broadcast(uuid.uuid4().hex)}")
+        return stores.Numbers(stores.part(_get_default_store(), f"dglaunch/{name}/{self.broadcast(uuid.uuid4().hex)}"))
 
     # -- all together ---------------------------------------------------------------------------------------------
 

@@ -94,6 +94,22 @@ def part(store: "Store", prefix: str) -> "Store":
     return PrefixStore(prefix, store)
 
 
+class Numbers:
+    """Numbers in a store that all ranks share; rank 0 may hold it, and die."""
+
+    def __init__(self, store: "Store") -> None:
+        self._store = store
+
+    def add(self, key: str, amount: int, /) -> int:
+        """Add to a number, which begins at 0, and return what it is then; nobody comes in between.
+
+        Raises:
+            LostPeer: the process that holds the store is gone.
+        """
+        with connected():
+            return self._store.add(key, amount)
+
+
 def agree_on_attempt(topology: Topology, store: "Store", timeout: timedelta) -> str:
     """A name that all ranks of this attempt have, and no earlier one had.
 
