@@ -15,7 +15,7 @@ import socket
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-VANISHED_S = 30
+VANISHED_S = 20
 """Without an answer from the other machine's system (not: from its ranks) for so long, a connection is broken."""
 PROBE_EVERY_S = 5
 

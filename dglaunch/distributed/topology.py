@@ -111,6 +111,11 @@ class Topology:
         return self.rank == 0
 
     @property
+    def tells_of_deaths(self) -> bool:
+        """As environment.tells_of_deaths."""
+        return self.local_rank < 2
+
+    @property
     def writer(self) -> int:
         """The rank that writes what this leader makes."""
         if self.mode == "main":

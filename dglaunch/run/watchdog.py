@@ -133,7 +133,7 @@ class StallWatch:
 
     def lose(self, peers: str) -> None:
         """Leave as after a signal, since other ranks are gone: what is finished is written, and torchrun forms a new world."""
-        if self.topology.local_rank == 0 or self.topology.is_leader:
+        if self.topology.tells_of_deaths:
             _say(
                 f"rank {self.topology.rank}: {peers} is gone, its process or its whole machine; what is finished is kept, and the "
                 "run stops"
@@ -152,9 +152,11 @@ class StallWatch:
                 self._start_over(now)
             last = now
             if self.topology.distributed and os.getppid() != parent and not self.stop.is_set():
-                _say(
-                    f"rank {self.topology.rank}: torchrun's agent has died; what is finished is kept, and the run stops"
-                )
+                if self.topology.tells_of_deaths:
+                    _say(
+                        f"rank {self.topology.rank}: torchrun's agent has died; what is finished is kept, and the run "
+                        "stops"
+                    )
                 self.stop.set()
             if self.stop.is_set() and self.stopped_at is None:
                 self.stopped_at = now

@@ -44,14 +44,19 @@ def in_the_middle(cluster: Cluster, number: str, out: Path, count: int) -> None:
 
 
 def kill_node(cluster: Cluster, element: str) -> str:
-    """All processes of an element of the array at once, as when its node loses power; Slurm then learns that it is down. It
-    takes no job again until it is resumed."""
+    """All processes of an element of the array at once, and Slurm learns that its node is down. It takes no job again until it
+    is resumed."""
     node = cluster.job(element)["NodeList"]
     cluster.run("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test")
     for pid in on_node(node):
         os.kill(pid, signal.SIGKILL)
     cluster.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
     return node
+
+
+def cable(cluster: Cluster, node: str, state: str) -> None:
+    """Pull a node's cable or plug it in: while it is out, no connection is closed either."""
+    cluster.run("ip", "link", "set", f"cable{node.removeprefix('node')}", state)
 
 
 def on_node(node: str) -> list[int]:
@@ -88,16 +93,27 @@ def ends_well(cluster: Cluster, number: str, folder: Path, before: dict[str, int
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_node_that_does_not_host_the_rendezvous_is_lost_and_comes_back(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_silent", [False, True], ids=["killed", "without_network"])
+def test_the_node_that_does_not_host_the_rendezvous_is_lost_and_comes_back(
+    cluster: Cluster, tmp_path: Path, is_silent: bool
+) -> None:
+    """As by a kill of all its processes, or by the loss of its network, of which no packet tells."""
     out = tmp_path / "out"
     number = submit(cluster, tmp_path)
     in_the_middle(cluster, number, out, 8)
-    node, killed = kill_node(cluster, f"{number}_1"), time.monotonic()
+    lost = f"{number}_1"
+    if is_silent:
+        cable(cluster, cluster.job(lost)["NodeList"], "down")
+    killed = time.monotonic()
+    node = "" if is_silent else kill_node(cluster, lost)
     until(lambda: world_size(out) == 1, 240)
     alone = time.monotonic() - killed
-    assert alone < 60 * slowness(), log_of(tmp_path)
+    assert alone < (90 if is_silent else 60) * slowness(), log_of(tmp_path)
     before = files(out)
     until(lambda: len(ledger(out)) > len(before) + 2, 120)
+    if is_silent:
+        cable(cluster, cluster.job(lost)["NodeList"], "up")
+        node = kill_node(cluster, lost)
     cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
     until(lambda: world_size(out) == 2, 400)
     print(f"the other went on after {alone:.0f} s; both after {time.monotonic() - killed:.0f} s")
