@@ -32,7 +32,7 @@ from dglaunch.models.optimizations import image_settings
 from dglaunch.models.schedulers import chosen
 from dglaunch.models.shape import Shape
 from dglaunch.output.image_folders import ImageFolders
-from dglaunch.planning import checks
+from dglaunch.planning import checks, continued
 from dglaunch.planning.batches import Plan, build, share_of_node
 from dglaunch.planning.estimate import FiguresOf, chooser
 from dglaunch.planning.idle import idle_flags, idle_loras, settle
@@ -248,7 +248,7 @@ def prepare(
     checks.check_flags_of_backend(config, profile, origins)
     topology = topologies.from_environment(config, parallel_from_environment(environ), environ, world_size)
     rewriting = rewriting_of(config)
-    topology = replace(topology, restarted=topology.restarted or redo is not None)
+    topology = replace(topology, restarted=continued.goes_on(config, topology) or redo is not None)
     checks.check_debug(config, topology, planned=world_size is not None)
     checks.check_store(config, origins)
     checks.check_elsewhere(config, profile, elsewhere)
