@@ -1,8 +1,10 @@
 """`dglaunch status OUT`: how far a job is. Needs no torch."""
 
+from collections import Counter
 from pathlib import Path
 
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED
+from dglaunch.output import scores
 from dglaunch.output.batch_jobs import BatchJob
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.status import JobStatus, RunStatus, read_status
@@ -35,6 +37,8 @@ def status(folder: Path, /, node_rank: int | None = None) -> int:
     )
     if job.images_per_s is not None:
         terminal.print(f"{job.images_per_s:.3g} images/s over the last {job.num_recent} images")
+    for line in _describe_scores(output_folder):
+        terminal.print(line)
     for batch_job, num_images in job.waits_for:
         terminal.print(_describe_job(batch_job, num_images))
     return _exit_code(job, one_node=node_rank is not None)
@@ -43,6 +47,13 @@ def status(folder: Path, /, node_rank: int | None = None) -> int:
 def _describe(run: RunStatus) -> str:
     outcome = "killed (it says running, but nothing holds the folder)" if run.was_killed else run.outcome
     return f"{run.name}: {outcome}, started {run.started}" + (", running now" if run.is_running else "")
+
+
+def _describe_scores(folder: OutputFolder) -> list[str]:
+    """How many images have each score, of those that are there."""
+    found = scores.read_all(folder)
+    counts = Counter(name for record in folder.records() for name in found if found[name].of(record) is not None)
+    return [f"{name}: {counts[name]:,} images scored" for name in found]
 
 
 def _describe_job(job: BatchJob, num_images: int) -> str:

@@ -49,7 +49,7 @@ class DiffusersProfile(Profile):
                 )
         reasons |= {part: told_of(weights) for part, weights in checkpoint.weight_files.items()}
         if elsewhere is None:
-            device = _device(config, topology, reasons)
+            device = device_of(config, topology, reasons)
         else:
             device, reasons["device"] = "cuda", f"cuda: planned for {elsewhere.name}, not for this machine"
         dtype = config.backend.torch_dtype
@@ -186,8 +186,12 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _device(config: RunConfig, topology: Topology, reasons: dict[str, str]) -> str:
-    """The device that was asked for, else a GPU where there is one."""
+def device_of(config: RunConfig, topology: Topology, reasons: dict[str, str]) -> str:
+    """Return the device that was asked for, else a GPU where there is one, and say why in the reasons.
+
+    Raises:
+        UserError: there is no such device.
+    """
     found = _has_gpu()
     device = config.backend.device
     if device is None:
