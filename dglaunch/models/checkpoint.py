@@ -34,6 +34,7 @@ from dglaunch.models.folder import Folder
 from dglaunch.models.hub import Hub, NotHere
 from dglaunch.models.input_roles import Role
 from dglaunch.models.lora import NO_LORAS, Loras
+from dglaunch.models.modular import refuse_modular
 from dglaunch.models.own_pipeline import TRUST, OwnPipeline, code_of, named_by_flag, named_by_index
 from dglaunch.models.shape import Shape
 from dglaunch.models.single_file import read_single_file, refuse_parts_without_weights
@@ -321,6 +322,7 @@ def _from_hub(config: BackendConfig) -> Checkpoint:
 def _checkpoint(files: CheckpointFiles, defaults: dict[str, object], config: BackendConfig) -> Checkpoint:
     index = files.json(INDEX)
     if index is None:
+        refuse_modular(files)
         raise UserError(
             f"{files.source} has no model_index.json, so it is no diffusers checkpoint. Give the folder that holds it (of "
             "a whole checkpoint in one file: --model_name FILE.safetensors --model_config FOLDER_OR_HUB_ID)."
