@@ -68,6 +68,9 @@ class DiffusersProfile(Profile):
         checkpoint = target.checkpoint
         for package in ("diffusers", "transformers"):
             need(package, "Running a model", f"pip install {package}")
+        if checkpoint.family.package is not None and target.here:
+            package, extra = checkpoint.family.package
+            need(package, f"The pipeline of {checkpoint.family.name}", f"pip install 'dglaunch[{extra}]'")
         if config.backend.revision is not None and checkpoint.local:
             raise UserError(
                 f"--revision {config.backend.revision} would do nothing: {config.backend.model_name} is a folder on this "
