@@ -131,6 +131,9 @@ class BackendConfig:
         None, REPLAY | LOCAL, Group.MODEL, usual="bf16, fp16 or fp32 (default: by the device)", also=OTHER_DTYPES
     )
     """Type of the weights. Default: bfloat16 on a GPU, float32 on a CPU."""
+    model_config: str | None = flag(None, IDENTITY | FILE | REPLAY | TUNING | LOCAL, Group.MODEL)
+    """With --model_name x.safetensors, a whole checkpoint in one file: the folder or hub id that has what such a file lacks
+    (configurations, tokenizers)."""
     transformer: Path | None = flag(None, FILE | REPLAY | TUNING | LOCAL, Group.MODEL)
     """The transformer's (or U-Net's) weights from a .safetensors or .gguf file, or a folder, in place of the checkpoint's."""
     text_encoder: tuple[str, ...] = flag((), FILE | REPLAY | TUNING | LOCAL, Group.MODEL)
