@@ -18,7 +18,7 @@ BENCHES = {
     "batch": "images/s over batch size and resolution, through dglaunch's backend",
     "optimizations": "each optimization on and off: time, memory, difference in the image",
     "lora": "images/s of a table with eight LoRAs shuffled, the same sorted, and without LoRA",
-    "true_size": "FLUX.1-dev's true size on a GPU: speed, MFU, batch sizes, halving, idle share",
+    "true_size": "a published model's true size on a GPU: each flag's speed, memory beside the plan, pixels, halving, idle share",
     "end_to_end": "dglaunch against a plain loop, accelerate and diffgentor",
 }
 
