@@ -32,6 +32,8 @@ SPREAD = 0x1E3779B97F4A7C15
 """By which seeds that follow one another become numbers far apart."""
 MADE_AT_ONCE = 4096
 """Tasks that an iteration makes ahead."""
+MOST_AROUND = 10_000
+"""Settings of rows of which it is remembered what a key's text has of them."""
 EXTRA = "extra:"
 """Before the name of a column that is carried into the ledger."""
 REST = "extra"
@@ -113,7 +115,7 @@ def _packed(task: Task, name: str, defaults: Mapping[str, object]) -> object:
     return None if name.startswith(EXTRA) else getattr(task, name)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Store:
     """The columns of all tasks of a table, as the file has them, and what stands where nothing is in them."""
 
@@ -124,6 +126,8 @@ class _Store:
     lora_of: Callable[[str], tuple[LoraUse, ...]]
     around: dict[tuple[object, ...], tuple[str, str]] = field(default_factory=dict)
     """By the settings of a row: what its key's text has of them."""
+    in_folder: Callable[[int, str], str] = field(default=lambda _index, name: name)
+    """The name of an image with its folder, from its index and its name."""
 
     @property
     def names(self) -> list[str]:
@@ -178,7 +182,7 @@ class _Store:
             if stem is None:
                 stem = f"{index:06d}" if sample is None else f"{index:06d}_{sample:02d}"
             yield Task(
-                index=index, sample=sample or 0, prompt=prompt, seed=seed, stem=stem, extra=_extra(extras, rests[n], n),
+                index=index, sample=sample or 0, prompt=prompt, seed=seed, stem=self.in_folder(index, stem), extra=_extra(extras, rests[n], n),
                 **fixed, **{name: values[n] for name, values in varied.items()},
             )  # fmt: skip
 
@@ -193,11 +197,14 @@ class _Store:
         for index, sample, prompt, seed, stem, *row in rows:
             around = self.around.get(tuple(row))
             if around is None:
+                if len(self.around) >= MOST_AROUND:
+                    self.around.clear()
                 around = self.around[tuple(row)] = self._around(dict(zip(settings, row)))
             negative, rest = around
             text = f"[{index}, {sample or 0}, {_in_json(prompt)}, {negative}, {seed}, {rest}]"
             key = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-            yield key, stem or (f"{index:06d}" if sample is None else f"{index:06d}_{sample:02d}")
+            name = stem or (f"{index:06d}" if sample is None else f"{index:06d}_{sample:02d}")
+            yield key, self.in_folder(index, name)
 
     def _around(self, settings: Mapping[str, Any]) -> tuple[str, str]:
         """What a key's text has of these settings: between prompt and seed, and behind the seed."""
@@ -272,6 +279,9 @@ class TaskTable(ManyTasks):
         if isinstance(numbers, range) and numbers.step != 1:
             numbers = np.arange(numbers.start, numbers.stop, numbers.step)
         return type(self)(self._store, numbers)
+
+    def place(self, in_folder: Callable[[int, str], str]) -> None:
+        self._store.in_folder = in_folder
 
     def at(self, places: Sequence[int] | Numbers) -> Self:
         found, numbers = np.asarray(places, np.int64), self._numbers
