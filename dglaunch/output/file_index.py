@@ -161,7 +161,9 @@ class Rows:
         assert isinstance(size, int), "a line of ours"
         shard = record.get(SHARD)
         in_shard = isinstance(shard, str) and _SHARD.fullmatch(shard) is not None
-        self._numbers.extend((index, sample, max(min(size, 2**62), 0), start, IN_SHARD if in_shard else folder_of(name)))
+        self._numbers.extend(
+            (index, sample, max(min(size, 2**62), 0), start, IN_SHARD if in_shard else folder_of(name))
+        )
         self._keys.append(int(row_key_of(record), 16))
         self._names.append(f"{name}\t{shard}" if in_shard else name)
 
