@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from dglaunch.data.task import Record
+from dglaunch.data.many import ManyTasks
+from dglaunch.data.task import Record, Task
 from dglaunch.files import open_regular
 from dglaunch.output import ownership
 from dglaunch.output.asked import TaskRanges
@@ -415,7 +416,9 @@ class Done(Mapping[TaskId, tuple[str, str]]):
         pairs = np.fromiter(
             (number for task_id in ids for number in task_id), np.int64, 2 * count if count >= 0 else -1
         )
-        at = self._index.ids.find(pairs[::2], pairs[1::2], self._codes)
+        return self._rows_at(self._index.ids.find(pairs[::2], pairs[1::2], self._codes))
+
+    def _rows_at(self, at: Ints) -> Ints:
         return np.where(at < 0, -1, self.rows[at]) if len(self.rows) else at
 
     def num_of(self, asked: TaskRanges) -> int:
@@ -423,9 +426,16 @@ class Done(Mapping[TaskId, tuple[str, str]]):
         columns = self._index.columns
         return asked.num_in(columns["index"][self.rows], columns["sample"][self.rows])
 
-    def rows_without(self, ids: Iterable[TaskId], count: int = -1) -> Ints:
+    def rows_of(self, tasks: Sequence[Task]) -> Ints:
+        """Return the row of each of these tasks, or -1 if it is not done."""
+        if not isinstance(tasks, ManyTasks):
+            return self.find((task.id for task in tasks), len(tasks))
+        ids = tasks.ids()
+        return self._rows_at(self._index.ids.find(ids.index, ids.sample, self._codes))
+
+    def rows_without(self, tasks: Sequence[Task]) -> Ints:
         """Return the rows of the images of none of these tasks."""
-        found: Ints = np.setdiff1d(self.rows, self.find(ids, count))
+        found: Ints = np.setdiff1d(self.rows, self.rows_of(tasks))
         return found
 
     def is_same(self, row: int, key: str, name: str) -> bool:

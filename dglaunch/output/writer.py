@@ -7,12 +7,13 @@ thread at a time.
 import contextlib
 import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from dglaunch import strict_json
 from dglaunch.atomic import atomic_write, temporary_path
+from dglaunch.data.many import ManyTasks
 from dglaunch.data.task import INPUT_FIELDS, SAMPLING, Record, Result, Task, file_name
 from dglaunch.errors import OutputError, UserError
 from dglaunch.files import open_for_appending
@@ -32,13 +33,6 @@ CONTENT = (
 """Of a task or a ledger line: what decides the image."""
 RESERVED = 1 << 16
 """Bytes of the disk kept for the last run.json."""
-
-
-def _image_folders(tasks: Sequence[Task]) -> set[str]:
-    """The folders of images of some tasks: none or all of them have one."""
-    if not tasks or "/" not in tasks[0].stem:
-        return set()
-    return {task.stem.partition("/")[0] for task in tasks}
 
 
 class Writer:
@@ -79,12 +73,19 @@ class Writer:
     # -- before the run -------------------------------------------------------------------------------------------
 
     def open(
-        self, settings: Record, tasks: Sequence[Task], output_format: str, overwrite: bool, is_partial: bool = False
+        self,
+        settings: Record,
+        tasks: Sequence[Task],
+        output_format: str,
+        overwrite: bool,
+        is_partial: bool = False,
+        image_folders: Collection[str] = (),
     ) -> resume.Progress:
         """Lock the folder, refuse what does not fit, and return what is done. Nothing is changed yet.
 
         Args:
             is_partial: the tasks are some of the job's.
+            image_folders: names of the folders that their images go to.
 
         Raises:
             UserError: the folder cannot be written, is in use, holds another job's results, or files of the user's that
@@ -96,7 +97,7 @@ class Writer:
         resume.refuse_other_job(self.folder, progress, settings, tasks, output_format, is_partial)
         self._model = settings.get("model_name")
         images = self._unfinished_among(found.unlisted, progress, tasks, output_format)
-        ownership.refuse_foreign_files(self.folder, images, _image_folders(tasks))
+        ownership.refuse_foreign_files(self.folder, images, image_folders)
         return progress
 
     def _unfinished_among(
@@ -106,6 +107,8 @@ class Writer:
         if not names:
             return {}
         there = set(names)
+        if isinstance(tasks, ManyTasks):
+            tasks = tasks.maybe_called({name.rpartition(".")[0] for name in names})
         missing = (task for task in tasks if file_name(task, output_format) in there and task.id not in progress.done)
         return {file_name(task, output_format): self._identity(task.id, task.content()) for task in missing}
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from dglaunch import strict_json
 from dglaunch.config import RunConfig
+from dglaunch.data.many import ManyTasks
 from dglaunch.data.task import Record, Task
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
@@ -54,8 +55,12 @@ def _said_by(folder: OutputFolder, anew: bool) -> Record:
     return {_BEGUN: begun, IMAGE_FOLDERS: None if found is None else found.record}
 
 
-def placed(tasks: Sequence[Task], folders: ImageFolders | None) -> None:
-    """Give each task the folder that its image goes to, as the beginning of its name."""
-    if folders is not None:
-        for task in tasks:
-            task.stem = folders.place(task.index, task.stem)
+def placed(tasks: Sequence[Task], folders: ImageFolders | None) -> Sequence[Task]:
+    """Return tasks of which each has the folder that its image goes to, as the beginning of its name."""
+    if folders is None:
+        return tasks
+    if isinstance(tasks, ManyTasks):
+        return tasks.placed(folders.place)
+    for task in tasks:
+        task.stem = folders.place(task.index, task.stem)
+    return tasks

@@ -4,7 +4,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from dglaunch.data.edits import saved_names
+from dglaunch.data.many import ids_at, kinds_of
 from dglaunch.data.tables import files_there
 from dglaunch.data.task import BatchSize, file_name
 from dglaunch.distributed.channel import Channel
@@ -30,8 +34,8 @@ for _kind in (Request, StageCost, Figures):
 class Found:
     """What is done in a writer's folder, and what is damaged there."""
 
-    done: list[int]
-    """Numbers of tasks."""
+    done: bytes
+    """A bit for each task."""
     damaged: int
     anew: list[int] | None = None
     """Of a redo: the numbers of the tasks that are made anew; of those, `done` says which it has made already."""
@@ -65,7 +69,7 @@ class Opened:
 
     job: Job
     """What is made now: of a redo, the images that are made anew."""
-    done: frozenset[tuple[int, int]]
+    done: Collection[TaskId]
     """Ids of the tasks whose image is there."""
     damaged: int
     """Ledger lines that could not be read or whose image is not as written."""
@@ -92,18 +96,18 @@ def open_folders(job: Job, channel: Channel, writer: Writer, journal: Journal) -
     opened = channel.broadcast(channel.together(open_first))
     assert opened is not None
     found, known = opened
-    done, damaged = set(found.done), found.damaged
+    done, damaged = _mask(found.done, len(job.tasks)), found.damaged
     if topology.mode != "main":
 
         def open_beside() -> Found | None:
-            return _open_folder(job, writer, journal, overwrite, known=found.done) if beside else None
+            return _open_folder(job, writer, journal, overwrite) if beside else None
 
         for other in channel.all_of_world(channel.together(open_beside)):
             if other is not None:
-                done.update(other.done)
+                done |= _mask(other.done, len(job.tasks))
                 damaged += other.damaged
     made = job if found.anew is None else job.anew(found.anew, found.token)
-    return Opened(made, frozenset(job.tasks[number].id for number in done), damaged, known, overwrite)
+    return Opened(made, ids_at(job.tasks, np.flatnonzero(done)), damaged, known, overwrite)
 
 
 def start_anew(job: Job, channel: Channel, writer: Writer, journal: Journal) -> None:
@@ -154,15 +158,15 @@ def _figures(job: Job) -> Mapping[Request, Figures]:
         return {}
     book = book_of(job, in_another_process(job.config))
     bucket_of = job.profile.buckets(job.config, job.target, job.tasks)
-    for bucket in dict.fromkeys(map(bucket_of, job.makeable)):
+    for bucket in dict.fromkeys(map(bucket_of, kinds_of(job.makeable))):
         book(bucket)
     return book.known
 
 
 def _refuse_inputs_as_outputs(job: Job, writer: Writer) -> None:
-    images = [image.source for task in job.tasks for image in task.inputs]
+    images = [image.source for task in kinds_of(job.tasks) for image in task.inputs]
     inputs = [path for path in (*files_there(job.config.tables), *images) if isinstance(path, Path)]
-    names = {file_name(task, job.config.output_format) for task in job.tasks}
+    names = (file_name(task, job.config.output_format) for task in job.tasks)
     filled = {job.config.layout, *(["inputs"] if job.config.saves_inputs else [])}
     ownership.refuse_inputs_as_outputs(writer.folder, set(inputs), names, filled)
     if job.config.saves_inputs:
@@ -170,16 +174,25 @@ def _refuse_inputs_as_outputs(job: Job, writer: Writer) -> None:
         ownership.refuse_foreign_copies(writer.folder, copies)
 
 
-def _open_folder(job: Job, writer: Writer, journal: Journal, overwrite: bool, known: Collection[int] = ()) -> Found:
-    """On a writer: what is done there beyond what is known already."""
+def _open_folder(job: Job, writer: Writer, journal: Journal, overwrite: bool) -> Found:
+    """On a writer: what is done there."""
     config = job.config
-    progress = writer.open(job.settings, job.tasks, config.output_format, overwrite, config.is_partial)
+    image_folders = () if job.image_folders is None else job.image_folders.names(job.tasks)
+    progress = writer.open(job.settings, job.tasks, config.output_format, overwrite, config.is_partial, image_folders)
     if job.redo is not None:
         return _begin_anew(job, job.redo, writer, journal, progress)
     if not overwrite:
         _begin(job, writer, journal, progress)
-    done = {number for number, task in enumerate(job.tasks) if task.id in progress.done}
-    return Found(sorted(done.difference(known)), progress.damaged)
+    return Found(_bits(progress.done.rows_of(job.tasks) >= 0), progress.damaged)
+
+
+def _bits(mask: npt.NDArray[np.bool_]) -> bytes:
+    """A bit for each task, as ranks send it: ten million take a megabyte."""
+    return np.packbits(mask).tobytes()
+
+
+def _mask(bits: bytes, count: int) -> npt.NDArray[np.bool_]:
+    return np.unpackbits(np.frombuffer(bits, np.uint8), count=count).astype(bool)
 
 
 def _begin_anew(job: Job, redo: Redo, writer: Writer, journal: Journal, progress: Progress) -> Found:
@@ -194,10 +207,11 @@ def _begin_anew(job: Job, redo: Redo, writer: Writer, journal: Journal, progress
         is_as_asked = redo.changes and record.get("key") == wanted[task_id].key
         return task_id in progress.done and (record.get("redo") == pending.token or is_as_asked)
 
-    made = [number for number in numbers if is_made(job.tasks[number].id)]
+    made = np.zeros(len(job.tasks), dtype=bool)
+    made[[number for number in numbers if is_made(job.tasks[number].id)]] = True
     writer.begin_anew(pending, records)
     _begin(job, writer, journal, progress)
-    return Found(made, progress.damaged, numbers, pending.token)
+    return Found(_bits(made), progress.damaged, numbers, pending.token)
 
 
 def _begin(job: Job, writer: Writer, journal: Journal, progress: Progress) -> None:
