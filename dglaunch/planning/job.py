@@ -263,7 +263,7 @@ def prepare(
     checkpoint, tasks = _read(config, profile, target.checkpoint, columns, piped, topology)
     evaluations.check(config, tasks)
     image_folders = image_folders_of(config, topology, len(tasks))
-    placed(tasks, image_folders)
+    tasks = placed(tasks, image_folders)
     reasons = (
         target.reasons
         | (piped.reasons if piped else {})
