@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import io
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -33,6 +34,7 @@ CONTENT = (
     "prompt", *SAMPLING, "input_sha256", "mask_sha256", "control_sha256", *INPUT_FIELDS, "lora_sha256",
 )  # fmt: skip
 """Of a task or a ledger line: what decides the image."""
+LOCK_AGAIN_S = 1.0
 RESERVED = 1 << 16
 """Bytes of the disk kept for the last run.json."""
 
@@ -86,18 +88,25 @@ class Writer:
     # -- before the run -------------------------------------------------------------------------------------------
 
     def open(
-        self, settings: Record, tasks: Sequence[Task], output_format: str, overwrite: bool, is_partial: bool = False
+        self,
+        settings: Record,
+        tasks: Sequence[Task],
+        output_format: str,
+        overwrite: bool,
+        is_partial: bool = False,
+        patience: float = 0.0,
     ) -> resume.Progress:
         """Lock the folder, refuse what does not fit, and return what is done. Nothing is changed yet.
 
         Args:
             is_partial: the tasks are some of the job's.
+            patience: seconds for which a lock that another process holds is waited for.
 
         Raises:
             UserError: the folder cannot be written, is in use, holds another job's results, or files of the user's that
                 would be replaced.
         """
-        self._lock_folder()
+        self._lock_folder(patience)
         found = resume.read_progress(self.folder, self.part)
         progress = resume.Progress() if overwrite else found
         resume.refuse_other_store(self.folder, progress, self._keeping.store)
@@ -124,9 +133,16 @@ class Writer:
         known = {name: content[name] for name in CONTENT if content.get(name) is not None}
         return {"index": task_id[0], "sample": task_id[1], "model": self._model, **known}
 
-    def _lock_folder(self) -> None:
+    def _lock_folder(self, patience: float) -> None:
+        deadline = time.monotonic() + patience
         with self._refusing():
-            self._lock = self.folder.lock(self.part)
+            while self._lock is None:
+                try:
+                    self._lock = self.folder.lock(self.part)
+                except UserError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(LOCK_AGAIN_S)
 
     def clear(self) -> None:
         """Remove the results of earlier runs, for --overwrite; all that could refuse the run has been asked by now.

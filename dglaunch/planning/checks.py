@@ -8,7 +8,7 @@ from dglaunch.data.rewriting import Rewriting
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
 from dglaunch.planning.idle import given_flags
-from dglaunch.system import Machine, need
+from dglaunch.system import Machine
 
 
 def check_flags_of_backend(config: RunConfig, profile: Profile, origins: Mapping[str, str]) -> None:
@@ -62,21 +62,10 @@ def check_elsewhere(config: RunConfig, profile: Profile, elsewhere: Machine | No
         raise UserError(f"--device cpu and --gpu ({elsewhere.name}) exclude each other. Drop one of them.")
 
 
-def check_layout(config: RunConfig) -> None:
-    """Refuse a layout whose package is not installed.
-
-    Raises:
-        MissingPackage: with the line that installs it.
-    """
-    if config.layout == "parquet":
-        need("pyarrow", "--layout parquet", "pip install 'dglaunch[parquet]'")
-
-
 def check_store(config: RunConfig, origins: Mapping[str, str]) -> None:
-    """Refuse a store that cannot be written here, and what would do nothing with it.
+    """Refuse what would do nothing with a store.
 
     Raises:
-        MissingPackage: with the line that installs what it needs.
         UserError: with what to drop.
     """
     if config.store == "files":
@@ -96,8 +85,6 @@ def check_store(config: RunConfig, origins: Mapping[str, str]) -> None:
             f"--store {config.store} keeps the images in such shards already, in shards of --output_dir, so --layout "
             f"{config.layout} would hold each of them twice. Drop --layout."
         )
-    if config.store == "parquet":
-        need("pyarrow", "--store parquet", "pip install 'dglaunch[parquet]'")
 
 
 def check_rewriting(rewriting: Rewriting, topology: Topology) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from dglaunch import strict_json
 from dglaunch.config import RunConfig
+from dglaunch.data.many import ManyTasks
 from dglaunch.data.task import Record, Task
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
@@ -59,6 +60,10 @@ def _said_by(folder: OutputFolder, anew: bool) -> Record:
 
 def placed(tasks: Sequence[Task], folders: ImageFolders | None) -> None:
     """Give each task the folder that its image goes to, as the beginning of its name."""
-    if folders is not None:
-        for task in tasks:
-            task.stem = folders.place(task.index, task.stem)
+    if folders is None:
+        return
+    if isinstance(tasks, ManyTasks):
+        tasks.place(folders.place)
+        return
+    for task in tasks:
+        task.stem = folders.place(task.index, task.stem)

@@ -15,6 +15,7 @@ from dglaunch.output.asked import TaskRanges
 from dglaunch.output.costs import COST_BEFORE, cost_until_now
 from dglaunch.output.image_folders import IMAGE_FOLDERS
 from dglaunch.output.writer import Writer
+from dglaunch.planning.continued import world_record
 from dglaunch.planning.job import Job
 from dglaunch.run.result import Counts, last_words
 from dglaunch.streams import say
@@ -31,6 +32,8 @@ class Journal:
         """What the backend says, once it is loaded."""
         self.counts: Counts | None = None
         """What the report counts, once it does."""
+        self.ranks: list[tuple[str, str]] = []
+        """Of each rank its machine's name and the identity of torchrun's agent ("" without one), once they have told each other."""
         self.is_closed = False
         """The end of the run is written: nothing may come after it."""
         self._job = job
@@ -46,6 +49,10 @@ class Journal:
         if self._writer.has_begun:
             self._writer.write_run(self.record(measured))
 
+    def host_of(self, rank: int) -> str:
+        """Return the name of the machine of a rank."""
+        return self.ranks[rank][0] if rank < len(self.ranks) else ""
+
     def last_words(self, outcome: str, text: str) -> None:
         """Called by the watch when this process is about to be ended from outside of the main thread."""
         if not self._job.topology.is_main or self.is_closed:
@@ -59,7 +66,7 @@ class Journal:
     @cached_property
     def _asked(self) -> TaskRanges:
         """The images of the whole job: of one of which some rows are wanted now, also what earlier starts were asked for."""
-        asked = TaskRanges.of(task.id for task in self._job.tasks)
+        asked = TaskRanges.of_tasks(self._job.tasks)
         if self._job.config.is_partial and not self._job.config.overwrite:
             for run in self._writer.folder.all_runs().values():
                 asked |= TaskRanges.parse(run.get("tasks")) or TaskRanges()
@@ -100,6 +107,7 @@ class Journal:
                 "node": topology.node,
                 "num_nodes": topology.num_nodes,
                 "degrees": settings(topology.parallel),
+                **world_record([agent for _, agent in self.ranks]),
             },
             "command": sys.argv,
             "working_directory": _working_directory(),

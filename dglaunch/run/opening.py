@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dglaunch.data.edits import saved_names
+from dglaunch.data.many import kinds_of, places_of
 from dglaunch.data.tables import files_there
 from dglaunch.data.task import BatchSize, file_name
 from dglaunch.distributed.channel import Channel
@@ -20,9 +21,15 @@ from dglaunch.planning.job import Job
 from dglaunch.planning.redo import Redo
 from dglaunch.planning.tuned import recall
 from dglaunch.run.journal import Journal
+from dglaunch.system import versions
 
 for _kind in (Request, StageCost, Figures):
     message(_kind)
+
+
+LET_GO_S = 150.0
+"""How long a start that goes on with an earlier one waits for that one's hold on the folder: a rank that lost its agent leaves
+within 17 s, and a file server gives the locks of a dead machine back after its lease (NFS: 90 s, Lustre: 100 s)."""
 
 
 @message
@@ -85,6 +92,8 @@ def open_folders(job: Job, channel: Channel, writer: Writer, journal: Journal) -
     topology = job.topology
     beside = topology.writes and not topology.is_main
     overwrite = job.config.overwrite and not any(channel.all_of_world(topology.restarted))
+    agent = topology.agent.identity if topology.agent is not None else ""
+    journal.ranks = channel.all_of_world((versions()["host"], agent))
 
     def open_first() -> tuple[Found, Known] | None:
         return _open_main_folder(job, writer, journal, overwrite) if topology.is_main else None
@@ -154,15 +163,15 @@ def _figures(job: Job) -> Mapping[Request, Figures]:
         return {}
     book = book_of(job, in_another_process(job.config))
     bucket_of = job.profile.buckets(job.config, job.target, job.tasks)
-    for bucket in dict.fromkeys(map(bucket_of, job.makeable)):
+    for bucket in dict.fromkeys(map(bucket_of, kinds_of(job.makeable))):
         book(bucket)
     return book.known
 
 
 def _refuse_inputs_as_outputs(job: Job, writer: Writer) -> None:
-    images = [image.source for task in job.tasks for image in task.inputs]
+    images = [image.source for task in kinds_of(job.tasks) for image in task.inputs]
     inputs = [path for path in (*files_there(job.config.tables), *images) if isinstance(path, Path)]
-    names = {file_name(task, job.config.output_format) for task in job.tasks}
+    names = (file_name(task, job.config.output_format) for task in job.tasks)
     filled = {job.config.layout, *(["inputs"] if job.config.saves_inputs else [])}
     ownership.refuse_inputs_as_outputs(writer.folder, set(inputs), names, filled)
     if job.config.saves_inputs:
@@ -173,12 +182,13 @@ def _refuse_inputs_as_outputs(job: Job, writer: Writer) -> None:
 def _open_folder(job: Job, writer: Writer, journal: Journal, overwrite: bool, known: Collection[int] = ()) -> Found:
     """On a writer: what is done there beyond what is known already."""
     config = job.config
-    progress = writer.open(job.settings, job.tasks, config.output_format, overwrite, config.is_partial)
+    patience = LET_GO_S if job.topology.restarted and job.redo is None else 0.0
+    progress = writer.open(job.settings, job.tasks, config.output_format, overwrite, config.is_partial, patience)
     if job.redo is not None:
         return _begin_anew(job, job.redo, writer, journal, progress)
     if not overwrite:
         _begin(job, writer, journal, progress)
-    done = {number for number, task in enumerate(job.tasks) if task.id in progress.done}
+    done = set(places_of(job.tasks, progress.done))
     return Found(sorted(done.difference(known)), progress.damaged)
 
 

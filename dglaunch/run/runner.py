@@ -74,7 +74,7 @@ def run(
             channel.together(start.check)
             # Only now: ranks whose agent died while they joined must not hold the folder against the next start.
             opened = open_folders(job, channel, writer, journal)
-            with PeerWatch(watch, channel.attempt) as peers, start.errors_in_journal():
+            with PeerWatch(watch, channel.attempt, channel.lifelines) as peers, start.errors_in_journal():
                 result = start.make(channel, watch, peers, opened)
         # The other ranks are on their way out and need not wait for it.
         if job.topology.is_main and result.outcome != "drained":
@@ -198,7 +198,7 @@ class _Run:
         self.report.cost_before = self.journal.cost_before
         self.journal.counts = self.report.counts
         labels = {"output_dir": str(self.job.config.output_dir)}
-        self.pulse = Pulse(self.report, self.journal, self.job.config.metrics_file, labels)
+        self.pulse = Pulse(self.report, self.journal, self.topology.leaders, self.job.config.metrics_file, labels)
         self.report.plan(self.job, schedule, damaged)
         for note in notes:
             self.report.note(note)
