@@ -3,7 +3,6 @@ dies when, each image is there once."""
 
 import hashlib
 import http.client
-import importlib.util
 import json
 import os
 import random
@@ -542,14 +541,6 @@ def test_what_does_not_go_together(tmp_path: Path, flags: list[str], says: str) 
     given = ["t2i", "--backend", "fake", "--prompts_file", table(tmp_path), "--output_dir", tmp_path / "out"]
     ended = dglaunch(*given, *flags)
     assert ended.code == 2 and says in ended.output and not (tmp_path / "out").exists()
-
-
-def test_parquet_needs_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = importlib.util.find_spec
-    table(tmp_path)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else find(name))
-    ended = dglaunch(*words(tmp_path, "parquet"))
-    assert ended.code == 2 and "pip install 'dglaunch[parquet]'" in ended.output and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("what", ["a file", "a link", "another file"])
