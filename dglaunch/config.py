@@ -131,6 +131,9 @@ class BackendConfig:
         None, REPLAY | LOCAL, Group.MODEL, usual="bf16, fp16 or fp32 (default: by the device)", also=OTHER_DTYPES
     )
     """Type of the weights. Default: bfloat16 on a GPU, float32 on a CPU."""
+    model_config: str | None = flag(None, IDENTITY | FILE | REPLAY | TUNING | LOCAL, Group.MODEL)
+    """With --model_name x.safetensors, a whole checkpoint in one file: the folder or hub id that has what such a file lacks
+    (configurations, tokenizers)."""
     transformer: Path | None = flag(None, FILE | REPLAY | TUNING | LOCAL, Group.MODEL)
     """The transformer's (or U-Net's) weights from a .safetensors or .gguf file, or a folder, in place of the checkpoint's."""
     text_encoder: tuple[str, ...] = flag((), FILE | REPLAY | TUNING | LOCAL, Group.MODEL)
@@ -547,7 +550,7 @@ class T2IConfig(RunConfig):
         None, NOTHING, Group.WHAT, usual="Many: .jsonl, .csv, .txt (a line each), .parquet"
     )
     """Prompts as .jsonl, .json, .csv, .tsv, .txt (one a line) or .parquet, also .gz; several of them, 'patterns/*.csv', a folder
-    of .txt (one a file) or .parquet files; - for standard input."""
+    of .txt (one a file) or of tables of one kind; hf://datasets/OWNER/NAME, with :SPLIT or /PATH; - for standard input."""
     prompts: Sequence[str | Mapping[str, object]] | None = no_flag(None)
     """From Python, instead of a file: a list of prompts, or of rows as dictionaries with the columns of a table."""
     prompt_column: str | None = flag(None, NOTHING, Group.WHAT)
@@ -610,7 +613,7 @@ class EditingConfig(RunConfig):
     input: Path | tuple[Path, ...] | None = flag(
         None, NOTHING, Group.WHAT, usual="Table of images, or a folder (--instruction)"
     )
-    """Table (as --prompts_file; several, 'patterns/*.csv'): input_images (a path, a JSON or comma list; in Parquet also bytes) and
+    """Table (as --prompts_file; several, 'patterns/*.csv', a folder of tables): input_images (a path, a JSON or comma list; in Parquet also bytes) and
     instruction. Or a folder of images, or one image, with --instruction."""
     instruction: str | None = flag(None, NOTHING, Group.WHAT, usual="What to do to every image of a folder")
     """The instruction of every image of a folder, or of rows of a table that have none."""
