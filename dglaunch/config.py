@@ -387,6 +387,11 @@ class RunConfig:
         return self.save_inputs
 
     @property
+    def takes_inputs(self) -> bool:
+        """Whether its rows may have input images."""
+        return self.edits
+
+    @property
     def is_partial(self) -> bool:
         """Whether the table may have more rows than are wanted of it."""
         return self.filter_rows is not None or self.limit is not None
@@ -405,6 +410,9 @@ class RunConfig:
     """Write prompt and settings once more as AUTOMATIC1111 does (PNG chunk `parameters`, EXIF UserComment), for other viewers."""
     output_name_column: str | None = flag(None, NOTHING, Group.OUTPUT)
     """Column that names each output file; default is the index (000000.png)."""
+    files_per_folder: int | None = flag(None, NOTHING, Group.OUTPUT)
+    """Images in folders 0000, 0001, ... of so many, by index; 0: all in one. Fixed at a job's first start. Default: 10000, if it has
+    more."""
     layout: Layout = flag("indexed", NOTHING, Group.OUTPUT)
     """At the end also write the images to --output_dir/LAYOUT as that evaluation or data loader reads them."""
     batch_size: int | Literal["auto"] = flag("auto", NOTHING, Group.SPEED, usual="Images at a time on each GPU")
@@ -417,6 +425,9 @@ class RunConfig:
     """Only these rows: indices (3,7,11), ranges (0:100 is 0 to 99) or a comparison of columns (style == "oil" and seed > 3)."""
     limit: int | None = flag(None, NOTHING, Group.WHAT)
     """Only the first so many of the rows that are wanted; without it the same command makes the rest."""
+    shuffle_seed: int | None = flag(None, NOTHING, Group.WHAT)
+    """Order of the rows, drawn from this number: --limit 100 takes a random sample, and what an unfinished job has made is one
+    of its images of each size. Index, seed and file name of a row stay, so that a sample is part of the whole job."""
     height: int | None = flag(None, ROW | CALL, Group.IMAGES, usual="Pixels (default: the checkpoint's)")
     """Pixels. Default: the checkpoint's own."""
     width: int | None = flag(None, ROW | CALL, Group.IMAGES, usual="Pixels (default: the checkpoint's)")
@@ -487,6 +498,7 @@ class RunConfig:
             ("batch_size", 1),
             ("num_images_per_prompt", 1),
             ("limit", 1),
+            ("shuffle_seed", 0),
             ("height", 1),
             ("width", 1),
             ("num_inference_steps", 1),
@@ -540,7 +552,6 @@ class T2IConfig(RunConfig):
 
     @property
     def takes_inputs(self) -> bool:
-        """Whether its rows may have input images."""
         return self.image_column is not None or self.control_column is not None
 
     @property
@@ -561,9 +572,9 @@ class T2IConfig(RunConfig):
             raise UserError("Give either --prompts_file FILE (.jsonl, .csv, .txt, .parquet) or --prompt TEXT.")
         _check_columns(self)
         _check_inputs_of_prompts(self)
-        if self.prompt is not None and self.is_partial and not self.grid:
+        if self.prompt is not None and (self.is_partial or self.shuffle_seed is not None) and not self.grid:
             raise UserError(
-                "--filter_rows and --limit choose among the rows of --prompts_file; with --prompt drop them."
+                "--filter_rows, --limit and --shuffle_seed choose among the rows of --prompts_file; with --prompt drop them."
             )
 
 

@@ -23,7 +23,7 @@ def merge(folders: tuple[Path, ...], /, output_dir: Path) -> int:
     terminal = Terminal()
     sources = [OutputFolder(folder) for folder in dict.fromkeys(folders)]
     merged = merge_folders(sources, OutputFolder(output_dir))
-    terminal.print(f"{len(merged.records):,} images of {len(folders)} folders are in {output_dir}")
+    terminal.print(f"{merged.num_images:,} images of {len(folders)} folders are in {output_dir}")
     if merged.missing:
         terminal.print(merged.missing)
         if (holes := holes_of(run for folder in sources for run in folder.runs().values())) is not None:

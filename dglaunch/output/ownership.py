@@ -24,6 +24,7 @@ from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image
 from dglaunch.data.task import Record
 from dglaunch.errors import UserError
 from dglaunch.files import digest_of, is_regular, open_for_appending, open_regular, read_bytes
+from dglaunch.output import segments
 from dglaunch.output.encode import decode_description
 from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, is_foreign_run, read_run
 from dglaunch.output.lines import LineKind, append_line, file_name_of, inputs_of, is_our_ledger, raw_lines, scan
@@ -99,12 +100,15 @@ def is_empty(path: Path) -> bool:
     return is_regular(path) and path.lstat().st_size == 0
 
 
-def refuse_foreign_files(folder: OutputFolder, images: Mapping[str, Identity]) -> None:
+def refuse_foreign_files(
+    folder: OutputFolder, images: Mapping[str, Identity], image_folders: Collection[str] = ()
+) -> None:
     """Check that what a run is about to write replaces nothing of the user's.
 
     Args:
         folder: the output folder.
-        images: the images that are not done, by their names.
+        images: the images that are not done and whose names files have that no ledger names, by these names.
+        image_folders: names of the folders of images that are written to.
 
     Raises:
         UserError: it would; the message names the files.
@@ -112,20 +116,33 @@ def refuse_foreign_files(folder: OutputFolder, images: Mapping[str, Identity]) -
     ledgers = [*folder.files(METADATA), *folder.files(FAILURES)]
     foreign = [path.name for path in ledgers if not is_regular(path) or not is_our_ledger(path)]
     foreign += [path.name for path in folder.files(RUN) if not is_regular(path) or is_foreign_run(path)]
+    foreign += _foreign_image_folders(folder, sorted(image_folders))
     if foreign:
         raise UserError(
             f"{folder.path} has files that dglaunch did not write and would replace ({', '.join(foreign[:SHOWN])}). Choose "
             "another --output_dir, or move them away."
         )
-    present = [name for name in os.listdir(folder.path) if name in images]
-    unknown = [name for name in present if not is_remains(folder.path / name, images[name])]
-    named = {file_name_of(record) for record in folder.records()} if unknown else set()
-    pictures = sorted(name for name in unknown if name not in named)
+    pictures = sorted(name for name, image in images.items() if not is_remains(folder.path / name, image))
     if pictures:
         raise UserError(
             f"{folder.path} has files that are not of this job and would be overwritten ({', '.join(pictures[:SHOWN])}). "
             "Choose another --output_dir, or move them away."
         )
+
+
+def _foreign_image_folders(folder: OutputFolder, image_folders: Collection[str]) -> list[str]:
+    """Which of the folders of images would be among files of the user's: what is no folder, a link, the output folder of
+    another job, or has a metadata.jsonl that is not ours."""
+    foreign: list[str] = []
+    for name in image_folders:
+        path = folder.path / name
+        view = path / "".join(METADATA)
+        is_other = path.is_symlink() or not path.is_dir() or (path / "".join(RUN)).exists()
+        if os.path.lexists(path) and (
+            is_other or (os.path.lexists(view) and not (is_regular(view) and is_our_ledger(view)))
+        ):
+            foreign.append(name if is_other else f"{name}/{view.name}")
+    return foreign
 
 
 def refuse_to_replace(path: Path) -> None:
@@ -138,12 +155,21 @@ def refuse_to_replace(path: Path) -> None:
     if not path.exists() and not path.is_symlink():  # a name that cannot be raises here, before anything is made
         return
     text = _text(path) or {}
-    is_result = path.name in {file_name_of(record) for record in OutputFolder(path.parent).records()}
+    folder, name = _place_of(path)
+    is_result = name in {file_name_of(record) for record in folder.records()}
     is_picture = CONTACT_SHEET in text or WRITTEN_BY in text or own_text(path) is not None
     if is_result or not (is_picture or _is_page(path) or _is_report(path)):
         raise UserError(
             f"{path} is there, and it is not one of its kind that dglaunch made. Name another file, or remove it."
         )
+
+
+def _place_of(path: Path) -> tuple[OutputFolder, str]:
+    """The output folder that a file may be a result of, and its name there."""
+    above = OutputFolder(path.absolute().parent.parent)
+    if path.absolute().parent.name in above.image_folders():
+        return above, f"{path.absolute().parent.name}/{path.name}"
+    return OutputFolder(path.parent), path.name
 
 
 def _is_page(path: Path) -> bool:
@@ -179,7 +205,7 @@ def write_report(path: Path, command: str, record: Mapping[str, object]) -> None
 
 
 def refuse_inputs_as_outputs(
-    folder: OutputFolder, inputs: Iterable[Path], images: Collection[str], folders: Collection[str] = ()
+    folder: OutputFolder, inputs: Iterable[Path], images: Iterable[str], folders: Collection[str] = ()
 ) -> None:
     """Check that nothing that a run reads is written or removed by it.
 
@@ -198,7 +224,8 @@ def refuse_inputs_as_outputs(
     if not near:
         return
     written = {path for path in near if path.relative_to(here).parts[0] in folders}
-    written |= {here / name for name in images}
+    names = {path.relative_to(here).as_posix() for path in near}
+    written |= {here / name for name in images if name in names}
     written |= {
         Path(os.path.realpath(path))
         for kind in (METADATA, FAILURES, RUN)
@@ -404,10 +431,15 @@ def remove_results(folder: OutputFolder) -> None:
     for record in folder.records():
         _remove_image(folder, record)
         _remove_copies(folder, record)
-    for path in [*folder.files(METADATA), *folder.files(FAILURES)]:
+    image_folders = folder.image_folders()
+    for path in [*(ledger.path for ledger in folder.ledgers()), *folder.files(FAILURES)]:
         if is_regular(path):
             kinds = {line.kind for line in scan(path)}
             remove([path]) if kinds <= {LineKind.OURS, LineKind.REPLACED} else set_aside(folder, path)
+    segments.forget_indexes(folder.path)
+    for path in (*(folder.path / name for name in image_folders), folder.path / segments.FOLDER):
+        with contextlib.suppress(OSError):  # something of the user's is in it, or there is none
+            path.rmdir()
     remove(path for path in folder.files(RUN) if is_regular(path) and read_run(path) is not None)
     remove(folder.out_of_memory_notes())
     remove(folder.batch_jobs())  # none of them owes images: the run has looked

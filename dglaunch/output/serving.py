@@ -24,7 +24,7 @@ from urllib.parse import unquote, urlsplit
 
 from dglaunch.data.task import Record
 from dglaunch.errors import DglaunchError
-from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder
+from dglaunch.output.ledger import FAILURES, RUN, OutputFolder
 from dglaunch.output.ownership import path_inside
 from dglaunch.output.sorted_lines import SortedLines
 
@@ -94,8 +94,9 @@ class Page:
 
 def _ledgers(folder: Path) -> list[tuple[str, int, int]]:
     """What tells whether a folder has other results by now."""
-    paths = [path for kind in (METADATA, FAILURES, RUN) for path in OutputFolder(folder).files(kind)]
-    return [(path.name, (info := path.stat()).st_size, info.st_mtime_ns) for path in paths]
+    opened = OutputFolder(folder)
+    paths = [*(ledger.path for ledger in opened.ledgers()), *opened.files(FAILURES), *opened.files(RUN)]
+    return [(str(path), (info := path.stat()).st_size, info.st_mtime_ns) for path in paths]
 
 
 def _pictures(folder: Path) -> frozenset[str]:

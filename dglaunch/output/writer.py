@@ -17,10 +17,11 @@ from dglaunch.atomic import atomic_write, temporary_path
 from dglaunch.data.task import INPUT_FIELDS, SAMPLING, Record, Result, Task, file_name
 from dglaunch.errors import OutputError, UserError
 from dglaunch.files import open_for_appending
-from dglaunch.output import ownership, resume
+from dglaunch.output import ownership, resume, segments
+from dglaunch.output.file_index import FileIndex, kept_at
 from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, read_run
-from dglaunch.output.lines import TaskId, append_line
-from dglaunch.output.ordering import put_in_order
+from dglaunch.output.lines import LedgerFile, TaskId, append_line
+from dglaunch.output.ordering import publish_all, put_in_order
 from dglaunch.output.replaced import PendingRedo, Replacing
 
 if TYPE_CHECKING:
@@ -33,6 +34,13 @@ CONTENT = (
 LOCK_AGAIN_S = 1.0
 RESERVED = 1 << 16
 """Bytes of the disk kept for the last run.json."""
+
+
+def _image_folders(tasks: Sequence[Task]) -> set[str]:
+    """The folders of images of some tasks: none or all of them have one."""
+    if not tasks or "/" not in tasks[0].stem:
+        return set()
+    return {task.stem.partition("/")[0] for task in tasks}
 
 
 class Writer:
@@ -53,6 +61,8 @@ class Writer:
         self.run_path = self.folder.file(RUN, suffix)
         self.has_begun = False
         """Whether `begin` was called: before that, nothing but the lock is written."""
+        self.is_published = False
+        """Whether nothing is missing of what this process joins: `join` has found so."""
         self._replacing_images: Replacing | None = None
         """Of a redo: what keeps the images that are there already."""
         self._pending: PendingRedo | None = None
@@ -61,6 +71,10 @@ class Writer:
         self._model: object = None
         self._reserve: Path | None = None
         self._ledger: io.FileIO | None = None
+        self._num_open = 0
+        """Lines of the open segment."""
+        self._image_folders: set[Path] = set()
+        """Folders of images that are there."""
         self._failures: io.FileIO | None = None
         self._lock: BinaryIO | None = None
 
@@ -90,11 +104,19 @@ class Writer:
         progress = resume.Progress() if overwrite else found
         resume.refuse_other_job(self.folder, progress, settings, tasks, output_format, is_partial)
         self._model = settings.get("model_name")
-        missing = [task for task in tasks if task.id not in progress.done]
-        ownership.refuse_foreign_files(
-            self.folder, {file_name(task, output_format): self._identity(task.id, task.content()) for task in missing}
-        )
+        images = self._unfinished_among(found.unlisted, progress, tasks, output_format)
+        ownership.refuse_foreign_files(self.folder, images, _image_folders(tasks))
         return progress
+
+    def _unfinished_among(
+        self, names: Sequence[str], progress: resume.Progress, tasks: Sequence[Task], output_format: str
+    ) -> dict[str, ownership.Identity]:
+        """Which of some files have the name of an image that is not done, and what that would say of itself."""
+        if not names:
+            return {}
+        there = set(names)
+        missing = (task for task in tasks if file_name(task, output_format) in there and task.id not in progress.done)
+        return {file_name(task, output_format): self._identity(task.id, task.content()) for task in missing}
 
     def _identity(self, task_id: TaskId, content: Record) -> ownership.Identity:
         """What the file of this image says of itself, as far as it is known; `content` may be a ledger line."""
@@ -133,6 +155,9 @@ class Writer:
             if not self.part.is_beside:
                 ownership.remove_old_locks(self.folder, self.part)
             ownership.remove_temporary_files(self.folder, self.part)
+            with contextlib.suppress(OSError):  # a help for the next start
+                progress.keep()
+            self._num_open = progress.num_open
             resume.settle(self.folder, self.part, progress, tasks)
             if read_run(self.run_path) is None and not ownership.is_empty(self.run_path):
                 ownership.set_aside(self.folder, self.run_path)  # torn, as after a copy
@@ -207,14 +232,35 @@ class Writer:
             replaced = self._replacing_images
             if replaced is None or not replaced.keep(result.task_id, result.file_name):
                 ownership.make_way(self.folder, result.file_name, self._identity(result.task_id, result.record))
-            with self._replacing(self.folder.path / result.file_name) as temporary:
+            path = self.folder.path / result.file_name
+            self._make_folder(path.parent)
+            with self._replacing(path) as temporary:
                 temporary.write_bytes(result.data)
-            append_line(self._ledger, {"file_name": result.file_name, **result.record, "bytes": len(result.data)})
+            self._add_line({"file_name": result.file_name, **result.record, "bytes": len(result.data)})
         except OSError as error:
             raise OutputError(
                 f"Writing {result.file_name} to {self.folder.path} failed: {error.strerror or error}. Everything written "
                 "before is valid; make room or restore the folder and start the same command again."
             ) from None
+
+    def _make_folder(self, path: Path) -> None:
+        """A folder of images, once."""
+        if path != self.folder.path and path not in self._image_folders:
+            ownership.make_folder(path)
+            self._image_folders.add(path)
+
+    def _add_line(self, record: Record) -> None:
+        """To the open segment; a full one is closed first."""
+        assert self._ledger is not None, "open() comes first"
+        if self._num_open >= segments.SEGMENT_LINES:
+            self._ledger.close()
+            closed = LedgerFile(segments.close(self.ledger_path, self.folder.path, self.part.ledger_suffix))
+            self._ledger = open_for_appending(self.ledger_path)
+            self._num_open = 0
+            with contextlib.suppress(OSError):  # a help for the next start
+                FileIndex.of_lines(closed).keep(kept_at(closed.path.parent, closed))
+        append_line(self._ledger, record)
+        self._num_open += 1
 
     def copy_inputs(self, images: "Mapping[str, InputImage]") -> None:
         """Copy input images to these names, before the ledger line that names them.
@@ -268,11 +314,13 @@ class Writer:
 
     def join(self, tasks: Sequence[Task]) -> None:
         """Make one ledger of what ranks or nodes wrote, when none of them writes any more (see `resume.join`)."""
-        resume.join(self.folder, self.part, tasks)
+        self.is_published = resume.join(self.folder, self.part, tasks)
+        if self.part.node and self.is_published:
+            publish_all(self.folder, self.part)
 
     def put_in_order(self) -> None:
         """Put this writer's own ledger in the order of index, when the job has ended."""
-        put_in_order(self.folder, self.part.ledger_suffix, self._failed)
+        put_in_order(self.folder, self.part, self._failed)
 
     def is_joined(self) -> bool:
         """Return whether rank 0 has taken over this ledger: not where the ranks have a folder each."""

@@ -13,6 +13,7 @@ from dglaunch.data.task import Record
 from dglaunch.errors import OutputError
 from dglaunch.output.asked import TaskRanges
 from dglaunch.output.costs import COST_BEFORE, cost_until_now
+from dglaunch.output.image_folders import IMAGE_FOLDERS
 from dglaunch.output.writer import Writer
 from dglaunch.planning.continued import world_record
 from dglaunch.planning.job import Job
@@ -65,7 +66,7 @@ class Journal:
     @cached_property
     def _asked(self) -> TaskRanges:
         """The images of the whole job: of one of which some rows are wanted now, also what earlier starts were asked for."""
-        asked = TaskRanges.of(task.id for task in self._job.tasks)
+        asked = TaskRanges.of_tasks(self._job.tasks)
         if self._job.config.is_partial and not self._job.config.overwrite:
             for run in self._writer.folder.all_runs().values():
                 asked |= TaskRanges.parse(run.get("tasks")) or TaskRanges()
@@ -86,6 +87,7 @@ class Journal:
             "num_tasks": self._asked.count,
             "tasks": self._asked.text,
             **measured,
+            **({} if job.image_folders is None else {IMAGE_FOLDERS: job.image_folders.record}),
             **({COST_BEFORE: self.cost_before} if self.cost_before else {}),
             "settings": job.settings,
             **job.columns.record,

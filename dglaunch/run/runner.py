@@ -22,7 +22,6 @@ from dglaunch.distributed.claims import Claims
 from dglaunch.distributed.messages import message
 from dglaunch.errors import DglaunchError, Drained, OutputError, UserError
 from dglaunch.output import layouts
-from dglaunch.output.ledger import METADATA
 from dglaunch.output.writer import Writer
 from dglaunch.planning.batches import Plan
 from dglaunch.planning.figures import book_of
@@ -382,7 +381,7 @@ class _Run:
             UserError, OutputError: it cannot be written.
         """
         layout, folder = self.job.config.layout, self.job.config.output_dir
-        if layout == "indexed" or (self.writer.part.ledger_suffix and not self.writer.folder.file(METADATA).exists()):
+        if layout == "indexed" or (self.writer.part.ledger_suffix and not self.writer.is_published):
             return
         assert self.report is not None
         view, count = layouts.write(layout, folder, self.job.tasks)
