@@ -5,11 +5,12 @@ lines. The lines themselves are read only where somebody asks for what else they
 """
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,12 +22,13 @@ from dglaunch.files import open_regular
 from dglaunch.output import ownership
 from dglaunch.output.asked import TaskRanges
 from dglaunch.output.file_index import AT_TOP, IN_SHARD, KINDS, Columns, FileIndex, Ints, kept_at, read_all
+from dglaunch.output.images import is_as_its_line_says, written_at
 from dglaunch.output.ledger import METADATA, OutputFolder
 from dglaunch.output.lines import IMAGE_SUFFIXES, LedgerFile, TaskId, id_of, record_at, text_at
 from dglaunch.output.segments import FOLDER, SEGMENT_LINES
+from dglaunch.output.shards import Shards, store_of
 
 Bools = npt.NDArray[np.bool_]
-InShards = Callable[[str, str, int], bool]
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".jpeg")
 AT_A_TIME = 4096
 """Lines that are read together."""
@@ -126,13 +128,16 @@ class LedgerIndex:
 
     def names(self, rows: Ints) -> Iterator[str]:
         """Yield the names of some rows' images, as they are seen from the output folder."""
-        for file, row in zip(self.file[rows].tolist(), rows.tolist()):
-            yield self._names_of(file)[row - self._first[file]].partition("\t")[0]
+        return (name.partition("\t")[0] for name in self.packed_names(rows))
 
     def shards(self, rows: Ints) -> Iterator[str]:
         """Yield the names of the shards that some rows' images are in; "" for a file of its own."""
+        return (name.partition("\t")[2] for name in self.packed_names(rows))
+
+    def packed_names(self, rows: Ints) -> Iterator[str]:
+        """Yield the names as they are kept: with those of their shards."""
         for file, row in zip(self.file[rows].tolist(), rows.tolist()):
-            yield self._names_of(file)[row - self._first[file]].partition("\t")[2]
+            yield self._names_of(file)[row - self._first[file]]
 
     def name(self, row: int) -> str:
         return next(self.names(np.array([row])))
@@ -158,12 +163,11 @@ class LedgerIndex:
 
     # -- compared with the files ----------------------------------------------------------------------------------
 
-    def compare(self, doubtful: Collection[TaskId] = (), in_shards: "InShards | None" = None) -> "Compared":
+    def compare(self, doubtful: Collection[TaskId] = ()) -> "Compared":
         """Look which rows' images are there in full; all files of the folder are looked at once.
 
         Args:
             doubtful: images whose size says too little.
-            in_shards: tells whether a shard has an image in full: by the names of both, and its bytes.
         """
         good = np.zeros(len(self), dtype=bool)
         hashes = np.zeros(len(self), dtype=np.int32)
@@ -174,9 +178,12 @@ class LedgerIndex:
         bounds = np.flatnonzero(np.diff(folders[order])) + 1
         rows_of = {int(folders[rows[0]]): rows for rows in np.split(order, bounds) if len(rows)}
         shard_rows = rows_of.pop(IN_SHARD, np.empty(0, np.int64))
-        for row, name, shard in zip(shard_rows.tolist(), self.names(shard_rows), self.shards(shard_rows)):
+        shards = Shards(self.folder.path)
+        sizes = self.columns["size"][shard_rows].tolist()
+        for row, size, name, shard in zip(shard_rows.tolist(), sizes, self.names(shard_rows), self.shards(shard_rows)):
             hashes[row] = short_hash(name)
-            good[row] = in_shards is not None and in_shards(shard, name, int(self.columns["size"][row]))
+            good[row] = shards.has(shard, name, size)
+            times[row] = shards.time(shard)
         there = {AT_TOP: ""} | {int(name): f"{name}/" for name in self.folder.image_folders()}
         for number in sorted(there.keys() | rows_of.keys()):
             rows = rows_of.get(number, np.empty(0, np.int64))
@@ -200,7 +207,7 @@ class LedgerIndex:
         positions = self.ids.find_all(doubtful)
         rows = np.array([row for row in positions if good[row]], dtype=np.int64)
         for row, record in self.records(rows):
-            good[row] = ownership.is_as_written(self.folder.path / str(record["file_name"]), record["sha256"])
+            good[row] = is_as_its_line_says(self.folder.path, record)
 
 
 class Readers(ExitStack):
@@ -327,11 +334,14 @@ class Compared:
         return Done(self if good is None else replace(self, good=good))
 
     def latest(self, count: int) -> list[tuple[float, Record]]:
-        """Return the images that were written last: when, and their lines."""
+        """Return the images that were written last: when, and their lines. (Those of a shard were written at one time, as far as
+        the system knows it; there the lines say more.)"""
         rows = self.index.last(self.good)
         if len(rows) > count:
-            rows = rows[np.argpartition(self.times[rows], -count)[-count:]]
-        return [(float(self.times[row]), record) for row, record in self.index.records(rows)]
+            times = self.times[rows]
+            rows = rows[times >= np.partition(times, -count)[-count]]
+        found = [(written_at(record, float(self.times[row])), record) for row, record in self.index.records(rows)]
+        return sorted(found, key=itemgetter(0))[-count:]
 
     def num_damaged(self) -> list[int]:
         """Return, for each file, how many lines say nothing: of an image that is not there as they say, if no later file tells
@@ -400,6 +410,17 @@ class Done(Mapping[TaskId, tuple[str, str]]):
         """Return whether the row of an image has this key, and its file this name."""
         return int(self._index.columns["key"][row]) == int(key, 16) and int(self._compared.hashes[row]) == short_hash(
             name
+        )
+
+    def first_store(self) -> str | None:
+        """Return how the first of them is kept, as --store names it; None: there is none. (A job keeps to one way.)"""
+        if not len(self.rows):
+            return None
+        first = self.rows[:1]
+        return (
+            store_of(next(self._index.shards(first)))
+            if self._index.columns["folder"][first[0]] == IN_SHARD
+            else "files"
         )
 
     def __getitem__(self, task_id: TaskId) -> tuple[str, str]:

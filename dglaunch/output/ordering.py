@@ -117,7 +117,7 @@ def _write(index: LedgerIndex, rows: Ints, target: LedgerFile, foreign: Sequence
         return
     columns = {name: column[rows] for name, column in index.columns.items()}
     columns["start"] = np.cumsum([0, *lengths[:-1]], dtype=np.int64)
-    made = FileIndex(target, columns, pack(index.names(rows)), state=state_of(target))
+    made = FileIndex(target, columns, pack(index.packed_names(rows)), state=state_of(target))
     with suppress(OSError):  # a help for the next start
         kept = index.folder.path / FOLDER
         ownership.make_folder(kept)

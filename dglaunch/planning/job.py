@@ -115,6 +115,8 @@ class Job:
         identity["torch_dtype"] = self.machine.dtype
         if self.rewriting is not None:
             identity["rewriting"] = self.rewriting.identity
+        if self.config.store != "files":  # nothing is said of it in folders of before
+            identity["store"] = self.config.store
         if self.profile.is_identity:
             identity["backend"] = self.config.backend.backend
         if self.config.edits:
@@ -248,6 +250,7 @@ def prepare(
     rewriting = rewriting_of(config)
     topology = replace(topology, restarted=continued.goes_on(config, topology) or redo is not None)
     checks.check_debug(config, topology, planned=world_size is not None)
+    checks.check_store(config, origins)
     checks.check_elsewhere(config, profile, elsewhere)
     target = profile.resolve(config, topology, elsewhere)
     if assumed is not None and elsewhere is None and _is_elsewhere(config, profile, target):
