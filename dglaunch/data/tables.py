@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from dglaunch.addresses import Address, is_address, path_or_address
 from dglaunch.data.table_formats import (
     GZIP,
     GZIP_MAGIC,
@@ -29,6 +30,7 @@ from dglaunch.data.table_formats import (
 )
 from dglaunch.errors import UserError
 from dglaunch.files import MOST_STREAM, at_home, read_once, unpacked
+from dglaunch.storage.local import local_file, matching
 
 PROMPT_FILE = "prompt_file"
 """Column of a table that was read from a folder of .txt files: the name of the prompt's file without its suffix."""
@@ -83,6 +85,8 @@ class Table:
         """Return how a path that a row of this file names is called beside those of all files: as it stands there, unless
         the file lies in another folder than the base."""
         here = self._base_of(file)
+        if is_address(text):
+            return str(path_or_address(text))
         if here == self.base or at_home(Path(text)).is_absolute():
             return text
         return os.path.relpath(path_in(here, text), self.base)
@@ -101,6 +105,7 @@ def read_table(path: Path) -> Iterator[Row]:
     """
     suffix, is_packed = kind_of(path)
     with _errors_of(path):
+        path = local_file(path) if isinstance(path, Address) else path
         if suffix not in KINDS or (is_packed and suffix == PARQUET):
             kinds = ", ".join(KINDS)
             raise UserError(
@@ -173,7 +178,14 @@ def files_named(named: Sequence[Path]) -> list[Path]:
     Raises:
         UserError: a pattern fits none.
     """
-    return [file for path in named for file in ([path] if not _is_pattern(path) else _matches(path))]
+    found: list[Path] = []
+    for path in named:
+        with _errors_of(path):
+            if isinstance(path, Address):
+                found += matching(path)
+            else:
+                found += _matches(path) if _is_pattern(path) else [path]
+    return found
 
 
 def files_there(named: Sequence[Path]) -> list[Path]:
@@ -236,10 +248,19 @@ def base_of(named: Sequence[Path]) -> Path:
     """Return what the relative paths in a table are relative to: its folder, or that which all of its files lie in. It does
     not depend on which files there are."""
     bases = list(dict.fromkeys(map(_base_of, named)))
-    return bases[0] if len(bases) == 1 else Path(os.path.commonpath(map(os.path.abspath, bases)))
+    if len(bases) == 1:
+        return bases[0]
+    wholes = [str(base) if isinstance(base, Address) else os.path.abspath(base) for base in bases]
+    if len({os.path.isabs(whole) or whole.partition("/")[0] for whole in wholes}) > 1:
+        raise UserError(f"{shown(named)}: name tables of one place, either on this machine or of one object store.")
+    return path_or_address(os.path.commonpath(wholes))
 
 
 def _base_of(path: Path) -> Path:
+    if isinstance(path, Address):
+        while glob.has_magic(str(path.parent)):
+            path = path.parent
+        return path.parent if path.suffix or glob.has_magic(path.name) else path
     if os.path.isdir(path):  # also of a name that no file can have
         return path
     while _is_pattern(path) and glob.has_magic(str(path.parent)):
@@ -249,4 +270,8 @@ def _base_of(path: Path) -> Path:
 
 def path_in(base: Path, text: str) -> Path:
     """Return the file that a cell of a table names."""
-    return base / at_home(Path(text))
+    path = path_or_address(text)
+    if isinstance(path, Address):
+        return path
+    path = at_home(path)
+    return path if path.is_absolute() else base / path

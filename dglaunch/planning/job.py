@@ -37,6 +37,7 @@ from dglaunch.planning.past import past_of
 from dglaunch.planning.photos import photo_list
 from dglaunch.planning.pipe import Piped, piped_table
 from dglaunch.planning.redo import Redo
+from dglaunch.storage.local import fetch_for
 from dglaunch.system import Machine
 
 SHOWN_SIZES = 8
@@ -226,6 +227,7 @@ def prepare(
     Raises:
         UserError: with the remedy.
     """
+    fetch_for(config.tables, config.backend.cache_dir)
     config = replace(config, num_images_per_prompt=evaluations.num_images_per_prompt(config))
     profile = profile_of(config.backend.backend)
     checks.check_flags_of_backend(config, profile, origins)
