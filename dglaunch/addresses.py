@@ -71,8 +71,10 @@ def is_address(text: str) -> bool:
 
 def path_or_address(text: str | Path) -> Path:
     """Return what a text names: an address, or a path on this machine."""
-    whole = text.full if isinstance(text, Address) else os.fspath(text)
-    return Address(whole) if is_address(whole) else Path(text)
+    whole = os.fspath(text)
+    if is_address(whole):
+        return text if isinstance(text, Address) else Address(whole)
+    return text if isinstance(text, Path) else Path(text)
 
 
 def is_other_scheme(text: str | Path) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
-from dglaunch.addresses import SCHEMES, Address, is_other_scheme, path_or_address, problem_with
+from dglaunch.addresses import SCHEMES, STORES, Address, is_other_scheme, path_or_address, problem_with
 from dglaunch.errors import UserError
 from dglaunch.files import at_home
 
@@ -397,7 +397,8 @@ class RunConfig:
     remote: RemoteConfig = field(default_factory=RemoteConfig)
     rewriting: RewriteConfig = field(default_factory=RewriteConfig)
     output_dir: Path = flag(Path("outputs"), NOTHING, Group.OUTPUT, usual="For images and ledgers; resumed")
-    """Folder for images, metadata.jsonl, failures.jsonl and run.json. An unfinished run there is resumed."""
+    """Folder for images, metadata.jsonl, failures.jsonl and run.json, or a prefix of an object store (s3://bucket/prefix). An
+    unfinished run there is resumed."""
     overwrite: bool = flag(False, NOTHING, Group.OUTPUT, usual="Start anew instead of resuming")
     """Start anew: remove what an earlier run wrote to --output_dir."""
     output_format: Literal["png", "jpg", "webp"] = flag("png", IDENTITY, Group.OUTPUT, usual="png, jpg or webp")
@@ -686,7 +687,7 @@ def _path_of(name: str, value: str | Path) -> Path:
     return path
 
 
-TAKE_ADDRESSES = {"prompts_file": SCHEMES, "input": SCHEMES}
+TAKE_ADDRESSES = {"prompts_file": SCHEMES, "input": SCHEMES, "output_dir": STORES}
 """Flags with paths that may be addresses, too, and of which kinds."""
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED
 from dglaunch.output.batch_jobs import BatchJob
+from dglaunch.output.far import opened_to_read
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.status import JobStatus, RunStatus, read_status
 from dglaunch.terminal import Terminal
@@ -24,7 +25,7 @@ def status(folder: Path, /, node_rank: int | None = None) -> int:
         node_rank: with --num_nodes: answer for this node's share alone.
     """
     terminal = Terminal()
-    output_folder = OutputFolder(folder)
+    output_folder = OutputFolder(opened_to_read(folder))
     output_folder.require_results()
     job = read_status(output_folder, node_rank)
     for run in job.runs:

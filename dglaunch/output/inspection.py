@@ -10,7 +10,6 @@ from pathlib import Path
 from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image
 from dglaunch.data.task import Record
 from dglaunch.errors import OutputError
-from dglaunch.files import read_bytes
 from dglaunch.output import ownership
 from dglaunch.output.asked import asked_of
 from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, is_foreign_run, read_run
@@ -118,7 +117,7 @@ def _problem_with(folder: OutputFolder, record: Record) -> str | None:
     """What is wrong with the file of a ledger line."""
     name = file_name_of(record)
     try:
-        data = read_bytes(folder.path / name)
+        data = folder.read_image(name)
     except FileNotFoundError:
         return f"{name} has a ledger line but no file"
     except OSError as error:

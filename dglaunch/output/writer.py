@@ -7,6 +7,7 @@ thread at a time.
 import contextlib
 import hashlib
 import io
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -17,10 +18,12 @@ from dglaunch.data.task import INPUT_FIELDS, SAMPLING, Record, Result, Task, fil
 from dglaunch.errors import OutputError, UserError
 from dglaunch.files import open_for_appending
 from dglaunch.output import ownership, resume
-from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, read_run
+from dglaunch.output.far import far_of
+from dglaunch.output.ledger import FAILURES, METADATA, RUN, FileKind, OutputFolder, Part, read_run
 from dglaunch.output.lines import TaskId, append_line
 from dglaunch.output.ordering import put_in_order
 from dglaunch.output.replaced import PendingRedo, Replacing
+from dglaunch.storage.errors import StorageError
 
 if TYPE_CHECKING:
     from dglaunch.data.images import InputImage
@@ -44,6 +47,8 @@ class Writer:
 
     def __init__(self, path: Path, node: str = "", rank: str = "") -> None:
         self.folder = OutputFolder(path)
+        self.far = far_of(path)
+        """Of results in an object store."""
         self.part = Part(node, rank)
         suffix = self.part.ledger_suffix
         self.ledger_path = self.folder.file(METADATA, suffix)
@@ -61,6 +66,7 @@ class Writer:
         self._ledger: io.FileIO | None = None
         self._failures: io.FileIO | None = None
         self._lock: BinaryIO | None = None
+        self._adding = threading.Lock()
 
     # -- before the run -------------------------------------------------------------------------------------------
 
@@ -77,6 +83,9 @@ class Writer:
                 would be replaced.
         """
         self._lock_folder()
+        if self.far is not None:
+            with self._refusing():
+                self.far.pull()
         found = resume.read_progress(self.folder, self.part)
         progress = resume.Progress() if overwrite else found
         resume.refuse_other_job(self.folder, progress, settings, tasks, output_format, is_partial)
@@ -127,6 +136,8 @@ class Writer:
                 resume.part_from_copies(path)
             self._ledger = open_for_appending(self.ledger_path)
             self._failures = open_for_appending(self.failures_path)
+            if self.far is not None:
+                self.far.sync(has_ended=True)
         self.has_begun = True
 
     def begin_anew(self, pending: PendingRedo, records: Mapping[TaskId, Record]) -> None:
@@ -186,19 +197,62 @@ class Writer:
         try:
             if result.data is None:
                 self._failed.add(result.task_id)
-                append_line(self._failures, result.record)
+                self._add_line(FAILURES, result.record)
+                return
+            if self.far is not None:
+                line = {"file_name": result.file_name, **result.record, "bytes": len(result.data)}
+                self.far.put_image(result.file_name, result.data, lambda: self._add_line(METADATA, line))
                 return
             replaced = self._replacing_images
             if replaced is None or not replaced.keep(result.task_id, result.file_name):
                 ownership.make_way(self.folder, result.file_name, self._identity(result.task_id, result.record))
             with self._replacing(self.folder.path / result.file_name) as temporary:
                 temporary.write_bytes(result.data)
-            append_line(self._ledger, {"file_name": result.file_name, **result.record, "bytes": len(result.data)})
+            self._add_line(METADATA, {"file_name": result.file_name, **result.record, "bytes": len(result.data)})
+        except StorageError as error:
+            raise self._not_put(error) from None
         except OSError as error:
             raise OutputError(
                 f"Writing {result.file_name} to {self.folder.path} failed: {error.strerror or error}. Everything written "
                 "before is valid; make room or restore the folder and start the same command again."
             ) from None
+
+    def _add_line(self, kind: FileKind, record: Record) -> None:
+        """Add a line to a ledger of this part; of results in an object store several threads do so."""
+        stream, path = (self._ledger, self.ledger_path) if kind is METADATA else (self._failures, self.failures_path)
+        assert stream is not None, "begin() comes first"
+        with self._adding:
+            append_line(stream, record)
+            if self.far is not None:
+                self.far.note_line(path.name, (strict_json.dumps(record) + "\n").encode())
+
+    def flush(self) -> None:
+        """Wait until all that was written is where it is to stay: at once on a disk, on its way to an object store.
+
+        Raises:
+            OutputError: it does not get there.
+        """
+        if self.far is None or not self.has_begun:
+            return
+        try:
+            self.far.flush()
+        except OSError as error:
+            raise self._not_put(error) from None
+
+    def _not_put(self, error: OSError) -> OutputError:
+        return OutputError(
+            f"Writing to {self.folder.path} failed: {error.strerror or error}. Every image with a ledger line is whole there; "
+            "see to the store and start the same command again."
+        )
+
+    def sync(self) -> None:
+        """Of results in an object store: leave there all that this part's folder has, when no line is added any more.
+
+        Raises:
+            OSError: it cannot be put.
+        """
+        if self.far is not None:
+            self.far.sync(has_ended=True)
 
     def copy_inputs(self, images: "Mapping[str, InputImage]") -> None:
         """Copy input images to these names, before the ledger line that names them.
@@ -232,6 +286,8 @@ class Writer:
             except OSError:
                 self._give_reserve_back()
                 self._replace_run(text)
+            if self.far is not None:
+                self.far.sync()
         except OSError as error:
             raise OutputError(f"Writing {self.run_path} failed: {error.strerror or error}.") from None
 
@@ -252,6 +308,9 @@ class Writer:
 
     def join(self, tasks: Sequence[Task]) -> None:
         """Make one ledger of what ranks or nodes wrote, when none of them writes any more (see `resume.join`)."""
+        if self.far is not None:
+            own = self.part.ledger_suffix
+            self.far.pull_ledgers(lambda suffix: suffix not in ("", own))
         resume.join(self.folder, self.part, tasks)
 
     def put_in_order(self) -> None:
@@ -260,7 +319,7 @@ class Writer:
 
     def is_joined(self) -> bool:
         """Return whether rank 0 has taken over this ledger: not where the ranks have a folder each."""
-        return not self.ledger_path.exists()
+        return not self.ledger_path.exists() or (self.far is not None and self.part.is_beside)
 
     def close(self) -> None:
         """Unlock the folder. Closing twice does nothing."""
@@ -276,3 +335,5 @@ class Writer:
         self._give_reserve_back()
         if ownership.is_empty(self.failures_path):
             ownership.remove([self.failures_path])
+        if self.far is not None:
+            self.far.close()

@@ -32,6 +32,7 @@ from dglaunch.models.shape import Shape
 from dglaunch.planning import checks
 from dglaunch.planning.batches import Plan, build, share_of_node
 from dglaunch.planning.estimate import FiguresOf, chooser
+from dglaunch.planning.far_output import with_working_folder
 from dglaunch.planning.idle import idle_flags, idle_loras, settle
 from dglaunch.planning.past import past_of
 from dglaunch.planning.photos import photo_list
@@ -232,6 +233,7 @@ def prepare(
     profile = profile_of(config.backend.backend)
     checks.check_flags_of_backend(config, profile, origins)
     topology = topologies.from_environment(config, parallel_from_environment(environ), environ, world_size)
+    config = with_working_folder(config, topology, only_planned, redo is not None)
     rewriting = rewriting_of(config)
     topology = replace(topology, restarted=topology.restarted or redo is not None)
     checks.check_debug(config, topology, planned=world_size is not None)

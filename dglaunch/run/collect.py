@@ -40,8 +40,9 @@ class Collector:
         watch: StallWatch,
         peers: PeerWatch,
         in_background: bool = True,
+        flush: Callable[[], None] = lambda: None,
     ) -> None:
-        self.sink = Sink(write, watch)
+        self.sink = Sink(write, watch, flush)
         self.sender: Sender | None = None
         """On leaders."""
         self._receiver: Receiver | None = None
@@ -63,12 +64,16 @@ class Collector:
             self.sender.finish(report)
         if self._receiver is not None:
             self._receiver.wait()
+        if self._is_main:
+            self.sink.finish()
 
 
 class Sink:
     """A Sink is where results end on a rank that writes or counts them; the first failure to take one stops the run."""
 
-    def __init__(self, write: Callable[[Result], None], watch: StallWatch) -> None:
+    def __init__(
+        self, write: Callable[[Result], None], watch: StallWatch, flush: Callable[[], None] = lambda: None
+    ) -> None:
         self.error: DglaunchError | None = None
         """What made delivery impossible; the first one."""
         self.stopped = threading.Event()
@@ -76,6 +81,7 @@ class Sink:
         self.reports: dict[int, LeaderReport] = {}
         """On rank 0, in the end: what each leader said last."""
         self._write = write
+        self._flush = flush
         self._watch = watch
         self._writing = threading.Lock()
 
@@ -90,6 +96,17 @@ class Sink:
             except Exception as error:  # of one item, whatever it is: who sent it waits for an answer
                 text = f"{result.file_name} could not be written: {type(error).__name__}: {error}"
                 self.fail(error if isinstance(error, DglaunchError) else OutputError(text))
+
+    def finish(self) -> None:
+        """Nothing more comes: wait until all that was written is where it is to stay."""
+        with self._writing:
+            if self.error is not None:
+                return
+            try:
+                with self._watch.doing("waiting for what is being written"):
+                    self._flush()
+            except DglaunchError as error:
+                self.fail(error)
 
     def fail(self, error: DglaunchError) -> None:
         """Take no more results."""
@@ -154,6 +171,9 @@ class Sender:
         while isinstance(item := self._queue.get(), Result):
             if not self._sink.stopped.is_set():  # else drop what was queued, so that send() never waits for ever
                 self._send_result(item)
+        if self._topology.writer == self._topology.rank:
+            self._sink.finish()
+            item.error = item.error or self._sink.error
         if self._topology.writer not in (self._topology.rank, 0):
             self._pass(item, self._topology.writer)
         self._pass(item, 0)

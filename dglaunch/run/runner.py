@@ -155,7 +155,7 @@ class _Run:
                 start_anew(self.job, channel, self.writer, self.journal)
             self._begin(context, schedule)
             background = not self.job.config.debug
-            collector = Collector(self.topology, channel, self._write, watch, peers, background)
+            collector = Collector(self.topology, channel, self._write, watch, peers, background, self.writer.flush)
             report = LeaderReport(time.time(), 0.0)
             if backend is not None:
                 facts = self.journal.facts
@@ -275,6 +275,8 @@ class _Run:
             if self.inputs and not result.failed:
                 self.writer.copy_inputs(self.inputs[result.task_id])
             self.writer.write(result)
+            if self.job.profile.costs_money:  # before the next one is asked for
+                self.writer.flush()
         if self.report is not None:
             self.report.update(result)
         if self.pulse is not None:
@@ -356,6 +358,7 @@ class _Run:
                 self.writer.put_in_order()
             if has_ended and not report.counts.num_failed:
                 self.writer.end_anew()
+            self.writer.sync()
         except OSError as error:
             report.note(f"The ledgers were not joined and put in order ({error}); the next start does it.")
 

@@ -24,7 +24,7 @@ class Retries:
     count: int = 0
     """Requests that were sent again."""
     given_up: threading.Event = field(default_factory=threading.Event)
-    """Set by who wants no further repetitions: the run is leaving."""
+    """Set when something did not pass in all that time: what is asked after it, as the run ends, is asked once."""
 
     def __call__(self, ask: Callable[[], Value]) -> Value:
         """Return what `ask` returns in the end.
@@ -42,6 +42,8 @@ class Retries:
                 pause = random.uniform(0.5, 1.0) * min(FIRST_S * 2 ** min(tries, 12), LONGEST_S)
                 left = deadline - time.monotonic()
                 if error.kind != TEMPORARY or left <= 0 or self.given_up.is_set():
+                    if error.kind == TEMPORARY:
+                        self.given_up.set()
                     raise _told(error, tries, self.patience) from None
             self.count += 1
             self.given_up.wait(min(pause, left))

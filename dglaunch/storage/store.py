@@ -9,6 +9,7 @@ The library is obstore (docs/object_storage.md says why); it is imported when th
 store.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 PIECE = 8 << 20
 """Bytes of an object that are fetched at once: a cut connection costs one piece."""
+MOST_AT_ONCE = 64 << 20
+"""Bytes of a file that are put in one request."""
 REQUEST_S, CONNECT_S = 120, 10
 """Longest time of a request, and until it is connected."""
 INSTALL = "pip install 'dglaunch[cloud]'"
@@ -141,6 +144,32 @@ class Store:
         attributes: Any = {"Content-Type": kind} if kind else None
         found = obstore.put(self._client, name, data, attributes=attributes, use_multipart=False, **mode)
         return {"e_tag": found["e_tag"], "version": found["version"]}
+
+    def put_file(self, name: str, path: Path) -> None:
+        """Write an object with what is in a file; a large one in parts that appear together.
+
+        Raises:
+            StorageError: it cannot be written.
+            OSError: the file cannot be read.
+        """
+        if path.stat().st_size <= MOST_AT_ONCE:
+            self.put(name, path.read_bytes())
+            return
+        import obstore
+
+        self._ask(lambda: obstore.put(self._client, name, Path(os.fspath(path))))
+
+    def move(self, name: str, new: str) -> None:
+        """Give an object another name.
+
+        Raises:
+            NoObject: there is none.
+            StorageError: it cannot be moved.
+        """
+        import obstore
+
+        self._ask(lambda: obstore.copy(self._client, name, new))
+        self.delete([name])
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove objects; a missing one is no error.
