@@ -156,7 +156,7 @@ def test_what_a_dead_machine_has_left_is_gone_on_with(server: S3Server, tmp_path
 
 
 def test_two_jobs_on_one_prefix(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "DEAD_S", 1.0)
+    monkeypatch.setattr(lease, "DEAD_S", 60.0)
     monkeypatch.setattr(lease, "POLL_S", 0.05)
     job = Job(server, "two-jobs", tmp_path)
     owner = far._lease_name("")
