@@ -388,6 +388,11 @@ class RunConfig:
         return self.save_inputs
 
     @property
+    def takes_inputs(self) -> bool:
+        """Whether its rows may have input images."""
+        return self.edits
+
+    @property
     def is_partial(self) -> bool:
         """Whether the table may have more rows than are wanted of it."""
         return self.filter_rows is not None or self.limit is not None
@@ -419,6 +424,9 @@ class RunConfig:
     """Only these rows: indices (3,7,11), ranges (0:100 is 0 to 99) or a comparison of columns (style == "oil" and seed > 3)."""
     limit: int | None = flag(None, NOTHING, Group.WHAT)
     """Only the first so many of the rows that are wanted; without it the same command makes the rest."""
+    shuffle_seed: int | None = flag(None, NOTHING, Group.WHAT)
+    """Order of the rows, drawn from this number: --limit 100 takes a random sample, and what an unfinished job has made is one
+    of its images of each size. Index, seed and file name of a row stay, so that a sample is part of the whole job."""
     height: int | None = flag(None, ROW | CALL, Group.IMAGES, usual="Pixels (default: the checkpoint's)")
     """Pixels. Default: the checkpoint's own."""
     width: int | None = flag(None, ROW | CALL, Group.IMAGES, usual="Pixels (default: the checkpoint's)")
@@ -489,6 +497,7 @@ class RunConfig:
             ("batch_size", 1),
             ("num_images_per_prompt", 1),
             ("limit", 1),
+            ("shuffle_seed", 0),
             ("height", 1),
             ("width", 1),
             ("num_inference_steps", 1),
@@ -542,7 +551,6 @@ class T2IConfig(RunConfig):
 
     @property
     def takes_inputs(self) -> bool:
-        """Whether its rows may have input images."""
         return self.image_column is not None or self.control_column is not None
 
     @property
@@ -563,9 +571,9 @@ class T2IConfig(RunConfig):
             raise UserError("Give either --prompts_file FILE (.jsonl, .csv, .txt, .parquet) or --prompt TEXT.")
         _check_columns(self)
         _check_inputs_of_prompts(self)
-        if self.prompt is not None and self.is_partial and not self.grid:
+        if self.prompt is not None and (self.is_partial or self.shuffle_seed is not None) and not self.grid:
             raise UserError(
-                "--filter_rows and --limit choose among the rows of --prompts_file; with --prompt drop them."
+                "--filter_rows, --limit and --shuffle_seed choose among the rows of --prompts_file; with --prompt drop them."
             )
 
 

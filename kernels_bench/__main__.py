@@ -12,12 +12,13 @@ BENCHES = {
     "exchange": "Ulysses all-to-all and ring between ranks",
     "vae": "whole, sliced and tiled decoding, with peak memory",
     "encode": "PNG levels, JPEG and WebP, with threads",
+    "scale": "a job of 10^4 to 10^7 rows beside the model: seconds and memory of reading it, planning it, ...",
     "tail": "how long replicas wait for the slowest: fixed shares against claimed ones, on a made-up clock",
     "gather": "how many finished images rank 0 takes in and writes, alone and with --writer rank",
     "batch": "images/s over batch size and resolution, through dglaunch's backend",
     "optimizations": "each optimization on and off: time, memory, difference in the image",
     "lora": "images/s of a table with eight LoRAs shuffled, the same sorted, and without LoRA",
-    "true_size": "FLUX.1-dev's true size on a GPU: speed, MFU, batch sizes, halving, idle share",
+    "true_size": "a published model's true size on a GPU: each flag's speed, memory beside the plan, pixels, halving, idle share",
     "end_to_end": "dglaunch against a plain loop, accelerate and diffgentor",
 }
 

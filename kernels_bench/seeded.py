@@ -1,192 +1,127 @@
-"""FLUX.1-dev at its true size with seeded random weights that are made on the device: nothing is downloaded or read.
+"""A published model at its true size with seeded random weights: an ordinary diffusers folder, made where no hub is.
 
-    folder = write_checkpoint(Path("/tmp/flux"), "full")     # JSON, tokenizers, and holes as large as the weights
-    install(seed=0)                                          # --backend diffusers is SeededFlux in this process
-    dglaunch.__main__.main(["t2i", "--model_name", str(folder), ...])
+    python -m kernels_bench.seeded black-forest-labs/FLUX.1-dev /dev/shm/flux --device cuda      # 34 GB in half a minute
+    dglaunch t2i --model_name /dev/shm/flux ...
 
-All but where the weights come from is dglaunch's own: the plan, the text encoders ahead, the optimizations, the loop.
+The configurations are the catalog's (dglaunch/models/catalogue), the weights are drawn on the device. Such a checkpoint
+costs and weighs what the real one does: loading, memory, seconds a step. Its pictures are noise, and its tokenizer makes
+each byte of a prompt one token.
 """
 
+import argparse
 import json
 import math
-import struct
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dglaunch.backends.base import Context
-from dglaunch.backends.diffusers.backend import DiffusersBackend
-from dglaunch.backends.diffusers.loading import PipelineLoader
-from dglaunch.backends.registry import register
-from dglaunch.data.task import Batch
-from kernels_bench.vae import FLUX_VAE
+from dglaunch.models.building import build
+from dglaunch.models.catalogue import Entry, known
+from dglaunch.models.components import Component
 
-SIZES: dict[str, dict[str, Any]] = {
-    # black-forest-labs/FLUX.1-dev, the config.json of each folder; T5 is google/t5-v1_1-xxl's encoder, CLIP is ViT-L's.
-    "full": {
-        "transformer": {"num_layers": 19, "num_single_layers": 38, "num_attention_heads": 24, "attention_head_dim": 128,
-                        "joint_attention_dim": 4096, "pooled_projection_dim": 768, "axes_dims_rope": (16, 56, 56)},
-        "text_encoder_2": {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
-                           "vocab_size": 32128, "feed_forward_proj": "gated-gelu"},
-        "text_encoder": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-                         "num_attention_heads": 12, "projection_dim": 768, "vocab_size": 49408},
-        "vae": FLUX_VAE | {"scaling_factor": 0.3611, "shift_factor": 0.1159},
-        "defaults": {"height": 1024, "width": 1024, "num_inference_steps": 28, "guidance_scale": 3.5,
-                     "max_sequence_length": 512},
-    },
-    "toy": {
-        "transformer": {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 4, "attention_head_dim": 16,
-                        "joint_attention_dim": 32, "pooled_projection_dim": 32, "axes_dims_rope": (4, 6, 6)},
-        "text_encoder_2": {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4, "vocab_size": 256},
-        "text_encoder": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4,
-                         "projection_dim": 32, "vocab_size": 256},
-        "vae": FLUX_VAE | {"block_out_channels": (32, 32, 32, 32), "scaling_factor": 0.3611, "shift_factor": 0.1159},
-        "defaults": {"height": 64, "width": 64, "num_inference_steps": 4, "guidance_scale": 3.5,
-                     "max_sequence_length": 32},
-    },
-}  # fmt: skip
+SHARD = "5GB"
+WINDOW = 512
+"""Tokens at most, of tokenizers other than CLIP's."""
+CLIP_WINDOW = 77
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
 
 
-def network(part: str, size: str, device: str, dtype: torch.dtype, seed: int = 0) -> torch.nn.Module:
-    """One of the four networks; its matrices are drawn with std 1/sqrt(fan_in). On "meta" it takes no memory."""
-    from diffusers import AutoencoderKL, FluxTransformer2DModel
-    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+def write_checkpoint(model: str, folder: Path, device: str, seed: int = 0) -> Path:
+    """Write the folder, one network after the other, so that only one is in memory.
 
-    config = SIZES[size][part]
-    makers = {
-        "transformer": lambda: FluxTransformer2DModel(guidance_embeds=True, **config),
-        "vae": lambda: AutoencoderKL(**config),
-        "text_encoder": lambda: CLIPTextModel(CLIPTextConfig(**config)),
-        "text_encoder_2": lambda: T5EncoderModel(T5Config(**config)),
-    }
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            made = makers[part]().eval().to(dtype)
-    finally:
-        torch.set_default_dtype(before)
-    if device != "meta":
-        generator = torch.Generator(device).manual_seed(seed)
-        with torch.no_grad():
-            for parameter in made.parameters():
-                if parameter.dim() > 1:
-                    parameter.normal_(std=1 / math.sqrt(parameter[0].numel()), generator=generator)
-    return made
+    Args:
+        model: a name of the catalog.
+        folder: is made; must not exist.
+        device: where the weights are drawn, in bfloat16.
 
-
-PARTS = {
-    "transformer": ("diffusers", "FluxTransformer2DModel"),
-    "vae": ("diffusers", "AutoencoderKL"),
-    "text_encoder": ("transformers", "CLIPTextModel"),
-    "text_encoder_2": ("transformers", "T5EncoderModel"),
-}
-"""The networks, as a model_index.json names them."""
-
-
-def write_checkpoint(folder: Path, size: str) -> Path:
-    """A diffusers folder whose weight files have a true header and a hole for content: estimates read the header."""
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    for part in PARTS:
-        (folder / part).mkdir(parents=True)
-        count = sum(p.numel() for p in network(part, size, "meta", torch.bfloat16).parameters())
-        header = json.dumps({"weights": {"dtype": "BF16", "shape": [count], "data_offsets": [0, 2 * count]}}).encode()
-        with (folder / part / "model.safetensors").open("wb") as file:
-            file.write(struct.pack("<Q", len(header)) + header)
-            file.truncate(8 + len(header) + 2 * count)
-        always = {"guidance_embeds": True} if part == "transformer" else {}
-        (folder / part / "config.json").write_text(json.dumps(SIZES[size][part] | always))
-    FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True).save_pretrained(folder / "scheduler")
-    for name, length in (("tokenizer", 77), ("tokenizer_2", 512)):
-        tokenizer = _tokenizer()
-        tokenizer.model_max_length = length
-        tokenizer.save_pretrained(folder / name)
-    index = {"_class_name": "FluxPipeline", "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"), **PARTS}
-    (folder / "model_index.json").write_text(json.dumps(index))
-    (folder / "dglaunch.json").write_text(json.dumps(SIZES[size]["defaults"]))
+    Raises:
+        ValueError: the catalog does not have the model.
+    """
+    entry = known(model)
+    if entry is None:
+        raise ValueError(f"the catalog has no {model}")
+    folder.mkdir(parents=True)
+    index: dict[str, Any] = {"_class_name": entry.pipeline, "_diffusers_version": entry.diffusers}
+    for name, component in entry.components.items():
+        _part(component, device, seed).save_pretrained(folder / name, **_how(component))
+        index[name] = (component.library, component.class_name)
+    for name in _tokenizers(entry):
+        window = CLIP_WINDOW if _is_clip(entry, name) else WINDOW
+        tokenizer(window).save_pretrained(folder / name)
+        index[name] = ("transformers", "PreTrainedTokenizerFast")
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
     return folder
 
 
-def _tokenizer() -> Any:
-    from dglaunch.tiny import model
+def _part(component: Component, device: str, seed: int) -> Any:
+    """The scheduler, or a network whose matrices are drawn so that inputs of unit size give outputs of unit size."""
+    if component.name == "scheduler":
+        import diffusers
 
-    return model.tokenizer()
-
-
-class SeededLoader(PipelineLoader):
-    """Makes the networks of SIZES instead of reading a checkpoint's."""
-
-    seed = 0
-
-    @property
-    def size(self) -> str:
-        heads = self.checkpoint.heads
-        return next(name for name, parts in SIZES.items() if parts["transformer"]["num_attention_heads"] == heads)
-
-    def _make(self, part: str) -> torch.nn.Module:
-        dtype = getattr(torch, self.context.dtype)
-        return network(part, self.size, self.context.torch_device, dtype, self.seed)
-
-    def load(self, *_: Any, **__: Any) -> Any:
-        from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
-
-        source = Path(self.checkpoint.source)
-        return FluxPipeline(
-            scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(source / "scheduler"), vae=self._make("vae"),
-            text_encoder=None, text_encoder_2=None, tokenizer=_read_tokenizer(source / "tokenizer"),
-            tokenizer_2=_read_tokenizer(source / "tokenizer_2"), transformer=self._make("transformer"),
-        )  # fmt: skip
-
-    def load_text_encoders(self, pipeline: Any) -> dict[str, torch.nn.Module]:
-        return {part: self._make(part) for part in ("text_encoder", "text_encoder_2")}
+        return getattr(diffusers, component.class_name).from_config(dict(component.config))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(device):
+            network = build(component).eval().to(torch.bfloat16)
+    finally:
+        torch.set_default_dtype(before)
+    generator = torch.Generator(device).manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=1 / math.sqrt(parameter[0].numel()), generator=generator)
+    return network
 
 
-class SeededFlux(DiffusersBackend):
-    """DiffusersBackend, but for where the weights come from."""
-
-    fits: int | None = None
-    """On a machine without a GPU: larger batches raise as torch does when the memory is used up."""
-
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
-        self.loader = SeededLoader(context)
-
-    def generate(self, batch: Batch) -> Any:
-        if self.fits is not None and len(batch) > self.fits:
-            raise torch.OutOfMemoryError(f"out of memory, as asked: {len(batch)} images, {self.fits} fit")
-        return super().generate(batch)
+def _how(component: Component) -> dict[str, Any]:
+    return {} if component.name == "scheduler" else {"max_shard_size": SHARD, "safe_serialization": True}
 
 
-def _read_tokenizer(folder: Path) -> Any:
+def _tokenizers(entry: Entry) -> list[str]:
+    import inspect
+
+    import diffusers
+
+    parameters = inspect.signature(getattr(diffusers, entry.pipeline)).parameters
+    return [name for name in parameters if name.startswith("tokenizer")]
+
+
+def _is_clip(entry: Entry, name: str) -> bool:
+    encoder = entry.components.get(name.replace("tokenizer", "text_encoder"))
+    return encoder is not None and "CLIP" in encoder.class_name
+
+
+def tokenizer(window: int) -> Any:
+    """Bytes as tokens, with the template and the special tokens that chat models' pipelines ask for."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast.from_pretrained(folder)
-
-
-def install(seed: int, fits: int | None = None) -> None:
-    """Let --backend diffusers be SeededFlux in this process."""
-    SeededLoader.seed, SeededFlux.fits = seed, fits
-    register("diffusers", "kernels_bench.seeded:SeededFlux")
-
-
-def backend(folder: Path, device: str, dtype: str, batches: list[Batch], **optimization: Any) -> SeededFlux:
-    """A loaded backend on one rank, as a run has it, with the prompts of these batches encoded."""
-    from dglaunch.config import BackendConfig, OptimizationConfig, T2IConfig
-    from dglaunch.distributed.channel import Channel
-    from dglaunch.distributed.topology import Topology
-    from dglaunch.models.checkpoint import resolve
-
-    config = T2IConfig(
-        backend=BackendConfig(model_name=str(folder), device=device, torch_dtype=dtype),  # type: ignore[arg-type]
-        optimization=OptimizationConfig(**optimization), prompt="unused", output_dir=Path("unused"),
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE(vocab={byte: number for number, byte in enumerate(alphabet)}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens([AddedToken(token, special=True) for token in SPECIALS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token=SPECIALS[0], bos_token=SPECIALS[1], eos_token=SPECIALS[2],
+        unk_token=SPECIALS[0], chat_template=CHAT_TEMPLATE, model_max_length=window,
     )  # fmt: skip
-    place = Topology()
-    context = Context(
-        config=config, checkpoint=resolve(config.backend), topology=place, channel=Channel(place, device), device=device,
-        dtype=dtype, batches=batches,
-    )  # fmt: skip
-    made = SeededFlux(context)
-    made.load()
-    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    print(write_checkpoint(given.model, given.folder, given.device, given.seed))
+
+
+if __name__ == "__main__":
+    main()

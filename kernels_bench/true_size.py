@@ -1,178 +1,161 @@
-"""FLUX.1-dev's true size on one GPU: what each optimization brings, and whether batch sizes, halving and overlap hold.
+"""A published model at its true size on one GPU: each flag's speed, memory by stage beside what `plan` said, and pixels.
 
-    make gpu                                             # python -m kernels_bench true_size --device cuda, and tests/gpu
-    python -m kernels_bench true_size --quick            # the same lines at toy size on a CPU, int8 in the place of fp8
+    python -m kernels_bench true_size --device cuda                                  # FLUX.1-dev, every case
+    python -m kernels_bench true_size --device cuda --model Qwen/Qwen-Image --cases plain "batch of 2" compiled
+    python -m kernels_bench true_size --quick                                        # `tiny` on a CPU: every line runs
 
-**This has not been run on a GPU yet**: every line but the GPU's own kernels and memory has run at toy size on a CPU.
-
-The weights are seeded random numbers made on the device (12B transformer, T5-XXL's size), 1024x1024, 28 steps. Speed and
-memory are those of the real model; PSNR says how far an optimization leads from eager *on random weights*, which a
-cache's threshold and an image's look depend on, so pictures of the real checkpoint must be looked at besides.
-
-Parts: `speed` (eager, compiled, fp8, fp8 and cache, each in a process of its own: s an image, MFU of a measured matrix
-product, PSNR, peak memory), `batch` (the size that `auto` takes runs without out of memory; the largest that fits; the
-estimate beside the measured peak), `halving` (twice that size through a run: it ends with all images), `idle` (share of
-the time, over the images of a run, in which no kernel is on the GPU).
+The weights are seeded random numbers (kernels_bench/seeded.py): speed and memory are the real model's, and pictures are
+noise. How far a picture moves on random weights is more than on trained ones; the real checkpoint's must be looked at
+besides. Each case is `dglaunch t2i` in a process of its own, with hooks that read the GPU's memory between the stages.
 """
 
+import json
 import math
+import os
+import shutil
+import statistics
 import tempfile
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kernels_bench import measure
 
 COLUMNS = {
-    "what": "{name}",
-    "s an image": "{seconds[p50]:.4g} ({seconds[p20]:.4g}-{seconds[p80]:.4g})",
+    "case": "{name}",
+    "s a step": "{step_s:.4g}",
     "MFU": "{mfu}",
-    "PSNR to eager": "{psnr}",
-    "peak memory": "{peak_gib:.2f} GiB",
-    "compiling": "{compile_s:.0f} s",
+    "decode s": "{decode_s:.3g}",
+    "images/s": "{images_per_s:.3g}",
+    "load s": "{load_s:.0f}",
+    "GiB: encode": "{measured[encode]:.2f} ({planned[encode]:.2f})",
+    "denoise": "{measured[denoise]:.2f} ({planned[denoise]:.2f})",
+    "decode": "{measured[decode]:.2f} ({planned[decode]:.2f})",
+    "furthest": "{greatest}",
+    "PSNR": "{psnr}",
 }
-PARTS = ("speed", "batch", "halving", "idle")
-FEW_STEPS = 2
-"""Denoising steps where only memory is asked for, which does not depend on them."""
-VARIANTS: dict[str, dict[str, Any]] = {
-    "eager": {},
-    "compiled": {"enable_compile": True},
-    "fp8, compiled": {"enable_compile": True, "quantization": "fp8"},
-    "fp8, compiled, cache": {"enable_compile": True, "quantization": "fp8", "cache_type": "first_block_cache"},
-}
+STAGES = ("encode", "denoise", "decode")
+REFERENCE = "plain"
+UNPLANNED = float("nan")
 WORDS = ("red", "green", "blue", "circle", "star", "square")
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Flags of `dglaunch t2i`."""
+
+    flags: tuple[str, ...] = ()
+    batch: int | str = 1
+    batches: int = 2
+    """Batches that are timed, of which the fastest counts; one more warms up."""
+    steps: int | None = None
+    """Other than --steps."""
+
+
+CASES: dict[str, Case] = {
+    REFERENCE: Case(),
+    "plain again": Case(),
+    "batch of 2": Case(batch=2),
+    "batch of 4": Case(batch=4, batches=1),
+    "auto": Case(batch="auto", batches=1),
+    "inline": Case(("--encode", "inline")),
+    "compiled": Case(("--enable_compile",)),
+    "compiled, batch of 4": Case(("--enable_compile",), batch=4, batches=1),
+    "cudnn attention": Case(("--attention_backend", "_native_cudnn")),
+    "flash attention": Case(("--attention_backend", "_native_flash")),
+    "fused projections": Case(("--enable_fuse_qkv",)),
+    "channels last": Case(("--enable_channels_last",)),
+    "int8": Case(("--quantization", "int8")),
+    "int8, compiled": Case(("--quantization", "int8", "--enable_compile")),
+    "fp8": Case(("--quantization", "fp8")),
+    "fp8, compiled": Case(("--quantization", "fp8", "--enable_compile")),
+    "nf4": Case(("--quantization", "nf4")),
+    "layerwise casting": Case(("--enable_layerwise_casting",)),
+    "first block cache": Case(("--cache_type", "first_block_cache")),
+    "cache-dit": Case(("--cache_type", "cache_dit")),
+    "tiled": Case(("--enable_vae_tiling",)),
+    "sliced, batch of 4": Case(("--enable_vae_slicing",), batch=4, batches=1),
+    "cpu offload": Case(("--enable_cpu_offload",), batches=1),
+    "group offloading": Case(("--enable_group_offloading",), batches=1),
+    "xDiT": Case(("--backend", "xdit")),
+    "halving": Case(batch=96, batches=1, steps=1),
+    "idle": Case(batches=4),
+}
+"""The first is the reference. `halving` must run out of memory on 80 GiB and make every image; `idle` is profiled."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Options(measure.Options):
     """`python -m kernels_bench true_size`."""
 
-    repeats: int = 5
-    """Timed images of each variant; one more warms up."""
-    parts: tuple[str, ...] = PARTS
-    """Which of speed, batch, halving, idle."""
-    cache_threshold: float = 1.0
-    """Of first_block_cache. On random weights it takes one near 1 until anything is skipped."""
-    images: int = 4
-    """Images of the run that is profiled, after one that is not."""
+    model: str = "black-forest-labs/FLUX.1-dev"
+    """A model of dglaunch's catalog."""
+    cases: tuple[str, ...] = ()
+    """Names, as the table shows them; default: all."""
+    steps: int = 8
+    """Denoising steps of each image."""
+    side: int = 1024
+    """Height and width."""
+    work: Path | None = None
+    """Folder for the checkpoint and the images, kept: a later call goes on with them. Default: one that goes away."""
+    one_case_s: int = 600
+    """A case that takes longer is ended and said to have failed."""
 
 
 def run(options: Options) -> tuple[list[measure.Row], list[str]]:
-    """Each part in processes of its own."""
-    size = "full" if options.device == "cuda" else "toy"
-    with tempfile.TemporaryDirectory(prefix="kernels_bench-") as scratch:
-        payload = options.shared() | {"size": size, "scratch": scratch, "images": options.images}
-        rows: list[measure.Row] = []
-        measure.in_process("kernels_bench.true_size:prepare", payload, options)
-        if "speed" in options.parts:
-            rows += speed(payload, options)
-        if "batch" in options.parts:
-            rows += measure.in_process("kernels_bench.true_size:batch_sizes", payload, options)
-        fits = next((row["fits"] for row in rows if "fits" in row), 2)
-        for part in ("halving", "idle"):
-            if part in options.parts:
-                rows += measure.in_process(f"kernels_bench.true_size:{part}", payload | {"fits": fits}, options)
-    notes = [f"FLUX.1-dev at {size} size, seeded random weights, {options.dtype}; PSNR is on random weights"]
-    notes += [f"{row['name']}: {row['said']}" for row in rows if row.get("said")]
-    return rows, notes + ([] if size == "full" else ["a toy: it shows that every line runs, not how fast anything is"])
+    """Each case in a process of its own. One that fails is told, and the others go on."""
+    wanted = options.cases or tuple(CASES)
+    if unknown := set(wanted) - CASES.keys():
+        raise measure.BenchError(f"there is no case {sorted(unknown)}; there are {', '.join(CASES)}")
+    work = options.work or Path(tempfile.mkdtemp(prefix="kernels_bench-", dir=_roomy(options)))
+    try:
+        payload = options.shared() | {"steps": options.steps, "side": options.side, "work": str(work)}
+        payload |= measure.in_process("kernels_bench.true_size:prepare", payload | _model(options), options)
+        rows = [_row(name, payload, options) for name in wanted]
+    finally:
+        if options.work is None:
+            shutil.rmtree(work)
+    where = "seeded random weights at true size" if not options.quick else "a toy: every line runs, no more"
+    notes = [f"{_model(options)['model']}, {where}, {options.dtype}, {options.side} pixels, {options.steps} steps",
+             "GiB: the peak that was measured in a stage, and in parentheses what plan said; furthest and PSNR: from "
+             f"the images of {REFERENCE}, on random weights"]  # fmt: skip
+    return rows, notes + [f"{row['name']}: {line}" for row in rows for line in row.get("events", ())]
 
 
-def speed(payload: dict[str, Any], options: Options) -> list[measure.Row]:
-    """The variants, eager first: its images are the reference. One that fails is told, and the others go on."""
-    rows: list[measure.Row] = []
-    for name, flags in VARIANTS.items():
-        flags = flags | ({"cache_threshold": options.cache_threshold} if "cache_type" in flags else {})
-        if options.device == "cpu" and flags.get("quantization") == "fp8":
-            name, flags = name.replace("fp8", "int8"), flags | {"quantization": "int8"}
-        try:
-            rows.append(
-                measure.in_process("kernels_bench.true_size:variant", payload | {"name": name, "flags": flags}, options)
-            )
-        except measure.WrongOutput:
-            raise
-        except measure.BenchError as error:
-            rows.append({"name": name, "not_run": str(error).strip().splitlines()[-1][:300]})
-    return rows
+def _roomy(options: Options) -> Path | None:
+    """Where a checkpoint as large as a GPU's memory is read fastest."""
+    return SHARED_MEMORY if options.device == "cuda" and SHARED_MEMORY.is_dir() else None
+
+
+def _model(options: Options) -> dict[str, Any]:
+    return {"model": "tiny" if options.quick else options.model} | ({"side": 64, "steps": 4} if options.quick else {})
+
+
+def _row(name: str, payload: dict[str, Any], options: Options) -> measure.Row:
+    given = payload | _model(options) | {"name": name}
+    try:
+        return measure.in_process("kernels_bench.true_size:case", given, options, timeout=options.one_case_s)  # type: ignore[no-any-return]
+    except measure.WrongOutput:
+        raise
+    except measure.BenchError as error:
+        return {"name": name, "not_run": str(error).strip()[-1500:]}
 
 
 # -- in the children ------------------------------------------------------------------------------------------------
 
 
-def prepare(payload: dict[str, Any]) -> None:
-    from kernels_bench.seeded import write_checkpoint
+def prepare(payload: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint, if it is not there from an earlier call, and the peak of this device."""
+    folder, began = Path(payload["work"], payload["model"].replace("/", "--")), time.perf_counter()
+    if payload["model"] != "tiny" and not (folder / "model_index.json").is_file():
+        from kernels_bench.seeded import write_checkpoint
 
-    write_checkpoint(Path(payload["scratch"], "flux"), payload["size"])
-
-
-def tasks(payload: dict[str, Any], count: int, **given: int) -> tuple[Any, ...]:
-    """The same prompts and seeds for every variant."""
-    from dglaunch.data.task import Task
-
-    return tuple(
-        Task(
-            index=n,
-            stem=f"{n:06d}",
-            prompt=f"a {WORDS[n % 3]} {WORDS[3 + n // 3 % 3]}",
-            seed=payload["seed"] + n,
-            **(_size(payload) | given),
-        )
-        for n in range(count)
-    )
-
-
-def _size(payload: dict[str, Any]) -> dict[str, int]:
-    from kernels_bench.seeded import SIZES
-
-    defaults = SIZES[payload["size"]]["defaults"]
-    return {name: defaults[name] for name in ("height", "width", "num_inference_steps")}
-
-
-def variant(payload: dict[str, Any]) -> measure.Row:
-    """One image after the other: seconds, against the peak of this device in this process."""
-    import time
-
-    import numpy
-
-    from dglaunch.backends.base import arrived
-    from dglaunch.data.task import Batch
-    from kernels_bench import seeded
-
-    batches = [Batch((task,)) for task in tasks(payload, payload["repeats"] + 1)]
-    cuda, scratch = payload["device"] == "cuda", Path(payload["scratch"])
-    backend = seeded.backend(scratch / "flux", payload["device"], payload["dtype"], batches, **payload["flags"])
-    taken, images = [], []
-    for batch in batches:
-        start = time.perf_counter()
-        (image,) = map(arrived, backend.generate(batch) or ())
-        taken.append(time.perf_counter() - start)
-        images.append(numpy.asarray(image))
-    eager = scratch / "eager.npy"
-    if payload["name"] == "eager":
-        numpy.save(eager, numpy.stack(images))
-    psnr = _psnr(numpy.stack(images), numpy.load(eager))
-    peak, peak_flops = _peak_bytes(cuda), matmul_flops(payload)
-    flops = _flops(backend.context, payload)
-    seconds = measure.spread(taken[1:])
-    return {
-        "name": payload["name"], "seconds": seconds, "psnr": f"{psnr:.1f} dB" if math.isfinite(psnr) else "equal",
-        "mfu": f"{flops / seconds['p50'] / peak_flops:.1%}", "peak_gib": peak / 2**30, "tflop_an_image": flops / 1e12,
-        "matmul_tflops": peak_flops / 1e12, "compile_s": backend.seconds.get("compile", 0.0), "said": "",
-        "stages": backend.seconds,
-    }  # fmt: skip
-
-
-def _flops(context: Any, payload: dict[str, Any]) -> float:
-    """Of the denoising of one image, as `plan` counts it."""
-    from dglaunch.config import ParallelConfig
-    from dglaunch.data.task import Bucket
-    from dglaunch.planning.figures import USUAL_PROMPT, request_of
-    from dglaunch.simulation.trace import trace
-
-    size = _size(payload)
-    bucket = Bucket(height=size["height"], width=size["width"])
-    checkpoint, config = context.checkpoint, context.config
-    request = request_of(checkpoint, config, ParallelConfig(), context.dtype, bucket, USUAL_PROMPT)
-    return trace(checkpoint, config, request).denoise.flops * size["num_inference_steps"]
+        shutil.rmtree(folder, ignore_errors=True)
+        write_checkpoint(payload["model"], folder, payload["device"], payload["seed"] if payload["damage"] else 0)
+    source = "tiny" if payload["model"] == "tiny" else str(folder)
+    return {"source": source, "peak_flops": matmul_flops(payload), "written_s": time.perf_counter() - began}
 
 
 def matmul_flops(payload: dict[str, Any]) -> float:
@@ -186,157 +169,179 @@ def matmul_flops(payload: dict[str, Any]) -> float:
     return 2 * side**3 / measure.spread(taken)["p50"]
 
 
-def _psnr(images: Any, reference: Any) -> float:
-    """In dB, of all images together."""
-    from dglaunch.output.differences import psnr_of
+@dataclass
+class Watch:
+    """Reads the clock and the peak of the memory where a stage ends."""
 
-    return psnr_of(float(((images.astype(float) - reference.astype(float)) ** 2).mean()))
+    cuda: bool
+    steps: int
+    batches: list[dict[str, float]] = field(default_factory=list)
+    peaks: dict[str, float] = field(default_factory=dict)
+    sizes: list[int] = field(default_factory=list)
+    began: float = 0.0
+    profile: Any = None
 
+    def end(self, stage: str) -> float:
+        """Note the stage's peak in GiB, and forget it; return the time."""
+        if self.cuda:
+            import torch
 
-def _peak_bytes(cuda: bool) -> int:
-    from dglaunch.run.loop import peak_memory
-
-    return peak_memory("cuda" if cuda else "cpu")
-
-
-def batch_sizes(payload: dict[str, Any]) -> list[measure.Row]:
-    """What `auto` takes must run; then sizes double until the memory ends."""
-    import time
-
-    import torch
-
-    from dglaunch.backends.profiles import Profile
-    from dglaunch.config import BackendConfig, T2IConfig
-    from dglaunch.data.task import Batch, plain_bucket
-    from dglaunch.distributed.topology import Topology
-    from dglaunch.models.shape import Shape
-    from dglaunch.planning import estimate
-    from dglaunch.system import Machine
-    from kernels_bench import seeded
-
-    cuda, scratch = payload["device"] == "cuda", Path(payload["scratch"])
-    seeded.SeededFlux.fits = None if cuda else 6
-    largest = 64 if cuda else 16
-    everything = tasks(payload, largest, num_inference_steps=FEW_STEPS)
-    backend = seeded.backend(scratch / "flux", payload["device"], payload["dtype"], [Batch(everything)])
-    checkpoint = backend.context.checkpoint
-    memory = torch.cuda.get_device_properties(0).total_memory if cuda else None
-    machine = Machine(name="here", memory=memory, dtype=payload["dtype"])
-    config = T2IConfig(backend=BackendConfig(model_name=checkpoint.source), prompt="unused", output_dir=Path("unused"))
-    choose = estimate.chooser(Profile(), checkpoint, config, Topology(), machine, {}, {})
-    auto = choose(plain_bucket(everything[0]))
-    size = _size(payload)
-    shape = Shape(size["height"], size["width"])
-    planned = estimate.memory_of(checkpoint, config, Topology(), payload["dtype"], shape)
-    rows, fits, count = [], 0, 1
-    for count in sorted({auto.size, *(2**n for n in range(7) if 2**n <= largest)}):
-        if cuda:
+            torch.cuda.synchronize()
+            peak = torch.cuda.max_memory_allocated() / 2**30
             torch.cuda.reset_peak_memory_stats()
-        start = time.perf_counter()
-        try:
-            backend.generate(Batch(everything[:count]))
-        except torch.OutOfMemoryError:
-            break
-        took, fits = time.perf_counter() - start, count
-        said = f"estimated {planned.needed(count) / 2**30:.2f} GiB" if planned else ""
-        rows.append(_plain(f"batch of {count}, {FEW_STEPS} steps", took / count, _peak_bytes(cuda), said))
-    chosen = f"auto takes {auto.size} ({auto.reason}); the largest that was run is {fits}"
-    if auto.size > fits and (cuda or auto.size <= 6):
-        raise measure.WrongOutput(f"auto takes {auto.size}, but {fits} fit")
-    rows[-1] |= {"fits": fits, "said": f"{rows[-1]['said']}; {chosen}; {count} did not fit" if count > fits else chosen}
-    return rows
+        else:
+            import resource
+
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        self.peaks[stage] = max(self.peaks.get(stage, 0.0), peak)
+        return time.perf_counter()
+
+    def install(self) -> None:
+        """Into dglaunch's backend of this process."""
+        from dglaunch.backends.diffusers.backend import DiffusersBackend
+
+        load, ahead, generate = DiffusersBackend.load, DiffusersBackend._encode_ahead, DiffusersBackend.generate
+        watch = self
+
+        def encoding(backend: Any, cache: Any) -> Any:
+            watch.end("load")
+            made = ahead(backend, cache)
+            watch.end("encode")
+            return made
+
+        def loading(backend: Any) -> Any:
+            facts = load(backend)
+            watch.end("load")
+            decode = backend.pipeline.vae.decode
+
+            def decoding(*args: Any, **kwargs: Any) -> Any:
+                started = watch.end("denoise")
+                if watch.batches:
+                    watch.batches[-1]["denoise"] = started - watch.began
+                try:
+                    return decode(*args, **kwargs)
+                finally:
+                    if watch.batches:
+                        watch.batches[-1]["decode"] = watch.end("decode") - started
+
+            backend.pipeline.vae.decode = decoding
+            return facts
+
+        def generating(backend: Any, batch: Any) -> Any:
+            watch.began = watch.end("between")
+            watch.batches.append({})
+            watch.sizes.append(len(batch))
+            if watch.profile is not None and len(watch.batches) == 2:
+                watch.profile.start()
+            made = generate(backend, batch)
+            if watch.profile is not None and len(watch.batches) == CASES["idle"].batches + 1:
+                watch.end("between")
+                watch.profile.stop()
+            return made
+
+        DiffusersBackend.load, DiffusersBackend._encode_ahead = loading, encoding  # type: ignore[method-assign]
+        DiffusersBackend.generate = generating  # type: ignore[method-assign]
 
 
-def _plain(name: str, seconds: float, peak: int, said: str) -> measure.Row:
-    return {
-        "name": name, "seconds": measure.spread([seconds]), "psnr": "", "mfu": "", "peak_gib": peak / 2**30,
-        "compile_s": 0.0, "said": said,
-    }  # fmt: skip
-
-
-def _run(payload: dict[str, Any], name: str, images: int, batch_size: int, steps: int) -> Any:
-    """`dglaunch t2i` in this process, with what `seeded.install` put into it; its run.json."""
-    import json
-
+def case(payload: dict[str, Any]) -> measure.Row:
+    """Plan and run it; what was measured beside what was planned."""
     from dglaunch.cli.main import main
+    from dglaunch.output.differences import compare
 
-    scratch = Path(payload["scratch"])
-    prompts = scratch / f"{name}.jsonl"
-    rows = [{"prompt": task.prompt, "seed": task.seed, "steps": steps} for task in tasks(payload, images)]
+    name, work = payload["name"], Path(payload["work"])
+    case, cuda = CASES[name], payload["device"] == "cuda"
+    steps = case.steps or payload["steps"]
+    out, scratch = work / "images" / name.replace(" ", "_"), work / "scratch"
+    shutil.rmtree(out, ignore_errors=True)
+    scratch.mkdir(exist_ok=True)
+    count = (case.batches + 1) * (case.batch if isinstance(case.batch, int) else 8)
+    if name == "halving":
+        count = case.batch if isinstance(case.batch, int) else 1
+    words = _words(payload, case, count, steps, scratch)
+    planned = _plan(main, [*words, "--output_dir", str(out)], scratch)
+    watch = Watch(cuda, steps)
+    watch.install()
+    if name == "idle":
+        watch.profile = _profiler(cuda)
+    # Plans are corrected by what earlier runs measured: each case begins without.
+    os.environ["DG_CACHE_DIR"] = str(scratch / "cache" / name.replace(" ", "_"))
+    start = time.perf_counter()
+    code = main([*words, "--output_dir", str(out)])
+    wall = time.perf_counter() - start
+    record = json.loads((out / "run.json").read_text()) if (out / "run.json").is_file() else {}
+    if code or record.get("num_ok") != count:
+        failures = "".join(file.read_text()[-1500:] for file in out.glob("failures*.jsonl"))
+        raise measure.BenchError(f"{name} left with {code}: {record.get('num_ok')} of {count} images. {failures}")
+    if name == "halving" and cuda and not any("ran out of memory" in event for event in record["events"]):
+        raise measure.WrongOutput(f"a batch of {case.batch} was to run out of memory: {record['events']}")
+    timed = [batch for batch in watch.batches[1:] or watch.batches if "decode" in batch]
+    fastest = min(timed, key=lambda batch: batch["denoise"])  # a new length of prompt costs its first batch more
+    step_s, decode_s = fastest["denoise"] / steps, min(batch["decode"] for batch in timed)
+    apart = compare(out, work / "images" / REFERENCE) if steps == payload["steps"] else None
+    size = statistics.median(watch.sizes)
+    row = {
+        "name": name, "step_s": step_s, "decode_s": decode_s,
+        "images_per_s": size / (fastest["denoise"] + decode_s),
+        "mfu": f"{planned['step_tflop'] * size * 1e12 / step_s / payload['peak_flops']:.1%}",
+        "batch": size, "wall_s": wall, "load_s": record["seconds"].get("load", 0.0), "seconds": record["seconds"],
+        "measured": dict.fromkeys(STAGES, UNPLANNED) | watch.peaks, "planned": planned["stages"],
+        "reserved_gib": _reserved(cuda), "peak_tflops": payload["peak_flops"] / 1e12, "written_s": payload["written_s"],
+        "effects": record["effects"], "events": record["events"],
+        "pipeline_share": record["pipeline_share"], "batches": watch.batches,
+        "greatest": apart.greatest if apart else "-", "mean": apart.mean if apart else None,
+        "share": apart.share if apart else None,
+        "psnr": "-" if apart is None else f"{apart.psnr:.1f}" if math.isfinite(apart.psnr) else "equal",
+    }  # fmt: skip
+    if watch.profile is not None:
+        row |= _idle(watch.profile, cuda)
+        row["events"] = [*row["events"], f"{row['idle_share']:.2%} of the time without a kernel, the longest gap "
+                         f"{row['longest_gap_s'] * 1e3:.1f} ms"]  # fmt: skip
+    return row
+
+
+def _words(payload: dict[str, Any], case: Case, count: int, steps: int, scratch: Path) -> list[str]:
+    """The same prompts and seeds for every case."""
+    prompts = scratch / f"{count}.jsonl"
+    rows = [{"prompt": f"a {WORDS[n % 3]} {WORDS[3 + n // 3 % 3]}", "seed": n} for n in range(count)]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = [
-        "t2i",
-        "--model_name",
-        str(scratch / "flux"),
-        "--prompts_file",
-        str(prompts),
-        "--batch_size",
-        str(batch_size),
-    ]
-    words += ["--device", payload["device"], "--torch_dtype", payload["dtype"], "--output_dir", str(scratch / name)]
-    code = main(words)
-    run = json.loads((scratch / name / "run.json").read_text())
-    if code or run["num_ok"] != images:
-        raise measure.BenchError(
-            f"the run {name} left with {code}: {run['num_ok']} of {images} images, {run['events']}"
-        )
-    return run
+    side = str(payload["side"])
+    words = ["t2i", "--model_name", payload["source"], "--prompts_file", str(prompts), "--batch_size", str(case.batch)]
+    words += ["--device", payload["device"], "--torch_dtype", payload["dtype"], "--height", side, "--width", side]
+    return [*words, "--num_inference_steps", str(steps), *case.flags]
 
 
-def halving(payload: dict[str, Any]) -> list[measure.Row]:
-    """Twice what fits: the run halves it, remembers that, and makes every image.
-
-    Raises:
-        WrongOutput: it never ran out of memory, so that nothing was shown.
-    """
-    from kernels_bench import seeded
-
-    fits, cuda = payload["fits"], payload["device"] == "cuda"
-    seeded.install(payload["seed"], None if cuda else fits)
-    run = _run(payload, "halving", 2 * fits + 1, 2 * fits + 1, FEW_STEPS)
-    events = [event for event in run["events"] if "ran out of memory" in event]
-    if not events:
-        raise measure.WrongOutput(f"a batch of {2 * fits + 1} was to run out of memory and did not: {run['events']}")
-    seconds = run["wall_s"] / run["num_ok"]
-    return [
-        _plain("halving", seconds, run["peak_memory_bytes"], f"all {run['num_ok']} images made; {'; '.join(events)}")
-    ]
+def _plan(main: Any, words: list[str], scratch: Path) -> dict[str, Any]:
+    """What `dglaunch plan` says of it: GiB by stage, and TFLOP a step of one image."""
+    told = scratch / "plan.json"
+    told.unlink(missing_ok=True)
+    code = main(["plan", *words, "--json", str(told)])
+    plan = json.loads(told.read_text()) if not code and told.is_file() else {}
+    stages = (plan.get("memory") or {}).get("stages") or {}
+    peaks = {stage: stages.get(stage, {}).get("peak_gib", UNPLANNED) for stage in STAGES}
+    return {"stages": peaks, "step_tflop": (plan.get("work") or {}).get("step_tflop") or UNPLANNED}
 
 
-def idle(payload: dict[str, Any]) -> list[measure.Row]:
-    """The share of the time, from the first kernel of a run's first image to the last of its last one, in which the GPU
-    (here: the CPU) had none: encoding, sending and the next batch are to be beside the denoising."""
+def _reserved(cuda: bool) -> float | None:
+    if not cuda:
+        return None
     import torch
+
+    return torch.cuda.max_memory_reserved() / 2**30
+
+
+def _profiler(cuda: bool) -> Any:
     from torch.profiler import ProfilerActivity, profile
 
-    from kernels_bench import seeded
+    return profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU])
 
-    cuda, calls = payload["device"] == "cuda", 0
-    profiler = profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU])
-    generate = seeded.SeededFlux.generate
 
-    def profiled(self: Any, batch: Any) -> Any:
-        """The profiler begins with the second image, when all is warm, and ends with the last."""
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            profiler.start()
-        made = generate(self, batch)
-        if calls == payload["images"] + 1:
-            if cuda:
-                torch.cuda.synchronize()
-            profiler.stop()
-        return made
-
-    seeded.install(payload["seed"])
-    seeded.SeededFlux.generate = profiled  # type: ignore[method-assign]
-    run = _run(payload, "idle", payload["images"] + 1, 1, _size(payload)["num_inference_steps"])
+def _idle(profiler: Any, cuda: bool) -> dict[str, float]:
+    """The share of the time, from the first kernel of the second batch to the last of the last one, that has none:
+    encoding, sending and the next batch are to be beside the denoising."""
     device = "CUDA" if cuda else "CPU"
     events = [event for event in profiler.profiler.kineto_results.events() if device in str(event.device_type())]
     share, longest = idle_share(sorted((event.start_ns(), event.end_ns()) for event in events))
-    said = f"{share:.2%} of the time over {payload['images']} images, the longest gap {longest * 1e3:.1f} ms"
-    row = _plain("idle", run["wall_s"] / run["num_ok"], run["peak_memory_bytes"], said)
-    return [row | {"idle_share": share, "longest_gap_s": longest}]
+    return {"idle_share": share, "longest_gap_s": longest}
 
 
 def idle_share(spans: list[tuple[int, int]]) -> tuple[float, float]:
@@ -349,7 +354,10 @@ def idle_share(spans: list[tuple[int, int]]) -> tuple[float, float]:
 
 
 def plot(axes: Any, rows: list[measure.Row]) -> None:
-    """Seconds an image as bars, the memory written on them."""
-    measure.bars(axes, rows, "seconds", "seconds an image")
+    """Seconds a step as bars, the memory written on them."""
+    rows = [row for row in rows if "step_s" in row]
+    axes.barh([row["name"] for row in rows], [row["step_s"] / row["batch"] for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds a denoising step and image")
     for place, row in enumerate(rows):
-        axes.text(0, place, f"  {row['peak_gib']:.1f} GiB", va="center", color="white")
+        axes.text(0, place, f"  {max(row['measured'][stage] for stage in STAGES):.1f} GiB", va="center", color="white")

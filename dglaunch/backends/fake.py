@@ -41,7 +41,9 @@ class FakeBackend:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.seconds: dict[str, float] = {}
-        self.inputs = InputPrefetcher(() if context.config.debug else context.batches)
+        self.inputs = InputPrefetcher(
+            context.batches if context.config.takes_inputs and not context.config.debug else ()
+        )
 
     def load(self) -> Facts:
         return Facts(defaults={"height": SIDE, "width": SIDE, "num_inference_steps": 1, "guidance_scale": 1.0})

@@ -12,6 +12,7 @@ from dglaunch.errors import EXIT_DONE, UserError
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.ownership import refuse_to_replace, write_report
 from dglaunch.planning.batches import Plan
+from dglaunch.planning.duplicates import duplicates_in
 from dglaunch.planning.estimate import SPARE
 from dglaunch.planning.figures import FigureBook, book_of, in_this_process
 from dglaunch.planning.gpus import find_gpu, gpu_of
@@ -118,6 +119,8 @@ def _show(terminal: Terminal, job: Job, schedule: Schedule) -> None:
         terminal.print(f"... and {len(schedule.unmakeable) - SHOWN_ERRORS:,} more rows that cannot be made")
     for name, reason in schedule.reasons.items():
         terminal.print(f"{name} {reason}")
+    if (twice := duplicates_in(job.makeable)) is not None:
+        terminal.print(f"duplicates: {twice}")
     terminal.print(_replicas(job, plan))
     images = plan.images_by_replica
     if len(images) > SHOWN_REPLICAS:
@@ -132,13 +135,12 @@ def _replicas(job: Job, plan: Plan) -> Table:
     for replica, share in enumerate(plan.batches[:SHOWN_REPLICAS]):
         first = replica * size
         ranks = str(first) if size == 1 else f"{first}-{first + size - 1}"
-        sizes = [len(batch) for batch in share]
-        table.add_row(str(replica), ranks, str(sum(sizes)), str(len(sizes)), _sizes(sizes))
+        table.add_row(str(replica), ranks, str(share.num_images), str(len(share)), _sizes(share.lengths))
     return table
 
 
-def _sizes(sizes: Sequence[int]) -> str:
-    return ", ".join(f"{sizes.count(size)} of {size}" for size in sorted(set(sizes), reverse=True))
+def _sizes(lengths: Mapping[int, int]) -> str:
+    return ", ".join(f"{count} of {length}" for length, count in sorted(lengths.items(), reverse=True))
 
 
 def _show_outlook(terminal: Terminal, outlook: Outlook, problem: str) -> None:

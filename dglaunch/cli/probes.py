@@ -49,7 +49,7 @@ PACKAGES = (
     Package(name="cache-dit", module="cache_dit", imports="import cache_dit", torch=True, install="pip install 'dglaunch[cache]'", purpose="--cache_type cache_dit"),
     Package(name="peft", module="peft", imports="import peft", torch=True, install="pip install 'dglaunch[lora]'", purpose="--lora"),
     Package(name="torchvision", module="torchvision", imports="import torchvision", torch=True, install="pip install torchvision (from the same index as torch)", purpose="Qwen-Image-Edit checkpoints"),
-    Package(name="pyarrow", module="pyarrow", imports="import pyarrow.parquet", install="pip install 'dglaunch[parquet]'", purpose="Parquet tables"),
+    Package(name="pyarrow", module="pyarrow", imports="import pyarrow.parquet", install="pip install pyarrow", purpose="large tables, Parquet"),
     Package(name="openai", module="openai", imports="import openai", install="pip install 'dglaunch[api]'", purpose="--backend openai"),
     Package(name="google-genai", module="google.genai", imports="import google.genai", install="pip install 'dglaunch[api]'", purpose="--backend google_genai"),
 )  # fmt: skip

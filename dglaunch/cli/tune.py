@@ -317,7 +317,7 @@ def measure_rank(words: Sequence[str], environ: Mapping[str, str]) -> int:
     return EXIT_DONE
 
 
-def commonest(job: Job) -> list[Task]:
+def commonest(job: Job) -> Sequence[Task]:
     """Return the tasks that may share a batch with the most others: their size is what is measured."""
     bucket_of = job.profile.buckets(job.config, job.target, job.tasks)
     return max(into_buckets(job.makeable, bucket_of).values(), key=len)

@@ -11,12 +11,14 @@ before goes on: there the columns mean what they meant.
 
 import difflib
 import enum
+import json
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from dglaunch import strict_json
 from dglaunch.config import API, CALL, IDENTITY, IMAGE, ROW, RunConfig, flags_that
 from dglaunch.data.prompt_windows import LEDGER_KEYS
 from dglaunch.data.task import LORA, ROW_FIELDS, Record
@@ -181,14 +183,18 @@ class Columns:
         Raises:
             ValueError: two columns would be the same.
         """
-        names = tuple(row)
-        meaning = self._meanings.get(names)
-        if meaning is None:
-            meaning = self._meanings[names] = self._meaning(names)
+        meaning = self.meaning_of(tuple(row))
         if meaning.clash is not None:
             raise ValueError(meaning.clash)
         given = {name: row[column] for name, column in meaning.column_of.items()}
         return Named(row, given, meaning.column_of)
+
+    def meaning_of(self, names: tuple[str, ...]) -> Meaning:
+        """Return what the columns of these names are."""
+        meaning = self._meanings.get(names)
+        if meaning is None:
+            meaning = self._meanings[names] = self._meaning(names)
+        return meaning
 
     def _meaning(self, names: Sequence[str]) -> Meaning:
         column_of = {name: found for name, wanted in self.flagged.items() if (found := find(names, wanted)) is not None}
@@ -220,17 +226,29 @@ class Columns:
         """Note what of a row was used, and what was kept."""
         if not self._found.keys() >= named.column_of.keys():
             for name, column in named.column_of.items():
-                if name not in named.given and name not in self._found and is_given(named.row[column]):
-                    self._found[name] = column
+                if name not in named.given and is_given(named.row[column]):
+                    self.note_used(name, column)
         for column in kept:
-            if column not in self._kept:
-                self._kept[column] = None
-                remedy = None if self.ignores(column) else near_miss(column)
-                if remedy is not None:
-                    self._near[column] = label, 0, remedy
-            if column in self._near:
-                first, count, remedy = self._near[column]
-                self._near[column] = first, count + 1, remedy
+            self.note_kept(label, column)
+
+    def note_used(self, name: str, column: str) -> None:
+        """Note that a column was used for what dglaunch calls `name`."""
+        self._found.setdefault(name, column)
+
+    def note_kept(self, label: str, column: str, num_rows: int = 1) -> None:
+        """Note that a column was kept.
+
+        Args:
+            label: of the first of these rows.
+        """
+        if column not in self._kept:
+            self._kept[column] = None
+            remedy = None if self.ignores(column) else near_miss(column)
+            if remedy is not None:
+                self._near[column] = label, 0, remedy
+        if column in self._near:
+            first, count, remedy = self._near[column]
+            self._near[column] = first, count + num_rows, remedy
 
     # -- the table ----------------------------------------------------------------------------------------------------
 
@@ -284,6 +302,20 @@ class Columns:
         """Return what run.json says of the columns, for the next start too, and of the axes of a grid."""
         found = {"used": self._found, "kept": list(self._kept), "exact_names": self._past is Past.EXACT}
         return ({"grid": self.axes} if self.axes else {}) | {"columns": found}
+
+    # -- for another process --------------------------------------------------------------------------------------------
+
+    def dumps(self) -> str:
+        """Return what was found of the table, for a process that has not read it."""
+        return strict_json.dumps(
+            {"found": self._found, "kept": [*self._kept], "otherwise": sorted(self.used_otherwise)}
+        )
+
+    def take_over(self, text: str) -> None:
+        """Take over what another process has found of the same table."""
+        said = json.loads(text)
+        self._found, self._kept = said["found"], dict.fromkeys(said["kept"])
+        self.used_otherwise = set(said["otherwise"])
 
 
 def _names_of_inputs(config: RunConfig) -> Iterable[str]:

@@ -13,9 +13,11 @@ from dglaunch.config import MAX_SEED, RunConfig, T2IConfig, defaults
 from dglaunch.data import evaluations, values
 from dglaunch.data.columns import Columns, Named, find, there_are
 from dglaunch.data.grid import Grid, Point
+from dglaunch.data.numbering import Numbering
 from dglaunch.data.prompt_template import PromptTemplate
 from dglaunch.data.row_filter import RowFilter
 from dglaunch.data.row_list import rows_of_list
+from dglaunch.data.sampling import Sample
 from dglaunch.data.table_formats import Row
 from dglaunch.data.tables import Table, rows_of_pipe
 from dglaunch.data.task import INPUT_FIELDS, LORA, SAMPLING, Record, Task
@@ -32,7 +34,8 @@ def read_prompts(
     columns: Columns | None = None,
     loras: Loras = NO_LORAS,
     reader_of: "Callable[[T2IConfig, str, int, Columns, Loras], RowReader] | None" = None,
-) -> list[Task]:
+    large: "Callable[[RowReader, Table], Sequence[Task]] | None" = None,
+) -> Sequence[Task]:
     """Return all tasks of a text-to-image run.
 
     Args:
@@ -41,6 +44,7 @@ def read_prompts(
         columns: what the table's columns are; afterwards they say what was found of them.
         loras: those that rows may name.
         reader_of: makes what reads the rows; None: a RowReader.
+        large: reads a table that is large; None: as a small one.
 
     Raises:
         InputError: rows are bad (all of them are named).
@@ -56,6 +60,8 @@ def read_prompts(
         rows = rows_of_list(config.prompts)
     elif piped is None:
         reader.table = Table(config.tables)
+        if large is not None and reader_of is None and reader.table.is_large:
+            return large(reader, reader.table)
         rows = reader.table.rows()
     else:
         rows = rows_of_pipe(config.tables[0], piped, columns.flagged.get("prompt", "prompt"))
@@ -101,13 +107,15 @@ class RowReader:
         columns.axes = self.grid.axes
         self._refuse_flags_of_axes()
         self.problems: list[str] = []
-        self.lines: dict[int, str] = {}
+        self.numbering = Numbering()
         self.names: dict[str, tuple[str, str]] = {}
         """By `values.name_key`: the names of files that rows have, and which rows."""
         self.id_is_index: bool | None = None
         self.samples = evaluations.num_images_per_prompt(config)
         self.filter = RowFilter(config.filter_rows) if config.filter_rows is not None else None
         self.num_wanted = 0
+        is_sample = config.shuffle_seed is not None and config.limit is not None
+        self.sample = Sample(config.shuffle_seed, config.limit) if is_sample else None  # type: ignore[arg-type]  # both there
 
     def own_checks(self) -> dict[str, values.Check]:
         """What a setting must be here, where that is not what it must be elsewhere."""
@@ -135,32 +143,66 @@ class RowReader:
 
     def read(self, rows: Iterable[Row]) -> list[Task]:
         """All tasks, in the table's order, or every problem at once."""
+        tasks = self.tasks_of(rows)
+        if self.sample is not None:
+            rows_of_sample, size = self.sample.indices, len(self.grid)
+            tasks = [task for task in tasks if task.index // size in rows_of_sample]
+        self.check_names()
+        self.look_at_inputs(tasks)
+        self.check_rows(len(tasks))
+        return tasks
+
+    def tasks_of(self, rows: Iterable[Row], first: int = 0) -> list[Task]:
+        """Return the tasks of some rows.
+
+        Args:
+            first: the number of the first of them in the table.
+        """
         tasks: list[Task] = []
-        for number, (label, row) in enumerate(rows):
+        for number, (label, row) in enumerate(rows, first):
             if isinstance(row, str):
                 self.problems.append(f"{label}: {row}")
             elif any(map(values.is_given, row.values())):  # an empty row of a sheet comes from Parquet as gaps only
                 tasks += self._row(label, row, number)
-            if self.filter is None and self._has_enough:
+            if self.has_all:
                 break
+        return tasks
+
+    @property
+    def has_all(self) -> bool:
+        """Whether no further row can change anything."""
+        return self.filter is None and self._has_enough
+
+    def check_names(self) -> None:
+        """Look, once all rows are read, whether what flags name was there.
+
+        Raises:
+            UserError: it was not.
+        """
         if self.template is not None:
             self.template.check(self.source)
             self.columns.used_otherwise = self.template.columns
-        if self.filter is not None and self.lines:
+        if self.filter is not None and self.numbering:
             self.filter.check(self.source, *self._indices)
-        self.look_at_inputs(tasks)
+
+    def check_rows(self, num_tasks: int) -> None:
+        """Look, once all rows are read, whether they are right.
+
+        Raises:
+            InputError: rows are bad.
+            UserError: none is left, or a column is not understood.
+        """
         if self.problems:
             raise InputError(self.source, self.problems)
-        if not tasks and self.lines and self.filter is not None:
+        if not num_tasks and self.numbering and self.filter is not None:
             first, last = self._indices
             raise UserError(
-                f"--filter_rows {self.config.filter_rows} leaves none of the {len(self.lines):,} rows of {self.source}, "
+                f"--filter_rows {self.config.filter_rows} leaves none of the {len(self.numbering):,} rows of {self.source}, "
                 f"whose indices are {first} to {last}. Correct it."
             )
-        if not tasks:
+        if not num_tasks:
             raise UserError(f"{self.source} has no rows; there is nothing to make.")
         self.columns.check(self.source)
-        return tasks
 
     def _value(self, label: str, named: Named, name: str, check: Callable[[object], Value], default: Value) -> Value:
         """Take one value out of a row; a bad one is noted and replaced by the default."""
@@ -188,7 +230,7 @@ class RowReader:
             for n, point in enumerate(self.grid.points)
             if self.wants(first + n, row_index, named, point)
         ]
-        if not points or self._has_enough:
+        if not points or self._has_enough or not (self.sample is None or self.sample.takes(row_index)):
             return []
         self.num_wanted += 1
         content = self._content(label, named)
@@ -284,12 +326,13 @@ class RowReader:
 
     @property
     def _has_enough(self) -> bool:
-        return self.config.limit is not None and self.num_wanted >= self.config.limit
+        return self.sample is None and self.config.limit is not None and self.num_wanted >= self.config.limit
 
     @property
     def _indices(self) -> tuple[int, int]:
         """The least and the greatest index of an image."""
-        return min(self.lines) * len(self.grid), (max(self.lines) + 1) * len(self.grid) - 1
+        numbering, size = self.numbering, len(self.grid)
+        return numbering.least * size, (numbering.greatest + 1) * size - 1
 
     def wants(self, index: int, row_index: int, named: Named, point: Point) -> bool:
         """Whether the image of this index is to be made; a row of which none is is not looked at any further."""
@@ -326,11 +369,15 @@ class RowReader:
         if self.id_is_index and not values.is_given(given.get("id")):
             self.problems.append(f"{label}: no id, where other rows have one")
         index = self._value(label, named, column, values.whole_number, number)
-        if index in self.lines:
-            other = f"; --ignore_columns {named.called('id')} numbers the rows anew" if self.id_is_index else ""
-            self.problems.append(f"{label}: index {index} was used already in {self.lines[index]}{other}")
-        self.lines.setdefault(index, label)
+        before = self.numbering.claim(index, number, label)
+        if before is not None:
+            self.note_repeated(index, label, before, named.called("id"))
         return index
+
+    def note_repeated(self, index: int, label: str, before: str, id_column: str) -> None:
+        """Note that a row has the index of a row before it."""
+        other = f"; --ignore_columns {id_column} numbers the rows anew" if self.id_is_index else ""
+        self.problems.append(f"{label}: index {index} was used already in {before}{other}")
 
     def _output_name(self, label: str, row: Record) -> str | None:
         """What its files are called, if a column says it."""

@@ -45,7 +45,8 @@ class RowFilter:
         self._said = f"{FLAG} {text}"
         self._singles: set[int] = set()
         self._ranges: list[range] = []
-        self._expression: ast.expr | None = None
+        self.expression: ast.expr | None = None
+        """None: it is a list of indices."""
         self._missing: set[str] = set()
         """Columns of the expression that no row had so far."""
         self._columns: dict[str, None] = {}
@@ -58,11 +59,20 @@ class RowFilter:
         self._left: set[int | range] = {*self._singles, *self._ranges}
         """What no row was in so far."""
 
+    @property
+    def indices(self) -> tuple[frozenset[int], tuple[range, ...]]:
+        """What a list of indices names: single ones, and ranges."""
+        return frozenset(self._singles), tuple(self._ranges)
+
+    def note(self, part: int | range) -> None:
+        """Note that there was an index that this part of the list names."""
+        self._left.discard(part)
+
     def wants(self, index: int, row: Mapping[str, object]) -> bool:
         """Return whether the row of this index, with these columns, is meant."""
-        if self._expression is not None:
-            self._note_columns(row)
-            return _is_true(_value(self._expression, row))
+        if self.expression is not None:
+            self.note_columns(row)
+            return is_true(value_of(self.expression, row))
         is_wanted = index in self._singles
         self._left.discard(index)
         for part in self._ranges:
@@ -108,16 +118,16 @@ class RowFilter:
 
     def _take_expression(self, text: str) -> None:
         try:
-            self._expression = ast.parse(text.strip(), mode="eval").body
-            self._check_nodes(self._expression)
+            self.expression = ast.parse(text.strip(), mode="eval").body
+            self._check_nodes(self.expression)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             raise self._not_understood("it is no list of indices (3,7,11 or 0:100), and no whole expression") from None
         if not self._missing:
             raise self._not_understood("it names no column")
 
     def _check_nodes(self, node: ast.expr, depth: int = 0) -> None:
-        """Every part of the expression is one that `_value` computes; the columns are noted."""
-        column = _column(node)
+        """Every part of the expression is one that `value_of` computes; the columns are noted."""
+        column = column_of(node)
         if depth > MOST_DEPTH:
             raise self._not_understood("its parts lie too deep in one another")
         if column is not None:
@@ -137,7 +147,8 @@ class RowFilter:
             "'style == \"oil\" and seed > 3', with ==, !=, <, <=, >, >=, in, not, and, or, % and parentheses."
         )
 
-    def _note_columns(self, row: Mapping[str, object]) -> None:
+    def note_columns(self, row: Mapping[str, object]) -> None:
+        """Note which columns there were."""
         if self._missing:
             self._columns |= dict.fromkeys(row)
             self._missing -= {name for name in self._missing if find(row, name) is not None}
@@ -162,8 +173,8 @@ def _text(part: int | range) -> str:
 # -- computing ----------------------------------------------------------------------------------------------------
 
 
-def _column(node: ast.expr) -> str | None:
-    """The column that a part of an expression is: `style`, or `row["art style"]`."""
+def column_of(node: ast.expr) -> str | None:
+    """Return the column that a part of an expression is: `style`, or `row["art style"]`."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == "row":
@@ -172,8 +183,9 @@ def _column(node: ast.expr) -> str | None:
     return None
 
 
-def _value(node: ast.expr, row: Mapping[str, object]) -> object:
-    column = _column(node)
+def value_of(node: ast.expr, row: Mapping[str, object]) -> object:
+    """Return what a part of an expression is for a row."""
+    column = column_of(node)
     if column is not None:
         name = find(row, column)
         return None if name is None else row[name]
@@ -181,27 +193,27 @@ def _value(node: ast.expr, row: Mapping[str, object]) -> object:
 
 
 def _bool_op(node: ast.BoolOp, row: Mapping[str, object]) -> object:
-    parts = (_is_true(_value(part, row)) for part in node.values)
+    parts = (is_true(value_of(part, row)) for part in node.values)
     return all(parts) if isinstance(node.op, ast.And) else any(parts)
 
 
 def _unary_op(node: ast.UnaryOp, row: Mapping[str, object]) -> object:
-    value = _value(node.operand, row)
+    value = value_of(node.operand, row)
     if isinstance(node.op, ast.Not):
-        return not _is_true(value)
+        return not is_true(value)
     number = _number(value)
     return None if number is None else -number
 
 
 def _modulo(node: ast.BinOp, row: Mapping[str, object]) -> object:
-    left, right = _number(_value(node.left, row)), _number(_value(node.right, row))
+    left, right = _number(value_of(node.left, row)), _number(value_of(node.right, row))
     return None if left is None or not right else left % right
 
 
 def _compare(node: ast.Compare, row: Mapping[str, object]) -> object:
-    left = _value(node.left, row)
+    left = value_of(node.left, row)
     for operator, part in zip(node.ops, node.comparators):
-        right = _value(part, row)
+        right = value_of(part, row)
         if not _COMPARED[type(operator)](left, right):
             return False
         left = right
@@ -209,14 +221,14 @@ def _compare(node: ast.Compare, row: Mapping[str, object]) -> object:
 
 
 def _list(node: ast.List | ast.Tuple, row: Mapping[str, object]) -> object:
-    return [_value(part, row) for part in node.elts]
+    return [value_of(part, row) for part in node.elts]
 
 
 def _equal(left: object, right: object) -> bool:
     if isinstance(left, str) and isinstance(right, str):
         return left == right
     if isinstance(left, bool) or isinstance(right, bool):
-        return left is not None and right is not None and _is_true(left) == _is_true(right)
+        return left is not None and right is not None and is_true(left) == is_true(right)
     numbers = _number(left), _number(right)
     return left == right if None in numbers else numbers[0] == numbers[1]
 
@@ -247,7 +259,8 @@ def _number(value: object) -> float | None:
     return None
 
 
-def _is_true(value: object) -> bool:
+def is_true(value: object) -> bool:
+    """Return whether a value that stands for itself says yes."""
     return value.strip().lower() not in _NOT_TRUE if isinstance(value, str) else bool(value)
 
 

@@ -9,13 +9,17 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from dglaunch import strict_json
-from dglaunch.errors import MissingPackage, UserError
+from dglaunch.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Row = tuple[str, dict[str, Any] | str]
 """Where a row stands ("line 3") with its columns, or with what is wrong with it."""
@@ -194,24 +198,60 @@ def guess(data: bytes, text_column: str) -> str:
 # -- Parquet --------------------------------------------------------------------------------------------------------
 
 
+BATCH = 1 << 16
+"""Rows of Parquet that are read at a time."""
+BATCH_OF_IMAGES = 16
+"""The same where a column holds bytes: images would fill the memory, thousands of rows at a time."""
+
+
+def row_label(number: int) -> str:
+    """Return what a row of a Parquet file is called."""
+    return f"row {number}"
+
+
 def read_parquet(path: Path) -> Iterator[Row]:
     """Yield the rows of a Parquet file.
 
     Raises:
-        MissingPackage: pyarrow is not installed.
         UserError: it is none.
     """
-    try:
-        from pyarrow import ArrowException
+    rows = (row for batch in read_batches(path, 4096) for row in batch.to_pylist())
+    yield from ((row_label(number), row) for number, row in enumerate(rows))
+
+
+def read_batches(path: Path, size: int | None = None) -> "Iterator[pa.RecordBatch]":
+    """Yield the rows of a Parquet file in columns, some at a time.
+
+    Raises:
+        UserError: it is none.
+    """
+    with _arrow_errors(path):
         from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise MissingPackage("pyarrow", f"Reading {path}", "pip install 'dglaunch[parquet]'") from None
-    try:
+
+        file = ParquetFile(path, memory_map=True)
+        yield from file.iter_batches(
+            batch_size=BATCH_OF_IMAGES if "binary" in str(file.schema_arrow) else size or BATCH
+        )
+
+
+def parquet_shape(path: Path) -> "tuple[int, pa.Schema]":
+    """Return how many rows a Parquet file has, and its columns.
+
+    Raises:
+        UserError: it is none.
+    """
+    with _arrow_errors(path):
+        from pyarrow.parquet import ParquetFile
+
         file = ParquetFile(path)
-        # Images would fill the memory, thousands of rows at a time.
-        batches = file.iter_batches(batch_size=16 if "binary" in str(file.schema_arrow) else 4096)
-        rows = (row for batch in batches for row in batch.to_pylist())
-        for number, row in enumerate(rows):
-            yield f"row {number}", row
+        return file.metadata.num_rows, file.schema_arrow
+
+
+@contextmanager
+def _arrow_errors(path: Path) -> Iterator[None]:
+    from pyarrow import ArrowException
+
+    try:
+        yield
     except ArrowException as error:
         raise UserError(f"{path} is no readable Parquet file: {str(error).splitlines()[0]}.") from None

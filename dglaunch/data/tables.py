@@ -13,7 +13,11 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dglaunch.addresses import Address, is_address, path_or_address
 from dglaunch.data.table_formats import (
@@ -25,13 +29,23 @@ from dglaunch.data.table_formats import (
     Row,
     guess,
     kind_of,
+    parquet_shape,
+    read_batches,
     read_parquet,
     read_text,
+    row_label,
 )
 from dglaunch.errors import UserError
 from dglaunch.files import MOST_STREAM, at_home, read_once, unpacked
 from dglaunch.storage.local import local_file, matching
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ROWS_AT_ONCE = 8192
+"""Of a table that is text."""
+LARGE_ROWS, LARGE_BYTES = 50_000, 8_000_000
+"""From where a table is large: up to there its rows one by one take a second and 50 MB."""
 PROMPT_FILE = "prompt_file"
 """Column of a table that was read from a folder of .txt files: the name of the prompt's file without its suffix."""
 
@@ -61,16 +75,77 @@ class Table:
         Raises:
             UserError: a file is missing, unreadable, not UTF-8 or of another kind.
         """
-        files = [(file, file != path) for path in files_named(self.named) for file in _files_in(path)]
-        names = Counter(file.name for file, _ in files)
         number = 0
-        for file, is_in_folder in files:
-            self._firsts.append(number)
-            self._files.append(file)
-            place = (file.name if names[file.name] == 1 else str(file)) if len(files) > 1 or is_in_folder else ""
-            for label, row in _prompt_of(file) if is_in_folder and _is_txt(file) else read_table(file):
-                yield " of ".join(filter(None, (label, place))), row
+        for file in self._begin():
+            self._note_file(file.path, number)
+            for label, row in file.rows():
+                yield file.placed(label), row
                 number += 1
+
+    def chunks(self) -> "Iterator[Chunk]":
+        """Yield the same rows, many at a time: those of a Parquet file in columns.
+
+        Raises:
+            UserError: as `rows`.
+        """
+        number = 0
+        for file in self._begin():
+            self._note_file(file.path, number)
+            first = number
+            for rows in file.chunks():
+                yield Chunk(file, first, number, rows)
+                number += len(rows)
+
+    def _begin(self) -> "list[_File]":
+        """Its files, from the first one on."""
+        self._firsts, self._files = [], []
+        return self._found
+
+    @cached_property
+    def _found(self) -> "list[_File]":
+        """The files that are named.
+
+        Raises:
+            UserError: there is none, or a shard is of another kind than the others.
+        """
+        files: list[tuple[Path, bool]] = []
+        for path in self.named:
+            shards = [(file, file != named) for named in files_named([path]) for file in _files_in(named)]
+            _check_shards([file for file, _ in shards])
+            files += shards
+        names = Counter(file.name for file, _ in files)
+
+        def place(file: Path, is_in_folder: bool) -> str:
+            if len(files) == 1 and not is_in_folder:
+                return ""
+            return file.name if names[file.name] == 1 else str(file)
+
+        return [_File(file, place(file, is_in), is_in and _is_txt(file)) for file, is_in in files]
+
+    @cached_property
+    def parquet(self) -> "tuple[int, pa.Schema] | None":
+        """How many rows there are and what columns the first file has, if all files are Parquet.
+
+        Raises:
+            UserError: one of them cannot be read.
+        """
+        paths = [file.path for file in self._found]
+        if any(kind_of(path) != (PARQUET, False) or not _here(path).is_file() for path in paths):
+            return None
+        shapes = [parquet_shape(_here(path)) for path in paths]
+        return sum(num_rows for num_rows, _ in shapes), shapes[0][1]
+
+    def _note_file(self, path: Path, first: int) -> None:
+        self._firsts.append(first)
+        self._files.append(path)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it has so many rows that they had better be kept in columns, as far as this shows without reading it."""
+        if self.parquet is not None:
+            return self.parquet[0] >= LARGE_ROWS
+        paths = [_here(file.path) for file in self._found]
+        return sum(path.stat().st_size for path in paths if path.is_file()) >= LARGE_BYTES
 
     def place(self, number: int) -> tuple[Path, int]:
         """Return in which file a row that was read stands, and its number there."""
@@ -97,6 +172,64 @@ class Table:
         return self._bases[file]
 
 
+@dataclass(frozen=True, slots=True)
+class _File:
+    """One file of a table."""
+
+    path: Path
+    place: str
+    """What it is called in messages; empty, if it is the only one."""
+    is_prompt: bool
+    """Whether it is one row, of a folder of prompts."""
+
+    def placed(self, label: str) -> str:
+        """Return where a row stands, in words."""
+        return " of ".join(filter(None, (label, self.place)))
+
+    def rows(self) -> Iterator[Row]:
+        return _prompt_of(self.path) if self.is_prompt else read_table(self.path)
+
+    def chunks(self) -> "Iterator[list[Row] | pa.RecordBatch]":
+        """Yield the rows, many at a time."""
+        if kind_of(self.path) == (PARQUET, False):
+            with _errors_of(self.path):
+                yield from read_batches(_here(self.path))
+            return
+        rows = self.rows()
+        while some := list(islice(rows, ROWS_AT_ONCE)):
+            yield some
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows of one file that follow one another."""
+
+    file: _File
+    file_first: int
+    """The number of the file's first row in the table."""
+    first: int
+    """The number of these rows' first."""
+    rows: "list[Row] | pa.RecordBatch"
+
+    def label_of(self, number: int) -> str:
+        """Return where a row stands, by its number in the table."""
+        if isinstance(self.rows, list):
+            return self.file.placed(self.rows[number - self.first][0])
+        return self.file.placed(row_label(number - self.file_first))
+
+    @property
+    def last(self) -> int:
+        """The number of the last row."""
+        return self.first + len(self.rows) - 1
+
+    def as_rows(self) -> Iterator[Row]:
+        """Yield the rows one by one."""
+        if isinstance(self.rows, list):
+            yield from ((self.file.placed(label), row) for label, row in self.rows)
+        else:
+            yield from ((self.label_of(self.first + n), row) for n, row in enumerate(self.rows.to_pylist()))
+
+
 def read_table(path: Path) -> Iterator[Row]:
     """Yield the rows of one file, in order.
 
@@ -105,21 +238,21 @@ def read_table(path: Path) -> Iterator[Row]:
     """
     suffix, is_packed = kind_of(path)
     with _errors_of(path):
-        path = local_file(path) if isinstance(path, Address) else path
         if suffix not in KINDS or (is_packed and suffix == PARQUET):
             kinds = ", ".join(KINDS)
             raise UserError(
                 f"{path} is none of the tables dglaunch reads ({kinds}; all but Parquet also as {GZIP}). Rename it, or save it "
                 "as one of them."
             )
-        if not path.is_file():
+        file = _here(path)
+        if not file.is_file():
             if path.exists():
                 raise UserError(f"{path} is no regular file; save what comes out of it to one first.")
             raise UserError(f"There is no file {path} (looked in {Path.cwd()}).")
         if suffix == PARQUET:
-            yield from read_parquet(path)
+            yield from read_parquet(file)
             return
-        data = path.open("rb")
+        data = file.open("rb")
         yield from read_text(unpacked(data) if is_packed else data, suffix)
 
 
@@ -154,6 +287,16 @@ def rows_of_pipe(path: Path, data: bytes, text_column: str = "prompt") -> Iterat
         yield from read_text(io.BytesIO(data), suffix if suffix in TEXT_READERS else guess(data, text_column))
 
 
+def _here(path: Path) -> Path:
+    """The file itself, or the copy of one that lies elsewhere.
+
+    Raises:
+        UserError: it cannot be fetched.
+    """
+    with _errors_of(path):
+        return local_file(path) if isinstance(path, Address) else path
+
+
 @contextmanager
 def _errors_of(path: Path) -> Iterator[None]:
     try:
@@ -182,7 +325,7 @@ def files_named(named: Sequence[Path]) -> list[Path]:
     for path in named:
         with _errors_of(path):
             if isinstance(path, Address):
-                found += matching(path)
+                found += matching(path) if glob.has_magic(path.key) else [path]
             else:
                 found += _matches(path) if _is_pattern(path) else [path]
     return found
@@ -211,26 +354,66 @@ def _matches(pattern: Path) -> list[Path]:
 
 
 def _files_in(path: Path) -> list[Path]:
-    """The file itself, or those of a folder: .txt files with a prompt each, named as DPG-Bench does, or a table in parts, as
-    GenArena's."""
+    """The file itself, or those of a folder: .txt files with a prompt each, named as DPG-Bench does, or a table in shards."""
     with _errors_of(path):
-        if not path.is_dir():
+        if isinstance(path, Address):
+            found = matching(path)
+            if found == [path]:
+                return [path]
+            files = _of_one_kind(path, found)
+        elif path.is_dir():
+            files = files_of(path)
+        else:
             return [path]
-        files = files_of(path)
     if not files:
         raise UserError(
-            f"The folder {path} has neither .txt files with a prompt each nor .parquet files. Tables of another kind are "
-            f"named by a pattern: '{path}/*.csv'."
+            f"The folder {path} has no tables ({', '.join(KINDS)}) and no .txt files with a prompt each. Name another folder, "
+            f"or a pattern such as '{path}/*/*.parquet'."
         )
     return files
 
 
 def files_of(folder: Path) -> list[Path]:
-    """Return the files that a folder of tables or prompts is made of: all of its .parquet, else all of its .txt, by name.
-    Hidden ones are none of them (macOS puts a ._a.txt beside each a.txt on a foreign disk)."""
-    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    kinds = ([path for path in files if path.suffix.lower() == suffix] for suffix in (PARQUET, ".txt"))
-    return next(filter(None, kinds), [])
+    """Return the files that a folder of tables or prompts is made of, by name: all that are tables, which must be of one kind.
+    Hidden ones are none of them (macOS puts a ._a.txt beside each a.txt on a foreign disk).
+
+    Raises:
+        UserError: they are of several kinds.
+    """
+    return _of_one_kind(folder, sorted(folder.iterdir()))
+
+
+def _of_one_kind(folder: Path, there: Sequence[Path]) -> list[Path]:
+    """Those of the files of a folder that are tables."""
+    files = [path for path in there if not path.name.startswith(".") and kind_of(path)[0] in KINDS]
+    kinds = Counter(kind_of(path)[0] for path in files)
+    if len(kinds) > 1:
+        counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+        patterns = " or ".join(f"'{folder}/*{kind}'" for kind, _ in kinds.most_common(2))
+        raise UserError(
+            f"The folder {folder} has tables of several kinds ({counts}). Name those that are meant: {patterns}."
+        )
+    return files
+
+
+def _check_shards(files: Sequence[Path]) -> None:
+    """Look whether the Parquet files of one folder or pattern have the same columns.
+
+    Raises:
+        UserError: one has others than the first.
+    """
+    shards = [file for file in files if kind_of(file) == (PARQUET, False) and _here(file).is_file()]
+    if len(shards) < 2:
+        return
+    first, *others = ({*parquet_shape(_here(shard))[1].names} for shard in shards)
+    for shard, names in zip(shards[1:], others):
+        if names != first:
+            without, besides = (", ".join(sorted(some)) for some in (first - names, names - first))
+            said = " and ".join(filter(None, [f"no {without}" * bool(without), f"{besides} besides" * bool(besides)]))
+            raise UserError(
+                f"{shard} has other columns than {shards[0]}: {said}. Parts of one table have the same columns. Mend it, or name "
+                "the files one by one, if they are tables of their own."
+            )
 
 
 def _is_txt(file: Path) -> bool:

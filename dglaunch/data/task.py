@@ -165,6 +165,11 @@ class Bucket:
     row: int | None = None
     """The row's index, where a request makes samples of one row."""
 
+    @property
+    def is_of_one_task(self) -> bool:
+        """Whether there is more in it than a task's settings: its texts, its number, its input images."""
+        return bool(self.text_lengths or self.input_shapes or self.input_sha256 or self.row is not None)
+
 
 def plain_bucket(task: Task) -> Bucket:
     """Return what every pipeline needs to be equal inside a batch."""

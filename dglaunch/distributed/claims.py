@@ -9,7 +9,8 @@ One addition takes a batch and says whether it was still free, so none is taken 
 """
 
 import math
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable
 from itertools import accumulate
 from typing import Protocol
 
@@ -27,13 +28,13 @@ class Counters(Protocol):
 class Claims:
     """Claims hand out the batches of all shares, each once."""
 
-    def __init__(self, counters: Counters, costs: Sequence[Sequence[float]]) -> None:
+    def __init__(self, counters: Counters, costs: Iterable[Iterable[float]]) -> None:
         """
         Args:
             costs: for each replica, what each of its batches costs, in their order and in any unit.
         """
         self._counters = counters
-        self._until = [[0.0, *accumulate(share)] for share in costs]
+        self._until = [array("d", accumulate(share, initial=0.0)) for share in costs]
         """For each share, what its first batches cost together."""
 
     def own(self, replica: int) -> int | None:

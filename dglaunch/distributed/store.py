@@ -164,3 +164,42 @@ def _give(shared: "Store", read: Callable[[], bytes], others: int) -> bytes:
     for number in range(len(pieces)):
         shared.delete_key(str(number))
     return data
+
+
+@contextmanager
+def made_on_node(topology: Topology, make: Callable[[], str], timeout: timedelta) -> Iterator[str]:
+    """Yield on each rank of a node what its first rank makes, before there are groups. The others wait for as long as that
+    takes, and the first rank stays until they are through the block.
+
+    Raises:
+        UserError: the first rank cannot make it.
+        LostPeer: a rank has died.
+    """
+    with connected():
+        store = connect(topology, timeout)
+        name = f"{agree_on_attempt(topology, store, timeout)}/node{topology.rank - topology.local_rank}"
+        shared = part(store, name)
+        made = _made_first(shared, make) if topology.local_rank == 0 else _waited_for(shared)
+    yield made
+    with connected():
+        shared.add("taken", 1)
+        while topology.local_rank == 0 and shared.add("taken", 0) < topology.local_world_size:
+            time.sleep(POLL_S)
+
+
+def _made_first(shared: "Store", make: Callable[[], str]) -> str:
+    try:
+        made = make()
+    except BaseException:
+        shared.set("failed", "1")
+        raise
+    shared.set("made", made)
+    return made
+
+
+def _waited_for(shared: "Store") -> str:
+    while not shared.check(["made"]):
+        if shared.check(["failed"]):
+            raise UserError("The first rank of this node cannot read its input.")
+        time.sleep(POLL_S)
+    return shared.get("made").decode()

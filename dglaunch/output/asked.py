@@ -7,11 +7,13 @@ were made with --filter_rows, or from the parts of a table, are together what th
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import NamedTuple, Self
 
+from dglaunch.data.many import ManyTasks
+from dglaunch.data.task import Task
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.lines import TaskId
 
@@ -41,6 +43,13 @@ class TaskRanges:
         for index, sample in task_ids:
             samples[index] = max(samples.get(index, 0), sample + 1)
         return cls(tuple(_joined(Range(index, index + 1, samples[index]) for index in sorted(samples))))
+
+    @classmethod
+    def of_tasks(cls, tasks: Sequence[Task]) -> Self:
+        """Return the ids of tasks."""
+        if isinstance(tasks, ManyTasks):
+            return cls(tuple(Range(*found) for found in tasks.ranges()))
+        return cls.of(task.id for task in tasks)
 
     @classmethod
     def parse(cls, text: object) -> Self | None:

@@ -179,7 +179,7 @@ def write_report(path: Path, command: str, record: Mapping[str, object]) -> None
 
 
 def refuse_inputs_as_outputs(
-    folder: OutputFolder, inputs: Iterable[Path], images: Collection[str], folders: Collection[str] = ()
+    folder: OutputFolder, inputs: Iterable[Path], images: Iterable[str], folders: Collection[str] = ()
 ) -> None:
     """Check that nothing that a run reads is written or removed by it.
 
@@ -198,7 +198,8 @@ def refuse_inputs_as_outputs(
     if not near:
         return
     written = {path for path in near if path.relative_to(here).parts[0] in folders}
-    written |= {here / name for name in images}
+    names = {path.relative_to(here).as_posix() for path in near}
+    written |= {here / name for name in images if name in names}
     written |= {
         Path(os.path.realpath(path))
         for kind in (METADATA, FAILURES, RUN)

@@ -8,9 +8,12 @@ result depends on nothing but the arguments. `dglaunch plan` prints the object t
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from dglaunch.data.many import ManyTasks
+from dglaunch.data.shares import Part, Share
 from dglaunch.data.task import Batch, BatchSize, Bucket, Task, plain_bucket
 from dglaunch.distributed.topology import Topology
 
@@ -19,12 +22,10 @@ from dglaunch.distributed.topology import Topology
 class Plan:
     """Which replica computes what, in which order."""
 
-    batches: list[list[Batch]]
+    batches: list[Share]
     """For each replica, its batches."""
     sizes: dict[Bucket, BatchSize]
     """The largest batch of each bucket, and why."""
-    costs: list[list[float]]
-    """For each replica, what each of its batches costs, in the unit of `build`."""
 
     @property
     def num_tasks(self) -> int:
@@ -36,7 +37,17 @@ class Plan:
 
     @property
     def images_by_replica(self) -> list[int]:
-        return [sum(map(len, share)) for share in self.batches]
+        return [share.num_images for share in self.batches]
+
+    @property
+    def costs(self) -> list[Iterator[float]]:
+        """For each replica, what each of its batches costs, in the unit of `build`."""
+        return [share.costs for share in self.batches]
+
+    @property
+    def parts(self) -> Iterator[Part]:
+        """Of all shares, one after the other."""
+        return itertools.chain.from_iterable(share.parts for share in self.batches)
 
     @property
     def num_extra_batches(self) -> int:
@@ -48,7 +59,7 @@ class Plan:
 
 
 def build(
-    tasks: Iterable[Task],
+    tasks: Sequence[Task],
     num_replicas: int,
     batch_size: Callable[[Bucket], BatchSize],
     bucket_of: Callable[[Task], Bucket] = plain_bucket,
@@ -66,15 +77,24 @@ def build(
     buckets = into_buckets(tasks, bucket_of)
     sizes = {bucket: batch_size(bucket) for bucket in buckets}
     shares = [
-        [(batch, len(batch) * cost(bucket)) for bucket, part in stretch for batch in balanced(part, sizes[bucket].size)]
+        Share([Part(bucket, part, sizes[bucket].size, cost(bucket)) for bucket, part in stretch])
         for stretch in cut(buckets, num_replicas, cost)
     ]
-    batches = [[batch for batch, _ in share] for share in shares]
-    return Plan(batches, sizes, [[each for _, each in share] for share in shares])
+    return Plan(shares, sizes)
 
 
-def into_buckets(tasks: Iterable[Task], bucket_of: Callable[[Task], Bucket]) -> dict[Bucket, list[Task]]:
-    """Buckets in the order in which their first task stands."""
+def into_buckets(tasks: Sequence[Task], bucket_of: Callable[[Task], Bucket]) -> Mapping[Bucket, Sequence[Task]]:
+    """Return the buckets in the order in which their first task stands."""
+    if isinstance(tasks, ManyTasks) and len(tasks):
+        of_kinds = [bucket_of(task) for task in tasks.kinds]
+        if not any(bucket.is_of_one_task for bucket in of_kinds):
+            numbers = {bucket: number for number, bucket in enumerate(dict.fromkeys(of_kinds))}
+            names = list(numbers)
+            return {names[group]: some for group, some in tasks.by_kind([numbers[bucket] for bucket in of_kinds])}
+        places: dict[Bucket, array[int]] = {}
+        for place, task in enumerate(tasks):
+            places.setdefault(bucket_of(task), array("q")).append(place)
+        return {bucket: tasks.at(some) for bucket, some in places.items()}
     buckets: dict[Bucket, list[Task]] = {}
     for task in tasks:
         buckets.setdefault(bucket_of(task), []).append(task)
@@ -105,10 +125,8 @@ def cut(
 
 def balanced(tasks: Sequence[Task], size: int) -> list[Batch]:
     """As few batches as `size` allows, their lengths differing by one at most."""
-    count = math.ceil(len(tasks) / size)
-    least, longer = divmod(len(tasks), count)
-    edges = [least * n + min(n, longer) for n in range(count + 1)]
-    return [Batch(tuple(tasks[start:stop])) for start, stop in itertools.pairwise(edges)]
+    part = Part(Bucket(), tasks, size, 0.0)
+    return [part.batch(number) for number in range(part.num_batches)]
 
 
 def share_of_node(
@@ -116,10 +134,14 @@ def share_of_node(
     topology: Topology,
     bucket_of: Callable[[Task], Bucket],
     cost: Callable[[Bucket], float],
-) -> list[Task]:
+) -> Sequence[Task]:
     """With --num_nodes: this node's tasks, cut from *all* tasks, done or not, so that nodes that start at different
     times agree on who makes what."""
     if topology.num_nodes == 1:
-        return list(tasks)
+        return tasks
     stretches = cut(into_buckets(tasks, bucket_of), topology.num_nodes, cost)
-    return [task for _, part in stretches[topology.node] for task in part]
+    parts = [part for _, part in stretches[topology.node]]
+    if isinstance(tasks, ManyTasks):
+        first, *others = (part for part in (*parts, tasks[:0]) if isinstance(part, ManyTasks))
+        return first.followed_by(others)
+    return [task for part in parts for task in part]

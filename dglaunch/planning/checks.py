@@ -8,7 +8,7 @@ from dglaunch.data.rewriting import Rewriting
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
 from dglaunch.planning.idle import given_flags
-from dglaunch.system import Machine, need
+from dglaunch.system import Machine
 
 
 def check_flags_of_backend(config: RunConfig, profile: Profile, origins: Mapping[str, str]) -> None:
@@ -60,16 +60,6 @@ def check_elsewhere(config: RunConfig, profile: Profile, elsewhere: Machine | No
         )
     if config.backend.device == "cpu":
         raise UserError(f"--device cpu and --gpu ({elsewhere.name}) exclude each other. Drop one of them.")
-
-
-def check_layout(config: RunConfig) -> None:
-    """Refuse a layout whose package is not installed.
-
-    Raises:
-        MissingPackage: with the line that installs it.
-    """
-    if config.layout == "parquet":
-        need("pyarrow", "--layout parquet", "pip install 'dglaunch[parquet]'")
 
 
 def check_rewriting(rewriting: Rewriting, topology: Topology) -> None:

@@ -267,9 +267,8 @@ def _by_tokens(checkpoint: Checkpoint, topology: Topology, shape: Shape, inputs:
 
 def bottleneck(checkpoint: Checkpoint, topology: Topology, plan: Plan, seconds: float) -> str | None:
     """With --writer main: a sentence if the replicas make more than rank 0 can take in."""
-    tasks = (task for share in plan.batches for batch in share for task in batch.tasks)
-    shapes = (checkpoint.shape(task.height, task.width) for task in tasks)
-    pixels = sum(shape.height * shape.width for shape in shapes)
+    shapes = ((checkpoint.shape(part.bucket.height, part.bucket.width), len(part.tasks)) for part in plan.parts)
+    pixels = sum(shape.height * shape.width * count for shape, count in shapes)
     rate = pixels / 1e6 / seconds
     if topology.mode != "main" or topology.world_size == 1 or rate <= TAKEN_IN_MPIXELS:
         return None

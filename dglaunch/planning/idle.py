@@ -4,11 +4,11 @@ found = [*idle_flags(config, origins, profile, tasks, num_points=1), *profile.id
 reasons = settle(found, excused=())
 """
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from dglaunch.backends.profiles import Idle, Profile
 from dglaunch.config import ROW, RunConfig, defaults, flags_that, settings
+from dglaunch.data.many import kinds_of, sample_counts
 from dglaunch.data.task import Task
 from dglaunch.errors import UserError
 from dglaunch.models.lora import Loras
@@ -33,19 +33,19 @@ def idle_flags(
         num_points: how many images --grid makes of one; they have one seed.
     """
     for name in given_flags(config, origins, flags_that(ROW, type(config))):
-        if not any(_comes_from_flag(config, name, task, num_points) for task in tasks):
+        some = tasks if name == "seed" else kinds_of(tasks)
+        if not any(_comes_from_flag(config, name, task, num_points) for task in some):
             yield Idle(name=name, reason="every row has its own")
-    if given_flags(config, origins, ["num_images_per_prompt"]):
-        samples = Counter(task.index for task in tasks).values()
-        if config.num_images_per_prompt not in samples:
-            yield Idle(name="num_images_per_prompt", reason="every row has its own")
+    counts = sample_counts(tasks) if given_flags(config, origins, ["num_images_per_prompt"]) else None
+    if counts is not None and config.num_images_per_prompt not in counts:
+        yield Idle(name="num_images_per_prompt", reason="every row has its own")
     for name in given_flags(config, origins, flags_that(profile.unused, type(config))):
         yield Idle(name=name, reason=f"--backend {config.backend.backend} has no model")
 
 
 def idle_loras(config: RunConfig, loras: Loras, tasks: Sequence[Task]) -> Iterator[Idle]:
     """Yield the LoRAs that no row uses; where some rows only are looked at, others may."""
-    used = {use.name for task in tasks for use in task.lora or ()}
+    used = {use.name for task in kinds_of(tasks) for use in task.lora or ()}
     names = [file.name for file in loras.files if file.name not in used]
     if names and not config.is_partial:
         yield Idle(

@@ -15,9 +15,11 @@ from dglaunch.config import IDENTITY, IMAGE, EditingConfig, RunConfig, T2IConfig
 from dglaunch.data import evaluations
 from dglaunch.data.columns import Columns, Past
 from dglaunch.data.edits import checks_of_edits, read_edits
+from dglaunch.data.many import ManyTasks, kinds_of, without
 from dglaunch.data.prompt_inputs import CHECKS, InputReader
 from dglaunch.data.prompts import checks_of_fields, read_prompts
 from dglaunch.data.rewriting import Rewriting, check_given, rewriting_of
+from dglaunch.data.sampling import shuffled
 from dglaunch.data.task import BatchSize, Bucket, Task
 from dglaunch.data.values import Check
 from dglaunch.distributed import topology as topologies
@@ -34,6 +36,7 @@ from dglaunch.planning.batches import Plan, build, share_of_node
 from dglaunch.planning.estimate import FiguresOf, chooser
 from dglaunch.planning.far_output import with_working_folder
 from dglaunch.planning.idle import idle_flags, idle_loras, settle
+from dglaunch.planning.node_table import rows_in_columns
 from dglaunch.planning.past import past_of
 from dglaunch.planning.photos import photo_list
 from dglaunch.planning.pipe import Piped, piped_table
@@ -76,7 +79,7 @@ class Job:
     """What the backend says without torch."""
     target: Target
     """The checkpoint and the device."""
-    tasks: list[Task]
+    tasks: Sequence[Task]
     columns: Columns
     """What the columns of its table were taken for."""
     piped: Piped | None = None
@@ -137,13 +140,17 @@ class Job:
         return found | (checks_of_edits(self.checkpoint) if self.config.edits else {})
 
     @property
-    def makeable(self) -> list[Task]:
+    def makeable(self) -> Sequence[Task]:
         """The tasks with no error that was found while reading them."""
+        if isinstance(self.tasks, ManyTasks):  # which have no input images, and so no errors
+            return self.tasks
         return [task for task in self.tasks if task.error is None]
 
     @property
     def unmakeable(self) -> list[Task]:
         """The others. Of several nodes without a rendezvous the first one has them."""
+        if isinstance(self.tasks, ManyTasks):
+            return []
         return [task for task in self.tasks if task.error is not None and self.topology.node == 0]
 
     def schedule(
@@ -174,10 +181,14 @@ class Job:
             return self.profile.cost(self.checkpoint, bucket)
 
         mine = share_of_node(self.makeable, self.topology, bucket_of, cost)
-        pending = [task for task in mine if task.id not in done] if done else mine
+        pending = without(mine, done)
+        if self.config.shuffle_seed is not None:
+            pending = shuffled(pending, self.config.shuffle_seed, self.columns.num_points)
         plan = build(pending, self.topology.num_replicas, choose, bucket_of, cost)
         price = self.profile.expected_cost(self.config, pending)
         in_words = {"cost": price.words} if price is not None and pending else {}
+        if self.config.shuffle_seed is not None:
+            in_words["order"] = f"of the rows drawn from --shuffle_seed {self.config.shuffle_seed}"
         return Schedule(
             total=len(mine) + len(self.unmakeable),
             unmakeable=[task for task in self.unmakeable if task.id not in done],
@@ -237,7 +248,6 @@ def prepare(
     rewriting = rewriting_of(config)
     topology = replace(topology, restarted=topology.restarted or redo is not None)
     checks.check_debug(config, topology, planned=world_size is not None)
-    checks.check_layout(config)
     checks.check_elsewhere(config, profile, elsewhere)
     target = profile.resolve(config, topology, elsewhere)
     if assumed is not None and elsewhere is None and _is_elsewhere(config, profile, target):
@@ -247,7 +257,7 @@ def prepare(
     target = _with_loras(config, target, profile)
     piped = photo_list(config, topology) or piped_table(config, topology)
     columns = Columns(config, partial(past_of, config, topology))
-    checkpoint, tasks = _read(config, profile, target.checkpoint, columns, piped)
+    checkpoint, tasks = _read(config, profile, target.checkpoint, columns, piped, topology)
     evaluations.check(config, tasks)
     reasons = (
         target.reasons
@@ -267,7 +277,7 @@ def prepare(
     idle = [
         *idle_flags(config, origins, profile, tasks, columns.num_points),
         *idle_loras(config, target.checkpoint.loras, tasks),
-        *profile.idle_values(config, target, job.makeable),
+        *profile.idle_values(config, target, kinds_of(job.makeable)),
     ]
     goes_on = any(each.remedy for each in idle) and columns.past is not Past.NEW
     told = settle(idle, None if goes_on else excused)
@@ -318,16 +328,26 @@ def _column_reasons(columns: Columns, has_table: bool) -> dict[str, str]:
 
 @singledispatch
 def _read(
-    config: RunConfig, profile: Profile, checkpoint: Checkpoint, columns: Columns, piped: Piped | None
-) -> tuple[Checkpoint, list[Task]]:
+    config: RunConfig,
+    profile: Profile,
+    checkpoint: Checkpoint,
+    columns: Columns,
+    piped: Piped | None,
+    topology: Topology,
+) -> tuple[Checkpoint, Sequence[Task]]:
     """The checkpoint as the command uses it, and the command's tasks."""
     raise TypeError(f"{type(config).__name__} is the configuration of no command")
 
 
 @_read.register
 def _(
-    config: T2IConfig, profile: Profile, checkpoint: Checkpoint, columns: Columns, piped: Piped | None
-) -> tuple[Checkpoint, list[Task]]:
+    config: T2IConfig,
+    profile: Profile,
+    checkpoint: Checkpoint,
+    columns: Columns,
+    piped: Piped | None,
+    topology: Topology,
+) -> tuple[Checkpoint, Sequence[Task]]:
     if checkpoint.family.only_edits:
         raise UserError(
             f"{checkpoint.source} is a {checkpoint.pipeline_class}, which edits images: dglaunch edit --input TABLE."
@@ -335,12 +355,18 @@ def _(
     data = None if piped is None else piped.data
     reader_of = partial(InputReader, checkpoint=checkpoint) if config.takes_inputs else None
     multiple = checkpoint.family.size_multiple
-    return checkpoint, read_prompts(config, multiple, data, columns, checkpoint.loras, reader_of)
+    large = rows_in_columns(topology)
+    return checkpoint, read_prompts(config, multiple, data, columns, checkpoint.loras, reader_of, large)
 
 
 @_read.register
 def _(
-    config: EditingConfig, profile: Profile, checkpoint: Checkpoint, columns: Columns, piped: Piped | None
-) -> tuple[Checkpoint, list[Task]]:
+    config: EditingConfig,
+    profile: Profile,
+    checkpoint: Checkpoint,
+    columns: Columns,
+    piped: Piped | None,
+    topology: Topology,
+) -> tuple[Checkpoint, Sequence[Task]]:
     editor = profile.as_editor(config, checkpoint, config.model_type)
     return editor, read_edits(config, editor, columns, None if piped is None else piped.data)

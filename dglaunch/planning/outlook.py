@@ -268,10 +268,9 @@ class _Looking:
     def largest(self) -> tuple[Bucket, int]:
         """The bucket whose batches need the most memory, and how many images they have."""
         longest: dict[Bucket, int] = {}
-        for share in self.schedule.plan.batches:
-            for batch in share:
-                bucket = self.schedule.bucket_of(batch.tasks[0])
-                longest[bucket] = max(longest.get(bucket, 0), len(batch))
+        for part in self.schedule.plan.parts:
+            length = max(length for length, _ in part.lengths)
+            longest[part.bucket] = max(longest.get(part.bucket, 0), length)
 
         def pixels(bucket: Bucket) -> int:
             inputs = sum(shape.area for shape in bucket.input_shapes)
@@ -323,14 +322,15 @@ class _Looking:
         longest, start = NONE, NONE
         for share in self.schedule.plan.batches:
             making = NONE
-            for batch in share:
-                key = self.schedule.bucket_of(batch.tasks[0]), len(batch)
+            for key, count in (
+                (((part.bucket, length), count)) for part in share.parts for length, count in part.lengths
+            ):
                 if key not in known:
                     known[key] = self.seconds(*key)
                 seconds = known[key]
                 if seconds is None:
                     return NONE, NONE
-                making += seconds.a_batch
+                making += seconds.a_batch.times(count)
                 start = seconds.load + seconds.compiling
             longest = max(longest, making, key=lambda span: span.high)
         return longest + start, longest

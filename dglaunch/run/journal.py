@@ -59,7 +59,7 @@ class Journal:
     @cached_property
     def _asked(self) -> TaskRanges:
         """The images of the whole job: of one of which some rows are wanted now, also what earlier starts were asked for."""
-        asked = TaskRanges.of(task.id for task in self._job.tasks)
+        asked = TaskRanges.of_tasks(self._job.tasks)
         if self._job.config.is_partial and not self._job.config.overwrite:
             for run in self._writer.folder.all_runs().values():
                 asked |= TaskRanges.parse(run.get("tasks")) or TaskRanges()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dglaunch.data.edits import saved_names
+from dglaunch.data.many import kinds_of, places_of
 from dglaunch.data.tables import files_there
 from dglaunch.data.task import BatchSize, file_name
 from dglaunch.distributed.channel import Channel
@@ -154,15 +155,15 @@ def _figures(job: Job) -> Mapping[Request, Figures]:
         return {}
     book = book_of(job, in_another_process(job.config))
     bucket_of = job.profile.buckets(job.config, job.target, job.tasks)
-    for bucket in dict.fromkeys(map(bucket_of, job.makeable)):
+    for bucket in dict.fromkeys(map(bucket_of, kinds_of(job.makeable))):
         book(bucket)
     return book.known
 
 
 def _refuse_inputs_as_outputs(job: Job, writer: Writer) -> None:
-    images = [image.source for task in job.tasks for image in task.inputs]
+    images = [image.source for task in kinds_of(job.tasks) for image in task.inputs]
     inputs = [path for path in (*files_there(job.config.tables), *images) if isinstance(path, Path)]
-    names = {file_name(task, job.config.output_format) for task in job.tasks}
+    names = (file_name(task, job.config.output_format) for task in job.tasks)
     filled = {job.config.layout, *(["inputs"] if job.config.saves_inputs else [])}
     ownership.refuse_inputs_as_outputs(writer.folder, set(inputs), names, filled)
     if job.config.saves_inputs:
@@ -178,7 +179,7 @@ def _open_folder(job: Job, writer: Writer, journal: Journal, overwrite: bool, kn
         return _begin_anew(job, job.redo, writer, journal, progress)
     if not overwrite:
         _begin(job, writer, journal, progress)
-    done = {number for number, task in enumerate(job.tasks) if task.id in progress.done}
+    done = set(places_of(job.tasks, progress.done))
     return Found(sorted(done.difference(known)), progress.damaged)
 
 

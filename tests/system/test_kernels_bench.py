@@ -5,15 +5,18 @@ its smallest size, and once more with its outputs spoilt.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dglaunch.config import BackendConfig
 from kernels_bench import end_to_end, measure, true_size
 from kernels_bench.__main__ import BENCHES, main
-from support.commands import Ended, in_process
+from support.commands import Ended, dglaunch, in_process
 from support.selection import rarely
 
 CARRIED = {"bench", "date", "hardware", "command", "commit", "uncommitted", "versions", "options", "rows", "notes"}
@@ -143,14 +146,45 @@ def test_a_bench_prints_and_appends_its_row(tmp_path: Path, bench: str) -> None:
 
 @pytest.mark.slow
 def test_the_gpu_checks_run_through_at_toy_size(tmp_path: Path) -> None:
-    ended = command("true_size", tmp_path)
+    cases = ("plain", "plain again", "batch of 2", "compiled", "halving", "idle")
+    ended = command("true_size", tmp_path, "--cases", *cases)
     assert ended.code == 0, ended.output
     record = json.loads(ended.output.splitlines()[-1])
     check_record(record, "true_size")
     rows = {row["name"]: row for row in record["rows"]}
-    assert rows.keys() >= {"eager", "compiled", "int8, compiled", "int8, compiled, cache", "halving", "idle"}
-    assert "all 9 images made" in rows["halving"]["said"] and rows["eager"]["psnr"] == "equal"
+    assert rows.keys() == set(cases) and not any("not_run" in row for row in rows.values())
+    assert rows["plain again"]["psnr"] == rows["batch of 2"]["psnr"] == "equal"
     assert 0 <= rows["idle"]["idle_share"] < 1
+
+
+def test_a_model_of_the_catalog_is_written_as_an_ordinary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a block a network: the run's own code reads what a true size has, too."""
+    from dglaunch.models.catalogue import known
+    from dglaunch.models.checkpoint import resolve
+    from kernels_bench import seeded
+
+    small = {
+        "num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16, "axes_dims_rope": [4, 6, 6],
+        "joint_attention_dim": 32, "pooled_projection_dim": 32, "hidden_size": 32, "intermediate_size": 32,
+        "num_hidden_layers": 1, "d_model": 32, "d_ff": 32, "d_kv": 16, "num_heads": 2, "block_out_channels": [32, 32, 32, 32],
+    }  # fmt: skip
+    entry = known("black-forest-labs/FLUX.1-dev")
+    assert entry is not None
+    parts = {
+        name: replace(part, config={key: small.get(key, value) for key, value in part.config.items()})
+        for name, part in entry.components.items()
+    }
+    fake = SimpleNamespace(pipeline=entry.pipeline, diffusers=entry.diffusers, components=parts)
+    monkeypatch.setattr(seeded, "known", lambda _: fake)
+    folder = seeded.write_checkpoint("black-forest-labs/FLUX.1-dev", tmp_path / "flux", "cpu")
+    made = dglaunch(
+        "t2i", "--model_name", folder, "--prompt", "a red fox", "--height", "64", "--width", "64", "--num_inference_steps",
+        "1", "--device", "cpu", "--output_dir", tmp_path / "out",
+    )  # fmt: skip
+    assert made.code == 0, made.output
+    assert resolve(BackendConfig(model_name=str(folder))).family.name == "flux"
 
 
 def test_idle_is_what_no_kernel_covers() -> None:

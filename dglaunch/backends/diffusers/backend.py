@@ -62,7 +62,9 @@ class DiffusersBackend:
         self.engine = engine if engine is not None else own_engine(context)
         self.loader = loader if loader is not None else PipelineLoader(context)
         self.image_of = image_of
-        self.inputs = InputPrefetcher(() if context.config.debug else context.batches)
+        self.inputs = InputPrefetcher(
+            context.batches if context.config.takes_inputs and not context.config.debug else ()
+        )
         self.stages = Stages(on_gpu=context.device == "cuda")
         self.seconds = self.stages.seconds
         self.prompts: PromptEncoder | None = None

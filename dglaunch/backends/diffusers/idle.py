@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dglaunch.backends.profiles import Idle
 from dglaunch.config import CALL, RunConfig, flags_that
 from dglaunch.data.grid import places_of
+from dglaunch.data.many import num_rows
 from dglaunch.data.task import ROW_FIELDS, Task
 from dglaunch.models.checkpoint import Checkpoint
 
@@ -125,8 +126,8 @@ def _scale(checkpoint: Checkpoint, task: Task) -> float | None:
 
 def _rows(some: Sequence[Task], every: Sequence[Task]) -> str:
     """Where it stands: nothing is said of what stands in every row."""
-    rows, total = {task.index for task in some}, {task.index for task in every}
-    if len(rows) == len(total):
+    rows, total = num_rows(some, every), num_rows(every, every)
+    if rows == total:
         return ""
     first = some[0].index
-    return f" in row {first}" if len(rows) == 1 else f" in {len(rows):,} of {len(total):,} rows (the first: {first})"
+    return f" in row {first}" if rows == 1 else f" in {rows:,} of {total:,} rows (the first: {first})"

@@ -23,6 +23,7 @@ from dglaunch.backends.diffusers.stages import trace_shapes
 from dglaunch.backends.diffusers.weight_files import load_part
 from dglaunch.backends.registry import imported
 from dglaunch.config import BackendConfig, EditingConfig
+from dglaunch.data.shares import settings_of
 from dglaunch.errors import UserError
 from dglaunch.files import at_home
 from dglaunch.models.checkpoint import Checkpoint
@@ -71,8 +72,9 @@ class PipelineLoader:
                 "it into the checkpoint with the tool that trained it."
             )
         if self.checkpoint.takes is None:
-            tasks = [task for batch in self.context.batches for task in batch.tasks]
-            for idle in without_parameter(self.checkpoint, self.context.config, tasks, takes):
+            for idle in without_parameter(
+                self.checkpoint, self.context.config, settings_of(self.context.batches), takes
+            ):
                 raise UserError(idle.mistake)
 
     def call_parameters(self, pipeline: Pipeline) -> Mapping[str, inspect.Parameter]:

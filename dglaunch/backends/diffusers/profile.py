@@ -19,6 +19,7 @@ from dglaunch.backends.diffusers.lora_checks import check_loras, why_apart, with
 from dglaunch.backends.diffusers.sharing_checks import check_sharing
 from dglaunch.backends.profiles import Idle, Profile, Target, edit_bucket
 from dglaunch.config import CALL, RunConfig, flags_that
+from dglaunch.data.many import kinds_of
 from dglaunch.data.task import ROW_FIELDS, Bucket, Task, plain_bucket
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
@@ -74,6 +75,7 @@ class DiffusersProfile(Profile):
                 "machine, not a model of the hub. Drop it."
             )
         check_sharing(checkpoint, config, topology, tasks)
+        kinds = kinds_of(tasks)
         if checkpoint.weight_files or quantization_of(checkpoint.transformer) is not None:
             from dglaunch.backends.diffusers.weight_files import check_weight_files  # which imports torch
 
@@ -83,20 +85,20 @@ class DiffusersProfile(Profile):
             from dglaunch.backends.diffusers.schedulers import check_scheduler  # which imports torch
 
             _quiet(config)
-            check_scheduler(checkpoint, config.backend, tasks, self.xdit)
+            check_scheduler(checkpoint, config.backend, kinds, self.xdit)
         checks.check_draws(checkpoint)
-        checks.check_guidance(checkpoint, tasks)
-        checks.check_schedule(checkpoint, tasks)
+        checks.check_guidance(checkpoint, kinds)
+        checks.check_schedule(checkpoint, kinds)
         checks.check_text_length(checkpoint, config)
         checks.check_optimizations(
             checkpoint, config, topology, target.device, self.xdit, target.machine.capability, target.here
         )
-        checks.check_masks(checkpoint, config, tasks)
-        checks.check_cache_steps(checkpoint, config, tasks)
+        checks.check_masks(checkpoint, config, kinds)
+        checks.check_cache_steps(checkpoint, config, kinds)
         checks.check_cache_calls(checkpoint, config)
-        checks.check_inputs(checkpoint, config, tasks)
+        checks.check_inputs(checkpoint, config, kinds)
         checks.check_encode(checkpoint, config)
-        check_loras(checkpoint, config, tasks, self.xdit)
+        check_loras(checkpoint, config, kinds, self.xdit)
         check_long_prompts(checkpoint, config, tasks)
 
     def check_code(self, config: RunConfig, target: Target) -> None:

@@ -17,6 +17,7 @@ import torch
 
 from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers.findings import ANY_SIZE, Findings, file_of, keep, recall
+from dglaunch.data.shares import settings_of
 from dglaunch.data.task import Batch, Task
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
@@ -195,7 +196,7 @@ def find_out(context: Context, draw: Draw, takes: Collection[str]) -> tuple[Find
     said = channel.broadcast(channel.together(find))
     assert said is not None
     findings, source = said
-    check_sizes(checkpoint, findings, [task for batch in context.batches for task in batch.tasks])
+    check_sizes(checkpoint, findings, settings_of(context.batches))
     return findings, f"{checkpoint.pipeline_name}, which has no row in dglaunch's table: {findings.text} ({source})"
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from dglaunch.config import RunConfig
+from dglaunch.data.many import kinds_of
 from dglaunch.data.task import Task
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
@@ -104,7 +105,7 @@ def _check_tensor(checkpoint: Checkpoint, config: RunConfig, degree: int) -> Non
 
 def _check_lengths(checkpoint: Checkpoint, config: RunConfig, degree: int, tasks: Sequence[Task]) -> None:
     """Each rank needs a token of the text and of the image."""
-    shapes = {(task.height, task.width) for task in tasks}
+    shapes = {(task.height, task.width) for task in kinds_of(tasks)}
     for shape in (checkpoint.shape(*sides) for sides in shapes):
         if (tokens := checkpoint.image_tokens(shape)) < degree:
             raise UserError(

@@ -24,6 +24,7 @@ from dglaunch.backends.diffusers.loras import PipelineLoras
 from dglaunch.backends.diffusers.protocols import Pipeline, denoiser
 from dglaunch.backends.xdit.cpu import ATTENTION_BACKEND, import_xfuser
 from dglaunch.backends.xdit.step_cache import apply_step_cache, forget_images
+from dglaunch.data.shares import settings_of
 from dglaunch.data.task import Batch
 from dglaunch.errors import UserError
 from dglaunch.models.lora import LoraUse, text_of
@@ -68,8 +69,7 @@ class XDiTEngine:
 
     def _one_set(self) -> tuple[LoraUse, ...]:
         """What all rows use, as planning has seen to; a rank without rows of its own may get some of others'."""
-        tasks = (task for batch in self.context.batches for task in batch.tasks)
-        mine = next((text_of(task.lora or ()) for task in tasks), None)
+        mine = next((text_of(task.lora or ()) for task in settings_of(self.context.batches)), None)
         told = [text for text in self.context.channel.all_of_world(mine) if text is not None]
         return self.context.checkpoint.loras.of_row(told[0]) if told else ()
 

@@ -6,6 +6,7 @@ from dglaunch.backends.diffusers.profile import DiffusersProfile
 from dglaunch.backends.profiles import Idle, Target
 from dglaunch.backends.xdit import checks
 from dglaunch.config import RunConfig
+from dglaunch.data.many import kinds_of
 from dglaunch.data.task import Task
 from dglaunch.distributed.topology import Topology
 
@@ -18,13 +19,13 @@ class XDiTProfile(DiffusersProfile):
     def check(self, config: RunConfig, target: Target, topology: Topology, tasks: Sequence[Task]) -> None:
         super().check(config, target, topology, tasks)
         checks.check_degrees(target.checkpoint, config, topology)
-        checks.check_inputs(target.checkpoint, tasks)
+        checks.check_inputs(target.checkpoint, kinds_of(tasks))
         if topology.replica_size > 1:
             checks.check_text(target.checkpoint, config)
         if topology.parallel.use_cfg_parallel:
-            checks.check_branches(tasks)
+            checks.check_branches(kinds_of(tasks))
         if topology.sequence_degree > 1:
-            checks.check_split(target.checkpoint, config, topology, tasks)
+            checks.check_split(target.checkpoint, config, topology, kinds_of(tasks))
 
     def idle_values(self, config: RunConfig, target: Target, tasks: Sequence[Task]) -> Iterable[Idle]:
         yield from super().idle_values(config, target, tasks)

@@ -22,7 +22,7 @@ def test_every_name_finds_a_module() -> None:
 def test_a_backend_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "BACKENDS", dict(registry.BACKENDS))
     registry.register("mine", "dglaunch.backends.fake:FakeBackend")
-    config = SimpleNamespace(backend=SimpleNamespace(backend="mine"), debug=True)
+    config = SimpleNamespace(backend=SimpleNamespace(backend="mine"), debug=True, takes_inputs=False)
     context: Any = SimpleNamespace(config=config, batches=())
     assert isinstance(registry.create(context), FakeBackend)
 

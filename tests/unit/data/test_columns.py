@@ -1,5 +1,6 @@
 """What the columns of a table are taken for: any case, other names by flag, and what merely looks like a setting."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ def columns(past: Past = Past.NEW, **flags: Any) -> Columns:
 
 @pytest.fixture
 def read(tmp_path):
-    def read(*rows: dict[str, Any], past: Past = Past.NEW, **flags: Any) -> tuple[list[Task], Columns]:
+    def read(*rows: dict[str, Any], past: Past = Past.NEW, **flags: Any) -> tuple[Sequence[Task], Columns]:
         config: RunConfig = T2IConfig(prompts_file=write_jsonl(tmp_path / "t.jsonl", rows), **flags)
         found = Columns(config, lambda: past)
         return read_prompts(config, 16, None, found), found  # type: ignore[arg-type]  # a T2IConfig

@@ -103,3 +103,20 @@ def test_what_cannot_be_read_is_told_before_a_model_is_loaded(
     ended = dglaunch("t2i", *FAKE, "--output_dir", tmp_path / "out", *where, *words, **server.environment)
     assert ended.code == 2 and said in ended.output and "me:secret" not in ended.output, ended.output
     assert not (tmp_path / "out").exists()
+
+
+def test_a_prefix_of_shards(server: S3Server, tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow.parquet import write_table
+
+    for number in range(3):
+        data = io.BytesIO()
+        write_table(pa.table({"prompt": [f"shard {number}, row {row}" for row in range(2)]}), data)
+        server.put("inputs", f"shards/{number}.parquet", data.getvalue())
+    server.put("inputs", "shards/README.md", b"no table")
+    ended = t2i(server, tmp_path, "--prompts_file", "s3://inputs/shards")
+    assert ended.code == 0, ended.output
+    assert [row["prompt"] for row in ledger(tmp_path / "out")][-1] == "shard 2, row 1"
+    server.put("inputs", "shards/more.csv", b"prompt\na fox\n")
+    ended = t2i(server, tmp_path, "--prompts_file", "s3://inputs/shards")
+    assert ended.code == 2 and "tables of several kinds" in ended.output

@@ -1,5 +1,6 @@
 """--grid: rows times values, their order and their seeds, and what is no grid."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from support.results import write_jsonl
 ROWS = [{"prompt": "a"}, {"prompt": "b", "tag": "x"}]
 
 
-def read(folder: Path, rows: list[dict[str, Any]], *grid: str, **flags: Any) -> list[Task]:
+def read(folder: Path, rows: list[dict[str, Any]], *grid: str, **flags: Any) -> Sequence[Task]:
     path = write_jsonl(folder / "t.jsonl", rows)
     return read_prompts(T2IConfig(prompts_file=path, grid=grid, **flags))
 

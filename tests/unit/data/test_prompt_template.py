@@ -1,5 +1,6 @@
 """--prompt_template: prompts that are made of columns, and what is no template."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from dglaunch.errors import InputError, UserError
 from support.results import write_jsonl
 
 
-def read(folder: Path, rows: list[dict[str, Any]], template: str, **flags: Any) -> list[Task]:
+def read(folder: Path, rows: list[dict[str, Any]], template: str, **flags: Any) -> Sequence[Task]:
     path = write_jsonl(folder / "t.jsonl", rows)
     return read_prompts(T2IConfig(prompts_file=path, prompt_template=template, **flags))
 

@@ -4,6 +4,7 @@ import math
 import os
 import re
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from dglaunch.files import is_stream
 from support.results import write_jsonl
 
 
-def read(path: Path, multiple: int = 16, **flags: Any) -> list[Task]:
+def read(path: Path, multiple: int = 16, **flags: Any) -> Sequence[Task]:
     piped = read_pipe(path) if is_stream(path) else None
     return read_prompts(T2IConfig(prompts_file=path, **flags), multiple, piped)
 

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dglaunch.data.table_formats import NO_OBJECT, guess
@@ -125,3 +127,51 @@ def test_what_is_no_table(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(UserError, match="is none of the tables"):
         rows(tmp_path / name)
+
+
+def test_a_folder_is_of_the_kind_that_its_files_are(tmp_path: Path) -> None:
+    for kind in ("jsonl", "csv"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / ".hidden.txt").write_text("x")
+        (tmp_path / kind / "README.md").write_text("x")
+    (tmp_path / "csv" / "b.csv").write_text("prompt\nthree\n")
+    (tmp_path / "csv" / "a.csv.gz").write_bytes(gzip.compress(b"prompt\none\ntwo\n"))
+    (tmp_path / "jsonl" / "a.jsonl").write_text('{"prompt": "one"}')
+    assert [row["prompt"] for row in rows(tmp_path / "csv") if isinstance(row, dict)] == ["one", "two", "three"]
+    assert rows(tmp_path / "jsonl", tmp_path / "csv" / "b.csv") == [{"prompt": "one"}, {"prompt": "three"}]
+
+
+def test_a_folder_of_several_kinds_is_refused(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv", "c.jsonl"):
+        (tmp_path / name).write_text("prompt\none\n")
+    said = rf"has tables of several kinds \(2 \.csv, 1 \.jsonl\)\. Name those that are meant: '{tmp_path}/\*\.csv' or"
+    with pytest.raises(UserError, match=said):
+        rows(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"has no tables \(\.jsonl.*or a pattern such as"):
+        rows(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (["prompt", "sed"], "no seed and sed besides"),
+        (["prompt"], "no seed"),
+        (["prompt", "seed", "style"], "style besides"),
+        (["seed", "prompt"], None),
+    ],
+)
+def test_a_shard_with_other_columns_than_the_first_is_refused(
+    tmp_path: Path, columns: list[str], said: str | None
+) -> None:
+    pq.write_table(pa.table({"prompt": ["a"], "seed": [1]}), tmp_path / "part-0.parquet")
+    pq.write_table(pa.table({name: ["1"] for name in columns}), tmp_path / "part-1.parquet")
+    for named in (tmp_path, tmp_path / "part-*"):
+        if said is None:
+            assert len(rows(named)) == 2
+        else:
+            with pytest.raises(
+                UserError, match=rf"part-1\.parquet has other columns than .*part-0\.parquet: {said}\. "
+            ):
+                rows(named)
+    assert len(rows(tmp_path / "part-0.parquet", tmp_path / "part-1.parquet")) == 2

@@ -1,7 +1,6 @@
 """--layout: each evaluation's own prompt file is read, and each view is read back as its evaluation or loader reads it.
 The walks below do what those scripts do; the fake backend makes the images."""
 
-import importlib.util
 import io
 import json
 import re
@@ -249,15 +248,6 @@ def test_prompt_files_of_one_name_are_told_first(
     rows = [{"prompt": name, "prompt_file": name} for name in names]
     run("dpg", write_jsonl(tmp_path / "p.jsonl", rows), tmp_path / "out", code=2)
     assert "rows 0 and 1 have the same prompt_file" in capsys.readouterr().err and not (tmp_path / "out").exists()
-
-
-def test_a_missing_package_is_told_first(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else find(name))
-    run("parquet", write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a"}]), tmp_path / "out", code=2)
-    assert "pip install 'dglaunch[parquet]'" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_edits_have_no_text_to_image_layouts() -> None:

@@ -1,0 +1,111 @@
+"""What a large table offers beside a list of tasks, so that nothing has to look at ten million of them one by one."""
+
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Self
+
+from dglaunch.data.task import Task
+
+if TYPE_CHECKING:
+    from dglaunch.data.many_numbers import Numbers
+
+
+class Kinds(list[Task]):
+    """The first task of each kind of a table, with the number of rows that are of it. Tasks of a kind differ in texts, seed
+    and number alone."""
+
+    def __init__(self, tasks: Iterable[Task] = (), num_rows: Iterable[int] = ()) -> None:
+        super().__init__(tasks)
+        self._num_rows = {task.id: count for task, count in zip(self, num_rows)}
+
+    def rows_of(self, some: Iterable[Task]) -> int:
+        """Return how many rows are of these kinds."""
+        return sum(self._num_rows[task.id] for task in some)
+
+
+class ManyTasks(Sequence[Task]):
+    """Tasks in columns (task_table.py): each is made when it is asked for."""
+
+    @property
+    @abstractmethod
+    def kinds(self) -> Kinds:
+        """The first task of each kind, in order."""
+
+    @abstractmethod
+    def by_kind(self, groups: Sequence[int]) -> Iterator[tuple[int, Self]]:
+        """Yield the tasks in groups, in the order in which the first task of each stands.
+
+        Args:
+            groups: the group of each of `kinds`.
+        """
+
+    @abstractmethod
+    def at(self, places: "Sequence[int] | Numbers") -> Self:
+        """Return the tasks at these places."""
+
+    @abstractmethod
+    def followed_by(self, others: Sequence[Self]) -> Self:
+        """Return these tasks, and behind them others of the same table."""
+
+    @abstractmethod
+    def without(self, task_ids: Collection[tuple[int, int]]) -> Self:
+        """Return the tasks that have none of these ids."""
+
+    @abstractmethod
+    def places_of(self, task_ids: Collection[tuple[int, int]]) -> list[int]:
+        """Return where the tasks stand that have these ids."""
+
+    @abstractmethod
+    def ranges(self) -> Iterator[tuple[int, int, int]]:
+        """Yield the indices in order: the first of some that follow one another, the one behind the last, and the number of
+        their samples."""
+
+    @property
+    @abstractmethod
+    def indices(self) -> "Numbers":
+        """The index of each task."""
+
+    @abstractmethod
+    def digests(self) -> "Numbers":
+        """Return a number for each task that follows from its prompt and seed: equal where they are."""
+
+    @property
+    @abstractmethod
+    def sample_counts(self) -> set[int]:
+        """How many images rows have, each number once."""
+
+
+def kinds_of(tasks: Sequence[Task]) -> Sequence[Task]:
+    """Return tasks among which is each setting that any of them has: all of them, or one of each kind."""
+    return tasks.kinds if isinstance(tasks, ManyTasks) else tasks
+
+
+def num_rows(some: Sequence[Task], every: Sequence[Task]) -> int:
+    """Return how many rows some of these tasks are of.
+
+    Args:
+        every: what `kinds_of` returned, of which they are some.
+    """
+    return every.rows_of(some) if isinstance(every, Kinds) else len({task.index for task in some})
+
+
+def without(tasks: Sequence[Task], task_ids: Collection[tuple[int, int]]) -> Sequence[Task]:
+    """Return the tasks that have none of these ids."""
+    if not task_ids:
+        return tasks
+    if isinstance(tasks, ManyTasks):
+        return tasks.without(task_ids)
+    return [task for task in tasks if task.id not in task_ids]
+
+
+def sample_counts(tasks: Sequence[Task]) -> set[int]:
+    """Return how many images rows have, each number once."""
+    return tasks.sample_counts if isinstance(tasks, ManyTasks) else set(Counter(task.index for task in tasks).values())
+
+
+def places_of(tasks: Sequence[Task], task_ids: Collection[tuple[int, int]]) -> list[int]:
+    """Return where the tasks stand that have these ids."""
+    if isinstance(tasks, ManyTasks):
+        return tasks.places_of(task_ids) if task_ids else []
+    return [place for place, task in enumerate(tasks) if task.id in task_ids]
