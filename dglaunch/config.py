@@ -28,6 +28,7 @@ LARGEST_SEED = 2**62
 MAX_PIXELS = 89_478_485
 """Beyond it an image may be a decompression bomb; Pillow's own limit, at which it only warns."""
 Layout = Literal["indexed", "geneval", "dpg", "t2i_compbench", "genarena", "webdataset", "parquet"]
+Store = Literal["files", "webdataset", "parquet"]
 WriterName = Literal["main", "node", "rank"]
 DtypeName = Literal["bfloat16", "float16", "float32", "bf16", "fp16", "fp32", "half", "float"]
 OTHER_DTYPES: dict[str, DtypeName] = {
@@ -412,8 +413,16 @@ class RunConfig:
     """Write prompt and settings once more as AUTOMATIC1111 does (PNG chunk `parameters`, EXIF UserComment), for other viewers."""
     output_name_column: str | None = flag(None, NOTHING, Group.OUTPUT)
     """Column that names each output file; default is the index (000000.png)."""
+    files_per_folder: int | None = flag(None, NOTHING, Group.OUTPUT)
+    """Images in folders 0000, 0001, ... of so many, by index; 0: all in one. Fixed at a job's first start. Default: 10000, if it has
+    more."""
     layout: Layout = flag("indexed", NOTHING, Group.OUTPUT)
     """At the end also write the images to --output_dir/LAYOUT as that evaluation or data loader reads them."""
+    store: Store = flag("files", NOTHING, Group.OUTPUT)
+    """How images are kept: a file each, or in shards as they are made, tar files for WebDataset or Parquet for `datasets`, in
+    --output_dir/shards (a job keeps to what it began with)."""
+    shard_size: int = flag(1000, NOTHING, Group.OUTPUT)
+    """With --store webdataset or parquet: megabytes of a shard (of at most 10,000 images)."""
     batch_size: int | Literal["auto"] = flag("auto", NOTHING, Group.SPEED, usual="Images at a time on each GPU")
     """Images per forward pass per replica, `auto` by size, memory and degrees; with an API samples of a prompt per request."""
     num_images_per_prompt: int | None = flag(
@@ -508,6 +517,7 @@ class RunConfig:
             ("stall_timeout", 0),
             ("seed", 0),
             ("max_pixels", 1),
+            ("shard_size", 1),
         ):
             value = getattr(self, name)
             if isinstance(value, int | float) and not least <= value < float("inf"):

@@ -8,8 +8,8 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 
 from dglaunch import diffgentor
-from dglaunch.environment import another_speaks, environment, is_true
-from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, EXIT_USER, DglaunchError, UserError
+from dglaunch.environment import another_speaks, environment, is_true, tells_of_deaths
+from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, EXIT_USER, DglaunchError, LostPeer, UserError
 from dglaunch.streams import lasting, say
 
 NAMES_AND_RIGHTS = (
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except DglaunchError as error:
             if _debugs(words, environ) and not isinstance(error, UserError):
                 say(traceback.format_exc(), error=True)
-            if not (isinstance(error, UserError) and another_speaks(environ)):
+            if not _is_told_by_another(error, environ):
                 say(f"dglaunch: {error}", error=True)
             return error.exit_code
         except BrokenPipeError:
@@ -117,6 +117,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not another_speaks(environ):
                 say(str(stopped) or "Stopped. Start the same command again to go on.", error=True)
             return EXIT_DRAINED
+
+
+def _is_told_by_another(error: DglaunchError, environ: Mapping[str, str]) -> bool:
+    """Whether other ranks have the same to say."""
+    if isinstance(error, LostPeer):
+        return not tells_of_deaths(environ)
+    return isinstance(error, UserError) and another_speaks(environ)
 
 
 def _debugs(words: Sequence[str], environ: Mapping[str, str]) -> bool:

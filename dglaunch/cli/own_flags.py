@@ -122,6 +122,8 @@ class SlurmFlags(OwnFlags):
     """GPUs, and ranks, on each."""
     array: bool = False
     """Independent nodes as a job array, with no rendezvous: each starts when Slurm has room for it."""
+    elastic: bool = False
+    """Up to so many nodes that come and go (preemptible ones) as one world, which is formed anew when one joins or dies."""
     partition: str | None = None
     """Slurm's partition. Default: the cluster's."""
     time: str = "24:00:00"
@@ -143,6 +145,12 @@ class SlurmFlags(OwnFlags):
         for name in ("nodes", "gpus_per_node", "cpus_per_gpu"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}; it must be 1 or more.")
+        if self.array and self.elastic:
+            raise UserError(
+                "--array shares the work out beforehand, --elastic in one world of whoever is there; drop one of them."
+            )
+        if self.elastic and self.nodes < 2:
+            raise UserError("--elastic is for nodes that come and go; say how many there may be: --nodes 4.")
         for name in ("partition", "time", "venv", "job_name", "sbatch"):
             _refuse_line_breaks(name, getattr(self, name))
 

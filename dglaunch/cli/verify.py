@@ -38,7 +38,7 @@ def verify(folder: Path, /, repair: bool = False) -> int:
         found = inspect(output_folder)
         if repair and found.problems:
             repair_folder(output_folder, found)
-    missing = describe_missing(output_folder, found.records)
+    missing = describe_missing(output_folder, found.right)
     _print_some(terminal, found.problems)
     _print_some(terminal, found.notes)
     if missing:
@@ -50,7 +50,7 @@ def verify(folder: Path, /, repair: bool = False) -> int:
         )
     elif found.problems:
         terminal.print("dglaunch verify --repair moves aside what is wrong; the job's next start makes it again.")
-    right = f"{len(found.records):,} images are right"
+    right = f"{len(found.right):,} images are right"
     terminal.print(f"{right}; {len(found.problems):,} problems" if found.problems else right)
     return EXIT_BROKEN if found.problems or missing else EXIT_DONE
 

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Self
 
 from dglaunch.data.task import Task
@@ -39,6 +39,10 @@ class ManyTasks(Sequence[Task]):
         Args:
             groups: the group of each of `kinds`.
         """
+
+    @abstractmethod
+    def place(self, in_folder: Callable[[int, str], str]) -> None:
+        """Let the name of each image, of these and of all others of the table, be what this makes of its index and name."""
 
     @abstractmethod
     def at(self, places: "Sequence[int] | Numbers") -> Self:

@@ -8,7 +8,7 @@ It is a Sequence of tasks like any list of them. What looks at ten million tasks
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import chain, pairwise
 from typing import Any, Self, overload
@@ -110,7 +110,7 @@ def _packed(task: Task, name: str, defaults: Mapping[str, object]) -> object:
     return None if name.startswith(EXTRA) else getattr(task, name)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Store:
     """The columns of all tasks of a table, as the file has them, and what stands where nothing is in them."""
 
@@ -119,6 +119,8 @@ class _Store:
     """The number of each batch's first task, and how many tasks there are."""
     defaults: Mapping[str, object]
     lora_of: Callable[[str], tuple[LoraUse, ...]]
+    in_folder: Callable[[int, str], str] = field(default=lambda _index, name: name)
+    """The name of an image with its folder, from its index and its name."""
 
     @property
     def names(self) -> list[str]:
@@ -163,7 +165,7 @@ class _Store:
             if stem is None:
                 stem = f"{index:06d}" if sample is None else f"{index:06d}_{sample:02d}"
             yield Task(
-                index=index, sample=sample or 0, prompt=prompt, seed=seed, stem=stem, extra=_extra(extras, rests[n], n),
+                index=index, sample=sample or 0, prompt=prompt, seed=seed, stem=self.in_folder(index, stem), extra=_extra(extras, rests[n], n),
                 **fixed, **{name: values[n] for name, values in varied.items()},
             )  # fmt: skip
 
@@ -233,6 +235,9 @@ class TaskTable(ManyTasks):
         if isinstance(numbers, range) and numbers.step != 1:
             numbers = np.arange(numbers.start, numbers.stop, numbers.step)
         return type(self)(self._store, numbers)
+
+    def place(self, in_folder: Callable[[int, str], str]) -> None:
+        self._store.in_folder = in_folder
 
     def at(self, places: Sequence[int] | Numbers) -> Self:
         found, numbers = np.asarray(places, np.int64), self._numbers

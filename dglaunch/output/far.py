@@ -33,7 +33,8 @@ from dglaunch import strict_json
 from dglaunch.addresses import Address, path_or_address
 from dglaunch.data.task import Record
 from dglaunch.errors import UserError
-from dglaunch.output.lines import IMAGE_SUFFIXES, file_name_of
+from dglaunch.output import segments
+from dglaunch.output.lines import FOLDER, IMAGE_SUFFIXES, file_name_of
 from dglaunch.storage import lease, retrying
 from dglaunch.storage.errors import REFUSED, StorageError
 from dglaunch.storage.lease import Lease
@@ -67,7 +68,7 @@ KEPT = re.compile(
 )
 """Files that are whole in the working folder, beside those whose names begin as OWN does."""
 LEDGER = re.compile(r"(?:metadata|failures|run)((?:-node\d+of\d+)?(?:-rank\d+of\d+)?)\.jsonl?", re.ASCII)
-_IMAGE_FOLDER = re.compile(r"\d{4,9}", re.ASCII)
+_IMAGE_FOLDER = re.compile(FOLDER, re.ASCII)
 _LINES_OF = re.compile(re.escape(LINES) + r"([^/]+)/(\d{8})[^/]*", re.ASCII)
 BEGINS = b'{"file_name": "'
 _NAME_IN_LINE = re.compile(re.escape(BEGINS) + rb'([^"\\]+)"')
@@ -173,8 +174,15 @@ class FarFolder:
         for file in {_file_of(name) for name in lines}:
             with suppress(FileNotFoundError):
                 self._fetch(self.store.look_at(file))
+        closed = [
+            found
+            for found in self.store.list(segments.FOLDER)
+            if suffixes(segments.suffix_of(Path(found.name))) and self._versions.get(found.name) != found.version
+        ]
+        _in_threads(self._fetch, closed)
         self._take_lines(lines)
-        for file in {_file_of(name) for name in lines if _file_of(name).startswith("metadata")}:
+        coming = {_file_of(name) for name in lines if _file_of(name).startswith("metadata")}
+        for file in coming | {found.name for found in closed if found.name.endswith(".jsonl")}:
             for record in _records(self.folder / file):
                 self._stub(file_name_of(record), record["bytes"], datetime.now(UTC))
 
@@ -296,9 +304,9 @@ class FarFolder:
 
         self._uploads.add(name, data, there)
 
-    def note_line(self, file: str, line: bytes) -> None:
+    def note_line(self, file: str, record: Record) -> None:
         """Put a line that was added to a ledger of the working folder, soon."""
-        self._lines.add(file, line)
+        self._lines.add(file, (strict_json.dumps(record) + "\n").encode())
 
     def flush(self) -> None:
         """Wait until all images and lines are there.

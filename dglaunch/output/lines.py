@@ -25,6 +25,11 @@ FAILURES_STEM = "failures"
 """How the names of the files of failures begin."""
 MOST_LINE = 1 << 24
 """Bytes of a ledger line; a longer one is none of dglaunch's."""
+MOST_SAMPLE = 1 << 31
+"""A sample is smaller."""
+FOLDER = r"(?:\d{4}|[1-9]\d{4,8})"
+"""How a folder of images is called (--files_per_folder): its number in four digits, or more where it has more."""
+_IN_FOLDER = re.compile(rf"{FOLDER}/", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _KEY = re.compile(r"[0-9a-f]{16}")
 _OF_REDO = b'"redo_of": "'
@@ -45,6 +50,15 @@ class LineKind(Enum):
     """Torn, or with values that dglaunch does not write."""
 
 
+class LedgerFile(NamedTuple):
+    """A file of ledger lines."""
+
+    path: Path
+    inside: str = ""
+    """Of a folder of images, which has a metadata.jsonl of its own with the names as they are seen from there: what they are
+    called from the output folder begins with this ("0001/")."""
+
+
 class Line(NamedTuple):
     """One line of a ledger or of failures.jsonl."""
 
@@ -62,32 +76,35 @@ class Line(NamedTuple):
         return self.kind is LineKind.BAD and self.is_torn and self.text.startswith(('{"file_name": ', '{"index": '))
 
 
-def scan(path: Path) -> Iterator[Line]:
+def scan(path: Path, inside: str = "") -> Iterator[Line]:
     """Yield every line of a ledger or of failures.jsonl, and what it is; none if there is no such file.
 
     Anyone may have written it. A line of ours has all that dglaunch writes, of the right types, and the name of an image
     that cannot leave the folder.
 
+    Args:
+        inside: the folder of images that the file is in (`LedgerFile`); the texts stay as they are.
+
     Raises:
         UserError: it cannot be read.
     """
-    return (line for _, line in scan_places(path))
+    return (line for _, line in scan_places(path, inside))
 
 
-def scan_places(path: Path) -> Iterator[tuple[int, Line]]:
+def scan_places(path: Path, inside: str = "") -> Iterator[tuple[int, Line]]:
     """Yield the same with the byte at which each line begins, for `record_at`."""
     redone = _redone(path)
-    for start, line in _lines_as_written(path):
+    for start, line in _lines_as_written(path, inside):
         if redone and line.kind is LineKind.OURS and start < redone.get(id_of(line.record), 0):
             line = Line(line.text, LineKind.REPLACED, {}, line.is_torn)
         yield start, line
 
 
-def _lines_as_written(path: Path) -> Iterator[tuple[int, Line]]:
+def _lines_as_written(path: Path, inside: str = "") -> Iterator[tuple[int, Line]]:
     """The same, in one pass: a line that a redo has replaced is still one of ours."""
     is_ours = _shape_of(path)
     for start, raw in raw_lines(path):
-        yield start, _line(raw, is_ours) if raw else Line("", LineKind.TOO_LONG, {}, False)
+        yield start, _line(raw, is_ours, inside) if raw else Line("", LineKind.TOO_LONG, {}, False)
 
 
 def _redone(path: Path) -> dict[TaskId, int]:
@@ -98,9 +115,14 @@ def _redone(path: Path) -> dict[TaskId, int]:
     return {id_of(record): start for start, record in lines if record and is_redone(record)}
 
 
-def record_at(path: Path, data: BinaryIO, start: int) -> Record:
+def record_at(path: Path, data: BinaryIO, start: int, inside: str = "") -> Record:
     """Return our line that begins there in an open ledger of this path; an empty one if it is not ours."""
-    return _line(_raw_at(data, start), _shape_of(path)).record
+    return _line(_raw_at(data, start), _shape_of(path), inside).record
+
+
+def result_of(raw: bytes) -> Record | None:
+    """Return the line of a finished image that stands alone, as in a shard; None if it is not ours."""
+    return _line(raw, _is_result).record or None
 
 
 def text_at(data: BinaryIO, start: int) -> str:
@@ -149,8 +171,17 @@ def append_line(stream: io.FileIO, record: Record) -> None:
     Raises:
         OSError: it cannot be written.
     """
+    append_whole(stream, (strict_json.dumps(record) + "\n").encode())
+
+
+def append_whole(stream: io.FileIO, data: bytes) -> None:
+    """Add all of it, or nothing; the stream has no buffer.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     end = stream.seek(0, os.SEEK_END)
-    left = memoryview((strict_json.dumps(record) + "\n").encode())
+    left = memoryview(data)
     try:
         while left:
             left = left[stream.write(left) :]
@@ -163,7 +194,7 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape") + "\n" * (not raw.endswith(b"\n"))
 
 
-def _line(raw: bytes, is_ours: Callable[[Record], bool]) -> Line:
+def _line(raw: bytes, is_ours: Callable[[Record], bool], inside: str = "") -> Line:
     text, is_torn = _text(raw), not raw.endswith(b"\n")
     try:
         record = strict_json.loads(raw)
@@ -171,6 +202,8 @@ def _line(raw: bytes, is_ours: Callable[[Record], bool]) -> Line:
         record = None
     if not isinstance(record, dict):
         return Line(text, LineKind.BAD, {}, is_torn)
+    if inside and isinstance(name := record.get("file_name"), str):
+        record["file_name"] = inside + name
     if is_ours(record):
         return Line(text, LineKind.OURS, record, is_torn)
     has_marker = "index" in record and "sample" in record and ("key" in record or "error" in record)
@@ -192,8 +225,8 @@ def _is_failure(record: Record) -> bool:
 
 
 def _has_id(record: Record) -> bool:
-    values = record.get("index"), record.get("sample")
-    return all(type(value) is int and 0 <= value < 2**63 for value in values)
+    index, sample = record.get("index"), record.get("sample")
+    return type(index) is int and 0 <= index < 2**63 and type(sample) is int and 0 <= sample < MOST_SAMPLE
 
 
 def _matches(pattern: re.Pattern[str], value: object) -> bool:
@@ -201,8 +234,13 @@ def _matches(pattern: re.Pattern[str], value: object) -> bool:
 
 
 def is_image_name(name: object) -> bool:
-    """Return whether it is a name that dglaunch gives an image: of this folder, not hidden, that a file system can hold."""
-    if not isinstance(name, str) or not name.endswith(IMAGE_SUFFIXES) or name.startswith("."):
+    """Return whether it is a name that dglaunch gives an image: of this folder or of a folder of images in it, not hidden, that
+    a file system can hold."""
+    if not isinstance(name, str):
+        return False
+    if (folder := _IN_FOLDER.match(name)) is not None:
+        name = name[folder.end() :]
+    if not name.endswith(IMAGE_SUFFIXES) or name.startswith("."):
         return False
     if re.search(r"[/\\\x00-\x1f]", name):
         return False
@@ -223,13 +261,13 @@ def is_our_ledger(path: Path) -> bool:
     return only_torn
 
 
-def read_lines(path: Path) -> Iterator[tuple[str, Record]]:
+def read_lines(path: Path, inside: str = "") -> Iterator[tuple[str, Record]]:
     """Yield our own lines of a ledger as text and parsed; all others are passed over.
 
     Raises:
         UserError: it cannot be read.
     """
-    return ((line.text, line.record) for line in scan(path) if line.kind is LineKind.OURS)
+    return ((line.text, line.record) for line in scan(path, inside) if line.kind is LineKind.OURS)
 
 
 def id_of(record: Record) -> TaskId:

@@ -1,8 +1,12 @@
 """Several output folders of one job become one: of nodes that share no file system."""
 
 import contextlib
-from collections.abc import Sequence
+import heapq
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 
 from dglaunch import strict_json
@@ -11,24 +15,35 @@ from dglaunch.data.task import Record
 from dglaunch.errors import OutputError, UserError
 from dglaunch.output.asked import Asked, TaskRanges, asked_of, together
 from dglaunch.output.batch_jobs import refuse_open_jobs
+from dglaunch.output.image_folders import IMAGE_FOLDERS, ImageFolders, common_folders
+from dglaunch.output.images import StoredImage
 from dglaunch.output.inspection import SHOWN, Inspection, describe_missing, inspect
-from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder
+from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part
+from dglaunch.output.ledger_index import LedgerIndex
 from dglaunch.output.lines import TaskId, file_name_of, id_of, read_lines
+from dglaunch.output.ordering import put_in_order
 from dglaunch.output.ownership import link_or_copy
 from dglaunch.output.resume import rewrite
+from dglaunch.output.shard_writer import Keeping, ShardWriter, take_over
+from dglaunch.output.shards import IMAGE_SHARD, ShardKind, ShardName, closed_shards, index_of, shard_of
 
 
 @dataclass(slots=True)
 class Merged:
     """What the folders hold together."""
 
-    files: list[Path] = field(default_factory=list)
-    records: dict[TaskId, Record] = field(default_factory=dict)
+    parts: list[Inspection] = field(default_factory=list)
+    """What each of them says of itself."""
+    num_images: int = 0
     failures: dict[TaskId, str] = field(default_factory=dict)
     asked: Asked = field(default_factory=lambda: Asked(TaskRanges()))
     """What the folders were asked for together."""
     missing: str | None = None
     """A sentence about the images that none of them has."""
+
+    def has(self, task_id: TaskId) -> bool:
+        """Return whether one of the folders has this image."""
+        return any(task_id in part.right for part in self.parts)
 
 
 def merge_folders(folders: Sequence[OutputFolder], target: OutputFolder) -> Merged:
@@ -51,16 +66,25 @@ def merge_folders(folders: Sequence[OutputFolder], target: OutputFolder) -> Merg
             locks.enter_context(folder.keep_runs_out())
             refuse_open_jobs(folder, "Start its own command again with --api_batch, which takes them, and merge then.")
             _add(folder, _inspect_closely(folder), merged)
+        in_shards: Counter[tuple[Path, str]] = Counter()
+        for folder, record in _together(merged.parts):  # two that differ are told before anything is written
+            merged.num_images += 1
+            if shard := shard_of(record):
+                in_shards[folder.path, shard] += 1
         target.path.mkdir(parents=True, exist_ok=True)
-        for file in merged.files:
-            _link(file, target)
-    merged.failures = {task_id: text for task_id, text in merged.failures.items() if task_id not in merged.records}
-    try:
-        _write_ledgers(merged, target)
-        _write_run(folders, merged, target)
-    except OSError as error:
-        raise OutputError(f"Writing to {target.path} failed: {error.strerror or error}.") from None
-    merged.missing = describe_missing(target, merged.records)
+        image_folders = common_folders(folders)
+        try:
+            shards = _Shards(target, in_shards)
+            rewrite(target.file(METADATA), _linked(merged, target, image_folders, shards))
+            shards.close()
+            merged.failures = {id_: text for id_, text in merged.failures.items() if not merged.has(id_)}
+            if merged.failures:
+                rewrite(target.file(FAILURES), [merged.failures[task_id] for task_id in sorted(merged.failures)])
+            _write_run(folders, merged, target, image_folders)
+            put_in_order(target, Part(), merged.failures)
+        except OSError as error:
+            raise OutputError(f"Writing to {target.path} failed: {error.strerror or error}.") from None
+    merged.missing = describe_missing(target, LedgerIndex.read(target).compare().done())
     return merged
 
 
@@ -86,38 +110,109 @@ def _inspect_closely(folder: OutputFolder) -> Inspection:
 
 
 def _add(folder: OutputFolder, found: Inspection, merged: Merged) -> None:
-    for task_id, record in found.records.items():
-        known = merged.records.get(task_id)
-        if known is None:
-            merged.files.append(folder.path / file_name_of(record))
-        elif known["sha256"] != record["sha256"]:
-            raise UserError(f"{file_name_of(record)} is in two of the folders and differs; which is right?")
-        merged.records[task_id] = record
+    merged.parts.append(found)
     failures = {id_of(record): text for path in folder.files(FAILURES) for text, record in read_lines(path)}
     merged.failures |= failures
-    merged.asked = together([merged.asked, asked_of(folder, [*found.records, *failures])])
+    merged.asked = together([merged.asked, asked_of(folder, chain(found.right, failures))])
 
 
-def _link(file: Path, target: OutputFolder) -> None:
-    try:
-        link_or_copy(file, target.path / file.name)
-    except FileExistsError:
-        raise UserError(f"{file.name} stands for different images in two of the folders.") from None
-    except OSError as error:
-        raise OutputError(f"Copying {file} to {target.path} failed: {error.strerror or error}.") from None
+def _together(parts: Sequence[Inspection]) -> Iterator[tuple[OutputFolder, Record]]:
+    """The images of all folders in order, each once, with the folder that it is in.
+
+    Raises:
+        UserError: two folders have different ones of a name.
+    """
+
+    def lines(part: Inspection) -> Iterator[tuple[TaskId, OutputFolder, Record]]:
+        for row, record in part.index.records(part.right.rows):
+            yield part.index.id_at(row), part.index.folder, record
+
+    last: Record | None = None
+    for _, folder, record in heapq.merge(*map(lines, parts), key=itemgetter(0)):
+        if last is None or id_of(last) != id_of(record):
+            yield folder, record
+        elif last["sha256"] != record["sha256"]:
+            raise UserError(f"{file_name_of(record)} is in two of the folders and differs; which is right?")
+        last = record
 
 
-def _write_ledgers(merged: Merged, target: OutputFolder) -> None:
-    texts = [strict_json.dumps(merged.records[task_id]) + "\n" for task_id in sorted(merged.records)]
-    rewrite(target.file(METADATA), texts)
-    if merged.failures:
-        rewrite(target.file(FAILURES), [merged.failures[task_id] for task_id in sorted(merged.failures)])
+class _Shards:
+    """The shards of a folder into which others are merged: whole ones are linked, under numbers of this folder's; where images of
+    one are not wanted, as another folder has them, the others are copied.
+
+    Args:
+        target: the folder.
+        wanted: of each shard of the others, how many of its images are wanted.
+    """
+
+    def __init__(self, target: OutputFolder, wanted: Mapping[tuple[Path, str], int]) -> None:
+        self._target = target
+        self._whole = {
+            (folder, shard): take_over(target, folder, shard)
+            for (folder, shard), count in wanted.items()
+            if shard in closed_shards(folder) and len(index_of(folder, shard)) == count
+        }
+        self._writers: dict[ShardKind, ShardWriter] = {}
+        self._names: set[str] = set()
+
+    def take(self, folder: Path, record: Record) -> Record:
+        """Bring an image here, and return its line.
+
+        Raises:
+            UserError: there is another one of its name.
+            OSError: it cannot be written.
+        """
+        name, shard = file_name_of(record), shard_of(record)
+        if name in self._names:
+            raise _two_of_a_name(name)
+        self._names.add(name)
+        if (whole := self._whole.get((folder, shard))) is not None:
+            return {**record, IMAGE_SHARD: whole}
+        kind = ShardName.parse(shard).kind
+        if kind not in self._writers:
+            self._writers[kind] = ShardWriter(self._target, Keeping(kind), "", lambda line: None)
+        said = {key: value for key, value in record.items() if key != IMAGE_SHARD}
+        return {**said, IMAGE_SHARD: self._writers[kind].add(said, StoredImage(folder, name, shard).read())}
+
+    def close(self) -> None:
+        """Close what is open.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        for writer in self._writers.values():
+            writer.settle()
 
 
-def _write_run(folders: Sequence[OutputFolder], merged: Merged, target: OutputFolder) -> None:
+def _two_of_a_name(name: str) -> UserError:
+    return UserError(f"{name} stands for different images in two of the folders.")
+
+
+def _linked(merged: Merged, target: OutputFolder, image_folders: ImageFolders | None, shards: _Shards) -> Iterator[str]:
+    """The lines of all images, each of which is linked into the target before its line comes."""
+    made: set[Path] = set()
+    for folder, record in _together(merged.parts):
+        if shard_of(record):
+            yield strict_json.dumps(shards.take(folder.path, record)) + "\n"
+            continue
+        file = folder.path / file_name_of(record)
+        name = file.name if image_folders is None else image_folders.place(id_of(record)[0], file.name)
+        if (there := (target.path / name).parent) not in made:
+            there.mkdir(exist_ok=True)
+            made.add(there)
+        try:
+            link_or_copy(file, target.path / name)
+        except FileExistsError:
+            raise _two_of_a_name(name) from None
+        yield strict_json.dumps({**record, "file_name": name}) + "\n"
+
+
+def _write_run(
+    folders: Sequence[OutputFolder], merged: Merged, target: OutputFolder, image_folders: ImageFolders | None
+) -> None:
     """The first folder's run.json, with the counts of all."""
     asked = merged.asked
-    num_ok, num_failed = asked.named.num_of(merged.records), asked.named.num_of(merged.failures)
+    num_ok, num_failed = merged.num_images, asked.named.num_of(merged.failures)
     runs = [run for folder in folders for run in folder.runs().values()]
     run = {
         **(runs[0] if runs else {}),
@@ -128,6 +223,7 @@ def _write_run(folders: Sequence[OutputFolder], merged: Merged, target: OutputFo
         "num_total": asked.total,
         "num_tasks": asked.total,
         "tasks": None if asked.num_unnamed else asked.named.text,
+        **({} if image_folders is None else {IMAGE_FOLDERS: image_folders.record}),
         "merged_from": [str(folder.path) for folder in folders],
     }
     with atomic_write(target.file(RUN)) as temporary:

@@ -24,6 +24,7 @@ from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image
 from dglaunch.data.task import Record
 from dglaunch.errors import UserError
 from dglaunch.files import digest_of, is_regular, open_for_appending, open_regular, read_bytes
+from dglaunch.output import segments, shards
 from dglaunch.output.encode import decode_description
 from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, is_foreign_run, read_run
 from dglaunch.output.lines import LineKind, append_line, file_name_of, inputs_of, is_our_ledger, raw_lines, scan
@@ -99,12 +100,15 @@ def is_empty(path: Path) -> bool:
     return is_regular(path) and path.lstat().st_size == 0
 
 
-def refuse_foreign_files(folder: OutputFolder, images: Mapping[str, Identity]) -> None:
+def refuse_foreign_files(
+    folder: OutputFolder, images: Mapping[str, Identity], image_folders: Collection[str] = ()
+) -> None:
     """Check that what a run is about to write replaces nothing of the user's.
 
     Args:
         folder: the output folder.
-        images: the images that are not done, by their names.
+        images: the images that are not done and whose names files have that no ledger names, by these names.
+        image_folders: names of the folders of images that are written to.
 
     Raises:
         UserError: it would; the message names the files.
@@ -112,20 +116,51 @@ def refuse_foreign_files(folder: OutputFolder, images: Mapping[str, Identity]) -
     ledgers = [*folder.files(METADATA), *folder.files(FAILURES)]
     foreign = [path.name for path in ledgers if not is_regular(path) or not is_our_ledger(path)]
     foreign += [path.name for path in folder.files(RUN) if not is_regular(path) or is_foreign_run(path)]
+    foreign += _foreign_image_folders(folder, sorted(image_folders))
     if foreign:
         raise UserError(
             f"{folder.path} has files that dglaunch did not write and would replace ({', '.join(foreign[:SHOWN])}). Choose "
             "another --output_dir, or move them away."
         )
-    present = [name for name in os.listdir(folder.path) if name in images]
-    unknown = [name for name in present if not is_remains(folder.path / name, images[name])]
-    named = {file_name_of(record) for record in folder.records()} if unknown else set()
-    pictures = sorted(name for name in unknown if name not in named)
+    pictures = sorted(name for name, image in images.items() if not is_remains(folder.path / name, image))
     if pictures:
         raise UserError(
             f"{folder.path} has files that are not of this job and would be overwritten ({', '.join(pictures[:SHOWN])}). "
             "Choose another --output_dir, or move them away."
         )
+
+
+def refuse_foreign_shards(folder: OutputFolder) -> None:
+    """Check that the folder of the shards has nothing else in it: a loader takes all that it finds there.
+
+    Raises:
+        UserError: it has.
+    """
+    path = folder.path / shards.SHARDS
+    if not os.path.lexists(path):
+        return
+    is_folder = path.is_dir() and not path.is_symlink()
+    others = sorted(set(os.listdir(path)).difference(shards.closed_shards(folder.path))) if is_folder else [path.name]
+    if others:
+        raise UserError(
+            f"{path} is where --store keeps shards, and it has files that dglaunch did not write "
+            f"({', '.join(others[:SHOWN])}). Choose another --output_dir, or move them away."
+        )
+
+
+def _foreign_image_folders(folder: OutputFolder, image_folders: Collection[str]) -> list[str]:
+    """Which of the folders of images would be among files of the user's: what is no folder, a link, the output folder of
+    another job, or has a metadata.jsonl that is not ours."""
+    foreign: list[str] = []
+    for name in image_folders:
+        path = folder.path / name
+        view = path / "".join(METADATA)
+        is_other = path.is_symlink() or not path.is_dir() or (path / "".join(RUN)).exists()
+        if os.path.lexists(path) and (
+            is_other or (os.path.lexists(view) and not (is_regular(view) and is_our_ledger(view)))
+        ):
+            foreign.append(name if is_other else f"{name}/{view.name}")
+    return foreign
 
 
 def refuse_to_replace(path: Path) -> None:
@@ -138,12 +173,21 @@ def refuse_to_replace(path: Path) -> None:
     if not path.exists() and not path.is_symlink():  # a name that cannot be raises here, before anything is made
         return
     text = _text(path) or {}
-    is_result = path.name in {file_name_of(record) for record in OutputFolder(path.parent).records()}
+    folder, name = _place_of(path)
+    is_result = name in {file_name_of(record) for record in folder.records()}
     is_picture = CONTACT_SHEET in text or WRITTEN_BY in text or own_text(path) is not None
     if is_result or not (is_picture or _is_page(path) or _is_report(path)):
         raise UserError(
             f"{path} is there, and it is not one of its kind that dglaunch made. Name another file, or remove it."
         )
+
+
+def _place_of(path: Path) -> tuple[OutputFolder, str]:
+    """The output folder that a file may be a result of, and its name there."""
+    above = OutputFolder(path.absolute().parent.parent)
+    if path.absolute().parent.name in above.image_folders():
+        return above, f"{path.absolute().parent.name}/{path.name}"
+    return OutputFolder(path.parent), path.name
 
 
 def _is_page(path: Path) -> bool:
@@ -333,8 +377,11 @@ def refuse_foreign_copies(folder: OutputFolder, copies: Mapping[str, str]) -> No
 # -- out of the way -----------------------------------------------------------------------------------------------
 
 
-def set_aside(folder: OutputFolder, path: Path) -> None:
+def set_aside(folder: OutputFolder, path: Path, name: str | None = None) -> None:
     """Move a file of the folder to `.dglaunch-aside`; a missing one is no error.
+
+    Args:
+        name: what it is called there, if not as it is.
 
     Raises:
         OSError: it cannot be moved.
@@ -343,10 +390,10 @@ def set_aside(folder: OutputFolder, path: Path) -> None:
     if not os.path.lexists(path):
         return
     make_folder(target_folder)
-    target = target_folder / path.name
+    target = wanted = target_folder / (path.name if name is None else name)
     number = 1
     while os.path.lexists(target):
-        target, number = target_folder / f"{path.stem}-{number}{path.suffix}", number + 1
+        target, number = target_folder / f"{wanted.stem}-{number}{wanted.suffix}", number + 1
     os.rename(path, target)
 
 
@@ -402,13 +449,26 @@ def remove_results(folder: OutputFolder) -> None:
     Raises:
         OSError: something cannot be removed.
     """
+    named = (
+        {*shards.closed_shards(folder.path), *shards.open_shards(folder.path)} if shards.has_own(folder.path) else set()
+    )
     for record in folder.records():
-        _remove_image(folder, record)
+        if shard := shards.shard_of(record):
+            named.add(shard)
+        else:
+            _remove_image(folder, record)
         _remove_copies(folder, record)
-    for path in [*folder.files(METADATA), *folder.files(FAILURES)]:
+    for shard in named:
+        _remove_shard(folder, shard)
+    image_folders = folder.image_folders()
+    for path in [*(ledger.path for ledger in folder.ledgers()), *folder.files(FAILURES)]:
         if is_regular(path):
             kinds = {line.kind for line in scan(path)}
             remove([path]) if kinds <= {LineKind.OURS, LineKind.REPLACED} else set_aside(folder, path)
+    segments.forget_indexes(folder.path)
+    for path in (*(folder.path / name for name in image_folders), folder.path / segments.FOLDER):
+        with contextlib.suppress(OSError):  # something of the user's is in it, or there is none
+            path.rmdir()
     remove(path for path in folder.files(RUN) if is_regular(path) and read_run(path) is not None)
     remove(folder.out_of_memory_notes())
     remove(folder.batch_jobs())  # none of them owes images: the run has looked
@@ -420,6 +480,28 @@ def _remove_image(folder: OutputFolder, record: Record) -> None:
         remove([path])
     else:
         set_aside(folder, path)
+
+
+def _remove_shard(folder: OutputFolder, shard: str) -> None:
+    """A shard of ours, closed or not, if it is as it was written."""
+    paths = [shards.closed_path(folder.path, shard), shards.open_path(folder.path, shard)]
+    for path, images in zip(paths, (_in_closed, _in_open)):
+        if is_regular(path):
+            remove([path]) if images(folder.path, shard) else set_aside(folder, path)
+    remove([shards.index_path(folder.path, shard)])
+
+
+def _in_closed(folder: Path, shard: str) -> bool:
+    """Whether a closed shard is ours, and whole."""
+    try:
+        return bool(shards.index_of(folder, shard))
+    except (OSError, ValueError):
+        return False
+
+
+def _in_open(folder: Path, shard: str) -> bool:
+    """Whether one that was being filled has an image of ours, or nothing."""
+    return is_empty(shards.open_path(folder, shard)) or bool(shards.samples_of(folder, shard))
 
 
 def _remove_copies(folder: OutputFolder, record: Record) -> None:

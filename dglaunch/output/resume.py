@@ -3,7 +3,7 @@
 A ledger line means a whole file, whenever the process died; an image without a line is made again. A line's `bytes` is
 the file's size, which finds empty and truncated files. Every start reads all ledgers of its folder. Rank 0 joins those
 of ranks to one at the start, whichever ranks wrote before, and at the end; of several nodes without a rendezvous, the one
-that finds everything done joins theirs.
+that finds everything done publishes theirs (output/ordering.py). Closed segments stay as they are.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -11,14 +11,20 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
+
 from dglaunch.atomic import atomic_write
 from dglaunch.data.task import LORA, SAMPLING, Record, Task, file_name
 from dglaunch.errors import UserError
 from dglaunch.files import is_regular
 from dglaunch.output import ownership
+from dglaunch.output.file_index import IN_SHARD
+from dglaunch.output.images import is_as_its_line_says
 from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, read_run
+from dglaunch.output.ledger_index import Done, LedgerIndex, from_above
 from dglaunch.output.lines import (
     MOST_LINE,
+    LedgerFile,
     LineKind,
     TaskId,
     file_name_of,
@@ -26,10 +32,12 @@ from dglaunch.output.lines import (
     is_redone,
     is_whole,
     read_lines,
-    row_key_of,
     scan,
 )
 from dglaunch.output.replaced import PendingRedo
+from dglaunch.output.shard_lines import lines_of
+from dglaunch.output.shard_writer import Remains, remains_of
+from dglaunch.output.shards import Shards, open_shards, shard_of
 
 SHOWN = 5
 """Differences that an error shows."""
@@ -39,22 +47,47 @@ SHOWN = 5
 class Progress:
     """What of a job its output folder already has."""
 
-    done: dict[TaskId, tuple[str, str]] = field(default_factory=dict)
+    done: Done = field(default_factory=Done)
     """Key and file name of each image whose file is there in full."""
     damaged: int = 0
     """Lines that could not be read or whose file is missing or of another size: those images are made again."""
-    sizes: dict[str, int] = field(default_factory=dict)
-    """Bytes of each file of the folder."""
+    to_repair: list[LedgerFile] = field(default_factory=list)
+    """Closed ledgers that have such lines."""
+    unlisted: list[str] = field(default_factory=list)
+    """Files that look like images, of which no line says anything."""
+    index: LedgerIndex | None = None
+    """All that the ledgers say."""
+    num_open: int = 0
+    """Lines of this part's open ledger, with those that it takes over."""
+    shards: Shards | None = None
+    """Those of the folder, as they were when it was looked at."""
+    remains: list[Remains] = field(default_factory=list)
+    """What killed processes were filling that this part takes over."""
     folder: Path = Path()
     doubtful: Collection[TaskId] = ()
     """Images of which the size says too little: a redo was killed, perhaps between an image and its line."""
 
+    def keep(self) -> None:
+        """Keep what was read of the ledgers, for the next start.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if self.index is not None:
+            self.index.keep()
+
     def has_file(self, record: Record) -> bool:
         """Return whether the file of a ledger line is there in full."""
-        name = file_name_of(record)
-        if not is_whole(record, self.sizes.get(name)):
+        if not self._is_whole(record):
             return False
-        return id_of(record) not in self.doubtful or ownership.is_as_written(self.folder / name, record["sha256"])
+        return id_of(record) not in self.doubtful or is_as_its_line_says(self.folder, record)
+
+    def _is_whole(self, record: Record) -> bool:
+        name, size = file_name_of(record), record["bytes"]
+        if shard := shard_of(record):
+            return self.shards is not None and isinstance(size, int) and self.shards.has(shard, name, size)
+        path = self.folder / name
+        return is_regular(path) and is_whole(record, path.lstat().st_size)
 
 
 def read_progress(folder: OutputFolder, part: Part) -> Progress:
@@ -64,39 +97,48 @@ def read_progress(folder: OutputFolder, part: Part) -> Progress:
         UserError: a ledger cannot be read.
     """
     pending = PendingRedo.read(folder)
+    doubtful = pending.task_ids if pending is not None else ()
+    index = LedgerIndex.read(folder)
+    remains = _remains(folder, part, index)
+    if remains:
+        index = LedgerIndex(folder, [*index.files, *map(lines_of, remains)])
+    for file in index.files:
+        if file.num_too_long:
+            raise UserError(
+                f"{file.ledger.path} has a line of more than {MOST_LINE:,} bytes, which dglaunch did not write. Choose another "
+                "--output_dir, or move the file away."
+            )
+    compared = index.compare(doubtful)
     progress = Progress(
-        sizes={name: found.st_size for name, found in folder.regular_files().items()},
-        folder=folder.path,
-        doubtful=pending.task_ids if pending is not None else (),
-    )
-    repairable = {folder.file(METADATA, part.ledger_suffix), *folder.files_beside(METADATA, part)}
-    for path in folder.files(METADATA):
-        damaged = _read_ledger(path, progress)
-        if path in repairable:
+        compared.done(), unlisted=compared.unlisted, index=index, folder=folder.path, doubtful=doubtful,
+        shards=Shards(folder.path), remains=remains,
+    )  # fmt: skip
+    opened = {folder.file(METADATA, part.ledger_suffix), *folder.files_beside(METADATA, part)}
+    closed = set(folder.closed_ledgers(part))
+    for file, damaged in zip(index.files, compared.num_damaged()):
+        progress.num_open += len(file) if file.ledger.path in opened else 0
+        if damaged and file.ledger in closed:
+            progress.to_repair.append(file.ledger)
+        if file.ledger in closed or file.ledger.path in opened:
             progress.damaged += damaged
     return progress
 
 
-def _read_ledger(path: Path, progress: Progress) -> int:
-    """Add the images of one ledger to what is done; the number of damaged lines."""
-    seen: set[TaskId] = set()
-    damaged = 0
-    torn = 0
-    for _, kind, record, is_torn in scan(path):
-        torn += is_torn
-        if kind is LineKind.TOO_LONG:
-            raise UserError(
-                f"{path} has a line of more than {MOST_LINE:,} bytes, which dglaunch did not write. Choose another "
-                "--output_dir, or move the file away."
-            )
-        if kind in (LineKind.FOREIGN, LineKind.REPLACED):
-            continue
-        if kind is LineKind.BAD or id_of(record) in seen or not progress.has_file(record):
-            damaged += 1
-            continue
-        seen.add(id_of(record))
-        progress.done[id_of(record)] = row_key_of(record), file_name_of(record)
-    return max(damaged, torn)
+def _remains(folder: OutputFolder, part: Part, index: LedgerIndex) -> list[Remains]:
+    """What killed processes were filling. An image that has no line, and is there elsewhere by now, is one too many."""
+    names: dict[str, set[str]] = {shard: set() for shard in open_shards(folder.path)}
+    if not names:
+        return []
+    rows = np.flatnonzero(index.columns["folder"] == IN_SHARD)
+    for name, shard in zip(index.names(rows), index.shards(rows)):
+        if shard in names:
+            names[shard].add(name)
+    found = remains_of(folder, names, part.takes_over)
+    done = index.compare().done()
+    for remains in found:
+        elsewhere = [line for line in remains.missing_lines if id_of(line) in done and not is_redone(line)]
+        remains.superseded.extend(elsewhere)
+    return found
 
 
 # -- the same job? ------------------------------------------------------------------------------------------------
@@ -122,7 +164,7 @@ def refuse_other_job(
         return
     changes = [
         *_changed_settings(folder, settings),
-        *_changed_rows(folder, progress, tasks, output_format),
+        *_changed_rows(progress, tasks, output_format),
         *([] if is_partial else _rows_that_are_gone(progress, tasks)),
     ]
     if changes:
@@ -132,6 +174,21 @@ def refuse_other_job(
             f"{folder.path} holds the results of another job. Choose another --output_dir, or --overwrite to remove "
             "them and start anew; to make some of its images again, also with other values: dglaunch redo "
             f"{folder.path} --filter_rows 3,7,11 --set seed=8. What changed:\n{shown}{more}"
+        )
+
+
+def refuse_other_store(folder: OutputFolder, progress: Progress, store: str) -> None:
+    """Check that a job goes on keeping its images as it began.
+
+    Raises:
+        UserError: it does not.
+    """
+    before = progress.done.first_store()
+    if before not in (None, store):
+        raise UserError(
+            f"{folder.path} keeps its images with --store {before} since its first start, and this one says --store {store}. "
+            f"Go on with --store {before}, or choose another --output_dir. (--layout webdataset and --layout parquet write "
+            "shards of the finished images, however they are kept.)"
         )
 
 
@@ -148,24 +205,24 @@ def _changed_settings(folder: OutputFolder, settings: Record) -> list[str]:
     return []
 
 
-def _changed_rows(folder: OutputFolder, progress: Progress, tasks: Sequence[Task], output_format: str) -> Iterator[str]:
+def _changed_rows(progress: Progress, tasks: Sequence[Task], output_format: str) -> Iterator[str]:
     """What the rows of images that are done say differently now."""
     changed: dict[TaskId, Task] = {}
-    for task in tasks:
-        if task.id not in progress.done or task.error is not None:
+    rows = progress.done.find((task.id for task in tasks), len(tasks)).tolist()
+    for task, row in zip(tasks, rows):
+        if row < 0 or task.error is not None:
             continue  # an input image that is gone by now does not undo its result
-        if progress.done[task.id] != (task.key, file_name(task, output_format)):
+        if not progress.done.is_same(row, task.key, file_name(task, output_format)):
             changed[task.id] = task
     if not changed:
         return
-    records = {task_id: record for record in folder.records() if (task_id := id_of(record)) in changed}
+    assert progress.index is not None, "something is done"
     guess: tuple[str, ...] = ()
-    for task_id in progress.done:
-        if task_id in changed:
-            record, task = records[task_id], changed[task_id]
-            was_given = _given_before(record, task, guess)
-            guess = was_given or guess
-            yield from _changed_fields(record, task, output_format, was_given)
+    for _, record in progress.index.records(progress.done.find(changed)):
+        task = changed[id_of(record)]
+        was_given = _given_before(record, task, guess)
+        guess = was_given or guess
+        yield from _changed_fields(record, task, output_format, was_given)
 
 
 def _given_before(record: Record, task: Task, guess: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -204,11 +261,11 @@ def _changed_fields(record: Record, task: Task, output_format: str, was_given: C
 
 
 def _rows_that_are_gone(progress: Progress, tasks: Sequence[Task]) -> list[str]:
-    wanted = {task.id for task in tasks}
-    names = [name for task_id, (_, name) in progress.done.items() if task_id not in wanted]
-    if not names:
+    rows = progress.done.rows_without((task.id for task in tasks), len(tasks))
+    if not len(rows) or progress.index is None:
         return []
-    return [f"{len(names):,} images made there have no row any more ({', '.join(names[:SHOWN])})"]
+    names = ", ".join(progress.index.names(rows[:SHOWN]))
+    return [f"{len(rows):,} images made there have no row any more ({names})"]
 
 
 # -- one ledger of all --------------------------------------------------------------------------------------------
@@ -217,13 +274,18 @@ def _rows_that_are_gone(progress: Progress, tasks: Sequence[Task]) -> list[str]:
 def settle(folder: OutputFolder, part: Part, progress: Progress, tasks: Sequence[Task]) -> None:
     """Leave one ledger of good lines, and one of the failures that are still open, instead of all that this part takes over.
 
-    The other files go last: a start that is killed here finds each line once or twice, never not at all."""
+    Of closed ledgers those that have lines which say nothing are replaced by such without. The other files go last: a start
+    that is killed here finds each line once or twice, never not at all."""
+    for closed in progress.to_repair:
+        _leave_out(folder, closed, progress)
+        rewrite(closed.path, _good_lines([closed], progress), part.ledger_suffix, folder.path)
     ledger, ledgers_beside = folder.file(METADATA, part.ledger_suffix), folder.files_beside(METADATA, part)
     failures, failures_beside = folder.file(FAILURES, part.ledger_suffix), folder.files_beside(FAILURES, part)
     if progress.damaged or ledgers_beside:
-        for path in (ledger, *ledgers_beside):
-            _leave_out(folder, path, progress)
-        rewrite(ledger, _good_lines([ledger, *ledgers_beside], progress), part.ledger_suffix)
+        opened = [LedgerFile(path) for path in (ledger, *ledgers_beside)]
+        for file in opened:
+            _leave_out(folder, file, progress)
+        rewrite(ledger, _good_lines(opened, progress), part.ledger_suffix)
     if failures_beside or failures.exists():
         open_tasks = {task.id for task in tasks} - progress.done.keys()
         for path in (failures, *failures_beside):
@@ -233,26 +295,23 @@ def settle(folder: OutputFolder, part: Part, progress: Progress, tasks: Sequence
     ownership.remove([*ledgers_beside, *failures_beside, *runs_beside])
 
 
-def join(folder: OutputFolder, part: Part, tasks: Sequence[Task]) -> None:
+def join(folder: OutputFolder, part: Part, tasks: Sequence[Task]) -> bool:
     """Make one ledger of several at the end of a run, when nobody writes any more: of what ranks wrote beside this rank 0.
 
-    Of nodes without a rendezvous, the one that finds everything done writes metadata.jsonl in the order of index.
-    Any of them may: the result is the same, and it replaces the file in one step."""
+    Returns:
+        Whether nothing of the job is missing: of nodes without a rendezvous, who finds that publishes what all have made.
+    """
     if folder.files_beside(METADATA, part):
         settle(folder, part, read_progress(folder, part), tasks)
     if not part.node:
-        return
-    progress = read_progress(folder, part)
-    if all(task.id in progress.done for task in tasks):
-        lines = (pair for path in folder.files(METADATA) for pair in read_lines(path))
-        texts = {id_of(record): text for text, record in lines if progress.has_file(record)}
-        foreign = [text for text, kind, *_ in scan(folder.file(METADATA)) if kind is LineKind.FOREIGN]
-        rewrite(folder.file(METADATA), [*(texts[task_id] for task_id in sorted(texts)), *foreign], part.ledger_suffix)
+        return True
+    done = read_progress(folder, part).done
+    return bool((done.find((task.id for task in tasks), len(tasks)) >= 0).all())
 
 
-def rewrite(path: Path, lines: Iterable[str], ledger_suffix: str = "") -> None:
-    """Replace a ledger in one step; `lines` may read from it."""
-    with atomic_write(path, ledger_suffix=ledger_suffix) as temporary, temporary.open("wb") as out:
+def rewrite(path: Path, lines: Iterable[str], ledger_suffix: str = "", folder: Path | None = None) -> None:
+    """Replace a ledger in one step; `lines` may read from it. The temporary file is in `folder`, or beside it."""
+    with atomic_write(path, folder, ledger_suffix) as temporary, temporary.open("wb") as out:
         out.writelines(line.encode("utf-8", "surrogateescape") for line in lines)
 
 
@@ -262,16 +321,20 @@ def part_from_copies(path: Path) -> None:
         rewrite(path, [line.text for line in scan(path)])
 
 
-def _leave_out(folder: OutputFolder, path: Path, progress: Progress) -> None:
+def _leave_out(folder: OutputFolder, ledger: LedgerFile, progress: Progress) -> None:
     """Keep aside what a ledger loses when it is written anew: lines that nobody can use; what is said of images that are not
     there any more (they may have been moved away, and are paid for); and files that are not as their line says, which could
     be what a person made of them: without the line nobody would know whose they are."""
-    done = {name for _, name in progress.done.values()}
-    lost = [(text, file_name_of(record)) for text, record in read_lines(path) if file_name_of(record) not in done]
-    ownership.keep_bad_lines(folder, path.name, [*bad_lines(path), *(text for text, _ in lost)])
+
+    def is_lost(record: Record) -> bool:
+        task_id = id_of(record)
+        return task_id not in progress.done or progress.done[task_id][1] != file_name_of(record)
+
+    lost = [(text, file_name_of(record)) for text, record in read_lines(*ledger) if is_lost(record)]
+    texts = (from_above(text, ledger.inside) for text, _ in lost)
+    ownership.keep_bad_lines(folder, ledger.path.name, [*bad_lines(ledger.path), *texts])
     for _, name in lost:
-        if name in progress.sizes:
-            ownership.set_aside(folder, folder.path / name)
+        ownership.set_aside(folder, folder.path / name)
 
 
 def bad_lines(path: Path) -> Iterator[str]:
@@ -280,15 +343,15 @@ def bad_lines(path: Path) -> Iterator[str]:
     yield from (line.text for line in lines if line.text.strip("\0\n "))
 
 
-def _good_lines(paths: Sequence[Path], progress: Progress) -> Iterator[str]:
+def _good_lines(ledgers: Sequence[LedgerFile], progress: Progress) -> Iterator[str]:
     """One line for each image that is done; what others have written there stays."""
-    left = set(progress.done)
-    for path in paths:
-        for text, kind, record, _ in scan(path):
+    seen: set[TaskId] = set()
+    for ledger in ledgers:
+        for text, kind, record, _ in scan(*ledger):
             if kind is LineKind.FOREIGN:
                 yield text
-            elif kind is LineKind.OURS and id_of(record) in left and progress.has_file(record):
-                left.remove(id_of(record))
+            elif kind is LineKind.OURS and id_of(record) not in seen and progress.has_file(record):
+                seen.add(id_of(record))
                 yield text
 
 

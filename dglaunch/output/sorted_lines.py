@@ -1,20 +1,17 @@
-"""The lines of a folder in the order of their index. What they say is read as it is asked for: a job may have a million."""
+"""The lines of a folder in the order of their index. What they say is read as it is asked for: a job may have ten million."""
 
 import copy
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from typing import Self, overload
+from typing import Any, Self, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from dglaunch.data.task import Record
-from dglaunch.files import open_regular
-from dglaunch.output.ledger import FAILURES, METADATA, OutputFolder
-from dglaunch.output.lines import LineKind, id_of, record_at, scan_places
-
-AT_A_TIME = 4096
+from dglaunch.output.ledger import FAILURES, OutputFolder
+from dglaunch.output.ledger_index import AT_A_TIME, LedgerIndex, Readers
+from dglaunch.output.lines import LedgerFile, LineKind, id_of, record_at, scan_places
 
 
 class SortedLines(Sequence[Record]):
@@ -28,14 +25,11 @@ class SortedLines(Sequence[Record]):
         Raises:
             UserError: a ledger cannot be read.
         """
-        failures = folder.files(FAILURES)
-        self._paths = [*failures, *folder.files(METADATA)]
-        numbers = array("q")
-        for file, path in enumerate(self._paths):
-            for start, line in scan_places(path):
-                if line.kind is LineKind.OURS:
-                    numbers.extend((*id_of(line.record), file, start))
-        places = np.frombuffer(numbers, dtype=np.int64).reshape(-1, 4)
+        failures = [LedgerFile(path) for path in folder.files(FAILURES)]
+        index = LedgerIndex.read(folder)
+        self._ledgers = [*failures, *(file.ledger for file in index.files)]
+        parts = [_failed(failures), _places(index, len(failures))]
+        places = np.concatenate(parts) if len(parts[0]) else parts[1]
         places = places[np.lexsort((places[:, 1], places[:, 0]))]  # stable: the last of equal ones was read last
         is_last = np.ones(len(places), dtype=bool)
         is_last[:-1] = (places[1:, :2] != places[:-1, :2]).any(axis=1)
@@ -70,15 +64,36 @@ class SortedLines(Sequence[Record]):
         if isinstance(number, slice):
             return self._some(number)
         _, _, file, start = self._places[number].tolist()
-        with open_regular(self._paths[file]) as data:
-            return record_at(self._paths[file], data, start)
+        ledger = self._ledgers[file]
+        with Readers() as readers:
+            return record_at(ledger.path, readers.of(ledger), start, ledger.inside)
 
     def __iter__(self) -> Iterator[Record]:
         """Yield the lines; one that a run has replaced meanwhile is left out."""
-        with ExitStack() as opened:
-            files = [opened.enter_context(open_regular(path)) for path in self._paths]
+        with Readers() as readers:
             for first in range(0, len(self), AT_A_TIME):
                 for index, sample, file, start in self._places[first : first + AT_A_TIME].tolist():
-                    record = record_at(self._paths[file], files[file], start)
+                    ledger = self._ledgers[file]
+                    record = record_at(ledger.path, readers.of(ledger), start, ledger.inside)
                     if record and id_of(record) == (index, sample):
                         yield record
+
+
+def _failed(failures: Sequence[LedgerFile]) -> npt.NDArray[Any]:
+    """Index, sample, number of the file and place of each failure."""
+    numbers = array("q")
+    for file, ledger in enumerate(failures):
+        for start, line in scan_places(*ledger):
+            if line.kind is LineKind.OURS:
+                numbers.extend((*id_of(line.record), file, start))
+    return np.frombuffer(numbers, dtype=np.int64).reshape(-1, 4)
+
+
+def _places(index: LedgerIndex, first: int) -> npt.NDArray[Any]:
+    """The same of the ledgers' lines, whose files have the numbers from `first` on."""
+    places = np.empty((len(index), 4), dtype=np.int64)
+    for column, name in enumerate(("index", "sample")):
+        places[:, column] = index.columns[name]
+    places[:, 2] = index.file + first
+    places[:, 3] = index.columns["start"]
+    return places

@@ -1,16 +1,20 @@
 """How far a job is, from its output folder alone: while it runs, or after it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 
 from dglaunch.data.task import Record
 from dglaunch.output.asked import asked_of
 from dglaunch.output.batch_jobs import BatchJob, open_jobs
 from dglaunch.output.ledger import FAILURES, OutputFolder
-from dglaunch.output.lines import TaskId, file_name_of, is_whole
+from dglaunch.output.ledger_index import LedgerIndex
+from dglaunch.output.shards import shard_of
 
 RECENT = 100
 """Images whose times give the present speed."""
+IN_WHOLE_SECONDS = 1.0
+"""As a line tells the time: that of an image in a shard is known no better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,23 +63,20 @@ def read_status(folder: OutputFolder, node_rank: int | None = None) -> JobStatus
         folder: an output folder.
         node_rank: of several nodes without a rendezvous, the one whose runs are looked at; the counts are of them all.
     """
-    files = folder.regular_files()
-    records = folder.records_by_id()
-    done = {
-        task_id: files[name]
-        for task_id, record in records.items()
-        if (name := file_name_of(record)) in files and is_whole(record, files[name].st_size)
-    }
-    failed = folder.records_by_id(FAILURES).keys() - done.keys()
-    asked = asked_of(folder, [*done, *failed], node_rank)
+    compared = LedgerIndex.read(folder).compare()
+    done = compared.done()
+    failed = {task_id for task_id in folder.records_by_id(FAILURES) if task_id not in done}
+    asked = asked_of(folder, chain(done, failed), node_rank)
     return JobStatus(
         runs=[_run_status(folder, name, run) for name, run in folder.runs(node_rank).items()],
         total=asked.total,
-        num_done=asked.named.num_of(done),
+        num_done=done.num_of(asked.named),
         num_failed=asked.named.num_of(failed),
         waits_for=[(job, len(items)) for job, items in open_jobs(folder)],
         images_per_s=_images_per_s(
-            (done[task_id].st_mtime, seconds) for task_id, seconds in _seconds_of(records).items() if task_id in done
+            (written, max(float(seconds), IN_WHOLE_SECONDS) if shard_of(line) else float(seconds))
+            for written, line in compared.latest(RECENT)
+            if isinstance(seconds := line.get("seconds"), int | float)
         ),
     )
 
@@ -85,12 +86,6 @@ def _run_status(folder: OutputFolder, name: str, run: Record) -> RunStatus:
     return RunStatus(name, str(run.get("outcome", "unknown")), str(run.get("started")), is_running)
 
 
-def _seconds_of(records: Mapping[TaskId, Record]) -> dict[TaskId, float]:
-    """How long the batch of each image took."""
-    found = {task_id: record.get("seconds") for task_id, record in records.items()}
-    return {task_id: float(value) for task_id, value in found.items() if isinstance(value, int | float)}
-
-
 def _images_per_s(images: Iterable[tuple[float, float]]) -> float | None:
     """From when the latest images were written and how long their batches took: the time in which any of these was under way
     counts, and not the breaks between two starts.
@@ -98,9 +93,9 @@ def _images_per_s(images: Iterable[tuple[float, float]]) -> float | None:
     Args:
         images: of each, when it was written, and the seconds of its batch.
     """
-    latest = sorted(images)[-RECENT:]
+    latest = sorted((written - seconds, written) for written, seconds in images)
     working, until = 0.0, float("-inf")
-    for begun, ended in sorted((written - seconds, written) for written, seconds in latest):
+    for begun, ended in latest:
         working += max(ended - max(begun, until), 0.0)
         until = max(until, ended)
     return len(latest) / working if working > 0 else None

@@ -7,7 +7,9 @@ thread at a time.
 import contextlib
 import hashlib
 import io
+import os
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -17,12 +19,15 @@ from dglaunch.atomic import atomic_write, temporary_path
 from dglaunch.data.task import INPUT_FIELDS, SAMPLING, Record, Result, Task, file_name
 from dglaunch.errors import OutputError, UserError
 from dglaunch.files import open_for_appending
-from dglaunch.output import ownership, resume
+from dglaunch.output import ownership, resume, segments
 from dglaunch.output.far import far_of
-from dglaunch.output.ledger import FAILURES, METADATA, RUN, FileKind, OutputFolder, Part, read_run
-from dglaunch.output.lines import TaskId, append_line
-from dglaunch.output.ordering import put_in_order
+from dglaunch.output.file_index import FileIndex, kept_at
+from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, read_run
+from dglaunch.output.lines import LedgerFile, TaskId, append_line, file_name_of, id_of
+from dglaunch.output.ordering import publish_all, put_in_order
 from dglaunch.output.replaced import PendingRedo, Replacing
+from dglaunch.output.shard_writer import AS_FILES, Keeping, ShardWriter, drop_replaced, settle_remains
+from dglaunch.output.shards import shard_of
 from dglaunch.storage.errors import StorageError
 
 if TYPE_CHECKING:
@@ -32,8 +37,16 @@ CONTENT = (
     "prompt", *SAMPLING, "input_sha256", "mask_sha256", "control_sha256", *INPUT_FIELDS, "lora_sha256",
 )  # fmt: skip
 """Of a task or a ledger line: what decides the image."""
+LOCK_AGAIN_S = 1.0
 RESERVED = 1 << 16
 """Bytes of the disk kept for the last run.json."""
+
+
+def _image_folders(tasks: Sequence[Task]) -> set[str]:
+    """The folders of images of some tasks: none or all of them have one."""
+    if not tasks or "/" not in tasks[0].stem:
+        return set()
+    return {task.stem.partition("/")[0] for task in tasks}
 
 
 class Writer:
@@ -43,9 +56,10 @@ class Writer:
         path: --output_dir.
         node: the part of a machine among nodes without a rendezvous ("-node0of4").
         rank: the part of a rank that writes beside rank 0 ("-rank3of8").
+        keeping: as files, or in shards.
     """
 
-    def __init__(self, path: Path, node: str = "", rank: str = "") -> None:
+    def __init__(self, path: Path, node: str = "", rank: str = "", keeping: Keeping = AS_FILES) -> None:
         self.folder = OutputFolder(path)
         self.far = far_of(path)
         """Of results in an object store."""
@@ -56,6 +70,11 @@ class Writer:
         self.run_path = self.folder.file(RUN, suffix)
         self.has_begun = False
         """Whether `begin` was called: before that, nothing but the lock is written."""
+        self._keeping = keeping
+        self._shards: ShardWriter | None = None
+        """Where --store says so."""
+        self.is_published = False
+        """Whether nothing is missing of what this process joins: `join` has found so."""
         self._replacing_images: Replacing | None = None
         """Of a redo: what keeps the images that are there already."""
         self._pending: PendingRedo | None = None
@@ -64,6 +83,10 @@ class Writer:
         self._model: object = None
         self._reserve: Path | None = None
         self._ledger: io.FileIO | None = None
+        self._num_open = 0
+        """Lines of the open segment."""
+        self._image_folders: set[Path] = set()
+        """Folders of images that are there."""
         self._failures: io.FileIO | None = None
         self._lock: BinaryIO | None = None
         self._adding = threading.Lock()
@@ -71,39 +94,64 @@ class Writer:
     # -- before the run -------------------------------------------------------------------------------------------
 
     def open(
-        self, settings: Record, tasks: Sequence[Task], output_format: str, overwrite: bool, is_partial: bool = False
+        self,
+        settings: Record,
+        tasks: Sequence[Task],
+        output_format: str,
+        overwrite: bool,
+        is_partial: bool = False,
+        patience: float = 0.0,
     ) -> resume.Progress:
         """Lock the folder, refuse what does not fit, and return what is done. Nothing is changed yet.
 
         Args:
             is_partial: the tasks are some of the job's.
+            patience: seconds for which a lock that another process holds is waited for.
 
         Raises:
             UserError: the folder cannot be written, is in use, holds another job's results, or files of the user's that
                 would be replaced.
         """
-        self._lock_folder()
+        self._lock_folder(patience)
         if self.far is not None:
             with self._refusing():
                 self.far.pull()
         found = resume.read_progress(self.folder, self.part)
         progress = resume.Progress() if overwrite else found
+        resume.refuse_other_store(self.folder, progress, self._keeping.store)
         resume.refuse_other_job(self.folder, progress, settings, tasks, output_format, is_partial)
         self._model = settings.get("model_name")
-        missing = [task for task in tasks if task.id not in progress.done]
-        ownership.refuse_foreign_files(
-            self.folder, {file_name(task, output_format): self._identity(task.id, task.content()) for task in missing}
-        )
+        images = self._unfinished_among(found.unlisted, progress, tasks, output_format)
+        ownership.refuse_foreign_files(self.folder, images, _image_folders(tasks))
+        if self._keeping.kind is not None:
+            ownership.refuse_foreign_shards(self.folder)
         return progress
+
+    def _unfinished_among(
+        self, names: Sequence[str], progress: resume.Progress, tasks: Sequence[Task], output_format: str
+    ) -> dict[str, ownership.Identity]:
+        """Which of some files have the name of an image that is not done, and what that would say of itself."""
+        if not names:
+            return {}
+        there = set(names)
+        missing = (task for task in tasks if file_name(task, output_format) in there and task.id not in progress.done)
+        return {file_name(task, output_format): self._identity(task.id, task.content()) for task in missing}
 
     def _identity(self, task_id: TaskId, content: Record) -> ownership.Identity:
         """What the file of this image says of itself, as far as it is known; `content` may be a ledger line."""
         known = {name: content[name] for name in CONTENT if content.get(name) is not None}
         return {"index": task_id[0], "sample": task_id[1], "model": self._model, **known}
 
-    def _lock_folder(self) -> None:
+    def _lock_folder(self, patience: float) -> None:
+        deadline = time.monotonic() + patience
         with self._refusing():
-            self._lock = self.folder.lock(self.part)
+            while self._lock is None:
+                try:
+                    self._lock = self.folder.lock(self.part)
+                except UserError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(LOCK_AGAIN_S)
 
     def clear(self) -> None:
         """Remove the results of earlier runs, for --overwrite; all that could refuse the run has been asked by now.
@@ -126,6 +174,9 @@ class Writer:
             if not self.part.is_beside:
                 ownership.remove_old_locks(self.folder, self.part)
             ownership.remove_temporary_files(self.folder, self.part)
+            with contextlib.suppress(OSError):  # a help for the next start
+                progress.keep()
+            self._num_open = progress.num_open
             resume.settle(self.folder, self.part, progress, tasks)
             if read_run(self.run_path) is None and not ownership.is_empty(self.run_path):
                 ownership.set_aside(self.folder, self.run_path)  # torn, as after a copy
@@ -136,9 +187,26 @@ class Writer:
                 resume.part_from_copies(path)
             self._ledger = open_for_appending(self.ledger_path)
             self._failures = open_for_appending(self.failures_path)
+            self._settle_shards(progress)
             if self.far is not None:
                 self.far.sync(has_ended=True)
         self.has_begun = True
+
+    def _settle_shards(self, progress: resume.Progress) -> None:
+        """Close what killed processes were filling: first their images get the lines that they lack."""
+        if self._keeping.kind is None:
+            return
+        for remains in progress.remains:
+            for record in remains.missing_lines:
+                self._add_line(record)
+        self._sync_lines()
+        settle_remains(self.folder, progress.remains, self.part.takes_over)
+        suffix = self.part.ledger_suffix
+        self._shards = ShardWriter(self.folder, self._keeping, suffix, self._add_line, self._sync_lines)
+
+    def _sync_lines(self) -> None:
+        assert self._ledger is not None, "begin() comes first"
+        os.fsync(self._ledger.fileno())
 
     def begin_anew(self, pending: PendingRedo, records: Mapping[TaskId, Record]) -> None:
         """Of a redo: note what is asked, before anything is replaced; `begin` comes next.
@@ -160,6 +228,16 @@ class Writer:
         """Of a redo: all of it is made."""
         if self._pending is not None:
             self._pending.remove(self.folder)
+
+    def drop_replaced(self) -> None:
+        """Of a redo, when no one writes any more: closed shards have each image once.
+
+        Raises:
+            OSError: a shard cannot be written.
+        """
+        if self._pending is not None and self._shards is not None:
+            lines = (line for line in self.folder.records() if id_of(line) in self._pending.task_ids)
+            drop_replaced(self.folder, {file_name_of(line): shard_of(line) for line in lines})
 
     def keep_prompts(self, data: bytes) -> None:
         """Keep what came out of a pipe, for the next start; what an earlier one kept is moved aside.
@@ -193,38 +271,84 @@ class Writer:
         Raises:
             OutputError: the disk is full, the folder is gone, ...
         """
-        assert self._ledger is not None and self._failures is not None, "open() comes first"
+        assert self._failures is not None, "begin() comes first"
         try:
             if result.data is None:
                 self._failed.add(result.task_id)
-                self._add_line(FAILURES, result.record)
+                self._add_failure(result.record)
                 return
+            record = {"file_name": result.file_name, **result.record, "bytes": len(result.data)}
             if self.far is not None:
-                line = {"file_name": result.file_name, **result.record, "bytes": len(result.data)}
-                self.far.put_image(result.file_name, result.data, lambda: self._add_line(METADATA, line))
+                self.far.put_image(result.file_name, result.data, lambda: self._add_line(record))
                 return
             replaced = self._replacing_images
-            if replaced is None or not replaced.keep(result.task_id, result.file_name):
+            is_kept = replaced is not None and replaced.keep(result.task_id, result.file_name)
+            if self._shards is not None:
+                self._shards.add(record, result.data)
+                return
+            if not is_kept:
                 ownership.make_way(self.folder, result.file_name, self._identity(result.task_id, result.record))
-            with self._replacing(self.folder.path / result.file_name) as temporary:
+            path = self.folder.path / result.file_name
+            self._make_folder(path.parent)
+            with self._replacing(path) as temporary:
                 temporary.write_bytes(result.data)
-            self._add_line(METADATA, {"file_name": result.file_name, **result.record, "bytes": len(result.data)})
+            self._add_line(record)
         except StorageError as error:
             raise self._not_put(error) from None
         except OSError as error:
-            raise OutputError(
-                f"Writing {result.file_name} to {self.folder.path} failed: {error.strerror or error}. Everything written "
-                "before is valid; make room or restore the folder and start the same command again."
-            ) from None
+            raise self._cannot_write(result.file_name, error) from None
 
-    def _add_line(self, kind: FileKind, record: Record) -> None:
-        """Add a line to a ledger of this part; of results in an object store several threads do so."""
-        stream, path = (self._ledger, self.ledger_path) if kind is METADATA else (self._failures, self.failures_path)
-        assert stream is not None, "begin() comes first"
+    def settle(self) -> None:
+        """All that this start makes has been written: a shard that is open is closed, what is on its way arrives.
+
+        Raises:
+            OutputError: it cannot be; the next start does it.
+        """
+        if self._shards is not None:
+            try:
+                self._shards.settle()
+            except OSError as error:
+                raise self._cannot_write("a shard", error) from None
+        self.flush()
+
+    def _cannot_write(self, what: str, error: OSError) -> OutputError:
+        return OutputError(
+            f"Writing {what} to {self.folder.path} failed: {error.strerror or error}. Everything written before is valid; make "
+            "room or restore the folder and start the same command again."
+        )
+
+    def _make_folder(self, path: Path) -> None:
+        """A folder of images, once."""
+        if path != self.folder.path and path not in self._image_folders:
+            ownership.make_folder(path)
+            self._image_folders.add(path)
+
+    def _add_line(self, record: Record) -> None:
+        """To the open segment; a full one is closed first. Of results in an object store several threads do so."""
         with self._adding:
-            append_line(stream, record)
+            self._add_line_alone(record)
             if self.far is not None:
-                self.far.note_line(path.name, (strict_json.dumps(record) + "\n").encode())
+                self.far.note_line(self.ledger_path.name, record)
+
+    def _add_failure(self, record: Record) -> None:
+        assert self._failures is not None, "open() comes first"
+        append_line(self._failures, record)
+        if self.far is not None:
+            self.far.note_line(self.failures_path.name, record)
+
+    def _add_line_alone(self, record: Record) -> None:
+        assert self._ledger is not None, "open() comes first"
+        if self._num_open >= segments.SEGMENT_LINES:
+            if self._shards is not None:
+                self._sync_lines()
+            self._ledger.close()
+            closed = LedgerFile(segments.close(self.ledger_path, self.folder.path, self.part.ledger_suffix))
+            self._ledger = open_for_appending(self.ledger_path)
+            self._num_open = 0
+            with contextlib.suppress(OSError):  # a help for the next start
+                FileIndex.of_lines(closed).keep(kept_at(closed.path.parent, closed))
+        append_line(self._ledger, record)
+        self._num_open += 1
 
     def flush(self) -> None:
         """Wait until all that was written is where it is to stay: at once on a disk, on its way to an object store.
@@ -311,11 +435,13 @@ class Writer:
         if self.far is not None:
             own = self.part.ledger_suffix
             self.far.pull_ledgers(lambda suffix: suffix not in ("", own))
-        resume.join(self.folder, self.part, tasks)
+        self.is_published = resume.join(self.folder, self.part, tasks)
+        if self.part.node and self.is_published:
+            publish_all(self.folder, self.part)
 
     def put_in_order(self) -> None:
         """Put this writer's own ledger in the order of index, when the job has ended."""
-        put_in_order(self.folder, self.part.ledger_suffix, self._failed)
+        put_in_order(self.folder, self.part, self._failed)
 
     def is_joined(self) -> bool:
         """Return whether rank 0 has taken over this ledger: not where the ranks have a folder each."""
@@ -327,6 +453,8 @@ class Writer:
             return
         if self.part.is_beside:  # a thousand ranks would leave as many; rank 0's lock guards the folder
             ownership.remove([self.folder.lock_file(self.part.ledger_suffix)])
+        if self._shards is not None:
+            self._shards.abandon()
         for stream in (self._ledger, self._failures, self._lock):
             if stream is not None:
                 with contextlib.suppress(OSError):  # a full disk was reported when the line was written

@@ -46,6 +46,7 @@ def _refuse(config: RunConfig, address: Address, anew: bool) -> None:
     """What would need the images, or more than whole objects, where they lie."""
     remedies = {
         f"--layout {config.layout}": (config.layout != "indexed", "Make it of a copy on a disk, with the same command"),
+        f"--store {config.store}": (config.store != "files", "Drop it, or keep shards on a disk and copy them"),
         "--save_inputs": (config.save_inputs, "Drop it; the ledger names the input images"),
         "--overwrite": (config.overwrite, "Choose another prefix, or remove this one with the cloud's own tool first"),
         "--api_batch": (config.remote.api_batch, "Order to a folder on a disk, and copy that"),

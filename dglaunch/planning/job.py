@@ -31,11 +31,13 @@ from dglaunch.models.lora import read_loras
 from dglaunch.models.optimizations import image_settings
 from dglaunch.models.schedulers import chosen
 from dglaunch.models.shape import Shape
-from dglaunch.planning import checks
+from dglaunch.output.image_folders import ImageFolders
+from dglaunch.planning import checks, continued
 from dglaunch.planning.batches import Plan, build, share_of_node
 from dglaunch.planning.estimate import FiguresOf, chooser
 from dglaunch.planning.far_output import with_working_folder
 from dglaunch.planning.idle import idle_flags, idle_loras, settle
+from dglaunch.planning.image_folders import image_folders_of, placed
 from dglaunch.planning.node_table import rows_in_columns
 from dglaunch.planning.past import past_of
 from dglaunch.planning.photos import photo_list
@@ -88,6 +90,8 @@ class Job:
     """Which of the tasks are made anew, and how; None: what is missing is made."""
     rewriting: Rewriting | None = None
     """How the prompts are rewritten before the images are made; None: they are not."""
+    image_folders: ImageFolders | None = None
+    """How the images are shared out among folders; None: they lie in one."""
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -113,6 +117,8 @@ class Job:
         identity["torch_dtype"] = self.machine.dtype
         if self.rewriting is not None:
             identity["rewriting"] = self.rewriting.identity
+        if self.config.store != "files":  # nothing is said of it in folders of before
+            identity["store"] = self.config.store
         if self.profile.is_identity:
             identity["backend"] = self.config.backend.backend
         if self.config.edits:
@@ -246,8 +252,9 @@ def prepare(
     topology = topologies.from_environment(config, parallel_from_environment(environ), environ, world_size)
     config = with_working_folder(config, topology, only_planned, redo is not None)
     rewriting = rewriting_of(config)
-    topology = replace(topology, restarted=topology.restarted or redo is not None)
+    topology = replace(topology, restarted=continued.goes_on(config, topology) or redo is not None)
     checks.check_debug(config, topology, planned=world_size is not None)
+    checks.check_store(config, origins)
     checks.check_elsewhere(config, profile, elsewhere)
     target = profile.resolve(config, topology, elsewhere)
     if assumed is not None and elsewhere is None and _is_elsewhere(config, profile, target):
@@ -259,6 +266,8 @@ def prepare(
     columns = Columns(config, partial(past_of, config, topology))
     checkpoint, tasks = _read(config, profile, target.checkpoint, columns, piped, topology)
     evaluations.check(config, tasks)
+    image_folders = image_folders_of(config, topology, len(tasks))
+    placed(tasks, image_folders)
     reasons = (
         target.reasons
         | (piped.reasons if piped else {})
@@ -272,7 +281,7 @@ def prepare(
     target = replace(target, checkpoint=checkpoint, reasons=reasons)
     job = Job(
         config=config, origins=origins, topology=topology, profile=profile, target=target, tasks=tasks, columns=columns,
-        piped=piped, redo=redo, rewriting=rewriting,
+        piped=piped, redo=redo, rewriting=rewriting, image_folders=image_folders,
     )  # fmt: skip
     idle = [
         *idle_flags(config, origins, profile, tasks, columns.num_points),

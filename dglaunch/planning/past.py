@@ -8,7 +8,7 @@ from dglaunch.config import RunConfig
 from dglaunch.data.columns import Past
 from dglaunch.data.task import Record
 from dglaunch.distributed.topology import Topology
-from dglaunch.output.ledger import METADATA, OutputFolder, object_at
+from dglaunch.output.ledger import OutputFolder, object_at
 from dglaunch.planning.pipe import on_all_ranks
 
 
@@ -26,7 +26,7 @@ def past_of(config: RunConfig, topology: Topology) -> Past:
 
 
 def _past_in(folder: OutputFolder, anew: bool) -> Past:
-    has_results = any(path.stat().st_size for path in folder.files(METADATA))
+    has_results = any(ledger.path.stat().st_size for ledger in folder.ledgers())
     if anew or not has_results:
         return Past.NEW
     runs = folder.all_runs()

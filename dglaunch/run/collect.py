@@ -28,8 +28,8 @@ POLL_S = 0.1
 class Collector:
     """A Collector brings the results of all replicas to their writers; one per rank.
 
-    `write` is called on rank 0, for every result, and on the writers, by one thread at a time. `in_background=False` is
-    for one process without threads.
+    `write` is called on rank 0, for every result, and on the writers, by one thread at a time; `settle` after the last of
+    them, before rank 0 hears that all is written. `in_background=False` is for one process without threads.
     """
 
     def __init__(
@@ -40,9 +40,9 @@ class Collector:
         watch: StallWatch,
         peers: PeerWatch,
         in_background: bool = True,
-        flush: Callable[[], None] = lambda: None,
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
-        self.sink = Sink(write, watch, flush)
+        self.sink = Sink(write, watch, settle)
         self.sender: Sender | None = None
         """On leaders."""
         self._receiver: Receiver | None = None
@@ -65,14 +65,14 @@ class Collector:
         if self._receiver is not None:
             self._receiver.wait()
         if self._is_main:
-            self.sink.finish()
+            self.sink.settle()
 
 
 class Sink:
     """A Sink is where results end on a rank that writes or counts them; the first failure to take one stops the run."""
 
     def __init__(
-        self, write: Callable[[Result], None], watch: StallWatch, flush: Callable[[], None] = lambda: None
+        self, write: Callable[[Result], None], watch: StallWatch, settle: Callable[[], None] = lambda: None
     ) -> None:
         self.error: DglaunchError | None = None
         """What made delivery impossible; the first one."""
@@ -81,7 +81,7 @@ class Sink:
         self.reports: dict[int, LeaderReport] = {}
         """On rank 0, in the end: what each leader said last."""
         self._write = write
-        self._flush = flush
+        self._settle = settle
         self._watch = watch
         self._writing = threading.Lock()
 
@@ -97,16 +97,16 @@ class Sink:
                 text = f"{result.file_name} could not be written: {type(error).__name__}: {error}"
                 self.fail(error if isinstance(error, DglaunchError) else OutputError(text))
 
-    def finish(self) -> None:
-        """Nothing more comes: wait until all that was written is where it is to stay."""
+    def settle(self) -> None:
+        """All that is written here has been."""
         with self._writing:
-            if self.error is not None:
-                return
             try:
-                with self._watch.doing("waiting for what is being written"):
-                    self._flush()
-            except DglaunchError as error:
-                self.fail(error)
+                with self._watch.doing("closing what was written"):
+                    self._settle()
+            except Exception as error:  # whatever it is, rank 0 has to hear of it
+                self.fail(
+                    error if isinstance(error, DglaunchError) else OutputError(f"Closing what was written: {error}")
+                )
 
     def fail(self, error: DglaunchError) -> None:
         """Take no more results."""
@@ -171,11 +171,10 @@ class Sender:
         while isinstance(item := self._queue.get(), Result):
             if not self._sink.stopped.is_set():  # else drop what was queued, so that send() never waits for ever
                 self._send_result(item)
-        if self._topology.writer == self._topology.rank:
-            self._sink.finish()
-            item.error = item.error or self._sink.error
         if self._topology.writer not in (self._topology.rank, 0):
             self._pass(item, self._topology.writer)
+        self._sink.settle()
+        item.error = item.error or self._sink.error
         self._pass(item, 0)
 
     def _send_result(self, result: Result) -> None:

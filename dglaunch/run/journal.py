@@ -14,7 +14,9 @@ from dglaunch.data.task import Record
 from dglaunch.errors import OutputError
 from dglaunch.output.asked import TaskRanges
 from dglaunch.output.costs import COST_BEFORE, cost_until_now
+from dglaunch.output.image_folders import IMAGE_FOLDERS
 from dglaunch.output.writer import Writer
+from dglaunch.planning.continued import world_record
 from dglaunch.planning.job import Job
 from dglaunch.run.result import Counts, last_words
 from dglaunch.streams import say
@@ -31,6 +33,8 @@ class Journal:
         """What the backend says, once it is loaded."""
         self.counts: Counts | None = None
         """What the report counts, once it does."""
+        self.ranks: list[tuple[str, str]] = []
+        """Of each rank its machine's name and the identity of torchrun's agent ("" without one), once they have told each other."""
         self.is_closed = False
         """The end of the run is written: nothing may come after it."""
         self._job = job
@@ -45,6 +49,10 @@ class Journal:
         """
         if self._writer.has_begun:
             self._writer.write_run(self.record(measured))
+
+    def host_of(self, rank: int) -> str:
+        """Return the name of the machine of a rank."""
+        return self.ranks[rank][0] if rank < len(self.ranks) else ""
 
     def last_words(self, outcome: str, text: str) -> None:
         """Called by the watch when this process is about to be ended from outside of the main thread."""
@@ -80,6 +88,7 @@ class Journal:
             "num_tasks": self._asked.count,
             "tasks": self._asked.text,
             **measured,
+            **({} if job.image_folders is None else {IMAGE_FOLDERS: job.image_folders.record}),
             **({COST_BEFORE: self.cost_before} if self.cost_before else {}),
             "settings": job.settings,
             **job.columns.record,
@@ -99,6 +108,7 @@ class Journal:
                 "node": topology.node,
                 "num_nodes": topology.num_nodes,
                 "degrees": settings(topology.parallel),
+                **world_record([agent for _, agent in self.ranks]),
             },
             "command": list(map(without_queries, sys.argv)),
             "working_directory": _working_directory(),

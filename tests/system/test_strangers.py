@@ -87,7 +87,7 @@ def test_a_folder_is_looked_at_whatever_its_files_say(
         (folder.path / name).write_bytes(data)
     survives(folder.require_results)
     survives(lambda: read_status(folder))
-    survives(lambda: describe_missing(folder, inspect(folder).records))
+    survives(lambda: describe_missing(folder, inspect(folder).right))
     survives(lambda: list(gallery.render(folder.path, folder.path, 0, SortedLines(folder))))
     survives(lambda: headings([*folder.runs().values(), *folder.runs().values(), {}]))
     survives(lambda: list(Comparison.of([folder.path, good]).render(folder.path, lambda _: None)))

@@ -61,7 +61,9 @@ def test_a_page_of_many_rows_takes_little_memory(tmp_path: Path) -> None:
     """500,000 rows took 1.4 GB: 2,600 bytes a row."""
     rows = (line(n, prompt=f"a red fox on hill number {n}", tag=["x", n % 7]) for n in range(4_000))
     write_jsonl(tmp_path / "metadata.jsonl", list(rows))
-    list(gallery.render(tmp_path, tmp_path, 0, []))  # what is imported late does not count
+    list(
+        gallery.render(tmp_path, tmp_path, 0, SortedLines(OutputFolder(tmp_path)))
+    )  # what is imported late does not count
     tracemalloc.start()
     try:
         page = gallery.write_page(tmp_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dglaunch.output import ordering
-from dglaunch.output.ledger import OutputFolder
+from dglaunch.output.ledger import OutputFolder, Part
 from support.commands import dglaunch
 from support.results import ledger, write_jsonl
 
@@ -21,7 +21,7 @@ def failure(index: int) -> str:
 
 
 def put(folder: Path, failed_now: set[tuple[int, int]] | None = None) -> str:
-    ordering.put_in_order(OutputFolder(folder), "", failed_now or set())
+    ordering.put_in_order(OutputFolder(folder), Part(), failed_now or set())
     return (folder / "metadata.jsonl").read_text()
 
 

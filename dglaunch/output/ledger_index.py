@@ -1,0 +1,445 @@
+"""All that the ledgers of a folder say of its images, as columns: what resume, status, verify, merge and the pages read.
+
+Of several lines about one image the last one counts: in the order of `OutputFolder.ledgers`, and within a file in that of its
+lines. The lines themselves are read only where somebody asks for what else they say.
+"""
+
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import accumulate
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from dglaunch.data.task import Record
+from dglaunch.files import open_regular
+from dglaunch.output import ownership
+from dglaunch.output.asked import TaskRanges
+from dglaunch.output.file_index import AT_TOP, IN_SHARD, KINDS, Columns, FileIndex, Ints, kept_at, read_all
+from dglaunch.output.images import is_as_its_line_says, written_at
+from dglaunch.output.ledger import METADATA, OutputFolder
+from dglaunch.output.lines import IMAGE_SUFFIXES, LedgerFile, TaskId, id_of, record_at, text_at
+from dglaunch.output.segments import FOLDER, SEGMENT_LINES
+from dglaunch.output.shards import Shards, store_of
+
+Bools = npt.NDArray[np.bool_]
+PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".jpeg")
+AT_A_TIME = 4096
+"""Lines that are read together."""
+NAMES_OF_FILES = 64
+"""Ledgers whose names are held at a time."""
+FILES_AT_A_TIME = 200
+"""Ledgers that are open at a time."""
+
+
+class LedgerIndex:
+    """A LedgerIndex holds the rows of all ledgers of a folder, and which of them are the last of their image.
+
+    Args:
+        folder: the output folder.
+        files: the columns of each ledger, in the order in which they count.
+    """
+
+    def __init__(self, folder: OutputFolder, files: Iterable[FileIndex]) -> None:
+        self.folder = folder
+        self.files: list[FileIndex] = []
+        parts: list[Columns] = []
+        for file in files:
+            self.files.append(file)
+            parts.append(file.columns)
+        counts = [len(file) for file in self.files]
+        self._first = [0, *accumulate(counts)]
+        self._names_of = lru_cache(NAMES_OF_FILES)(lambda file: self.files[file].names())
+        self.columns = {
+            name: np.concatenate([part.pop(name) for part in parts]) if parts else np.empty(0, kind)
+            for name, kind in KINDS.items()
+        }
+        """By the names of KINDS."""
+        for number, file in enumerate(self.files):  # each keeps a view of its rows
+            rows = slice(self._first[number], self._first[number + 1])
+            file.columns.update({name: column[rows] for name, column in self.columns.items()})
+        self.file = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        """Which of the files each row is in."""
+        self.ids = Ids(self.columns["index"], self.columns["sample"])
+
+    @classmethod
+    def read(cls, folder: OutputFolder) -> "LedgerIndex":
+        """Read that of an output folder.
+
+        Raises:
+            UserError: a ledger cannot be read.
+        """
+        return cls(folder, read_all(folder.ledgers(), folder.path / FOLDER))
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    def keep(self) -> None:
+        """Keep the columns of each file that were made of its lines, for the next start; but those of the files that lines are
+        added to, as they would not hold for long.
+
+        Raises:
+            OSError: one cannot be written.
+        """
+        kept, at_top = self.folder.path / FOLDER, set(self.folder.files(METADATA))
+        for file in self.files:
+            if file.ledger.path not in at_top or len(file) >= SEGMENT_LINES:
+                ownership.make_folder(kept)
+                file.keep(kept_at(kept, file.ledger))
+
+    # -- which rows -----------------------------------------------------------------------------------------------
+
+    def last(self, among: Bools | None = None) -> Ints:
+        """Return the rows that count, in the order of index and sample.
+
+        Args:
+            among: which rows are looked at; None: all.
+        """
+        order = self.ids.order if among is None else self.ids.order[among[self.ids.order]]
+        codes = self.ids.codes[order]
+        is_last = np.ones(len(order), dtype=bool)
+        is_last[:-1] = codes[1:] != codes[:-1]
+        found: Ints = order[is_last]
+        return found
+
+    def same_as(self, row: int, rows: Ints) -> int:
+        """Return which of some rows, which are in the order of index and sample, is of the same image as this one."""
+        return int(rows[int(np.searchsorted(self.ids.codes[rows], self.ids.codes[row]))])
+
+    def part(self, rows: Ints) -> list[tuple[LedgerFile, int]]:
+        """Return of some rows where their lines stand, for another process."""
+        starts = self.columns["start"][rows].tolist()
+        return [(self.files[file].ledger, start) for file, start in zip(self.file[rows].tolist(), starts)]
+
+    def id_at(self, row: int) -> TaskId:
+        return int(self.columns["index"][row]), int(self.columns["sample"][row])
+
+    def id_set(self, rows: Ints) -> set[TaskId]:
+        """Return the ids of some rows: for a few."""
+        return set(zip(self.columns["index"][rows].tolist(), self.columns["sample"][rows].tolist()))
+
+    # -- what else they say ---------------------------------------------------------------------------------------
+
+    def names(self, rows: Ints) -> Iterator[str]:
+        """Yield the names of some rows' images, as they are seen from the output folder."""
+        return (name.partition("\t")[0] for name in self.packed_names(rows))
+
+    def shards(self, rows: Ints) -> Iterator[str]:
+        """Yield the names of the shards that some rows' images are in; "" for a file of its own."""
+        return (name.partition("\t")[2] for name in self.packed_names(rows))
+
+    def packed_names(self, rows: Ints) -> Iterator[str]:
+        """Yield the names as they are kept: with those of their shards."""
+        for file, row in zip(self.file[rows].tolist(), rows.tolist()):
+            yield self._names_of(file)[row - self._first[file]]
+
+    def name(self, row: int) -> str:
+        return next(self.names(np.array([row])))
+
+    def records(self, rows: Ints) -> Iterator[tuple[int, Record]]:
+        """Yield the lines of some rows, in their order, with the row; one that a run has replaced meanwhile is left out."""
+        for row, ledger, data, start in self._places(rows):
+            record = record_at(ledger.path, data, start, ledger.inside)
+            if record and id_of(record) == self.id_at(row):
+                yield row, record
+
+    def texts(self, rows: Ints) -> Iterator[str]:
+        """Yield the lines of some rows as text, in their order, with names as they are seen from the output folder."""
+        for _, ledger, data, start in self._places(rows):
+            yield from_above(text_at(data, start), ledger.inside)
+
+    def _places(self, rows: Ints) -> Iterator[tuple[int, LedgerFile, BinaryIO, int]]:
+        """Where each line begins, in an open file."""
+        with Readers() as readers:
+            for row, file, start in zip(rows.tolist(), self.file[rows].tolist(), self.columns["start"][rows].tolist()):
+                ledger = self.files[file].ledger
+                yield row, ledger, readers.of(ledger), start
+
+    # -- compared with the files ----------------------------------------------------------------------------------
+
+    def compare(self, doubtful: Collection[TaskId] = ()) -> "Compared":
+        """Look which rows' images are there in full; all files of the folder are looked at once.
+
+        Args:
+            doubtful: images whose size says too little.
+        """
+        good = np.zeros(len(self), dtype=bool)
+        hashes = np.zeros(len(self), dtype=np.int32)
+        times = np.zeros(len(self), dtype=np.float64)
+        unlisted: list[str] = []
+        folders = self.columns["folder"]
+        order = np.argsort(folders, kind="stable")
+        bounds = np.flatnonzero(np.diff(folders[order])) + 1
+        rows_of = {int(folders[rows[0]]): rows for rows in np.split(order, bounds) if len(rows)}
+        shard_rows = rows_of.pop(IN_SHARD, np.empty(0, np.int64))
+        shards = Shards(self.folder.path)
+        sizes = self.columns["size"][shard_rows].tolist()
+        for row, size, name, shard in zip(shard_rows.tolist(), sizes, self.names(shard_rows), self.shards(shard_rows)):
+            hashes[row] = short_hash(name)
+            good[row] = shards.has(shard, name, size)
+            times[row] = shards.time(shard)
+        there = {AT_TOP: ""} | {int(name): f"{name}/" for name in self.folder.image_folders()}
+        for number in sorted(there.keys() | rows_of.keys()):
+            rows = rows_of.get(number, np.empty(0, np.int64))
+            found = files_in(self.folder.path / there[number], there[number]) if number in there else {}
+            named = set()
+            for row, name in zip(rows.tolist(), self.names(rows)):
+                hashes[row] = short_hash(name)
+                named.add(name)
+                info = found.get(name)
+                if info is not None:
+                    good[row] = 0 < info.st_size == self.columns["size"][row]
+                    times[row] = info.st_mtime
+            unlisted += [name for name in found if name not in named and is_picture(name)]
+        self._look_closer(good, doubtful)
+        return Compared(self, good, hashes, times, unlisted)
+
+    def _look_closer(self, good: Bools, doubtful: Collection[TaskId]) -> None:
+        """Of images whose size says too little: read their bytes."""
+        if not doubtful:
+            return
+        positions = self.ids.find_all(doubtful)
+        rows = np.array([row for row in positions if good[row]], dtype=np.int64)
+        for row, record in self.records(rows):
+            good[row] = is_as_its_line_says(self.folder.path, record)
+
+
+class Readers(ExitStack):
+    """Readers are open ledgers: not more than a process may have open, however many there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._opened: dict[Path, BinaryIO] = {}
+
+    def of(self, ledger: LedgerFile) -> BinaryIO:
+        """Return one of them, open for reading.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        if (found := self._opened.get(ledger.path)) is not None:
+            return found
+        if len(self._opened) >= FILES_AT_A_TIME:
+            self.close()
+            self._opened.clear()
+        opened = self._opened[ledger.path] = self.enter_context(open_regular(ledger.path))
+        return opened
+
+
+def is_picture(name: str) -> bool:
+    """Return whether a file is called as a picture that anyone may see."""
+    return name.lower().endswith(PICTURE_SUFFIXES) and not name.rpartition("/")[2].startswith(".")
+
+
+def files_in(folder: Path, inside: str = "") -> dict[str, os.stat_result | None]:
+    """Return what the system says of each regular file of a folder, by its name as it is seen from above; None for what is no
+    regular file, such as a link."""
+    try:
+        with os.scandir(folder) as entries:
+            return {
+                inside + entry.name: entry.stat(follow_symlinks=False) if entry.is_file(follow_symlinks=False) else None
+                for entry in entries
+            }
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+
+
+def short_hash(name: str) -> int:
+    """Return what this process tells a name by, in 32 bits."""
+    return (hash(name) & 0xFFFFFFFF) - 0x80000000
+
+
+def from_above(text: str, inside: str) -> str:
+    """Return the text of a line of a folder of images with its name as it is seen from the output folder."""
+    begins = '{"file_name": "'
+    return text.replace(begins, begins + inside, 1) if inside else text
+
+
+class Ids:
+    """Ids are the ids of rows, to be found again: indices may be any numbers up to 2^63.
+
+    Args:
+        index: of each row.
+        sample: of each row.
+    """
+
+    def __init__(self, index: npt.NDArray[Any], sample: npt.NDArray[Any]) -> None:
+        is_rising = len(index) < 2 or bool((index[1:] > index[:-1]).all())
+        self._known: Ints = (index if is_rising else np.unique(index)).astype(np.int64, copy=False)
+        self._samples = int(sample.max()) + 1 if len(sample) else 1
+        small = len(self._known) * self._samples < 2**31
+        self.codes: Ints = np.searchsorted(self._known, index).astype(np.int32 if small else np.int64)
+        """A number for each row, in the order of index and sample."""
+        self.codes *= self._samples
+        self.codes += sample
+        is_sorted = len(index) < 2 or bool((self.codes[1:] >= self.codes[:-1]).all())
+        rows: Ints = np.arange(len(index), dtype=np.int32 if len(index) < 2**31 else np.int64)
+        self.order: Ints = rows if is_sorted else np.argsort(self.codes, kind="stable").astype(rows.dtype)
+        """The rows in that order; of rows with one id the last one comes last."""
+
+    def find(self, index: Ints, sample: Ints, among: Ints) -> Ints:
+        """Return where among some codes, which are in order, those of these ids stand; -1 for one that is not there."""
+        if not len(among) or not len(self._known):
+            return np.full(len(index), -1)
+        place = np.minimum(np.searchsorted(self._known, index), len(self._known) - 1)
+        wanted = place * self._samples + sample
+        at = np.minimum(np.searchsorted(among, wanted), len(among) - 1)
+        is_there = (self._known[place] == index) & (sample < self._samples) & (among[at] == wanted)
+        return np.where(is_there, at, -1)
+
+    def find_one(self, index: int, sample: int, among: Ints) -> int:
+        """Return the same of one id."""
+        place = int(self._known.searchsorted(index))
+        if place == len(self._known) or sample >= self._samples or self._known[place] != index:
+            return -1
+        wanted = place * self._samples + sample
+        at = int(among.searchsorted(wanted))
+        return at if at < len(among) and among[at] == wanted else -1
+
+    def find_all(self, ids: Collection[TaskId]) -> list[int]:
+        """Return all rows of these ids."""
+        rows: list[int] = []
+        codes = self.codes[self.order]
+        for index, sample in ids:
+            place = int(np.searchsorted(self._known, index))
+            if place < len(self._known) and self._known[place] == index and sample < self._samples:
+                code = place * self._samples + sample
+                first, end = np.searchsorted(codes, code), np.searchsorted(codes, code, "right")
+                rows += self.order[first:end].tolist()
+        return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What the files of a folder say of the rows of its ledgers."""
+
+    index: LedgerIndex
+    good: Bools
+    """Of each row, whether its image is there in full."""
+    hashes: npt.NDArray[np.int32]
+    """Of each row's name, as this process hashes it."""
+    times: npt.NDArray[np.float64]
+    """When each image was written."""
+    unlisted: list[str]
+    """Names of files that are called as pictures, of which no row says anything."""
+
+    def done(self, good: Bools | None = None) -> "Done":
+        """Return the images that are there in full, or those of which somebody has found out more."""
+        return Done(self if good is None else replace(self, good=good))
+
+    def latest(self, count: int) -> list[tuple[float, Record]]:
+        """Return the images that were written last: when, and their lines. (Those of a shard were written at one time, as far as
+        the system knows it; there the lines say more.)"""
+        rows = self.index.last(self.good)
+        if len(rows) > count:
+            times = self.times[rows]
+            rows = rows[times >= np.partition(times, -count)[-count]]
+        found = [(written_at(record, float(self.times[row])), record) for row, record in self.index.records(rows)]
+        return sorted(found, key=itemgetter(0))[-count:]
+
+    def num_damaged(self) -> list[int]:
+        """Return, for each file, how many lines say nothing: of an image that is not there as they say, if no later file tells
+        better; of one of which another line of the same file says it already; and what nobody can read."""
+        index, wrong = self.index, ~self.good
+        for rows in self._repeated():
+            files, good = index.file[rows].tolist(), self.good[rows].tolist()
+            last = max((file for file, is_good in zip(files, good) if is_good), default=-1)
+            seen: set[int] = set()
+            for row, file, is_good in zip(rows.tolist(), files, good):
+                wrong[row] = file in seen if is_good else file >= last
+                seen |= {file} if is_good else set()
+        counts = np.bincount(index.file[wrong], minlength=len(index.files)).tolist()
+        return [max(count + file.num_bad, file.num_torn) for count, file in zip(counts, index.files)]
+
+    def _repeated(self) -> Iterator[Ints]:
+        """The rows of each image that has several."""
+        order, codes = self.index.ids.order, self.index.ids.codes
+        same = codes[order][1:] == codes[order][:-1]
+        if same.any():
+            several = order[np.concatenate([same, [False]]) | np.concatenate([[False], same])]
+            yield from np.split(several, np.flatnonzero(np.diff(codes[several])) + 1)
+
+
+class Done(Mapping[TaskId, tuple[str, str]]):
+    """Images that are there in full: the key of its row and the name of its file, by its task.
+
+    It is made of columns: ten million take 100 bytes each with all that is known of them.
+    """
+
+    def __init__(self, compared: Compared | None = None) -> None:
+        if compared is None:
+            empty = LedgerIndex(OutputFolder(Path()), ())
+            nothing = np.empty(0, np.int64)
+            compared = Compared(empty, nothing.astype(bool), nothing.astype(np.int32), nothing.astype(float), [])
+        self._compared = compared
+        self._index = compared.index
+        self.rows: Ints = compared.index.last(compared.good)
+        """Of the index, in the order of index and sample."""
+        self._codes = compared.index.ids.codes[self.rows]
+
+    def find(self, ids: Iterable[TaskId], count: int = -1) -> Ints:
+        """Return the row of each of these tasks, or -1 if it is not done.
+
+        Args:
+            ids: any number.
+            count: how many, if that is known.
+        """
+        pairs = np.fromiter(
+            (number for task_id in ids for number in task_id), np.int64, 2 * count if count >= 0 else -1
+        )
+        at = self._index.ids.find(pairs[::2], pairs[1::2], self._codes)
+        return np.where(at < 0, -1, self.rows[at]) if len(self.rows) else at
+
+    def num_of(self, asked: TaskRanges) -> int:
+        """Return how many of them are among these tasks."""
+        columns = self._index.columns
+        return asked.num_in(columns["index"][self.rows], columns["sample"][self.rows])
+
+    def rows_without(self, ids: Iterable[TaskId], count: int = -1) -> Ints:
+        """Return the rows of the images of none of these tasks."""
+        found: Ints = np.setdiff1d(self.rows, self.find(ids, count))
+        return found
+
+    def is_same(self, row: int, key: str, name: str) -> bool:
+        """Return whether the row of an image has this key, and its file this name."""
+        return int(self._index.columns["key"][row]) == int(key, 16) and int(self._compared.hashes[row]) == short_hash(
+            name
+        )
+
+    def first_store(self) -> str | None:
+        """Return how the first of them is kept, as --store names it; None: there is none. (A job keeps to one way.)"""
+        if not len(self.rows):
+            return None
+        first = self.rows[:1]
+        return (
+            store_of(next(self._index.shards(first)))
+            if self._index.columns["folder"][first[0]] == IN_SHARD
+            else "files"
+        )
+
+    def __getitem__(self, task_id: TaskId) -> tuple[str, str]:
+        row = self._row(task_id)
+        if row < 0:
+            raise KeyError(task_id)
+        return f"{int(self._index.columns['key'][row]):016x}", self._index.name(row)
+
+    def __contains__(self, task_id: object) -> bool:
+        return isinstance(task_id, tuple) and self._row(task_id) >= 0
+
+    def _row(self, task_id: TaskId) -> int:
+        at = self._index.ids.find_one(*task_id, self._codes)
+        return -1 if at < 0 else int(self.rows[at])
+
+    def __iter__(self) -> Iterator[TaskId]:
+        for first in range(0, len(self.rows), AT_A_TIME):
+            rows = self.rows[first : first + AT_A_TIME]
+            yield from zip(self._index.columns["index"][rows].tolist(), self._index.columns["sample"][rows].tolist())
+
+    def __len__(self) -> int:
+        return len(self.rows)
