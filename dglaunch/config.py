@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
+from dglaunch.addresses import SCHEMES, STORES, Address, is_other_scheme, path_or_address, problem_with
 from dglaunch.errors import UserError
 from dglaunch.files import at_home
 
@@ -405,7 +406,8 @@ class RunConfig:
     remote: RemoteConfig = field(default_factory=RemoteConfig)
     rewriting: RewriteConfig = field(default_factory=RewriteConfig)
     output_dir: Path = flag(Path("outputs"), NOTHING, Group.OUTPUT, usual="For images and ledgers; resumed")
-    """Folder for images, metadata.jsonl, failures.jsonl and run.json. An unfinished run there is resumed."""
+    """Folder for images, metadata.jsonl, failures.jsonl and run.json, or a prefix of an object store (s3://bucket/prefix). An
+    unfinished run there is resumed."""
     overwrite: bool = flag(False, NOTHING, Group.OUTPUT, usual="Start anew instead of resuming")
     """Start anew: remove what an earlier run wrote to --output_dir."""
     output_format: Literal["png", "jpg", "webp"] = flag("png", IDENTITY, Group.OUTPUT, usual="png, jpg or webp")
@@ -680,15 +682,15 @@ def _refuse_without(config: RunConfig, names: Sequence[str], is_there: bool, nee
 
 
 def _take_paths(config: BackendConfig | OptimizationConfig | RewriteConfig | RunConfig) -> None:
-    """Replace texts by the paths that they name, where paths are meant.
+    """Replace texts by the paths and addresses that they name, where paths are meant.
 
     Raises:
-        UserError: one is empty.
+        UserError: one is empty, or an address where none can be.
     """
     for item in fields(config):
         kinds = (item.type, *get_args(item.type))
         value = getattr(config, item.name)
-        if isinstance(value, str) and Path in kinds:
+        if isinstance(value, str | Path) and Path in kinds:
             setattr(config, item.name, _path_of(item.name, value))
         elif isinstance(value, list | tuple) and tuple[Path, ...] in kinds:
             setattr(config, item.name, tuple(_path_of(item.name, each) for each in value))
@@ -697,7 +699,27 @@ def _take_paths(config: BackendConfig | OptimizationConfig | RewriteConfig | Run
 def _path_of(name: str, value: str | Path) -> Path:
     if not str(value):
         raise UserError(f"--{name} is an empty text, which is no path; name a file or a folder.")
-    return Path(value)
+    if is_other_scheme(value):
+        known = ", ".join(f"{kind}://" for kind in SCHEMES)
+        raise UserError(f"--{name} {value}: dglaunch knows no such kind of address; it knows {known}.")
+    path = path_or_address(value)
+    if isinstance(path, Address):
+        _check_place(name, path)
+    return path
+
+
+TAKE_ADDRESSES = {"prompts_file": SCHEMES, "input": SCHEMES, "output_dir": STORES}
+"""Flags with paths that may be addresses, too, and of which kinds."""
+
+
+def _check_place(name: str, address: Address) -> None:
+    """An address is refused where nobody would look at it as one."""
+    kinds = TAKE_ADDRESSES.get(name, ())
+    if address.scheme not in kinds:
+        may_be = " or ".join([f"{', '.join(f'{kind}://' for kind in kinds)}", "a path on this machine"][not kinds :])
+        raise UserError(f"--{name} {address}: this flag takes {may_be}. Copy it there first, or name one.")
+    if problem := problem_with(address):
+        raise UserError(f"--{name}: the address {problem}.")
 
 
 def _find_home(config: OptimizationConfig | RewriteConfig | RunConfig) -> None:

@@ -31,6 +31,8 @@ def at_home(path: Path) -> Path:
     Raises:
         UserError: there is no home folder.
     """
+    if path.parts[:1] and not path.parts[0].startswith("~"):
+        return path
     found = Path(os.path.expanduser(path)) if os.environ.get("HOME") != "" else path
     if found.parts[:1] == ("~",):
         raise UserError(

@@ -519,6 +519,7 @@ def other_times() -> str:
 
 FIRST = ("errors.py", "system.py", "atomic.py", "config.py", "environment.py")
 PACKAGES = {
+    "storage": "what lies elsewhere: objects in s3://, gs:// and az://, files of the web",
     "tiny": "the embedded checkpoint, which draws 64x64 pictures of shapes",
     "tiny/training": "what made the embedded checkpoint and what measures it",
     "tiny/weights": "the embedded checkpoint itself, a diffusers folder",

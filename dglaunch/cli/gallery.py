@@ -10,11 +10,13 @@ from pathlib import Path
 
 from rich.table import Table
 
-from dglaunch.errors import EXIT_DONE, UserError
+from dglaunch.addresses import is_address
+from dglaunch.errors import EXIT_DONE, OutputError, UserError
 from dglaunch.output.choices import Tally, read_choices, tally
 from dglaunch.output.comparison import Comparison, names_of
 from dglaunch.output.contact_sheet import write_contact_sheet
-from dglaunch.output.gallery import MOST_COPIES, render, write_page
+from dglaunch.output.far import far_of, opened_to_read
+from dglaunch.output.gallery import MOST_COPIES, PAGE, render, write_page
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.page_parts import write_pieces
 from dglaunch.output.serving import Page, Server, StopServing
@@ -57,6 +59,18 @@ def gallery(
         port: with --serve, the port; 0 takes a free one.
     """
     _check(folders, thumbnails, blind, contact_sheet, choices)
+    if any(is_address(str(folder)) for folder in folders):
+        _refuse(
+            {
+                "output": output,
+                "thumbnails": thumbnails,
+                "contact_sheet": contact_sheet,
+                "choices": choices,
+                "serve": serve,
+            },
+            "a page of results in an object store is put beside them, and shows them from there",
+        )
+        return _put_page(folders)
     if choices:
         _refuse({"output": output, "thumbnails": thumbnails, "blind": blind, "serve": serve}, "--choices only sums up")
         return _sum_up(folders, choices)
@@ -106,6 +120,21 @@ def _show(folder: Path, output: Path | None, thumbnails: int, contact_sheet: Pat
         rest = made - shown
         terminal.print(f"{shown:,} images are on {contact_sheet}" + (f"; {rest:,} more are not" if rest else ""))
     return EXIT_DONE
+
+
+def _put_page(folders: Sequence[Path]) -> int:
+    """The page of results in an object store."""
+    if len(folders) > 1:
+        raise UserError("Results in an object store are shown alone; copy the folders here to compare them.")
+    folder = opened_to_read(folders[0])
+    ended = _show(folder, None, 0, None)
+    far = far_of(folder)
+    assert far is not None, "it is in an object store"
+    try:
+        far.store.put_file(PAGE, folder / PAGE)
+    except OSError as error:
+        raise OutputError(f"{folder / PAGE} cannot be put: {error.strerror or error}.") from None
+    return ended
 
 
 def _compare(folders: Sequence[Path], output: Path, thumbnails: int, blind: bool) -> int:

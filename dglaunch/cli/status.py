@@ -7,6 +7,7 @@ from dglaunch.cli.holes import describe
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED, UserError
 from dglaunch.output import scores
 from dglaunch.output.batch_jobs import BatchJob
+from dglaunch.output.far import opened_to_read
 from dglaunch.output.holes import holes_of
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.status import JobStatus, RunStatus, read_status
@@ -32,7 +33,7 @@ def status(folder: Path, /, node_rank: int | None = None, watch: bool = False, i
         interval: seconds between two looks of --watch. Default: 10; the job itself speaks every 30 s.
     """
     terminal = Terminal()
-    output_folder = OutputFolder(folder)
+    output_folder = OutputFolder(opened_to_read(folder))
     output_folder.require_results()
     if interval is not None and not watch:
         raise UserError("--interval is how often --watch looks; add --watch, or drop it.")

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dglaunch.errors import EXIT_BROKEN, EXIT_DONE
+from dglaunch.addresses import is_address
+from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, UserError
+from dglaunch.output.far import opened_to_read
 from dglaunch.output.inspection import describe_missing, inspect
 from dglaunch.output.inspection import repair as repair_folder
 from dglaunch.output.ledger import OutputFolder
@@ -25,7 +27,12 @@ def verify(folder: Path, /, repair: bool = False) -> int:
             images again.
     """
     terminal = Terminal()
-    output_folder = OutputFolder(folder)
+    if repair and is_address(str(folder)):
+        raise UserError(
+            "verify --repair does not go with an object store. Remove what is wrong with the cloud's own tool, and start the "
+            "job's command again: it makes what is not there."
+        )
+    output_folder = OutputFolder(opened_to_read(folder))
     output_folder.require_results()
     with output_folder.keep_runs_out(changes=repair):
         found = inspect(output_folder)

@@ -19,10 +19,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
+from dglaunch.addresses import Address
 from dglaunch.config import MAX_PIXELS
 from dglaunch.data import plugins, profiles
 from dglaunch.files import read_bytes
 from dglaunch.models.shape import Shape
+from dglaunch.storage.local import local_file, read
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,6 +44,8 @@ SIDEWAYS = (5, 6, 7, 8)
 TIFF_WIDTH, TIFF_HEIGHT, TIFF_PHOTOMETRIC = 256, 257, 262
 JPEG_START, JPEG_END, JPEG_PIXELS = b"\xff\xd8", b"\xff\xd9", 0xDA
 """Marks of a JPEG; the last one begins its compressed pixels."""
+REQUESTS = 16
+"""Images that are fetched at a time from elsewhere."""
 ROWS_AT_ONCE = 16
 """Of a Parquet column of images: a row group may be gigabytes."""
 
@@ -149,7 +153,8 @@ def probe_files(paths: Mapping[Path, str], max_pixels: int = MAX_PIXELS) -> dict
         except BadImage as error:
             return error
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    is_far = any(isinstance(path, Address) for path in paths)
+    with ThreadPoolExecutor(REQUESTS if is_far else min(8, os.cpu_count() or 1)) as pool:
         return dict(zip(paths, pool.map(one, paths)))
 
 
@@ -161,9 +166,10 @@ def _bytes_of(source: Path | Cell) -> bytes:
 
 def _read_file(path: Path) -> bytes:
     try:
-        return read_bytes(path)
+        return read(path) if isinstance(path, Address) else read_bytes(path)
     except FileNotFoundError:
-        raise BadImage(f"there is no file {path}") from None
+        what = "object" if isinstance(path, Address) else "file"
+        raise BadImage(f"there is no {what} {path}") from None
     except OSError as error:
         raise BadImage(f"{path} cannot be read: {error.strerror or error}") from None
 
@@ -340,7 +346,9 @@ class _Column:
     def __init__(self, table: Path, column: str) -> None:
         from pyarrow.parquet import ParquetFile
 
-        self.file = ParquetFile(table, pre_buffer=False, buffer_size=1 << 20)
+        self.file = ParquetFile(
+            local_file(table) if isinstance(table, Address) else table, pre_buffer=False, buffer_size=1 << 20
+        )
         self.column = column
         self._lock = threading.Lock()
         self._batches: Iterator[Any] = iter(())

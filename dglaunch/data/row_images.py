@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dglaunch import strict_json
+from dglaunch.addresses import SCHEMES, Address, is_address, is_other_scheme, path_or_address
 from dglaunch.data.images import BadImage, Cell, InputImage, NeedsPackage, probe, probe_files
 from dglaunch.data.plugins import EXTRA
 from dglaunch.data.tables import path_in
@@ -45,7 +46,7 @@ class Here:
         return path_in(file, text)
 
     def name_of(self, file: Path, text: str) -> str:
-        return text
+        return str(path_or_address(text)) if is_address(text) else text
 
 
 class RowImages:
@@ -102,7 +103,7 @@ class RowImages:
             raise MissingPackage(plugin.package, f"Reading {images} of {self.table}", EXTRA)
 
     def _split(self, text: str, table: Path) -> list[object]:
-        if self._is_file(table, text):
+        if self._is_file(table, text) or _is_one_address(text):
             return [text]
         if text.lstrip().startswith("["):
             try:
@@ -126,14 +127,23 @@ class RowImages:
             return name, cell
         if not isinstance(path, str) or not path.strip():
             raise ValueError(f"has {path!r} where a path is needed")
+        if is_other_scheme(path):
+            raise ValueError(
+                f"has {path!r}; images are read from this machine, {', '.join(f'{kind}://' for kind in SCHEMES)}"
+            )
         file, name = self.table.file_of(table, path), self.table.name_of(table, path)
         self.files.setdefault(file, name)
         return name, file
 
     def _probe_bytes(self, name: str, cell: Cell, data: bytes) -> None:
-        if not cell.table.is_file():
+        if not (isinstance(cell.table, Address) or cell.table.is_file()):
             raise ValueError("holds bytes, which only a Parquet table may; save the image and give its path")
         try:
             self.found[cell] = probe(name, cell, data, self.max_pixels)
         except BadImage as error:
             self.found[cell] = error
+
+
+def _is_one_address(text: str) -> bool:
+    """Whether a cell is one address, which may have commas in it, and no list of them."""
+    return is_address(text) and not any(is_address(part.strip()) for part in text.split(",")[1:])

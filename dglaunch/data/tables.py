@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dglaunch.addresses import Address, is_address, path_or_address
 from dglaunch.data.hub_tables import files_of_hub, is_on_hub
 from dglaunch.data.table_formats import (
     GZIP,
@@ -37,6 +38,7 @@ from dglaunch.data.table_formats import (
 )
 from dglaunch.errors import UserError
 from dglaunch.files import MOST_STREAM, at_home, read_once, unpacked
+from dglaunch.storage.local import local_file, matching
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -129,9 +131,9 @@ class Table:
             UserError: one of them cannot be read.
         """
         paths = [file.path for file in self._found]
-        if any(kind_of(path) != (PARQUET, False) or not path.is_file() for path in paths):
+        if any(kind_of(path) != (PARQUET, False) or not _here(path).is_file() for path in paths):
             return None
-        shapes = [parquet_shape(path) for path in paths]
+        shapes = [parquet_shape(_here(path)) for path in paths]
         return sum(num_rows for num_rows, _ in shapes), shapes[0][1]
 
     def _note_file(self, path: Path, first: int) -> None:
@@ -143,7 +145,8 @@ class Table:
         """Whether it has so many rows that they had better be kept in columns, as far as this shows without reading it."""
         if self.parquet is not None:
             return self.parquet[0] >= LARGE_ROWS
-        return sum(file.path.stat().st_size for file in self._found if file.path.is_file()) >= LARGE_BYTES
+        paths = [_here(file.path) for file in self._found]
+        return sum(path.stat().st_size for path in paths if path.is_file()) >= LARGE_BYTES
 
     def place(self, number: int) -> tuple[Path, int]:
         """Return in which file a row that was read stands, and its number there."""
@@ -158,6 +161,8 @@ class Table:
         """Return how a path that a row of this file names is called beside those of all files: as it stands there, unless
         the file lies in another folder than the base."""
         here = self._base_of(file)
+        if is_address(text):
+            return str(path_or_address(text))
         if here == self.base or at_home(Path(text)).is_absolute():
             return text
         return os.path.relpath(path_in(here, text), self.base)
@@ -189,7 +194,7 @@ class _File:
         """Yield the rows, many at a time."""
         if kind_of(self.path) == (PARQUET, False):
             with _errors_of(self.path):
-                yield from read_batches(self.path)
+                yield from read_batches(_here(self.path))
             return
         rows = self.rows()
         while some := list(islice(rows, ROWS_AT_ONCE)):
@@ -240,14 +245,15 @@ def read_table(path: Path) -> Iterator[Row]:
                 f"{path} is none of the tables dglaunch reads ({kinds}; all but Parquet also as {GZIP}). Rename it, or save it "
                 "as one of them."
             )
-        if not path.is_file():
+        file = _here(path)
+        if not file.is_file():
             if path.exists():
                 raise UserError(f"{path} is no regular file; save what comes out of it to one first.")
             raise UserError(f"There is no file {path} (looked in {Path.cwd()}).")
         if suffix == PARQUET:
-            yield from read_parquet(path)
+            yield from read_parquet(file)
             return
-        data = path.open("rb")
+        data = file.open("rb")
         yield from read_text(unpacked(data) if is_packed else data, suffix)
 
 
@@ -282,6 +288,16 @@ def rows_of_pipe(path: Path, data: bytes, text_column: str = "prompt") -> Iterat
         yield from read_text(io.BytesIO(data), suffix if suffix in TEXT_READERS else guess(data, text_column))
 
 
+def _here(path: Path) -> Path:
+    """The file itself, or the copy of one that lies elsewhere.
+
+    Raises:
+        UserError: it cannot be fetched.
+    """
+    with _errors_of(path):
+        return local_file(path) if isinstance(path, Address) else path
+
+
 @contextmanager
 def _errors_of(path: Path) -> Iterator[None]:
     try:
@@ -306,10 +322,16 @@ def files_named(named: Sequence[Path]) -> list[Path]:
     Raises:
         UserError: a pattern fits none.
     """
-    return [file for path in named for file in _meant(path)]
+    found: list[Path] = []
+    for path in named:
+        with _errors_of(path):
+            found += _meant(path)
+    return found
 
 
 def _meant(path: Path) -> list[Path]:
+    if isinstance(path, Address):
+        return matching(path) if glob.has_magic(path.key) else [path]
     if is_on_hub(path):
         return files_of_hub(path)
     return _matches(path) if _is_pattern(path) else [path]
@@ -340,9 +362,15 @@ def _matches(pattern: Path) -> list[Path]:
 def _files_in(path: Path) -> list[Path]:
     """The file itself, or those of a folder: .txt files with a prompt each, named as DPG-Bench does, or a table in shards."""
     with _errors_of(path):
-        if not path.is_dir():
+        if isinstance(path, Address):
+            found = matching(path)
+            if found == [path]:
+                return [path]
+            files = _of_one_kind(path, found)
+        elif path.is_dir():
+            files = files_of(path)
+        else:
             return [path]
-        files = files_of(path)
     if not files:
         raise UserError(
             f"The folder {path} has no tables ({', '.join(KINDS)}) and no .txt files with a prompt each. Name another folder, "
@@ -358,7 +386,12 @@ def files_of(folder: Path) -> list[Path]:
     Raises:
         UserError: they are of several kinds.
     """
-    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and kind_of(path)[0] in KINDS]
+    return _of_one_kind(folder, sorted(folder.iterdir()))
+
+
+def _of_one_kind(folder: Path, there: Sequence[Path]) -> list[Path]:
+    """Those of the files of a folder that are tables."""
+    files = [path for path in there if not path.name.startswith(".") and kind_of(path)[0] in KINDS]
     kinds = Counter(kind_of(path)[0] for path in files)
     if len(kinds) > 1:
         counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
@@ -375,10 +408,10 @@ def _check_shards(files: Sequence[Path]) -> None:
     Raises:
         UserError: one has others than the first.
     """
-    shards = [file for file in files if kind_of(file) == (PARQUET, False) and file.is_file()]
+    shards = [file for file in files if kind_of(file) == (PARQUET, False) and _here(file).is_file()]
     if len(shards) < 2:
         return
-    first, *others = ({*parquet_shape(shard)[1].names} for shard in shards)
+    first, *others = ({*parquet_shape(_here(shard))[1].names} for shard in shards)
     for shard, names in zip(shards[1:], others):
         if names != first:
             without, besides = (", ".join(sorted(some)) for some in (first - names, names - first))
@@ -404,10 +437,19 @@ def base_of(named: Sequence[Path]) -> Path:
     """Return what the relative paths in a table are relative to: its folder, or that which all of its files lie in. It does
     not depend on which files there are."""
     bases = list(dict.fromkeys(map(_base_of, named)))
-    return bases[0] if len(bases) == 1 else Path(os.path.commonpath(map(os.path.abspath, bases)))
+    if len(bases) == 1:
+        return bases[0]
+    wholes = [str(base) if isinstance(base, Address) else os.path.abspath(base) for base in bases]
+    if len({os.path.isabs(whole) or whole.partition("/")[0] for whole in wholes}) > 1:
+        raise UserError(f"{shown(named)}: name tables of one place, either on this machine or of one object store.")
+    return path_or_address(os.path.commonpath(wholes))
 
 
 def _base_of(path: Path) -> Path:
+    if isinstance(path, Address):
+        while glob.has_magic(str(path.parent)):
+            path = path.parent
+        return path.parent if path.suffix or glob.has_magic(path.name) else path
     if os.path.isdir(path):  # also of a name that no file can have
         return path
     while _is_pattern(path) and glob.has_magic(str(path.parent)):
@@ -417,4 +459,8 @@ def _base_of(path: Path) -> Path:
 
 def path_in(base: Path, text: str) -> Path:
     """Return the file that a cell of a table names."""
-    return base / at_home(Path(text))
+    path = path_or_address(text)
+    if isinstance(path, Address):
+        return path
+    path = at_home(path)
+    return path if path.is_absolute() else base / path

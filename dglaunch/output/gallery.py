@@ -82,7 +82,7 @@ def render(
     style, script = text_of("gallery.css"), text_of(*SCRIPTS)
     run = next(iter(OutputFolder(folder).runs().values()), {})
     return page.generate(
-        title=folder.resolve().name,
+        title=Path(str(folder)).resolve().name,
         data=page_data(folder, page_folder, thumbnails, rows, only_inside),
         summary=summary(run),
         settings=run_settings(run),

@@ -12,6 +12,7 @@ from pathlib import Path
 from dglaunch.data.task import Record
 from dglaunch.files import is_regular, read_bytes
 from dglaunch.output import shards
+from dglaunch.output.far import far_of
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.lines import file_name_of, is_whole
 from dglaunch.output.ownership import path_inside
@@ -37,6 +38,8 @@ class StoredImage:
         Raises:
             OSError: it is not there, or cannot be read.
         """
+        if (far := far_of(self.folder)) is not None:
+            return far.read(self.name)
         return shards.read(self.folder, self.shard, self.name) if self.shard else read_bytes(self.folder / self.name)
 
     def read_own(self) -> bytes:

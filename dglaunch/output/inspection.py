@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
@@ -18,6 +18,7 @@ from dglaunch.data.task import Record
 from dglaunch.errors import OutputError
 from dglaunch.output import ownership
 from dglaunch.output.asked import asked_of
+from dglaunch.output.far import far_of
 from dglaunch.output.file_index import Ints
 from dglaunch.output.images import StoredImage, image_of
 from dglaunch.output.in_window import in_window
@@ -31,6 +32,8 @@ from dglaunch.output.shards import SHARDS, closed_path, closed_shards, has_own, 
 
 SHOWN = 20
 """Gaps that a sentence names."""
+REQUESTS = 16
+"""Files of an object store that are fetched at a time."""
 AT_A_TIME = 500
 """Images that a process looks at together."""
 MOST_ALONE = 4_000
@@ -158,13 +161,15 @@ def _look_at_shards(folder: OutputFolder, named: Mapping[str, Collection[str]], 
 def problems_with(index: LedgerIndex, rows: Ints) -> Iterator[str | None]:
     """Yield what is wrong with the file of each row, in their order."""
     parts = (index.part(rows[first : first + AT_A_TIME]) for first in range(0, len(rows), AT_A_TIME))
-    if len(rows) < MOST_ALONE or (os.cpu_count() or 1) == 1:
+    is_far = far_of(index.folder.path) is not None
+    if not is_far and (len(rows) < MOST_ALONE or (os.cpu_count() or 1) == 1):
         for part in parts:
             yield from _problems_of_part(index.folder.path, part)
         return
-    cores = os.cpu_count() or 1
-    with ProcessPoolExecutor(cores, get_context("fork")) as pool:
-        for found in in_window(pool, partial(_problems_of_part, index.folder.path), parts, 3 * cores):
+    at_once = REQUESTS if is_far else os.cpu_count() or 1
+    pools = ThreadPoolExecutor(at_once) if is_far else ProcessPoolExecutor(at_once, get_context("fork"))
+    with pools as pool:
+        for found in in_window(pool, partial(_problems_of_part, index.folder.path), parts, 3 * at_once):
             yield from found
 
 

@@ -26,6 +26,7 @@ from dglaunch.errors import UserError
 from dglaunch.files import is_regular, open_for_appending, open_lock, open_regular, read_bytes
 from dglaunch.models.shape import Shape
 from dglaunch.output import segments
+from dglaunch.output.far import far_of
 from dglaunch.output.lines import (
     FAILURES_STEM,
     FOLDER,
@@ -272,13 +273,16 @@ class OutputFolder:
             OSError: the folder cannot be written.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        if (far := far_of(self.path)) is not None:
+            others = [] if part.is_beside else [f"{part.node}-*", *([""] if part.node else [])]
+            far.lock(part.ledger_suffix, others, self._in_use)
         with contextlib.ExitStack() as refused:
             stream = refused.enter_context(open_lock(self.lock_file(part.ledger_suffix)))
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise self._in_use() from None
-            if not part.is_beside:
+            if not part.is_beside and far is None:
                 self.refuse_other_writers(f"{part.node}-*")
                 if part.node:
                     self.refuse_other_writers("")  # a run as one world takes over what nodes have left
@@ -288,6 +292,8 @@ class OutputFolder:
     def is_held(self, pattern: str = "*") -> bool:
         """Return whether a run writes to the folder, or to such parts of it, as far as this file system knows the locks of
         other machines."""
+        if (far := far_of(self.path)) is not None:
+            return far.is_held(pattern)
         for path in self.lock_files(pattern):
             try:
                 with open_regular(path) as stream:
@@ -307,9 +313,9 @@ class OutputFolder:
         if self.is_held(pattern):
             raise self._in_use()
 
-    def _in_use(self) -> UserError:
+    def _in_use(self, by: str = "") -> UserError:
         return UserError(
-            f"Another dglaunch is writing to {self.path}. Wait for it, or choose another --output_dir (several "
+            f"Another dglaunch is writing to {self.path}{f' ({by})' if by else ''}. Wait for it, or choose another --output_dir (several "
             "nodes without a rendezvous: --node_rank and --num_nodes)."
         )
 
@@ -324,6 +330,8 @@ class OutputFolder:
             UserError: one is running, or the lock cannot be made.
         """
         with contextlib.ExitStack() as held:
+            if far_of(self.path) is not None and self.is_held():
+                raise self._is_being_written()
             try:
                 if changes:
                     held.enter_context(open_lock(self.lock_file()))
@@ -331,14 +339,15 @@ class OutputFolder:
                     stream = held.enter_context(open_regular(path))
                     fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(
-                    f"A dglaunch is writing to {self.path}. Wait for it; dglaunch status shows how far it is."
-                ) from None
+                raise self._is_being_written() from None
             except OSError as error:
                 raise UserError(
                     f"{self.path} cannot be locked ({error.strerror or error}: {error.filename})."
                 ) from None
             yield
+
+    def _is_being_written(self) -> UserError:
+        return UserError(f"A dglaunch is writing to {self.path}. Wait for it; dglaunch status shows how far it is.")
 
     # -- out of memory --------------------------------------------------------------------------------------------
 
@@ -347,6 +356,8 @@ class OutputFolder:
         note = self.path / f"{_OUT_OF_MEMORY}{shape}-{batch_size}.json"
         with contextlib.suppress(OSError):  # the note is a help for the next start, not part of the result
             open_for_appending(note).close()
+            if (far := far_of(self.path)) is not None:
+                far.store.put(note.name, b"")
 
     def out_of_memory_limits(self) -> dict[Shape, int]:
         """Return the largest batch size that no earlier start was short of memory for, by shape."""

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import io
 import os
+import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from dglaunch.data.task import INPUT_FIELDS, SAMPLING, Record, Result, Task, fil
 from dglaunch.errors import OutputError, UserError
 from dglaunch.files import open_for_appending
 from dglaunch.output import ownership, resume, segments
+from dglaunch.output.far import far_of
 from dglaunch.output.file_index import FileIndex, kept_at
 from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, read_run
 from dglaunch.output.lines import LedgerFile, TaskId, append_line, file_name_of, id_of
@@ -27,6 +29,7 @@ from dglaunch.output.ordering import publish_all, put_in_order
 from dglaunch.output.replaced import PendingRedo, Replacing
 from dglaunch.output.shard_writer import AS_FILES, Keeping, ShardWriter, drop_replaced, settle_remains
 from dglaunch.output.shards import shard_of
+from dglaunch.storage.errors import StorageError
 
 if TYPE_CHECKING:
     from dglaunch.data.images import InputImage
@@ -52,6 +55,8 @@ class Writer:
 
     def __init__(self, path: Path, node: str = "", rank: str = "", keeping: Keeping = AS_FILES) -> None:
         self.folder = OutputFolder(path)
+        self.far = far_of(path)
+        """Of results in an object store."""
         self.part = Part(node, rank)
         suffix = self.part.ledger_suffix
         self.ledger_path = self.folder.file(METADATA, suffix)
@@ -78,6 +83,7 @@ class Writer:
         """Folders of images that are there."""
         self._failures: io.FileIO | None = None
         self._lock: BinaryIO | None = None
+        self._adding = threading.Lock()
 
     # -- before the run -------------------------------------------------------------------------------------------
 
@@ -103,6 +109,9 @@ class Writer:
                 would be replaced.
         """
         self._lock_folder(patience)
+        if self.far is not None:
+            with self._refusing():
+                self.far.pull()
         found = resume.read_progress(self.folder, self.part)
         progress = resume.Progress() if overwrite else found
         resume.refuse_other_store(self.folder, progress, self._keeping.store)
@@ -177,6 +186,8 @@ class Writer:
             self._ledger = open_for_appending(self.ledger_path)
             self._failures = open_for_appending(self.failures_path)
             self._settle_shards(progress)
+            if self.far is not None:
+                self.far.sync(has_ended=True)
         self.has_begun = True
 
     def _settle_shards(self, progress: resume.Progress) -> None:
@@ -262,9 +273,12 @@ class Writer:
         try:
             if result.data is None:
                 self._failed.add(result.task_id)
-                append_line(self._failures, result.record)
+                self._add_failure(result.record)
                 return
             record = {"file_name": result.file_name, **result.record, "bytes": len(result.data)}
+            if self.far is not None:
+                self.far.put_image(result.file_name, result.data, lambda: self._add_line(record))
+                return
             replaced = self._replacing_images
             is_kept = replaced is not None and replaced.keep(result.task_id, result.file_name)
             if self._shards is not None:
@@ -277,11 +291,13 @@ class Writer:
             with self._replacing(path) as temporary:
                 temporary.write_bytes(result.data)
             self._add_line(record)
+        except StorageError as error:
+            raise self._not_put(error) from None
         except OSError as error:
             raise self._cannot_write(result.file_name, error) from None
 
     def settle(self) -> None:
-        """All that this start makes has been written: a shard that is open is closed.
+        """All that this start makes has been written: a shard that is open is closed, what is on its way arrives.
 
         Raises:
             OutputError: it cannot be; the next start does it.
@@ -291,6 +307,7 @@ class Writer:
                 self._shards.settle()
             except OSError as error:
                 raise self._cannot_write("a shard", error) from None
+        self.flush()
 
     def _cannot_write(self, what: str, error: OSError) -> OutputError:
         return OutputError(
@@ -305,7 +322,19 @@ class Writer:
             self._image_folders.add(path)
 
     def _add_line(self, record: Record) -> None:
-        """To the open segment; a full one is closed first."""
+        """To the open segment; a full one is closed first. Of results in an object store several threads do so."""
+        with self._adding:
+            self._add_line_alone(record)
+            if self.far is not None:
+                self.far.note_line(self.ledger_path.name, record)
+
+    def _add_failure(self, record: Record) -> None:
+        assert self._failures is not None, "open() comes first"
+        append_line(self._failures, record)
+        if self.far is not None:
+            self.far.note_line(self.failures_path.name, record)
+
+    def _add_line_alone(self, record: Record) -> None:
         assert self._ledger is not None, "open() comes first"
         if self._num_open >= segments.SEGMENT_LINES:
             if self._shards is not None:
@@ -318,6 +347,34 @@ class Writer:
                 FileIndex.of_lines(closed).keep(kept_at(closed.path.parent, closed))
         append_line(self._ledger, record)
         self._num_open += 1
+
+    def flush(self) -> None:
+        """Wait until all that was written is where it is to stay: at once on a disk, on its way to an object store.
+
+        Raises:
+            OutputError: it does not get there.
+        """
+        if self.far is None or not self.has_begun:
+            return
+        try:
+            self.far.flush()
+        except OSError as error:
+            raise self._not_put(error) from None
+
+    def _not_put(self, error: OSError) -> OutputError:
+        return OutputError(
+            f"Writing to {self.folder.path} failed: {error.strerror or error}. Every image with a ledger line is whole there; "
+            "see to the store and start the same command again."
+        )
+
+    def sync(self) -> None:
+        """Of results in an object store: leave there all that this part's folder has, when no line is added any more.
+
+        Raises:
+            OSError: it cannot be put.
+        """
+        if self.far is not None:
+            self.far.sync(has_ended=True)
 
     def copy_inputs(self, images: "Mapping[str, InputImage]") -> None:
         """Copy input images to these names, before the ledger line that names them.
@@ -351,6 +408,8 @@ class Writer:
             except OSError:
                 self._give_reserve_back()
                 self._replace_run(text)
+            if self.far is not None:
+                self.far.sync()
         except OSError as error:
             raise OutputError(f"Writing {self.run_path} failed: {error.strerror or error}.") from None
 
@@ -371,6 +430,9 @@ class Writer:
 
     def join(self, tasks: Sequence[Task]) -> None:
         """Make one ledger of what ranks or nodes wrote, when none of them writes any more (see `resume.join`)."""
+        if self.far is not None:
+            own = self.part.ledger_suffix
+            self.far.pull_ledgers(lambda suffix: suffix not in ("", own))
         self.is_published = resume.join(self.folder, self.part, tasks)
         if self.part.node and self.is_published:
             publish_all(self.folder, self.part)
@@ -381,7 +443,7 @@ class Writer:
 
     def is_joined(self) -> bool:
         """Return whether rank 0 has taken over this ledger: not where the ranks have a folder each."""
-        return not self.ledger_path.exists()
+        return not self.ledger_path.exists() or (self.far is not None and self.part.is_beside)
 
     def close(self) -> None:
         """Unlock the folder. Closing twice does nothing."""
@@ -399,3 +461,5 @@ class Writer:
         self._give_reserve_back()
         if ownership.is_empty(self.failures_path):
             ownership.remove([self.failures_path])
+        if self.far is not None:
+            self.far.close()

@@ -36,6 +36,7 @@ from dglaunch.output.shards import SHARDS
 from dglaunch.planning import checks, continued
 from dglaunch.planning.batches import Plan, build, share_of_node
 from dglaunch.planning.estimate import FiguresOf, chooser
+from dglaunch.planning.far_output import with_working_folder
 from dglaunch.planning.idle import idle_flags, idle_loras, settle
 from dglaunch.planning.image_folders import image_folders_of, placed
 from dglaunch.planning.node_table import rows_in_columns
@@ -43,6 +44,7 @@ from dglaunch.planning.past import past_of
 from dglaunch.planning.photos import photo_list
 from dglaunch.planning.pipe import Piped, piped_table
 from dglaunch.planning.redo import Redo
+from dglaunch.storage.local import fetch_for
 from dglaunch.system import Machine
 
 SHOWN_SIZES = 8
@@ -244,10 +246,12 @@ def prepare(
     Raises:
         UserError: with the remedy.
     """
+    fetch_for(config.tables, config.backend.cache_dir)
     config = replace(config, num_images_per_prompt=evaluations.num_images_per_prompt(config))
     profile = profile_of(config.backend.backend)
     checks.check_flags_of_backend(config, profile, origins)
     topology = topologies.from_environment(config, parallel_from_environment(environ), environ, world_size)
+    config = with_working_folder(config, topology, only_planned, redo is not None)
     rewriting = rewriting_of(config)
     topology = replace(topology, restarted=continued.goes_on(config, topology) or redo is not None)
     checks.check_debug(config, topology, planned=world_size is not None)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from dglaunch.addresses import Address
 from dglaunch.config import EditingConfig, RunConfig
 from dglaunch.data.hub_tables import is_on_hub
 from dglaunch.data.photos import (
@@ -47,6 +48,14 @@ def photo_list(config: RunConfig, topology: Topology) -> Piped | None:
     (path,) = config.tables
     if is_on_hub(path):
         _refuse_recursive(config)
+        return None
+    if isinstance(path, Address):
+        _refuse_recursive(config)
+        if is_photo(path):
+            raise UserError(
+                f"--input {path} is an image that is not on this machine. Name a table that has its address in a column "
+                "input_images, with an instruction."
+            )
         return None
     is_meant = is_photo(path) or not (path.suffix or glob.has_magic(str(path)) or is_stream(path))
     if is_meant and not os.path.lexists(path):

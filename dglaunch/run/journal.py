@@ -7,6 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cached_property
 
+from dglaunch.addresses import without_queries
 from dglaunch.backends.base import Facts
 from dglaunch.config import settings
 from dglaunch.data.many import ManyTasks
@@ -118,7 +119,7 @@ class Journal:
                 "degrees": settings(topology.parallel),
                 **world_record([agent for _, agent in self.ranks]),
             },
-            "command": sys.argv,
+            "command": list(map(without_queries, sys.argv)),
             "working_directory": _working_directory(),
             **({} if job.redo is None else {"redo": job.redo.asked}),
             "started": self._started,

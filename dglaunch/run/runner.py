@@ -283,6 +283,8 @@ class _Run:
             if self.inputs and not result.failed:
                 self.writer.copy_inputs(self.inputs[result.task_id])
             self.writer.write(result)
+            if self.job.profile.costs_money:  # before the next one is asked for
+                self.writer.flush()
         if self.report is not None:
             self.report.update(result)
         if self.pulse is not None:
@@ -365,6 +367,7 @@ class _Run:
                 self.writer.put_in_order()
             if has_ended and not report.counts.num_failed:
                 self.writer.end_anew()
+            self.writer.sync()
         except OSError as error:
             report.note(f"The ledgers were not joined and put in order ({error}); the next start does it.")
 

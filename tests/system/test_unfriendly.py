@@ -17,6 +17,7 @@ import pytest
 from dglaunch.backends.api import answers, downloads
 from dglaunch.backends.api.answers import RequestError, redact
 from dglaunch.cli.main import main
+from dglaunch.storage import public_web
 from support.api_servers import KEY, ApiServer, colour_of, painted, with_size
 from support.remote_runs import MODELS, assert_no_key, assert_right_images, rows_of, words
 from support.results import ledger, run_json
@@ -32,19 +33,20 @@ OWN = ("127.0.0.1", 1)
     ],
 )  # fmt: skip
 def test_addresses_that_are_not_public_are_refused(place: str) -> None:
-    with pytest.raises(RequestError, match="no public address, and not the API's own") as refused:
-        downloads.refuse_private(("name.example", 80), ["93.184.216.34", place], OWN)
-    assert refused.value.kind == "refused"
-    downloads.refuse_private(("name.example", 80), [place], ("name.example", 80))  # the user's own choice
+    with pytest.raises(
+        public_web.Refused, match=f"leads to name.example, port 80, which is {place}: no public address"
+    ):
+        public_web.refuse_private(("name.example", 80), ["93.184.216.34", place], [OWN])
+    public_web.refuse_private(("name.example", 80), [place], [("name.example", 80)])  # the user's own choice
 
 
 def test_public_addresses_are_not() -> None:
-    downloads.refuse_private(("name.example", 80), ["93.184.216.34", "2606:2800:220:1::1"], OWN)
+    public_web.refuse_private(("name.example", 80), ["93.184.216.34", "2606:2800:220:1::1"], [OWN])
 
 
 @pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:,x", "//host/x", "http:///x"])
 def test_what_is_no_address_of_http(address: str) -> None:
-    with pytest.raises(RequestError, match="no http address"):
+    with pytest.raises(RequestError, match="no http or https address"):
         downloads.download(address, 1, OWN)
 
 
@@ -57,7 +59,7 @@ def test_other_ways_to_write_this_machine(server: ApiServer, host: str) -> None:
 
 
 def test_a_head_that_comes_byte_by_byte_has_its_time_too(server: ApiServer) -> None:
-    own = downloads.origin_of("http", "127.0.0.1", int(server.google.rpartition(":")[2]))
+    own = public_web.origin_of("http", "127.0.0.1", int(server.google.rpartition(":")[2]))
     start = time.monotonic()
     with pytest.raises(RequestError, match=r"not within 0\.3 s"):
         downloads.download(f"{server.google}/head", 0.3, own)
@@ -95,7 +97,7 @@ def test_the_users_proxy_may_be_anywhere(server: ApiServer, monkeypatch: pytest.
 
 
 def test_the_time_of_a_download_is_that_of_all_of_it(server: ApiServer) -> None:
-    own = downloads.origin_of("http", "127.0.0.1", int(server.google.rpartition(":")[2]))
+    own = public_web.origin_of("http", "127.0.0.1", int(server.google.rpartition(":")[2]))
     start = time.monotonic()
     with pytest.raises(RequestError, match=r"not within 0.3 s \(--timeout\)") as late:
         downloads.download(f"{server.google}/drip", 0.3, own)
@@ -104,7 +106,7 @@ def test_the_time_of_a_download_is_that_of_all_of_it(server: ApiServer) -> None:
 
 def test_a_download_has_an_end(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "MOST_BYTES", 1 << 18)
-    own = downloads.origin_of("http", "127.0.0.1", int(server.google.rpartition(":")[2]))
+    own = public_web.origin_of("http", "127.0.0.1", int(server.google.rpartition(":")[2]))
     with pytest.raises(RequestError, match="larger than 262,144 bytes") as refused:
         downloads.download(f"{server.google}/endless", 10, own)
     assert refused.value.kind == "refused"
@@ -236,7 +238,7 @@ def test_an_answer_does_not_lead_into_the_network(
 def test_a_redirect_to_no_http_is_refused(small_limits: None, server: ApiServer, tmp_path: Path) -> None:
     server.address = f"{server.google}/to/{quote('ftp://127.0.0.1/x', safe='')}"
     assert main(words(server, "openai", rows_of(tmp_path, ["a"]), tmp_path / "out")) == 3
-    assert "no http address" in ledger(tmp_path / "out", "failures.jsonl")[0]["error"]
+    assert "no http or https address" in ledger(tmp_path / "out", "failures.jsonl")[0]["error"]
 
 
 def test_redirects_at_the_api_itself_are_followed(small_limits: None, server: ApiServer, tmp_path: Path) -> None:

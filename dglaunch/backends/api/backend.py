@@ -28,7 +28,6 @@ from dglaunch.backends.api.batch_api import LIMITS, BatchApi
 from dglaunch.backends.api.batch_mode import BatchMode
 from dglaunch.backends.api.costs import Costs
 from dglaunch.backends.api.description import Api, addresses_of, api_of, key_of
-from dglaunch.backends.api.downloads import origin_of
 from dglaunch.backends.api.limits import SpendLimit, delay, share, sleep
 from dglaunch.backends.api.profile import num_workers, rank_of_all
 from dglaunch.backends.api.servers import Pool, Server
@@ -39,6 +38,7 @@ from dglaunch.data.images import BadImage
 from dglaunch.data.task import Batch, Record, Task
 from dglaunch.environment import environment
 from dglaunch.errors import Drained, MissingPackage, UserError
+from dglaunch.storage.public_web import origin_of
 
 LONGEST_RETRY_AFTER_S = 900.0
 """A server that asks for a longer pause than this has a quota by the day: the run stops, and a later start goes on."""

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from dglaunch.backends.api.downloads import Origin, origin_of
 from dglaunch.backends.api.limits import LOOK_EVERY_S, ConcurrencyLimiter, doubled
 from dglaunch.errors import Drained
+from dglaunch.storage.public_web import Origin, origin_of
 
 SHOWN_FAILURES = 5
 

@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 import shlex
+from contextlib import ExitStack
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,6 +23,7 @@ from support.hub_server import HubServer
 from support.input_tables import table as sketch_table
 from support.lora_files import write_lora
 from support.results import ledger, run_json, write_jsonl
+from support.s3_server import S3Server
 
 PAGE = ROOT / "docs" / "HOW_DO_I.md"
 
@@ -92,6 +94,15 @@ def fetch(words: list[str]) -> int:
         return main(words)
 
 
+def with_buckets(servers: ExitStack, variables: pytest.MonkeyPatch) -> None:
+    """A store on loopback; moto's server stays until the tests end, so what a command has put there is there for the next."""
+    server = servers.enter_context(S3Server())
+    server.put(server.bucket("tables"), "rows/a.csv", b"prompt\na red fox\na crow\n")
+    server.bucket("results")
+    for name, value in server.environment.items():
+        variables.setenv(name, value)
+
+
 def choose(one: Path, other: Path, file: Path) -> None:
     """What the button of a blind page gives: in every row the first run's image is the better one."""
     pairs = [[row["sha256"][:16] for row in rows] for rows in zip(ledger(one), ledger(other))]
@@ -108,7 +119,9 @@ def test_every_command_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Server, "serve_forever", interrupted)
     monkeypatch.chdir(tmp_path)
     for command in commands():
-        with monkeypatch.context() as variables:
+        with monkeypatch.context() as variables, ExitStack() as servers:
+            if "s3://" in command:
+                with_buckets(servers, variables)
             if not needs_no_stand_in(command):
                 variables.setenv("DG_BACKEND", "fake")
             assert type_in(command) == 0, command

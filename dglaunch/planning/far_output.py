@@ -1,0 +1,57 @@
+"""--output_dir in an object store: what cannot go with it is refused, that it can be written is seen, and the run gets a working
+folder in its place (output/far.py)."""
+
+import os
+from dataclasses import replace
+from typing import TypeVar
+
+from dglaunch.addresses import Address
+from dglaunch.config import RunConfig
+from dglaunch.distributed.topology import Topology
+from dglaunch.errors import UserError
+from dglaunch.output.far import PROBE, far_of
+from dglaunch.storage.working import working_folder
+
+Config = TypeVar("Config", bound=RunConfig)
+
+
+def with_working_folder(config: Config, topology: Topology, only_planned: bool, anew: bool) -> Config:
+    """Return a configuration whose output folder is on this machine: with what is there already, on rank 0.
+
+    Args:
+        only_planned: nothing will be written.
+        anew: some images of the job are made again (redo).
+
+    Raises:
+        UserError: it cannot be written, or something does not go with it.
+    """
+    address = config.output_dir
+    if not isinstance(address, Address):
+        return config
+    _refuse(config, address, anew)
+    try:
+        folder = working_folder(address, config.backend.cache)
+        far = far_of(folder)
+        assert far is not None, "it was made just now"
+        if topology.is_main:
+            if not only_planned:
+                far.store.check_writable(f"{PROBE}{topology.ledger_suffix[0]}", os.urandom(8))
+            far.pull()
+    except OSError as error:
+        raise UserError(f"--output_dir {address} cannot be read: {error.strerror or error}.") from None
+    return replace(config, output_dir=folder)
+
+
+def _refuse(config: RunConfig, address: Address, anew: bool) -> None:
+    """What would need the images, or more than whole objects, where they lie."""
+    remedies = {
+        f"--layout {config.layout}": (config.layout != "indexed", "Make it of a copy on a disk, with the same command"),
+        f"--store {config.store}": (config.store != "files", "Drop it, or keep shards on a disk and copy them"),
+        "--save_inputs": (config.save_inputs, "Drop it; the ledger names the input images"),
+        "--overwrite": (config.overwrite, "Choose another prefix, or remove this one with the cloud's own tool first"),
+        "--api_batch": (config.remote.api_batch, "Order to a folder on a disk, and copy that"),
+        "redo": (anew, "Copy the folder to a disk, redo there, and copy it back"),
+    }
+    for what, (is_asked, remedy) in remedies.items():
+        if is_asked:
+            raise UserError(f"{what} does not go with --output_dir {address}, an object store. {remedy}.")

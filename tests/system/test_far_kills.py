@@ -1,0 +1,118 @@
+"""A job of several ranks into an S3 server that fails, throttles, and sees the job killed: all images are there once, whole.
+
+One process is killed in tests/unit/output/test_far.py; `make soak` has 20,000 images on 4 ranks, 2 % of requests failing, throttled for a minute, 10 kills.
+"""
+
+import hashlib
+import json
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from support.commands import descendants, end, kill_group, start
+from support.ranks import launch
+from support.s3_server import S3Server
+
+LINE_OF_MEMORY = "VmHWM:"
+
+
+def most_memory(process: "subprocess.Popen[str]") -> int:
+    """Bytes of the largest of its processes, at its largest."""
+    sizes = [0]
+    for pid in descendants(process.pid):
+        try:
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        except OSError:
+            continue
+        sizes += [int(line.split()[1]) << 10 for line in lines if line.startswith(LINE_OF_MEMORY)]
+    return max(sizes)
+
+
+class Killed:
+    """A job that is started again and again."""
+
+    def __init__(self, server: S3Server, bucket: str, folder: Path, count: int, writer: str) -> None:
+        self.server, self.bucket, self.count = server, server.bucket(bucket), count
+        prompts = folder / "prompts.txt"
+        prompts.write_text("".join(f"a fox, number {number}\n" for number in range(count)))
+        self.words = [
+            "t2i", "--backend", "fake", "--height", "64", "--width", "64", "--batch_size", "4", "--prompts_file",
+            str(prompts), "--output_dir", f"s3://{bucket}/run", "--cache_dir", str(folder / "cache"), "--writer", writer,
+        ]  # fmt: skip
+        self.memory: list[int] = []
+
+    @property
+    def num_put(self) -> int:
+        return sum(method == "PUT" and path.endswith(".png") for method, path in self.server.requests)
+
+    def until(self, num_put: int, ranks: int, throttled_s: float = 0.0) -> None:
+        """Start it, and kill all of it when so many images were put since."""
+        self.server.requests.clear()
+        self.server.faults.throttled_until = 0.0
+        process = start(self.words, self.server.environment, ranks)
+        deadline, largest = time.monotonic() + 400, 0
+        while self.num_put < num_put and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.02)
+            if throttled_s and self.num_put > num_put // 2:
+                self.server.faults.throttled_until, throttled_s = time.monotonic() + throttled_s, 0.0
+            largest = max(largest, most_memory(process))
+        self.memory.append(largest)
+        was_running = process.poll() is None
+        kill_group(process)
+        said, _ = process.communicate()
+        assert was_running and process.returncode == -signal.SIGKILL, said
+
+    def to_its_end(self, ranks: int, timeout: float) -> None:
+        self.server.requests.clear()
+        ended = end(start(self.words, self.server.environment, ranks), timeout)
+        assert ended.code == 0, ended.output
+
+    def assert_all_are_there(self) -> None:
+        objects = self.server.objects(self.bucket)
+        rows = [json.loads(line) for line in self.server.get(self.bucket, "run/metadata.jsonl").splitlines()]
+        assert [row["index"] for row in rows] == list(range(self.count))
+        assert sorted(objects) == sorted(
+            [*(f"run/{row['file_name']}" for row in rows), "run/metadata.jsonl", "run/run.json"]
+        )
+        for row in rows:
+            assert hashlib.sha256(self.server.get(self.bucket, f"run/{row['file_name']}")).hexdigest() == row["sha256"]
+
+
+def test_two_ranks_that_both_write(tmp_path: Path) -> None:
+    with S3Server() as server:
+        job = Killed(server, "two-ranks", tmp_path, 40, "rank")
+        server.faults.share = 0.02
+        (ended,) = launch(tmp_path, 2, [(job.words, server.environment)])
+        assert ended.codes == [0, 0], ended.output
+        job.assert_all_are_there()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("writer", ["main", "rank"])
+def test_two_ranks_killed_once(tmp_path: Path, writer: str) -> None:
+    with S3Server() as server:
+        job = Killed(server, f"killed-{writer}", tmp_path, 120, writer)
+        server.faults.share = 0.02
+        job.until(60, ranks=2)
+        job.to_its_end(ranks=2, timeout=120)
+        job.assert_all_are_there()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize(("writer", "count"), [("main", 20_000), ("rank", 4_000)])
+def test_four_ranks_killed_ten_times(tmp_path: Path, writer: str, count: int) -> None:
+    dice = random.Random(5)
+    with S3Server() as server:
+        job = Killed(server, f"killed-often-{writer}", tmp_path, count, writer)
+        server.faults.share = 0.02
+        for kill in range(10):
+            job.until(dice.randrange(count // 40, count // 12), ranks=4, throttled_s=60.0 if kill == 4 else 0.0)
+        job.to_its_end(ranks=4, timeout=3600)
+        job.assert_all_are_there()
+        print(f"{count} images; largest rank at each kill, MiB: {[size >> 20 for size in job.memory]}")
+        assert max(job.memory) < 1.5 * sorted(job.memory)[1]
