@@ -71,6 +71,10 @@ class ManyTasks(Sequence[Task]):
         task and ask it."""
 
     @abstractmethod
+    def texts(self) -> Iterator[str]:
+        """Yield all prompts and negative prompts."""
+
+    @abstractmethod
     def ranges(self) -> Iterator[tuple[int, int, int]]:
         """Yield the indices in order: the first of some that follow one another, the one behind the last, and the number of
         their samples."""
@@ -125,6 +129,15 @@ def ids_of(tasks: Sequence[Task]) -> Iterator[tuple[int, int]]:
 def keys_of(tasks: Sequence[Task]) -> Iterator[tuple[str, str]]:
     """Yield the key of each task and the name of its file without the suffix."""
     return tasks.keys() if isinstance(tasks, ManyTasks) else ((task.key, task.stem) for task in tasks)
+
+
+def texts_of(tasks: Sequence[Task]) -> Iterator[str]:
+    """Yield all prompts, as the model gets them, and negative prompts."""
+    if isinstance(tasks, ManyTasks):
+        yield from tasks.texts()
+    else:
+        both = (text for task in tasks for text in (task.text, task.negative_prompt))
+        yield from (text for text in both if text is not None)
 
 
 def kinds_of(tasks: Sequence[Task]) -> Sequence[Task]:

@@ -345,6 +345,14 @@ class TaskTable(ManyTasks):
         for start in range(0, len(self), MADE_AT_ONCE):
             yield from self._store.keys(self._numbers[start : start + MADE_AT_ONCE])
 
+    def texts(self) -> Iterator[str]:
+        if (default := self._store.defaults["negative_prompt"]) is not None:
+            yield str(default)
+        for name in ("prompt", "negative_prompt"):
+            column = self.column(name)
+            for chunk in () if column is None else column.chunks:
+                yield from chunk.drop_null().to_pylist()
+
     def ranges(self) -> Iterator[tuple[int, int, int]]:
         rows, found = np.unique(self.indices, return_counts=True)
         counts: Numbers = found

@@ -111,6 +111,7 @@ def test_columns_say_what_rows_say(
     tasks, by_column = in_columns(path, **flags)
     assert list(tasks) == expected
     assert [*many.keys_of(tasks)] == [(task.key, task.stem) for task in expected]
+    assert {*many.texts_of(tasks)} == {*many.texts_of(expected)}
     assert by_column.columns.record == by_row.columns.record
     assert by_column.columns.summary == by_row.columns.summary
 
