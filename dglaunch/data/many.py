@@ -3,7 +3,6 @@
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 from dglaunch.data.task import Task
@@ -58,17 +57,8 @@ class ManyTasks(Sequence[Task]):
         """Return the tasks that have none of these ids."""
 
     @abstractmethod
-    def places_of(self, task_ids: Collection[tuple[int, int]]) -> "Numbers":
+    def places_of(self, task_ids: Collection[tuple[int, int]]) -> list[int]:
         """Return where the tasks stand that have these ids."""
-
-    @abstractmethod
-    def ids(self) -> Iterator[tuple[int, int]]:
-        """Yield the id of each task."""
-
-    @abstractmethod
-    def keys(self) -> Iterator[tuple[str, str]]:
-        """Yield the key of each task and the name of its file without the suffix, for a tenth of what it takes to make the
-        task and ask it."""
 
     @abstractmethod
     def texts(self) -> Iterator[str]:
@@ -92,43 +82,6 @@ class ManyTasks(Sequence[Task]):
     @abstractmethod
     def sample_counts(self) -> set[int]:
         """How many images rows have, each number once."""
-
-
-class Ids(Collection[tuple[int, int]]):
-    """The ids of some tasks of a table, held as the tasks themselves are."""
-
-    def __init__(self, tasks: ManyTasks) -> None:
-        self.tasks = tasks
-
-    def __len__(self) -> int:
-        return len(self.tasks)
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return self.tasks.ids()
-
-    def __contains__(self, task_id: object) -> bool:
-        return task_id in self._all
-
-    @cached_property
-    def _all(self) -> frozenset[tuple[int, int]]:
-        return frozenset(self)
-
-
-def ids_at(tasks: Sequence[Task], places: "Numbers") -> Collection[tuple[int, int]]:
-    """Return the ids of the tasks at these places."""
-    if isinstance(tasks, ManyTasks):
-        return Ids(tasks.at(places))
-    return frozenset(tasks[place].id for place in places.tolist())
-
-
-def ids_of(tasks: Sequence[Task]) -> Iterator[tuple[int, int]]:
-    """Yield the id of each task."""
-    return tasks.ids() if isinstance(tasks, ManyTasks) else (task.id for task in tasks)
-
-
-def keys_of(tasks: Sequence[Task]) -> Iterator[tuple[str, str]]:
-    """Yield the key of each task and the name of its file without the suffix."""
-    return tasks.keys() if isinstance(tasks, ManyTasks) else ((task.key, task.stem) for task in tasks)
 
 
 def texts_of(tasks: Sequence[Task]) -> Iterator[str]:
@@ -166,3 +119,10 @@ def without(tasks: Sequence[Task], task_ids: Collection[tuple[int, int]]) -> Seq
 def sample_counts(tasks: Sequence[Task]) -> set[int]:
     """Return how many images rows have, each number once."""
     return tasks.sample_counts if isinstance(tasks, ManyTasks) else set(Counter(task.index for task in tasks).values())
+
+
+def places_of(tasks: Sequence[Task], task_ids: Collection[tuple[int, int]]) -> list[int]:
+    """Return where the tasks stand that have these ids."""
+    if isinstance(tasks, ManyTasks):
+        return tasks.places_of(task_ids) if task_ids else []
+    return [place for place, task in enumerate(tasks) if task.id in task_ids]

@@ -126,20 +126,15 @@ class Task:
         return said
 
     @property
-    def key_values(self) -> list[object]:
-        """What the key is of: index, sample, prompt, negative prompt, seed, and the rest."""
+    def key(self) -> str:
+        """Hash of the content; a ledger line with another key belongs to another image. LoRAs count by what their files hold:
+        not by their names, and not at all where a row uses none."""
         content, others = self.content(), self._of_inputs()
         if content.pop(LORA, ""):
             content[LORA] = [use.scale for use in self.lora or ()]
         values = [value for name, value in content.items() if name not in others]
         named = [others] if others else []  # by name: a strength is no scale
-        return [self.index, self.sample, *values, *named]
-
-    @property
-    def key(self) -> str:
-        """Hash of the content; a ledger line with another key belongs to another image. LoRAs count by what their files hold:
-        not by their names, and not at all where a row uses none."""
-        text = json.dumps(self.key_values, ensure_ascii=False)
+        text = json.dumps([self.index, self.sample, *values, *named], ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 

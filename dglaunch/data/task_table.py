@@ -7,13 +7,10 @@
 It is a Sequence of tasks like any list of them. What looks at ten million tasks goes by their kinds, or by the columns.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from itertools import chain, pairwise, repeat
-from json.encoder import encode_basestring as _in_json
+from itertools import chain, pairwise
 from typing import Any, Self, overload
 
 import numpy as np
@@ -21,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dglaunch import strict_json
-from dglaunch.data.many import Ids, Kinds, ManyTasks
+from dglaunch.data.many import Kinds, ManyTasks
 from dglaunch.data.many_numbers import Numbers
 from dglaunch.data.task import LORA, Record, Task
 from dglaunch.models.lora import LoraUse, text_of
@@ -124,8 +121,6 @@ class _Store:
     """The number of each batch's first task, and how many tasks there are."""
     defaults: Mapping[str, object]
     lora_of: Callable[[str], tuple[LoraUse, ...]]
-    around: dict[tuple[object, ...], tuple[str, str]] = field(default_factory=dict)
-    """By the settings of a row: what its key's text has of them."""
     in_folder: Callable[[int, str], str] = field(default=lambda _index, name: name)
     """The name of an image with its folder, from its index and its name."""
 
@@ -140,26 +135,16 @@ class _Store:
 
     def make(self, numbers: "Numbers | range") -> Iterator[Task]:
         """Yield the tasks of these numbers."""
-        for batch in self._batches(numbers):
-            yield from self._tasks(batch)
-
-    def keys(self, numbers: "Numbers | range") -> Iterator[tuple[str, str]]:
-        """Yield the keys and stems of the tasks of these numbers."""
-        for batch in self._batches(numbers):
-            yield from self._keys(batch)
-
-    def _batches(self, numbers: "Numbers | range") -> Iterator[pa.RecordBatch]:
-        """The rows of these numbers."""
         if isinstance(numbers, range):
             for batch, low, high in self._stretches(numbers):
-                yield batch.slice(low, high - low)
+                yield from self._tasks(batch.slice(low, high - low))
             return
         places = np.searchsorted(self.starts, numbers, side="right") - 1
         edges = [0, *(np.flatnonzero(np.diff(places)) + 1).tolist(), len(numbers)]
         for start, stop in pairwise(edges):
             if start < stop:
                 at = int(places[start])
-                yield self.batches[at].take(pa.array(numbers[start:stop] - self.starts[at]))
+                yield from self._tasks(self.batches[at].take(pa.array(numbers[start:stop] - self.starts[at])))
 
     def _stretches(self, numbers: range) -> Iterator[tuple[pa.RecordBatch, int, int]]:
         start = numbers.start
@@ -185,33 +170,6 @@ class _Store:
                 index=index, sample=sample or 0, prompt=prompt, seed=seed, stem=self.in_folder(index, stem), extra=_extra(extras, rests[n], n),
                 **fixed, **{name: values[n] for name, values in varied.items()},
             )  # fmt: skip
-
-    def _keys(self, batch: pa.RecordBatch) -> Iterator[tuple[str, str]]:
-        columns = {name: batch.column(name).to_pylist() for name in batch.schema.names if not name.startswith(EXTRA)}
-        nothing = [None] * batch.num_rows
-        settings = {name: columns.get(name, nothing) for name in SETTINGS}
-        rows = zip(
-            columns["index"], columns.get("sample", nothing), columns["prompt"], columns["seed"],
-            columns.get("stem", nothing), *settings.values(),
-        )  # fmt: skip
-        for index, sample, prompt, seed, stem, *row in rows:
-            around = self.around.get(tuple(row))
-            if around is None:
-                if len(self.around) >= MOST_AROUND:
-                    self.around.clear()
-                around = self.around[tuple(row)] = self._around(dict(zip(settings, row)))
-            negative, rest = around
-            text = f"[{index}, {sample or 0}, {_in_json(prompt)}, {negative}, {seed}, {rest}]"
-            key = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-            name = stem or (f"{index:06d}" if sample is None else f"{index:06d}_{sample:02d}")
-            yield key, self.in_folder(index, name)
-
-    def _around(self, settings: Mapping[str, Any]) -> tuple[str, str]:
-        """What a key's text has of these settings: between prompt and seed, and behind the seed."""
-        values = {name: self._settings(name, [value])[0] for name, value in settings.items()}  # type: ignore[index]  # a list
-        task = Task(index=0, prompt="", seed=0, stem="", **values)
-        _, _, _, negative, _, *rest = task.key_values
-        return json.dumps(negative, ensure_ascii=False), json.dumps(rest, ensure_ascii=False)[1:-1]
 
     def _settings(self, name: str, values: list[Any] | None) -> object:
         """What each task of a batch has of a setting; the default itself, where no task of the table sets it."""
@@ -320,10 +278,6 @@ class TaskTable(ManyTasks):
 
     def _has(self, task_ids: Collection[tuple[int, int]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Of each task whether it has one of these ids."""
-        if isinstance(task_ids, Ids) and isinstance(task_ids.tasks, TaskTable):
-            has = np.zeros(int(self._store.starts[-1]), bool)
-            has[task_ids.tasks._numbers] = True
-            return has[self._numbers]
         some = np.fromiter(chain.from_iterable(task_ids), np.int64, 2 * len(task_ids)).reshape(-1, 2)
         index, samples = self.indices, self._samples
         if samples is None:
@@ -334,16 +288,8 @@ class TaskTable(ManyTasks):
     def without(self, task_ids: Collection[tuple[int, int]]) -> Self:
         return self.at(np.flatnonzero(~self._has(task_ids))) if task_ids else self
 
-    def places_of(self, task_ids: Collection[tuple[int, int]]) -> Numbers:
-        return np.flatnonzero(self._has(task_ids))
-
-    def ids(self) -> Iterator[tuple[int, int]]:
-        samples = self._samples
-        return zip(self.indices.tolist(), repeat(0) if samples is None else samples.tolist())
-
-    def keys(self) -> Iterator[tuple[str, str]]:
-        for start in range(0, len(self), MADE_AT_ONCE):
-            yield from self._store.keys(self._numbers[start : start + MADE_AT_ONCE])
+    def places_of(self, task_ids: Collection[tuple[int, int]]) -> list[int]:
+        return np.flatnonzero(self._has(task_ids)).tolist()
 
     def texts(self) -> Iterator[str]:
         if (default := self._store.defaults["negative_prompt"]) is not None:

@@ -133,8 +133,7 @@ class Job:
         tasks = self.redo.applied([self.tasks[number] for number in numbers], token, self._checks_of_fields())
         job, changed = replace(self, tasks=tasks), {task.id: task for task in tasks}
         self.profile.check(self.config, self.target, self.topology, job.makeable)
-        if self.config.layout in evaluations.EVALUATIONS:
-            evaluations.check(self.config, [changed.get(task.id, task) for task in self.tasks])
+        evaluations.check(self.config, [changed.get(task.id, task) for task in self.tasks])
         return job
 
     def _checks_of_fields(self) -> dict[str, Check]:

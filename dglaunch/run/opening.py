@@ -4,12 +4,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from dglaunch.data.edits import saved_names
-from dglaunch.data.many import ids_at, kinds_of
-from dglaunch.data.many_numbers import Numbers
-from dglaunch.data.places import numbers_in, places_of, runs_of
+from dglaunch.data.many import kinds_of, places_of
 from dglaunch.data.tables import files_there
 from dglaunch.data.task import BatchSize, file_name
 from dglaunch.distributed.channel import Channel
@@ -42,7 +38,7 @@ class Found:
     """What is done in a writer's folder, and what is damaged there."""
 
     done: list[int]
-    """Numbers of tasks, as `runs_of` has them."""
+    """Numbers of tasks."""
     damaged: int
     anew: list[int] | None = None
     """Of a redo: the numbers of the tasks that are made anew; of those, `done` says which it has made already."""
@@ -76,7 +72,7 @@ class Opened:
 
     job: Job
     """What is made now: of a redo, the images that are made anew."""
-    done: Collection[TaskId]
+    done: frozenset[tuple[int, int]]
     """Ids of the tasks whose image is there."""
     damaged: int
     """Ledger lines that could not be read or whose image is not as written."""
@@ -105,18 +101,18 @@ def open_folders(job: Job, channel: Channel, writer: Writer, journal: Journal) -
     opened = channel.broadcast(channel.together(open_first))
     assert opened is not None
     found, known = opened
-    done, damaged = numbers_in(found.done), found.damaged
+    done, damaged = set(found.done), found.damaged
     if topology.mode != "main":
 
         def open_beside() -> Found | None:
-            return _open_folder(job, writer, journal, overwrite, known=done) if beside else None
+            return _open_folder(job, writer, journal, overwrite, known=found.done) if beside else None
 
         for other in channel.all_of_world(channel.together(open_beside)):
             if other is not None:
-                done = np.union1d(done, numbers_in(other.done))
+                done.update(other.done)
                 damaged += other.damaged
     made = job if found.anew is None else job.anew(found.anew, found.token)
-    return Opened(made, ids_at(job.tasks, done), damaged, known, overwrite)
+    return Opened(made, frozenset(job.tasks[number].id for number in done), damaged, known, overwrite)
 
 
 def start_anew(job: Job, channel: Channel, writer: Writer, journal: Journal) -> None:
@@ -183,7 +179,7 @@ def _refuse_inputs_as_outputs(job: Job, writer: Writer) -> None:
         ownership.refuse_foreign_copies(writer.folder, copies)
 
 
-def _open_folder(job: Job, writer: Writer, journal: Journal, overwrite: bool, known: Numbers | None = None) -> Found:
+def _open_folder(job: Job, writer: Writer, journal: Journal, overwrite: bool, known: Collection[int] = ()) -> Found:
     """On a writer: what is done there beyond what is known already."""
     config = job.config
     patience = LET_GO_S if job.topology.restarted and job.redo is None else 0.0
@@ -192,8 +188,8 @@ def _open_folder(job: Job, writer: Writer, journal: Journal, overwrite: bool, kn
         return _begin_anew(job, job.redo, writer, journal, progress)
     if not overwrite:
         _begin(job, writer, journal, progress)
-    done = places_of(job.tasks, progress.done)
-    return Found(runs_of(done if known is None else np.setdiff1d(done, known)), progress.damaged)
+    done = set(places_of(job.tasks, progress.done))
+    return Found(sorted(done.difference(known)), progress.damaged)
 
 
 def _begin_anew(job: Job, redo: Redo, writer: Writer, journal: Journal, progress: Progress) -> Found:
@@ -211,7 +207,7 @@ def _begin_anew(job: Job, redo: Redo, writer: Writer, journal: Journal, progress
     made = [number for number in numbers if is_made(job.tasks[number].id)]
     writer.begin_anew(pending, records)
     _begin(job, writer, journal, progress)
-    return Found(runs_of(np.array(made, np.int64)), progress.damaged, numbers, pending.token)
+    return Found(made, progress.damaged, numbers, pending.token)
 
 
 def _begin(job: Job, writer: Writer, journal: Journal, progress: Progress) -> None:
