@@ -88,6 +88,10 @@ class ManyTasks(Sequence[Task]):
         """Return where the tasks stand that have these ids."""
 
     @abstractmethod
+    def texts(self) -> Iterator[str]:
+        """Yield all prompts and negative prompts."""
+
+    @abstractmethod
     def ids(self) -> "TaskIds":
         """Return the ids of the tasks."""
 
@@ -125,6 +129,15 @@ class ManyTasks(Sequence[Task]):
     @abstractmethod
     def sample_counts(self) -> set[int]:
         """How many images rows have, each number once."""
+
+
+def texts_of(tasks: Sequence[Task]) -> Iterator[str]:
+    """Yield all prompts, as the model gets them, and negative prompts."""
+    if isinstance(tasks, ManyTasks):
+        yield from tasks.texts()
+    else:
+        both = (text for task in tasks for text in (task.text, task.negative_prompt))
+        yield from (text for text in both if text is not None)
 
 
 def kinds_of(tasks: Sequence[Task]) -> Sequence[Task]:

@@ -321,6 +321,14 @@ class TaskTable(ManyTasks):
     def places_of(self, task_ids: Collection[tuple[int, int]]) -> list[int]:
         return np.flatnonzero(self._has(task_ids)).tolist()
 
+    def texts(self) -> Iterator[str]:
+        if (default := self._store.defaults["negative_prompt"]) is not None:
+            yield str(default)
+        for name in ("prompt", "negative_prompt"):
+            column = self.column(name)
+            for chunk in () if column is None else column.chunks:
+                yield from chunk.drop_null().to_pylist()
+
     def ranges(self) -> Iterator[tuple[int, int, int]]:
         rows, found = np.unique(self.indices, return_counts=True)
         counts: Numbers = found

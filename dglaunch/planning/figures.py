@@ -17,6 +17,7 @@ from pathlib import Path
 from dglaunch import strict_json
 from dglaunch.atomic import atomic_write
 from dglaunch.config import OptimizationConfig, ParallelConfig, RunConfig
+from dglaunch.data.many import texts_of
 from dglaunch.data.task import Bucket
 from dglaunch.errors import UserError
 from dglaunch.files import make_cache_folder, read_bytes
@@ -76,9 +77,9 @@ def guidance_asked(scale: float | None) -> float | None:
     return GUIDED if scale is not None and scale > 1 else scale
 
 
-def longest_prompt(prompts: Iterable[str | None]) -> int:
+def longest_prompt(prompts: Iterable[str]) -> int:
     """Return about how many tokens the longest prompt has, in steps of USUAL_PROMPT."""
-    longest = max((len(prompt) for prompt in prompts if prompt), default=0) // CHARACTERS_A_TOKEN
+    longest = max(map(len, prompts), default=0) // CHARACTERS_A_TOKEN
     return USUAL_PROMPT * max(-(-longest // USUAL_PROMPT), 1)
 
 
@@ -265,7 +266,7 @@ def book_of(job: Job, trace: Trace | None, known: Mapping[Request, Figures] | No
     """
     tokens = USUAL_PROMPT
     if job.checkpoint.family.text_bucket:
-        tokens = longest_prompt(text for task in job.tasks for text in (task.text, task.negative_prompt))
+        tokens = longest_prompt(texts_of(job.tasks))
     return FigureBook(
         job.checkpoint, job.config, job.topology.parallel, job.machine.dtype, trace, tokens, known, job.machine.name
     )

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from dglaunch.config import RunConfig
-from dglaunch.data.many import kinds_of
+from dglaunch.data.many import kinds_of, texts_of
 from dglaunch.data.task import Task
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
@@ -124,7 +124,7 @@ def _check_lengths(checkpoint: Checkpoint, config: RunConfig, degree: int, tasks
 def _check_shortest_text(checkpoint: Checkpoint, config: RunConfig, degree: int, tasks: Sequence[Task]) -> None:
     if checkpoint.not_here is not None:
         return
-    texts = sorted({text for task in tasks for text in (task.prompt, task.negative_prompt) if text is not None})
+    texts = sorted(set(texts_of(tasks)))
     shortest = min(token_lengths(checkpoint, texts, config.backend), default=math.inf)
     if shortest + TEMPLATE_TOKENS < degree:
         raise UserError(

@@ -108,6 +108,7 @@ def test_columns_say_what_rows_say(
     request.getfixturevalue("never_row_by_row")
     tasks, by_column = in_columns(path, **flags)
     assert list(tasks) == expected
+    assert {*many.texts_of(tasks)} == {*many.texts_of(expected)}
     assert by_column.columns.record == by_row.columns.record
     assert by_column.columns.summary == by_row.columns.summary
 

@@ -127,5 +127,5 @@ def test_figures_survive_json() -> None:
 
 
 def test_the_longest_prompt_counts_in_steps() -> None:
-    assert longest_prompt([None, "a cat"]) == 128
+    assert longest_prompt(["a cat"]) == 128
     assert longest_prompt(["word " * 200]) == 256
