@@ -552,6 +552,8 @@ FAMILIES: dict[str, Family] = {
         max_sequence_limit=512,
         windows=(TextWindow(),),
         text_outputs=("row", "same", "row", "row", "same", "row"),
+        with_inputs=inputs.CHROMA,
+        own_steps=35,
     ),
     "HiDreamImagePipeline": Family(
         name="HiDream",

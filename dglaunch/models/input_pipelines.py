@@ -28,6 +28,14 @@ FLUX = (
         control_scale=1.0,
     ),
 )  # fmt: skip
+CHROMA = (
+    InputPipeline(roles=IMAGE, pipeline="ChromaImg2ImgPipeline", strength=0.9),
+    InputPipeline(
+        roles=MASK, pipeline="ChromaInpaintPipeline", strength=0.6,
+        refused="its inpainting pipeline asks the transformer for guidance embeddings, which Chroma's has not, and fails "
+        "(diffusers 0.42.1)",
+    ),
+)  # fmt: skip
 QWEN = (
     InputPipeline(roles=IMAGE, pipeline="QwenImageImg2ImgPipeline", strength=0.6),
     InputPipeline(roles=MASK, pipeline="QwenImageInpaintPipeline", strength=0.6),

@@ -53,6 +53,16 @@ def test_what_a_row_combines_that_no_pipeline_draws_is_told(tmp_path: Path) -> N
     assert "QwenImagePipeline does not draw from an image with a control image" in ended.output
 
 
+def test_a_pipeline_that_fails_in_diffusers_is_refused_with_the_reason(tmp_path: Path) -> None:
+    model = checkpoint_folder(tmp_path / "model", _class_name="ChromaPipeline")
+    path = table(tmp_path, [{"prompt": "x", "image": "i0.png", "mask": "m0.png"}])
+    columns = ["--image_column", "image", "--mask_column", "mask"]
+    ended = dglaunch("plan", "t2i", "--model_name", model, "--prompts_file", path, *columns)
+    assert ended.code == 2 and "asks the transformer for guidance embeddings" in ended.output, ended.output
+    refused("Chroma", "mask", "diffusers' pipeline fails")
+    refused("Chroma", "control", "no pipeline")
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
