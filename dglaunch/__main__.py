@@ -16,9 +16,11 @@ def console_script() -> None:
     # Under torchrun, leave the root cause where its summary finds it.
     from torch.distributed.elastic.multiprocessing.errors import record
 
+    from dglaunch.distributed.agent import end_restarts
     from dglaunch.distributed.channel import leave
 
-    code = record(main)()
+    code = record(main)() or 0
+    end_restarts(code, os.environ)
     leave()
     sys.exit(code)
 

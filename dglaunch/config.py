@@ -27,6 +27,7 @@ LARGEST_SEED = 2**62
 MAX_PIXELS = 89_478_485
 """Beyond it an image may be a decompression bomb; Pillow's own limit, at which it only warns."""
 Layout = Literal["indexed", "geneval", "dpg", "t2i_compbench", "genarena", "webdataset", "parquet"]
+Store = Literal["files", "webdataset", "parquet"]
 WriterName = Literal["main", "node", "rank"]
 DtypeName = Literal["bfloat16", "float16", "float32", "bf16", "fp16", "fp32", "half", "float"]
 OTHER_DTYPES: dict[str, DtypeName] = {
@@ -130,6 +131,9 @@ class BackendConfig:
         None, REPLAY | LOCAL, Group.MODEL, usual="bf16, fp16 or fp32 (default: by the device)", also=OTHER_DTYPES
     )
     """Type of the weights. Default: bfloat16 on a GPU, float32 on a CPU."""
+    model_config: str | None = flag(None, IDENTITY | FILE | REPLAY | TUNING | LOCAL, Group.MODEL)
+    """With --model_name x.safetensors, a whole checkpoint in one file: the folder or hub id that has what such a file lacks
+    (configurations, tokenizers)."""
     transformer: Path | None = flag(None, FILE | REPLAY | TUNING | LOCAL, Group.MODEL)
     """The transformer's (or U-Net's) weights from a .safetensors or .gguf file, or a folder, in place of the checkpoint's."""
     text_encoder: tuple[str, ...] = flag((), FILE | REPLAY | TUNING | LOCAL, Group.MODEL)
@@ -415,6 +419,11 @@ class RunConfig:
     more."""
     layout: Layout = flag("indexed", NOTHING, Group.OUTPUT)
     """At the end also write the images to --output_dir/LAYOUT as that evaluation or data loader reads them."""
+    store: Store = flag("files", NOTHING, Group.OUTPUT)
+    """How images are kept: a file each, or in shards as they are made, tar files for WebDataset or Parquet for `datasets`, in
+    --output_dir/shards (a job keeps to what it began with)."""
+    shard_size: int = flag(1000, NOTHING, Group.OUTPUT)
+    """With --store webdataset or parquet: megabytes of a shard (of at most 10,000 images)."""
     batch_size: int | Literal["auto"] = flag("auto", NOTHING, Group.SPEED, usual="Images at a time on each GPU")
     """Images per forward pass per replica, `auto` by size, memory and degrees; with an API samples of a prompt per request."""
     num_images_per_prompt: int | None = flag(
@@ -509,6 +518,7 @@ class RunConfig:
             ("stall_timeout", 0),
             ("seed", 0),
             ("max_pixels", 1),
+            ("shard_size", 1),
         ):
             value = getattr(self, name)
             if isinstance(value, int | float) and not least <= value < float("inf"):

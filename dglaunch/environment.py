@@ -193,6 +193,12 @@ def another_speaks(environ: Mapping[str, str]) -> bool:
     return rank.isdecimal() and world_size.isdecimal() and 0 < int(rank) < int(world_size)
 
 
+def tells_of_deaths(environ: Mapping[str, str]) -> bool:
+    """Return whether this is one of the first two ranks of its machine, which tell that another rank has died: all of a large
+    job would fill its log, and of these two one may be the dead one."""
+    return environ.get("LOCAL_RANK", "0") in ("0", "1")
+
+
 def job_token(environ: Mapping[str, str]) -> str:
     """Return what only the ranks of this job are meant to know: DG_JOB_TOKEN, or else the id of torchrun's rendezvous."""
     return environ.get(JOB_TOKEN) or environ.get("TORCHELASTIC_RUN_ID", "")

@@ -15,6 +15,7 @@ BENCHES = {
     "scale": "a job of 10^4 to 10^7 rows beside the model: seconds and memory of reading it, planning it, ...",
     "tail": "how long replicas wait for the slowest: fixed shares against claimed ones, on a made-up clock",
     "gather": "how many finished images rank 0 takes in and writes, alone and with --writer rank",
+    "store": "images/s of files against WebDataset and Parquet shards, made and read at random",
     "batch": "images/s over batch size and resolution, through dglaunch's backend",
     "optimizations": "each optimization on and off: time, memory, difference in the image",
     "lora": "images/s of a table with eight LoRAs shuffled, the same sorted, and without LoRA",

@@ -14,10 +14,11 @@ from dglaunch.errors import EXIT_DONE, UserError
 from dglaunch.output.choices import Tally, read_choices, tally
 from dglaunch.output.comparison import Comparison, names_of
 from dglaunch.output.contact_sheet import write_contact_sheet
-from dglaunch.output.gallery import render, write_page
+from dglaunch.output.gallery import MOST_COPIES, render, write_page
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.page_parts import write_pieces
 from dglaunch.output.serving import Page, Server, StopServing
+from dglaunch.output.shards import has_shards
 from dglaunch.output.sorted_lines import SortedLines
 from dglaunch.system import are_loopback
 from dglaunch.terminal import Terminal, progress
@@ -95,6 +96,11 @@ def _show(folder: Path, output: Path | None, thumbnails: int, contact_sheet: Pat
     if contact_sheet is None or output is not None or thumbnails:
         page = write_page(folder, output, thumbnails, rows)
         terminal.print(f"{made:,} images and {rows.num_failed:,} failures are in {page}")
+        if not thumbnails and has_shards(folder):
+            terminal.print(
+                f"The images are in shards, so the page has small copies of them (of at most {MOST_COPIES:,}); --serve shows "
+                "them whole."
+            )
     if contact_sheet is not None:
         shown = write_contact_sheet(folder, contact_sheet, rows)
         rest = made - shown

@@ -1,12 +1,18 @@
 """The commands `t2i` and `edit`: parse the flags, run the job."""
 
+import os
+import time
 from collections.abc import Mapping
 
 from dglaunch.cli.agent import run_ranks
 from dglaunch.cli.flags import parse, without
 from dglaunch.config import COMMANDS, RunConfig
-from dglaunch.distributed.topology import check_world
+from dglaunch.distributed.topology import UnfitWorld, check_world
+from dglaunch.environment import another_speaks
 from dglaunch.errors import UserError
+from dglaunch.streams import say
+
+LOOK_AGAIN_S = 1.0
 
 
 def run_job(words: list[str], environ: Mapping[str, str]) -> int:
@@ -22,7 +28,24 @@ def run_job(words: list[str], environ: Mapping[str, str]) -> int:
     from dglaunch.planning.job import prepare
     from dglaunch.run import runner
 
-    return runner.run(prepare(config, origins, environ)).exit_code
+    try:
+        job = prepare(config, origins, environ)
+    except UnfitWorld as unfit:
+        _wait_for_nodes(unfit, config.stall_timeout, environ)
+        raise
+    return runner.run(job).exit_code
+
+
+def _wait_for_nodes(unfit: UnfitWorld, seconds: float, environ: Mapping[str, str]) -> None:
+    """Where torchrun may still bring the nodes that are missing, wait for the signal with which it ends this world."""
+    if not unfit.may_change:
+        return
+    until = f"up to {seconds:,.0f} s (--stall_timeout)" if seconds else "without limit (--stall_timeout 0)"
+    if not another_speaks(environ):
+        say(f"dglaunch: {unfit} Waiting {until} for another node to join.", error=True)
+    parent, deadline = os.getppid(), time.monotonic() + seconds
+    while os.getppid() == parent and (not seconds or time.monotonic() < deadline):
+        time.sleep(LOOK_AGAIN_S)
 
 
 def starts_ranks(config: RunConfig, num_gpus: int, environ: Mapping[str, str]) -> bool:

@@ -8,8 +8,8 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 
 from dglaunch import diffgentor
-from dglaunch.environment import another_speaks, environment, is_true
-from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, EXIT_USER, DglaunchError, UserError
+from dglaunch.environment import another_speaks, environment, is_true, tells_of_deaths
+from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, EXIT_USER, DglaunchError, LostPeer, UserError
 from dglaunch.streams import lasting, say
 
 NAMES_AND_RIGHTS = (
@@ -48,6 +48,8 @@ After
   status OUT        how far a job is, while it runs or after it
   redo OUT          make some of its images again: --filter_rows 3,7,11 or
                     --failed, with --seed_offset 100 or --set guidance_scale=5
+  score OUT         a score for each image, --with clip or another model, or a
+                    function of yours; --best_of N keeps the best ones
   verify OUT        check a folder of results, file by file;
                     --repair queues what is wrong to be made again
   gallery OUT       an HTML page of the results; --contact_sheet: one image;
@@ -75,6 +77,7 @@ COMMANDS = {
     "certify": "dglaunch.cli.certify:certify",
     "slurm": "dglaunch.cli.slurm:slurm",
     "redo": "dglaunch.cli.redo:redo",
+    "score": "dglaunch.cli.score:score",
 }
 """Commands that run or plan a job: functions of the command line's words and the environment."""
 INNER = {"tune-rank": "dglaunch.cli.tune:measure_rank"}
@@ -103,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except DglaunchError as error:
             if _debugs(words, environ) and not isinstance(error, UserError):
                 say(traceback.format_exc(), error=True)
-            if not (isinstance(error, UserError) and another_speaks(environ)):
+            if not _is_told_by_another(error, environ):
                 say(f"dglaunch: {error}", error=True)
             return error.exit_code
         except BrokenPipeError:
@@ -117,6 +120,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not another_speaks(environ):
                 say(str(stopped) or "Stopped. Start the same command again to go on.", error=True)
             return EXIT_DRAINED
+
+
+def _is_told_by_another(error: DglaunchError, environ: Mapping[str, str]) -> bool:
+    """Whether other ranks have the same to say."""
+    if isinstance(error, LostPeer):
+        return not tells_of_deaths(environ)
+    return isinstance(error, UserError) and another_speaks(environ)
 
 
 def _debugs(words: Sequence[str], environ: Mapping[str, str]) -> bool:

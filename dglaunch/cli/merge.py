@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+from dglaunch.cli.holes import describe
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE
+from dglaunch.output.holes import holes_of
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.merging import merge_folders
 from dglaunch.terminal import Terminal
@@ -19,8 +21,11 @@ def merge(folders: tuple[Path, ...], /, output_dir: Path) -> int:
         output_dir: a folder that does not exist yet, or an empty one.
     """
     terminal = Terminal()
-    merged = merge_folders([OutputFolder(folder) for folder in dict.fromkeys(folders)], OutputFolder(output_dir))
+    sources = [OutputFolder(folder) for folder in dict.fromkeys(folders)]
+    merged = merge_folders(sources, OutputFolder(output_dir))
     terminal.print(f"{merged.num_images:,} images of {len(folders)} folders are in {output_dir}")
     if merged.missing:
         terminal.print(merged.missing)
+        if (holes := holes_of(run for folder in sources for run in folder.runs().values())) is not None:
+            terminal.print(describe(holes))
     return EXIT_BROKEN if merged.missing else EXIT_DONE

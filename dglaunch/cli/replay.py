@@ -37,9 +37,9 @@ from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image
 from dglaunch.data.task import INPUT_FIELDS, LORA, ROW_FIELDS, Record
 from dglaunch.environment import environment, parse_value, types_of
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, InputError, OutputError, UserError
-from dglaunch.files import open_regular
-from dglaunch.output.differences import difference_of_files
+from dglaunch.output.differences import difference, pixels_of
 from dglaunch.output.encode import decode_description
+from dglaunch.output.images import bytes_of
 from dglaunch.output.inputs import find_inputs, find_loras, results_folder
 from dglaunch.output.ledger import FAILURES, OutputFolder, format_of
 from dglaunch.output.lines import IMAGE_SUFFIXES, inputs_of
@@ -78,7 +78,7 @@ def replay(
     Exit code 0: it is the same, or --set asked for another; 1: it differs by more than --tolerance.
 
     Args:
-        file: an image that dglaunch made (.png, .jpg, .webp).
+        file: an image that dglaunch made (.png, .jpg, .webp); one in a shard is OUT/NAME, as metadata.jsonl calls it.
         changes: for a variation: a row's value or a flag (guidance_scale=5, seed=8, prompt=..., torch_dtype=float32).
         output: where to write it; default is NAME-replay.png in this directory.
         tolerance: largest difference of a pixel, of 255, that still counts as the same (batch sizes differ by rounding).
@@ -91,7 +91,7 @@ def replay(
     target = output if output is not None else Path(f"{file.stem}-replay{file.suffix}")
     if format_of(target) is None:
         raise UserError(f"--output {target}: name a .png, .jpg or .webp file.")
-    if target.exists() and target.samefile(file):
+    if target.exists() and file.exists() and target.samefile(file):
         raise UserError(f"--output {target} is the image itself; name another file.")
     refuse_to_replace(target)
     inputs = find_inputs(file, described) if inputs_of(described) else []
@@ -340,7 +340,7 @@ def compare(file: Path, target: Path, tolerance: int, varied: bool) -> tuple[int
     sizes = size_of(file), size_of(target)
     if sizes[0] != sizes[1]:
         return EXIT_DONE if varied else EXIT_BROKEN, f"{sizes[1]}, the original is {sizes[0]}"
-    found = difference_of_files(file, target, seen=0)
+    found = difference(pixels_of(bytes_of(file)), pixels_of(bytes_of(target)), seen=0)
     text = f"largest difference of a pixel {found.greatest} of 255, {found.share:.2%} of the pixels differ"
     if varied:
         return EXIT_DONE, f"a variation ({text})"
@@ -359,7 +359,8 @@ def opened(file: Path) -> Iterator["Image"]:
         UserError: there is no such file, or it is none that can be read.
     """
     try:
-        with open_regular(file) as data, damage_is_a_bad_image(), open_image(data) as image:
+        data = bytes_of(file)
+        with damage_is_a_bad_image(), open_image(data) as image:
             image.load()
             yield image
     except FileNotFoundError:

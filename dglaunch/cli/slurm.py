@@ -23,6 +23,11 @@ KINDS: dict[str, dict[str, str]] = {
         "what": "dglaunch on several nodes that form one world: rank 0 writes all images.",
         "template": "multi_node.sbatch.j2",
     },
+    "elastic": {
+        "what": "dglaunch on nodes that come and go: those that are there form one world, and form it anew when one joins or dies.",
+        "template": "elastic.sbatch.j2",
+        "max_restarts": "20",
+    },
     "array": {
         "what": "dglaunch on independent nodes: each takes its share of the prompts, and waits for no other.",
         "template": "base.sbatch.j2",
@@ -34,6 +39,7 @@ KINDS: dict[str, dict[str, str]] = {
 EXAMPLES: dict[str, tuple[str, SlurmFlags, list[str]]] = {
     "one_node": ("one_node", SlurmFlags(), ["t2i"]),
     "multi_node": ("multi_node", SlurmFlags(nodes=4), ["t2i"]),
+    "elastic": ("elastic", SlurmFlags(nodes=4, elastic=True, partition="preemptible"), ["t2i"]),
     "array": ("array", SlurmFlags(nodes=4, array=True), ["t2i"]),
     "edit": ("one_node", SlurmFlags(), ["edit"]),
 }
@@ -64,6 +70,8 @@ def slurm(words: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 def _kind_of(cluster: SlurmFlags) -> str:
+    if cluster.elastic:
+        return "elastic"
     if cluster.array:
         return "array"
     return "multi_node" if cluster.nodes > 1 else "one_node"
@@ -112,11 +120,11 @@ def render(
     jinja.filters |= {"quote": shlex.quote, "sbatch_quote": sbatch_quote, "sbatch_option": sbatch_option}
     settings = {name: getattr(cluster, name) for name in SlurmFlags.__dataclass_fields__}
     settings["venv"] = str(cluster.venv or "")
-    about = {"node_flags": "", "status_flags": "", **KINDS[kind]}
+    about = {"node_flags": "", "status_flags": "", "max_restarts": "1", **KINDS[kind]}
     return jinja.get_template(KINDS[kind]["template"]).render(
         **settings,
         **about,
-        job_nodes=1 if cluster.array else cluster.nodes,
+        job_nodes=1 if cluster.array or cluster.elastic else cluster.nodes,
         file_name=file_name or "THIS_FILE",
         remark="(stopped by its time limit or preempted, it goes back to the queue and resumes)",
         output_dir=str(output_dir),

@@ -222,10 +222,17 @@ class Result:
     """None: it failed."""
     written: bool = False
     """Another rank has written it, and the bytes are not here: rank 0 only counts it."""
+    bytes_elsewhere: int = 0
+    """How many bytes those are."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the image, wherever it is written."""
+        return self.bytes_elsewhere if self.written else len(self.data or b"")
 
     def as_written(self) -> "Result":
         """The same for rank 0, once it is written."""
-        return replace(self, data=None if self.failed else b"", written=True)
+        return replace(self, data=None if self.failed else b"", written=True, bytes_elsewhere=self.num_bytes)
 
     @property
     def failed(self) -> bool:

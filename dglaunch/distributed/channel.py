@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from dglaunch.distributed import store as stores
+from dglaunch.distributed.lifelines import Lifelines, opened_here
 from dglaunch.distributed.messages import pack, unpack
 from dglaunch.distributed.store import connected
 from dglaunch.distributed.topology import RENDEZVOUS, Topology, no_world
@@ -18,7 +19,6 @@ from dglaunch.errors import DglaunchError, UserError
 
 if TYPE_CHECKING:
     import torch
-    from torch._C._distributed_c10d import Store
     from torch.distributed import ProcessGroup
 
 Value = TypeVar("Value")
@@ -49,8 +49,15 @@ class Channel:
         self._replica: ProcessGroup | None = None
         self._results: ProcessGroup | None = None
         """For the background threads that carry results: a group is used by one thread only."""
-        if not topology.distributed:
-            return
+        sockets: set[int] = set()
+        if topology.distributed:
+            with opened_here(sockets):
+                self._form_groups(device)
+        self.lifelines = Lifelines(sockets)
+        """The connections to the other ranks."""
+
+    def _form_groups(self, device: str) -> None:
+        topology = self.topology
         import torch.distributed as dist
 
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
@@ -98,13 +105,13 @@ class Channel:
                 "rendezvous."
             )
 
-    def counters(self, name: str) -> "Store | None":
+    def counters(self, name: str) -> stores.Numbers | None:
         """Numbers that all ranks share, new with each channel; None where there is one replica. All ranks call it."""
         if self._world is None or self.topology.num_replicas == 1:
             return None
         from torch.distributed.distributed_c10d import _get_default_store
 
-        return stores.part(_get_default_store(), f"dglaunch/{name}/{self.broadcast(uuid.uuid4().hex)}")
+        return stores.Numbers(stores.part(_get_default_store(), f"dglaunch/{name}/{self.broadcast(uuid.uuid4().hex)}"))
 
     # -- all together ---------------------------------------------------------------------------------------------
 

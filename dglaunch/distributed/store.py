@@ -94,6 +94,22 @@ def part(store: "Store", prefix: str) -> "Store":
     return PrefixStore(prefix, store)
 
 
+class Numbers:
+    """Numbers in a store that all ranks share; rank 0 may hold it, and die."""
+
+    def __init__(self, store: "Store") -> None:
+        self._store = store
+
+    def add(self, key: str, amount: int, /) -> int:
+        """Add to a number, which begins at 0, and return what it is then; nobody comes in between.
+
+        Raises:
+            LostPeer: the process that holds the store is gone.
+        """
+        with connected():
+            return self._store.add(key, amount)
+
+
 def agree_on_attempt(topology: Topology, store: "Store", timeout: timedelta) -> str:
     """A name that all ranks of this attempt have, and no earlier one had.
 
@@ -148,6 +164,30 @@ def hand_on(topology: Topology, read: Callable[[], bytes], timeout: timedelta) -
     return data
 
 
+def any_rank(topology: Topology, says_so: bool, timeout: timedelta) -> bool:
+    """Whether any rank says so, on every rank, before there are groups.
+
+    Raises:
+        LostPeer: a rank has died.
+    """
+    with connected():
+        store = connect(topology, timeout)
+        shared = part(store, f"{agree_on_attempt(topology, store, timeout)}/any")
+        shared.add("yes", int(says_so))
+        shared.add("said", 1)
+        _until_all(shared, "said", topology.world_size)
+        found = shared.add("yes", 0) > 0
+        shared.add("heard", 1)
+        if topology.is_main:  # the store may be this process's
+            _until_all(shared, "heard", topology.world_size)
+    return found
+
+
+def _until_all(shared: "Store", key: str, count: int) -> None:
+    while shared.add(key, 0) < count:
+        time.sleep(POLL_S)
+
+
 def _give(shared: "Store", read: Callable[[], bytes], others: int) -> bytes:
     """Read on rank 0, and stay until the others have it: the store may be this process's, and its memory is limited."""
     try:
@@ -159,8 +199,7 @@ def _give(shared: "Store", read: Callable[[], bytes], others: int) -> bytes:
     for number, piece in enumerate(pieces):
         shared.set(str(number), piece)  # type: ignore[arg-type]  # it takes bytes, too
     shared.set("pieces", str(len(pieces)))
-    while shared.add("taken", 0) < others:
-        time.sleep(POLL_S)
+    _until_all(shared, "taken", others)
     for number in range(len(pieces)):
         shared.delete_key(str(number))
     return data

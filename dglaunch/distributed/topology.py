@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from dglaunch.config import OWN_DEGREES, XDIT_PREFIX, ParallelConfig, RunConfig, WriterName
+from dglaunch.distributed.agent import Agent, agent_of
 from dglaunch.environment import job_token
 from dglaunch.errors import UserError
 
@@ -21,7 +22,21 @@ NEEDED = ("WORLD_SIZE", *RENDEZVOUS)
 NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "MASTER_PORT")
 SHARED = {"parallel": "an image", "shard": "the weights"}
 """What the ranks of a replica share, by the flag."""
+NO_SHARED_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""torchrun's variable by which each world's rank 0 holds the store, instead of an agent."""
 RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+
+
+class UnfitWorld(UserError):
+    """The ranks of this world make no whole replicas."""
+
+    def __init__(self, text: str, may_change: bool) -> None:
+        """
+        Args:
+            may_change: with --nnodes 1:4, whether a world of more nodes would do.
+        """
+        super().__init__(text)
+        self.may_change = may_change
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +57,8 @@ class Topology:
     """--writer."""
     restarted: bool = False
     """torchrun or Slurm has started the same command before."""
+    agent: Agent | None = None
+    """torchrun's process that has started this rank."""
     distributed: bool = False
     """Started by torchrun: there are process groups, even in a world of one."""
     rendezvous: tuple[str, int, bool] | None = None
@@ -92,6 +109,11 @@ class Topology:
     def is_main(self) -> bool:
         """Whether this is rank 0: it hears of every image, reports, and writes what no other rank writes."""
         return self.rank == 0
+
+    @property
+    def tells_of_deaths(self) -> bool:
+        """As environment.tells_of_deaths."""
+        return self.local_rank < 2
 
     @property
     def writer(self) -> int:
@@ -184,10 +206,12 @@ def from_environment(
         num_nodes=num_nodes,
         mode=config.writer,
         restarted=any(environ.get(name, "0") != "0" for name in RESTARTS),
+        agent=agent_of(environ) if under_torchrun else None,
         distributed=under_torchrun,
         rendezvous=_rendezvous(environ) if under_torchrun else None,
         token=job_token(environ),
     )
+    _check_elastic(topology)
     _check_degrees(topology)
     return topology
 
@@ -304,4 +328,34 @@ def _check_degrees(topology: Topology) -> None:
     if data is not None and world % topology.replica_size == 0:
         hint = f"Unset {XDIT_PREFIX}DATA_PARALLEL_DEGREE or set it to {world // topology.replica_size}"
     near = product if data is not None else max(world // product, 1) * product
-    raise UserError(f"{whose}, which {relation} the world size {world}. {hint}; or start {near} ranks.")
+    raise UnfitWorld(
+        f"{whose}, which {relation} the world size {world}. {hint}; or start {near} ranks.",
+        _may_become(topology, product),
+    )
+
+
+def _may_become(topology: Topology, product: int) -> bool:
+    """Whether torchrun may still form a world with more nodes of as many ranks, in which the degrees fit."""
+    if topology.agent is None or topology.agent.nodes is None:
+        return False
+    is_given = topology.parallel.data_parallel_degree is not None
+    more = range(topology.world_size // topology.local_world_size + 1, topology.agent.nodes[1] + 1)
+    worlds = [num_nodes * topology.local_world_size for num_nodes in more]
+    return any(world == product if is_given else world % product == 0 for world in worlds)
+
+
+def _check_elastic(topology: Topology) -> None:
+    """Refuse what makes torch 2.13 fail at the first node that leaves or joins: its agents keep the address of the store of an
+    earlier world, and give it to nobody who is new.
+
+    Raises:
+        UserError: with the variable to set.
+    """
+    if topology.agent is None or topology.agent.nodes is None or topology.rendezvous is None:
+        return
+    if topology.rendezvous[2]:
+        fewest, most = topology.agent.nodes
+        raise UserError(
+            f"torchrun --nnodes {fewest}:{most} needs {NO_SHARED_STORE}=1 in its environment: without it torch's agents cannot "
+            f"form another world when a node leaves or joins. export {NO_SHARED_STORE}=1 before torchrun, on every node."
+        )

@@ -22,8 +22,9 @@ from dglaunch.data.task import Record, Task
 from dglaunch.errors import UserError
 from dglaunch.files import read_bytes
 from dglaunch.output import ownership
+from dglaunch.output.images import Present
 from dglaunch.output.ledger import FAILURES, MOST_RUN, OutputFolder
-from dglaunch.output.lines import TaskId, file_name_of, is_whole, row_key_of
+from dglaunch.output.lines import TaskId, row_key_of
 
 API_JOB = "api_job"
 """What the ledger and failures.jsonl call the job that an image came from, or was refused by."""
@@ -167,12 +168,8 @@ def open_jobs(folder: OutputFolder) -> list[tuple[BatchJob, list[Item]]]:
     jobs = jobs_of(folder)
     if not jobs:
         return []
-    files, failed = folder.regular_files(), folder.records_by_id(FAILURES)
-    done = {
-        task_id: record
-        for task_id, record in folder.records_by_id().items()
-        if (name := file_name_of(record)) in files and is_whole(record, files[name].st_size)
-    }
+    present, failed = Present(folder), folder.records_by_id(FAILURES)
+    done = {task_id: record for task_id, record in folder.records_by_id().items() if present.has(record)}
     owed = [(job, [item for item in job.items if not _is_settled(job, item, done, failed)]) for job in jobs]
     return [(job, items) for job, items in owed if items]
 

@@ -24,8 +24,9 @@ from dglaunch.data.task import Record
 from dglaunch.errors import OutputError, UserError
 from dglaunch.files import is_regular, open_regular, read_bytes
 from dglaunch.output.differences import Comparison, pixels_of
+from dglaunch.output.images import image_of
 from dglaunch.output.ledger import OutputFolder
-from dglaunch.output.lines import TaskId, file_name_of
+from dglaunch.output.lines import TaskId
 from dglaunch.output.ownership import refuse_to_replace
 from dglaunch.output.page_parts import policy
 from dglaunch.output.templates import template, text_of
@@ -273,9 +274,9 @@ def _picture(page_folder: Path, folder: Path, expected: Path, task: TaskId) -> R
     import numpy as np
 
     found = {place: OutputFolder(place).records_by_id().get(task, {}) for place in (folder, expected)}
-    files = [place / file_name_of(record) for place, record in found.items()]
+    images = [image for place, record in found.items() if (image := image_of(place, record)) is not None]
     try:
-        one, other = map(pixels_of, files)
+        one, other = (pixels_of(image.read()) for image in images)
     except (OSError, ValueError):  # they were there when they were compared
         return {"task": task, "prompt": "", "missing": True}
     apart = np.abs(one.astype(np.int32) - other.astype(np.int32))
@@ -284,7 +285,7 @@ def _picture(page_folder: Path, folder: Path, expected: Path, task: TaskId) -> R
         "task": task,
         "missing": False,
         "prompt": str(found[expected].get("prompt", "")),
-        "links": [quote(file.relative_to(page_folder).as_posix()) for file in files],
+        "links": [quote(image.path.relative_to(page_folder).as_posix()) for image in images],
         "one": _address(one),
         "other": _address(other),
         "apart": _address((apart * times).astype(np.uint8), is_difference=True),

@@ -20,9 +20,10 @@ from dglaunch.data.images import BadImage
 from dglaunch.data.tables import base_of
 from dglaunch.data.task import Record
 from dglaunch.errors import UserError
-from dglaunch.files import is_regular
 from dglaunch.output.choices import short_hash
 from dglaunch.output.differences import pixels_of, psnr
+from dglaunch.output.gallery import copies_of_shards
+from dglaunch.output.images import StoredImage, image_of
 from dglaunch.output.inputs import inputs_of_row
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.lines import TaskId, id_of
@@ -129,6 +130,7 @@ class Comparison:
         style, script = text_of(*STYLES), text_of(*SCRIPTS)
         is_served = bases is not None
         if bases is None:
+            self.thumbnails = self.thumbnails or max(copies_of_shards(run.folder, run.lines) for run in self.runs)
             bases = {run.folder: url_of(relative(run.folder, page_folder)) + "/" for run in self.runs}
         title = (
             f"Blind comparison of {len(self.runs)} runs" if self.blind else " | ".join(run.name for run in self.runs)
@@ -187,23 +189,22 @@ class Comparison:
     def _distances(self, row: Row) -> list[object]:
         """How far the image of each run is from the first's: dB, EQUAL, or why that is not known; None where there is none."""
         first, *others = [
-            run.folder / name if line is not None and (name := path_inside(line.get("file_name"))) else None
-            for run, line in zip(self.runs, row[1])
+            image_of(run.folder, line) if line is not None else None for run, line in zip(self.runs, row[1])
         ]
         if first is None or not any(others):
             return [None] * len(self.runs)
         try:
-            reference = _pixels(first)
+            reference = pixels_of(first.read_own())
         except (OSError, ValueError):
             return [None, *(["the first is not there, or damaged"] * len(others))]
-        return [None, *(None if path is None else _psnr(reference, path) for path in others)]
+        return [None, *(None if image is None else _psnr(reference, image) for image in others)]
 
     def _add_pictures(self, part: Sequence[Row], of_runs: "Sequence[_RunColumns]") -> None:
         if self.thumbnails:
             for number, (run, each) in enumerate(zip(self.runs, of_runs)):
                 lines = [lines[number] for _, lines in part]
-                names = [path_inside(line.get("file_name")) if line is not None else None for line in lines]
-                for picture in make_thumbnails(run.folder, names, self.thumbnails):
+                images = [image_of(run.folder, line) if line is not None else None for line in lines]
+                for picture in make_thumbnails(images, self.thumbnails):
                     each.pictures.add(picture)
 
 
@@ -270,15 +271,9 @@ class _RunColumns:
         yield "}"
 
 
-def _pixels(path: Path) -> "Pixels":
-    if not is_regular(path):
-        raise OSError
-    return pixels_of(path)
-
-
-def _psnr(reference: "Pixels", path: Path) -> object:
+def _psnr(reference: "Pixels", image: StoredImage) -> object:
     try:
-        found = psnr(reference, _pixels(path))
+        found = psnr(reference, pixels_of(image.read_own()))
     except BadImage:
         return "damaged"
     except ValueError as error:

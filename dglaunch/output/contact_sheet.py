@@ -12,10 +12,11 @@ from dglaunch.atomic import atomic_write
 from dglaunch.data.task import Record
 from dglaunch.errors import OutputError, UserError
 from dglaunch.output.grids import Axis, Grid
+from dglaunch.output.images import image_of
 from dglaunch.output.ledger import OutputFolder, format_of
 from dglaunch.output.lettering import fitting
 from dglaunch.output.lines import file_name_of
-from dglaunch.output.ownership import CONTACT_SHEET, path_inside, refuse_to_replace
+from dglaunch.output.ownership import CONTACT_SHEET, refuse_to_replace
 from dglaunch.output.run_differences import shown
 from dglaunch.output.thumbnails import small
 
@@ -80,8 +81,8 @@ def preview(folder: Path, rows: Iterable[Record], title: str) -> bytes | None:
 
 def _picture(folder: Path, row: Record, side: int) -> "Image | None":
     """An image that can be read, as large as a tile; or None."""
-    name = path_inside(row.get("file_name"))
-    picture = small(folder / name, side) if name else None
+    stored = image_of(folder, row)
+    picture = small(stored, side) if stored is not None else None
     if picture is None or max(picture.size) >= side:
         return picture
     scale = side / max(picture.size)

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image, to_rgb
 from dglaunch.data.task import Record
-from dglaunch.files import open_regular
+from dglaunch.files import read_bytes
+from dglaunch.output.images import StoredImage, image_of
 from dglaunch.output.ledger import OutputFolder
-from dglaunch.output.lines import TaskId, file_name_of
+from dglaunch.output.lines import TaskId
 
 if TYPE_CHECKING:
     import numpy as np
@@ -147,19 +148,18 @@ def difference_of_files(one: Path, other: Path, seen: int = SEEN) -> Difference:
         OSError: one of them cannot be read.
         ValueError: one of them is no image (BadImage), or their sizes differ.
     """
-    return difference(pixels_of(one), pixels_of(other), seen)
+    return difference(pixels_of(read_bytes(one)), pixels_of(read_bytes(other)), seen)
 
 
-def pixels_of(file: Path) -> "Pixels":
+def pixels_of(data: bytes) -> "Pixels":
     """Return an image's pixels: height x width x RGB.
 
     Raises:
-        OSError: it cannot be read.
         BadImage: it is none.
     """
     import numpy as np
 
-    with open_regular(file) as data, damage_is_a_bad_image(), open_image(data) as image:
+    with damage_is_a_bad_image(), open_image(data) as image:
         return np.asarray(to_rgb(image))
 
 
@@ -249,7 +249,7 @@ def compare(folder: Path, reference: Path, seen: int = SEEN, most: int | None = 
     Raises:
         UserError: a ledger cannot be read.
     """
-    files, expected = (_files(path) for path in (folder, reference))
+    files, expected = (_images(path) for path in (folder, reference))
     images: dict[TaskId, Difference] = {}
     not_compared: dict[TaskId, str] = {}
     for task in sorted(files.keys() | expected.keys())[:most]:
@@ -257,7 +257,7 @@ def compare(folder: Path, reference: Path, seen: int = SEEN, most: int | None = 
             not_compared[task] = f"{folder if task not in files else reference} has no such image"
             continue
         try:
-            images[task] = difference_of_files(files[task], expected[task], seen)
+            images[task] = difference(pixels_of(files[task].read()), pixels_of(expected[task].read()), seen)
         except BadImage as error:
             not_compared[task] = f"an image {error}"
         except ValueError as error:
@@ -267,6 +267,7 @@ def compare(folder: Path, reference: Path, seen: int = SEEN, most: int | None = 
     return Comparison(images, not_compared)
 
 
-def _files(folder: Path) -> dict[TaskId, Path]:
-    """The images that the ledger names, which lie in the folder itself."""
-    return {task: folder / file_name_of(record) for task, record in OutputFolder(folder).records_by_id().items()}
+def _images(folder: Path) -> dict[TaskId, StoredImage]:
+    """The images that the ledger names."""
+    found = ((task, image_of(folder, record)) for task, record in OutputFolder(folder).records_by_id().items())
+    return {task: image for task, image in found if image is not None}

@@ -39,6 +39,7 @@ from dglaunch.output.lines import (
 )
 from dglaunch.output.segments import FOLDER as FOLDER_OF_SEGMENTS
 from dglaunch.output.segments import INDEX
+from dglaunch.output.shards import shard_of
 
 Ints = npt.NDArray[np.integer[Any]]
 Columns = dict[str, npt.NDArray[Any]]
@@ -46,14 +47,11 @@ KINDS = {"index": "<i8", "sample": "<i4", "key": "<u8", "size": "<i8", "start": 
 """The columns, by name: index and sample, the key of the row, bytes of the image, the byte at which the line begins, and the number
 of the folder of images that it is in (AT_TOP: in none; IN_SHARD: it is part of a shard)."""
 AT_TOP, IN_SHARD = -1, -2
-SHARD = "image_shard"
-"""What a ledger line calls the shard of its image, where it has no file of its own."""
 FORMAT = 1
 """Of the files; one of another number is not read."""
 MOST_NAME = 400
 """Bytes of a name with its folder, at most."""
 _SUFFIXES = "|".join(re.escape(suffix[1:]) for suffix in IMAGE_SUFFIXES).encode()
-_SHARD = re.compile(r"[\w.-]{1,99}", re.ASCII)
 _NAMES = re.compile(
     rb"(?:(?:"
     + FOLDER.encode()
@@ -159,8 +157,8 @@ class Rows:
         index, sample = id_of(record)
         size, name = record["bytes"], file_name_of(record)
         assert isinstance(size, int), "a line of ours"
-        shard = record.get(SHARD)
-        in_shard = isinstance(shard, str) and _SHARD.fullmatch(shard) is not None
+        shard = shard_of(record)
+        in_shard = bool(shard)
         self._numbers.extend(
             (index, sample, max(min(size, 2**62), 0), start, IN_SHARD if in_shard else folder_of(name))
         )

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from dglaunch.data.tables import base_of
 from dglaunch.data.task import Record
+from dglaunch.output import scores
 from dglaunch.output.grids import Grid
+from dglaunch.output.images import StoredImage, image_of
 from dglaunch.output.inputs import inputs_of_row
 from dglaunch.output.ledger import OutputFolder, object_at
-from dglaunch.output.ownership import path_inside
 from dglaunch.output.page_parts import (
     Column,
     folded_object,
@@ -25,6 +26,7 @@ from dglaunch.output.page_parts import (
     url_of,
     write_pieces,
 )
+from dglaunch.output.shards import has_shards
 from dglaunch.output.sorted_lines import SortedLines
 from dglaunch.output.templates import template, text_of
 from dglaunch.output.thumbnails import make_thumbnails
@@ -34,13 +36,15 @@ SCRIPTS = ("shared.js", "grids.js", "gallery.js")
 LEFT_OUT = ("key", "sha256", "input_sha256", "mask_sha256", "control_sha256", "input_file_names", "file_name")
 """Of a ledger line: long and of no use to a reader, or held elsewhere in the page's data."""
 ROWS_AT_A_TIME = 1024
+COPIES, MOST_COPIES = 256, 20_000
+"""Pixels of the copies that a page of shards has, and of how many images: 5 KB each."""
 
 
 # -- the page -----------------------------------------------------------------------------------------------------
 
 
 def write_page(
-    folder: Path, output: Path | None = None, thumbnails: int = 0, rows: Iterable[Record] | None = None
+    folder: Path, output: Path | None = None, thumbnails: int = 0, rows: Sequence[Record] | None = None
 ) -> Path:
     """Write the page in one step and return its path: `output`, or gallery.html in the folder.
 
@@ -51,8 +55,15 @@ def write_page(
     """
     output = output if output is not None else folder / PAGE
     rows = SortedLines(OutputFolder(folder)) if rows is None else rows
+    thumbnails = thumbnails or copies_of_shards(folder, rows)
     write_pieces(output, render(folder, output.parent, thumbnails, rows), "gallery")
     return output
+
+
+def copies_of_shards(folder: Path, rows: Sequence[Record]) -> int:
+    """Return how large the copies in a page are of images that are in shards, which a page cannot show; 0 where they are files,
+    or too many."""
+    return COPIES if has_shards(folder) and len(rows) <= MOST_COPIES else 0
 
 
 def render(
@@ -89,24 +100,22 @@ def page_data(
     table = OutputFolder(folder).input_table()
     table_folder = base_of(table) if table and not only_inside else None
     base = relative(folder, page_folder)
-    grid = Grid.of(OutputFolder(folder))
+    grid, scored = Grid.of(OutputFolder(folder)), scores.read_all(OutputFolder(folder))
     columns: dict[str, Column] = {}
     files, inputs, pictures, befores = Column(), Column(), Column(), Column()
     lines, cells = Column(), Column()
     count, coming = 0, iter(rows)
-    while part := list(islice(coming, ROWS_AT_A_TIME)):
-        names = [path_inside(row.get("file_name")) for row in part]
+    while part := [scores.with_scores(row, scored) for row in islice(coming, ROWS_AT_A_TIME)]:
+        images = [image_of(folder, row) for row in part]
         found = [inputs_of_row(folder, table_folder, row) for row in part]
         if thumbnails:
-            _add_thumbnails(folder, names, thumbnails, pictures)
-            _add_thumbnails(
-                folder, [str(paths[0].absolute()) if paths else None for paths in found], thumbnails, befores
-            )
-        for row, name, paths in zip(part, names, found):
+            _add_thumbnails(images, thumbnails, pictures)
+            _add_thumbnails([StoredImage(p[0].parent, p[0].name) if p else None for p in found], thumbnails, befores)
+        for row, image, paths in zip(part, images, found):
             columns |= {key: Column(count) for key in row if key not in columns and key not in LEFT_OUT}
             for key, column in columns.items():
                 column.add(row.get(key))
-            files.add(name)
+            files.add(image and image.name)
             inputs.add([url_of(relative(path, page_folder)) for path in paths])
             place = grid.place(row) if grid is not None else None
             lines.add(place and place.line)
@@ -114,6 +123,7 @@ def page_data(
             count += 1
     known = {"count": count, "folder": str(folder), "base": "" if base == Path() else url_of(base) + "/"}
     known["grid"] = [[axis.name, for_script(list(axis.values))] for axis in grid.axes] if grid is not None else None
+    known["scores"] = list(scored)
     yield script_json(known)[:-1] + ',"columns":'
     yield from folded_object(columns)
     yield ',"files":'
@@ -126,8 +136,8 @@ def page_data(
     yield "}"
 
 
-def _add_thumbnails(folder: Path, names: Sequence[str | None], side: int, column: Column) -> None:
-    for picture in make_thumbnails(folder, names, side):
+def _add_thumbnails(images: Sequence[StoredImage | None], side: int, column: Column) -> None:
+    for picture in make_thumbnails(images, side):
         column.add(picture)
 
 

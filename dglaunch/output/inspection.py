@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,19 +12,22 @@ from pathlib import Path
 
 import numpy as np
 
+from dglaunch.atomic import temporary_path
 from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image
 from dglaunch.data.task import Record
 from dglaunch.errors import OutputError
-from dglaunch.files import read_bytes
 from dglaunch.output import ownership
 from dglaunch.output.asked import asked_of
 from dglaunch.output.file_index import Ints
+from dglaunch.output.images import StoredImage, image_of
 from dglaunch.output.in_window import in_window
 from dglaunch.output.ledger import FAILURES, RUN, OutputFolder, is_foreign_run, read_run
 from dglaunch.output.ledger_index import Done, LedgerIndex, Readers
-from dglaunch.output.lines import LedgerFile, LineKind, file_name_of, is_our_ledger, record_at, scan_places
+from dglaunch.output.lines import LedgerFile, LineKind, is_our_ledger, record_at, scan_places
 from dglaunch.output.replaced import PendingRedo
 from dglaunch.output.resume import bad_lines, rewrite
+from dglaunch.output.shard_writer import drop
+from dglaunch.output.shards import SHARDS, closed_path, closed_shards, has_own, index_of, open_shards
 
 SHOWN = 20
 """Gaps that a sentence names."""
@@ -49,6 +52,8 @@ class Inspection:
     """What is there besides, and is nobody's fault: pictures of the user's, lines of others."""
     wrong_files: set[str] = field(default_factory=set)
     """Files of dglaunch's that a repair moves aside."""
+    wrong_in_shards: dict[str, set[str]] = field(default_factory=dict)
+    """Of closed shards, the images that a repair takes out; none of them: the shard cannot be read, and is moved as a whole."""
 
 
 def inspect(folder: OutputFolder) -> Inspection:
@@ -59,14 +64,19 @@ def inspect(folder: OutputFolder) -> Inspection:
     found = Inspection(index, compared.done())
     _look_at_lines(index, rows, found)
     right = np.zeros(len(index), dtype=bool)
-    checked: dict[str, bool] = {}
-    for row, name, problem in zip(rows.tolist(), index.names(rows), problems_with(index, rows)):
+    named: dict[str, set[str]] = {}
+    told: set[str] = set()
+    for row, name, shard, problem in zip(
+        rows.tolist(), index.names(rows), index.shards(rows), problems_with(index, rows)
+    ):
         right[row] = problem is None
+        if shard:
+            named.setdefault(shard, set()).add(name)
         if problem is not None:
-            if name not in checked:
+            if name not in told:
                 found.problems.append(problem)
-            checked[name] = False
-            found.wrong_files.add(name)
+            told.add(name)
+            (found.wrong_in_shards.setdefault(shard, set()) if shard else found.wrong_files).add(name)
             found.wrong_lines.setdefault(index.files[index.file[row]].ledger, set()).add(
                 int(index.columns["start"][row])
             )
@@ -74,6 +84,8 @@ def inspect(folder: OutputFolder) -> Inspection:
     _look_at_runs(folder, found)
     for name in sorted(compared.unlisted):
         _report_unlisted(folder, name, found)
+    if has_own(folder.path) or named:
+        _look_at_shards(folder, named, found)
     return found
 
 
@@ -119,6 +131,27 @@ def _report_unlisted(folder: OutputFolder, name: str, found: Inspection) -> None
         found.notes.append(f"{name} has no ledger line (left alone)")
 
 
+def _look_at_shards(folder: OutputFolder, named: Mapping[str, Collection[str]], found: Inspection) -> None:
+    """A loader reads all that a shard holds, so each image in it has its line. (After a redo that was stopped some are there
+    twice, until it has come to its end.)"""
+    is_replacing = PendingRedo.read(folder) is not None
+    for shard in closed_shards(folder.path):
+        try:
+            names = index_of(folder.path, shard).keys()
+        except (OSError, ValueError) as error:
+            found.problems.append(f"{SHARDS}/{shard} cannot be read: {error}")
+            found.wrong_in_shards[shard] = set()
+            continue
+        unlisted = names - named.get(shard, set())
+        if unlisted and not is_replacing:
+            found.problems.append(f"{SHARDS}/{shard} has {len(unlisted):,} images without a ledger line")
+            found.wrong_in_shards.setdefault(shard, set()).update(unlisted)
+    for shard in open_shards(folder.path):
+        found.notes.append(
+            f"{SHARDS}/{shard} was being filled when its process died; the next start of the same command closes it"
+        )
+
+
 # -- file by file -------------------------------------------------------------------------------------------------
 
 
@@ -146,12 +179,14 @@ def _problems_of_part(folder: Path, part: Sequence[tuple[LedgerFile, int]]) -> l
 
 
 def _problem_with(folder: Path, record: Record) -> str | None:
-    """What is wrong with the file of a ledger line."""
-    name = file_name_of(record)
+    """What is wrong with the image of a ledger line."""
+    image = image_of(folder, record)
+    assert image is not None, "a line of ours has the name of an image"
+    name = f"{image.name} in {SHARDS}/{image.shard}" if image.shard else image.name
     try:
-        data = read_bytes(folder / name)
+        data = image.read()
     except FileNotFoundError:
-        return f"{name} has a ledger line but no file"
+        return f"{name} has a ledger line but {'is not there' if image.shard else 'no file'}"
     except OSError as error:
         return f"{name} cannot be read: {error.strerror or error}"
     if len(data) != record["bytes"]:
@@ -191,6 +226,34 @@ def repair(folder: OutputFolder, found: Inspection) -> None:
             ownership.set_aside(folder, folder.path / name)
         except OSError as error:
             raise OutputError(f"Moving {folder.path / name} failed: {error.strerror or error}.") from None
+    for shard, names in found.wrong_in_shards.items():
+        try:
+            _repair_shard(folder, shard, names)
+        except OSError as error:
+            text = f"Writing {folder.path / SHARDS / shard} anew failed: {error.strerror or error}."
+            raise OutputError(f"{text} It is as it was.") from None
+
+
+def _repair_shard(folder: OutputFolder, shard: str, names: Collection[str]) -> None:
+    """Write a shard without the images that are wrong, which are kept aside; one that cannot be read is moved there itself."""
+    path = closed_path(folder.path, shard)
+    if not path.exists():  # its lines are taken out
+        return
+    try:
+        images = index_of(folder.path, shard)
+    except (OSError, ValueError):
+        images = {}
+    if not images:
+        ownership.set_aside(folder, path)
+        return
+    for name in sorted(images.keys() & names):
+        temporary = temporary_path(folder.path)
+        temporary.write_bytes(StoredImage(folder.path, name, shard).read())
+        ownership.set_aside(folder, temporary, name)
+    try:
+        drop(folder, shard, names)
+    except ValueError:  # what stands between its images is damaged, too
+        ownership.set_aside(folder, path)
 
 
 def _lines_without(ledger: LedgerFile, starts: Collection[int]) -> Iterator[str]:

@@ -4,7 +4,7 @@
     dpg             PROMPT_FILE.png: the 2x2 grid of a prompt's four images (or its only one)
     t2i_compbench   samples/PROMPT_000170.png
     genarena        000017.png
-    webdataset      00000.tar: 000017.png, .txt (the prompt) and .json (the ledger line)
+    webdataset      00000.tar: 000017.png, .txt (the prompt) and .json (the ledger line, with scores)
     parquet         00000.parquet: a column `image` that datasets and the Hugging Face viewer decode
 
 A layout is a view, made from the ledger alone: the folder itself stays what it is, so that resume, verify, the gallery
@@ -12,10 +12,8 @@ and replay know one form. Its images are hard links (copies where there are none
 is replaced in one step and the whole can be made again at any time: after a kill the same command completes it.
 """
 
-import io
 import os
 import re
-import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,10 +28,14 @@ from dglaunch.data.tables import PROMPT_FILE
 from dglaunch.data.task import Record, Task, file_name
 from dglaunch.data.values import MAX_NAME_BYTES
 from dglaunch.errors import OutputError, UserError
-from dglaunch.files import digest_of, is_regular, read_bytes
+from dglaunch.files import digest_of, is_regular
+from dglaunch.output import parquet_shards, scores, tar_shards
+from dglaunch.output.images import Present, StoredImage, image_of
 from dglaunch.output.ledger import OutputFolder
-from dglaunch.output.lines import IMAGE_SUFFIXES, file_name_of
-from dglaunch.output.ownership import MARK, SHOWN, Mark, link_or_copy, make_folder, set_aside
+from dglaunch.output.lines import IMAGE_SUFFIXES
+from dglaunch.output.ownership import MARK, SHOWN, Mark, link_or_copy, make_folder, remove, set_aside
+from dglaunch.output.shard_writer import SHARD_IMAGES
+from dglaunch.output.shards import IMAGE_SHARD
 
 WriteFile = Callable[[Path], str]
 """Writes one file of a view to the path that it is given, and returns its hash."""
@@ -51,21 +53,23 @@ class Picture:
     sample: int
     samples: int
     """How many images its row was to have."""
-    file: Path
+    image: StoredImage
     size: int
     """Bytes."""
     record: Record
     """Its ledger line."""
 
     @property
+    def suffix(self) -> str:
+        """Of its file, with the dot."""
+        return PurePosixPath(self.image.name).suffix
+
+    @property
     def prompt(self) -> str:
         return str(self.record.get("prompt", ""))
 
 
-SHARD_IMAGES = 10_000
 SHARD_BYTES = 1_000_000_000
-ROW_GROUP = 100
-"""Images; a reader of Parquet holds at least as many."""
 GENEVAL_FIELDS = ("tag", "include", "exclude", "prompt")
 VIEW_SUFFIXES = (*IMAGE_SUFFIXES, ".tar", ".parquet")
 """Of the files that dglaunch puts into a view."""
@@ -82,10 +86,27 @@ def write(layout: str, folder: Path, tasks: Sequence[Task]) -> tuple[Path, int]:
         OutputError: it cannot be written.
     """
     pictures = finished(folder, tasks)
-    files = LAYOUTS[layout](pictures)
-    view = folder / layout
+    return write_view(folder, layout, LAYOUTS[layout](pictures)), len(pictures)
+
+
+def write_view(folder: Path, name: str, files: Files, changes: bool = False) -> Path:
+    """Write or complete the view OUT/NAME, and return its folder.
+
+    Args:
+        folder: the output folder.
+        name: of the view.
+        files: what is to be in it.
+        changes: what belongs into the view may change with the same images; what does not any more is taken out.
+
+    Raises:
+        UserError: it holds files of something else.
+        OutputError: it cannot be written.
+    """
+    view = folder / name
     output_folder = OutputFolder(folder)
     mark = Mark(output_folder, view)
+    if changes:
+        _take_out(view, mark, files)
     _refuse_other_files(view, mark, files)
     try:
         with closing(mark), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
@@ -99,7 +120,16 @@ def write(layout: str, folder: Path, tasks: Sequence[Task]) -> tuple[Path, int]:
             f"The layout {view} cannot be written: {error}. The images are safe in {folder}; start "
             "the same command again to write the layout."
         ) from None
-    return view, len(pictures)
+    return view
+
+
+def _take_out(view: Path, mark: Mark, files: Files) -> None:
+    """Remove files that dglaunch has put into a view and that do not belong there any more; what was changed since stays, and
+    is refused."""
+    if view.is_symlink() or not view.is_dir():
+        return
+    names = [path.relative_to(view).as_posix() for path in sorted(view.rglob("*"))]
+    remove(view / name for name in names if name not in files and mark.has(name) and mark.may_replace(name))
 
 
 def present(folder: Path) -> list[str]:
@@ -120,8 +150,9 @@ def check(layout: str, folder: Path, tasks: Sequence[Task], output_format: str) 
     samples = Counter(task.index for task in tasks)
     # How many shards there will be is not known yet, so each image gets its own.
     expected = [
-        Picture(number, task.index, task.sample, samples[task.index], folder / file_name(task, output_format),
-                SHARD_BYTES, {**(task.extra or {}), "prompt": task.prompt})
+        Picture(number, task.index, task.sample, samples[task.index],
+                StoredImage(folder, file_name(task, output_format)), SHARD_BYTES,
+                {**(task.extra or {}), "prompt": task.prompt})
         for number, task in enumerate(tasks)
     ]  # fmt: skip
     view = folder / layout
@@ -130,15 +161,19 @@ def check(layout: str, folder: Path, tasks: Sequence[Task], output_format: str) 
 
 def finished(folder: Path, tasks: Sequence[Task]) -> list[Picture]:
     """Return the images that are done, in the order of the job."""
-    records = OutputFolder(folder).records_by_id()
+    output_folder = OutputFolder(folder)
+    records, present = output_folder.records_by_id(), Present(output_folder)
+    scored = scores.read_all(output_folder)
     samples = Counter(task.index for task in tasks)
     pictures = []
     for number, task in enumerate(tasks):
         record = records.get(task.id)
-        if record is not None and is_regular(folder / file_name_of(record)):
-            file, size = folder / file_name_of(record), record["bytes"]
-            assert isinstance(size, int), f"the ledger line of {file.name} was written by dglaunch"
-            pictures.append(Picture(number, task.index, task.sample, samples[task.index], file, size, record))
+        if record is not None and present.is_there(record):
+            image, size = image_of(folder, record), record["bytes"]
+            assert image is not None and isinstance(size, int), f"dglaunch wrote the ledger line of {image}"
+            said = {name: value for name, value in record.items() if name != IMAGE_SHARD}
+            shown = scores.with_scores(said, scored)
+            pictures.append(Picture(number, task.index, task.sample, samples[task.index], image, size, shown))
     return pictures
 
 
@@ -187,12 +222,15 @@ def _write_file(folder: Path, view: Path, mark: Mark, name: str, write_file: Wri
         mark.add(name, write_file(temporary))
 
 
-def _link(picture: Picture, target: Path) -> str:
-    link_or_copy(picture.file, target)
+def link(picture: Picture, target: Path) -> str:
+    if picture.image.shard:
+        target.write_bytes(picture.image.read())
+    else:
+        link_or_copy(picture.image.path, target)
     return str(picture.record["sha256"])
 
 
-def _write_text(text: str, target: Path) -> str:
+def write_text(text: str, target: Path) -> str:
     target.write_text(text, encoding="utf-8")
     return digest_of(target)
 
@@ -216,10 +254,10 @@ def _geneval(pictures: list[Picture]) -> Files:
     for row in _by_row(pictures):
         folder, record = f"{row[0].index:05d}", row[0].record
         files[f"{folder}/metadata.jsonl"] = partial(
-            _write_text, _json({name: record[name] for name in GENEVAL_FIELDS if name in record})
+            write_text, _json({name: record[name] for name in GENEVAL_FIELDS if name in record})
         )
         for picture in row:
-            files[f"{folder}/samples/{picture.sample:05d}.png"] = partial(_link, picture)
+            files[f"{folder}/samples/{picture.sample:05d}.png"] = partial(link, picture)
     return files
 
 
@@ -229,8 +267,8 @@ def _dpg(pictures: list[Picture]) -> Files:
     for row in _by_row(pictures):
         first = row[0]
         if len(row) == first.samples:
-            write_file = partial(_link, first) if first.samples == 1 else partial(_write_grid, row)
-            files[f"{first.record[PROMPT_FILE]}{first.file.suffix}"] = write_file
+            write_file = partial(link, first) if first.samples == 1 else partial(_write_grid, row)
+            files[f"{first.record[PROMPT_FILE]}{first.suffix}"] = write_file
     return files
 
 
@@ -244,20 +282,20 @@ def _write_grid(row: list[Picture], target: Path) -> str:
     images = []
     for picture in row:
         with damage_is_a_bad_image():
-            images.append(to_rgb(open_image(read_bytes(picture.file))))
+            images.append(to_rgb(open_image(picture.image.read())))
     width, height = images[0].size
     grid = Image.new("RGB", (2 * width, 2 * height))
     for n, image_in_rgb in enumerate(images):
         grid.paste(image_in_rgb, (n % 2 * width, n // 2 * height))
-    description: Record = {"prompt": row[0].prompt, "grid_of": [picture.file.name for picture in row]}
-    target.write_bytes(encode(grid, row[0].file.suffix[1:], description))
+    description: Record = {"prompt": row[0].prompt, "grid_of": [picture.image.name for picture in row]}
+    target.write_bytes(encode(grid, row[0].suffix[1:], description))
     return digest_of(target)
 
 
 def _t2i_compbench(pictures: list[Picture]) -> Files:
     """Its scripts read the prompt up to the first `_` and the number after the last one."""
     return {
-        f"samples/{name_of(picture.prompt)}_{picture.number:06d}{picture.file.suffix}": partial(_link, picture)
+        f"samples/{name_of(picture.prompt)}_{picture.number:06d}{picture.suffix}": partial(link, picture)
         for picture in pictures
     }
 
@@ -269,7 +307,7 @@ def name_of(prompt: str) -> str:
 
 
 def _genarena(pictures: list[Picture]) -> Files:
-    return {f"{picture.index:06d}{picture.file.suffix}": partial(_link, picture) for picture in pictures}
+    return {f"{picture.index:06d}{picture.suffix}": partial(link, picture) for picture in pictures}
 
 
 # -- shards -------------------------------------------------------------------------------------------------------
@@ -294,22 +332,12 @@ def _webdataset(pictures: list[Picture]) -> Files:
 
 
 def _write_tar(pictures: list[Picture], target: Path) -> str:
-    """Files with the same key stand together. The key has no dot: what follows the first one is the kind of a file."""
-    with tarfile.open(target, "w") as tar:
-        for picture in pictures:
-            key = f"{picture.index:06d}"
-            if picture.samples > 1:
-                key += f"_{picture.sample:02d}"
-            members = {
-                picture.file.suffix: read_bytes(picture.file),
-                ".txt": picture.prompt.encode(),
-                ".json": _json(picture.record).encode(),
-            }
-            for suffix, data in members.items():
-                member = tarfile.TarInfo(key + suffix)
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
+    tar_shards.write(target, ((_key(picture), picture.record, picture.image.read()) for picture in pictures))
     return digest_of(target)
+
+
+def _key(picture: Picture) -> str:
+    return f"{picture.index:06d}" + (f"_{picture.sample:02d}" if picture.samples > 1 else "")
 
 
 def _parquet(pictures: list[Picture]) -> Files:
@@ -317,28 +345,7 @@ def _parquet(pictures: list[Picture]) -> Files:
 
 
 def _write_parquet(pictures: list[Picture], target: Path) -> str:
-    """Typed columns for what every line has, and the whole line as JSON: rows may carry columns of any type."""
-    import pyarrow as pa
-    from pyarrow.parquet import ParquetWriter
-
-    kinds = {"index": pa.int64(), "sample": pa.int64(), "prompt": pa.string(), "seed": pa.int64()}
-    kinds |= {"width": pa.int64(), "height": pa.int64(), "file_name": pa.string()}
-    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    features = {"info": {"features": {"image": {"_type": "Image"}}}}
-    schema = pa.schema(
-        {"image": image, **kinds, "ledger": pa.string()}, metadata={"huggingface": strict_json.dumps(features)}
-    )
-    with ParquetWriter(target, schema, compression="none") as out:  # images are compressed already
-        for start in range(0, len(pictures), ROW_GROUP):
-            rows = [
-                {
-                    "image": {"bytes": read_bytes(picture.file), "path": picture.file.name},
-                    **{name: picture.record.get(name) for name in kinds},
-                    "ledger": _json(picture.record),
-                }
-                for picture in pictures[start : start + ROW_GROUP]
-            ]
-            out.write_table(pa.Table.from_pylist(rows, schema=schema))
+    parquet_shards.write(target, ((picture.record, picture.image.read()) for picture in pictures))
     return digest_of(target)
 
 

@@ -83,6 +83,11 @@ class Part:
         """Whether rank 0 writes too, and takes over this part's ledger at the end or at the next start."""
         return bool(self.rank)
 
+    def takes_over(self, ledger_suffix: str) -> bool:
+        """Return whether what was left under this suffix is this part's to go on with: its own, and of rank 0 what ranks wrote
+        beside it."""
+        return ledger_suffix == self.ledger_suffix or (not self.is_beside and ledger_suffix.startswith(f"{self.node}-"))
+
 
 @dataclass(frozen=True, slots=True)
 class OutputFolder:

@@ -5,12 +5,13 @@ lines. The lines themselves are read only where somebody asks for what else they
 """
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,18 +21,19 @@ import numpy.typing as npt
 from dglaunch.data.many import ManyTasks
 from dglaunch.data.task import Record, Task
 from dglaunch.files import open_regular
-from dglaunch.output import ownership
+from dglaunch.output import ownership, segments
 from dglaunch.output.asked import TaskRanges
 from dglaunch.output.file_index import AT_TOP, IN_SHARD, KINDS, Columns, FileIndex, Ints, kept_at, read_all
+from dglaunch.output.images import is_as_its_line_says, written_at
 from dglaunch.output.in_window import in_window
 from dglaunch.output.ledger import METADATA, OutputFolder
 from dglaunch.output.lines import IMAGE_SUFFIXES, LedgerFile, TaskId, id_of, record_at, text_at
-from dglaunch.output.segments import FOLDER, SEGMENT_LINES
+from dglaunch.output.segments import FOLDER
+from dglaunch.output.shards import Shards, store_of
 
 Files = dict[str, tuple[int, float]]
 """Bytes and time of files, by name."""
 Bools = npt.NDArray[np.bool_]
-InShards = Callable[[str, str, int], bool]
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".jpeg")
 _NO_FILE = (-1, 0.0)
 _NO_ROWS = np.empty(0, np.int64)
@@ -96,7 +98,7 @@ class LedgerIndex:
         """
         kept, at_top = self.folder.path / FOLDER, set(self.folder.files(METADATA))
         for file in self.files:
-            if file.ledger.path not in at_top or len(file) >= SEGMENT_LINES:
+            if file.ledger.path not in at_top or len(file) >= segments.SEGMENT_LINES:
                 ownership.make_folder(kept)
                 file.keep(kept_at(kept, file.ledger))
 
@@ -135,13 +137,16 @@ class LedgerIndex:
 
     def names(self, rows: Ints) -> Iterator[str]:
         """Yield the names of some rows' images, as they are seen from the output folder."""
-        for file, row in zip(self.file[rows].tolist(), rows.tolist()):
-            yield self._names_of(file)[row - self._first[file]].partition("\t")[0]
+        return (name.partition("\t")[0] for name in self.packed_names(rows))
 
     def shards(self, rows: Ints) -> Iterator[str]:
         """Yield the names of the shards that some rows' images are in; "" for a file of its own."""
+        return (name.partition("\t")[2] for name in self.packed_names(rows))
+
+    def packed_names(self, rows: Ints) -> Iterator[str]:
+        """Yield the names as they are kept: with those of their shards."""
         for file, row in zip(self.file[rows].tolist(), rows.tolist()):
-            yield self._names_of(file)[row - self._first[file]].partition("\t")[2]
+            yield self._names_of(file)[row - self._first[file]]
 
     def name(self, row: int) -> str:
         return next(self.names(np.array([row])))
@@ -167,14 +172,11 @@ class LedgerIndex:
 
     # -- compared with the files ----------------------------------------------------------------------------------
 
-    def compare(
-        self, doubtful: Collection[TaskId] = (), in_shards: InShards | None = None, with_times: bool = False
-    ) -> "Compared":
+    def compare(self, doubtful: Collection[TaskId] = (), with_times: bool = False) -> "Compared":
         """Look which rows' images are there in full; all files of the folder are looked at once.
 
         Args:
             doubtful: images whose size says too little.
-            in_shards: tells whether a shard has an image in full: by the names of both, and its bytes.
             with_times: also when each was written.
         """
         good = np.zeros(len(self), dtype=bool)
@@ -183,11 +185,7 @@ class LedgerIndex:
         unlisted: list[str] = []
         sizes = self.columns["size"]
         rows_of = self._by_folder()
-        if len(rows := rows_of.pop(IN_SHARD, _NO_ROWS)):
-            names = list(self.names(rows))
-            hashes[rows] = short_hashes(names)
-            asked = zip(self.shards(rows), names, sizes[rows].tolist())
-            good[rows] = [in_shards is not None and in_shards(*each) for each in asked]
+        self._look_into_shards(rows_of.pop(IN_SHARD, _NO_ROWS), good, hashes, times)
         there = {AT_TOP: ""} | {int(name): f"{name}/" for name in self.folder.image_folders()}
         numbers = sorted(there.keys() | rows_of.keys())
         for number, found in zip(numbers, self._files_in([there.get(number) for number in numbers], with_times)):
@@ -202,6 +200,17 @@ class LedgerIndex:
             unlisted += [name for name in found.keys() - set(names) if is_picture(name)]
         self._look_closer(good, doubtful)
         return Compared(self, good, hashes, times, unlisted)
+
+    def _look_into_shards(
+        self, rows: Ints, good: Bools, hashes: npt.NDArray[np.int32], times: npt.NDArray[np.float64]
+    ) -> None:
+        """Of some rows, whether their images are in their shards in full."""
+        shards, names = Shards(self.folder.path), list(self.names(rows))
+        hashes[rows] = short_hashes(names)
+        for row, size, name, shard in zip(rows.tolist(), self.columns["size"][rows].tolist(), names, self.shards(rows)):
+            good[row] = shards.has(shard, name, size)
+            if len(times):
+                times[row] = shards.time(shard)
 
     def _files_in(self, folders: Sequence[str | None], with_times: bool) -> Iterator[Files]:
         """What there is in each of these; None: there is no such folder. Some are read ahead: a file system across a network
@@ -230,7 +239,7 @@ class LedgerIndex:
         positions = self.ids.find_all(doubtful)
         rows = np.array([row for row in positions if good[row]], dtype=np.int64)
         for row, record in self.records(rows):
-            good[row] = ownership.is_as_written(self.folder.path / str(record["file_name"]), record["sha256"])
+            good[row] = is_as_its_line_says(self.folder.path, record)
 
 
 class Readers(ExitStack):
@@ -360,11 +369,14 @@ class Compared:
         return Done(self if good is None else replace(self, good=good))
 
     def latest(self, count: int) -> list[tuple[float, Record]]:
-        """Return the images that were written last: when, and their lines."""
+        """Return the images that were written last: when, and their lines. (Those of a shard were written at one time, as far as
+        the system knows it; there the lines say more.)"""
         rows = self.index.last(self.good)
         if len(rows) > count:
-            rows = rows[np.argpartition(self.times[rows], -count)[-count:]]
-        return [(float(self.times[row]), record) for row, record in self.index.records(rows)]
+            times = self.times[rows]
+            rows = rows[times >= np.partition(times, -count)[-count]]
+        found = [(written_at(record, float(self.times[row])), record) for row, record in self.index.records(rows)]
+        return sorted(found, key=itemgetter(0))[-count:]
 
     def num_damaged(self) -> list[int]:
         """Return, for each file, how many lines say nothing: of an image that is not there as they say, if no later file tells
@@ -442,6 +454,17 @@ class Done(Mapping[TaskId, tuple[str, str]]):
         """Return whether the row of an image has this key, and its file this name."""
         return int(self._index.columns["key"][row]) == int(key, 16) and bool(
             self._compared.hashes[row] == short_hashes([name])[0]
+        )
+
+    def first_store(self) -> str | None:
+        """Return how the first of them is kept, as --store names it; None: there is none. (A job keeps to one way.)"""
+        if not len(self.rows):
+            return None
+        first = self.rows[:1]
+        return (
+            store_of(next(self._index.shards(first)))
+            if self._index.columns["folder"][first[0]] == IN_SHARD
+            else "files"
         )
 
     def __getitem__(self, task_id: TaskId) -> tuple[str, str]:

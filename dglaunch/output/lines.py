@@ -120,6 +120,11 @@ def record_at(path: Path, data: BinaryIO, start: int, inside: str = "") -> Recor
     return _line(_raw_at(data, start), _shape_of(path), inside).record
 
 
+def result_of(raw: bytes) -> Record | None:
+    """Return the line of a finished image that stands alone, as in a shard; None if it is not ours."""
+    return _line(raw, _is_result).record or None
+
+
 def text_at(data: BinaryIO, start: int) -> str:
     """Return the text of any line that begins there in an open ledger, with its newline."""
     return _text(_raw_at(data, start))
@@ -166,8 +171,17 @@ def append_line(stream: io.FileIO, record: Record) -> None:
     Raises:
         OSError: it cannot be written.
     """
+    append_whole(stream, (strict_json.dumps(record) + "\n").encode())
+
+
+def append_whole(stream: io.FileIO, data: bytes) -> None:
+    """Add all of it, or nothing; the stream has no buffer.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     end = stream.seek(0, os.SEEK_END)
-    left = memoryview((strict_json.dumps(record) + "\n").encode())
+    left = memoryview(data)
     try:
         while left:
             left = left[stream.write(left) :]

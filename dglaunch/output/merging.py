@@ -2,7 +2,8 @@
 
 import contextlib
 import heapq
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import itemgetter
@@ -15,6 +16,7 @@ from dglaunch.errors import OutputError, UserError
 from dglaunch.output.asked import Asked, TaskRanges, asked_of, together
 from dglaunch.output.batch_jobs import refuse_open_jobs
 from dglaunch.output.image_folders import IMAGE_FOLDERS, ImageFolders, common_folders
+from dglaunch.output.images import StoredImage
 from dglaunch.output.inspection import SHOWN, Inspection, describe_missing, inspect
 from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part
 from dglaunch.output.ledger_index import LedgerIndex
@@ -22,6 +24,8 @@ from dglaunch.output.lines import TaskId, file_name_of, id_of, read_lines
 from dglaunch.output.ordering import put_in_order
 from dglaunch.output.ownership import link_or_copy
 from dglaunch.output.resume import rewrite
+from dglaunch.output.shard_writer import Keeping, ShardWriter, take_over
+from dglaunch.output.shards import IMAGE_SHARD, ShardKind, ShardName, closed_shards, index_of, shard_of
 
 
 @dataclass(slots=True)
@@ -62,12 +66,17 @@ def merge_folders(folders: Sequence[OutputFolder], target: OutputFolder) -> Merg
             locks.enter_context(folder.keep_runs_out())
             refuse_open_jobs(folder, "Start its own command again with --api_batch, which takes them, and merge then.")
             _add(folder, _inspect_closely(folder), merged)
-        for _ in _together(merged.parts):  # two that differ are told before anything is written
+        in_shards: Counter[tuple[Path, str]] = Counter()
+        for folder, record in _together(merged.parts):  # two that differ are told before anything is written
             merged.num_images += 1
+            if shard := shard_of(record):
+                in_shards[folder.path, shard] += 1
         target.path.mkdir(parents=True, exist_ok=True)
         image_folders = common_folders(folders)
         try:
-            rewrite(target.file(METADATA), _linked(merged, target, image_folders))
+            shards = _Shards(target, in_shards)
+            rewrite(target.file(METADATA), _linked(merged, target, image_folders, shards))
+            shards.close()
             merged.failures = {id_: text for id_, text in merged.failures.items() if not merged.has(id_)}
             if merged.failures:
                 rewrite(target.file(FAILURES), [merged.failures[task_id] for task_id in sorted(merged.failures)])
@@ -127,10 +136,65 @@ def _together(parts: Sequence[Inspection]) -> Iterator[tuple[OutputFolder, Recor
         last = record
 
 
-def _linked(merged: Merged, target: OutputFolder, image_folders: ImageFolders | None) -> Iterator[str]:
+class _Shards:
+    """The shards of a folder into which others are merged: whole ones are linked, under numbers of this folder's; where images of
+    one are not wanted, as another folder has them, the others are copied.
+
+    Args:
+        target: the folder.
+        wanted: of each shard of the others, how many of its images are wanted.
+    """
+
+    def __init__(self, target: OutputFolder, wanted: Mapping[tuple[Path, str], int]) -> None:
+        self._target = target
+        self._whole = {
+            (folder, shard): take_over(target, folder, shard)
+            for (folder, shard), count in wanted.items()
+            if shard in closed_shards(folder) and len(index_of(folder, shard)) == count
+        }
+        self._writers: dict[ShardKind, ShardWriter] = {}
+        self._names: set[str] = set()
+
+    def take(self, folder: Path, record: Record) -> Record:
+        """Bring an image here, and return its line.
+
+        Raises:
+            UserError: there is another one of its name.
+            OSError: it cannot be written.
+        """
+        name, shard = file_name_of(record), shard_of(record)
+        if name in self._names:
+            raise _two_of_a_name(name)
+        self._names.add(name)
+        if (whole := self._whole.get((folder, shard))) is not None:
+            return {**record, IMAGE_SHARD: whole}
+        kind = ShardName.parse(shard).kind
+        if kind not in self._writers:
+            self._writers[kind] = ShardWriter(self._target, Keeping(kind), "", lambda line: None)
+        said = {key: value for key, value in record.items() if key != IMAGE_SHARD}
+        return {**said, IMAGE_SHARD: self._writers[kind].add(said, StoredImage(folder, name, shard).read())}
+
+    def close(self) -> None:
+        """Close what is open.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        for writer in self._writers.values():
+            writer.settle()
+
+
+def _two_of_a_name(name: str) -> UserError:
+    return UserError(f"{name} stands for different images in two of the folders.")
+
+
+def _linked(merged: Merged, target: OutputFolder, image_folders: ImageFolders | None, shards: _Shards) -> Iterator[str]:
     """The lines of all images, each of which is linked into the target before its line comes."""
     made: set[Path] = set()
     for folder, record in _together(merged.parts):
+        if shard_of(record):
+            yield strict_json.dumps(shards.take(folder.path, record)) + "\n"
+            continue
         file = folder.path / file_name_of(record)
         name = file.name if image_folders is None else image_folders.place(id_of(record)[0], file.name)
         if (there := (target.path / name).parent) not in made:
@@ -139,7 +203,7 @@ def _linked(merged: Merged, target: OutputFolder, image_folders: ImageFolders | 
         try:
             link_or_copy(file, target.path / name)
         except FileExistsError:
-            raise UserError(f"{name} stands for different images in two of the folders.") from None
+            raise _two_of_a_name(name) from None
         yield strict_json.dumps({**record, "file_name": name}) + "\n"
 
 

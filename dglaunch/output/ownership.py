@@ -24,7 +24,7 @@ from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image
 from dglaunch.data.task import Record
 from dglaunch.errors import UserError
 from dglaunch.files import digest_of, is_regular, open_for_appending, open_regular, read_bytes
-from dglaunch.output import segments
+from dglaunch.output import segments, shards
 from dglaunch.output.encode import decode_description
 from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, is_foreign_run, read_run
 from dglaunch.output.lines import LineKind, append_line, file_name_of, inputs_of, is_our_ledger, raw_lines, scan
@@ -127,6 +127,24 @@ def refuse_foreign_files(
         raise UserError(
             f"{folder.path} has files that are not of this job and would be overwritten ({', '.join(pictures[:SHOWN])}). "
             "Choose another --output_dir, or move them away."
+        )
+
+
+def refuse_foreign_shards(folder: OutputFolder) -> None:
+    """Check that the folder of the shards has nothing else in it: a loader takes all that it finds there.
+
+    Raises:
+        UserError: it has.
+    """
+    path = folder.path / shards.SHARDS
+    if not os.path.lexists(path):
+        return
+    is_folder = path.is_dir() and not path.is_symlink()
+    others = sorted(set(os.listdir(path)).difference(shards.closed_shards(folder.path))) if is_folder else [path.name]
+    if others:
+        raise UserError(
+            f"{path} is where --store keeps shards, and it has files that dglaunch did not write "
+            f"({', '.join(others[:SHOWN])}). Choose another --output_dir, or move them away."
         )
 
 
@@ -359,8 +377,11 @@ def refuse_foreign_copies(folder: OutputFolder, copies: Mapping[str, str]) -> No
 # -- out of the way -----------------------------------------------------------------------------------------------
 
 
-def set_aside(folder: OutputFolder, path: Path) -> None:
+def set_aside(folder: OutputFolder, path: Path, name: str | None = None) -> None:
     """Move a file of the folder to `.dglaunch-aside`; a missing one is no error.
+
+    Args:
+        name: what it is called there, if not as it is.
 
     Raises:
         OSError: it cannot be moved.
@@ -369,10 +390,10 @@ def set_aside(folder: OutputFolder, path: Path) -> None:
     if not os.path.lexists(path):
         return
     make_folder(target_folder)
-    target = target_folder / path.name
+    target = wanted = target_folder / (path.name if name is None else name)
     number = 1
     while os.path.lexists(target):
-        target, number = target_folder / f"{path.stem}-{number}{path.suffix}", number + 1
+        target, number = target_folder / f"{wanted.stem}-{number}{wanted.suffix}", number + 1
     os.rename(path, target)
 
 
@@ -428,9 +449,17 @@ def remove_results(folder: OutputFolder) -> None:
     Raises:
         OSError: something cannot be removed.
     """
+    named = (
+        {*shards.closed_shards(folder.path), *shards.open_shards(folder.path)} if shards.has_own(folder.path) else set()
+    )
     for record in folder.records():
-        _remove_image(folder, record)
+        if shard := shards.shard_of(record):
+            named.add(shard)
+        else:
+            _remove_image(folder, record)
         _remove_copies(folder, record)
+    for shard in named:
+        _remove_shard(folder, shard)
     image_folders = folder.image_folders()
     for path in [*(ledger.path for ledger in folder.ledgers()), *folder.files(FAILURES)]:
         if is_regular(path):
@@ -451,6 +480,28 @@ def _remove_image(folder: OutputFolder, record: Record) -> None:
         remove([path])
     else:
         set_aside(folder, path)
+
+
+def _remove_shard(folder: OutputFolder, shard: str) -> None:
+    """A shard of ours, closed or not, if it is as it was written."""
+    paths = [shards.closed_path(folder.path, shard), shards.open_path(folder.path, shard)]
+    for path, images in zip(paths, (_in_closed, _in_open)):
+        if is_regular(path):
+            remove([path]) if images(folder.path, shard) else set_aside(folder, path)
+    remove([shards.index_path(folder.path, shard)])
+
+
+def _in_closed(folder: Path, shard: str) -> bool:
+    """Whether a closed shard is ours, and whole."""
+    try:
+        return bool(shards.index_of(folder, shard))
+    except (OSError, ValueError):
+        return False
+
+
+def _in_open(folder: Path, shard: str) -> bool:
+    """Whether one that was being filled has an image of ours, or nothing."""
+    return is_empty(shards.open_path(folder, shard)) or bool(shards.samples_of(folder, shard))
 
 
 def _remove_copies(folder: OutputFolder, record: Record) -> None:

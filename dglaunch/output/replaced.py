@@ -10,10 +10,12 @@ then on the old line does not count (output/lines.py). Whoever is killed between
 images are in doubt, and their hashes tell the rest.
 """
 
+import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -23,8 +25,10 @@ from dglaunch.data.task import Record
 from dglaunch.errors import UserError
 from dglaunch.files import digest_of, is_regular, open_for_appending, read_bytes
 from dglaunch.output import ownership
+from dglaunch.output.images import StoredImage
 from dglaunch.output.ledger import MOST_RUN, OutputFolder
 from dglaunch.output.lines import TaskId, append_line, file_name_of, id_of, is_our_ledger, read_lines, scan
+from dglaunch.output.shards import IMAGE_SHARD, shard_of
 
 REPLACED = "replaced"
 """The folder, in the output folder, of the images that were replaced."""
@@ -125,16 +129,22 @@ class Replacing:
         Raises:
             OSError: it cannot be done.
         """
-        path, record = self._folder.path / name, self._records.get(task_id)
+        path, record = self._folder.path / name, self._records.get(task_id, {})
+        if shard := shard_of(record):
+            data = StoredImage(self._folder.path, file_name_of(record), shard).read()
+            name_there = self._place(path, hashlib.sha256(data).hexdigest(), partial(Path.write_bytes, data=data))
+            said = {key: value for key, value in record.items() if key != IMAGE_SHARD}
+            self._add_line({**said, "file_name": name_there})
+            return True
         if not is_regular(path) or ownership.is_empty(path):
             return False
         digest = digest_of(path)
-        name_there = self._place(path, digest)
-        if record is not None and record["sha256"] == digest:
+        name_there = self._place(path, digest, partial(ownership.link_or_copy, path))
+        if record.get("sha256") == digest:
             self._add_line({**record, "file_name": name_there})
         return True
 
-    def _place(self, path: Path, digest: str) -> str:
+    def _place(self, path: Path, digest: str, write: Callable[[Path], object]) -> str:
         """The name of an image in `replaced`: the one that it has there already, or the first that is free."""
         folder = self._ledger.parent
         ownership.make_folder(folder)
@@ -144,7 +154,7 @@ class Replacing:
                 return target.name
             target, number = folder / f"{path.stem}-{number}{path.suffix}", number + 1
         with atomic_write(target, self._folder.path) as temporary:
-            ownership.link_or_copy(path, temporary)
+            write(temporary)
         return target.name
 
     def _add_line(self, record: Record) -> None:

@@ -11,12 +11,16 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
+
 from dglaunch.atomic import atomic_write
 from dglaunch.data.many import ManyTasks, ids_among
 from dglaunch.data.task import LORA, SAMPLING, Record, Task, file_name
 from dglaunch.errors import UserError
 from dglaunch.files import is_regular
 from dglaunch.output import ownership
+from dglaunch.output.file_index import IN_SHARD
+from dglaunch.output.images import is_as_its_line_says
 from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, read_run
 from dglaunch.output.ledger_index import Done, LedgerIndex, from_above
 from dglaunch.output.lines import (
@@ -32,6 +36,9 @@ from dglaunch.output.lines import (
     scan,
 )
 from dglaunch.output.replaced import PendingRedo
+from dglaunch.output.shard_lines import lines_of
+from dglaunch.output.shard_writer import Remains, remains_of
+from dglaunch.output.shards import Shards, open_shards, shard_of
 
 FINGERPRINT = "tasks_fingerprint"
 """What run.json says of a large table's tasks (data/many.py)."""
@@ -55,6 +62,10 @@ class Progress:
     """All that the ledgers say."""
     num_open: int = 0
     """Lines of this part's open ledger, with those that it takes over."""
+    shards: Shards | None = None
+    """Those of the folder, as they were when it was looked at."""
+    remains: list[Remains] = field(default_factory=list)
+    """What killed processes were filling that this part takes over."""
     folder: Path = Path()
     doubtful: Collection[TaskId] = ()
     """Images of which the size says too little: a redo was killed, perhaps between an image and its line."""
@@ -70,10 +81,16 @@ class Progress:
 
     def has_file(self, record: Record) -> bool:
         """Return whether the file of a ledger line is there in full."""
-        path = self.folder / file_name_of(record)
-        if not is_regular(path) or not is_whole(record, path.lstat().st_size):
+        if not self._is_whole(record):
             return False
-        return id_of(record) not in self.doubtful or ownership.is_as_written(path, record["sha256"])
+        return id_of(record) not in self.doubtful or is_as_its_line_says(self.folder, record)
+
+    def _is_whole(self, record: Record) -> bool:
+        name, size = file_name_of(record), record["bytes"]
+        if shard := shard_of(record):
+            return self.shards is not None and isinstance(size, int) and self.shards.has(shard, name, size)
+        path = self.folder / name
+        return is_regular(path) and is_whole(record, path.lstat().st_size)
 
 
 def read_progress(folder: OutputFolder, part: Part) -> Progress:
@@ -85,6 +102,9 @@ def read_progress(folder: OutputFolder, part: Part) -> Progress:
     pending = PendingRedo.read(folder)
     doubtful = pending.task_ids if pending is not None else ()
     index = LedgerIndex.read(folder)
+    remains = _remains(folder, part, index)
+    if remains:
+        index = LedgerIndex(folder, [*index.files, *map(lines_of, remains)])
     for file in index.files:
         if file.num_too_long:
             raise UserError(
@@ -92,7 +112,10 @@ def read_progress(folder: OutputFolder, part: Part) -> Progress:
                 "--output_dir, or move the file away."
             )
     compared = index.compare(doubtful)
-    progress = Progress(compared.done(), unlisted=compared.unlisted, index=index, folder=folder.path, doubtful=doubtful)
+    progress = Progress(
+        compared.done(), unlisted=compared.unlisted, index=index, folder=folder.path, doubtful=doubtful,
+        shards=Shards(folder.path), remains=remains,
+    )  # fmt: skip
     opened = {folder.file(METADATA, part.ledger_suffix), *folder.files_beside(METADATA, part)}
     closed = set(folder.closed_ledgers(part))
     for file, damaged in zip(index.files, compared.num_damaged()):
@@ -102,6 +125,23 @@ def read_progress(folder: OutputFolder, part: Part) -> Progress:
         if file.ledger in closed or file.ledger.path in opened:
             progress.damaged += damaged
     return progress
+
+
+def _remains(folder: OutputFolder, part: Part, index: LedgerIndex) -> list[Remains]:
+    """What killed processes were filling. An image that has no line, and is there elsewhere by now, is one too many."""
+    names: dict[str, set[str]] = {shard: set() for shard in open_shards(folder.path)}
+    if not names:
+        return []
+    rows = np.flatnonzero(index.columns["folder"] == IN_SHARD)
+    for name, shard in zip(index.names(rows), index.shards(rows)):
+        if shard in names:
+            names[shard].add(name)
+    found = remains_of(folder, names, part.takes_over)
+    done = index.compare().done()
+    for remains in found:
+        elsewhere = [line for line in remains.missing_lines if id_of(line) in done and not is_redone(line)]
+        remains.superseded.extend(elsewhere)
+    return found
 
 
 # -- the same job? ------------------------------------------------------------------------------------------------
@@ -146,6 +186,21 @@ def _are_the_same(folder: OutputFolder, tasks: Sequence[Task]) -> bool:
     if len(said) != 1 or None in said or not isinstance(tasks, ManyTasks):
         return False
     return said == {tasks.fingerprint()}
+
+
+def refuse_other_store(folder: OutputFolder, progress: Progress, store: str) -> None:
+    """Check that a job goes on keeping its images as it began.
+
+    Raises:
+        UserError: it does not.
+    """
+    before = progress.done.first_store()
+    if before not in (None, store):
+        raise UserError(
+            f"{folder.path} keeps its images with --store {before} since its first start, and this one says --store {store}. "
+            f"Go on with --store {before}, or choose another --output_dir. (--layout webdataset and --layout parquet write "
+            "shards of the finished images, however they are kept.)"
+        )
 
 
 def _changed_settings(folder: OutputFolder, settings: Record) -> list[str]:

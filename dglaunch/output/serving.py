@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,8 +25,11 @@ from urllib.parse import unquote, urlsplit
 
 from dglaunch.data.task import Record
 from dglaunch.errors import DglaunchError
+from dglaunch.output import shards
+from dglaunch.output.images import StoredImage
 from dglaunch.output.ledger import FAILURES, RUN, OutputFolder
 from dglaunch.output.ownership import path_inside
+from dglaunch.output.shards import Place, shard_of
 from dglaunch.output.sorted_lines import SortedLines
 
 TYPES = {
@@ -67,7 +71,8 @@ class Page:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _seen: list[list[tuple[str, int, int]]] = field(default_factory=list)
     _file: IO[bytes] | None = None
-    _names: list[frozenset[str]] = field(default_factory=list)
+    _pictures: list[dict[str, str]] = field(default_factory=list)
+    """The names of the pictures of each folder, and of each the shard that it is in; empty: it is a file of its own."""
 
     def file(self) -> int:
         """Return a descriptor of the page, which the caller closes.
@@ -79,17 +84,19 @@ class Page:
         with self._lock:
             seen = [_ledgers(folder) for folder in self.folders]
             if self._file is None or seen != self._seen:
-                names = [_pictures(folder) for folder in self.folders]
+                pictures = [_pictures(folder) for folder in self.folders]
                 file = tempfile.TemporaryFile()  # noqa: SIM115  # it stays open as long as it is the page
                 for piece in self.render():
                     file.write(piece.encode("utf-8", "replace"))
                 file.flush()
-                self._file, self._seen, self._names = file, seen, names
+                self._file, self._seen, self._pictures = file, seen, pictures
             return os.dup(self._file.fileno())
 
-    def shows(self, number: int, name: str) -> bool:
-        """Return whether a picture of this name in a folder is on the page."""
-        return number < len(self._names) and name in self._names[number]
+    def picture(self, number: int, name: str) -> StoredImage | None:
+        """Return a picture of this name in a folder, if it is on the page."""
+        if number >= len(self._pictures) or name not in self._pictures[number]:
+            return None
+        return StoredImage(self.folders[number], name, self._pictures[number][name])
 
 
 def _ledgers(folder: Path) -> list[tuple[str, int, int]]:
@@ -99,17 +106,21 @@ def _ledgers(folder: Path) -> list[tuple[str, int, int]]:
     return [(str(path), (info := path.stat()).st_size, info.st_mtime_ns) for path in paths]
 
 
-def _pictures(folder: Path) -> frozenset[str]:
-    """The names of the pictures that a page of the folder shows: results, and copies of an edit's inputs."""
-    return frozenset(name for line in SortedLines(OutputFolder(folder)) for name in _names_in(line))
+def _pictures(folder: Path) -> dict[str, str]:
+    """The pictures that a page of the folder shows, and their shards: results, and copies of an edit's inputs."""
+    return {name: shard for line in SortedLines(OutputFolder(folder)) for name, shard in _names_in(line)}
 
 
-def _names_in(line: Record) -> Iterator[str]:
+def _names_in(line: Record) -> Iterator[tuple[str, str]]:
     copies = line.get("input_file_names")
-    for name in (line.get("file_name"), *(copies if isinstance(copies, list) else ())):
+    shown = [
+        (line.get("file_name"), shard_of(line)),
+        *((name, "") for name in (copies if isinstance(copies, list) else ())),
+    ]
+    for name, shard in shown:
         inside = path_inside(name)
         if inside is not None and Path(inside).suffix.lower() in TYPES and not _is_hidden(inside):
-            yield inside
+            yield inside, shard
 
 
 def _is_hidden(name: str) -> bool:
@@ -136,6 +147,25 @@ def open_inside(folder: Path, name: str) -> int:
         os.close(found)
         raise FileNotFoundError(name)
     return found
+
+
+@contextmanager
+def _opened(picture: StoredImage) -> Iterator[tuple[IO[bytes], Place]]:
+    """A picture's file, or that of its shard, and where in it the picture is. No link is followed.
+
+    Raises:
+        OSError: it is not there.
+    """
+    if picture.shard:
+        with shards.opened(picture.folder, picture.shard, picture.name) as found:
+            yield found
+        return
+    with os.fdopen(open_inside(picture.folder, picture.name), "rb") as file:
+        yield file, _all_of(file)
+
+
+def _all_of(file: IO[bytes]) -> Place:
+    return Place(0, os.fstat(file.fileno()).st_size)
 
 
 class StopServing(Exception):
@@ -242,38 +272,38 @@ class Handler(BaseHTTPRequestHandler):
             self.server.tell(f"The page cannot be made: {error}")
             return self.send_error(HTTPStatus.SERVICE_UNAVAILABLE)
         with os.fdopen(page, "rb") as file:
-            self._send(file, {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"})
+            self._send(file, _all_of(file), {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"})
 
     def _send_picture(self, path: str) -> None:
         page = self.server.page
         number, name = (0, path) if len(page.folders) == 1 else _numbered(path)
-        if not page.shows(number, name):
+        picture = page.picture(number, name)
+        if picture is None:
             return self.send_error(HTTPStatus.NOT_FOUND)
-        try:
-            opened = open_inside(page.folders[number], name)
-        except OSError:
-            return self.send_error(HTTPStatus.NOT_FOUND)
-        with os.fdopen(opened, "rb") as file:
+        with ExitStack() as opened:
+            try:
+                file, place = opened.enter_context(_opened(picture))
+            except OSError:
+                return self.send_error(HTTPStatus.NOT_FOUND)
             info = os.fstat(file.fileno())
-            mark = f'"{info.st_ino:x}-{info.st_size:x}-{info.st_mtime_ns:x}"'
+            mark = f'"{info.st_ino:x}-{place.offset:x}-{place.size:x}-{info.st_mtime_ns:x}"'
             headers = {"ETag": mark, "Cache-Control": "private, no-cache", "Content-Security-Policy": SHUT}
             if self.headers.get("If-None-Match") == mark:
                 self._head(HTTPStatus.NOT_MODIFIED, headers)
             else:
-                self._send(file, headers | {"Content-Type": TYPES[Path(name).suffix.lower()]})
+                self._send(file, place, headers | {"Content-Type": TYPES[Path(name).suffix.lower()]})
 
-    def _send(self, file: IO[bytes], headers: Mapping[str, str]) -> None:
-        """Send a file; it is read at places of its own, as several may read the page at a time."""
-        size = os.fstat(file.fileno()).st_size
-        self._head(HTTPStatus.OK, {"Content-Length": str(size), **headers})
-        place = 0
-        while self.command == "GET" and place < size:
-            piece = os.pread(file.fileno(), min(PIECE, size - place), place)
+    def _send(self, file: IO[bytes], part: Place, headers: Mapping[str, str]) -> None:
+        """Send a part of a file; it is read at places of its own, as several may read the page at a time."""
+        self._head(HTTPStatus.OK, {"Content-Length": str(part.size), **headers})
+        at, end = part.offset, part.offset + part.size
+        while self.command == "GET" and at < end:
+            piece = os.pread(file.fileno(), min(PIECE, end - at), at)
             if not piece:  # it became shorter: what was promised cannot be kept
                 self.close_connection = True
                 return
             self.wfile.write(piece)
-            place += len(piece)
+            at += len(piece)
 
     def _head(self, status: HTTPStatus, headers: Mapping[str, str]) -> None:
         self.send_response(status)

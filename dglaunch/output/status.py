@@ -9,9 +9,12 @@ from dglaunch.output.asked import asked_of
 from dglaunch.output.batch_jobs import BatchJob, open_jobs
 from dglaunch.output.ledger import FAILURES, OutputFolder
 from dglaunch.output.ledger_index import LedgerIndex
+from dglaunch.output.shards import shard_of
 
 RECENT = 100
 """Images whose times give the present speed."""
+IN_WHOLE_SECONDS = 1.0
+"""As a line tells the time: that of an image in a shard is known no better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ def read_status(folder: OutputFolder, node_rank: int | None = None) -> JobStatus
         num_failed=asked.named.num_of(failed),
         waits_for=[(job, len(items)) for job, items in open_jobs(folder)],
         images_per_s=_images_per_s(
-            (written, float(seconds))
+            (written, max(float(seconds), IN_WHOLE_SECONDS) if shard_of(line) else float(seconds))
             for written, line in compared.latest(RECENT)
             if isinstance(seconds := line.get("seconds"), int | float)
         ),

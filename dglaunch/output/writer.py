@@ -7,6 +7,8 @@ thread at a time.
 import contextlib
 import hashlib
 import io
+import os
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -20,9 +22,11 @@ from dglaunch.files import open_for_appending
 from dglaunch.output import ownership, resume, segments
 from dglaunch.output.file_index import FileIndex, kept_at
 from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, read_run
-from dglaunch.output.lines import LedgerFile, TaskId, append_line
+from dglaunch.output.lines import LedgerFile, TaskId, append_line, file_name_of, id_of
 from dglaunch.output.ordering import publish_all, put_in_order
 from dglaunch.output.replaced import PendingRedo, Replacing
+from dglaunch.output.shard_writer import AS_FILES, Keeping, ShardWriter, drop_replaced, settle_remains
+from dglaunch.output.shards import shard_of
 
 if TYPE_CHECKING:
     from dglaunch.data.images import InputImage
@@ -31,6 +35,7 @@ CONTENT = (
     "prompt", *SAMPLING, "input_sha256", "mask_sha256", "control_sha256", *INPUT_FIELDS, "lora_sha256",
 )  # fmt: skip
 """Of a task or a ledger line: what decides the image."""
+LOCK_AGAIN_S = 1.0
 RESERVED = 1 << 16
 """Bytes of the disk kept for the last run.json."""
 
@@ -42,9 +47,10 @@ class Writer:
         path: --output_dir.
         node: the part of a machine among nodes without a rendezvous ("-node0of4").
         rank: the part of a rank that writes beside rank 0 ("-rank3of8").
+        keeping: as files, or in shards.
     """
 
-    def __init__(self, path: Path, node: str = "", rank: str = "") -> None:
+    def __init__(self, path: Path, node: str = "", rank: str = "", keeping: Keeping = AS_FILES) -> None:
         self.folder = OutputFolder(path)
         self.part = Part(node, rank)
         suffix = self.part.ledger_suffix
@@ -53,6 +59,9 @@ class Writer:
         self.run_path = self.folder.file(RUN, suffix)
         self.has_begun = False
         """Whether `begin` was called: before that, nothing but the lock is written."""
+        self._keeping = keeping
+        self._shards: ShardWriter | None = None
+        """Where --store says so."""
         self.is_published = False
         """Whether nothing is missing of what this process joins: `join` has found so."""
         self._replacing_images: Replacing | None = None
@@ -79,25 +88,30 @@ class Writer:
         output_format: str,
         overwrite: bool,
         is_partial: bool = False,
+        patience: float = 0.0,
         image_folders: Collection[str] = (),
     ) -> resume.Progress:
         """Lock the folder, refuse what does not fit, and return what is done. Nothing is changed yet.
 
         Args:
             is_partial: the tasks are some of the job's.
+            patience: seconds for which a lock that another process holds is waited for.
             image_folders: names of the folders that their images go to.
 
         Raises:
             UserError: the folder cannot be written, is in use, holds another job's results, or files of the user's that
                 would be replaced.
         """
-        self._lock_folder()
+        self._lock_folder(patience)
         found = resume.read_progress(self.folder, self.part)
         progress = resume.Progress() if overwrite else found
+        resume.refuse_other_store(self.folder, progress, self._keeping.store)
         resume.refuse_other_job(self.folder, progress, settings, tasks, output_format, is_partial)
         self._model = settings.get("model_name")
         images = self._unfinished_among(found.unlisted, progress, tasks, output_format)
         ownership.refuse_foreign_files(self.folder, images, image_folders)
+        if self._keeping.kind is not None:
+            ownership.refuse_foreign_shards(self.folder)
         return progress
 
     def _unfinished_among(
@@ -117,9 +131,16 @@ class Writer:
         known = {name: content[name] for name in CONTENT if content.get(name) is not None}
         return {"index": task_id[0], "sample": task_id[1], "model": self._model, **known}
 
-    def _lock_folder(self) -> None:
+    def _lock_folder(self, patience: float) -> None:
+        deadline = time.monotonic() + patience
         with self._refusing():
-            self._lock = self.folder.lock(self.part)
+            while self._lock is None:
+                try:
+                    self._lock = self.folder.lock(self.part)
+                except UserError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(LOCK_AGAIN_S)
 
     def clear(self) -> None:
         """Remove the results of earlier runs, for --overwrite; all that could refuse the run has been asked by now.
@@ -155,7 +176,24 @@ class Writer:
                 resume.part_from_copies(path)
             self._ledger = open_for_appending(self.ledger_path)
             self._failures = open_for_appending(self.failures_path)
+            self._settle_shards(progress)
         self.has_begun = True
+
+    def _settle_shards(self, progress: resume.Progress) -> None:
+        """Close what killed processes were filling: first their images get the lines that they lack."""
+        if self._keeping.kind is None:
+            return
+        for remains in progress.remains:
+            for record in remains.missing_lines:
+                self._add_line(record)
+        self._sync_lines()
+        settle_remains(self.folder, progress.remains, self.part.takes_over)
+        suffix = self.part.ledger_suffix
+        self._shards = ShardWriter(self.folder, self._keeping, suffix, self._add_line, self._sync_lines)
+
+    def _sync_lines(self) -> None:
+        assert self._ledger is not None, "begin() comes first"
+        os.fsync(self._ledger.fileno())
 
     def begin_anew(self, pending: PendingRedo, records: Mapping[TaskId, Record]) -> None:
         """Of a redo: note what is asked, before anything is replaced; `begin` comes next.
@@ -177,6 +215,16 @@ class Writer:
         """Of a redo: all of it is made."""
         if self._pending is not None:
             self._pending.remove(self.folder)
+
+    def drop_replaced(self) -> None:
+        """Of a redo, when no one writes any more: closed shards have each image once.
+
+        Raises:
+            OSError: a shard cannot be written.
+        """
+        if self._pending is not None and self._shards is not None:
+            lines = (line for line in self.folder.records() if id_of(line) in self._pending.task_ids)
+            drop_replaced(self.folder, {file_name_of(line): shard_of(line) for line in lines})
 
     def keep_prompts(self, data: bytes) -> None:
         """Keep what came out of a pipe, for the next start; what an earlier one kept is moved aside.
@@ -210,25 +258,45 @@ class Writer:
         Raises:
             OutputError: the disk is full, the folder is gone, ...
         """
-        assert self._ledger is not None and self._failures is not None, "open() comes first"
+        assert self._failures is not None, "begin() comes first"
         try:
             if result.data is None:
                 self._failed.add(result.task_id)
                 append_line(self._failures, result.record)
                 return
+            record = {"file_name": result.file_name, **result.record, "bytes": len(result.data)}
             replaced = self._replacing_images
-            if replaced is None or not replaced.keep(result.task_id, result.file_name):
+            is_kept = replaced is not None and replaced.keep(result.task_id, result.file_name)
+            if self._shards is not None:
+                self._shards.add(record, result.data)
+                return
+            if not is_kept:
                 ownership.make_way(self.folder, result.file_name, self._identity(result.task_id, result.record))
             path = self.folder.path / result.file_name
             self._make_folder(path.parent)
             with self._replacing(path) as temporary:
                 temporary.write_bytes(result.data)
-            self._add_line({"file_name": result.file_name, **result.record, "bytes": len(result.data)})
+            self._add_line(record)
         except OSError as error:
-            raise OutputError(
-                f"Writing {result.file_name} to {self.folder.path} failed: {error.strerror or error}. Everything written "
-                "before is valid; make room or restore the folder and start the same command again."
-            ) from None
+            raise self._cannot_write(result.file_name, error) from None
+
+    def settle(self) -> None:
+        """All that this start makes has been written: a shard that is open is closed.
+
+        Raises:
+            OutputError: it cannot be; the next start does it.
+        """
+        if self._shards is not None:
+            try:
+                self._shards.settle()
+            except OSError as error:
+                raise self._cannot_write("a shard", error) from None
+
+    def _cannot_write(self, what: str, error: OSError) -> OutputError:
+        return OutputError(
+            f"Writing {what} to {self.folder.path} failed: {error.strerror or error}. Everything written before is valid; make "
+            "room or restore the folder and start the same command again."
+        )
 
     def _make_folder(self, path: Path) -> None:
         """A folder of images, once."""
@@ -240,6 +308,8 @@ class Writer:
         """To the open segment; a full one is closed first."""
         assert self._ledger is not None, "open() comes first"
         if self._num_open >= segments.SEGMENT_LINES:
+            if self._shards is not None:
+                self._sync_lines()
             self._ledger.close()
             closed = LedgerFile(segments.close(self.ledger_path, self.folder.path, self.part.ledger_suffix))
             self._ledger = open_for_appending(self.ledger_path)
@@ -319,6 +389,8 @@ class Writer:
             return
         if self.part.is_beside:  # a thousand ranks would leave as many; rank 0's lock guards the folder
             ownership.remove([self.folder.lock_file(self.part.ledger_suffix)])
+        if self._shards is not None:
+            self._shards.abandon()
         for stream in (self._ledger, self._failures, self._lock):
             if stream is not None:
                 with contextlib.suppress(OSError):  # a full disk was reported when the line was written

@@ -62,6 +62,31 @@ def check_elsewhere(config: RunConfig, profile: Profile, elsewhere: Machine | No
         raise UserError(f"--device cpu and --gpu ({elsewhere.name}) exclude each other. Drop one of them.")
 
 
+def check_store(config: RunConfig, origins: Mapping[str, str]) -> None:
+    """Refuse what would do nothing with a store.
+
+    Raises:
+        UserError: with what to drop.
+    """
+    if config.store == "files":
+        if given_flags(config, origins, ("shard_size",)):
+            raise UserError(
+                "--shard_size would do nothing with --store files, which has no shards. Add --store webdataset or --store "
+                "parquet, or drop it."
+            )
+        return
+    if given_flags(config, origins, ("files_per_folder",)):
+        raise UserError(
+            f"--files_per_folder would do nothing with --store {config.store}, which has few files. Drop it; --shard_size says "
+            "how large they are."
+        )
+    if config.store == config.layout:
+        raise UserError(
+            f"--store {config.store} keeps the images in such shards already, in shards of --output_dir, so --layout "
+            f"{config.layout} would hold each of them twice. Drop --layout."
+        )
+
+
 def check_rewriting(rewriting: Rewriting, topology: Topology) -> None:
     """Refuse to rewrite prompts on nodes that do not talk to each other: they would share out different prompts.
 

@@ -27,6 +27,9 @@ def image_folders_of(config: RunConfig, topology: Topology, num_images: int) -> 
         LostPeer: rank 0 has died.
     """
 
+    if config.store != "files":
+        return None
+
     def look() -> bytes:
         return strict_json.dumps(
             _said_by(OutputFolder(config.output_dir), config.overwrite and not topology.restarted)
@@ -55,12 +58,12 @@ def _said_by(folder: OutputFolder, anew: bool) -> Record:
     return {_BEGUN: begun, IMAGE_FOLDERS: None if found is None else found.record}
 
 
-def placed(tasks: Sequence[Task], folders: ImageFolders | None) -> Sequence[Task]:
-    """Return tasks of which each has the folder that its image goes to, as the beginning of its name."""
+def placed(tasks: Sequence[Task], folders: ImageFolders | None) -> None:
+    """Give each task the folder that its image goes to, as the beginning of its name."""
     if folders is None:
-        return tasks
+        return
     if isinstance(tasks, ManyTasks):
-        return tasks.placed(folders.place)
+        tasks.place(folders.place)
+        return
     for task in tasks:
         task.stem = folders.place(task.index, task.stem)
-    return tasks

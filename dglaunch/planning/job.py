@@ -32,7 +32,7 @@ from dglaunch.models.optimizations import image_settings
 from dglaunch.models.schedulers import chosen
 from dglaunch.models.shape import Shape
 from dglaunch.output.image_folders import ImageFolders
-from dglaunch.planning import checks
+from dglaunch.planning import checks, continued
 from dglaunch.planning.batches import Plan, build, share_of_node
 from dglaunch.planning.estimate import FiguresOf, chooser
 from dglaunch.planning.idle import idle_flags, idle_loras, settle
@@ -115,6 +115,8 @@ class Job:
         identity["torch_dtype"] = self.machine.dtype
         if self.rewriting is not None:
             identity["rewriting"] = self.rewriting.identity
+        if self.config.store != "files":  # nothing is said of it in folders of before
+            identity["store"] = self.config.store
         if self.profile.is_identity:
             identity["backend"] = self.config.backend.backend
         if self.config.edits:
@@ -246,8 +248,9 @@ def prepare(
     checks.check_flags_of_backend(config, profile, origins)
     topology = topologies.from_environment(config, parallel_from_environment(environ), environ, world_size)
     rewriting = rewriting_of(config)
-    topology = replace(topology, restarted=topology.restarted or redo is not None)
+    topology = replace(topology, restarted=continued.goes_on(config, topology) or redo is not None)
     checks.check_debug(config, topology, planned=world_size is not None)
+    checks.check_store(config, origins)
     checks.check_elsewhere(config, profile, elsewhere)
     target = profile.resolve(config, topology, elsewhere)
     if assumed is not None and elsewhere is None and _is_elsewhere(config, profile, target):
@@ -260,7 +263,7 @@ def prepare(
     checkpoint, tasks = _read(config, profile, target.checkpoint, columns, piped, topology)
     evaluations.check(config, tasks)
     image_folders = image_folders_of(config, topology, len(tasks))
-    tasks = placed(tasks, image_folders)
+    placed(tasks, image_folders)
     reasons = (
         target.reasons
         | (piped.reasons if piped else {})

@@ -28,8 +28,8 @@ POLL_S = 0.1
 class Collector:
     """A Collector brings the results of all replicas to their writers; one per rank.
 
-    `write` is called on rank 0, for every result, and on the writers, by one thread at a time. `in_background=False` is
-    for one process without threads.
+    `write` is called on rank 0, for every result, and on the writers, by one thread at a time; `settle` after the last of
+    them, before rank 0 hears that all is written. `in_background=False` is for one process without threads.
     """
 
     def __init__(
@@ -40,8 +40,9 @@ class Collector:
         watch: StallWatch,
         peers: PeerWatch,
         in_background: bool = True,
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
-        self.sink = Sink(write, watch)
+        self.sink = Sink(write, watch, settle)
         self.sender: Sender | None = None
         """On leaders."""
         self._receiver: Receiver | None = None
@@ -63,12 +64,16 @@ class Collector:
             self.sender.finish(report)
         if self._receiver is not None:
             self._receiver.wait()
+        if self._is_main:
+            self.sink.settle()
 
 
 class Sink:
     """A Sink is where results end on a rank that writes or counts them; the first failure to take one stops the run."""
 
-    def __init__(self, write: Callable[[Result], None], watch: StallWatch) -> None:
+    def __init__(
+        self, write: Callable[[Result], None], watch: StallWatch, settle: Callable[[], None] = lambda: None
+    ) -> None:
         self.error: DglaunchError | None = None
         """What made delivery impossible; the first one."""
         self.stopped = threading.Event()
@@ -76,6 +81,7 @@ class Sink:
         self.reports: dict[int, LeaderReport] = {}
         """On rank 0, in the end: what each leader said last."""
         self._write = write
+        self._settle = settle
         self._watch = watch
         self._writing = threading.Lock()
 
@@ -90,6 +96,17 @@ class Sink:
             except Exception as error:  # of one item, whatever it is: who sent it waits for an answer
                 text = f"{result.file_name} could not be written: {type(error).__name__}: {error}"
                 self.fail(error if isinstance(error, DglaunchError) else OutputError(text))
+
+    def settle(self) -> None:
+        """All that is written here has been."""
+        with self._writing:
+            try:
+                with self._watch.doing("closing what was written"):
+                    self._settle()
+            except Exception as error:  # whatever it is, rank 0 has to hear of it
+                self.fail(
+                    error if isinstance(error, DglaunchError) else OutputError(f"Closing what was written: {error}")
+                )
 
     def fail(self, error: DglaunchError) -> None:
         """Take no more results."""
@@ -156,6 +173,8 @@ class Sender:
                 self._send_result(item)
         if self._topology.writer not in (self._topology.rank, 0):
             self._pass(item, self._topology.writer)
+        self._sink.settle()
+        item.error = item.error or self._sink.error
         self._pass(item, 0)
 
     def _send_result(self, result: Result) -> None:

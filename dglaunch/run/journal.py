@@ -17,6 +17,7 @@ from dglaunch.output.costs import COST_BEFORE, cost_until_now
 from dglaunch.output.image_folders import IMAGE_FOLDERS
 from dglaunch.output.resume import FINGERPRINT
 from dglaunch.output.writer import Writer
+from dglaunch.planning.continued import world_record
 from dglaunch.planning.job import Job
 from dglaunch.run.result import Counts, last_words
 from dglaunch.streams import say
@@ -33,6 +34,8 @@ class Journal:
         """What the backend says, once it is loaded."""
         self.counts: Counts | None = None
         """What the report counts, once it does."""
+        self.ranks: list[tuple[str, str]] = []
+        """Of each rank its machine's name and the identity of torchrun's agent ("" without one), once they have told each other."""
         self.is_closed = False
         """The end of the run is written: nothing may come after it."""
         self._job = job
@@ -47,6 +50,10 @@ class Journal:
         """
         if self._writer.has_begun:
             self._writer.write_run(self.record(measured))
+
+    def host_of(self, rank: int) -> str:
+        """Return the name of the machine of a rank."""
+        return self.ranks[rank][0] if rank < len(self.ranks) else ""
 
     def last_words(self, outcome: str, text: str) -> None:
         """Called by the watch when this process is about to be ended from outside of the main thread."""
@@ -109,6 +116,7 @@ class Journal:
                 "node": topology.node,
                 "num_nodes": topology.num_nodes,
                 "degrees": settings(topology.parallel),
+                **world_record([agent for _, agent in self.ranks]),
             },
             "command": sys.argv,
             "working_directory": _working_directory(),

@@ -24,9 +24,15 @@ from dglaunch.planning.job import Job
 from dglaunch.planning.redo import Redo
 from dglaunch.planning.tuned import recall
 from dglaunch.run.journal import Journal
+from dglaunch.system import versions
 
 for _kind in (Request, StageCost, Figures):
     message(_kind)
+
+
+LET_GO_S = 150.0
+"""How long a start that goes on with an earlier one waits for that one's hold on the folder: a rank that lost its agent leaves
+within 17 s, and a file server gives the locks of a dead machine back after its lease (NFS: 90 s, Lustre: 100 s)."""
 
 
 @message
@@ -89,6 +95,8 @@ def open_folders(job: Job, channel: Channel, writer: Writer, journal: Journal) -
     topology = job.topology
     beside = topology.writes and not topology.is_main
     overwrite = job.config.overwrite and not any(channel.all_of_world(topology.restarted))
+    agent = topology.agent.identity if topology.agent is not None else ""
+    journal.ranks = channel.all_of_world((versions()["host"], agent))
 
     def open_first() -> tuple[Found, Known] | None:
         return _open_main_folder(job, writer, journal, overwrite) if topology.is_main else None
@@ -178,7 +186,10 @@ def _open_folder(job: Job, writer: Writer, journal: Journal, overwrite: bool) ->
     """On a writer: what is done there."""
     config = job.config
     image_folders = () if job.image_folders is None else job.image_folders.names(job.tasks)
-    progress = writer.open(job.settings, job.tasks, config.output_format, overwrite, config.is_partial, image_folders)
+    patience = LET_GO_S if job.topology.restarted and job.redo is None else 0.0
+    progress = writer.open(
+        job.settings, job.tasks, config.output_format, overwrite, config.is_partial, patience, image_folders
+    )
     if job.redo is not None:
         return _begin_anew(job, job.redo, writer, journal, progress)
     if not overwrite:

@@ -10,9 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dglaunch.atomic import atomic_write
+from dglaunch.data.task import Record
 from dglaunch.errors import OutputError, UserError
 from dglaunch.files import open_regular
 from dglaunch.run.journal import Journal
+from dglaunch.run.rates import Rates
 from dglaunch.run.report import Report
 
 EVERY_S = 30.0
@@ -24,9 +26,17 @@ FIRST_LINE = f"# TYPE {PREFIX}images_made counter"
 class Pulse:
     """A Pulse refreshes run.json and the file of metrics, at most every EVERY_S seconds, as results come in."""
 
-    def __init__(self, report: Report, journal: Journal, metrics: Path | None, labels: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        report: Report,
+        journal: Journal,
+        leaders: Sequence[int],
+        metrics: Path | None,
+        labels: Mapping[str, str],
+    ) -> None:
         """
         Args:
+            leaders: the rank of each replica that results come from.
             metrics: the file for a node exporter; None for none.
             labels: of each metric.
         """
@@ -34,16 +44,34 @@ class Pulse:
         self._journal = journal
         self._metrics = metrics
         self._labels = labels
+        self._leaders = leaders
+        self._rates: Rates | None = None
         self._next = time.monotonic() + EVERY_S
 
     def beat(self) -> None:
         """A result was written. What cannot be refreshed (a full disk) waits for the next time, as the images say it, too."""
         if time.monotonic() < self._next:
             return
-        self._next = time.monotonic() + EVERY_S
+        now = time.monotonic()
+        self._next = now + EVERY_S
         with suppress(OutputError, OSError):
-            self._journal.write({"outcome": "running", **asdict(self._report.counts), **self._report.progress()})
+            said = {**asdict(self._report.counts), **self._report.progress(), "replicas": self._replicas(now)}
+            self._journal.write({"outcome": "running", **said})
             self.write_metrics(is_running=True)
+
+    def _replicas(self, now: float) -> list[Record]:
+        """How fast each is, for `dglaunch status --watch`."""
+        if self._rates is None:
+            self._rates = Rates(self._leaders, self._report.begun)
+        self._rates.note(now, self._report.by_rank)
+        quiet = self._rates.quiet_s()
+        return [
+            {
+                "rank": rank, "node": self._journal.host_of(rank), "images_per_s": round(speed, 4),
+                "quiet_s": round(quiet[rank]),
+            }
+            for rank, speed in self._rates.per_second().items()
+        ]  # fmt: skip
 
     def write_metrics(self, is_running: bool) -> None:
         """Replace the file of metrics, if there is to be one.

@@ -13,6 +13,7 @@ from dglaunch.data.edits import saved_names
 from dglaunch.data.prompt_windows import LEDGER_KEYS
 from dglaunch.data.task import ROW_FIELDS, Record, Result, Task, file_name
 from dglaunch.output.batch_jobs import API_JOB
+from dglaunch.output.shards import IMAGE_SHARD
 from dglaunch.system import versions
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ OWN_KEYS = frozenset(
     {"file_name", "bytes", "index", "sample", "prompt", *ROW_FIELDS, "key", "sha256", "rank", "node", "batch_size"}
     | {"seconds", "time", "error", "instruction", "input_images", "input_sha256", "input_file_names", "seed_sent"}
     | {"input_converted", "redo", "redo_of", "mask_sha256", "answer_text", "revised_prompt", "api_server", API_JOB}
-    | {"control_sha256", "control_image"}
+    | {"control_sha256", "control_image", IMAGE_SHARD}
     | {"lora_sha256", "lora_files", "rewritten_prompt", "cost_usd"}
     | set(LEDGER_KEYS)
 )

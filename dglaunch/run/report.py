@@ -21,10 +21,14 @@ from dglaunch.terminal import Terminal
 
 LOG_EVERY_S = 10.0
 """Between two lines of progress at first, where no bar can be drawn."""
-LINES_AT_A_PACE = 12
-"""Then the pause doubles: a day has 100 lines, a month 200."""
+LINES_AT_A_PACE = 8
+"""Then the pause doubles: a day has 80 lines, a month 120, a year 150."""
 FAILURES_TOLD = 20
 """Failures with a line of their own; failures.jsonl has them all."""
+ERROR_LENGTH = 400
+"""Characters of a failure that its line shows."""
+EVENTS_TOLD = 10
+RANKS_TOLD = 16
 KIND_LENGTH = 80
 MOST_KINDS = 20
 NUMBERS = re.compile(r"\d+")
@@ -106,6 +110,8 @@ class Report:
         self.by_rank: Counter[int] = Counter()
         self.failures: Counter[str] = Counter()
         """By the kind of their errors."""
+        self.num_bytes = 0
+        """Of the images of this start."""
         self.cut, self.cut_for_some = CutPrompts(CUT), CutPrompts(CUT_FOR)
         self.cost_before = 0.0
         """US dollars that earlier starts have paid an API."""
@@ -143,6 +149,7 @@ class Report:
         rank = result.record["rank"]
         assert isinstance(rank, int)
         self.by_rank[rank] += 1
+        self.num_bytes += result.num_bytes
         self.cut.add(result.record)
         self.cut_for_some.add(result.record)
         if result.failed:
@@ -164,6 +171,7 @@ class Report:
             "images_per_s": round(rate, 4),
             "seconds_left": round(left / rate) if rate else None,
             "images_by_rank": self.images_by_rank,
+            "bytes": self.num_bytes,
             "failures_by_kind": dict(self.failures.most_common(MOST_KINDS)),
         }
 
@@ -174,7 +182,7 @@ class Report:
         if kind in self.failures or len(self.failures) < MOST_KINDS:
             self.failures[kind] += 1
         if self.counts.num_failed <= FAILURES_TOLD:
-            self.note(f"image {result.file_name} failed on rank {rank}: {error}")
+            self.note(f"image {result.file_name} failed on rank {rank}: {_in_a_line(error)}")
         elif self.counts.num_failed == FAILURES_TOLD + 1:
             self.note("More images failed; their errors stand in failures.jsonl.")
 
@@ -188,6 +196,11 @@ class Report:
         done, total = self.counts.num_settled, self.counts.num_total
         left = (total - done) / self.images_per_s if self.images_per_s else 0.0
         return f"{done:,} of {total:,} images, {self._state()}, about {duration(left)} left"
+
+    @property
+    def begun(self) -> float:
+        """When the first batch began, by time.monotonic()."""
+        return self._begun
 
     @property
     def images_per_s(self) -> float:
@@ -304,8 +317,10 @@ class Report:
         for name, value in (_rows(summary) | _cost_rows(summary.usage, self.cost_before)).items():
             table.add_row(name, value)
         self.terminal.print(table)
-        for event in summary.events:
-            self.note(event)
+        for event in summary.events[:EVENTS_TOLD]:
+            self.note(_in_a_line(event))
+        if len(summary.events) > EVENTS_TOLD:
+            self.note(f"{len(summary.events) - EVENTS_TOLD:,} more events of this kind stand in run.json.")
         if cuts := self._cuts():
             self.note(cuts)
         if summary.num_failed:
@@ -331,10 +346,22 @@ def _rows(summary: Summary) -> dict[str, str]:
     if summary.peak_memory_bytes:
         rows["peak memory"] = f"{summary.peak_memory_bytes / 2**30:.2f} GiB a rank"
     if len(summary.images_by_rank) > 1:
-        rows["images by rank"] = ", ".join(f"{rank}: {count}" for rank, count in summary.images_by_rank.items())
+        rows["images by rank"] = _by_rank(summary.images_by_rank)
     if summary.usage:
         rows["usage"] = ", ".join(f"{name} {value:,.6g}" for name, value in summary.usage.items())
     return rows
+
+
+def _by_rank(images: Mapping[str, int]) -> str:
+    if len(images) > RANKS_TOLD:
+        return f"{min(images.values()):,} to {max(images.values()):,} a rank, on {len(images):,} ranks"
+    return ", ".join(f"{rank}: {count}" for rank, count in images.items())
+
+
+def _in_a_line(text: str) -> str:
+    """A text of others: what it says first."""
+    line = " ".join(text.split())
+    return line if len(line) <= ERROR_LENGTH else f"{line[:ERROR_LENGTH]} ..."
 
 
 def _cost_rows(usage: Mapping[str, float], before: float) -> dict[str, str]:

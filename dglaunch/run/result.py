@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Literal
 
 from dglaunch.distributed.messages import message
 from dglaunch.errors import EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED, DglaunchError, LostPeer, UserError
-from dglaunch.files import read_bytes
 from dglaunch.output.ledger import OutputFolder
-from dglaunch.output.lines import file_name_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from dglaunch.output.images import StoredImage
     from dglaunch.run.rows import Rows
 
 Outcome = Literal["done", "failed", "drained", "lost", "broken"]
@@ -98,8 +97,24 @@ class RunResult:
 
     @property
     def paths(self) -> list[Path]:
-        """The files of the images, in the order of `rows`."""
-        return [self.output_dir / file_name_of(row) for row in self.rows]
+        """The files of the images, in the order of `rows`.
+
+        Raises:
+            UserError: they are in shards (--store).
+        """
+        stored = self._stored()
+        if any(image.shard for image in stored):
+            raise UserError(
+                f"The images of {self.output_dir} are in shards, not in files of their own. images() reads them; the shards are "
+                "in its folder shards."
+            )
+        return [image.path for image in stored]
+
+    def _stored(self) -> "list[StoredImage]":
+        from dglaunch.output.images import image_of
+
+        found = (image_of(self.output_dir, row) for row in self.rows)
+        return [image for image in found if image is not None]
 
     def images(self) -> "Iterator[Image]":
         """Yield the images, in the order of `rows`; each is read when its turn comes, and decoded when it is looked at.
@@ -109,13 +124,13 @@ class RunResult:
         """
         from dglaunch.data.images import BadImage, open_image
 
-        for path in self.paths:
+        for stored in self._stored():
             try:
-                image = open_image(read_bytes(path))
+                image = open_image(stored.read())
             except OSError as error:
-                raise _unreadable(path, f"cannot be read: {error.strerror or error}") from None
+                raise _unreadable(stored, f"cannot be read: {error.strerror or error}") from None
             except BadImage as error:
-                raise _unreadable(path, str(error)) from None
+                raise _unreadable(stored, str(error)) from None
             yield image
 
     def _lines(self) -> "Rows":
@@ -135,5 +150,5 @@ class RunResult:
         return preview(self.output_dir, made, title)
 
 
-def _unreadable(path: Path, problem: str) -> UserError:
-    return UserError(f"{path} {problem}. Make the same call again: what is missing is made anew.")
+def _unreadable(stored: "StoredImage", problem: str) -> UserError:
+    return UserError(f"{stored} {problem}. Make the same call again: what is missing is made anew.")

@@ -22,6 +22,7 @@ from dglaunch.distributed.claims import Claims
 from dglaunch.distributed.messages import message
 from dglaunch.errors import DglaunchError, Drained, OutputError, UserError
 from dglaunch.output import layouts
+from dglaunch.output.shard_writer import Keeping
 from dglaunch.output.writer import Writer
 from dglaunch.planning.batches import Plan
 from dglaunch.planning.figures import book_of
@@ -63,7 +64,7 @@ def run(
         DglaunchError: the run broke off; what was written is whole.
     """
     stop = stop if stop is not None else threading.Event()
-    writer = Writer(job.config.output_dir, *job.topology.ledger_suffix)
+    writer = Writer(job.config.output_dir, *job.topology.ledger_suffix, keeping=_keeping(job))
     journal = Journal(job, writer)
     start = _Run(job, writer, journal, terminal, finished)
     with stopping(stop), start.closing():
@@ -73,7 +74,7 @@ def run(
             channel.together(start.check)
             # Only now: ranks whose agent died while they joined must not hold the folder against the next start.
             opened = open_folders(job, channel, writer, journal)
-            with PeerWatch(watch, channel.attempt) as peers, start.errors_in_journal():
+            with PeerWatch(watch, channel.attempt, channel.lifelines) as peers, start.errors_in_journal():
                 result = start.make(channel, watch, peers, opened)
         # The other ranks are on their way out and need not wait for it.
         if job.topology.is_main and result.outcome != "drained":
@@ -81,6 +82,12 @@ def run(
         elif start.report is not None:
             start.report.stopped()
         return result
+
+
+def _keeping(job: Job) -> Keeping:
+    """How the images are kept. Of those that are paid for none may be lost."""
+    store = job.config.store
+    return Keeping(store if store != "files" else None, job.config.shard_size * 1_000_000, job.profile.costs_money)
 
 
 class _Run:
@@ -154,7 +161,9 @@ class _Run:
                 start_anew(self.job, channel, self.writer, self.journal)
             self._begin(context, schedule)
             background = not self.job.config.debug
-            collector = Collector(self.topology, channel, self._write, watch, peers, background)
+            collector = Collector(
+                self.topology, channel, self._write, watch, peers, background, settle=self.writer.settle
+            )
             report = LeaderReport(time.time(), 0.0)
             if backend is not None:
                 facts = self.journal.facts
@@ -189,7 +198,7 @@ class _Run:
         self.report.cost_before = self.journal.cost_before
         self.journal.counts = self.report.counts
         labels = {"output_dir": str(self.job.config.output_dir)}
-        self.pulse = Pulse(self.report, self.journal, self.job.config.metrics_file, labels)
+        self.pulse = Pulse(self.report, self.journal, self.topology.leaders, self.job.config.metrics_file, labels)
         self.report.plan(self.job, schedule, damaged)
         for note in notes:
             self.report.note(note)
@@ -351,6 +360,7 @@ class _Run:
         """One ledger of all, in the order of index; where that fails, each is whole by itself, and the next start does it."""
         try:
             self.writer.join(self.job.tasks)
+            self.writer.drop_replaced()
             if has_ended:
                 self.writer.put_in_order()
             if has_ended and not report.counts.num_failed:

@@ -12,6 +12,7 @@ They end the process, so that torchrun ends the others and a restart can resume,
   says which rank, which batch, and the Python stack of every thread;
 - a peer gives no sign of life for as long (stopped, swapped out, its machine frozen): every rank counts up a number in
   torchrun's store, rank 0 watches all of them, the others watch rank 0;
+- a peer's connections broke and it gives no sign of life for GONE_S: it was killed on another machine, or that is gone;
 - a signal asked the run to drain, and something is still under way DEADLINE_S later.
 
 StallWatch also passes signals on while the main thread is inside C++ and Python cannot run a handler, and lets the run
@@ -33,6 +34,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from dglaunch.distributed import store as stores
+from dglaunch.distributed.lifelines import Lifelines
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import EXIT_BROKEN, EXIT_DRAINED, LostPeer
 from dglaunch.streams import readable, say
@@ -50,7 +52,9 @@ TICK_S = 0.25
 ALIVE_S = 1.0
 """How often a rank counts up its number."""
 GONE_S = 4.0
-"""While the run drains, a peer that was silent for so long is not waited for."""
+"""While the run drains, or a connection has broken, a peer that was silent for so long is not waited for."""
+SHOWN = 8
+"""Ranks that a message names."""
 SUSPENDED_S = 20.0
 """A tick that took this much too long: the whole machine or job was suspended, and nothing stalled."""
 GONE = 1 << 40
@@ -127,6 +131,15 @@ class StallWatch:
             for end in self._pipe:
                 os.close(end)
 
+    def lose(self, peers: str) -> None:
+        """Leave as after a signal, since other ranks are gone: what is finished is written, and torchrun forms a new world."""
+        if self.topology.tells_of_deaths:
+            _say(
+                f"rank {self.topology.rank}: {peers} is gone, its process or its whole machine; what is finished is kept, and the "
+                "run stops"
+            )
+        self.stop.set()
+
     # -- its thread -----------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
@@ -139,9 +152,11 @@ class StallWatch:
                 self._start_over(now)
             last = now
             if self.topology.distributed and os.getppid() != parent and not self.stop.is_set():
-                _say(
-                    f"rank {self.topology.rank}: torchrun's agent has died; what is finished is kept, and the run stops"
-                )
+                if self.topology.tells_of_deaths:
+                    _say(
+                        f"rank {self.topology.rank}: torchrun's agent has died; what is finished is kept, and the run "
+                        "stops"
+                    )
                 self.stop.set()
             if self.stop.is_set() and self.stopped_at is None:
                 self.stopped_at = now
@@ -196,14 +211,18 @@ class StallWatch:
 class PeerWatch:
     """A PeerWatch ends this process when a peer gives no sign of life; one per rank and run.
 
-    `attempt` is the name under which all ranks have joined. It works where torchrun's store can be reached.
+    `attempt` is the name under which all ranks have joined. It works where torchrun's store can be reached. When one of the
+    connections has broken, a peer that is silent for GONE_S is gone, and the run is left as after a signal.
     """
 
-    def __init__(self, watch: StallWatch, attempt: str) -> None:
+    def __init__(self, watch: StallWatch, attempt: str, lifelines: Lifelines | None = None) -> None:
         self.gone: set[int] = set()
         """On rank 0, once the run was asked to stop: peers that do not live any more."""
         self._watch = watch
         self._topology = watch.topology
+        self._lifelines = lifelines if lifelines is not None else Lifelines(())
+        self._broken_at: float | None = None
+        """When a connection was found broken, until it is known whose it was."""
         self._thread: threading.Thread | None = None
         self._prefix = ""
         if self._topology.world_size > 1 and watch.stall_timeout and self._topology.rendezvous is not None:
@@ -234,10 +253,13 @@ class PeerWatch:
         while not watch.ended.wait(pause):
             pause = min(ALIVE_S, interval)
             now = time.monotonic()
+            if self._lifelines.have_broken():
+                self._broken_at = now
+            is_calm = watch.stopped_at is None and self._broken_at is None
             try:
-                store = store or self._connect(interval)
+                store = store or self._connect(interval if is_calm else GONE_S)
                 store.add(str(rank), 1)
-                if watch.stopped_at is None and now - looked < interval:
+                if is_calm and now - looked < interval:
                     continue
                 looked = now
                 for peer in peers:
@@ -257,7 +279,14 @@ class PeerWatch:
         """Who is gone, and whether that ends this process: peers with their numbers, and when those last changed."""
         stopped_at, timeout = self._watch.stopped_at, self._watch.stall_timeout
         if stopped_at is not None:
-            self.gone = {peer for peer, (_, since) in seen.items() if now - max(since, stopped_at) > GONE_S}
+            self.gone = _silent(seen, now, stopped_at)
+            return
+        if self._broken_at is not None:
+            gone = {peer for peer in _silent(seen, now, self._broken_at) if seen[peer][0] < GONE}
+            if gone:
+                self._watch.lose(", ".join(f"rank {peer}" for peer in sorted(gone)[:SHOWN]))
+            elif now - self._broken_at > GONE_S:
+                self._broken_at = None  # it was of one that has left in order, or not a rank's
             return
         silent = [
             f"rank {peer} for {now - since:.0f} s"
@@ -270,6 +299,11 @@ class PeerWatch:
     def _connect(self, seconds: float) -> "Store":
         """Open a connection of its own to torchrun's store: the one of the process groups is busy while they wait."""
         return stores.part(stores.connect(self._topology, timedelta(seconds=max(seconds, 5))), self._prefix)
+
+
+def _silent(seen: Mapping[int, tuple[int, float]], now: float, since: float) -> set[int]:
+    """The peers that gave no sign of life for GONE_S, all of them after this time."""
+    return {peer for peer, (_, last) in seen.items() if now - max(last, since) > GONE_S}
 
 
 def _say(text: str) -> None:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,12 +93,13 @@ def _server() -> Server:
 class World:
     """Ranks that run one or several commands together, on one machine or on `nodes` that are only said to be several.
 
-    In an argument, %node% stands for the number of the rank's node. Not `distributed`, it is one process by itself.
+    In an argument, %node% stands for the number of the rank's node. Not `distributed`, it is one process by itself. Worlds
+    with the same `run_id` are those that one torchrun forms, one after the other.
     """
 
     def __init__(
         self, folder: Path, nproc: int, arguments: Sequence[str | Path], environment: Mapping[str, str] | None = None,
-        *, more: Sequence[Command] = (), nodes: int = 1, distributed: bool = True,
+        *, more: Sequence[Command] = (), nodes: int = 1, distributed: bool = True, run_id: str | None = None,
     ) -> None:  # fmt: skip
         self.nproc = nproc
         self.folder = Path(tempfile.mkdtemp(prefix=f"world{nproc}-", dir=folder))
@@ -105,14 +107,14 @@ class World:
             Case([str(word) for word in words], dict(own)) for words, own in [(arguments, environment or {}), *more]
         ]
         (self.folder / "cases.json").write_text(json.dumps([[case.arguments, case.environment] for case in self.cases]))
-        places = self._torchrun_variables(nodes) if distributed else [{}] * nproc
+        places = self._torchrun_variables(nodes, run_id or uuid.uuid4().hex) if distributed else [{}] * nproc
         wanted = {
             "folder": str(self.folder), "environments": [clean_environment() | place for place in places],
             "cwd": str(ROOT),
         }  # fmt: skip
         self.pids: list[int] = _server().fork(wanted)
 
-    def _torchrun_variables(self, nodes: int) -> list[dict[str, str]]:
+    def _torchrun_variables(self, nodes: int, run_id: str) -> list[dict[str, str]]:
         """What torchrun would tell each of its workers."""
         from torch.distributed import TCPStore
 
@@ -120,7 +122,7 @@ class World:
         local = self.nproc // nodes
         common = {
             "WORLD_SIZE": str(self.nproc), "LOCAL_WORLD_SIZE": str(local), "GROUP_WORLD_SIZE": str(nodes),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self._store.port), "TORCHELASTIC_RUN_ID": "none",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self._store.port), "TORCHELASTIC_RUN_ID": run_id,
             "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_MAX_RESTARTS": "0",
             "GLOO_SOCKET_IFNAME": "lo",
         }  # fmt: skip

@@ -2,92 +2,26 @@
 
 import os
 import re
-import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from dglaunch.cli.main import main
-from support.commands import ROOT, SUPPORT, TESTS, clean_environment
+from support.commands import ROOT, TESTS
 from support.processes import slowness, until
 from support.results import ledger, run_json, write_jsonl
 from support.selection import rarely
-
-
-@dataclass
-class Cluster:
-    """Two nodes that run until the tests end; commands enter their namespaces."""
-
-    pid: int
-    conf: str
-
-    def run(self, *words: str | Path, cwd: Path = ROOT, environment: Mapping[str, str] | None = None) -> str:
-        done = subprocess.run(
-            ["nsenter", "-t", str(self.pid), "-m", "-n", "-u", "-i", "-p", f"--wdns={cwd}", *map(str, words)],
-            env=clean_environment({"SLURM_CONF": self.conf, **(environment or {})}), capture_output=True, text=True,
-            timeout=60,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
-        return done.stdout
-
-    def submit(self, folder: Path, words: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> str:
-        """`dglaunch slurm WORDS --submit`, with the images in folder/out; the job's number."""
-        place = ["--gpus_per_node", "2", "--cpus_per_gpu", "1", "--time", "10", "--output_dir", folder / "out"]
-        arguments = [sys.executable, "-m", "dglaunch", "slurm", *words, *place, "--submit"]
-        return self.run(*arguments, cwd=folder, environment=environment).split()[-1]
-
-    def job(self, number: str) -> dict[str, str]:
-        return dict(re.findall(r"(\w+)=(\S*)", self.run("scontrol", "show", "job", number)))
-
-    def state(self, number: str) -> str:
-        return self.job(number)["JobState"]
-
-    def until_made(self, number: str, out: Path, count: int, name: str = "metadata.jsonl") -> None:
-        """Until the job is in the middle of its work."""
-        until(lambda: len(ledger(out, name)) >= count or self.state(number) in ("FAILED", "COMPLETED"), 240)
-        assert self.state(number) == "RUNNING", _log(out.parent)
-
-    def wait(self, number: str, seconds: float = 300) -> dict[str, str]:
-        """Until it has ended for good."""
-        until(lambda: self.state(number) not in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED"), seconds, 0.3)
-        return self.job(number)
-
-
-def _start_cluster(folder: Path, *options: str) -> tuple["subprocess.Popen[bytes]", Cluster]:
-    if os.geteuid() != 0 or shutil.which("slurmctld", path=os.environ["PATH"] + ":/usr/sbin") is None:
-        pytest.skip("Slurm is not installed, or this is not root (apt-get install slurmctld slurmd slurm-client munge)")
-    said = folder / "conf"
-    process = subprocess.Popen(
-        [SUPPORT / "with_slurm", *options, "sh", "-c", f"echo $SLURM_CONF > {said}; exec sleep infinity"],
-        env=clean_environment({"WITH_SLURM_LOGS": str(folder / "logs")}), start_new_session=True,
-    )  # fmt: skip
-    until(lambda: (said.exists() and said.read_text().endswith("\n")) or process.poll() is not None, 60)
-    if process.poll() is not None:
-        pytest.skip("the cluster does not start here (namespaces are not allowed?)")
-    outer = _child(process.pid)  # with_slurm -> unshare -> with_slurm inside
-    return process, Cluster(_child(outer), said.read_text().strip())
-
-
-def _child(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+from support.slurm_cluster import Cluster, is_whole, log_of, start_cluster
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    process, made = _start_cluster(tmp_path_factory.mktemp("cluster"), "--gpus", "4")
+    process, made = start_cluster(tmp_path_factory.mktemp("cluster"), "--gpus", "4")
     yield made
     process.terminate()
     process.wait(20)
-
-
-def _log(folder: Path) -> str:
-    return "\n".join(path.read_text(errors="replace") for path in sorted(folder.glob("slurm-*.out")))
 
 
 def _made(log: str) -> list[int]:
@@ -98,13 +32,6 @@ def _made(log: str) -> list[int]:
 def _fake(folder: Path, num: int, marker: str) -> list[str | Path]:
     table = write_jsonl(folder / "prompts.jsonl", [{"prompt": f"prompt {n} {marker}"} for n in range(num)])
     return ["t2i", "--backend", "fake", "--batch_size", "1", "--prompts_file", table]
-
-
-def _is_whole(folder: Path, num: int) -> None:
-    assert [line["index"] for line in sorted(ledger(folder / "out"), key=lambda line: line["index"])] == list(
-        range(num)
-    )
-    assert main(["verify", str(folder / "out")]) == 0
 
 
 def _scripts() -> list[Path]:
@@ -129,13 +56,13 @@ def test_multi_node_is_drained_requeued_and_finished(cluster: Cluster, tmp_path:
     cluster.run("scancel", "--signal=USR2", "--batch", number)
     at = time.monotonic()
     until(lambda: run_json(tmp_path / "out")["outcome"] != "running")
-    assert time.monotonic() - at < 20 * slowness(), _log(tmp_path)
+    assert time.monotonic() - at < 20 * slowness(), log_of(tmp_path)
     ended = cluster.wait(number)
-    log = _log(tmp_path)
+    log = log_of(tmp_path)
     assert ended["JobState"] == "COMPLETED", log
     assert ended["Restarts"] == "1", log
     assert "Stopped: " in log and "goes back to the queue" in log
-    _is_whole(tmp_path, num)
+    is_whole(tmp_path, num)
     made = _made(log)
     assert len(made) == 2 and sum(made) == num and made[0] >= 8, log
     assert {line["rank"] for line in ledger(tmp_path / "out")} == ({1, 3} if split else {0, 1, 2, 3})
@@ -152,12 +79,12 @@ def test_array_shares_the_work_without_overlap(cluster: Cluster, tmp_path: Path)
     cluster.run("scancel", "--signal=USR2", "--batch", f"{number}_1")
     for element in range(4):
         ended = cluster.wait(f"{number}_{element}")
-        assert ended["JobState"] == "COMPLETED", _log(tmp_path)
+        assert ended["JobState"] == "COMPLETED", log_of(tmp_path)
         assert ended["Restarts"] == ("1" if element == 1 else "0")
-    _is_whole(tmp_path, num)
+    is_whole(tmp_path, num)
     shares = [ledger(tmp_path / "out", f"metadata-node{n}of4.jsonl") for n in range(4)]
     assert [len(share) for share in shares] == [16] * 4
-    assert sum(_made(_log(tmp_path))) == num
+    assert sum(_made(log_of(tmp_path))) == num
 
 
 @pytest.mark.slow  # the same on one node: test_max_restarts_resumes_after_a_killed_worker
@@ -167,9 +94,9 @@ def test_a_killed_rank_of_another_node_is_restarted(cluster: Cluster, tmp_path: 
     cluster.until_made(number, tmp_path / "out", 8)
     os.kill(_rank(tmp_path, 3), signal.SIGKILL)
     ended = cluster.wait(number)
-    assert ended["JobState"] == "COMPLETED", _log(tmp_path)
+    assert ended["JobState"] == "COMPLETED", log_of(tmp_path)
     assert ended["Restarts"] == "0"
-    _is_whole(tmp_path, num)
+    is_whole(tmp_path, num)
 
 
 def _rank(folder: Path, rank: int) -> int:
@@ -197,34 +124,34 @@ def test_a_signal_to_the_step_requeues_too(cluster: Cluster, tmp_path: Path) -> 
     cluster.until_made(number, tmp_path / "out", 3)
     cluster.run("scancel", "--signal=TERM", number)
     ended = cluster.wait(number)
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), _log(tmp_path)
-    _is_whole(tmp_path, num)
-    made = _made(_log(tmp_path))
-    assert len(made) == 2 and sum(made) == num, _log(tmp_path)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), log_of(tmp_path)
+    is_whole(tmp_path, num)
+    made = _made(log_of(tmp_path))
+    assert len(made) == 2 and sum(made) == num, log_of(tmp_path)
 
 
 def test_a_mistake_does_not_come_back(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text("no json\n")
     number = cluster.submit(tmp_path, ["t2i", "--backend", "fake", "--prompts_file", tmp_path / "prompts.jsonl"])
     ended = cluster.wait(number)
-    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0"), _log(tmp_path)
-    assert "not valid JSON" in _log(tmp_path)
+    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0"), log_of(tmp_path)
+    assert "not valid JSON" in log_of(tmp_path)
 
 
 @pytest.mark.slow
 def test_a_job_that_never_gets_on_comes_back_as_often_as_it_may(cluster: Cluster, tmp_path: Path) -> None:
     number = cluster.submit(tmp_path, [*_fake(tmp_path, 4, "[interrupt] [sleep 1]"), "--max_requeues", "1"])
     ended = cluster.wait(number)
-    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "1"), _log(tmp_path)
+    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "1"), log_of(tmp_path)
 
 
 def test_a_name_that_leads_to_the_loopback_is_told_at_once(tmp_path: Path) -> None:
-    process, cluster = _start_cluster(tmp_path, "--wrong_address")
+    process, cluster = start_cluster(tmp_path, "--wrong_address")
     try:
         number = cluster.submit(tmp_path, [*_fake(tmp_path, 4, ""), "--nodes", "2"])
         ended = cluster.wait(number)
         assert ended["JobState"] == "FAILED"
-        assert "on node2 the name node2 leads to 127.0.1.1" in _log(tmp_path)
+        assert "on node2 the name node2 leads to 127.0.1.1" in log_of(tmp_path)
     finally:
         process.terminate()
         process.wait(20)

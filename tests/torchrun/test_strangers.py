@@ -40,11 +40,11 @@ def test_the_same_token_on_all_is_no_hindrance(tmp_path: Path) -> None:
 class WithoutAgent(World):
     """As srun starts ranks: rank 0 holds the store."""
 
-    def _torchrun_variables(self, nodes: int) -> list[dict[str, str]]:
+    def _torchrun_variables(self, nodes: int, run_id: str) -> list[dict[str, str]]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        places = super()._torchrun_variables(nodes)
+        places = super()._torchrun_variables(nodes, run_id)
         for place in places:
             place |= {"MASTER_ADDR": socket.gethostname(), "MASTER_PORT": str(port)}
             del place["TORCHELASTIC_USE_AGENT_STORE"], place["GLOO_SOCKET_IFNAME"]

@@ -34,6 +34,7 @@ GENERATED: dict[str, list[str]] = {
         "t2i", "--backend", "xdit", "--model_name", "it's/here", "--prompts_file", "p.csv", "--output_dir", "/data/a b",
         "--nodes", "4", "--gpus_per_node", "8", "--partition", "long", "--venv", "/opt/my venv", "--sbatch=--account=me",
     ],
+    "elastic": ["t2i", "--prompts_file", "p.txt", "--elastic", "--nodes", "6", "--partition", "spot"],
     "array": ["t2i", "--prompts_file", "p.txt", "--array", "--nodes", "6", "--time", "02:00:00"],
 }  # fmt: skip
 
@@ -73,6 +74,8 @@ def test_an_environment_that_is_not_active_is_named(
         ([], "Name the command"),
         (["t2i"], "--prompts_file"),
         (["t2i", "--prompt", "x", "--nodes", "0"], "--nodes is 0"),
+        (["t2i", "--prompt", "x", "--elastic"], "say how many there may be: --nodes 4"),
+        (["t2i", "--prompt", "x", "--elastic", "--array", "--nodes", "2"], "drop one of them"),
         (["t2i", "--prompt", "x", "--num_gpus", "2"], "--gpus_per_node instead"),
         (["t2i", "--prompt", "x", "--num_nodes", "2", "--node_rank", "0"], "--nodes"),
     ],

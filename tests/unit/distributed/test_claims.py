@@ -8,7 +8,9 @@ from collections.abc import Sequence
 
 import pytest
 
+from dglaunch.distributed import store
 from dglaunch.distributed.claims import Claims
+from dglaunch.errors import LostPeer
 
 
 class Numbers:
@@ -101,3 +103,16 @@ def test_nobody_waits_longer_than_a_batch_for_a_replica_three_times_slower() -> 
     assert max(static) - min(static) == 200.0
     assert max(claimed) - min(claimed) <= 3.0
     assert max(claimed) < 800 / (7 + 1 / 3) + 3.0
+
+
+class GoneStore:
+    """Of a rank 0 that has died."""
+
+    def add(self, key: str, amount: int) -> int:
+        raise RuntimeError("Failed to recv, got 0 bytes")
+
+
+def test_whoever_holds_the_numbers_may_die() -> None:
+    """Rank 0 does, where torchrun's agents share no store: it was a traceback."""
+    with pytest.raises(LostPeer, match="one of them has died"):
+        Claims(store.Numbers(GoneStore()), [[1.0]]).own(0)  # type: ignore[arg-type]

@@ -6,7 +6,8 @@ import pytest
 
 from dglaunch import ParallelConfig, T2IConfig
 from dglaunch.config import BackendConfig, WriterName
-from dglaunch.distributed.topology import from_environment
+from dglaunch.distributed.agent import Agent
+from dglaunch.distributed.topology import UnfitWorld, from_environment
 from dglaunch.errors import UserError
 
 
@@ -84,3 +85,37 @@ def test_ranks_that_share_a_model_are_a_replica(flags: dict[str, Any], degrees: 
     ranks = [from_environment(config, ParallelConfig(**degrees), environ(rank, 8)) for rank in range(8)]
     assert [place.replica for place in ranks] == [0] * 4 + [1] * 4 and ranks[0].leaders == [3, 7]
     assert ranks[0].sequence_degree == degrees.get("context_degree", 1)
+
+
+# -- worlds that change -------------------------------------------------------------------------------------------
+
+
+def _elastic(monkeypatch: pytest.MonkeyPatch, nodes: tuple[int, int] | None) -> None:
+    agent = Agent(1, "a", nodes)
+    monkeypatch.setattr("dglaunch.distributed.topology.agent_of", lambda environ: agent)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "ulysses", "data", "may_change"),
+    [((2, 4), 4, None, True), ((2, 3), 4, None, False), (None, 4, None, False), ((1, 4), 5, None, False),
+     ((1, 4), 1, 8, True), ((1, 4), 1, 7, False)],
+)  # fmt: skip
+def test_a_world_that_does_not_fit_may_be_waited_for(
+    nodes: tuple[int, int] | None, ulysses: int, data: int | None, may_change: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three nodes of two ranks."""
+    _elastic(monkeypatch, nodes)
+    parallel = ParallelConfig(ulysses_degree=ulysses, data_parallel_degree=data)
+    with pytest.raises(UnfitWorld) as unfit:
+        from_environment(XDIT, parallel, environ(0, 6, nodes=3) | {"LOCAL_WORLD_SIZE": "2"})
+    assert unfit.value.may_change == may_change
+
+
+def test_nodes_that_come_and_go_need_a_store_of_each_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = environ(0, 2) | {"MASTER_ADDR": "x", "MASTER_PORT": "1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    _elastic(monkeypatch, (1, 4))
+    with pytest.raises(UserError, match="export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun"):
+        from_environment(T2IConfig(prompt="x"), ParallelConfig(), place)
+    from_environment(T2IConfig(prompt="x"), ParallelConfig(), place | {"TORCHELASTIC_USE_AGENT_STORE": "False"})
+    _elastic(monkeypatch, None)
+    from_environment(T2IConfig(prompt="x"), ParallelConfig(), place)

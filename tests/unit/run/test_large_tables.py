@@ -125,3 +125,11 @@ def test_a_disk_that_cannot_take_it_is_named(table: Path, all_are_large: Path, t
     assert f"{all_are_large} cannot take the rows of {table} in columns: " in said
     assert "TMPDIR or --stage_to" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_images_of_a_large_table_lie_in_folders_too(table: Path, tmp_path: Path, all_are_large: Path) -> None:
+    make(table, tmp_path / "out", "--files_per_folder", "10")
+    names = {line["file_name"] for line in ledger(tmp_path / "out")}
+    assert names == {f"{index // 10:04d}/{index:06d}.png" for index in range(NUM_ROWS)}
+    assert all((tmp_path / "out" / name).is_file() for name in names)
+    assert "24 there before" in make(table, tmp_path / "out", "--files_per_folder", "10")

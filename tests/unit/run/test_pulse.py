@@ -10,7 +10,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from dglaunch.data.task import Result
 from dglaunch.run import pulse, report
-from dglaunch.run.report import Report
+from dglaunch.run.report import LeaderReport, Report
 from dglaunch.terminal import Terminal
 from support.commands import dglaunch
 from support.results import ledger, run_json, write_jsonl
@@ -108,3 +108,28 @@ def test_a_missing_folder_for_the_metrics_is_told_before_anything_is_made(tmp_pa
         tmp_path / "no" / "job.prom",
     )  # fmt: skip
     assert ended.code == 2 and "there is no folder" in ended.output and not (tmp_path / "out").exists()
+
+
+def test_a_log_of_many_ranks_with_trouble_has_under_200_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """512 replicas for a year, of which each has run out of memory and tried batches one by one; errors of many lines."""
+    said, clock = io.StringIO(), Clock(monkeypatch)
+    shown = Report(total=20_480, skipped=0, terminal=Terminal(file=said, width=80))
+    shown.begin()
+    for index in range(20_480):
+        clock.now += 1540.0
+        error = f"no kernel for {index}\n" + "  in a layer\n" * 40 if index % 3 == 0 else None
+        shown.update(result(index, error, rank=index % 512))
+    events = [
+        "2 images of 64x64 ran out of memory; at most 1 from then on",
+        "a batch of 2 failed and was run one by one",
+    ]
+    leaders = {rank: LeaderReport(0.0, 1.0, events=events * 3) for rank in range(512)}
+    summary = shown.summary(leaders, 0.0, "failed", 100_000)
+    shown.end(summary, "out")
+    lines = said.getvalue().splitlines()
+    assert len(lines) < 200, "\n".join(lines)
+    text = said.getvalue()
+    assert "failed on rank 0: no kernel for 0 in a layer" in text
+    assert "rank 0: 2 images of 64x64 ran out of memory" in text
+    assert "3,062 more events of this kind stand in run.json" in text and len(summary.events) == 3072
+    assert "40 to 40 a rank, on 512 ranks" in text
