@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dglaunch.data.hub_tables import files_of_hub, is_on_hub
 from dglaunch.data.table_formats import (
     GZIP,
     GZIP_MAGIC,
@@ -305,7 +306,13 @@ def files_named(named: Sequence[Path]) -> list[Path]:
     Raises:
         UserError: a pattern fits none.
     """
-    return [file for path in named for file in ([path] if not _is_pattern(path) else _matches(path))]
+    return [file for path in named for file in _meant(path)]
+
+
+def _meant(path: Path) -> list[Path]:
+    if is_on_hub(path):
+        return files_of_hub(path)
+    return _matches(path) if _is_pattern(path) else [path]
 
 
 def files_there(named: Sequence[Path]) -> list[Path]:

@@ -10,7 +10,7 @@ It is a Sequence of tasks like any list of them. What looks at ten million tasks
 import hashlib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import chain, pairwise
 from typing import Any, Self, overload
@@ -32,6 +32,8 @@ SPREAD = 0x1E3779B97F4A7C15
 """By which seeds that follow one another become numbers far apart."""
 MADE_AT_ONCE = 4096
 """Tasks that an iteration makes ahead."""
+MOST_AROUND = 10_000
+"""Settings of rows of which it is remembered what a key's text has of them."""
 EXTRA = "extra:"
 """Before the name of a column that is carried into the ledger."""
 REST = "extra"

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from dglaunch.config import EditingConfig, RunConfig
+from dglaunch.data.hub_tables import is_on_hub
 from dglaunch.data.photos import (
     Found,
     Photo,
@@ -44,6 +45,9 @@ def photo_list(config: RunConfig, topology: Topology) -> Piped | None:
         _refuse_recursive(config)
         return None
     (path,) = config.tables
+    if is_on_hub(path):
+        _refuse_recursive(config)
+        return None
     is_meant = is_photo(path) or not (path.suffix or glob.has_magic(str(path)) or is_stream(path))
     if is_meant and not os.path.lexists(path):
         raise UserError(f"There is no file or folder {path} (looked in {Path.cwd()}).")
