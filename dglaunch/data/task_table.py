@@ -10,7 +10,7 @@ It is a Sequence of tasks like any list of them. What looks at ten million tasks
 import hashlib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import chain, pairwise
 from typing import Any, Self, overload
