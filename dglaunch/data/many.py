@@ -72,10 +72,6 @@ class ManyTasks(Sequence[Task]):
         """
 
     @abstractmethod
-    def place(self, in_folder: Callable[[int, str], str]) -> None:
-        """Let the name of each image, of these and of all others of the table, be what this makes of its index and name."""
-
-    @abstractmethod
     def at(self, places: "Sequence[int] | Numbers") -> Self:
         """Return the tasks at these places."""
 
@@ -98,6 +94,14 @@ class ManyTasks(Sequence[Task]):
     @abstractmethod
     def maybe_called(self, stems: Collection[str]) -> Self:
         """Return some tasks, among which are all whose file is called so: its name without folder and suffix."""
+
+    @abstractmethod
+    def placed(self, place: Callable[[int, str], str]) -> Self:
+        """Return the tasks with other names.
+
+        Args:
+            place: makes the name of a file, without its suffix, of the task's index and the name that it had.
+        """
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -10,7 +10,7 @@ It is a Sequence of tasks like any list of them. What looks at ten million tasks
 import hashlib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import chain, pairwise
 from typing import Any, Self, overload
@@ -124,8 +124,8 @@ class _Store:
     """The number of each batch's first task, and how many tasks there are."""
     defaults: Mapping[str, object]
     lora_of: Callable[[str], tuple[LoraUse, ...]]
-    in_folder: Callable[[int, str], str] = field(default=lambda _index, name: name)
-    """The name of an image with its folder, from its index and its name."""
+    place: Callable[[int, str], str] | None = None
+    """What makes the name of a file of the index and the name that it has else."""
 
     @property
     def names(self) -> list[str]:
@@ -169,8 +169,10 @@ class _Store:
             sample, stem = samples[n], stems[n]
             if stem is None:
                 stem = f"{index:06d}" if sample is None else f"{index:06d}_{sample:02d}"
+            if self.place is not None:
+                stem = self.place(index, stem)
             yield Task(
-                index=index, sample=sample or 0, prompt=prompt, seed=seed, stem=self.in_folder(index, stem), extra=_extra(extras, rests[n], n),
+                index=index, sample=sample or 0, prompt=prompt, seed=seed, stem=stem, extra=_extra(extras, rests[n], n),
                 **fixed, **{name: values[n] for name, values in varied.items()},
             )  # fmt: skip
 
@@ -241,9 +243,6 @@ class TaskTable(ManyTasks):
             numbers = np.arange(numbers.start, numbers.stop, numbers.step)
         return type(self)(self._store, numbers)
 
-    def place(self, in_folder: Callable[[int, str], str]) -> None:
-        self._store.in_folder = in_folder
-
     def at(self, places: Sequence[int] | Numbers) -> Self:
         found, numbers = np.asarray(places, np.int64), self._numbers
         if len(found) and bool((np.diff(found) == 1).all()):
@@ -291,9 +290,13 @@ class TaskTable(ManyTasks):
             may_be |= pc.is_in(named, pa.array(sorted(names), pa.string())).to_numpy()
         return self.at(np.flatnonzero(may_be))
 
+    def placed(self, place: Callable[[int, str], str]) -> Self:
+        return type(self)(replace(self._store, place=place), self._numbers)
+
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr(sorted(self._store.defaults.items())).encode("utf-8", "surrogatepass"))
-        digest.update(self._store.in_folder(12_345_678, "").encode())
+        if self._store.place is not None:
+            digest.update(self._store.place(12_345_678, "").encode())
         numbers = self._numbers
         digest.update(repr(numbers).encode() if isinstance(numbers, range) else np.ascontiguousarray(numbers).data)
         for batch in self._store.batches:

@@ -185,7 +185,12 @@ class LedgerIndex:
         unlisted: list[str] = []
         sizes = self.columns["size"]
         rows_of = self._by_folder()
-        self._look_into_shards(rows_of.pop(IN_SHARD, _NO_ROWS), good, hashes, times)
+        if len(rows := rows_of.pop(IN_SHARD, _NO_ROWS)):
+            names, kept_in, shards = list(self.names(rows)), list(self.shards(rows)), Shards(self.folder.path)
+            hashes[rows] = short_hashes(names)
+            good[rows] = [shards.has(*each) for each in zip(kept_in, names, sizes[rows].tolist())]
+            if with_times:
+                times[rows] = [shards.time(shard) for shard in kept_in]
         there = {AT_TOP: ""} | {int(name): f"{name}/" for name in self.folder.image_folders()}
         numbers = sorted(there.keys() | rows_of.keys())
         for number, found in zip(numbers, self._files_in([there.get(number) for number in numbers], with_times)):
@@ -200,17 +205,6 @@ class LedgerIndex:
             unlisted += [name for name in found.keys() - set(names) if is_picture(name)]
         self._look_closer(good, doubtful)
         return Compared(self, good, hashes, times, unlisted)
-
-    def _look_into_shards(
-        self, rows: Ints, good: Bools, hashes: npt.NDArray[np.int32], times: npt.NDArray[np.float64]
-    ) -> None:
-        """Of some rows, whether their images are in their shards in full."""
-        shards, names = Shards(self.folder.path), list(self.names(rows))
-        hashes[rows] = short_hashes(names)
-        for row, size, name, shard in zip(rows.tolist(), self.columns["size"][rows].tolist(), names, self.shards(rows)):
-            good[row] = shards.has(shard, name, size)
-            if len(times):
-                times[row] = shards.time(shard)
 
     def _files_in(self, folders: Sequence[str | None], with_times: bool) -> Iterator[Files]:
         """What there is in each of these; None: there is no such folder. Some are read ahead: a file system across a network

@@ -180,14 +180,6 @@ def refuse_other_job(
         )
 
 
-def _are_the_same(folder: OutputFolder, tasks: Sequence[Task]) -> bool:
-    """Whether each start until now had these tasks, as their run.json says: each has compared what was done before it."""
-    said = {run.get(FINGERPRINT) for run in folder.all_runs().values()}
-    if len(said) != 1 or None in said or not isinstance(tasks, ManyTasks):
-        return False
-    return said == {tasks.fingerprint()}
-
-
 def refuse_other_store(folder: OutputFolder, progress: Progress, store: str) -> None:
     """Check that a job goes on keeping its images as it began.
 
@@ -201,6 +193,14 @@ def refuse_other_store(folder: OutputFolder, progress: Progress, store: str) -> 
             f"Go on with --store {before}, or choose another --output_dir. (--layout webdataset and --layout parquet write "
             "shards of the finished images, however they are kept.)"
         )
+
+
+def _are_the_same(folder: OutputFolder, tasks: Sequence[Task]) -> bool:
+    """Whether each start until now had these tasks, as their run.json says: each has compared what was done before it."""
+    said = {run.get(FINGERPRINT) for run in folder.all_runs().values()}
+    if len(said) != 1 or None in said or not isinstance(tasks, ManyTasks):
+        return False
+    return said == {tasks.fingerprint()}
 
 
 def _changed_settings(folder: OutputFolder, settings: Record) -> list[str]:

@@ -185,8 +185,8 @@ def _refuse_inputs_as_outputs(job: Job, writer: Writer) -> None:
 def _open_folder(job: Job, writer: Writer, journal: Journal, overwrite: bool) -> Found:
     """On a writer: what is done there."""
     config = job.config
-    image_folders = () if job.image_folders is None else job.image_folders.names(job.tasks)
     patience = LET_GO_S if job.topology.restarted and job.redo is None else 0.0
+    image_folders = () if job.image_folders is None else job.image_folders.names(job.tasks)
     progress = writer.open(
         job.settings, job.tasks, config.output_format, overwrite, config.is_partial, patience, image_folders
     )
