@@ -72,6 +72,12 @@ PARTS: Mapping[str, Part] = {
         run="kernels_bench.scale:plan", before="kernels_bench.scale:plan_by_row",
         aim="60 s and 1 GB beside the mapped file, 64 replicas",
     ),
+    "resume": Part(
+        run="kernels_bench.scale_ledger:resume", before="kernels_bench.scale_ledger:resume_by_line",
+        prepare="kernels_bench.scale_ledger:make_results", aim="60 s and 1 GB",
+    ),
+    "status": Part(run="kernels_bench.scale_ledger:status", prepare="kernels_bench.scale_ledger:make_results", aim=""),
+    "verify": Part(run="kernels_bench.scale_ledger:verify", prepare="kernels_bench.scale_ledger:make_results", aim=""),
 }  # fmt: skip
 
 

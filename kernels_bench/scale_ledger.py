@@ -26,9 +26,11 @@ def make_results(payload: Mapping[str, Any]) -> None:
     from dglaunch.output.ledger_index import LedgerIndex
 
     folder, count = Path(payload["folder"], "out"), int(payload["rows"])
+    if folder.exists():  # of another part
+        return
     folder.mkdir()
     _fill(folder, count, PER_FOLDER)
-    run = {"num_tasks": count, "tasks": f"0:{count}", "outcome": "done", "started": "2026-11-26T10:00:00+00:00"}
+    run = {"outcome": "done", "num_tasks": count, "tasks": f"0:{count}", "started": "2026-11-26T10:00:00+00:00"}
     (folder / "run.json").write_text(json.dumps(run))
     LedgerIndex.read(OutputFolder(folder)).keep()
     if count <= MOST_FLAT:

@@ -21,14 +21,14 @@ import numpy.typing as npt
 from dglaunch.data.many import ManyTasks
 from dglaunch.data.task import Record, Task
 from dglaunch.files import open_regular
-from dglaunch.output import ownership
+from dglaunch.output import ownership, segments
 from dglaunch.output.asked import TaskRanges
 from dglaunch.output.file_index import AT_TOP, IN_SHARD, KINDS, Columns, FileIndex, Ints, kept_at, read_all
 from dglaunch.output.images import is_as_its_line_says, written_at
 from dglaunch.output.in_window import in_window
 from dglaunch.output.ledger import METADATA, OutputFolder
 from dglaunch.output.lines import IMAGE_SUFFIXES, LedgerFile, TaskId, id_of, record_at, text_at
-from dglaunch.output.segments import FOLDER, SEGMENT_LINES
+from dglaunch.output.segments import FOLDER
 from dglaunch.output.shards import Shards, store_of
 
 Files = dict[str, tuple[int, float]]
@@ -98,7 +98,7 @@ class LedgerIndex:
         """
         kept, at_top = self.folder.path / FOLDER, set(self.folder.files(METADATA))
         for file in self.files:
-            if file.ledger.path not in at_top or len(file) >= SEGMENT_LINES:
+            if file.ledger.path not in at_top or len(file) >= segments.SEGMENT_LINES:
                 ownership.make_folder(kept)
                 file.keep(kept_at(kept, file.ledger))
 

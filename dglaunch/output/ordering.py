@@ -11,13 +11,13 @@ from contextlib import suppress
 
 import numpy as np
 
-from dglaunch.output import ownership
+from dglaunch.output import ownership, segments
 from dglaunch.output.file_index import FileIndex, Ints, kept_at, pack, state_of
 from dglaunch.output.ledger import FAILURES, METADATA, OutputFolder, Part
 from dglaunch.output.ledger_index import LedgerIndex
 from dglaunch.output.lines import LedgerFile, LineKind, TaskId, id_of, read_lines, scan
 from dglaunch.output.resume import rewrite
-from dglaunch.output.segments import FOLDER, SEGMENT_LINES, closed
+from dglaunch.output.segments import FOLDER, closed
 
 
 def put_in_order(folder: OutputFolder, part: Part, failed_now: Collection[TaskId]) -> None:
@@ -113,7 +113,7 @@ def _write(index: LedgerIndex, rows: Ints, target: LedgerFile, foreign: Sequence
         yield from foreign
 
     rewrite(target.path, lines(), ledger_suffix, index.folder.path)
-    if foreign or (len(rows) < SEGMENT_LINES and not target.inside):
+    if foreign or (len(rows) < segments.SEGMENT_LINES and not target.inside):
         return
     columns = {name: column[rows] for name, column in index.columns.items()}
     columns["start"] = np.cumsum([0, *lengths[:-1]], dtype=np.int64)

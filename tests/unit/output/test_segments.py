@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dglaunch.data import tables
-from dglaunch.output import file_index, ledger_index, resume, segments
+from dglaunch.output import file_index, resume, segments
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.ledger_index import LedgerIndex
 from dglaunch.output.segments import in_order, new_name
@@ -21,8 +21,7 @@ SEGMENT_LINES = 5
 
 @pytest.fixture(autouse=True)
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (segments, ledger_index):
-        monkeypatch.setattr(module, "SEGMENT_LINES", SEGMENT_LINES)
+    monkeypatch.setattr(segments, "SEGMENT_LINES", SEGMENT_LINES)
 
 
 def run(folder: Path, *more: str | Path, first: str = "p") -> Ended:
