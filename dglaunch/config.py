@@ -132,6 +132,9 @@ class BackendConfig:
         None, REPLAY | LOCAL, Group.MODEL, usual="bf16, fp16 or fp32 (default: by the device)", also=OTHER_DTYPES
     )
     """Type of the weights. Default: bfloat16 on a GPU, float32 on a CPU."""
+    model_config: str | None = flag(None, IDENTITY | FILE | REPLAY | TUNING | LOCAL, Group.MODEL)
+    """With --model_name x.safetensors, a whole checkpoint in one file: the folder or hub id that has what such a file lacks
+    (configurations, tokenizers)."""
     transformer: Path | None = flag(None, FILE | REPLAY | TUNING | LOCAL, Group.MODEL)
     """The transformer's (or U-Net's) weights from a .safetensors or .gguf file, or a folder, in place of the checkpoint's."""
     text_encoder: tuple[str, ...] = flag((), FILE | REPLAY | TUNING | LOCAL, Group.MODEL)
@@ -717,6 +720,18 @@ def _check_place(name: str, address: Address) -> None:
         raise UserError(f"--{name} {address}: this flag takes {may_be}. Copy it there first, or name one.")
     if problem := problem_with(address):
         raise UserError(f"--{name}: the address {problem}.")
+
+
+def refuse_far_output(config: RunConfig, command: str) -> None:
+    """Check that a command that makes no job's results writes to a folder.
+
+    Raises:
+        UserError: --output_dir is in an object store.
+    """
+    if isinstance(config.output_dir, Address):
+        raise UserError(
+            f"{command} writes to a folder on this machine, and --output_dir {config.output_dir} is none. Name one."
+        )
 
 
 def _find_home(config: OptimizationConfig | RewriteConfig | RunConfig) -> None:

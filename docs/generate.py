@@ -533,6 +533,7 @@ PACKAGES = {
     "backends/xdit": "xfuser: several ranks share one image",
     "backends/api": "images from a provider's API",
     "backends/rewriting": "language models that rewrite prompts before any image is made",
+    "backends/scoring": "models and functions that score the images of a folder",
     "simulation": "a run on fake tensors: what it holds, computes and sends at the model's true size",
     "planning": "what will happen, decided before a model is loaded",
     "run": "the run itself",

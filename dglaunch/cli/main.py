@@ -48,6 +48,8 @@ After
   status OUT        how far a job is, while it runs or after it
   redo OUT          make some of its images again: --filter_rows 3,7,11 or
                     --failed, with --seed_offset 100 or --set guidance_scale=5
+  score OUT         a score for each image, --with clip or another model, or a
+                    function of yours; --best_of N keeps the best ones
   verify OUT        check a folder of results, file by file;
                     --repair queues what is wrong to be made again
   gallery OUT       an HTML page of the results; --contact_sheet: one image;
@@ -75,6 +77,7 @@ COMMANDS = {
     "certify": "dglaunch.cli.certify:certify",
     "slurm": "dglaunch.cli.slurm:slurm",
     "redo": "dglaunch.cli.redo:redo",
+    "score": "dglaunch.cli.score:score",
 }
 """Commands that run or plan a job: functions of the command line's words and the environment."""
 INNER = {"tune-rank": "dglaunch.cli.tune:measure_rank"}

@@ -7,7 +7,7 @@ fields, have no DG_* variable and do not stand in run.json.
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from dglaunch.cli.flag_table import Named
 from dglaunch.config import NOTHING, Group, flag
@@ -183,6 +183,56 @@ class RedoFlags:
     """Start under torchrun with this many ranks on this machine."""
 
 
+@dataclass(kw_only=True, slots=True)
+class ScoreFlags:
+    """Give the images of a folder a score each, beside its ledger: in OUT/scores, as the column score_NAME of the gallery, of redo's
+    --filter_rows and of layouts. The same command goes on after a stop, and scores what has come since.
+
+    --with clip, siglip, pickscore or aesthetic (with --head); a folder or hub id of a model of transformers with images and
+    texts; or a function of yours, my_module:my_function. torchrun --nproc_per_node 8 -m dglaunch score OUT ... uses several GPUs.
+    """
+
+    folder: Annotated[Path, Named(by_place=True)]
+    """What --output_dir was."""
+    scorer: Annotated[str | None, Named(name="with")] = None
+    """What scores: clip, siglip, pickscore, aesthetic; a folder or hub id; my_module:my_function(images, lines)."""
+    name: str | None = None
+    """What the scores are called. Default: the last part of --with."""
+    head: Path | None = None
+    """Linear layers over the image's vector, whose answer is the score, whatever the prompt: LAION's predictor of beauty."""
+    allow_pickle: bool = False
+    """Read a --head that is a pickle (.pth), with torch's restricted reader."""
+    best_of: int | None = None
+    """Then make the view OUT/best_of_N_NAME: the N images of each prompt that have the highest scores."""
+    batch_size: int | None = None
+    """Images at a time. Default: 64 on a GPU, 8 on a CPU."""
+    device: Literal["cuda", "cpu"] | None = None
+    """Where to run. Default: the GPU of this local rank, the CPU where there is none."""
+    torch_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the model's weights."""
+    overwrite: bool = False
+    """Forget earlier scores of this name."""
+    num_gpus: int | None = None
+    """Start under torchrun with this many ranks on this machine."""
+
+    def __post_init__(self) -> None:
+        for name in ("best_of", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name} is {value}; it must be 1 or more.")
+        if self.scorer is None:
+            self._refuse_idle()
+
+    def _refuse_idle(self) -> None:
+        """Without --with nothing is scored."""
+        given = {
+            name: getattr(self, name)
+            for name in ("head", "allow_pickle", "batch_size", "device", "overwrite", "num_gpus")
+        }
+        if idle := [f"--{name}" for name, value in given.items() if value]:
+            raise UserError(f"{', '.join(idle)} does nothing without --with; name what scores.")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Around:
     """A command around a job: its own flags, and of which commands it takes the flags, the usual one first."""
@@ -201,4 +251,5 @@ AROUND: dict[str, Around] = {
     "certify": Around(own=CertifyFlags, needs_job=False),
     "slurm": Around(own=SlurmFlags),
     "redo": Around(own=RedoFlags, jobs=(), needs_job=False),
+    "score": Around(own=ScoreFlags, jobs=(), needs_job=False),
 }

@@ -27,7 +27,7 @@ OF_THE_RUN = (
 """Flags of how one start was made, which another one is not bound to."""
 SOURCES = ("prompt", "prompts_file", "input")
 """Flags that say where a job's rows come from."""
-FILES = ("prompts_file", "input", "model_name", "transformer", "text_encoder", "vae")
+FILES = ("prompts_file", "input", "model_name", "model_config", "transformer", "text_encoder", "vae")
 VERSION = re.compile(r"[\w.+!-]{1,40}", re.ASCII)
 
 

@@ -1,9 +1,11 @@
 """`dglaunch status OUT`: how far a job is. Needs no torch."""
 
+from collections import Counter
 from pathlib import Path
 
 from dglaunch.cli.holes import describe
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED, UserError
+from dglaunch.output import scores
 from dglaunch.output.batch_jobs import BatchJob
 from dglaunch.output.far import opened_to_read
 from dglaunch.output.holes import holes_of
@@ -48,6 +50,8 @@ def status(folder: Path, /, node_rank: int | None = None, watch: bool = False, i
         terminal.print(f"{job.images_per_s:.3g} images/s over the last {job.num_recent} images")
     if node_rank is None and job.num_left and (holes := holes_of(output_folder.runs().values())) is not None:
         terminal.print(describe(holes))
+    for line in _describe_scores(output_folder):
+        terminal.print(line)
     for batch_job, num_images in job.waits_for:
         terminal.print(_describe_job(batch_job, num_images))
     return _exit_code(job, one_node=node_rank is not None)
@@ -71,6 +75,13 @@ def _watched_to_its_end(folder: OutputFolder, node_rank: int | None, interval: f
 def _describe(run: RunStatus) -> str:
     outcome = "killed (it says running, but nothing holds the folder)" if run.was_killed else run.outcome
     return f"{run.name}: {outcome}, started {run.started}" + (", running now" if run.is_running else "")
+
+
+def _describe_scores(folder: OutputFolder) -> list[str]:
+    """How many images have each score, of those that are there."""
+    found = scores.read_all(folder)
+    counts = Counter(name for record in folder.records() for name in found if found[name].of(record) is not None)
+    return [f"{name}: {counts[name]:,} images scored" for name in found]
 
 
 def _describe_job(job: BatchJob, num_images: int) -> str:

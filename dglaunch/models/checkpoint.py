@@ -34,8 +34,10 @@ from dglaunch.models.folder import Folder
 from dglaunch.models.hub import Hub, NotHere
 from dglaunch.models.input_roles import Role
 from dglaunch.models.lora import NO_LORAS, Loras
+from dglaunch.models.modular import refuse_modular
 from dglaunch.models.own_pipeline import TRUST, OwnPipeline, code_of, named_by_flag, named_by_index
 from dglaunch.models.shape import Shape
+from dglaunch.models.single_file import read_single_file, refuse_parts_without_weights
 from dglaunch.models.unlisted import Takes, takes_of, unlisted
 from dglaunch.models.weight_files import (
     DENOISERS,
@@ -263,14 +265,17 @@ def resolve(config: BackendConfig) -> Checkpoint:
 
         return _from_folder(tiny_checkpoint(config.cache_dir), config)
     folder = at_home(Path(config.model_name))
+    if config.model_config is not None:
+        return _from_single_file(folder, config.model_config, config)
     if folder.is_dir():
         return _from_folder(folder, config)
     if folder.suffix.lower() in WEIGHT_SUFFIXES and (folder.exists() or folder.is_absolute() or "/" not in str(folder)):
         alone = "the transformer alone" if folder.suffix.lower() == ".gguf" else "a part of one, or all of its networks"
         raise UserError(
             f"--model_name {folder} is one file with {alone}, without what a checkpoint has beside it (configurations, "
-            f"tokenizers). Of a transformer: --model_name FOLDER_OR_HUB_ID --transformer {folder}. A whole checkpoint in one "
-            "file is converted first: DiffusionPipeline.from_single_file(...).save_pretrained(...)."
+            f"tokenizers). Of a transformer: --model_name FOLDER_OR_HUB_ID --transformer {folder}. Of a whole checkpoint in one "
+            f"file: --model_name {folder} --model_config FOLDER_OR_HUB_ID, which has the rest (of SDXL "
+            "stabilityai/stable-diffusion-xl-base-1.0)."
         )
     if folder.is_absolute() or config.model_name.startswith(".") or config.model_name.count("/") != 1:
         raise UserError(
@@ -278,6 +283,24 @@ def resolve(config: BackendConfig) -> Checkpoint:
             f"{suggestion(config.model_name)} Correct the path, or use `tiny`, which ships with dglaunch."
         )
     return _from_hub(config)
+
+
+def _from_single_file(path: Path, name: str, config: BackendConfig) -> Checkpoint:
+    """A whole checkpoint in one file, with the configurations of another one.
+
+    Raises:
+        UserError: it is no such file, or lacks something.
+    """
+    if not path.is_file() or path.suffix.lower() != ".safetensors":
+        raise UserError(
+            f"--model_config {name} is for a whole checkpoint in one .safetensors file, and --model_name {path} is none. Drop "
+            "--model_config, or correct the path."
+        )
+    base = resolve(replace(config, model_name=name, model_config=None, transformer=None, text_encoder=(), vae=None))
+    assert base.files is not None, "it has a model_index.json"
+    weights = read_single_file(path, base.files, config.cache) | read_weight_files(base.files, config)
+    refuse_parts_without_weights(path, base.files, weights)
+    return replace(base, weight_files=weights, files=WithWeightFiles(base.files, weights))
 
 
 def _from_folder(path: Path, config: BackendConfig) -> Checkpoint:
@@ -299,9 +322,10 @@ def _from_hub(config: BackendConfig) -> Checkpoint:
 def _checkpoint(files: CheckpointFiles, defaults: dict[str, object], config: BackendConfig) -> Checkpoint:
     index = files.json(INDEX)
     if index is None:
+        refuse_modular(files)
         raise UserError(
-            f"{files.source} has no model_index.json, so it is no diffusers checkpoint. Give the folder that holds it (single "
-            "files must be converted first: DiffusionPipeline.from_single_file(...).save_pretrained(...))."
+            f"{files.source} has no model_index.json, so it is no diffusers checkpoint. Give the folder that holds it (of "
+            "a whole checkpoint in one file: --model_name FILE.safetensors --model_config FOLDER_OR_HUB_ID)."
         )
     name, own = index.get("_class_name"), _own_pipeline(files, index, config)
     if own is not None:

@@ -142,6 +142,8 @@ class Family:
     """Whether a batch of prompts equals the same prompts one by one."""
     batch_reason: str = "its pipeline is not right with several prompts at once"
     """Why not, where it does not."""
+    package: tuple[str, str] | None = None
+    """A package that its pipeline needs beside diffusers and transformers, and the extra that brings it."""
     area_attribute: str = ""
     """What of the pipeline holds the side, in latents of 8 pixels, of the square to whose area it scales every size; it is
     set to what was asked for."""
@@ -568,6 +570,24 @@ FAMILIES: dict[str, Family] = {
         guidance_switch=_EMBEDDED_GUIDANCE,
         negative_part="guider",
         windows=(TextWindow(),),
+    ),
+    "HunyuanDiTPipeline": Family(
+        name="HunyuanDiT",
+        sized_by_transformer=True,
+        max_sequence_length=256,
+        takes_text_length=False,
+        arguments=(("use_resolution_binning", False),),
+    ),
+    "PRXPipeline": Family(
+        name="PRX",
+        size_multiple=32,
+        default_size=512,
+        max_sequence_length=256,
+        takes_text_length=False,
+        batch=False,
+        batch_reason="with guidance its call has the time of one prompt, and fails with two (diffusers 0.42.1)",
+        arguments=(("use_resolution_binning", False),),
+        package=("ftfy", "prx"),
     ),
     "NucleusMoEImagePipeline": Family(name="NucleusMoE", max_sequence_length=1024, windows=()),
     "BriaFibo2Pipeline": Family(name="BriaFibo2", lora=_ONE_LORA, takes_text_length=False, windows=()),

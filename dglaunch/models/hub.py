@@ -9,7 +9,7 @@ import platform
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -191,6 +191,29 @@ class Hub:
         except Exception:
             return {}
         return dict(found.parameter_count)
+
+
+def into_cache(source: str, patterns: Sequence[str], said: str, otherwise: str = "a folder") -> Path:
+    """Fetch a model's files into this machine's cache, and return the folder that holds them.
+
+    Args:
+        source: a hub id.
+        patterns: which files.
+        said: what names it in the command, for the message.
+        otherwise: what may be named in its place.
+
+    Raises:
+        UserError: it cannot be fetched.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=list(patterns)))
+    except Exception as error:  # the hub's client raises whatever its transport does
+        reason = " ".join(str(error).split())[:500]
+        raise UserError(
+            f"{said} is not on this machine and cannot be fetched from the hub: {reason} Name {otherwise}."
+        ) from None
 
 
 def connect(endpoint: str) -> None:

@@ -58,6 +58,8 @@ class WeightFile:
     """A folder's own config.json."""
     sha256: str
     """Of its content; of a folder that of all that is loaded."""
+    prefix: str = ""
+    """What its keys begin with in the file, where that has several parts'; they are given without."""
 
     @property
     def num_weights(self) -> int:
@@ -196,7 +198,7 @@ def read_weight_file(flag: str, part: str, path: Path, cache: Path) -> WeightFil
     if suffix not in (".safetensors", ".gguf"):
         raise UserError(f"--{flag} {path}: weights are read from .safetensors and .gguf files. Give such a file.")
     is_gguf = suffix == ".gguf"
-    tensors = _gguf_header(flag, path) if is_gguf else _header(path)
+    tensors = _gguf_header(flag, path) if is_gguf else read_header_of(path)
     if not tensors:
         raise UserError(f"--{flag} {path} has no weights in it. Give another file.")
     return WeightFile(
@@ -223,8 +225,8 @@ def _folder(flag: str, part: str, path: Path, cache: Path) -> WeightFile:
     )  # fmt: skip
 
 
-def _header(file: Path) -> dict[str, StoredTensor]:
-    """What a safetensors file says of its tensors.
+def read_header_of(file: Path) -> dict[str, StoredTensor]:
+    """Return what a safetensors file says of its tensors.
 
     Raises:
         UserError: it is not whole.
@@ -243,7 +245,7 @@ def _read_folder(folder: Path) -> tuple[list[str], dict[str, StoredTensor]]:
     loaded = [PurePosixPath(name).name for name in loaded_files(_Beside(folder), part, names)]
     tensors: dict[str, StoredTensor] = {}
     for name in loaded:
-        tensors |= _header(folder / name)
+        tensors |= read_header_of(folder / name)
     return loaded, tensors
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dglaunch.data.tables import base_of
 from dglaunch.data.task import Record
+from dglaunch.output import scores
 from dglaunch.output.grids import Grid
 from dglaunch.output.images import StoredImage, image_of
 from dglaunch.output.inputs import inputs_of_row
@@ -99,12 +100,12 @@ def page_data(
     table = OutputFolder(folder).input_table()
     table_folder = base_of(table) if table and not only_inside else None
     base = relative(folder, page_folder)
-    grid = Grid.of(OutputFolder(folder))
+    grid, scored = Grid.of(OutputFolder(folder)), scores.read_all(OutputFolder(folder))
     columns: dict[str, Column] = {}
     files, inputs, pictures, befores = Column(), Column(), Column(), Column()
     lines, cells = Column(), Column()
     count, coming = 0, iter(rows)
-    while part := list(islice(coming, ROWS_AT_A_TIME)):
+    while part := [scores.with_scores(row, scored) for row in islice(coming, ROWS_AT_A_TIME)]:
         images = [image_of(folder, row) for row in part]
         found = [inputs_of_row(folder, table_folder, row) for row in part]
         if thumbnails:
@@ -122,6 +123,7 @@ def page_data(
             count += 1
     known = {"count": count, "folder": str(folder), "base": "" if base == Path() else url_of(base) + "/"}
     known["grid"] = [[axis.name, for_script(list(axis.values))] for axis in grid.axes] if grid is not None else None
+    known["scores"] = list(scored)
     yield script_json(known)[:-1] + ',"columns":'
     yield from folded_object(columns)
     yield ',"files":'

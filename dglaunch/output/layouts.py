@@ -4,7 +4,7 @@
     dpg             PROMPT_FILE.png: the 2x2 grid of a prompt's four images (or its only one)
     t2i_compbench   samples/PROMPT_000170.png
     genarena        000017.png
-    webdataset      00000.tar: 000017.png, .txt (the prompt) and .json (the ledger line)
+    webdataset      00000.tar: 000017.png, .txt (the prompt) and .json (the ledger line, with scores)
     parquet         00000.parquet: a column `image` that datasets and the Hugging Face viewer decode
 
 A layout is a view, made from the ledger alone: the folder itself stays what it is, so that resume, verify, the gallery
@@ -29,11 +29,11 @@ from dglaunch.data.task import Record, Task, file_name
 from dglaunch.data.values import MAX_NAME_BYTES
 from dglaunch.errors import OutputError, UserError
 from dglaunch.files import digest_of, is_regular
-from dglaunch.output import parquet_shards, tar_shards
+from dglaunch.output import parquet_shards, scores, tar_shards
 from dglaunch.output.images import Present, StoredImage, image_of
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.lines import IMAGE_SUFFIXES
-from dglaunch.output.ownership import MARK, SHOWN, Mark, link_or_copy, make_folder, set_aside
+from dglaunch.output.ownership import MARK, SHOWN, Mark, link_or_copy, make_folder, remove, set_aside
 from dglaunch.output.shard_writer import SHARD_IMAGES
 from dglaunch.output.shards import IMAGE_SHARD
 
@@ -86,10 +86,27 @@ def write(layout: str, folder: Path, tasks: Sequence[Task]) -> tuple[Path, int]:
         OutputError: it cannot be written.
     """
     pictures = finished(folder, tasks)
-    files = LAYOUTS[layout](pictures)
-    view = folder / layout
+    return write_view(folder, layout, LAYOUTS[layout](pictures)), len(pictures)
+
+
+def write_view(folder: Path, name: str, files: Files, changes: bool = False) -> Path:
+    """Write or complete the view OUT/NAME, and return its folder.
+
+    Args:
+        folder: the output folder.
+        name: of the view.
+        files: what is to be in it.
+        changes: what belongs into the view may change with the same images; what does not any more is taken out.
+
+    Raises:
+        UserError: it holds files of something else.
+        OutputError: it cannot be written.
+    """
+    view = folder / name
     output_folder = OutputFolder(folder)
     mark = Mark(output_folder, view)
+    if changes:
+        _take_out(view, mark, files)
     _refuse_other_files(view, mark, files)
     try:
         with closing(mark), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
@@ -103,7 +120,16 @@ def write(layout: str, folder: Path, tasks: Sequence[Task]) -> tuple[Path, int]:
             f"The layout {view} cannot be written: {error}. The images are safe in {folder}; start "
             "the same command again to write the layout."
         ) from None
-    return view, len(pictures)
+    return view
+
+
+def _take_out(view: Path, mark: Mark, files: Files) -> None:
+    """Remove files that dglaunch has put into a view and that do not belong there any more; what was changed since stays, and
+    is refused."""
+    if view.is_symlink() or not view.is_dir():
+        return
+    names = [path.relative_to(view).as_posix() for path in sorted(view.rglob("*"))]
+    remove(view / name for name in names if name not in files and mark.has(name) and mark.may_replace(name))
 
 
 def present(folder: Path) -> list[str]:
@@ -137,6 +163,7 @@ def finished(folder: Path, tasks: Sequence[Task]) -> list[Picture]:
     """Return the images that are done, in the order of the job."""
     output_folder = OutputFolder(folder)
     records, present = output_folder.records_by_id(), Present(output_folder)
+    scored = scores.read_all(output_folder)
     samples = Counter(task.index for task in tasks)
     pictures = []
     for number, task in enumerate(tasks):
@@ -145,7 +172,8 @@ def finished(folder: Path, tasks: Sequence[Task]) -> list[Picture]:
             image, size = image_of(folder, record), record["bytes"]
             assert image is not None and isinstance(size, int), f"dglaunch wrote the ledger line of {image}"
             said = {name: value for name, value in record.items() if name != IMAGE_SHARD}
-            pictures.append(Picture(number, task.index, task.sample, samples[task.index], image, size, said))
+            shown = scores.with_scores(said, scored)
+            pictures.append(Picture(number, task.index, task.sample, samples[task.index], image, size, shown))
     return pictures
 
 
@@ -194,7 +222,7 @@ def _write_file(folder: Path, view: Path, mark: Mark, name: str, write_file: Wri
         mark.add(name, write_file(temporary))
 
 
-def _link(picture: Picture, target: Path) -> str:
+def link(picture: Picture, target: Path) -> str:
     if picture.image.shard:
         target.write_bytes(picture.image.read())
     else:
@@ -202,7 +230,7 @@ def _link(picture: Picture, target: Path) -> str:
     return str(picture.record["sha256"])
 
 
-def _write_text(text: str, target: Path) -> str:
+def write_text(text: str, target: Path) -> str:
     target.write_text(text, encoding="utf-8")
     return digest_of(target)
 
@@ -226,10 +254,10 @@ def _geneval(pictures: list[Picture]) -> Files:
     for row in _by_row(pictures):
         folder, record = f"{row[0].index:05d}", row[0].record
         files[f"{folder}/metadata.jsonl"] = partial(
-            _write_text, _json({name: record[name] for name in GENEVAL_FIELDS if name in record})
+            write_text, _json({name: record[name] for name in GENEVAL_FIELDS if name in record})
         )
         for picture in row:
-            files[f"{folder}/samples/{picture.sample:05d}.png"] = partial(_link, picture)
+            files[f"{folder}/samples/{picture.sample:05d}.png"] = partial(link, picture)
     return files
 
 
@@ -239,7 +267,7 @@ def _dpg(pictures: list[Picture]) -> Files:
     for row in _by_row(pictures):
         first = row[0]
         if len(row) == first.samples:
-            write_file = partial(_link, first) if first.samples == 1 else partial(_write_grid, row)
+            write_file = partial(link, first) if first.samples == 1 else partial(_write_grid, row)
             files[f"{first.record[PROMPT_FILE]}{first.suffix}"] = write_file
     return files
 
@@ -267,7 +295,7 @@ def _write_grid(row: list[Picture], target: Path) -> str:
 def _t2i_compbench(pictures: list[Picture]) -> Files:
     """Its scripts read the prompt up to the first `_` and the number after the last one."""
     return {
-        f"samples/{name_of(picture.prompt)}_{picture.number:06d}{picture.suffix}": partial(_link, picture)
+        f"samples/{name_of(picture.prompt)}_{picture.number:06d}{picture.suffix}": partial(link, picture)
         for picture in pictures
     }
 
@@ -279,7 +307,7 @@ def name_of(prompt: str) -> str:
 
 
 def _genarena(pictures: list[Picture]) -> Files:
-    return {f"{picture.index:06d}{picture.suffix}": partial(_link, picture) for picture in pictures}
+    return {f"{picture.index:06d}{picture.suffix}": partial(link, picture) for picture in pictures}
 
 
 # -- shards -------------------------------------------------------------------------------------------------------

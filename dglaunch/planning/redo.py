@@ -10,6 +10,7 @@ from dglaunch.data.row_filter import RowFilter
 from dglaunch.data.task import LORA, Record, Task
 from dglaunch.data.values import Check
 from dglaunch.errors import UserError
+from dglaunch.output import scores
 from dglaunch.output.ledger import FAILURES, OutputFolder
 from dglaunch.output.lines import TaskId, id_of
 from dglaunch.output.replaced import PendingRedo
@@ -58,13 +59,14 @@ class Redo:
         return PendingRedo.begun(self.asked, self._filtered(self.filter_rows, folder, tasks))
 
     def _filtered(self, text: str, folder: OutputFolder, tasks: Sequence[Task]) -> list[TaskId]:
-        """Each image is asked about with all that its ledger line says; one that is not made, with what is known of its row."""
+        """Each image is asked about with all that its ledger line says, and its scores; one that is not made, with what is known of its row."""
         wanted = RowFilter(text)
         left = {task.id: task for task in tasks}
         chosen: list[TaskId] = []
+        scored = scores.read_all(folder)
         for record in chain(folder.records(), folder.records(FAILURES)):
             if (task := left.pop(id_of(record), None)) is not None and wanted.wants(
-                task.index, _columns(task) | record
+                task.index, _columns(task) | scores.with_scores(record, scored)
             ):
                 chosen.append(task.id)
         chosen += [task.id for task in left.values() if wanted.wants(task.index, _columns(task))]

@@ -35,7 +35,7 @@ EDITS = {
 """Families that need an input image, and what else their call gets."""
 OF_TABLE = {
     "flux": "Flux", "flux2": "Flux2", "flux2_klein": "Flux2Klein", "qwenimage": "QwenImage", "zimage": "ZImage",
-    "sd3": "SD3", "pixart_sigma": "PixArtSigma", "lumina2": "Lumina2", "glm_image": "GlmImage", "sdxl": "StableDiffusionXL",
+    "sd3": "SD3", "pixart_sigma": "PixArtSigma", "lumina2": "Lumina2", "glm_image": "GlmImage", "sdxl": "SDXL",
     "flux_kontext": "FluxKontext", "qwenimage_edit": "QwenImageEdit", "qwenimage_edit_plus": "QwenImageEditPlus",
     "longcat_edit": "LongCatImageEdit",
 }  # fmt: skip

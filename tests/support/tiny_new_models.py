@@ -337,6 +337,75 @@ def sana() -> DiffusionPipeline:
     )
 
 
+def hunyuan_dit() -> DiffusionPipeline:
+    tokenizer = clip_tokenizer()
+    bert = transformers.BertConfig(
+        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=WIDTH, num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS, max_position_embeddings=77, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    return diffusers.HunyuanDiTPipeline(
+        vae=vae(4, scaling_factor=0.4),
+        text_encoder=transformers.BertModel(bert),
+        tokenizer=tokenizer,
+        text_encoder_2=t5(),
+        tokenizer_2=t5_tokenizer(),
+        transformer=diffusers.HunyuanDiT2DModel(
+            num_attention_heads=HEADS,
+            attention_head_dim=HEAD_DIM,
+            in_channels=4,
+            patch_size=2,
+            sample_size=8,
+            hidden_size=HEADS * HEAD_DIM,
+            num_layers=2 * LAYERS,
+            cross_attention_dim=WIDTH,
+            cross_attention_dim_t5=WIDTH,
+            pooled_projection_dim=WIDTH,
+            use_style_cond_and_image_meta_size=False,
+        ),
+        scheduler=diffusers.DDPMScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.018,
+            prediction_type="v_prediction",
+            steps_offset=1,
+            clip_sample=False,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def prx() -> DiffusionPipeline:
+    """Its text encoder's configuration is that of the whole T5Gemma, as published; diffusers takes the encoder's from it."""
+    from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
+
+    tokenizer = gemma_tokenizer()
+    config = transformers.T5GemmaModuleConfig(
+        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=WIDTH, num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS, num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8, sliding_window=16,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id,
+    )  # fmt: skip
+    config.dropout_rate = 0.0
+    encoder = T5GemmaEncoder(config)
+    encoder.config = transformers.T5GemmaConfig(encoder=config.to_dict(), decoder=config.to_dict())
+    return diffusers.PRXPipeline(
+        transformer=diffusers.PRXTransformer2DModel(
+            in_channels=16,
+            patch_size=2,
+            context_in_dim=WIDTH,
+            hidden_size=HEADS * HEAD_DIM,
+            num_heads=HEADS,
+            depth=LAYERS,
+            axes_dim=[8, 8],
+        ),
+        scheduler=flow_scheduler(),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        vae=flow_vae(),
+    )
+
+
 NEW_FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "qwenimage21": qwenimage21,
     "krea2": krea2,
@@ -351,4 +420,6 @@ NEW_FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "bria_fibo2": bria_fibo2,
     "flux2_klein_kv": flux2_klein_kv,
     "longcat": longcat,
+    "hunyuan_dit": hunyuan_dit,
+    "prx": prx,
 }

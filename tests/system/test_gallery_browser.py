@@ -81,6 +81,34 @@ def test_search_filters_and_order(tab: browser.Browser, out: Path) -> None:
     assert tab.complaints() == []
 
 
+def test_scores_filter_and_sort(tab: browser.Browser, tmp_path: Path) -> None:
+    out = fill(tmp_path / "out")
+    (out / "scores").mkdir()
+    for name, values in (("clip", [0.25, 0.5, 0.125]), ("beauty", [5, 6])):
+        (out / "scores" / f"{name}.json").write_text('{"dglaunch": "score"}')
+        rows = [{"index": n, "sample": 0, "sha256": "0" * 64, "score": value} for n, value in enumerate(values)]
+        write_jsonl(out / "scores" / f"{name}.jsonl", rows)
+    gallery.write_page(out)
+    for state, rows in {
+        "sort=score_clip&descending=1": [1, 0, 2, 3],
+        "score=clip%3E0.2": [0, 1],
+        "score=clip%20%3C%3D%200.25,%20beauty%3E%3D5": [0],
+        "score=score_beauty%3E5.5": [1],
+        "score=%3C6": [0],
+        "score=nonsense": [0, 1, 2, 3],
+    }.items():
+        tab.open(out / "gallery.html", state)
+        tab.until(READY)
+        shown = tab.js(ROWS.replace("]", "].sort((a, b) => a.ariaPosInSet - b.ariaPosInSet)", 1))
+        assert shown == rows, state
+        invalid = tab.js("return document.getElementById('score').getAttribute('aria-invalid')")
+        assert invalid == str("nonsense" in state).lower()
+    tab.open(out / "gallery.html", "sort=score_clip")
+    tab.until(READY)
+    assert "0.250" in tab.js("return document.querySelector('[data-row=\"0\"] .name').textContent")
+    assert tab.complaints() == []
+
+
 def test_keys(tab: browser.Browser, out: Path) -> None:
     tab.open(out / "gallery.html")
     tab.until(READY)

@@ -34,7 +34,7 @@ ONE_SET: list[str | None] = ["one:0.3,two:0.7"] * 4
 ROWS = [prompt for _ in range(2) for prompt in DIFFERENT_LENGTHS]
 NAMES = {
     "flux": "Flux", "flux2": "Flux2", "flux2_klein": "Flux2Klein", "qwenimage": "QwenImage", "zimage": "ZImage",
-    "sd3": "SD3", "lumina2": "Lumina2", "sdxl": "StableDiffusionXL", "flux_kontext": "FluxKontext",
+    "sd3": "SD3", "lumina2": "Lumina2", "sdxl": "SDXL", "flux_kontext": "FluxKontext",
     "qwenimage_edit": "QwenImageEdit", "qwenimage_edit_2511": "QwenImageEditPlus",
 }  # fmt: skip
 """Tiny checkpoint -> family."""

@@ -3,6 +3,7 @@
 One process. `make soak` tries all of them; always run are one whose pipeline would rewrite prompts at random, and refusals.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,8 @@ CASES = {
     "flux2_klein_kv": Case(("--max_sequence_length", "64"), {"max_sequence_length": 64}),
     "longcat": Case(GUIDED, SCALE | {"enable_prompt_rewrite": False}),
     "sdxl": Case(GUIDED, SCALE),
+    "hunyuan_dit": Case(GUIDED, SCALE | {"use_resolution_binning": False}),
+    "prx": Case(GUIDED, SCALE | {"use_resolution_binning": False}),
 }
 OFTEN = ("ernie_image",)
 
@@ -127,3 +130,13 @@ def test_what_would_do_nothing_is_refused(
     """QwenImage 2.1 and FLUX.2-klein-KV lose guidance without a word, as plain diffusers have them."""
     ended = t2i(build(family, families / family), tmp_path, *words)
     assert ended.code == 2 and said in " ".join(ended.output.split()), ended.output
+
+
+def test_a_package_that_a_pipeline_needs_is_asked_for_before_it_is_loaded(
+    families: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PRX's call ends with a NameError otherwise."""
+    model = build("prx", families / "prx")
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+    ended = t2i(model, tmp_path)
+    assert ended.code == 2 and "pip install 'dglaunch[prx]'" in ended.output, ended.output

@@ -44,6 +44,8 @@ WRONG = {
     "zimage": ["Heun", "UniPC"],
     "sd3": ["EulerDiscreteScheduler", "DDIM", "PNDM", "LMSDiscrete", "IPNDM", "SASolver"],
     "sdxl": ["FlowMatchEulerDiscreteScheduler", "IPNDM"],
+    "sana": ["DDIM", "EulerDiscreteScheduler"],
+    "hidream": ["EulerDiscreteScheduler"],
     "glm_image": ["UniPC"],
 }
 """What diffusers accepts, or fails on only once the model is loaded."""

@@ -131,6 +131,19 @@ def test_scaled_fp8_is_multiplied_by_its_scales(families: Path, tmp_path: Path, 
     assert "multiplied by their scales" in run_json(tmp_path / "out")["choices"]["transformer"]
 
 
+def test_float8_without_scales_is_taken_as_it_is_and_said(families: Path, tmp_path: Path) -> None:
+    """diffusers upcasts it without a word: no memory is saved."""
+    model = build("flux", families / "flux")
+    state = {
+        key: value.to(torch.float8_e4m3fn) if value.dim() == 2 else value for key, value in state_of(model).items()
+    }
+    file = save(state, tmp_path / "x.safetensors")
+    made = made_images("flux", model, tmp_path / "out", "--transformer", file)
+    whole = {key: value.float() for key, value in state.items()}
+    assert apart(plain_images("flux", model, set_state("transformer", whole)), made) <= 2 / 255
+    assert "taken as they are (there are no scales)" in run_json(tmp_path / "out")["choices"]["transformer"]
+
+
 def refusal(family: str, model: Path, tmp_path: Path, *words: str | Path) -> str:
     """What is said where a command ends with 2 before anything is written."""
     ended = dglaunch(*words_for(family, model, tmp_path / "refused"), *words)

@@ -50,7 +50,7 @@ class DiffusersProfile(Profile):
                 )
         reasons |= {part: told_of(weights) for part, weights in checkpoint.weight_files.items()}
         if elsewhere is None:
-            device = _device(config, topology, reasons)
+            device = device_of(config, topology, reasons)
         else:
             device, reasons["device"] = "cuda", f"cuda: planned for {elsewhere.name}, not for this machine"
         dtype = config.backend.torch_dtype
@@ -69,6 +69,9 @@ class DiffusersProfile(Profile):
         checkpoint = target.checkpoint
         for package in ("diffusers", "transformers"):
             need(package, "Running a model", f"pip install {package}")
+        if checkpoint.family.package is not None and target.here:
+            package, extra = checkpoint.family.package
+            need(package, f"The pipeline of {checkpoint.family.name}", f"pip install 'dglaunch[{extra}]'")
         if config.backend.revision is not None and checkpoint.local:
             raise UserError(
                 f"--revision {config.backend.revision} would do nothing: {config.backend.model_name} is a folder on this "
@@ -188,8 +191,12 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _device(config: RunConfig, topology: Topology, reasons: dict[str, str]) -> str:
-    """The device that was asked for, else a GPU where there is one."""
+def device_of(config: RunConfig, topology: Topology, reasons: dict[str, str]) -> str:
+    """Return the device that was asked for, else a GPU where there is one, and say why in the reasons.
+
+    Raises:
+        UserError: there is no such device.
+    """
     found = _has_gpu()
     device = config.backend.device
     if device is None:

@@ -34,6 +34,8 @@ WEIGHT_TYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 """Of safetensors that are weights as they stand. Bytes and integers are packed by something that is not known here."""
 DROPPED_BY_DESIGN = ("norm_final.weight",)
 """Weights in published files that the model itself does not use (Z-Image's), and diffusers' class does not have."""
+IN_WHOLE_FILE = {"UNet2DConditionModel": "model.diffusion_model."}
+"""Classes whose conversion knows its keys by this prefix alone."""
 WHOLE_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 """What some programs put before every key of a transformer."""
 
@@ -161,8 +163,9 @@ def _as_the_part_has_them(
 ) -> tuple[dict[str, tuple[int, ...]], list[str]]:
     """Keys and shapes as they come to the part, and the keys that would be dropped on the way."""
     if component.library != "diffusers":
-        renamed = _renamed(model, state)
-        return {key: tuple(value.shape) for key, value in renamed.items()}, []
+        renamed = _as_encoder(model, _traced(state))
+        used = {key for value in renamed.values() for key in getattr(value, "origins", ())}
+        return {key: tuple(value.shape) for key, value in renamed.items()}, [key for key in state if key not in used]
     from diffusers.loaders import single_file_model as loading
 
     name = loading._get_single_file_loadable_mapping_class(type(model))
@@ -177,7 +180,7 @@ def _as_the_part_has_them(
         return as_they_are, []
     convert = loading.SINGLE_FILE_LOADABLE_CLASSES[name]["checkpoint_mapping_fn"]
     try:
-        converted = convert(config=dict(component.config), checkpoint=_traced(state))
+        converted = convert(config=dict(component.config), checkpoint=_prefixed(name, _traced(state)))
     except Exception as error:  # the conversions take keys for granted
         if 2 * len(as_they_are.keys() & own.keys()) > len(as_they_are):
             return as_they_are, []
@@ -301,22 +304,26 @@ def _from_file(cls: Any, component: Component, weights: WeightFile, dtype: torch
         state = _read(weights, dtype)
     with tempfile.TemporaryDirectory(prefix="dglaunch-config-") as folder:
         Path(folder, "config.json").write_text(strict_json.dumps(dict(component.config)), encoding="utf-8")
-        return cls.from_single_file(_unprefixed(state), config=folder, local_files_only=True, **given)
+        state = _unprefixed(state)
+        if state.keys() != _keys_of(component):
+            state = _prefixed(component.class_name, state)
+        return cls.from_single_file(state, config=folder, local_files_only=True, **given)
 
 
 def _encoder(cls: Any, component: Component, weights: WeightFile, dtype: torch.dtype) -> Any:
     config = cls.config_class.from_dict(dict(component.config))
     with torch.device("meta"):
         keys = cls(config)
-    state = _renamed(keys, _read(weights, dtype))
+    state = _as_encoder(keys, _read(weights, dtype))
     return cls.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
 
 
 def _read(weights: WeightFile, dtype: torch.dtype) -> State:
     """The weights of a safetensors file; scaled ones as what they stand for."""
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
-    stored = load_file(weights.path)
+    with safe_open(weights.path, framework="pt") as file:
+        stored = {key: file.get_tensor(weights.prefix + key) for key in weights.tensors}
     found: State = {key: value for key, value in stored.items() if not is_scale(key)}
     for key, scale in stored.items():
         if key.endswith(SCALES):
@@ -340,6 +347,27 @@ def _unprefixed(state: State) -> State:
         if all(key.startswith(prefix) for key in state):
             return {key.removeprefix(prefix): value for key, value in state.items()}
     return state
+
+
+def _prefixed(class_name: str, state: State) -> State:
+    """The keys as the conversion of this class looks for them."""
+    prefix = IN_WHOLE_FILE.get(class_name, "")
+    return {prefix + key: value for key, value in state.items()}
+
+
+def _keys_of(component: Component) -> set[str]:
+    with torch.device("meta"):
+        return set(build(component).state_dict())
+
+
+def _as_encoder(model: torch.nn.Module, state: State) -> State:
+    """The weights of a text encoder by the names of its class, from transformers' own, or from OpenCLIP's, which has query, key
+    and value in one."""
+    if any(key.startswith("transformer.resblocks.") for key in state):
+        from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
+
+        state = convert_open_clip_checkpoint(model, state, prefix="")
+    return _renamed(model, state)
 
 
 def _renamed(model: torch.nn.Module, state: State) -> State:

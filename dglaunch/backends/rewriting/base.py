@@ -14,6 +14,7 @@ from typing import Protocol
 from dglaunch.backends.registry import imported
 from dglaunch.data.rewriting import Ask, Rewriting, cleaned
 from dglaunch.errors import UserError
+from dglaunch.models.hub import into_cache
 from dglaunch.system import need
 
 FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
@@ -70,18 +71,10 @@ def fetch(source: str) -> None:
     Raises:
         UserError: it cannot be fetched.
     """
-    if os.path.isdir(source):
-        return
-    from huggingface_hub import snapshot_download
-
-    try:
-        snapshot_download(source, allow_patterns=list(FILES))
-    except Exception as error:  # the hub's client raises whatever its transport does
-        said = " ".join(str(error).split())[:500]
-        raise UserError(
-            f"--rewrite_prompts {source} is not on this machine and cannot be fetched from the hub: {said} Name a folder, or "
-            "a server's model with --rewrite_api_base."
-        ) from None
+    if not os.path.isdir(source):
+        into_cache(
+            source, FILES, f"--rewrite_prompts {source}", "a folder, or a server's model with --rewrite_api_base"
+        )
 
 
 def check_model(wanted: Rewriting) -> None:

@@ -1,5 +1,5 @@
 // The gallery's behaviour. The state is in the address after the #, so that a view can be bookmarked: query, status, rank,
-// seed, sort, descending, layout, across, open (position of a row in the data).
+// seed, score, sort, descending, layout, across, open (position of a row in the data).
 "use strict";
 const CAPTION = 56; // pixels under a picture
 const value = (name, row) => column(data.columns[name], row);
@@ -29,9 +29,24 @@ function seedRanges(text) {
   return ranges;
 }
 
+const HOLDS = { ">": (a, b) => a > b, "<": (a, b) => a < b, ">=": (a, b) => a >= b, "<=": (a, b) => a <= b };
+
+function scoreLimits(text) { // "clip > 0.3, aesthetic >= 6"; without a name it is the first score
+  const limits = [];
+  for (const part of text.split(",").map((part) => part.trim()).filter(Boolean)) {
+    const found = /^(\w*)\s*(>=|<=|>|<)\s*(-?\d*\.?\d+(?:e-?\d+)?)$/.exec(part);
+    const name = found && (found[1] ? [found[1], `score_${found[1]}`].find((name) => data.scores.includes(name)) : data.scores[0]);
+    if (!name) return null;
+    limits.push((row) => value(name, row) !== null && HOLDS[found[2]](value(name, row), Number(found[3])));
+  }
+  return limits;
+}
+
 function tests() {
   const words = wordsOf($("query").value);
   const status = $("status").value, rank = $("rank").value, ranges = seedRanges($("seed").value);
+  const limits = scoreLimits($("score").value);
+  $("score").setAttribute("aria-invalid", String(limits === null));
   $("seed").setAttribute("aria-invalid", String(ranges === null));
   const found = [];
   if (words.length) found.push((row) => words.every((word) => texts[row].includes(word)));
@@ -39,7 +54,7 @@ function tests() {
   if (rank) found.push((row) => String(value("rank", row)) === rank);
   if (ranges?.length)
     found.push((row) => seeds[row] !== null && ranges.some(([low, high]) => low <= seeds[row] && seeds[row] <= high));
-  return found;
+  return [...found, ...(limits ?? [])];
 }
 
 const number = (name) => (row) => value(name, row) ?? Infinity;
@@ -49,6 +64,7 @@ const ORDER = { // the value that each order compares; rows stay in the order of
   rank: number("rank"),
   status: (row) => (failed(row) ? 0 : 1),
   seconds: number("seconds"),
+  ...Object.fromEntries(data.scores.map((name) => [name, (row) => value(name, row) ?? -Infinity])),
 };
 
 function sorted(rows) {
@@ -105,7 +121,7 @@ function button(position) {
   if (bad) missing(picture, value("error", row) ?? "failed");
   else tileImage(picture, small(row));
   const name = make("span", { className: "name" }, make("span", { textContent: title(row) }),
-    make("span", { textContent: column(data.inputs, row)?.length ? "edit" : "" }));
+    make("span", { textContent: noted(row) }));
   const text = make("span", { className: "text", textContent: value("prompt", row) ?? "", dir: "auto" });
   const classes = ["tile", ...(bad ? ["failed"] : []), ...(fitting.has(row) ? [] : ["faded"])];
   const found = make("button", { type: "button", className: classes.join(" "), title: value("prompt", row) ?? "" },
@@ -114,6 +130,12 @@ function button(position) {
   found.onfocus = () => { active = position; };
   found.dataset.position = position;
   return found;
+}
+
+function noted(row) { // the score that the images are sorted by, or the first; else whether it is an edit
+  const name = data.scores.includes($("sort").value) ? $("sort").value : data.scores[0];
+  const score = name && value(name, row);
+  return typeof score === "number" ? score.toPrecision(3) : column(data.inputs, row)?.length ? "edit" : "";
 }
 
 function tile(position) {
@@ -136,7 +158,7 @@ function focusOn(position) {
 
 // -- one image -----------------------------------------------------------------------------------------------------
 
-const FIRST = ["index", "sample", "seed", "width", "height", "num_inference_steps", "guidance_scale", "rewritten_prompt",
+const FIRST = [...data.scores, "index", "sample", "seed", "width", "height", "num_inference_steps", "guidance_scale", "rewritten_prompt",
   "negative_prompt", "seconds", "batch_size", "rank", "node", "time", "bytes"];
 const NAMES = { num_inference_steps: "steps", guidance_scale: "guidance", negative_prompt: "negative prompt", rewritten_prompt: "rewritten to",
   seconds: "seconds of its batch", batch_size: "batch size", input_images: "input images" };
@@ -215,12 +237,12 @@ const replayCommand = (row) => `dglaunch replay ${quoted(`${data.folder}/${data.
 
 // -- the state in the address --------------------------------------------------------------------------------------
 
-const FIELDS = { query: "", status: "", rank: "", seed: "", sort: "index", layout: "grid", across: axes.at(-1)?.[0] ?? "" };
+const FIELDS = { query: "", status: "", rank: "", seed: "", score: "", sort: "index", layout: "grid", across: axes.at(-1)?.[0] ?? "" };
 
 // -- events --------------------------------------------------------------------------------------------------------
 
 for (const name of Object.keys(FIELDS)) $(name).addEventListener("input", changed);
-$("reset").onclick = () => { for (const name of ["query", "status", "rank", "seed"]) $(name).value = FIELDS[name]; changed(); $("query").focus(); };
+$("reset").onclick = () => { for (const name of ["query", "status", "rank", "seed", "score"]) $(name).value = FIELDS[name]; changed(); $("query").focus(); };
 $("copy-prompt").onclick = (event) => copy(event.target, $("prompt").textContent);
 $("copy-replay").onclick = (event) => copy(event.target, replayCommand(shown[opened]));
 
@@ -250,4 +272,6 @@ addEventListener("keydown", (event) => {
 
 const ranks = new Set(Array.from({ length: data.count }, (_, row) => value("rank", row)));
 for (const rank of [...ranks].filter((rank) => rank !== null).sort((a, b) => a - b)) $("rank").append(make("option", { value: rank, textContent: rank }));
+for (const name of data.scores) $("sort").append(make("option", { value: name, textContent: name.replace("_", " ") }));
+$("score-label").hidden = !data.scores.length;
 begin();

@@ -49,6 +49,7 @@ def prepare(folder: Path) -> None:
     (folder / "dpg_bench" / "prompts" / "7.txt").write_text("a long prompt")
     (folder / "color_val.txt").write_text("a green bench and a blue bowl\n")
     (folder / "job.yaml").write_text(re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0])
+    (folder / "own_scores.py").write_text(FENCED.findall(PAGE.read_text(encoding="utf-8"))[0])
     (folder / "colleague.csv").write_text(
         "Caption;id;Seed;cfg;Sampler\na red fox;q1;7;3,5;euler\na blue bear;q2;8;3,5;euler\n"
     )
@@ -119,7 +120,8 @@ def test_every_command_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(commands()) > 20
     assert len(ledger(Path("out"))) == len(ledger(Path("shared"))) == len(ledger(Path("few"))) == 5
     assert [(line["seed"], line["guidance_scale"]) for line in ledger(Path("out"))[2::2]] == [(102, 1.0), (4, 5.0)]
-    assert len(list(Path("out/replaced").glob("*.png"))) == 3
+    assert len(list(Path("out/replaced").glob("*.png"))) == 4, "three, and one by its score"
+    assert len(list(Path("out/best_of_1_contrast").glob("*.png"))) == 5
     assert Path("out/000002.png").exists() and Path("variation.png").exists() and Path("edit-again.png").exists()
     assert [run_json(Path(f"from-file{suffix}"))["config"]["guidance_scale"]["value"] for suffix in ("", "-5", "-7")] == [
         None, 5.0, None,

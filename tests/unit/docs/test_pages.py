@@ -102,9 +102,9 @@ def test_a_stale_section_is_named_and_mended(tmp_path: Path) -> None:
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     flags = tmp_path / "docs" / "flags.md"
     right = flags.read_text(encoding="utf-8")
-    flags.write_text(right.replace("--batch_size", "--batchsize"), encoding="utf-8")
+    flags.write_text(right.replace("--guidance_scale", "--guidancescale"), encoding="utf-8")
     code, said = generated(tmp_path, "--check")
     assert code == 1 and said.splitlines() == ["docs/flags.md: the section 'flags' is stale; run make docs"]
-    assert "--batchsize" in flags.read_text(encoding="utf-8")
+    assert "--guidancescale" in flags.read_text(encoding="utf-8")
     assert generated(tmp_path) == (0, "docs/flags.md: the section 'flags' was rewritten\n")
     assert generated(tmp_path, "--check") == (0, "")

@@ -30,6 +30,16 @@ def test_a_family_without_one_is_refused_by_name(tmp_path: Path, pipeline: str) 
         refused(family.name, column, "references: `edit`" if family.edit is not None else "no pipeline")
 
 
+@pytest.mark.parametrize("pipeline", [name for name, family in FAMILIES.items() if family.only_edits])
+def test_a_family_that_edits_is_named_with_its_command(tmp_path: Path, pipeline: str) -> None:
+    model = checkpoint_folder(tmp_path / "model", _class_name=pipeline)
+    path = table(tmp_path, [{"prompt": "x", "image": "i0.png"}])
+    ended = dglaunch("plan", "t2i", "--model_name", model, "--prompts_file", path, "--image_column", "image")
+    assert ended.code == 2 and "dglaunch edit" in " ".join(ended.output.split()), ended.output
+    for column in COLUMNS:
+        refused(FAMILIES[pipeline].name, column, "its images: `edit`" if column == "img2img" else "`edit` takes none")
+
+
 def test_what_a_row_combines_that_no_pipeline_draws_is_told(tmp_path: Path) -> None:
     model = checkpoint_folder(tmp_path / "model", _class_name="StableDiffusion3Pipeline")
     path = table(tmp_path, [{"prompt": "x", "image": "i0.png", "control": "c0.png"}])
