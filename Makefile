@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 # Where it is set, pytest would compile each test file again in each of its processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo quick test lint soak rehearsals gpu figures docs system-packages clean
+.PHONY: demo quick test lint soak million rehearsals gpu figures docs system-packages clean
 
 # torch first and pinned: the newest would bring several GB of CUDA packages to a machine without a GPU.
 $(BIN)/.installed: pyproject.toml constraints.txt
@@ -56,6 +56,10 @@ test: lint system-packages
 # Slow and rare: every split of every family, 20 kills, a million prompts. One at a time, as some take the whole machine.
 soak: $(BIN)/.installed
 	$(BIN)/python -m pytest -m slow --ignore tests/torchrun/test_true_size_splits.py
+
+# A million images on two ranks that are killed 20 times: an hour on two idle cores, 5 GB in outputs/million, with a plot of memory.
+million: $(BIN)/.installed
+	MILLION_IMAGES=1000000 MILLION_FOLDER=outputs/million $(BIN)/python -m pytest -m slow -s tests/torchrun/test_million.py
 
 # Every split of every family at the true size of a published model, on fake tensors: an hour. Each test takes all cores.
 rehearsals: $(BIN)/.installed

@@ -552,7 +552,7 @@ class T2IConfig(RunConfig):
         None, NOTHING, Group.WHAT, usual="Many: .jsonl, .csv, .txt (a line each), .parquet"
     )
     """Prompts as .jsonl, .json, .csv, .tsv, .txt (one a line) or .parquet, also .gz; several of them, 'patterns/*.csv', a folder
-    of .txt (one a file) or .parquet files; - for standard input."""
+    of .txt (one a file) or of tables of one kind; hf://datasets/OWNER/NAME, with :SPLIT or /PATH; - for standard input."""
     prompts: Sequence[str | Mapping[str, object]] | None = no_flag(None)
     """From Python, instead of a file: a list of prompts, or of rows as dictionaries with the columns of a table."""
     prompt_column: str | None = flag(None, NOTHING, Group.WHAT)
@@ -615,7 +615,7 @@ class EditingConfig(RunConfig):
     input: Path | tuple[Path, ...] | None = flag(
         None, NOTHING, Group.WHAT, usual="Table of images, or a folder (--instruction)"
     )
-    """Table (as --prompts_file; several, 'patterns/*.csv'): input_images (a path, a JSON or comma list; in Parquet also bytes) and
+    """Table (as --prompts_file; several, 'patterns/*.csv', a folder of tables): input_images (a path, a JSON or comma list; in Parquet also bytes) and
     instruction. Or a folder of images, or one image, with --instruction."""
     instruction: str | None = flag(None, NOTHING, Group.WHAT, usual="What to do to every image of a folder")
     """The instruction of every image of a folder, or of rows of a table that have none."""

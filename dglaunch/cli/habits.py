@@ -69,6 +69,8 @@ HABITS: dict[str, str] = {
     "teacache": "--cache_type", "xformers": "write --attention_backend xformers.",
     "tf32": "--enable_tf32", "allow_tf32": "--enable_tf32",
     # output
+    "webdataset": "--store webdataset", "parquet": "--store parquet", "shards": "--store webdataset", "storage": "--store",
+    "max_shard_size": "--shard_size", "number_sample_per_shard": "--shard_size, in megabytes (at most 10,000 images).",
     "o": "--output_dir", "out": "--output_dir", "output": "--output_dir", "outdir": "--output_dir",
     "out_dir": "--output_dir", "output_path": "--output_dir", "output_folder": "--output_dir", "save_dir": "--output_dir",
     "save_path": "--output_dir", "save_folder": "--output_dir", "results_dir": "--output_dir", "result_dir": "--output_dir",

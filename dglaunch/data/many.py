@@ -3,12 +3,15 @@
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 from dglaunch.data.task import Task
 
 if TYPE_CHECKING:
     from dglaunch.data.many_numbers import Numbers
+
+AT_A_TIME = 4096
 
 
 class Kinds(list[Task]):
@@ -22,6 +25,34 @@ class Kinds(list[Task]):
     def rows_of(self, some: Iterable[Task]) -> int:
         """Return how many rows are of these kinds."""
         return sum(self._num_rows[task.id] for task in some)
+
+
+class TaskIds(Collection[tuple[int, int]]):
+    """Ids of tasks, in columns: ten million of them as tuples take a gigabyte.
+
+    Args:
+        index: of each.
+        sample: of each.
+    """
+
+    def __init__(self, index: "Numbers", sample: "Numbers") -> None:
+        self.index = index
+        self.sample = sample
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        for start in range(0, len(self), AT_A_TIME):
+            some = slice(start, start + AT_A_TIME)
+            yield from zip(self.index[some].tolist(), self.sample[some].tolist())
+
+    def __contains__(self, task_id: object) -> bool:
+        return task_id in self._all
+
+    @cached_property
+    def _all(self) -> frozenset[tuple[int, int]]:
+        return frozenset(self)
 
 
 class ManyTasks(Sequence[Task]):
@@ -41,10 +72,6 @@ class ManyTasks(Sequence[Task]):
         """
 
     @abstractmethod
-    def place(self, in_folder: Callable[[int, str], str]) -> None:
-        """Let the name of each image, of these and of all others of the table, be what this makes of its index and name."""
-
-    @abstractmethod
     def at(self, places: "Sequence[int] | Numbers") -> Self:
         """Return the tasks at these places."""
 
@@ -59,6 +86,26 @@ class ManyTasks(Sequence[Task]):
     @abstractmethod
     def places_of(self, task_ids: Collection[tuple[int, int]]) -> list[int]:
         """Return where the tasks stand that have these ids."""
+
+    @abstractmethod
+    def ids(self) -> "TaskIds":
+        """Return the ids of the tasks."""
+
+    @abstractmethod
+    def maybe_called(self, stems: Collection[str]) -> Self:
+        """Return some tasks, among which are all whose file is called so: its name without folder and suffix."""
+
+    @abstractmethod
+    def placed(self, place: Callable[[int, str], str]) -> Self:
+        """Return the tasks with other names.
+
+        Args:
+            place: makes the name of a file, without its suffix, of the task's index and the name that it had.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Return a hash of all that the tasks are: equal only where each of them is."""
 
     @abstractmethod
     def ranges(self) -> Iterator[tuple[int, int, int]]:
@@ -106,6 +153,20 @@ def without(tasks: Sequence[Task], task_ids: Collection[tuple[int, int]]) -> Seq
 def sample_counts(tasks: Sequence[Task]) -> set[int]:
     """Return how many images rows have, each number once."""
     return tasks.sample_counts if isinstance(tasks, ManyTasks) else set(Counter(task.index for task in tasks).values())
+
+
+def ids_at(tasks: Sequence[Task], places: "Numbers") -> Collection[tuple[int, int]]:
+    """Return the ids of the tasks that stand at these places."""
+    if isinstance(tasks, ManyTasks):
+        return tasks.at(places).ids()
+    return frozenset(tasks[place].id for place in places.tolist())
+
+
+def ids_among(tasks: Sequence[Task], task_ids: Collection[tuple[int, int]]) -> set[tuple[int, int]]:
+    """Return which of some ids, which are few, tasks have."""
+    if isinstance(tasks, ManyTasks):
+        return set(tasks.at(tasks.places_of(task_ids)).ids()) if task_ids else set()
+    return {task.id for task in tasks if task.id in task_ids}
 
 
 def places_of(tasks: Sequence[Task], task_ids: Collection[tuple[int, int]]) -> list[int]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dglaunch.addresses import Address, is_address, path_or_address
+from dglaunch.data.hub_tables import files_of_hub, is_on_hub
 from dglaunch.data.table_formats import (
     GZIP,
     GZIP_MAGIC,
@@ -324,11 +325,16 @@ def files_named(named: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in named:
         with _errors_of(path):
-            if isinstance(path, Address):
-                found += matching(path) if glob.has_magic(path.key) else [path]
-            else:
-                found += _matches(path) if _is_pattern(path) else [path]
+            found += _meant(path)
     return found
+
+
+def _meant(path: Path) -> list[Path]:
+    if is_on_hub(path):
+        return files_of_hub(path)
+    if isinstance(path, Address):
+        return list(matching(path)) if glob.has_magic(path.key) else [path]
+    return _matches(path) if _is_pattern(path) else [path]
 
 
 def files_there(named: Sequence[Path]) -> list[Path]:

@@ -7,8 +7,10 @@
 It is a Sequence of tasks like any list of them. What looks at ten million tasks goes by their kinds, or by the columns.
 """
 
+import hashlib
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import chain, pairwise
 from typing import Any, Self, overload
@@ -18,17 +20,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dglaunch import strict_json
-from dglaunch.data.many import Kinds, ManyTasks
+from dglaunch.data.many import Kinds, ManyTasks, TaskIds
 from dglaunch.data.many_numbers import Numbers
 from dglaunch.data.task import LORA, Record, Task
 from dglaunch.models.lora import LoraUse, text_of
 
+_INDEX = re.compile(r"\d{1,19}", re.ASCII)
 BATCH = 1 << 16
 """Tasks of a record batch, which is what is read at a time."""
 SPREAD = 0x1E3779B97F4A7C15
 """By which seeds that follow one another become numbers far apart."""
 MADE_AT_ONCE = 4096
 """Tasks that an iteration makes ahead."""
+MOST_AROUND = 10_000
+"""Settings of rows of which it is remembered what a key's text has of them."""
 EXTRA = "extra:"
 """Before the name of a column that is carried into the ledger."""
 REST = "extra"
@@ -119,8 +124,8 @@ class _Store:
     """The number of each batch's first task, and how many tasks there are."""
     defaults: Mapping[str, object]
     lora_of: Callable[[str], tuple[LoraUse, ...]]
-    in_folder: Callable[[int, str], str] = field(default=lambda _index, name: name)
-    """The name of an image with its folder, from its index and its name."""
+    place: Callable[[int, str], str] | None = None
+    """What makes the name of a file of the index and the name that it has else."""
 
     @property
     def names(self) -> list[str]:
@@ -164,8 +169,10 @@ class _Store:
             sample, stem = samples[n], stems[n]
             if stem is None:
                 stem = f"{index:06d}" if sample is None else f"{index:06d}_{sample:02d}"
+            if self.place is not None:
+                stem = self.place(index, stem)
             yield Task(
-                index=index, sample=sample or 0, prompt=prompt, seed=seed, stem=self.in_folder(index, stem), extra=_extra(extras, rests[n], n),
+                index=index, sample=sample or 0, prompt=prompt, seed=seed, stem=stem, extra=_extra(extras, rests[n], n),
                 **fixed, **{name: values[n] for name, values in varied.items()},
             )  # fmt: skip
 
@@ -236,9 +243,6 @@ class TaskTable(ManyTasks):
             numbers = np.arange(numbers.start, numbers.stop, numbers.step)
         return type(self)(self._store, numbers)
 
-    def place(self, in_folder: Callable[[int, str], str]) -> None:
-        self._store.in_folder = in_folder
-
     def at(self, places: Sequence[int] | Numbers) -> Self:
         found, numbers = np.asarray(places, np.int64), self._numbers
         if len(found) and bool((np.diff(found) == 1).all()):
@@ -274,9 +278,37 @@ class TaskTable(ManyTasks):
         found = self.column("sample")
         return None if found is None else pc.fill_null(found, 0).to_numpy()
 
+    def ids(self) -> TaskIds:
+        index, samples = self.indices, self._samples
+        return TaskIds(index, np.zeros(len(index), np.int32) if samples is None else samples)
+
+    def maybe_called(self, stems: Collection[str]) -> Self:
+        names = {stem.rpartition("/")[2] for stem in stems}
+        numbers = [int(found[0]) for name in names if (found := _INDEX.match(name)) is not None]
+        may_be = np.isin(self.indices, np.array([number for number in numbers if number < 2**63], np.int64))
+        if (named := self.column("stem")) is not None:
+            may_be |= pc.is_in(named, pa.array(sorted(names), pa.string())).to_numpy()
+        return self.at(np.flatnonzero(may_be))
+
+    def placed(self, place: Callable[[int, str], str]) -> Self:
+        return type(self)(replace(self._store, place=place), self._numbers)
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(repr(sorted(self._store.defaults.items())).encode("utf-8", "surrogatepass"))
+        if self._store.place is not None:
+            digest.update(self._store.place(12_345_678, "").encode())
+        numbers = self._numbers
+        digest.update(repr(numbers).encode() if isinstance(numbers, range) else np.ascontiguousarray(numbers).data)
+        for batch in self._store.batches:
+            digest.update(batch.serialize())
+        return digest.hexdigest()
+
     def _has(self, task_ids: Collection[tuple[int, int]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Of each task whether it has one of these ids."""
-        some = np.fromiter(chain.from_iterable(task_ids), np.int64, 2 * len(task_ids)).reshape(-1, 2)
+        if isinstance(task_ids, TaskIds):
+            some = np.stack([task_ids.index, task_ids.sample], axis=1)
+        else:
+            some = np.fromiter(chain.from_iterable(task_ids), np.int64, 2 * len(task_ids)).reshape(-1, 2)
         index, samples = self.indices, self._samples
         if samples is None:
             return np.isin(index, some[some[:, 1] == 0, 0])

@@ -175,16 +175,19 @@ def any_rank(topology: Topology, says_so: bool, timeout: timedelta) -> bool:
         shared = part(store, f"{agree_on_attempt(topology, store, timeout)}/any")
         shared.add("yes", int(says_so))
         shared.add("said", 1)
-        _until_all(shared, "said", topology.world_size)
+        _until_all(shared, "said", topology.world_size, timeout)
         found = shared.add("yes", 0) > 0
         shared.add("heard", 1)
         if topology.is_main:  # the store may be this process's
-            _until_all(shared, "heard", topology.world_size)
+            _until_all(shared, "heard", topology.world_size, timeout)
     return found
 
 
-def _until_all(shared: "Store", key: str, count: int) -> None:
+def _until_all(shared: "Store", key: str, count: int, timeout: timedelta = timedelta.max) -> None:
+    begun = time.monotonic()
     while shared.add(key, 0) < count:
+        if time.monotonic() - begun > timeout.total_seconds():
+            raise RuntimeError(f"not all {count} ranks answered within {timeout.total_seconds():.0f} s")
         time.sleep(POLL_S)
 
 

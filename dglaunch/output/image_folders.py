@@ -7,11 +7,12 @@ of a job. How many there are to a folder is fixed at the job's first start. Indi
 not make a folder each: the numbers of folders go round.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from dglaunch.data.task import Record
+from dglaunch.data.many import ManyTasks
+from dglaunch.data.task import Record, Task
 from dglaunch.output.ledger import OutputFolder
 
 IMAGE_FOLDERS = "image_folders"
@@ -66,7 +67,19 @@ class ImageFolders:
             index: of its row.
             name: of the file.
         """
-        return f"{index // max(self.files // self.samples, 1) % self.count:04d}/{name}"
+        return f"{index // self._rows % self.count:04d}/{name}"
+
+    @property
+    def _rows(self) -> int:
+        return max(self.files // self.samples, 1)
+
+    def names(self, tasks: Sequence[Task]) -> set[str]:
+        """Return the names of the folders that the images of some tasks go to."""
+        if isinstance(tasks, ManyTasks):
+            import numpy as np
+
+            return {f"{number:04d}" for number in np.unique(tasks.indices // self._rows % self.count).tolist()}
+        return {self.place(task.index, "").rstrip("/") for task in tasks}
 
 
 def recorded(folder: OutputFolder) -> ImageFolders | None:

@@ -2,10 +2,10 @@
 
 import hashlib
 import os
-from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,6 +21,7 @@ from dglaunch.output.asked import asked_of
 from dglaunch.output.far import far_of
 from dglaunch.output.file_index import Ints
 from dglaunch.output.images import StoredImage, image_of
+from dglaunch.output.in_window import in_window
 from dglaunch.output.ledger import FAILURES, RUN, OutputFolder, is_foreign_run, read_run
 from dglaunch.output.ledger_index import Done, LedgerIndex, Readers
 from dglaunch.output.lines import LedgerFile, LineKind, is_our_ledger, record_at, scan_places
@@ -165,14 +166,10 @@ def problems_with(index: LedgerIndex, rows: Ints) -> Iterator[str | None]:
         for part in parts:
             yield from _problems_of_part(index.folder.path, part)
         return
-    with ThreadPoolExecutor(REQUESTS) if is_far else ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        waiting: deque[Future[list[str | None]]] = deque()
-        for part in parts:
-            waiting.append(pool.submit(_problems_of_part, index.folder.path, part))
-            if len(waiting) > 2 * (os.cpu_count() or 1):
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
+    cores = os.cpu_count() or 1
+    with ThreadPoolExecutor(REQUESTS) if is_far else ProcessPoolExecutor(cores, get_context("fork")) as pool:
+        for found in in_window(pool, partial(_problems_of_part, index.folder.path), parts, 3 * cores):
+            yield from found
 
 
 def _problems_of_part(folder: Path, part: Sequence[tuple[LedgerFile, int]]) -> list[str | None]:

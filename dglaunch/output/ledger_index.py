@@ -5,8 +5,9 @@ lines. The lines themselves are read only where somebody asks for what else they
 """
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
@@ -17,19 +18,27 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from dglaunch.data.task import Record
+from dglaunch.data.many import ManyTasks
+from dglaunch.data.task import Record, Task
 from dglaunch.files import open_regular
 from dglaunch.output import ownership
 from dglaunch.output.asked import TaskRanges
 from dglaunch.output.file_index import AT_TOP, IN_SHARD, KINDS, Columns, FileIndex, Ints, kept_at, read_all
 from dglaunch.output.images import is_as_its_line_says, written_at
+from dglaunch.output.in_window import in_window
 from dglaunch.output.ledger import METADATA, OutputFolder
 from dglaunch.output.lines import IMAGE_SUFFIXES, LedgerFile, TaskId, id_of, record_at, text_at
 from dglaunch.output.segments import FOLDER, SEGMENT_LINES
 from dglaunch.output.shards import Shards, store_of
 
+Files = dict[str, tuple[int, float]]
+"""Bytes and time of files, by name."""
 Bools = npt.NDArray[np.bool_]
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".jpeg")
+_NO_FILE = (-1, 0.0)
+_NO_ROWS = np.empty(0, np.int64)
+LOOKING = 8
+"""Folders that are looked into at a time."""
 AT_A_TIME = 4096
 """Lines that are read together."""
 NAMES_OF_FILES = 64
@@ -163,42 +172,59 @@ class LedgerIndex:
 
     # -- compared with the files ----------------------------------------------------------------------------------
 
-    def compare(self, doubtful: Collection[TaskId] = ()) -> "Compared":
+    def compare(self, doubtful: Collection[TaskId] = (), with_times: bool = False) -> "Compared":
         """Look which rows' images are there in full; all files of the folder are looked at once.
 
         Args:
             doubtful: images whose size says too little.
+            with_times: also when each was written.
         """
         good = np.zeros(len(self), dtype=bool)
         hashes = np.zeros(len(self), dtype=np.int32)
-        times = np.zeros(len(self), dtype=np.float64)
+        times = np.zeros(len(self) if with_times else 0, dtype=np.float64)
         unlisted: list[str] = []
-        folders = self.columns["folder"]
-        order = np.argsort(folders, kind="stable")
-        bounds = np.flatnonzero(np.diff(folders[order])) + 1
-        rows_of = {int(folders[rows[0]]): rows for rows in np.split(order, bounds) if len(rows)}
-        shard_rows = rows_of.pop(IN_SHARD, np.empty(0, np.int64))
-        shards = Shards(self.folder.path)
-        sizes = self.columns["size"][shard_rows].tolist()
-        for row, size, name, shard in zip(shard_rows.tolist(), sizes, self.names(shard_rows), self.shards(shard_rows)):
-            hashes[row] = short_hash(name)
-            good[row] = shards.has(shard, name, size)
-            times[row] = shards.time(shard)
+        sizes = self.columns["size"]
+        rows_of = self._by_folder()
+        if len(rows := rows_of.pop(IN_SHARD, _NO_ROWS)):
+            names, kept_in, shards = list(self.names(rows)), list(self.shards(rows)), Shards(self.folder.path)
+            hashes[rows] = short_hashes(names)
+            good[rows] = [shards.has(*each) for each in zip(kept_in, names, sizes[rows].tolist())]
+            if with_times:
+                times[rows] = [shards.time(shard) for shard in kept_in]
         there = {AT_TOP: ""} | {int(name): f"{name}/" for name in self.folder.image_folders()}
-        for number in sorted(there.keys() | rows_of.keys()):
-            rows = rows_of.get(number, np.empty(0, np.int64))
-            found = files_in(self.folder.path / there[number], there[number]) if number in there else {}
-            named = set()
-            for row, name in zip(rows.tolist(), self.names(rows)):
-                hashes[row] = short_hash(name)
-                named.add(name)
-                info = found.get(name)
-                if info is not None:
-                    good[row] = 0 < info.st_size == self.columns["size"][row]
-                    times[row] = info.st_mtime
-            unlisted += [name for name in found if name not in named and is_picture(name)]
+        numbers = sorted(there.keys() | rows_of.keys())
+        for number, found in zip(numbers, self._files_in([there.get(number) for number in numbers], with_times)):
+            rows = rows_of.get(number, _NO_ROWS)
+            names = list(self.names(rows))
+            hashes[rows] = short_hashes(names)
+            infos = [found.get(name, _NO_FILE) for name in names]
+            lengths = np.array([info[0] for info in infos], dtype=np.int64)
+            good[rows] = (lengths > 0) & (lengths == sizes[rows])
+            if with_times:
+                times[rows] = [info[1] for info in infos]
+            unlisted += [name for name in found.keys() - set(names) if is_picture(name)]
         self._look_closer(good, doubtful)
         return Compared(self, good, hashes, times, unlisted)
+
+    def _files_in(self, folders: Sequence[str | None], with_times: bool) -> Iterator[Files]:
+        """What there is in each of these; None: there is no such folder. Some are read ahead: a file system across a network
+        answers many questions as fast as one."""
+
+        def look(inside: str | None) -> Files:
+            return {} if inside is None else files_in(self.folder.path / inside, inside, with_times)
+
+        with ThreadPoolExecutor(LOOKING) as pool:
+            yield from in_window(pool, look, folders, LOOKING)
+
+    def _by_folder(self) -> dict[int, Ints]:
+        """The rows of each folder of images, by its number."""
+        folders = self.columns["folder"]
+        if not len(folders):
+            return {}
+        in_order = bool((folders[1:] >= folders[:-1]).all())
+        order: Ints = self.ids.rows if in_order else np.argsort(folders, kind="stable")
+        parts = np.split(order, np.flatnonzero(np.diff(folders[order])) + 1)
+        return {int(folders[rows[0]]): rows for rows in parts}
 
     def _look_closer(self, good: Bools, doubtful: Collection[TaskId]) -> None:
         """Of images whose size says too little: read their bytes."""
@@ -237,22 +263,23 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(PICTURE_SUFFIXES) and not name.rpartition("/")[2].startswith(".")
 
 
-def files_in(folder: Path, inside: str = "") -> dict[str, os.stat_result | None]:
-    """Return what the system says of each regular file of a folder, by its name as it is seen from above; None for what is no
-    regular file, such as a link."""
-    try:
-        with os.scandir(folder) as entries:
-            return {
-                inside + entry.name: entry.stat(follow_symlinks=False) if entry.is_file(follow_symlinks=False) else None
-                for entry in entries
-            }
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
+def files_in(folder: Path, inside: str = "", with_times: bool = False) -> Files:
+    """Return bytes (and the time, if it is asked for) of each regular file of a folder, by its name as it is seen from above; of
+    what is no regular file, such as a link, as if there were none."""
+    found: Files = {}
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.is_file(follow_symlinks=False):
+                found[inside + entry.name] = _NO_FILE
+                continue
+            info = entry.stat(follow_symlinks=False)
+            found[inside + entry.name] = (info.st_size, info.st_mtime if with_times else 0.0)
+    return found
 
 
-def short_hash(name: str) -> int:
-    """Return what this process tells a name by, in 32 bits."""
-    return (hash(name) & 0xFFFFFFFF) - 0x80000000
+def short_hashes(names: Sequence[str]) -> npt.NDArray[np.int32]:
+    """Return what this process tells names by, in 32 bits each."""
+    return np.fromiter(map(hash, names), np.int64, len(names)).astype(np.int32)
 
 
 def from_above(text: str, inside: str) -> str:
@@ -280,6 +307,8 @@ class Ids:
         self.codes += sample
         is_sorted = len(index) < 2 or bool((self.codes[1:] >= self.codes[:-1]).all())
         rows: Ints = np.arange(len(index), dtype=np.int32 if len(index) < 2**31 else np.int64)
+        self.rows = rows
+        """All of them."""
         self.order: Ints = rows if is_sorted else np.argsort(self.codes, kind="stable").astype(rows.dtype)
         """The rows in that order; of rows with one id the last one comes last."""
 
@@ -325,7 +354,7 @@ class Compared:
     hashes: npt.NDArray[np.int32]
     """Of each row's name, as this process hashes it."""
     times: npt.NDArray[np.float64]
-    """When each image was written."""
+    """When each image was written, if that was asked for."""
     unlisted: list[str]
     """Names of files that are called as pictures, of which no row says anything."""
 
@@ -393,7 +422,9 @@ class Done(Mapping[TaskId, tuple[str, str]]):
         pairs = np.fromiter(
             (number for task_id in ids for number in task_id), np.int64, 2 * count if count >= 0 else -1
         )
-        at = self._index.ids.find(pairs[::2], pairs[1::2], self._codes)
+        return self._rows_at(self._index.ids.find(pairs[::2], pairs[1::2], self._codes))
+
+    def _rows_at(self, at: Ints) -> Ints:
         return np.where(at < 0, -1, self.rows[at]) if len(self.rows) else at
 
     def num_of(self, asked: TaskRanges) -> int:
@@ -401,15 +432,22 @@ class Done(Mapping[TaskId, tuple[str, str]]):
         columns = self._index.columns
         return asked.num_in(columns["index"][self.rows], columns["sample"][self.rows])
 
-    def rows_without(self, ids: Iterable[TaskId], count: int = -1) -> Ints:
+    def rows_of(self, tasks: Sequence[Task]) -> Ints:
+        """Return the row of each of these tasks, or -1 if it is not done."""
+        if not isinstance(tasks, ManyTasks):
+            return self.find((task.id for task in tasks), len(tasks))
+        ids = tasks.ids()
+        return self._rows_at(self._index.ids.find(ids.index, ids.sample, self._codes))
+
+    def rows_without(self, tasks: Sequence[Task]) -> Ints:
         """Return the rows of the images of none of these tasks."""
-        found: Ints = np.setdiff1d(self.rows, self.find(ids, count))
+        found: Ints = np.setdiff1d(self.rows, self.rows_of(tasks))
         return found
 
     def is_same(self, row: int, key: str, name: str) -> bool:
         """Return whether the row of an image has this key, and its file this name."""
-        return int(self._index.columns["key"][row]) == int(key, 16) and int(self._compared.hashes[row]) == short_hash(
-            name
+        return int(self._index.columns["key"][row]) == int(key, 16) and bool(
+            self._compared.hashes[row] == short_hashes([name])[0]
         )
 
     def first_store(self) -> str | None:

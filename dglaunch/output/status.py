@@ -63,7 +63,7 @@ def read_status(folder: OutputFolder, node_rank: int | None = None) -> JobStatus
         folder: an output folder.
         node_rank: of several nodes without a rendezvous, the one whose runs are looked at; the counts are of them all.
     """
-    compared = LedgerIndex.read(folder).compare()
+    compared = LedgerIndex.read(folder).compare(with_times=True)
     done = compared.done()
     failed = {task_id for task_id in folder.records_by_id(FAILURES) if task_id not in done}
     asked = asked_of(folder, chain(done, failed), node_rank)

@@ -10,12 +10,13 @@ import io
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from dglaunch import strict_json
 from dglaunch.atomic import atomic_write, temporary_path
+from dglaunch.data.many import ManyTasks
 from dglaunch.data.task import INPUT_FIELDS, SAMPLING, Record, Result, Task, file_name
 from dglaunch.errors import OutputError, UserError
 from dglaunch.files import open_for_appending
@@ -40,13 +41,6 @@ CONTENT = (
 LOCK_AGAIN_S = 1.0
 RESERVED = 1 << 16
 """Bytes of the disk kept for the last run.json."""
-
-
-def _image_folders(tasks: Sequence[Task]) -> set[str]:
-    """The folders of images of some tasks: none or all of them have one."""
-    if not tasks or "/" not in tasks[0].stem:
-        return set()
-    return {task.stem.partition("/")[0] for task in tasks}
 
 
 class Writer:
@@ -101,12 +95,14 @@ class Writer:
         overwrite: bool,
         is_partial: bool = False,
         patience: float = 0.0,
+        image_folders: Collection[str] = (),
     ) -> resume.Progress:
         """Lock the folder, refuse what does not fit, and return what is done. Nothing is changed yet.
 
         Args:
             is_partial: the tasks are some of the job's.
             patience: seconds for which a lock that another process holds is waited for.
+            image_folders: names of the folders that their images go to.
 
         Raises:
             UserError: the folder cannot be written, is in use, holds another job's results, or files of the user's that
@@ -122,7 +118,7 @@ class Writer:
         resume.refuse_other_job(self.folder, progress, settings, tasks, output_format, is_partial)
         self._model = settings.get("model_name")
         images = self._unfinished_among(found.unlisted, progress, tasks, output_format)
-        ownership.refuse_foreign_files(self.folder, images, _image_folders(tasks))
+        ownership.refuse_foreign_files(self.folder, images, image_folders)
         if self._keeping.kind is not None:
             ownership.refuse_foreign_shards(self.folder)
         return progress
@@ -134,6 +130,8 @@ class Writer:
         if not names:
             return {}
         there = set(names)
+        if isinstance(tasks, ManyTasks):
+            tasks = tasks.maybe_called({name.rpartition(".")[0] for name in names})
         missing = (task for task in tasks if file_name(task, output_format) in there and task.id not in progress.done)
         return {file_name(task, output_format): self._identity(task.id, task.content()) for task in missing}
 

@@ -7,6 +7,7 @@ from dglaunch.config import BackendConfig, RunConfig, flags_that
 from dglaunch.data.rewriting import Rewriting
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
+from dglaunch.output.shards import SHARDS
 from dglaunch.planning.idle import given_flags
 from dglaunch.system import Machine
 
@@ -82,7 +83,7 @@ def check_store(config: RunConfig, origins: Mapping[str, str]) -> None:
         )
     if config.store == config.layout:
         raise UserError(
-            f"--store {config.store} keeps the images in such shards already, in shards of --output_dir, so --layout "
+            f"--store {config.store} keeps the images in such shards already ({config.output_dir / SHARDS}), so --layout "
             f"{config.layout} would hold each of them twice. Drop --layout."
         )
 

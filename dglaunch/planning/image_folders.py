@@ -58,12 +58,12 @@ def _said_by(folder: OutputFolder, anew: bool) -> Record:
     return {_BEGUN: begun, IMAGE_FOLDERS: None if found is None else found.record}
 
 
-def placed(tasks: Sequence[Task], folders: ImageFolders | None) -> None:
-    """Give each task the folder that its image goes to, as the beginning of its name."""
+def placed(tasks: Sequence[Task], folders: ImageFolders | None) -> Sequence[Task]:
+    """Return tasks of which each has the folder that its image goes to, as the beginning of its name."""
     if folders is None:
-        return
+        return tasks
     if isinstance(tasks, ManyTasks):
-        tasks.place(folders.place)
-        return
+        return tasks.placed(folders.place)
     for task in tasks:
         task.stem = folders.place(task.index, task.stem)
+    return tasks

@@ -32,6 +32,7 @@ from dglaunch.models.optimizations import image_settings
 from dglaunch.models.schedulers import chosen
 from dglaunch.models.shape import Shape
 from dglaunch.output.image_folders import ImageFolders
+from dglaunch.output.shards import SHARDS
 from dglaunch.planning import checks, continued
 from dglaunch.planning.batches import Plan, build, share_of_node
 from dglaunch.planning.estimate import FiguresOf, chooser
@@ -267,10 +268,11 @@ def prepare(
     checkpoint, tasks = _read(config, profile, target.checkpoint, columns, piped, topology)
     evaluations.check(config, tasks)
     image_folders = image_folders_of(config, topology, len(tasks))
-    placed(tasks, image_folders)
+    tasks = placed(tasks, image_folders)
     reasons = (
         target.reasons
         | (piped.reasons if piped else {})
+        | _store_reason(config)
         | _column_reasons(columns, has_table=bool(config.tables) and not (config.edits and piped))
     )
     if rewriting is not None:
@@ -314,6 +316,13 @@ def _is_elsewhere(config: RunConfig, profile: Profile, target: Target) -> bool:
     """Whether neither the model nor a GPU is on this machine."""
     nothing_here = not target.checkpoint.local and target.device == "cpu"
     return profile.has_estimates and nothing_here and config.backend.device is None
+
+
+def _store_reason(config: RunConfig) -> dict[str, str]:
+    """Where the images go, if not into a file each."""
+    if config.store == "files":
+        return {}
+    return {"store": f"{config.store}: shards of up to {config.shard_size:,} MB in {config.output_dir}/{SHARDS}"}
 
 
 def _rewriting_reason(rewriting: Rewriting, tasks: Sequence[Task]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dglaunch.addresses import Address
 from dglaunch.config import EditingConfig, RunConfig
+from dglaunch.data.hub_tables import is_on_hub
 from dglaunch.data.photos import (
     Found,
     Photo,
@@ -52,6 +53,9 @@ def photo_list(config: RunConfig, topology: Topology) -> Piped | None:
                 f"--input {path} is an image that is not on this machine. Name a table that has its address in a column "
                 "input_images, with an instruction."
             )
+        return None
+    if is_on_hub(path):
+        _refuse_recursive(config)
         return None
     is_meant = is_photo(path) or not (path.suffix or glob.has_magic(str(path)) or is_stream(path))
     if is_meant and not os.path.lexists(path):

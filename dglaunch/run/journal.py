@@ -10,11 +10,13 @@ from functools import cached_property
 from dglaunch.addresses import without_queries
 from dglaunch.backends.base import Facts
 from dglaunch.config import settings
+from dglaunch.data.many import ManyTasks
 from dglaunch.data.task import Record
 from dglaunch.errors import OutputError
 from dglaunch.output.asked import TaskRanges
 from dglaunch.output.costs import COST_BEFORE, cost_until_now
 from dglaunch.output.image_folders import IMAGE_FOLDERS
+from dglaunch.output.resume import FINGERPRINT
 from dglaunch.output.writer import Writer
 from dglaunch.planning.continued import world_record
 from dglaunch.planning.job import Job
@@ -74,6 +76,12 @@ class Journal:
         return asked
 
     @cached_property
+    def _fingerprint(self) -> str | None:
+        """Of a large table: by which the next start knows it again without looking at each of its rows."""
+        tasks = self._job.tasks
+        return tasks.fingerprint() if isinstance(tasks, ManyTasks) and self._job.redo is None else None
+
+    @cached_property
     def cost_before(self) -> float:
         """US dollars that earlier starts on this folder have paid an API; read before the first run.json of this one."""
         anew = self._job.config.overwrite and not self._job.topology.restarted
@@ -88,6 +96,7 @@ class Journal:
             "num_tasks": self._asked.count,
             "tasks": self._asked.text,
             **measured,
+            **({} if self._fingerprint is None else {FINGERPRINT: self._fingerprint}),
             **({} if job.image_folders is None else {IMAGE_FOLDERS: job.image_folders.record}),
             **({COST_BEFORE: self.cost_before} if self.cost_before else {}),
             "settings": job.settings,

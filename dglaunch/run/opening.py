@@ -4,8 +4,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from dglaunch.data.edits import saved_names
-from dglaunch.data.many import kinds_of, places_of
+from dglaunch.data.many import ids_at, kinds_of
 from dglaunch.data.tables import files_there
 from dglaunch.data.task import BatchSize, file_name
 from dglaunch.distributed.channel import Channel
@@ -37,8 +40,8 @@ within 17 s, and a file server gives the locks of a dead machine back after its 
 class Found:
     """What is done in a writer's folder, and what is damaged there."""
 
-    done: list[int]
-    """Numbers of tasks."""
+    done: bytes
+    """A bit for each task."""
     damaged: int
     anew: list[int] | None = None
     """Of a redo: the numbers of the tasks that are made anew; of those, `done` says which it has made already."""
@@ -72,7 +75,7 @@ class Opened:
 
     job: Job
     """What is made now: of a redo, the images that are made anew."""
-    done: frozenset[tuple[int, int]]
+    done: Collection[TaskId]
     """Ids of the tasks whose image is there."""
     damaged: int
     """Ledger lines that could not be read or whose image is not as written."""
@@ -101,18 +104,18 @@ def open_folders(job: Job, channel: Channel, writer: Writer, journal: Journal) -
     opened = channel.broadcast(channel.together(open_first))
     assert opened is not None
     found, known = opened
-    done, damaged = set(found.done), found.damaged
+    done, damaged = _mask(found.done, len(job.tasks)), found.damaged
     if topology.mode != "main":
 
         def open_beside() -> Found | None:
-            return _open_folder(job, writer, journal, overwrite, known=found.done) if beside else None
+            return _open_folder(job, writer, journal, overwrite) if beside else None
 
         for other in channel.all_of_world(channel.together(open_beside)):
             if other is not None:
-                done.update(other.done)
+                done |= _mask(other.done, len(job.tasks))
                 damaged += other.damaged
     made = job if found.anew is None else job.anew(found.anew, found.token)
-    return Opened(made, frozenset(job.tasks[number].id for number in done), damaged, known, overwrite)
+    return Opened(made, ids_at(job.tasks, np.flatnonzero(done)), damaged, known, overwrite)
 
 
 def start_anew(job: Job, channel: Channel, writer: Writer, journal: Journal) -> None:
@@ -179,17 +182,28 @@ def _refuse_inputs_as_outputs(job: Job, writer: Writer) -> None:
         ownership.refuse_foreign_copies(writer.folder, copies)
 
 
-def _open_folder(job: Job, writer: Writer, journal: Journal, overwrite: bool, known: Collection[int] = ()) -> Found:
-    """On a writer: what is done there beyond what is known already."""
+def _open_folder(job: Job, writer: Writer, journal: Journal, overwrite: bool) -> Found:
+    """On a writer: what is done there."""
     config = job.config
     patience = LET_GO_S if job.topology.restarted and job.redo is None else 0.0
-    progress = writer.open(job.settings, job.tasks, config.output_format, overwrite, config.is_partial, patience)
+    image_folders = () if job.image_folders is None else job.image_folders.names(job.tasks)
+    progress = writer.open(
+        job.settings, job.tasks, config.output_format, overwrite, config.is_partial, patience, image_folders
+    )
     if job.redo is not None:
         return _begin_anew(job, job.redo, writer, journal, progress)
     if not overwrite:
         _begin(job, writer, journal, progress)
-    done = set(places_of(job.tasks, progress.done))
-    return Found(sorted(done.difference(known)), progress.damaged)
+    return Found(_bits(progress.done.rows_of(job.tasks) >= 0), progress.damaged)
+
+
+def _bits(mask: npt.NDArray[np.bool_]) -> bytes:
+    """A bit for each task, as ranks send it: ten million take a megabyte."""
+    return np.packbits(mask).tobytes()
+
+
+def _mask(bits: bytes, count: int) -> npt.NDArray[np.bool_]:
+    return np.unpackbits(np.frombuffer(bits, np.uint8), count=count).astype(bool)
 
 
 def _begin_anew(job: Job, redo: Redo, writer: Writer, journal: Journal, progress: Progress) -> Found:
@@ -204,10 +218,11 @@ def _begin_anew(job: Job, redo: Redo, writer: Writer, journal: Journal, progress
         is_as_asked = redo.changes and record.get("key") == wanted[task_id].key
         return task_id in progress.done and (record.get("redo") == pending.token or is_as_asked)
 
-    made = [number for number in numbers if is_made(job.tasks[number].id)]
+    made = np.zeros(len(job.tasks), dtype=bool)
+    made[[number for number in numbers if is_made(job.tasks[number].id)]] = True
     writer.begin_anew(pending, records)
     _begin(job, writer, journal, progress)
-    return Found(made, progress.damaged, numbers, pending.token)
+    return Found(_bits(made), progress.damaged, numbers, pending.token)
 
 
 def _begin(job: Job, writer: Writer, journal: Journal, progress: Progress) -> None:

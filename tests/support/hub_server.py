@@ -1,4 +1,4 @@
-"""A real HTTP server on loopback that speaks what huggingface_hub asks of a hub, for models that are folders.
+"""A real HTTP server on loopback that speaks what huggingface_hub asks of a hub, for models and datasets that are folders.
 
     with HubServer({"someone/model": folder}) as server:
         with server.in_use(monkeypatch, tmp_path / "cache"): ...     huggingface_hub in this process asks it
@@ -20,8 +20,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-RESOLVE = re.compile(r"/(?P<model>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
-LIST = re.compile(r"/api/models/(?P<model>[^/]+/[^/]+)(/revision/(?P<revision>[^/]+))?")
+RESOLVE = re.compile(r"/(datasets/)?(?P<model>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
+LIST = re.compile(r"/api/(models|datasets)/(?P<model>[^/]+/[^/]+)(/revision/(?P<revision>[^/]+))?")
 
 
 class HubServer:

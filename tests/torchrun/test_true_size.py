@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dglaunch.config import BackendConfig, T2IConfig
+from dglaunch.models.catalogue import names
 from dglaunch.models.checkpoint import resolve
 from dglaunch.models.figures import Figures, Request
 from dglaunch.models.shape import Shape
@@ -99,3 +100,47 @@ def test_other_ways_to_call_an_encoder_or_an_attention(model: str) -> None:
     figures = traced(model, 1024, ())
     for stage in (figures.encode, figures.denoise, figures.decode):
         assert stage.flops > 0 and stage.peak(1) > 0
+
+
+FEW_ROWS = 16
+"""CUDA's product of 8-bit integers takes only more (seen on an H100)."""
+
+
+def _sees_few_rows(model: str) -> dict[str, bool]:
+    """Of each linear layer in the blocks of a model's transformer, whether it is given few rows for one image."""
+    import torch
+
+    rows: dict[torch.nn.Module, int] = {}
+    seen: list[torch.nn.Module] = []
+
+    def note(module: torch.nn.Module, given: tuple[object, ...]) -> None:
+        seen.append(module)
+        if isinstance(module, torch.nn.Linear) and given:
+            rows[module] = max(rows.get(module, 0), given[0].numel() // given[0].shape[-1])  # type: ignore[attr-defined]
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        traced.__wrapped__(model, 512, ())
+    finally:
+        hook.remove()
+    parts = resolve(BackendConfig(model_name=model)).components
+    denoiser = next(parts[name].class_name for name in ("transformer", "unet") if name in parts)
+    roots = {id(module): module for module in seen if type(module).__name__ == denoiser}
+    return {
+        f"{name}.{inner}": rows[layer] <= FEW_ROWS
+        for root in roots.values()
+        for name, blocks in root.named_children()
+        if isinstance(blocks, torch.nn.ModuleList)
+        for inner, layer in blocks.named_modules()
+        if layer in rows
+    }
+
+
+@pytest.mark.parametrize("model", rarely(sorted(names()), set(names()) - {FLUX, QWEN}))
+def test_layers_that_see_few_rows_are_told_by_their_names(model: str) -> None:
+    """int8 multiplies integers in all others: a run of FLUX.1-dev ended with an error on the first GPU that it saw."""
+    from dglaunch.backends.diffusers.optimizations import sees_a_row_an_image
+
+    found = _sees_few_rows(model)
+    assert len(found) > 5
+    assert {name for name in found if sees_a_row_an_image(name)} == {name for name, few in found.items() if few}

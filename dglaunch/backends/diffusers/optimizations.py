@@ -8,6 +8,7 @@ Which options there are and which go together stands in dglaunch.models.optimiza
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -90,21 +91,39 @@ def _move(pipeline: Pipeline, device: str, config: OptimizationConfig) -> None:
 def _quantize(model: torch.nn.Module, kind: str, device: str) -> None:
     """The linear layers of the repeated blocks, one after the other on the device: a CPU takes minutes for 12B weights, and
     the whole transformer need not fit before. Both kinds scale each row of the activations by itself, so that an image
-    does not depend on the others of its batch; the few layers outside of the blocks gain nothing."""
+    does not depend on the others of its batch; the few layers outside of the blocks gain nothing.
+
+    CUDA's product of 8-bit integers takes no matrix of 16 rows or fewer, and a layer that modulates sees one row an image:
+    there the weights alone are integers.
+    """
     from torchao import quantization as torchao
 
     if kind == "int8":
         config = torchao.Int8DynamicActivationInt8WeightConfig()
+        config_of_few_rows = torchao.Int8WeightOnlyConfig()
     else:
-        config = torchao.Float8DynamicActivationFloat8WeightConfig(granularity=torchao.PerRow())
+        config = config_of_few_rows = torchao.Float8DynamicActivationFloat8WeightConfig(granularity=torchao.PerRow())
     lists = [child for child in model.children() if isinstance(child, torch.nn.ModuleList)]
     blocks: Sequence[torch.nn.Module] = lists if lists else [model]
     inside = {id(module) for block in blocks for module in block.modules() if isinstance(module, torch.nn.Linear)}
 
-    def is_inside(module: torch.nn.Module, _name: str) -> bool:
-        return id(module) in inside
+    def is_inside(module: torch.nn.Module, name: str) -> bool:
+        return id(module) in inside and not sees_a_row_an_image(name)
+
+    def modulates(module: torch.nn.Module, name: str) -> bool:
+        return id(module) in inside and sees_a_row_an_image(name)
 
     torchao.quantize_(model, config, is_inside, device=device)
+    torchao.quantize_(model, config_of_few_rows, modulates, device=device)
+
+
+_MODULATES = re.compile(r"(^|[._])(norm\w*|ada_?ln\w*|\w*mod|\w*modulation\w*|time\w*|temb\w*)(\.|$)", re.IGNORECASE)
+
+
+def sees_a_row_an_image(name: str) -> bool:
+    """Return whether a linear layer of this name is given one row for an image (of its timestep, say) and not one for each
+    token: as diffusers names the layers of norms and modulations (tests/torchrun/test_true_size.py asks all families)."""
+    return _MODULATES.search(name) is not None
 
 
 # -- once it is loaded --------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ import shlex
 from contextlib import ExitStack
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -55,6 +57,12 @@ def prepare(folder: Path) -> None:
     )
     (folder / "tables").mkdir()
     (folder / "tables" / "a.csv").write_text("Prompt,id,Seed\na red fox,q1,7\n")
+    (folder / "shards").mkdir()
+    for name in ("a", "b"):
+        pq.write_table(
+            pa.table({"prompt": [f"{name}{n}" for n in range(3)], "seed": range(3)}),
+            folder / "shards" / f"{name}.parquet",
+        )
     (folder / "more.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "a blue bear"}\n'))
     for seed, name in enumerate(("style", "detail")):
         write_lora(folder / f"{name}.safetensors", seed=seed)

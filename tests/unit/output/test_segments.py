@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dglaunch.output import file_index, ledger_index, segments
+from dglaunch.data import tables
+from dglaunch.output import file_index, ledger_index, resume, segments
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.ledger_index import LedgerIndex
 from dglaunch.output.segments import in_order, new_name
@@ -207,3 +208,32 @@ def test_lines_of_others_come_through(stopped: Path) -> None:
     assert run(stopped).code == 0
     assert (out / "metadata.jsonl").read_text().endswith(theirs)
     assert dglaunch("verify", out).code == 0
+
+
+def test_a_table_in_columns_goes_on_and_is_known_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of which nothing has changed are not looked at one by one; if one has, it is named."""
+    monkeypatch.setattr(tables, "LARGE_BYTES", 0)
+    compared: list[object] = []
+    changed_rows = resume._changed_rows
+    monkeypatch.setattr(resume, "_changed_rows", lambda *given: compared.append(given) or changed_rows(*given))
+    more = ["--files_per_folder", "5"]
+    assert run(tmp_path, *more, first="[item error] p").code == 3
+    out = tmp_path / "out"
+    assert "tasks_fingerprint" in (out / "run.json").read_text()
+    (out / "0001" / "000007.png").unlink()
+    (out / "0003" / "000017.png").rename(tmp_path / "kept.png")
+    (out / "0000" / "metadata.jsonl").write_text("".join(ledger_lines(out / "0000")[:4]))  # one is left without a line
+    assert "19 are there already" in run(tmp_path, *more, first="[item error] p").output
+    assert not compared
+    ended = run(tmp_path, *more, first="another p")
+    assert "22 are there already" in ended.output and ended.code == 0, "of row 14 there is no image"
+    assert len(compared) == 1
+    refused = run(tmp_path, *more, first="a third p")
+    assert refused.code == 2
+    assert "row 14, prompt: 'another p 14' -> 'a third p 14'" in refused.output
+    assert not (out / "failures.jsonl").exists()
+    assert "23 images are right" in dglaunch("verify", out).output
+
+
+def ledger_lines(folder: Path) -> list[str]:
+    return (folder / "metadata.jsonl").read_text().splitlines(keepends=True)

@@ -3,7 +3,6 @@ dies when, each image is there once."""
 
 import hashlib
 import http.client
-import importlib.util
 import json
 import os
 import random
@@ -19,7 +18,7 @@ from PIL import Image
 
 import dglaunch as package
 from dglaunch.errors import UserError
-from dglaunch.output import image_folders, segments, shard_writer, shards
+from dglaunch.output import image_folders, ledger_index, ordering, segments, shard_writer, shards
 from dglaunch.output.gallery import render
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.lines import append_whole, read_lines
@@ -119,9 +118,14 @@ def test_names_of_a_column_and_other_formats(tmp_path: Path, store: str) -> None
     assert dglaunch("verify", tmp_path / "out").code == 0
 
 
+def segments_of(lines: int, patched: pytest.MonkeyPatch) -> None:
+    for module in (segments, ordering, ledger_index):
+        patched.setattr(module, "SEGMENT_LINES", lines)
+
+
 @EITHER
 def test_a_ledger_in_segments(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "SEGMENT_LINES", 2)
+    segments_of(2, monkeypatch)
     monkeypatch.setattr(image_folders, "DEFAULT", 3)
     out = stopped(tmp_path, store, monkeypatch, sync_s=0)
     assert len(good_lines(out)) == NUM and (out / segments.FOLDER / "metadata.index").exists()
@@ -275,7 +279,7 @@ def test_killed_a_hundred_times(tmp_path: Path, store: str, monkeypatch: pytest.
 
 
 def kill_at_random(folder: Path, store: str, num: int, kills: int, patched: pytest.MonkeyPatch) -> None:
-    patched.setattr(segments, "SEGMENT_LINES", 7)
+    segments_of(7, patched)
     dice = random.Random(store)
     table(folder, num)
     given = words(folder, store, "--batch_size", "4", "--width", "32", "--height", "32")
@@ -537,14 +541,6 @@ def test_what_does_not_go_together(tmp_path: Path, flags: list[str], says: str) 
     given = ["t2i", "--backend", "fake", "--prompts_file", table(tmp_path), "--output_dir", tmp_path / "out"]
     ended = dglaunch(*given, *flags)
     assert ended.code == 2 and says in ended.output and not (tmp_path / "out").exists()
-
-
-def test_parquet_needs_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = importlib.util.find_spec
-    table(tmp_path)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else find(name))
-    ended = dglaunch(*words(tmp_path, "parquet"))
-    assert ended.code == 2 and "pip install 'dglaunch[parquet]'" in ended.output and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("what", ["a file", "a link", "another file"])
