@@ -722,6 +722,18 @@ def _check_place(name: str, address: Address) -> None:
         raise UserError(f"--{name}: the address {problem}.")
 
 
+def refuse_far_output(config: RunConfig, command: str) -> None:
+    """Check that a command that makes no job's results writes to a folder.
+
+    Raises:
+        UserError: --output_dir is in an object store.
+    """
+    if isinstance(config.output_dir, Address):
+        raise UserError(
+            f"{command} writes to a folder on this machine, and --output_dir {config.output_dir} is none. Name one."
+        )
+
+
 def _find_home(config: OptimizationConfig | RewriteConfig | RunConfig) -> None:
     """Replace a leading ~ in the paths that were given: Python hands it on as no shell does."""
     for item in fields(config):

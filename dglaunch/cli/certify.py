@@ -33,7 +33,7 @@ from dglaunch.backends.profiles import profile_of
 from dglaunch.cli import children
 from dglaunch.cli.flags import DEFAULT, job_of, named, parse, read_flags, without
 from dglaunch.cli.own_flags import CertifyFlags
-from dglaunch.config import COMMANDS, XDIT_PREFIX, RunConfig
+from dglaunch.config import COMMANDS, XDIT_PREFIX, RunConfig, refuse_far_output
 from dglaunch.data.tables import shown
 from dglaunch.data.task import Record
 from dglaunch.distributed.topology import check_world
@@ -161,6 +161,7 @@ class Setup:
         otherwise = _with_prompts if command == "t2i" else lambda _: ()
         asked = read_flags(COMMANDS[command], CertifyFlags, words, environ, "certify", otherwise)
         config = asked.config
+        refuse_far_output(config, "certify")
         _refuse(config, asked.origins, ranks_of_torchrun)
         ranks = ranks_of_torchrun or config.num_gpus or children.default_ranks()
         given = without(asked.words, *SET_FOR_EACH)

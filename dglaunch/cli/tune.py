@@ -28,7 +28,7 @@ from dglaunch.cli.children import default_ranks, last_error
 from dglaunch.cli.flags import job_of, parse, read_flags, without
 from dglaunch.cli.own_flags import TuneFlags
 from dglaunch.cli.search import Pace, Search, notebook_of, shape_of, sigterm_as_interrupt, too_much
-from dglaunch.config import XDIT_PREFIX, RunConfig, T2IConfig
+from dglaunch.config import XDIT_PREFIX, RunConfig, T2IConfig, refuse_far_output
 from dglaunch.data.images import open_image
 from dglaunch.data.tables import shown
 from dglaunch.data.task import Batch, Record, Task
@@ -80,6 +80,7 @@ def tune(words: list[str], environ: Mapping[str, str]) -> int:
             f"tune reads the prompts once for each configuration, and {shown(config.tables)} can be read once. Save them to a "
             "file first, and name that."
         )
+    refuse_far_output(config, "tune")
     for file in reports_in(config.output_dir):
         refuse_to_replace(file)
     config.output_dir.mkdir(parents=True, exist_ok=True)  # if it cannot be made, that is told before hours of measuring

@@ -334,6 +334,8 @@ def _meant(path: Path) -> list[Path]:
         return matching(path) if glob.has_magic(path.key) else [path]
     if is_on_hub(path):
         return files_of_hub(path)
+    if isinstance(path, Address):
+        return list(matching(path)) if glob.has_magic(path.key) else [path]
     return _matches(path) if _is_pattern(path) else [path]
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from dglaunch import strict_json
+from dglaunch.addresses import is_address, path_or_address
 from dglaunch.atomic import TEMPORARY
 from dglaunch.data.task import Record
 from dglaunch.errors import UserError
@@ -258,6 +259,11 @@ class OutputFolder:
         Raises:
             UserError: it is missing, or holds no results.
         """
+        if is_address(str(self.path)) and far_of(self.path) is None:
+            raise UserError(
+                f"{path_or_address(self.path)} is in an object store, where status, verify and gallery look. Copy it to a folder on "
+                "this machine for anything else."
+            )
         if not self.path.is_dir():
             raise UserError(f"There is no folder {self.path}; name what --output_dir was.")
         if not self.all_runs() and not any(is_our_ledger(ledger.path) for ledger in self.ledgers()):

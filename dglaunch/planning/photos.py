@@ -46,9 +46,6 @@ def photo_list(config: RunConfig, topology: Topology) -> Piped | None:
         _refuse_recursive(config)
         return None
     (path,) = config.tables
-    if is_on_hub(path):
-        _refuse_recursive(config)
-        return None
     if isinstance(path, Address):
         _refuse_recursive(config)
         if is_photo(path):
@@ -56,6 +53,9 @@ def photo_list(config: RunConfig, topology: Topology) -> Piped | None:
                 f"--input {path} is an image that is not on this machine. Name a table that has its address in a column "
                 "input_images, with an instruction."
             )
+        return None
+    if is_on_hub(path):
+        _refuse_recursive(config)
         return None
     is_meant = is_photo(path) or not (path.suffix or glob.has_magic(str(path)) or is_stream(path))
     if is_meant and not os.path.lexists(path):

@@ -271,6 +271,21 @@ def test_what_cannot_go_is_told_before_anything_is_written(
     assert not job.objects()
 
 
+@pytest.mark.parametrize("command", ["tune t2i", "certify t2i", "merge", "redo", "score"])
+def test_commands_that_need_a_folder_say_so(server: S3Server, tmp_path: Path, command: str) -> None:
+    job = Job(server, "no-folder", tmp_path)
+    if " " in command:
+        words = [*command.split(), "--prompts_file", str(job.prompts), "--output_dir", job.address]
+    else:
+        more = {"merge": ["--output_dir", str(tmp_path / "all")], "redo": ["--failed"], "score": ["--with", "clip"]}
+        words = [command, job.address, *more[command]]
+    ended = dglaunch(*words, cwd=tmp_path, **server.environment)
+    assert ended.code == 2 and ("in an object store" in ended.output or "a folder on this machine" in ended.output), (
+        ended.output
+    )
+    assert not job.objects() and not (tmp_path / "s3:").exists()
+
+
 def test_plan_writes_nothing(server: S3Server, tmp_path: Path) -> None:
     job = Job(server, "only-planned", tmp_path)
     words = ["plan", *job.words()]
