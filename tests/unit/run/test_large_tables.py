@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dglaunch.output.ledger import OutputFolder
 from support.commands import dglaunch
 from support.ranks import on_ranks
 from support.results import ledger
@@ -129,7 +130,7 @@ def test_a_disk_that_cannot_take_it_is_named(table: Path, all_are_large: Path, t
 
 def test_images_of_a_large_table_lie_in_folders_too(table: Path, tmp_path: Path, all_are_large: Path) -> None:
     make(table, tmp_path / "out", "--files_per_folder", "10")
-    names = {line["file_name"] for line in ledger(tmp_path / "out")}
+    names = {str(line["file_name"]) for line in OutputFolder(tmp_path / "out").records()}
     assert names == {f"{index // 10:04d}/{index:06d}.png" for index in range(NUM_ROWS)}
     assert all((tmp_path / "out" / name).is_file() for name in names)
     assert "24 there before" in make(table, tmp_path / "out", "--files_per_folder", "10")
