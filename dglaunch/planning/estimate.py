@@ -21,6 +21,9 @@ UNET_WIDTH = 1280
 """Of SDXL's widest level; U-Nets do not say theirs as transformers do."""
 SPARE = 0.9
 """Share of the memory that is planned for; the rest is the allocator's and the driver's."""
+WORKSPACE = 0.35
+"""What cuDNN's convolutions take beside the tensors while images are decoded, as a share of these: on an H100 0.23 to 0.61 for one
+image and 0.17 to 0.35 for 2 to 24 (kernels_bench/results/true_size.jsonl). No trace sees it."""
 ENCODED_TOGETHER = 8
 """Prompts in one forward pass of the text encoders where they are encoded ahead."""
 
@@ -41,9 +44,15 @@ class StageMemory:
     """Bytes beside the weights, whatever the batch."""
     image: int
     """And for each image of it."""
+    workspace: float = 0.0
+    """Share of the images' bytes that libraries take besides."""
 
     def needed(self, images: int) -> int:
         return self.weights + self.fixed + images * self.image
+
+    def room(self, images: int) -> int:
+        """Return the bytes with what libraries take besides."""
+        return self.needed(images) + int(self.workspace * images * self.image)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +66,10 @@ class Memory:
     def needed(self, images: int) -> int:
         """Return the bytes at the worst moment of a batch of so many images."""
         return max(stage.needed(images) for stage in self.stages.values())
+
+    def room(self, images: int) -> int:
+        """Return the bytes that a batch of so many images wants to find, with the workspaces of libraries."""
+        return max(stage.room(images) for stage in self.stages.values())
 
     def peak_stage(self, images: int) -> str:
         """Return the stage of that moment."""
@@ -74,7 +87,7 @@ class Memory:
             if stage.needed(0) > memory:
                 return 0
             if stage.image:
-                most = min(most, int((memory - stage.needed(0)) // stage.image))
+                most = min(most, int((memory - stage.needed(0)) // (stage.image * (1 + stage.workspace))))
         return most
 
 
@@ -113,7 +126,8 @@ def _stage_memory(figures: Figures, name: str, weights: int, ahead: bool) -> Sta
     cost = figures.stage(name)
     if name == "encode" and ahead:
         return StageMemory(weights=weights, fixed=cost.peak(ENCODED_TOGETHER), image=0)
-    return StageMemory(weights=weights, fixed=cost.fixed_bytes, image=cost.image_bytes)
+    workspace = WORKSPACE if name == "decode" else 0.0
+    return StageMemory(weights=weights, fixed=cost.fixed_bytes, image=cost.image_bytes, workspace=workspace)
 
 
 def _resident(parts: Mapping[str, int], stage: str, config: OptimizationConfig, ahead: bool) -> int:

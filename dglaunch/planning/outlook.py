@@ -93,7 +93,7 @@ class Outlook:
     def fits(self) -> bool | None:
         """Whether a batch fits; None if the memory, or what is needed, is not known."""
         room = self.job.machine.memory
-        return None if self.memory is None or room is None else self.memory.needed(self.images) <= room * SPARE
+        return None if self.memory is None or room is None else self.memory.room(self.images) <= room * SPARE
 
     @property
     def recommended(self) -> Layout | None:
@@ -133,6 +133,7 @@ class Outlook:
             "source": memory.source,
             "weights_gib": memory.weights / GIB,
             "peak_gib": memory.needed(self.images) / GIB,
+            "workspace_gib": (memory.room(self.images) - memory.needed(self.images)) / GIB,
             "peak_stage": memory.peak_stage(self.images),
             "fits": self.fits,
             "left_gib": None if room is None else (room - memory.needed(self.images)) / GIB,
@@ -366,7 +367,7 @@ class _Looking:
             num_replicas=topology.num_replicas,
             memory=memory,
             images=images,
-            fits=None if memory is None or room is None else memory.needed(images) <= room * SPARE,
+            fits=None if memory is None or room is None else memory.room(images) <= room * SPARE,
             image=seconds.a_batch if seconds is not None else NONE,
             rate=_rate(images * topology.num_replicas, seconds.a_batch) if seconds is not None else NONE,
             likely=images * topology.num_replicas / seconds.likely if seconds is not None else 0.0,
@@ -412,7 +413,7 @@ class _Looking:
         found = False
         for flags in SAVING:
             memory = self.with_flags(flags)
-            if memory is not None and memory.needed(1) <= room * SPARE:
+            if memory is not None and memory.room(1) <= room * SPARE:
                 found = True
                 words = " ".join("--" + flag.replace("=", " ") for flag in flags)
                 yield f"{words}: {memory.needed(1) / GIB:.1f} GiB for one image ({memory.source}); {_costs(flags)}"
