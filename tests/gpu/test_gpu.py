@@ -1,6 +1,6 @@
 """What only a GPU can show; `make gpu` runs it where there is one, everywhere else it is skipped with a word.
 
-tests/test_pretended_gpu.py shows what can be shown without one. What has been seen on which GPU: docs/on_a_gpu.md. Three
+tests/test_pretended_gpu.py shows what can be shown without one. What has been seen on which GPU: docs/throughput.md. Three
 parts: `dglaunch certify` on all GPUs, of the model that CERTIFY_MODEL names or `tiny`; the flags that a CPU refuses, on `tiny`;
 and FLUX.1-dev's true size (`python -m kernels_bench true_size`), whose row is appended to kernels_bench/results with the
 hardware's name.
