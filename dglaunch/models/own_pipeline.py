@@ -68,6 +68,22 @@ def named_by_flag(reference: str) -> OwnPipeline:
     names = [*module.split("."), class_name]
     if not all(name.isidentifier() for name in names):
         raise UserError(f"--pipeline {reference}: a module and a class in it are needed, such as my_module:MyPipeline.")
+    source = find_module(module, f"--pipeline {reference}")
+    known = OwnPipeline(module=module, class_name=class_name, in_checkpoint=False)
+    return known if source is None else _with_source(known, source)
+
+
+def find_module(module: str, flag: str) -> Path | None:
+    """Look for a module of the user's where Python looks, then in the current folder, and return its file; None: it is not in
+    Python.
+
+    Args:
+        module: its dotted name.
+        flag: what named it, for the error.
+
+    Raises:
+        UserError: there is no such module.
+    """
     with with_current_folder():
         try:
             spec = importlib.util.find_spec(module)
@@ -75,12 +91,10 @@ def named_by_flag(reference: str) -> OwnPipeline:
             spec = None
     if spec is None:
         raise UserError(
-            f"--pipeline {reference}: there is no module {module} in this folder or on PYTHONPATH. Start in the folder that "
-            f"holds {module.replace('.', '/')}.py, or put that folder into PYTHONPATH."
+            f"{flag}: there is no module {module} in this folder or on PYTHONPATH. Start in the folder that holds "
+            f"{module.replace('.', '/')}.py, or put that folder into PYTHONPATH."
         )
-    source = Path(spec.origin) if spec.origin is not None and spec.origin.endswith(".py") else None
-    known = OwnPipeline(module=module, class_name=class_name, in_checkpoint=False)
-    return known if source is None else _with_source(known, source)
+    return Path(spec.origin) if spec.origin is not None and spec.origin.endswith(".py") else None
 
 
 def named_by_index(files: CheckpointFiles, named: object) -> OwnPipeline | None:

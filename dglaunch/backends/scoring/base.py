@@ -7,7 +7,6 @@ scorer.score([image, ...], [ledger line, ...])            [Scored, or why there 
 
 import difflib
 import hashlib
-import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +19,8 @@ from dglaunch.files import read_bytes
 from dglaunch.models.components import read_json
 from dglaunch.models.content import sha256_of, sha256_of_folder
 from dglaunch.models.hub import Hub, NotHere, into_cache
+from dglaunch.models.own_pipeline import find_module
 from dglaunch.output.scores import Scored
-from dglaunch.search_path import with_current_folder
 from dglaunch.system import need
 
 if TYPE_CHECKING:
@@ -145,22 +144,12 @@ def _unknown(said: str) -> UserError:
 
 
 def _function(said: str, module: str, function: str) -> Wanted:
-    """A function of the user's; the module is looked for where Python looks, then in the current folder."""
+    """A function of the user's."""
     if module.endswith(".py") or not all(name.isidentifier() for name in (*module.split("."), function)):
         raise UserError(
             f"--with {said}: a module and a function in it are needed, such as my_module:my_function (the module, not its file)."
         )
-    with with_current_folder():
-        try:
-            spec = importlib.util.find_spec(module)
-        except ImportError:
-            spec = None
-    if spec is None:
-        raise UserError(
-            f"--with {said}: there is no module {module} in this folder or on PYTHONPATH. Start in the folder that holds "
-            f"{module.replace('.', '/')}.py, or put that folder into PYTHONPATH."
-        )
-    source = Path(spec.origin) if spec.origin is not None and spec.origin.endswith(".py") else None
+    source = find_module(module, f"--with {said}")
     return Wanted(said=said, function=(module, function), source=source)
 
 
