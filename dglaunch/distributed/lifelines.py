@@ -10,8 +10,10 @@ and of a machine that lost power or its network this one's system finds out afte
 """
 
 import contextlib
+import errno
 import os
 import socket
+import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
@@ -66,19 +68,30 @@ def _connections() -> set[int]:
 
 
 def _is_connection(number: int) -> bool:
-    try:
-        with socket.socket(fileno=os.dup(number)) as same:
-            same.getpeername()
-            return same.family in (socket.AF_INET, socket.AF_INET6) and same.type == socket.SOCK_STREAM
-    except OSError:
-        return False
+    with contextlib.suppress(OSError), _as_socket(number) as same:
+        same.getpeername()
+        return same.family in (socket.AF_INET, socket.AF_INET6) and same.type == socket.SOCK_STREAM
+    return False
 
 
 def _probe(number: int) -> None:
     """Let the system ask the other side's from time to time, whatever the two processes do."""
-    with contextlib.suppress(OSError, AttributeError), socket.socket(fileno=os.dup(number)) as same:
+    with contextlib.suppress(OSError, AttributeError), _as_socket(number) as same:
         same.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_EVERY_S)
         same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_EVERY_S)
         same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, VANISHED_S // PROBE_EVERY_S)
         same.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, VANISHED_S * 1000)
+
+
+@contextmanager
+def _as_socket(number: int) -> Iterator[socket.socket]:
+    """The same socket under a number of its own, closed afterwards.
+
+    Raises:
+        OSError: it is none, or closed.
+    """
+    if not stat.S_ISSOCK(os.fstat(number).st_mode):  # a failure to make a socket of it would leave the copy open
+        raise OSError(errno.ENOTSOCK, "no socket")
+    with socket.socket(fileno=os.dup(number)) as same:
+        yield same

@@ -30,3 +30,15 @@ def test_a_closed_connection_is_told_once() -> None:
         assert lines.have_broken()
         os.close(number)
         os.close(unrelated)
+
+
+def test_looking_leaves_nothing_open() -> None:
+    """Files, pipes and sockets of other kinds are no connections; a copy of each stayed open with every channel."""
+    kinds = [*os.pipe(), os.open(os.devnull, os.O_RDONLY), *(end.detach() for end in socket.socketpair())]
+    before = os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []
+    for _ in range(3):
+        with opened_here(set()):
+            pass
+    assert sorted(os.listdir("/proc/self/fd") if before else []) == sorted(before)
+    for number in kinds:
+        os.close(number)
