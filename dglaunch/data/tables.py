@@ -330,8 +330,6 @@ def files_named(named: Sequence[Path]) -> list[Path]:
 
 
 def _meant(path: Path) -> list[Path]:
-    if isinstance(path, Address):
-        return matching(path) if glob.has_magic(path.key) else [path]
     if is_on_hub(path):
         return files_of_hub(path)
     if isinstance(path, Address):
