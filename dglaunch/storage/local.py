@@ -14,6 +14,7 @@ import glob
 import hashlib
 import http.client
 import os
+import socket
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ MOST_KEPT = 50 << 30
 FETCH_S = 3600.0
 """Longest time of a file on the web."""
 PATIENCE_S = 120.0
+WEB_PATIENCE_S = 20.0
+"""Seconds for which a host of the web is asked; one that said nothing in that time is asked once for each further file."""
 SWEPT_EVERY = 256
 """Files that are fetched between two looks at the size of the cache."""
 FOLDER = "remote"
@@ -125,7 +128,12 @@ def _fetch(address: Address, found: Found | None, path: Path, most: int) -> None
             out.truncate()
             out.writelines(_from_the_web(address, most))
 
-        Retries(PATIENCE_S)(once)
+        _patience_with(urlsplit(address.full).netloc)(once)
+
+
+@lru_cache(maxsize=1024)
+def _patience_with(_host: str) -> Retries:
+    return Retries(WEB_PATIENCE_S)
 
 
 def _from_the_web(address: Address, most: int) -> Iterator[bytes]:
@@ -141,7 +149,9 @@ def _from_the_web(address: Address, most: int) -> Iterator[bytes]:
             raise StorageError(
                 "there is no such file" if status == 404 else f"the server answered {status}", kind
             ) from None
-        raise StorageError(f"the connection failed ({_reason(error)})", TEMPORARY) from None
+        inner = getattr(error, "reason", error)
+        is_unknown = isinstance(inner, socket.gaierror) and inner.errno == socket.EAI_NONAME
+        raise StorageError(f"the connection failed ({_reason(error)})", REFUSED if is_unknown else TEMPORARY) from None
 
 
 def _reason(error: Exception) -> object:

@@ -114,6 +114,7 @@ def a_stray_that_pickles(path: str, *words: str) -> int:
         rank=1, world_size=2, local_world_size=2, distributed=True,
         rendezvous=(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), True),
     )  # fmt: skip
+    stores.hand_on(place, lambda: b"", MODEL_TIMEOUT)  # where the images go, which every rank has from rank 0
     store = stores.connect(place, MODEL_TIMEOUT)
     part = stores.part(store, stores.agree_on_attempt(place, store, MODEL_TIMEOUT))
     dist.init_process_group("gloo", store=part, rank=1, world_size=2, timeout=MODEL_TIMEOUT)

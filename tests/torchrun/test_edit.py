@@ -45,7 +45,7 @@ def bad_images(folder: Path) -> dict[str, tuple[Any, str]]:
         "a folder": ("bad/folder.png", "cannot be read: Is a directory"),
         "two images": ("images/a.png, images/b.png", "2 input images, but flux1_kontext (FluxKontextPipeline) takes"),
         "none": ([], "0 input images"),
-        "a URL": ("https://example.org/a.png", "there is no file"),
+        "a URL": ("https://nobody.invalid/a.png", "Name or service not known"),
     }
 
 
