@@ -576,6 +576,7 @@ FAMILIES: dict[str, Family] = {
     "HunyuanDiTPipeline": Family(
         name="HunyuanDiT",
         sized_by_transformer=True,
+        windows=(TextWindow(own=True), TextWindow(tokenizer="tokenizer_2")),
         max_sequence_length=256,
         takes_text_length=False,
         arguments=(("use_resolution_binning", False),),
@@ -583,6 +584,7 @@ FAMILIES: dict[str, Family] = {
     "PRXPipeline": Family(
         name="PRX",
         size_multiple=32,
+        windows=(TextWindow(own=True, lower=True),),
         default_size=512,
         max_sequence_length=256,
         takes_text_length=False,

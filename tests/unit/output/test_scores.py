@@ -36,7 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = write_jsonl(folder / "prompts.jsonl", [{"prompt": f"prompt {n}"} for n in range(4)])
     job = ["t2i", "--backend", "fake", "--prompts_file", table, "--num_images_per_prompt", "2"]
     assert dglaunch(*job, "--output_dir", folder / "out").code == 0
-    (folder / "own_scores.py").write_text(MODULE)
+    (folder / "scorers_of_this_test.py").write_text(MODULE)
     return folder
 
 
@@ -58,53 +58,53 @@ def scored(out: Path, name: str) -> dict[tuple[int, int], float]:
 
 def test_a_function_scores_each_image_once(made: Path, out: Path) -> None:
     before = (out / "metadata.jsonl").read_bytes()
-    ended = score(out, made, "--with", "own_scores:brightness", "--batch_size", "3")
+    ended = score(out, made, "--with", "scorers_of_this_test:brightness", "--batch_size", "3")
     assert ended.code == 0 and "8 images scored" in ended.output, ended.output
     assert list(scored(out, "brightness")) == [(row, sample) for row in range(4) for sample in range(2)]
     assert (out / "metadata.jsonl").read_bytes() == before, "the ledger is not touched"
     assert sorted(path.name for path in (out / "scores").glob("[!.]*")) == ["brightness.json", "brightness.jsonl"]
-    again = score(out, made, "--with", "own_scores:brightness")
+    again = score(out, made, "--with", "scorers_of_this_test:brightness")
     assert again.code == 0 and "0 images scored (8 were before)" in again.output
     assert "score_brightness: 8 images scored" in dglaunch("status", out).output
 
 
 def test_what_fails_is_told_and_the_rest_is_scored(made: Path, out: Path) -> None:
     """A batch that raises is tried image by image."""
-    ended = score(out, made, "--with", "own_scores:picky")
+    ended = score(out, made, "--with", "scorers_of_this_test:picky")
     assert ended.code == 3 and "000002_00.png: ValueError: not this one" in ended.output, ended.output
     assert scored(out, "picky") == {(row, n): n - 10 * row for row in (0, 1, 3) for n in (0, 1)}
-    ended = score(out, made, "--with", "own_scores:none")
+    ended = score(out, made, "--with", "scorers_of_this_test:none")
     assert ended.code == 3 and "the function returned nan" in ended.output
     assert set(scored(out, "none").values()) == {3.5} and len(scored(out, "none")) == 4
 
 
 def test_an_image_that_was_made_anew_is_scored_anew(made: Path, out: Path) -> None:
-    score(out, made, "--with", "own_scores:picky", "--name", "p")
+    score(out, made, "--with", "scorers_of_this_test:picky", "--name", "p")
     ended = dglaunch("redo", out, "--filter_rows", "score_p == 1", "--seed_offset", "100")
     assert ended.code == 0, ended.output
     assert [line["index"] for line in ledger(out) if "redo_of" in line] == [0]
     record = next(line for line in ledger(out) if "redo_of" in line)
     assert Scores.read(OutputFolder(out), "p").of(record) is None
     assert "score_p: 5 images scored" in dglaunch("status", out).output
-    again = score(out, made, "--with", "own_scores:picky", "--name", "p")
+    again = score(out, made, "--with", "scorers_of_this_test:picky", "--name", "p")
     assert "1 images scored (5 were before)" in again.output
     assert Scores.read(OutputFolder(out), "p").of(record) is not None and len(scored(out, "p")) == 6
 
 
 def test_torn_and_foreign_lines_cost_themselves(made: Path, out: Path) -> None:
-    score(out, made, "--with", "own_scores:brightness")
+    score(out, made, "--with", "scorers_of_this_test:brightness")
     path = out / "scores" / "brightness.jsonl"
     lines = path.read_text().splitlines()
     others = ['{"index": 0, "sample": 0, "sha256": "x", "score": 1}', '{"index": -1}', "[]", '{"score": NaN}', "\x00"]
     (out / "scores" / "brightness-rank1of2.jsonl").write_text("\n".join([*lines[6:7], *others, lines[7][:30]]))
     path.write_text("\n".join([*lines[:6], '{"index": 9, "sample": 0, "sha256": "' + "0" * 64 + '", "score": 5}', ""]))
-    ended = score(out, made, "--with", "own_scores:brightness")
+    ended = score(out, made, "--with", "scorers_of_this_test:brightness")
     assert ended.code == 0 and "1 images scored (7 were before)" in ended.output, ended.output
     assert path.read_text().splitlines() == lines, "one file, of the images that there are"
 
 
 def test_the_page_has_the_scores(made: Path, out: Path) -> None:
-    score(out, made, "--with", "own_scores:picky")
+    score(out, made, "--with", "scorers_of_this_test:picky")
     data = data_of(write_page(out))
     assert data["scores"] == ["score_picky"]
     assert data["columns"]["score_picky"] == [0, 1, -10, -9, None, None, -30, -29]
@@ -112,7 +112,7 @@ def test_the_page_has_the_scores(made: Path, out: Path) -> None:
 
 
 def test_layouts_carry_them(made: Path, out: Path) -> None:
-    score(out, made, "--with", "own_scores:picky")
+    score(out, made, "--with", "scorers_of_this_test:picky")
     job = ["t2i", "--backend", "fake", "--prompts_file", made / "prompts.jsonl", "--num_images_per_prompt", "2"]
     assert dglaunch(*job, "--output_dir", out, "--layout", "parquet").code == 0
     from pyarrow import parquet
@@ -122,7 +122,7 @@ def test_layouts_carry_them(made: Path, out: Path) -> None:
 
 
 def test_the_best_of_each_prompt(made: Path, out: Path) -> None:
-    ended = score(out, made, "--with", "own_scores:picky", "--best_of", "1")
+    ended = score(out, made, "--with", "scorers_of_this_test:picky", "--best_of", "1")
     assert ended.code == 3 and "the best 3 images of 3 prompts" in ended.output
     view = out / "best_of_1_picky"
     names = ["000000_01.png", "000001_01.png", "000003_01.png"]
@@ -146,11 +146,14 @@ def test_the_best_of_each_prompt(made: Path, out: Path) -> None:
 WRONG = {
     "no such model": (["--with", "clop"], "Do you mean clip?"),
     "no such module": (["--with", "nowhere:f"], "there is no module nowhere"),
-    "no such function": (["--with", "own_scores:f"], "has no function f"),
-    "a file in place of a module": (["--with", "own_scores.py:f"], "the module, not its file"),
-    "too few numbers": (["--with", "own_scores:short"], "one number for each image"),
+    "no such function": (["--with", "scorers_of_this_test:f"], "has no function f"),
+    "a file in place of a module": (["--with", "scorers_of_this_test.py:f"], "the module, not its file"),
+    "too few numbers": (["--with", "scorers_of_this_test:short"], "one number for each image"),
     "an aesthetic score without a head": (["--with", "aesthetic"], "needs --head"),
-    "a head of a function": (["--with", "own_scores:short", "--head", "own_scores.py"], "--head does nothing"),
+    "a head of a function": (
+        ["--with", "scorers_of_this_test:short", "--head", "scorers_of_this_test.py"],
+        "--head does nothing",
+    ),
     "a head that is no file": (["--with", "clip", "--head", "nowhere.safetensors"], "there is no such file"),
     "a pickle without a head": (["--with", "clip", "--allow_pickle"], "--allow_pickle does nothing"),
     "a name that is none": (["--with", "clip", "--name", "a-b"], "letters, digits and _"),
@@ -173,23 +176,25 @@ def test_mistakes(made: Path, out: Path, case: str) -> None:
 def test_nothing_of_the_users_is_touched(made: Path, out: Path) -> None:
     (out / "scores").mkdir()
     (out / "scores" / "brightness.jsonl").write_text("mine\n")
-    ended = score(out, made, "--with", "own_scores:brightness")
+    ended = score(out, made, "--with", "scorers_of_this_test:brightness")
     assert ended.code == 2 and "did not write" in ended.output
     assert (out / "scores" / "brightness.jsonl").read_text() == "mine\n" and present(OutputFolder(out)) == []
 
 
 def test_scores_of_another_function_are_not_mixed(made: Path, out: Path) -> None:
-    assert score(out, made, "--with", "own_scores:brightness").code == 0
+    assert score(out, made, "--with", "scorers_of_this_test:brightness").code == 0
     kept = (out / "scores" / "brightness.jsonl").read_bytes()
-    ended = score(out, made, "--with", "own_scores:picky", "--name", "brightness")
-    assert ended.code == 2 and "own_scores:brightness" in ended.output and "--name brightness_2" in ended.output
+    ended = score(out, made, "--with", "scorers_of_this_test:picky", "--name", "brightness")
+    assert (
+        ended.code == 2 and "scorers_of_this_test:brightness" in ended.output and "--name brightness_2" in ended.output
+    )
     assert (out / "scores" / "brightness.jsonl").read_bytes() == kept
 
 
 def test_a_column_of_the_table_is_not_hidden(made: Path, tmp_path: Path) -> None:
     table = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "a", "score_clip": "good"}])
     assert dglaunch("t2i", "--backend", "fake", "--prompts_file", table, "--output_dir", tmp_path / "out").code == 0
-    ended = score(tmp_path / "out", made, "--with", "own_scores:brightness", "--name", "clip")
+    ended = score(tmp_path / "out", made, "--with", "scorers_of_this_test:brightness", "--name", "clip")
     assert ended.code == 2 and "column score_clip of their own" in ended.output
 
 
@@ -198,7 +203,7 @@ def test_images_in_shards_are_scored_and_the_best_are_files(made: Path, tmp_path
     out = tmp_path / "out"
     job = ["t2i", "--backend", "fake", "--prompts_file", made / "prompts.jsonl", "--num_images_per_prompt", "2"]
     assert dglaunch(*job, "--store", store, "--output_dir", out).code == 0
-    ended = score(out, made, "--with", "own_scores:brightness", "--best_of", "1")
+    ended = score(out, made, "--with", "scorers_of_this_test:brightness", "--best_of", "1")
     assert ended.code == 0, ended.output
     assert len(scored(out, "brightness")) == 8
     view = next(out.glob("best_of_1_*"))

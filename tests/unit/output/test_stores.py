@@ -18,7 +18,7 @@ from PIL import Image
 
 import dglaunch as package
 from dglaunch.errors import UserError
-from dglaunch.output import image_folders, ledger_index, ordering, segments, shard_writer, shards
+from dglaunch.output import image_folders, segments, shard_writer, shards
 from dglaunch.output.gallery import render
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.lines import append_whole, read_lines
@@ -119,8 +119,7 @@ def test_names_of_a_column_and_other_formats(tmp_path: Path, store: str) -> None
 
 
 def segments_of(lines: int, patched: pytest.MonkeyPatch) -> None:
-    for module in (segments, ordering, ledger_index):
-        patched.setattr(module, "SEGMENT_LINES", lines)
+    patched.setattr(segments, "SEGMENT_LINES", lines)
 
 
 @EITHER
