@@ -281,6 +281,7 @@ def case(payload: dict[str, Any]) -> measure.Row:
     size = statistics.median(watch.sizes)
     row = {
         "name": name, "step_s": step_s, "decode_s": decode_s,
+        "steps": measure.spread([batch["denoise"] / steps for batch in timed]),
         "images_per_s": size / (fastest["denoise"] + decode_s),
         "mfu": f"{planned['step_tflop'] * size * 1e12 / step_s / payload['peak_flops']:.1%}",
         "batch": size, "wall_s": wall, "load_s": record["seconds"].get("load", 0.0), "seconds": record["seconds"],
