@@ -88,11 +88,11 @@ class Loop:
     def run_in_threads(self, batches: Iterator[Batch], workers: int) -> None:
         """The same by several threads over one iterator that they may share. They are daemons: after the time limit of a stopped run, those
         that still wait for a server are left behind."""
-        failed = deque[BaseException]()
+        failed, shared = deque[BaseException](), _OneAtATime(batches)
 
         def work() -> None:
             try:
-                self.run(batches)
+                self.run(shared)
             except BaseException as error:  # handed on to the main thread, which raises it
                 self._leaving = True
                 failed.append(error)
@@ -198,6 +198,17 @@ class Loop:
             import torch
 
             torch.cuda.empty_cache()
+
+
+class _OneAtATime(Iterator[Batch]):
+    """Batches that several threads take: a generator cannot be asked by two at once."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches, self._lock = batches, threading.Lock()
+
+    def __next__(self) -> Batch:
+        with self._lock:
+            return next(self._batches)
 
 
 class BusyClock:

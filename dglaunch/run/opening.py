@@ -142,6 +142,8 @@ def _open_main_folder(job: Job, writer: Writer, journal: Journal, overwrite: boo
     _refuse_open_jobs(job, writer, overwrite)
     recalled = recall(job.config, job.machine, job.topology.parallel)
     found = _open_folder(job, writer, journal, overwrite)
+    if job.config.remote.api_batch:  # killed before its record went, a job that owes nothing may have left it
+        batch_jobs.forget_settled(writer.folder)
     limits = writer.folder.out_of_memory_limits()
     parameters = dict(job.checkpoint.parameters) if job.config.batch_size == "auto" else {}
     return found, Known(limits, recalled.sizes, job.machine.memory, parameters, _figures(job), recalled.notes)

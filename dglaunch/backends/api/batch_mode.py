@@ -172,7 +172,6 @@ class BatchMode:
 
     def _take_up(self, batches: Sequence[Batch]) -> list[Batch]:
         """Wait for the jobs of earlier starts; returns what is in none of them."""
-        forget_settled(self._folder)
         pending = {Item.of(task): task for batch in batches for task in batch.tasks}
         ordered: set[TaskId] = set()
         for job, items in open_jobs(self._folder):

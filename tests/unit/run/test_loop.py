@@ -1,8 +1,9 @@
 """The loop alone, in this process: several threads over one list of batches lose none of them."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from threading import Event
+from time import sleep
 from typing import Any
 
 from PIL import Image
@@ -40,6 +41,13 @@ class Picture(Instant):
         return [Image.new("RGB", (0, 0)) for _ in batch.tasks]
 
 
+def made_one_by_one(batches: list[Batch]) -> Iterator[Batch]:
+    """As a share makes them: another thread may come meanwhile."""
+    for batch in batches:
+        sleep(0.0002)
+        yield batch
+
+
 def run(workers: int, deliver: Callable[[Result], None], backend: Any) -> Sink:
     topology, facts = Topology(), Facts(workers=workers)
     channel = Channel(topology, "cpu")
@@ -52,7 +60,7 @@ def run(workers: int, deliver: Callable[[Result], None], backend: Any) -> Sink:
     assert collector.sender is not None
     with Encoder(context, Recorder(context, facts), collector.sender, watch, workers == 1) as encoder:
         loop = Loop(context, backend, facts, collector.sink, watch, encoder)
-        loop.run(iter(batches)) if workers == 1 else loop.run_in_threads(iter(batches), workers)
+        loop.run(iter(batches)) if workers == 1 else loop.run_in_threads(made_one_by_one(batches), workers)
     collector.close(loop.report())
     return collector.sink
 
