@@ -6,6 +6,7 @@ A local language model is in torchrun/test_rewriting.py.
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,7 +94,15 @@ def test_a_start_goes_on_with_what_was_rewritten(chat: ChatServer, tmp_path: Pat
 
 def test_a_signal_stops_it_in_order_and_the_same_command_goes_on(chat: ChatServer, tmp_path: Path) -> None:
     prompts = [f"prompt {n}" for n in range(40)]
-    chat.on_request = lambda number: os.kill(os.getpid(), signal.SIGTERM) if number == 20 else None
+
+    def stop(number: int) -> None:
+        """With the twentieth; those behind it are slow, so that the signal is seen before they are all answered."""
+        if number == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif number > 20:
+            time.sleep(0.2)
+
+    chat.on_request = stop
     ended = run(chat, tmp_path, prompts=prompts)
     assert ended.code == 130 and "Stopped: 0 of 40 made. Start the same command again to go on." in ended.output
     assert run_json(tmp_path / "out")["outcome"] == "drained"
