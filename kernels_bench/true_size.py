@@ -80,7 +80,7 @@ CASES: dict[str, Case] = {
     "cpu offload": Case(("--enable_cpu_offload",), batches=1),
     "group offloading": Case(("--enable_group_offloading",), batches=1),
     "xDiT": Case(("--backend", "xdit")),
-    "halving": Case(batch=96, batches=1, steps=1),
+    "halving": Case(batch=96, batches=0, steps=1),
     "idle": Case(batches=4),
 }
 """The first is the reference. `halving` must run out of memory on 80 GiB and make every image; `idle` is profiled."""
@@ -153,7 +153,7 @@ def prepare(payload: dict[str, Any]) -> dict[str, Any]:
         from kernels_bench.seeded import write_checkpoint
 
         shutil.rmtree(folder, ignore_errors=True)
-        write_checkpoint(payload["model"], folder, payload["device"], payload["seed"] if payload["damage"] else 0)
+        write_checkpoint(payload["model"], folder, payload["device"])
     source = "tiny" if payload["model"] == "tiny" else str(folder)
     return {"source": source, "peak_flops": matmul_flops(payload), "written_s": time.perf_counter() - began}
 
@@ -174,7 +174,6 @@ class Watch:
     """Reads the clock and the peak of the memory where a stage ends."""
 
     cuda: bool
-    steps: int
     batches: list[dict[str, float]] = field(default_factory=list)
     peaks: dict[str, float] = field(default_factory=dict)
     sizes: list[int] = field(default_factory=list)
@@ -255,11 +254,9 @@ def case(payload: dict[str, Any]) -> measure.Row:
     shutil.rmtree(out, ignore_errors=True)
     scratch.mkdir(exist_ok=True)
     count = (case.batches + 1) * (case.batch if isinstance(case.batch, int) else 8)
-    if name == "halving":
-        count = case.batch if isinstance(case.batch, int) else 1
     words = _words(payload, case, count, steps, scratch)
     planned = _plan(main, [*words, "--output_dir", str(out)], scratch)
-    watch = Watch(cuda, steps)
+    watch = Watch(cuda)
     watch.install()
     if name == "idle":
         watch.profile = _profiler(cuda)

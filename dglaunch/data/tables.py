@@ -11,7 +11,7 @@ import io
 import os
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -66,6 +66,8 @@ class Table:
         self._files: list[Path] = []
         self._bases: dict[Path, Path] = {}
         """Of its files: what the relative paths in one are relative to, looked up once and not for each row."""
+        self._shapes: dict[Path, tuple[int, pa.Schema]] = {}
+        """Of its Parquet files, each of which is opened for it once."""
 
     def __str__(self) -> str:
         return shown(self.named)
@@ -112,7 +114,9 @@ class Table:
         files: list[tuple[Path, bool]] = []
         for path in self.named:
             shards = [(file, file != named) for named in files_named([path]) for file in _files_in(named)]
-            _check_shards([file for file, _ in shards])
+            parquets = [file for file, _ in shards if _is_parquet(file)]
+            if len(parquets) > 1:
+                _check_columns({file: self._shape(file)[1].names for file in parquets})
             files += shards
         names = Counter(file.name for file, _ in files)
 
@@ -131,10 +135,15 @@ class Table:
             UserError: one of them cannot be read.
         """
         paths = [file.path for file in self._found]
-        if any(kind_of(path) != (PARQUET, False) or not _here(path).is_file() for path in paths):
+        if not all(path in self._shapes or _is_parquet(path) for path in paths):
             return None
-        shapes = [parquet_shape(_here(path)) for path in paths]
+        shapes = [self._shape(path) for path in paths]
         return sum(num_rows for num_rows, _ in shapes), shapes[0][1]
+
+    def _shape(self, path: Path) -> "tuple[int, pa.Schema]":
+        if path not in self._shapes:
+            self._shapes[path] = parquet_shape(_here(path))
+        return self._shapes[path]
 
     def _note_file(self, path: Path, first: int) -> None:
         self._firsts.append(first)
@@ -402,22 +411,26 @@ def _of_one_kind(folder: Path, there: Sequence[Path]) -> list[Path]:
     return files
 
 
-def _check_shards(files: Sequence[Path]) -> None:
+def _is_parquet(file: Path) -> bool:
+    """Whether it is a Parquet file, and no pipe of that name."""
+    return kind_of(file) == (PARQUET, False) and _here(file).is_file()
+
+
+def _check_columns(shards: Mapping[Path, Sequence[str]]) -> None:
     """Look whether the Parquet files of one folder or pattern have the same columns.
 
     Raises:
         UserError: one has others than the first.
     """
-    shards = [file for file in files if kind_of(file) == (PARQUET, False) and _here(file).is_file()]
-    if len(shards) < 2:
-        return
-    first, *others = ({*parquet_shape(_here(shard))[1].names} for shard in shards)
-    for shard, names in zip(shards[1:], others):
+    before, *_ = shards
+    first = {*shards[before]}
+    for shard, columns in shards.items():
+        names = {*columns}
         if names != first:
             without, besides = (", ".join(sorted(some)) for some in (first - names, names - first))
             said = " and ".join(filter(None, [f"no {without}" * bool(without), f"{besides} besides" * bool(besides)]))
             raise UserError(
-                f"{shard} has other columns than {shards[0]}: {said}. Parts of one table have the same columns. Mend it, or name "
+                f"{shard} has other columns than {before}: {said}. Parts of one table have the same columns. Mend it, or name "
                 "the files one by one, if they are tables of their own."
             )
 

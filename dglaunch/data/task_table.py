@@ -32,8 +32,6 @@ SPREAD = 0x1E3779B97F4A7C15
 """By which seeds that follow one another become numbers far apart."""
 MADE_AT_ONCE = 4096
 """Tasks that an iteration makes ahead."""
-MOST_AROUND = 10_000
-"""Settings of rows of which it is remembered what a key's text has of them."""
 EXTRA = "extra:"
 """Before the name of a column that is carried into the ledger."""
 REST = "extra"

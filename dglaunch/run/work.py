@@ -7,7 +7,6 @@ the same batches: the first one claims, and tells the others.
 """
 
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -34,7 +33,7 @@ class Taken:
 
 
 class Work:
-    """Work hands out the batches of one rank, in the order in which they are made. Several threads may take from it."""
+    """Work hands out the batches of one rank, in the order in which they are made."""
 
     def __init__(
         self, channel: Channel, batches: Sequence[Sequence[Batch]], claims: Claims, seconds_to_take_over: float = 0.0
@@ -49,7 +48,6 @@ class Work:
         self._claims = claims
         self._seconds_to_take_over = seconds_to_take_over
         self._coming: deque[Batch] = deque()
-        self._lock = threading.Lock()
         self._begun = time.monotonic()
         self._num_begun = 0
 
@@ -57,13 +55,12 @@ class Work:
         return self
 
     def __next__(self) -> Batch:
-        with self._lock:
-            if not self._coming:
-                self._coming += self._take()
-            if not self._coming:
-                raise StopIteration
-            self._num_begun += 1
-            return self._coming.popleft()
+        if not self._coming:
+            self._coming += self._take()
+        if not self._coming:
+            raise StopIteration
+        self._num_begun += 1
+        return self._coming.popleft()
 
     def coming(self) -> list[Batch]:
         """Return what was taken together with the last batch and is not begun."""

@@ -107,14 +107,11 @@ def _quantize(model: torch.nn.Module, kind: str, device: str) -> None:
     blocks: Sequence[torch.nn.Module] = lists if lists else [model]
     inside = {id(module) for block in blocks for module in block.modules() if isinstance(module, torch.nn.Linear)}
 
-    def is_inside(module: torch.nn.Module, name: str) -> bool:
-        return id(module) in inside and not sees_a_row_an_image(name)
+    def layers(with_few_rows: bool) -> Callable[[torch.nn.Module, str], bool]:
+        return lambda module, name: id(module) in inside and sees_a_row_an_image(name) == with_few_rows
 
-    def modulates(module: torch.nn.Module, name: str) -> bool:
-        return id(module) in inside and sees_a_row_an_image(name)
-
-    torchao.quantize_(model, config, is_inside, device=device)
-    torchao.quantize_(model, config_of_few_rows, modulates, device=device)
+    torchao.quantize_(model, config, layers(with_few_rows=False), device=device)
+    torchao.quantize_(model, config_of_few_rows, layers(with_few_rows=True), device=device)
 
 
 _MODULATES = re.compile(r"(^|[._])(norm\w*|ada_?ln\w*|\w*mod|\w*modulation\w*|time\w*|temb\w*)(\.|$)", re.IGNORECASE)
