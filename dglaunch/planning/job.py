@@ -265,7 +265,8 @@ def prepare(
     target = _with_loras(config, target, profile)
     piped = photo_list(config, topology) or piped_table(config, topology)
     columns = Columns(config, partial(past_of, config, topology))
-    checkpoint, tasks = _read(config, profile, target.checkpoint, columns, piped, topology)
+    reading = _Reading(profile, target.checkpoint, columns, None if piped is None else piped.data, topology)
+    checkpoint, tasks = _read(config, reading)
     evaluations.check(config, tasks)
     image_folders = image_folders_of(config, topology, len(tasks))
     tasks = placed(tasks, image_folders)
@@ -344,47 +345,38 @@ def _column_reasons(columns: Columns, has_table: bool) -> dict[str, str]:
     return found | columns.told
 
 
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What the table of a command is read with."""
+
+    profile: Profile
+    checkpoint: Checkpoint
+    columns: Columns
+    piped: bytes | None
+    """What came through a pipe."""
+    topology: Topology
+
+
 @singledispatch
-def _read(
-    config: RunConfig,
-    profile: Profile,
-    checkpoint: Checkpoint,
-    columns: Columns,
-    piped: Piped | None,
-    topology: Topology,
-) -> tuple[Checkpoint, Sequence[Task]]:
+def _read(config: RunConfig, given: _Reading) -> tuple[Checkpoint, Sequence[Task]]:
     """The checkpoint as the command uses it, and the command's tasks."""
     raise TypeError(f"{type(config).__name__} is the configuration of no command")
 
 
 @_read.register
-def _(
-    config: T2IConfig,
-    profile: Profile,
-    checkpoint: Checkpoint,
-    columns: Columns,
-    piped: Piped | None,
-    topology: Topology,
-) -> tuple[Checkpoint, Sequence[Task]]:
+def _(config: T2IConfig, given: _Reading) -> tuple[Checkpoint, Sequence[Task]]:
+    checkpoint = given.checkpoint
     if checkpoint.family.only_edits:
         raise UserError(
             f"{checkpoint.source} is a {checkpoint.pipeline_class}, which edits images: dglaunch edit --input TABLE."
         )
-    data = None if piped is None else piped.data
     reader_of = partial(InputReader, checkpoint=checkpoint) if config.takes_inputs else None
     multiple = checkpoint.family.size_multiple
-    large = rows_in_columns(topology)
-    return checkpoint, read_prompts(config, multiple, data, columns, checkpoint.loras, reader_of, large)
+    large = rows_in_columns(given.topology)
+    return checkpoint, read_prompts(config, multiple, given.piped, given.columns, checkpoint.loras, reader_of, large)
 
 
 @_read.register
-def _(
-    config: EditingConfig,
-    profile: Profile,
-    checkpoint: Checkpoint,
-    columns: Columns,
-    piped: Piped | None,
-    topology: Topology,
-) -> tuple[Checkpoint, Sequence[Task]]:
-    editor = profile.as_editor(config, checkpoint, config.model_type)
-    return editor, read_edits(config, editor, columns, None if piped is None else piped.data)
+def _(config: EditingConfig, given: _Reading) -> tuple[Checkpoint, Sequence[Task]]:
+    editor = given.profile.as_editor(config, given.checkpoint, config.model_type)
+    return editor, read_edits(config, editor, given.columns, given.piped)
