@@ -74,14 +74,18 @@ class Killed:
         assert ended.code == 0, ended.output
 
     def assert_all_are_there(self) -> None:
-        objects = self.server.objects(self.bucket)
-        rows = [json.loads(line) for line in self.server.get(self.bucket, "run/metadata.jsonl").splitlines()]
-        assert [row["index"] for row in rows] == list(range(self.count))
-        assert sorted(objects) == sorted(
-            [*(f"run/{row['file_name']}" for row in rows), "run/metadata.jsonl", "run/run.json"]
-        )
-        for row in rows:
-            assert hashlib.sha256(self.server.get(self.bucket, f"run/{row['file_name']}")).hexdigest() == row["sha256"]
+        """In one folder, or in numbered ones with a metadata.jsonl each."""
+        objects = sorted(self.server.objects(self.bucket))
+        ledgers = [name for name in objects if name.endswith("metadata.jsonl")]
+        rows = {}
+        for ledger in ledgers:
+            for line in self.server.get(self.bucket, ledger).splitlines():
+                row = json.loads(line)
+                rows[ledger.replace("metadata.jsonl", row["file_name"])] = row
+        assert [row["index"] for row in rows.values()] == list(range(self.count))
+        assert objects == sorted([*rows, *ledgers, "run/run.json"])
+        for name, row in rows.items():
+            assert hashlib.sha256(self.server.get(self.bucket, name)).hexdigest() == row["sha256"]
 
 
 def test_two_ranks_that_both_write(tmp_path: Path) -> None:
