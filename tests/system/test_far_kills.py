@@ -83,7 +83,8 @@ class Killed:
                 row = json.loads(line)
                 rows[ledger.replace("metadata.jsonl", row["file_name"])] = row
         assert [row["index"] for row in rows.values()] == list(range(self.count))
-        assert objects == sorted([*rows, *ledgers, "run/run.json"])
+        kept = [f"run/.dglaunch-ledger/{ledger.split('/')[1]}.index" for ledger in ledgers if ledger.count("/") == 2]
+        assert [name for name in objects if name not in rows] == [*kept, *ledgers, "run/run.json"]
         for name, row in rows.items():
             assert hashlib.sha256(self.server.get(self.bucket, name)).hexdigest() == row["sha256"]
 
