@@ -8,6 +8,7 @@ import contextlib
 import os
 import runpy
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from support.exit_codes import exit_code
@@ -19,4 +20,9 @@ def run(folder: str, name: str) -> int:
     sys.argv = [name]
     said = Path(f"{name}.said.{os.environ.get('RANK', 0)}")
     with said.open("w") as file, contextlib.redirect_stdout(file):
-        return exit_code(lambda _: runpy.run_path(name, run_name="__main__") and 0, [])
+        return exit_code(_as_main, [name])
+
+
+def _as_main(words: Sequence[str]) -> int:
+    runpy.run_path(words[0], run_name="__main__")
+    return 0
