@@ -1,11 +1,13 @@
-"""One of two ranks of a process group that a script has made by itself, without torchrun:
-
-python -m support.own_world FOLDER RANK
-"""
+"""One of two ranks of a process group that a script has made by itself, without torchrun: `support.own_world:run FOLDER RANK`
+in a process that `support.ranks` forks."""
 
 import json
-import sys
 from pathlib import Path
+
+
+def run(folder: str, rank: str) -> int:
+    main(Path(folder), int(rank))
+    return 0
 
 
 def main(folder: Path, rank: int) -> None:
@@ -31,7 +33,3 @@ def main(folder: Path, rank: int) -> None:
     dist.destroy_process_group()
     found = {"outcome": result.outcome, "num_ok": result.counts.num_ok, "rows": len(result.rows), "seen": seen}
     (folder / f"rank{rank}.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))

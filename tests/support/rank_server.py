@@ -6,9 +6,11 @@ The server computes nothing itself and has one thread, so that a fork copies no 
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
+import pkgutil
 import select
 import signal
 import sys
@@ -20,7 +22,8 @@ from typing import Any
 LIBRARIES = (
     "torch.distributed", "torch.distributed._functional_collectives", "torch.distributed.elastic.multiprocessing.errors",
     "torch.distributed.device_mesh", "torch.distributed.tensor", "torch._dynamo", "torchao.quantization", "accelerate",
-    "diffusers.hooks", "transformers.integrations", "rich.console", "rich.table", "rich.progress", "jinja2",
+    "diffusers.hooks", "diffusers.guiders", "transformers.integrations", "numpy.ma", "tomllib",
+    "rich.console", "rich.table", "rich.progress", "jinja2",
 )  # fmt: skip
 PIPELINES = (
     "FluxPipeline", "FluxKontextPipeline", "Flux2Pipeline", "Flux2KleinPipeline", "QwenImagePipeline",
@@ -32,10 +35,13 @@ ENCODERS = (
     "Mistral3ForConditionalGeneration", "PreTrainedTokenizerFast", "T5TokenizerFast", "CLIPTokenizer", "AutoTokenizer", "Gemma2Model",
 )  # fmt: skip
 
+NOT_OF_A_RANK = ("dglaunch.simulation", "dglaunch.tiny.training", "dglaunch.cli.probes")
+
 
 def prepare() -> None:
     """Import what the ranks will need; what is not installed, they do without."""
     warnings.simplefilter("ignore")  # a rank gets the interpreter's own filters back
+    gc.disable()
     from support import rank
 
     rank.count_collectives()
@@ -52,6 +58,25 @@ def prepare() -> None:
 
     with contextlib.suppress(ImportError):
         import_xfuser()
+    _import_dglaunch()
+    gc.enable()
+    gc.freeze()  # else a rank's collections would go through it all, and copy the memory that it shares with this process
+
+
+def _import_dglaunch() -> None:
+    """Half a second of each rank, for the fake backend most of it; and what Pillow imports with the first image. Not what
+    needs Arrow, whose library starts a thread."""
+    import dglaunch
+
+    sys.modules["pyarrow"] = None  # type: ignore[assignment]
+    for module in pkgutil.walk_packages(dglaunch.__path__, "dglaunch.", onerror=lambda _: None):
+        if not module.name.startswith(NOT_OF_A_RANK) and not module.name.endswith("__main__"):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(module.name)
+    del sys.modules["pyarrow"]
+    from PIL import Image
+
+    Image.init()
 
 
 def serve() -> None:

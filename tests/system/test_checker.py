@@ -11,7 +11,7 @@ from dglaunch.tiny.training import checker, draw, spec
 @pytest.mark.parametrize("size", [(64, 64), (96, 64), (128, 128)])
 def test_drawn_objects_pass_the_checker_at_any_size(size):
     rng = random.Random(3)
-    items = [spec.sample(rng, kind) for kind in ("one", "two") for _ in range(15)]
+    items = [spec.sample(rng, kind) for kind in ("one", "two") for _ in range(10)]
     assert np.mean([checker.objects(draw.picture(item, *size), item)["all"] for item in items]) >= 0.95
 
 

@@ -1,10 +1,12 @@
-"""doctor as a command: this machine as it is, and with packages on PYTHONPATH that are broken in each way a package can be. It imports all that is installed, 10 s each."""
+"""doctor as a command: this machine as it is (it imports all that is installed, 10 s), and with a torch that is broken in each
+way a package can be, and stubs for the packages that import it."""
 
 import os
 from pathlib import Path
 
 import pytest
 
+from dglaunch.cli.probes import PACKAGES
 from support.commands import ROOT, Ended, run_process
 
 
@@ -17,6 +19,15 @@ def run(path: Path | None = None, **variables: str) -> Ended:
 def package(folder: Path, name: str, code: str) -> None:
     (folder / name).mkdir(parents=True)
     (folder / name / "__init__.py").write_text(code)
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """A folder for a torch that is broken, with the packages that import it, and those that take long by themselves."""
+    for name in (each.module for each in PACKAGES if each.torch):
+        package(tmp_path, name, "import torch\ndef __getattr__(name): return None")
+    package(tmp_path, "openai", "")
+    return tmp_path
 
 
 def test_here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,15 +49,15 @@ def test_here(monkeypatch: pytest.MonkeyPatch) -> None:
         assert name in ended.output
 
 
-def test_a_torch_that_does_not_import(tmp_path: Path) -> None:
-    package(tmp_path, "torch", "raise ImportError('libcudart.so.12: cannot open [shared] object file')")
-    ended = run(tmp_path)
+def test_a_torch_that_does_not_import(broken: Path) -> None:
+    package(broken, "torch", "raise ImportError('libcudart.so.12: cannot open [shared] object file')")
+    ended = run(broken)
     assert ended.code == 1 and "cannot open [shared] object file" in ended.output, ended.output
     assert "mend torch first" in ended.output and "t2i cannot run here: torch" in ended.output
     assert "Traceback" not in ended.output
 
 
-def test_a_torch_that_kills_the_process(tmp_path: Path) -> None:
-    package(tmp_path, "torch", "import os; os.kill(os.getpid(), 11)")
-    ended = run(tmp_path)
+def test_a_torch_that_kills_the_process(broken: Path) -> None:
+    package(broken, "torch", "import os; os.kill(os.getpid(), 11)")
+    ended = run(broken)
     assert ended.code == 1 and "importing it ends the process with signal 11" in ended.output, ended.output

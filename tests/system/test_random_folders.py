@@ -20,7 +20,7 @@ from dglaunch.files import is_regular
 from support.commands import dglaunch
 from support.results import write_jsonl
 
-COUNT = int(os.environ.get("DG_TEST_FOLDERS", "200"))
+COUNT = int(os.environ.get("DG_TEST_FOLDERS", "100"))
 PROMPTS = ".dglaunch.prompts"
 """What came out of a pipe has nothing that says whose it is: before it is written, what stands there is moved aside."""
 NAMES = [

@@ -1,18 +1,17 @@
 """Ranks of a process group that a script has made by itself, without torchrun's variables: dglaunch uses that world."""
 
 import json
-import sys
 from pathlib import Path
 
-from support.commands import end, start_words
+from support.ranks import World
 from support.results import ledger, run_json, write_jsonl
 
 
 def test_a_world_without_torchrun_is_used_and_left(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"p{n}"} for n in range(9)])
-    words = [sys.executable, "-m", "support.own_world", str(tmp_path)]
-    for ended in [end(process) for process in [start_words([*words, str(rank)]) for rank in range(2)]]:
-        assert ended.code == 0, ended.output
+    words = ["support.own_world:run", tmp_path]
+    for world in [World(tmp_path, 1, [*words, str(rank)], distributed=False) for rank in range(2)]:
+        assert world.wait() == 0, world.output()
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
     for rank in ranks:
         assert (rank["outcome"], rank["num_ok"], rank["rows"]) == ("done", 9, 9), "the same on both"

@@ -25,7 +25,7 @@ from support.selection import rarely
 from support.shortened import DEADLINE_S
 
 NUM = 24
-RANKS = 3
+RANKS = 2
 HANDLED = ("--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2")
 
 

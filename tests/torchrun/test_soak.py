@@ -1,4 +1,5 @@
-"""Long jobs: killed again and again, and ten thousand images. Short forms always, the long ones with `make soak`."""
+"""Long jobs under torchrun: killed again and again, and ten thousand images; all of it with `make soak`. The short forms, with
+forked ranks: test_t2i.py (nothing is lost) and test_writers.py (what was whole is not made again)."""
 
 import contextlib
 import os
@@ -34,7 +35,10 @@ def _start(folder: Path, nproc: int, arguments: list[str]) -> "subprocess.Popen[
 
 @pytest.mark.parametrize(
     ("kills", "num", "seconds"),
-    [(1, 30, 0.3), pytest.param(100, 200, 2.5, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
+    [
+        pytest.param(1, 30, 0.3, marks=pytest.mark.slow),
+        pytest.param(100, 200, 2.5, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
+    ],
 )
 def test_random_kills_lose_nothing_and_repeat_little(tmp_path: Path, kills: int, num: int, seconds: float) -> None:
     dice = random.Random(5)

@@ -1,5 +1,5 @@
-"""A sweep of the fake backend under torchrun, then `--batch_size auto` with what it found; a search of the optimizations of
-`tiny` on ranks that are forks; a sweep of xDiT, and a search of all that there is, stopped in the middle (slow)."""
+"""A sweep of the fake backend, then `--batch_size auto` with what it found; a search of the optimizations of `tiny`: both on
+ranks that are forks. Under torchrun a sweep of xDiT, and a search of all that there is, stopped in the middle (slow)."""
 
 import json
 import signal
@@ -17,13 +17,30 @@ from support.commands import Ended, descendants, dglaunch, end, start
 from support.ranks import on_ranks
 from support.results import PROMPTS, difference, images, run_json, write_jsonl
 
+Run = Callable[[Sequence[str], Mapping[str, str]], tuple[int, str]]
+"""What runs one of torchrun's command lines with these variables."""
+
+
+def forks(folder: Path) -> Run:
+    """On ranks that start in 0.1 s."""
+
+    def run(command: Sequence[str], environ: Mapping[str, str]) -> tuple[int, str]:
+        ranks = int(command[command.index("--nproc_per_node") + 1])
+        variables = {name: value for name, value in environ.items() if name.startswith("DG_")}
+        case = on_ranks(folder, ranks, *command[command.index("dglaunch") + 1 :], **variables)
+        return max(case.codes), case.output
+
+    return run
+
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
     """Each batch takes 0.2 s whatever its size, and 5 images are too many."""
     folder = tmp_path_factory.mktemp("tune")
     write_jsonl(folder / "p.jsonl", [{"prompt": "[sleep 0.2] [oom 4] one"}] + [{"prompt": "more"}] * 7)
-    return folder, dglaunch("tune", *words(folder), "--num_gpus", "2", "--output_dir", folder / "tuned")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tune, "_run", forks(folder))
+        return folder, dglaunch("tune", *words(folder), "--num_gpus", "2", "--output_dir", folder / "tuned")
 
 
 def words(folder: Path) -> list[str | Path]:
@@ -71,27 +88,24 @@ def test_a_sweep_of_xdit(tmp_path: Path) -> None:
 # -- a search -----------------------------------------------------------------------------------------------------
 
 
-def forks(folder: Path) -> Callable[[Sequence[str], Mapping[str, str]], tuple[int, str]]:
-    """What runs torchrun's command lines on ranks that start in 0.1 s, but for the sweep, whose end is given: batches of 2."""
+def swept_already(run: Run) -> Run:
+    """The same but for the sweep, whose end is given: batches of 2."""
 
-    def run(command: Sequence[str], environ: Mapping[str, str]) -> tuple[int, str]:
+    def run_or_tell(command: Sequence[str], environ: Mapping[str, str]) -> tuple[int, str]:
         if "tune-rank" in command:
             machine = {"device": "CPU", "dtype": "float32", "shape": "64x64"}
             rows = [{"batch_size": size, "images_per_s": 1.0 + size} for size in (1, 2)]
             write_jsonl(Path(command[command.index("tune-rank") + 1]), [machine, *rows])
             return 0, ""
-        ranks = int(command[command.index("--nproc_per_node") + 1])
-        variables = {name: value for name, value in environ.items() if name.startswith("DG_")}
-        case = on_ranks(folder, ranks, *command[command.index("dglaunch") + 1 :], **variables)
-        return max(case.codes), case.output
+        return run(command, environ)
 
-    return run
+    return run_or_tell
 
 
 def test_a_search_of_tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("cache_type taylor_seer", "enable_fuse_qkv", "quantization fp8")
     monkeypatch.setattr(candidates, "OPTIMIZATIONS", [row for row in OPTIMIZATIONS if row.name in names])
-    monkeypatch.setattr(tune, "_run", forks(tmp_path))
+    monkeypatch.setattr(tune, "_run", swept_already(forks(tmp_path)))
     monkeypatch.setattr(tune, "_plot", lambda *_: "")
     prompts = write_jsonl(tmp_path / "p.jsonl", [{"prompt": prompt} for prompt in PROMPTS[:4]])
     out = tmp_path / "out"

@@ -1,6 +1,6 @@
 """--writer main, node and rank on real ranks: who writes where, and that each goes on where another stopped.
 
-Two torchrun agents on this machine stand for two nodes, or ranks that are told so.
+Ranks that are told so stand for two nodes; two agents of a real torchrun are in test_nodes.py.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import get_args
 from dglaunch.cli.main import main
 from dglaunch.config import WriterName
 from dglaunch.output.lines import read_lines
-from support.processes import nodes, prompts, until, words
+from support.processes import prompts, until, words
 from support.ranks import World, launch
 from support.results import images, ledger, run_json
 
@@ -132,11 +132,10 @@ def test_nodes_without_a_common_folder(tmp_path: Path) -> None:
 
 def test_nodes_with_a_common_folder(tmp_path: Path) -> None:
     """Several processes write there at once; --overwrite removes an earlier job once, and not what a sibling made."""
-    arguments = [*words(tmp_path)[:-2], "--writer", "rank", "--overwrite"]
     prompts(tmp_path, NUM, "an earlier job")
-    assert main([*map(str, arguments[:-1]), "--output_dir", str(tmp_path / "out"), "--output_format", "jpg"]) == 0
+    assert main(words(tmp_path, "--writer", "rank", "--output_format", "jpg")) == 0
     prompts(tmp_path, NUM)
-    outputs = [job.end() for job in nodes([tmp_path, tmp_path], arguments)]
-    assert [one.code for one in outputs] == [0, 0], "\n".join(one.output for one in outputs)
+    world = World(tmp_path, 4, words(tmp_path, "--writer", "rank", "--overwrite"), nodes=2)
+    assert world.wait() == 0, world.output()
     is_whole(tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.jpg"))
