@@ -257,8 +257,9 @@ class PipelineLoader:
             UserError: nothing is.
         """
         for name, part in parts.items():
-            method = self.checkpoint.quantized_by(name) if isinstance(part, torch.nn.Module) else None
-            if method is not None and name not in self.checkpoint.weight_files:
+            if not isinstance(part, torch.nn.Module) or name in self.checkpoint.weight_files:
+                continue
+            if (method := self.checkpoint.quantized_by(name)) is not None:
                 counted = count_quantized(part, f"The {name} of {self.checkpoint.source}")
                 self.told[name] = f"{type(part).__name__} quantised by {method}: {counted}"
 
