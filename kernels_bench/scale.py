@@ -1,6 +1,7 @@
 """What a job of 10^4 to 10^7 rows costs beside the model: seconds and peak memory of each part, old way and new.
 
     python -m kernels_bench scale                              # 10^4, 10^5, 10^6
+    python -m kernels_bench scale --rows 10000 100000 1000000 10000000 --plot scale.png   # all; an hour, 20 GB of names
     python -m kernels_bench scale --rows 10000000 --parts plan # the aims are of ten million
 
 A part is a function of a folder that has the table, in a process of its own (PARTS); "before" is the way of the versions
@@ -9,6 +10,7 @@ imports took.
 """
 
 import importlib
+import json
 import resource
 import tempfile
 import time
@@ -24,6 +26,8 @@ WORLD = 64
 """Replicas that are planned for."""
 MOST_BEFORE = 100_000
 """Rows up to which the way before columns is measured, too."""
+MOST_ROWS = 10_000_000
+"""What the aims are of."""
 AT_ONCE = 100_000
 COLUMNS = {
     "part": "{part}",
@@ -58,23 +62,29 @@ class Part:
     """module:function of what is measured, called with the folder and the number of rows."""
     aim: str
     """What it should be at ten million rows."""
+    aim_s: float | None = None
+    """Its seconds, for the plot."""
     before: str | None = None
     """The same in the way before; None: there is none to compare with."""
+    images: int | None = None
+    """Images that it makes, whatever the number of rows; then a row's microseconds are an image's. None: all rows are looked at."""
     prepare: str | None = None
     """module:function that makes what the part needs beside the table, in a process of its own, once for each number of rows."""
 
 
 PARTS: Mapping[str, Part] = {
     "read": Part(
-        run="kernels_bench.scale:read", before="kernels_bench.scale:read_by_row", aim="1 us a row: a million a second"
+        run="kernels_bench.scale:read", before="kernels_bench.scale:read_by_row", aim="1 us a row: a million a second",
+        aim_s=10,
     ),
     "plan": Part(
         run="kernels_bench.scale:plan", before="kernels_bench.scale:plan_by_row",
-        aim="60 s and 1 GB beside the mapped file, 64 replicas",
+        aim="60 s and 1 GB beside the mapped file, 64 replicas", aim_s=60,
     ),
+    "image": Part(run="kernels_bench.scale:image", images=2_000, aim="as at 10^4: an image costs the same in any job"),
     "resume": Part(
         run="kernels_bench.scale_ledger:resume", before="kernels_bench.scale_ledger:resume_by_line",
-        prepare="kernels_bench.scale_ledger:make_results", aim="60 s and 1 GB",
+        prepare="kernels_bench.scale_ledger:make_results", aim="60 s and 1 GB", aim_s=60,
     ),
     "status": Part(run="kernels_bench.scale_ledger:status", prepare="kernels_bench.scale_ledger:make_results", aim=""),
     "verify": Part(run="kernels_bench.scale_ledger:verify", prepare="kernels_bench.scale_ledger:make_results", aim=""),
@@ -95,16 +105,18 @@ def run(options: Options) -> tuple[list[measure.Row], list[str]]:
                 if part.prepare is not None:
                     measure.in_process(part.prepare, payload, options)
                 ways = {"now": part.run} | ({"before": part.before} if part.before and count <= MOST_BEFORE else {})
-                rows += measured(name, part.aim, ways, payload, options)
+                rows += measured(name, part, ways, payload, options)
     return rows, [
         f"a table in Parquet: prompts of 70 letters, a seed and a style; plan: --backend fake, {WORLD} replicas"
     ]
 
 
 def measured(
-    name: str, aim: str, ways: Mapping[str, str], payload: Mapping[str, Any], options: Options
+    name: str, part: Part, ways: Mapping[str, str], payload: Mapping[str, Any], options: Options
 ) -> Iterator[measure.Row]:
     """The ways take turns, each time in a new process."""
+    count = part.images or payload["rows"]
+    payload = {**payload, "count": count}
     found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for _ in range(options.repeats):
         for way, target in ways.items():
@@ -112,8 +124,8 @@ def measured(
     for way, runs in found.items():
         seconds = [each["seconds"] for each in runs]
         yield {
-            "name": f"{name}, {payload['rows']:,} rows, {way}", "part": name, "rows": payload["rows"], "way": way, "aim": aim,
-            "seconds": measure.spread(seconds), "us_a_row": measure.spread([each / payload["rows"] * 1e6 for each in seconds]),
+            "name": f"{name}, {payload['rows']:,} rows, {way}", "part": name, "rows": payload["rows"], "way": way, "aim": part.aim,
+            "seconds": measure.spread(seconds), "us_a_row": measure.spread([each / count * 1e6 for each in seconds]),
             "megabytes": measure.spread([each["megabytes"] for each in runs]),
         }  # fmt: skip
 
@@ -122,16 +134,17 @@ def measured(
 
 
 def in_part(payload: Mapping[str, Any]) -> dict[str, float]:
-    """Measure one part: it imports what it needs, then yields, and is measured from there on; it returns how many rows it
-    came upon."""
+    """Measure one part: it imports what it needs, then yields, and is measured from there on; it yields how many rows it came upon,
+    with its own seconds where not all that it does is meant."""
     module, _, function = payload["target"].partition(":")
-    part: Callable[[Path, int], Iterator[int]] = getattr(importlib.import_module(module), function)
-    steps = part(Path(payload["folder"]), payload["rows"])
+    part: Callable[[Path, int], Iterator[int | tuple[int, float]]] = getattr(importlib.import_module(module), function)
+    steps = part(Path(payload["folder"]), payload["count"])
     next(steps)
     before, start = _peak(), time.perf_counter()
-    count = next(steps)
+    ended = next(steps)
     seconds = time.perf_counter() - start
-    measure.require(f"{function}, rows", abs(float(count + bool(payload["damage"]) - payload["rows"])), 0.0)
+    count, seconds = ended if isinstance(ended, tuple) else (ended, seconds)
+    measure.require(f"{function}, rows", abs(float(count + bool(payload["damage"]) - payload["count"])), 0.0)
     return {"seconds": seconds, "megabytes": (_peak() - before) / 1e6}
 
 
@@ -219,12 +232,32 @@ def plan_by_row(folder: Path, rows: int) -> Iterator[int]:
         yield from plan(folder, rows)
 
 
+def image(folder: Path, count: int) -> Iterator[int | tuple[int, float]]:
+    """Images drawn from all over the table, by a backend that costs next to nothing; start-up left out."""
+    import dglaunch
+
+    _import_arrow()
+    yield 0
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        ended = dglaunch.t2i(
+            dglaunch.T2IConfig(
+                prompts_file=folder / "rows.parquet", shuffle_seed=1, limit=count, batch_size=8, output_dir=Path(out),
+                backend=dglaunch.BackendConfig(backend="fake"),
+            )
+        )  # fmt: skip
+        yield ended.counts.num_ok, json.loads(Path(out, "run.json").read_bytes())["wall_s"]
+
+
 def plot(axes: Any, rows: list[measure.Row]) -> None:
-    """Seconds over rows, a line for each part and way."""
+    """Seconds over rows, a line for each part and way, and a star of its color where it should be at ten million."""
     lines: dict[str, list[measure.Row]] = {}
     for row in rows:
         lines.setdefault(f"{row['part']}, {row['way']}", []).append(row)
     for name, points in lines.items():
-        axes.plot([row["rows"] for row in points], [row["seconds"]["p50"] for row in points], "o-", label=name)
+        seconds = [row["seconds"]["p50"] for row in points]
+        (line,) = axes.plot([row["rows"] for row in points], seconds, "o-", label=name)
+        aim = PARTS[points[0]["part"]].aim_s
+        if aim is not None and points[0]["way"] == "now":
+            axes.plot([MOST_ROWS], [aim], "*", markersize=12, color=line.get_color())
     axes.set(xscale="log", yscale="log", xlabel="rows", ylabel="seconds")
     axes.legend()

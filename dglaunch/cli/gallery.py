@@ -16,7 +16,8 @@ from dglaunch.output.choices import Tally, read_choices, tally
 from dglaunch.output.comparison import Comparison, names_of
 from dglaunch.output.contact_sheet import write_contact_sheet
 from dglaunch.output.far import far_of, opened_to_read
-from dglaunch.output.gallery import MOST_COPIES, PAGE, render, write_page
+from dglaunch.output.gallery import MOST_COPIES, PAGE, lie_beside, render, write_page
+from dglaunch.output.gallery_rows import folder_of
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.page_parts import write_pieces
 from dglaunch.output.serving import Page, Server, StopServing
@@ -108,8 +109,10 @@ def _show(folder: Path, output: Path | None, thumbnails: int, contact_sheet: Pat
     rows = SortedLines(OutputFolder(folder))
     made = len(rows) - rows.num_failed
     if contact_sheet is None or output is not None or thumbnails:
-        page = write_page(folder, output, thumbnails, rows)
+        page = _write_page(folder, output, thumbnails, rows)
         terminal.print(f"{made:,} images and {rows.num_failed:,} failures are in {page}")
+        if lie_beside(folder, len(rows)):
+            terminal.print(f"The rows lie in {folder_of(page)}: the page needs it beside itself.")
         if not thumbnails and has_shards(folder):
             terminal.print(
                 f"The images are in shards, so the page has small copies of them (of at most {MOST_COPIES:,}); --serve shows "
@@ -120,6 +123,14 @@ def _show(folder: Path, output: Path | None, thumbnails: int, contact_sheet: Pat
         rest = made - shown
         terminal.print(f"{shown:,} images are on {contact_sheet}" + (f"; {rest:,} more are not" if rest else ""))
     return EXIT_DONE
+
+
+def _write_page(folder: Path, output: Path | None, thumbnails: int, rows: SortedLines) -> Path:
+    """The page; of a large job a line says how far its rows are, on which all cores work."""
+    if not lie_beside(folder, len(rows)):
+        return write_page(folder, output, thumbnails, rows)
+    with progress("rows written", len(rows)) as advance:
+        return write_page(folder, output, thumbnails, rows, os.cpu_count() or 1, advance)
 
 
 def _put_page(folders: Sequence[Path]) -> int:

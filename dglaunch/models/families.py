@@ -142,6 +142,8 @@ class Family:
     """Whether a batch of prompts equals the same prompts one by one."""
     batch_reason: str = "its pipeline is not right with several prompts at once"
     """Why not, where it does not."""
+    masks_lengths: bool = False
+    """Whether prompts of different lengths in one call put a mask on the attention over the image, too, which costs time."""
     package: tuple[str, str] | None = None
     """A package that its pipeline needs beside diffusers and transformers, and the extra that brings it."""
     area_attribute: str = ""
@@ -335,6 +337,7 @@ FAMILIES: dict[str, Family] = {
         text_bucket=1,
         windows=(TextWindow(),),
         text_outputs=("padded", "mask"),
+        masks_lengths=True,
         with_inputs=inputs.QWEN,
         xdit=_QWEN,
         lora=LoraRules(),

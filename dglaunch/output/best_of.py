@@ -13,11 +13,11 @@ from dglaunch import strict_json
 from dglaunch.data.task import Record
 from dglaunch.errors import UserError
 from dglaunch.output.images import image_of
-from dglaunch.output.layouts import Files, Picture, link, write_text, write_view
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.lines import file_name_of
 from dglaunch.output.scores import Scores, column
 from dglaunch.output.shards import IMAGE_SHARD
+from dglaunch.output.views import Link, Text, ViewFile, write_view
 
 
 def write(
@@ -41,9 +41,9 @@ def write(
     pictures = [(record, value) for row in chosen for record, value in row]
     if not pictures:
         raise UserError(f"No image of {folder.path} has a score called {name} that holds for it; score them first.")
-    files: Files = {"metadata.jsonl": partial(write_text, "".join(map(partial(_line, column(name)), pictures)))}
+    files: dict[str, ViewFile] = {"metadata.jsonl": Text("".join(map(partial(_line, column(name)), pictures)))}
     for record, _ in pictures:
-        files[file_name_of(record)] = partial(link, _picture(folder, record))
+        files[file_name_of(record)] = _link(folder, record)
     return write_view(folder.path, f"best_of_{most}_{name}", files, changes=True), len(pictures), len(chosen)
 
 
@@ -65,10 +65,10 @@ def _line(name: str, picture: tuple[Record, float]) -> str:
     return strict_json.dumps({**said, name: value}) + "\n"
 
 
-def _picture(folder: OutputFolder, record: Record) -> Picture:
+def _link(folder: OutputFolder, record: Record) -> Link:
     image = image_of(folder.path, record)
     if image is None or not image.path.is_file():
         raise UserError(
             f"{image} has a ledger line but no file; dglaunch verify says more. Make it again, then score it."
         )
-    return Picture(0, 0, 0, 1, image, 0, record)
+    return Link(image, str(record["sha256"]))

@@ -61,8 +61,10 @@ MOST_LINES = 500
 MOST_LINE_OBJECTS = 64
 """Before the whole ledger is put in their place."""
 MOST_FILE, MOST_IMAGE = 1 << 40, 1 << 30
-MOST_LOOKED_AT = 256
-"""Images without a line that are fetched to see whose they are."""
+MOST_AHEAD = 1_000
+"""Lines of images that are there which may not be there themselves yet: a store that is slow to take them holds up the images."""
+MOST_LOOKED_AT = 20_000
+"""Images without a line that are fetched to see whose they are: those of twenty writers that were killed at the worst moment."""
 KEPT = re.compile(
     r"(metadata|failures|run)(-node\d+of\d+)?(-rank\d+of\d+)?\.jsonl?|rewritten\.jsonl|gallery\.html", re.ASCII
 )
@@ -296,7 +298,7 @@ class FarFolder:
         """
         if any(held.is_lost for held in self._leases):
             raise StorageError("another process has taken over, as this one did not renew its lease in time", REFUSED)
-        self._lines.check()
+        self._lines.wait_for_room()
 
         def there() -> None:
             self._stub(name, len(data), datetime.now(UTC))
@@ -420,6 +422,8 @@ class _Lines:
         self._putting = threading.Lock()
         self._waiting: dict[str, list[bytes]] = defaultdict(list)
         self._since = 0.0
+        self._num_ahead = 0
+        """Lines that wait, or are being put."""
         self._objects: dict[str, set[str]] = defaultdict(set)
         self._number: dict[str, int] = defaultdict(int)
         self._token = os.urandom(4).hex()
@@ -463,11 +467,18 @@ class _Lines:
             if not any(self._waiting.values()):
                 self._since = time.monotonic()
             self._waiting[file].append(line)
+            self._num_ahead += 1
 
     def check(self) -> None:
         """Raise what befell the thread."""
         if self._error is not None:
             raise self._error
+
+    def wait_for_room(self) -> None:
+        """Wait until not too many lines are on their way; raise what befell the thread that puts them."""
+        self.check()
+        while self._num_ahead > MOST_AHEAD and self._thread is not None and not self._end.wait(0.02):
+            self.check()
 
     def _work(self) -> None:
         while not self._end.wait(LINES_S / 8):
@@ -492,6 +503,7 @@ class _Lines:
                 self._store.put(name, b"".join(lines))
                 with self._turn:
                     self._objects[file].add(name)
+                    self._num_ahead -= len(lines)
 
     def flush(self) -> None:
         self.check()

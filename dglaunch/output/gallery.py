@@ -1,40 +1,31 @@
 """A folder of results as one HTML page, from the ledger alone.
 
 The page holds its own style, script and data and asks no network for anything. Its pictures are the folder's own files,
-fetched when they are scrolled to; only the rows in sight are in the document, so that tens of thousands stay usable.
+fetched when they are scrolled to; only the rows in sight are in the document, so that tens of thousands stay usable. Of more
+rows than MOST_IN_PAGE the page holds where they are: in script files beside it (output/gallery_rows.py).
 With --thumbnails small copies are in the page itself: it can then be sent around without its folder.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from dglaunch.data.tables import base_of
 from dglaunch.data.task import Record
-from dglaunch.output import scores
-from dglaunch.output.grids import Grid
-from dglaunch.output.images import StoredImage, image_of
-from dglaunch.output.inputs import inputs_of_row
+from dglaunch.errors import OutputError
+from dglaunch.output import gallery_rows
+from dglaunch.output.far import far_of
+from dglaunch.output.gallery_columns import Beside, RowColumns
+from dglaunch.output.gallery_rows import RowFiles
 from dglaunch.output.ledger import OutputFolder, object_at
-from dglaunch.output.page_parts import (
-    Column,
-    folded_object,
-    for_script,
-    policy,
-    relative,
-    script_json,
-    url_of,
-    write_pieces,
-)
+from dglaunch.output.ownership import refuse_to_replace
+from dglaunch.output.page_parts import for_script, policy, relative, script_json, url_of, write_pieces
 from dglaunch.output.shards import has_shards
 from dglaunch.output.sorted_lines import SortedLines
 from dglaunch.output.templates import template, text_of
-from dglaunch.output.thumbnails import make_thumbnails
 
 PAGE = "gallery.html"
-SCRIPTS = ("shared.js", "grids.js", "gallery.js")
-LEFT_OUT = ("key", "sha256", "input_sha256", "mask_sha256", "control_sha256", "input_file_names", "file_name")
-"""Of a ledger line: long and of no use to a reader, or held elsewhere in the page's data."""
+SCRIPTS = ("shared.js", "rows.js", "seek.js", "grids.js", "gallery.js")
 ROWS_AT_A_TIME = 1024
 COPIES, MOST_COPIES = 256, 20_000
 """Pixels of the copies that a page of shards has, and of how many images: 5 KB each."""
@@ -44,9 +35,23 @@ COPIES, MOST_COPIES = 256, 20_000
 
 
 def write_page(
-    folder: Path, output: Path | None = None, thumbnails: int = 0, rows: Sequence[Record] | None = None
+    folder: Path,
+    output: Path | None = None,
+    thumbnails: int = 0,
+    rows: Sequence[Record] | None = None,
+    processes: int = 1,
+    advance: Callable[[int], None] = lambda more: None,
 ) -> Path:
-    """Write the page in one step and return its path: `output`, or gallery.html in the folder.
+    """Write the page in one step and return its path: `output`, or gallery.html in the folder. Of more than MOST_IN_PAGE rows it
+    holds where they are: in files beside it, which are written first (output/gallery_rows.py).
+
+    Args:
+        folder: the results.
+        output: the page.
+        thumbnails: pixels of the pictures in the page; 0 for links to the files.
+        rows: ledger lines and failures.
+        processes: how many write such files; more than one are forks of this one.
+        advance: is told how many more rows are in such files.
 
     Raises:
         MissingPackage: jinja2 is not there.
@@ -56,8 +61,37 @@ def write_page(
     output = output if output is not None else folder / PAGE
     rows = SortedLines(OutputFolder(folder)) if rows is None else rows
     thumbnails = thumbnails or copies_of_shards(folder, rows)
-    write_pieces(output, render(folder, output.parent, thumbnails, rows), "gallery")
+    if lie_beside(folder, len(rows)):
+        _write_large(folder, output, thumbnails, rows, processes, advance)
+    else:
+        write_pieces(output, render(folder, output.parent, thumbnails, rows), "gallery")
+        gallery_rows.remove_unnamed(output)
     return output
+
+
+def lie_beside(folder: Path, count: int) -> bool:
+    """Return whether so many rows of a folder lie in files beside its page."""
+    return count > gallery_rows.MOST_IN_PAGE and far_of(folder) is None
+
+
+def _write_large(
+    folder: Path,
+    output: Path,
+    thumbnails: int,
+    rows: Sequence[Record],
+    processes: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Write a page and the files of its rows."""
+    refuse_to_replace(output)
+    template("gallery.html", "The gallery")  # what is missing is said before the rows are written
+    beside = Beside.of(folder, output.parent, thumbnails)
+    try:
+        with gallery_rows.written(output, rows, replace(beside, grid=None), processes, advance) as files:
+            pieces = _page(folder, data_of_files(beside, len(rows), files), files.token, beside.grid is not None)
+            write_pieces(output, pieces, "gallery")
+    except OSError as error:
+        raise OutputError(f"The gallery {output} cannot be written: {error.strerror or error}.") from None
 
 
 def copies_of_shards(folder: Path, rows: Sequence[Record]) -> int:
@@ -78,17 +112,32 @@ def render(
         rows: ledger lines and failures.
         only_inside: of an edit's input images only the copies in the folder are shown.
     """
+    return _page(folder, page_data(folder, page_folder, thumbnails, rows, only_inside))
+
+
+def _page(folder: Path, data: Iterator[str], token: str = "", leaves_grids: bool = False) -> Iterator[str]:
+    """The page in pieces.
+
+    Args:
+        folder: the results.
+        data: what its script needs.
+        token: of the files that hold its rows; "": it holds them itself.
+        leaves_grids: the job has grids, and the page does not show them.
+    """
     page = template("gallery.html", "The gallery")
     style, script = text_of("gallery.css"), text_of(*SCRIPTS)
     run = next(iter(OutputFolder(folder).runs().values()), {})
     return page.generate(
         title=Path(str(folder)).resolve().name,
-        data=page_data(folder, page_folder, thumbnails, rows, only_inside),
+        data=data,
         summary=summary(run),
         settings=run_settings(run),
         style=style,
         script=script,
-        policy=policy(style, script),
+        policy=policy(style, script, loads=bool(token)),
+        token=token,
+        most_in_page=gallery_rows.MOST_IN_PAGE,
+        leaves_grids=leaves_grids,
     )
 
 
@@ -97,48 +146,30 @@ def page_data(
 ) -> Iterator[str]:
     """Return all that the script needs, as JSON in pieces: the rows as columns, in which one value stands for a column of
     equal ones. In memory are the columns' texts, not the rows."""
-    table = OutputFolder(folder).input_table()
-    table_folder = base_of(table) if table and not only_inside else None
-    base = relative(folder, page_folder)
-    grid, scored = Grid.of(OutputFolder(folder)), scores.read_all(OutputFolder(folder))
-    columns: dict[str, Column] = {}
-    files, inputs, pictures, befores = Column(), Column(), Column(), Column()
-    lines, cells = Column(), Column()
-    count, coming = 0, iter(rows)
-    while part := [scores.with_scores(row, scored) for row in islice(coming, ROWS_AT_A_TIME)]:
-        images = [image_of(folder, row) for row in part]
-        found = [inputs_of_row(folder, table_folder, row) for row in part]
-        if thumbnails:
-            _add_thumbnails(images, thumbnails, pictures)
-            _add_thumbnails([StoredImage(p[0].parent, p[0].name) if p else None for p in found], thumbnails, befores)
-        for row, image, paths in zip(part, images, found):
-            columns |= {key: Column(count) for key in row if key not in columns and key not in LEFT_OUT}
-            for key, column in columns.items():
-                column.add(row.get(key))
-            files.add(image and image.name)
-            inputs.add([url_of(relative(path, page_folder)) for path in paths])
-            place = grid.place(row) if grid is not None else None
-            lines.add(place and place.line)
-            cells.add(place and place.cell)
-            count += 1
-    known = {"count": count, "folder": str(folder), "base": "" if base == Path() else url_of(base) + "/"}
-    known["grid"] = [[axis.name, for_script(list(axis.values))] for axis in grid.axes] if grid is not None else None
-    known["scores"] = list(scored)
-    yield script_json(known)[:-1] + ',"columns":'
-    yield from folded_object(columns)
-    yield ',"files":'
-    yield from files.whole()
-    yield ',"thumbnails":'
-    yield from pictures.whole() if thumbnails else ["null"]
-    for name, column in {"inputs": inputs, "input_thumbnails": befores, "lines": lines, "cells": cells}.items():
-        yield f',"{name}":'
-        yield from column.folded()
+    beside = Beside.of(folder, page_folder, thumbnails, only_inside)
+    columns, coming = RowColumns(beside), iter(rows)
+    while part := list(islice(coming, ROWS_AT_A_TIME)):
+        columns.add(part)
+    yield _known(beside, columns.count)[:-1] + ","
+    yield from columns.pieces()
     yield "}"
 
 
-def _add_thumbnails(images: Sequence[StoredImage | None], side: int, column: Column) -> None:
-    for picture in make_thumbnails(images, side):
-        column.add(picture)
+def data_of_files(beside: Beside, count: int, files: RowFiles) -> Iterator[str]:
+    """Return the same of a page whose rows are in files."""
+    yield _known(replace(beside, grid=None), count)[:-1] + ',"rows":'
+    yield from files.pieces()
+    yield "}"
+
+
+def _known(beside: Beside, count: int) -> str:
+    """What holds for all rows, as JSON."""
+    base = relative(beside.folder, beside.page_folder)
+    known = {"count": count, "folder": str(beside.folder), "base": "" if base == Path() else url_of(base) + "/"}
+    axes = beside.grid.axes if beside.grid is not None else None
+    known["grid"] = [[axis.name, for_script(list(axis.values))] for axis in axes] if axes is not None else None
+    known["scores"] = list(beside.scored)
+    return script_json(known)
 
 
 def summary(run: Record) -> list[tuple[str, str]]:

@@ -12,67 +12,32 @@ and replay know one form. Its images are hard links (copies where there are none
 is replaced in one step and the whole can be made again at any time: after a kill the same command completes it.
 """
 
-import os
+import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+import numpy as np
 
 from dglaunch import strict_json
-from dglaunch.atomic import atomic_write
 from dglaunch.data.tables import PROMPT_FILE
 from dglaunch.data.task import Record, Task, file_name
 from dglaunch.data.values import MAX_NAME_BYTES
-from dglaunch.errors import OutputError, UserError
-from dglaunch.files import digest_of, is_regular
-from dglaunch.output import parquet_shards, scores, tar_shards
-from dglaunch.output.images import Present, StoredImage, image_of
+from dglaunch.files import is_regular
+from dglaunch.output import parquet_shards, tar_shards
+from dglaunch.output.finished import Picture, Pictures, finished
+from dglaunch.output.images import StoredImage
 from dglaunch.output.ledger import OutputFolder
-from dglaunch.output.lines import IMAGE_SUFFIXES
-from dglaunch.output.ownership import MARK, SHOWN, Mark, link_or_copy, make_folder, remove, set_aside
+from dglaunch.output.ownership import MARK, Mark
 from dglaunch.output.shard_writer import SHARD_IMAGES
-from dglaunch.output.shards import IMAGE_SHARD
-
-WriteFile = Callable[[Path], str]
-"""Writes one file of a view to the path that it is given, and returns its hash."""
-Files = dict[str, WriteFile]
-"""The files of a view, by their names in it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """One finished image of a job."""
-
-    number: int
-    """Its position among all images of the job, those that failed counted too."""
-    index: int
-    sample: int
-    samples: int
-    """How many images its row was to have."""
-    image: StoredImage
-    size: int
-    """Bytes."""
-    record: Record
-    """Its ledger line."""
-
-    @property
-    def suffix(self) -> str:
-        """Of its file, with the dot."""
-        return PurePosixPath(self.image.name).suffix
-
-    @property
-    def prompt(self) -> str:
-        return str(self.record.get("prompt", ""))
-
+from dglaunch.output.views import Files, Link, MadeOfImages, Text, ViewFile, refuse_other_files, write_view
 
 SHARD_BYTES = 1_000_000_000
+SHARD_VERSION = GRID_VERSION = "1"
+"""Another one where the same images would be written in other bytes."""
 GENEVAL_FIELDS = ("tag", "include", "exclude", "prompt")
-VIEW_SUFFIXES = (*IMAGE_SUFFIXES, ".tar", ".parquet")
-"""Of the files that dglaunch puts into a view."""
 
 
 def write(layout: str, folder: Path, tasks: Sequence[Task]) -> tuple[Path, int]:
@@ -86,56 +51,16 @@ def write(layout: str, folder: Path, tasks: Sequence[Task]) -> tuple[Path, int]:
         OutputError: it cannot be written.
     """
     pictures = finished(folder, tasks)
-    return write_view(folder, layout, LAYOUTS[layout](pictures)), len(pictures)
-
-
-def write_view(folder: Path, name: str, files: Files, changes: bool = False) -> Path:
-    """Write or complete the view OUT/NAME, and return its folder.
-
-    Args:
-        folder: the output folder.
-        name: of the view.
-        files: what is to be in it.
-        changes: what belongs into the view may change with the same images; what does not any more is taken out.
-
-    Raises:
-        UserError: it holds files of something else.
-        OutputError: it cannot be written.
-    """
-    view = folder / name
-    output_folder = OutputFolder(folder)
-    mark = Mark(output_folder, view)
-    if changes:
-        _take_out(view, mark, files)
-    _refuse_other_files(view, mark, files)
-    try:
-        with closing(mark), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            _make_folders(view, files)
-            for name, may_replace in zip(files, pool.map(mark.may_replace, files)):
-                if not may_replace:
-                    set_aside(output_folder, view / name)
-            list(pool.map(lambda name: _write_file(folder, view, mark, name, files[name]), files))
-    except (OSError, ValueError) as error:  # a picture that was damaged since
-        raise OutputError(
-            f"The layout {view} cannot be written: {error}. The images are safe in {folder}; start "
-            "the same command again to write the layout."
-        ) from None
-    return view
-
-
-def _take_out(view: Path, mark: Mark, files: Files) -> None:
-    """Remove files that dglaunch has put into a view and that do not belong there any more; what was changed since stays, and
-    is refused."""
-    if view.is_symlink() or not view.is_dir():
-        return
-    names = [path.relative_to(view).as_posix() for path in sorted(view.rglob("*"))]
-    remove(view / name for name in names if name not in files and mark.has(name) and mark.may_replace(name))
+    files = SHARDS[layout](pictures) if layout in SHARDS else EVALUATIONS[layout](pictures)
+    return write_view(folder, layout, files), len(pictures)
 
 
 def present(folder: Path) -> list[str]:
     """Return the names of the views that a folder has."""
     return [
-        name for name in LAYOUTS if (folder / name).is_dir() and is_regular((folder / name).with_name(f"{MARK}{name}"))
+        name
+        for name in (*EVALUATIONS, *SHARDS)
+        if (folder / name).is_dir() and is_regular((folder / name).with_name(f"{MARK}{name}"))
     ]
 
 
@@ -147,92 +72,24 @@ def check(layout: str, folder: Path, tasks: Sequence[Task], output_format: str) 
     """
     if layout == "indexed" or not ((folder / layout).exists() or (folder / layout).is_symlink()):
         return
-    samples = Counter(task.index for task in tasks)
-    # How many shards there will be is not known yet, so each image gets its own.
-    expected = [
-        Picture(number, task.index, task.sample, samples[task.index],
-                StoredImage(folder, file_name(task, output_format)), SHARD_BYTES,
-                {**(task.extra or {}), "prompt": task.prompt})
-        for number, task in enumerate(tasks)
-    ]  # fmt: skip
     view = folder / layout
-    _refuse_other_files(view, Mark(OutputFolder(folder), view), LAYOUTS[layout](expected))
+    refuse_other_files(view, Mark(OutputFolder(folder), view), _expected(layout, folder, tasks, output_format))
 
 
-def finished(folder: Path, tasks: Sequence[Task]) -> list[Picture]:
-    """Return the images that are done, in the order of the job."""
-    output_folder = OutputFolder(folder)
-    records, present = output_folder.records_by_id(), Present(output_folder)
-    scored = scores.read_all(output_folder)
+def _expected(layout: str, folder: Path, tasks: Sequence[Task], output_format: str) -> Container[str]:
+    """The names that files of the view may have. How many shards there will be is not known yet, at most one for each image."""
+    if layout in SHARDS:
+        return _NamesOfShards(layout, len(tasks))
     samples = Counter(task.index for task in tasks)
-    pictures = []
-    for number, task in enumerate(tasks):
-        record = records.get(task.id)
-        if record is not None and present.is_there(record):
-            image, size = image_of(folder, record), record["bytes"]
-            assert image is not None and isinstance(size, int), f"dglaunch wrote the ledger line of {image}"
-            said = {name: value for name, value in record.items() if name != IMAGE_SHARD}
-            shown = scores.with_scores(said, scored)
-            pictures.append(Picture(number, task.index, task.sample, samples[task.index], image, size, shown))
-    return pictures
+    return EVALUATIONS[layout]([
+        Picture(number, task.index, task.sample, samples[task.index],
+                StoredImage(folder, file_name(task, output_format)), {**(task.extra or {}), "prompt": task.prompt})
+        for number, task in enumerate(tasks)
+    ])  # fmt: skip
 
 
-def _refuse_other_files(view: Path, mark: Mark, files: Files) -> None:
-    """An evaluation takes all that it finds, so no image of an earlier job may be among them, and none of the user's. (What an
-    evaluation wrote there itself is nobody's business.)"""
-    if view.is_symlink():
-        raise UserError(f"{view} is a link, and what is written does not follow links; remove it.")
-    if not view.exists():
-        return
-    paths = [(path, path.relative_to(view).as_posix()) for path in sorted(view.rglob("*"))]
-    if not view.is_dir() or (paths and mark.is_empty):
-        raise UserError(f"{view} is there, and dglaunch did not make it; rename it and start the same command again.")
-    found = [name for path, name in paths if name in files or path.suffix in VIEW_SUFFIXES]
-    foreign = [name for name in found if not mark.has(name)]
-    if foreign:
-        raise UserError(
-            f"{view} has files that dglaunch did not make ({', '.join(foreign[:SHOWN])}). Move them away, or rename that "
-            "folder, and start the same command again."
-        )
-    others = [name for name in found if name not in files]
-    if others:
-        raise UserError(
-            f"{view} holds files of another job ({', '.join(others[:SHOWN])}), which would be evaluated with this one's. "
-            "Remove that folder and start the same command again; images that are done lie beside it."
-        )
-
-
-def _make_folders(view: Path, files: Files) -> None:
-    """The view, and the folders in it that its files need."""
-    make_folder(view)
-    paths = [PurePosixPath(name) for name in files]
-    for path in paths:
-        if path.is_absolute() or ".." in path.parts:
-            raise OSError(f"{path} is no name in {view}")
-    here = view.resolve()
-    for parent in {path.parent for path in paths}:
-        if (view / parent).resolve() != here / parent:
-            raise OSError(f"{view / parent} is a link, and what is written does not follow links")
-        (view / parent).mkdir(parents=True, exist_ok=True)
-
-
-def _write_file(folder: Path, view: Path, mark: Mark, name: str, write_file: WriteFile) -> None:
-    """The temporary file is beside the images: on the same file system, and never in an evaluation's sight."""
-    with atomic_write(view / name, folder) as temporary:
-        mark.add(name, write_file(temporary))
-
-
-def link(picture: Picture, target: Path) -> str:
-    if picture.image.shard:
-        target.write_bytes(picture.image.read())
-    else:
-        link_or_copy(picture.image.path, target)
-    return str(picture.record["sha256"])
-
-
-def write_text(text: str, target: Path) -> str:
-    target.write_text(text, encoding="utf-8")
-    return digest_of(target)
+def _link(picture: Picture) -> Link:
+    return Link(picture.image, str(picture.record.get("sha256")))
 
 
 def _json(record: Record) -> str:
@@ -249,27 +106,35 @@ def _by_row(pictures: Iterable[Picture]) -> list[list[Picture]]:
 # -- evaluations --------------------------------------------------------------------------------------------------
 
 
-def _geneval(pictures: list[Picture]) -> Files:
-    files: Files = {}
+def _geneval(pictures: Iterable[Picture]) -> Files:
+    files: dict[str, ViewFile] = {}
     for row in _by_row(pictures):
         folder, record = f"{row[0].index:05d}", row[0].record
-        files[f"{folder}/metadata.jsonl"] = partial(
-            write_text, _json({name: record[name] for name in GENEVAL_FIELDS if name in record})
+        files[f"{folder}/metadata.jsonl"] = Text(
+            _json({name: record[name] for name in GENEVAL_FIELDS if name in record})
         )
         for picture in row:
-            files[f"{folder}/samples/{picture.sample:05d}.png"] = partial(link, picture)
+            files[f"{folder}/samples/{picture.sample:05d}.png"] = _link(picture)
     return files
 
 
-def _dpg(pictures: list[Picture]) -> Files:
+def _dpg(pictures: Iterable[Picture]) -> Files:
     """A prompt of which an image is missing is left out: its grid would have a hole that counts as a wrong answer."""
-    files: Files = {}
+    files: dict[str, ViewFile] = {}
     for row in _by_row(pictures):
         first = row[0]
         if len(row) == first.samples:
-            write_file = partial(link, first) if first.samples == 1 else partial(_write_grid, row)
-            files[f"{first.record[PROMPT_FILE]}{first.suffix}"] = write_file
+            grid = MadeOfImages(partial(_write_grid, row), partial(_grid_of, row), len(row))
+            files[f"{first.record[PROMPT_FILE]}{first.suffix}"] = _link(first) if first.samples == 1 else grid
     return files
+
+
+def _grid_of(row: list[Picture]) -> str:
+    """What a grid is made of."""
+    said = [[picture.record["sha256"], picture.image.name] for picture in row]
+    return hashlib.sha256(
+        _json({"version": GRID_VERSION, "prompt": row[0].prompt, "images": said}).encode()
+    ).hexdigest()
 
 
 def _write_grid(row: list[Picture], target: Path) -> str:
@@ -289,13 +154,13 @@ def _write_grid(row: list[Picture], target: Path) -> str:
         grid.paste(image_in_rgb, (n % 2 * width, n // 2 * height))
     description: Record = {"prompt": row[0].prompt, "grid_of": [picture.image.name for picture in row]}
     target.write_bytes(encode(grid, row[0].suffix[1:], description))
-    return digest_of(target)
+    return _grid_of(row)
 
 
-def _t2i_compbench(pictures: list[Picture]) -> Files:
+def _t2i_compbench(pictures: Iterable[Picture]) -> Files:
     """Its scripts read the prompt up to the first `_` and the number after the last one."""
     return {
-        f"samples/{name_of(picture.prompt)}_{picture.number:06d}{picture.suffix}": partial(link, picture)
+        f"samples/{name_of(picture.prompt)}_{picture.number:06d}{picture.suffix}": _link(picture)
         for picture in pictures
     }
 
@@ -306,55 +171,120 @@ def name_of(prompt: str) -> str:
     return name.encode("utf-8", "replace")[:MAX_NAME_BYTES].decode("utf-8", "ignore").strip()
 
 
-def _genarena(pictures: list[Picture]) -> Files:
-    return {f"{picture.index:06d}{picture.suffix}": partial(link, picture) for picture in pictures}
+def _genarena(pictures: Iterable[Picture]) -> Files:
+    return {f"{picture.index:06d}{picture.suffix}": _link(picture) for picture in pictures}
 
 
 # -- shards -------------------------------------------------------------------------------------------------------
 
 
-def _shards(pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
+def _in_shards(pictures: Pictures) -> Iterator[Pictures]:
     """The images in parts that are neither too many nor too large."""
-    shard: list[Picture] = []
-    size = 0
+    ends, start = np.cumsum(pictures.sizes), 0
+    while start < len(pictures):
+        before = int(ends[start - 1]) if start else 0
+        fit = int(np.searchsorted(ends, before + SHARD_BYTES, "right"))
+        end = max(start + 1, min(fit, start + SHARD_IMAGES))
+        yield pictures[start:end]
+        start = end
+
+
+class _NamesOfShards(Container[str]):
+    """The names of at most so many shards.
+
+    Args:
+        layout: what they are.
+        count: how many.
+    """
+
+    def __init__(self, layout: str, count: int) -> None:
+        self._name = re.compile(rf"(\d{{5,12}})\.{SUFFIXES[layout]}", re.ASCII)
+        self._count = count
+
+    def __contains__(self, name: object) -> bool:
+        found = self._name.fullmatch(name) if isinstance(name, str) else None
+        return found is not None and int(found[1]) < self._count
+
+
+class _Account:
+    """What decides the bytes of a shard: how it is written, and of each image its key and its line, which has its hash."""
+
+    def __init__(self, *begins: str) -> None:
+        self._hash = hashlib.sha256(repr(begins).encode())
+
+    def add(self, key: str, record: Record) -> None:
+        self._hash.update(f"{key}\n{_json(record)}\n".encode())
+
+    @property
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _tars(pictures: Pictures) -> Files:
+    return {
+        f"{n:05d}.tar": MadeOfImages(partial(_write_tar, shard), partial(_account_of_tar, shard), len(shard))
+        for n, shard in enumerate(_in_shards(pictures))
+    }
+
+
+def _write_tar(pictures: Pictures, target: Path) -> str:
+    account = _Account("tar", SHARD_VERSION)
+
+    def images() -> Iterator[tuple[str, Record, bytes]]:
+        for picture in pictures:
+            account.add(_key(picture), picture.record)
+            yield _key(picture), picture.record, picture.image.read()
+
+    tar_shards.write(target, images())
+    return account.digest
+
+
+def _account_of_tar(pictures: Pictures) -> str:
+    account = _Account("tar", SHARD_VERSION)
     for picture in pictures:
-        if shard and (len(shard) == SHARD_IMAGES or size + picture.size > SHARD_BYTES):
-            yield shard
-            shard, size = [], 0
-        shard.append(picture)
-        size += picture.size
-    if shard:
-        yield shard
-
-
-def _webdataset(pictures: list[Picture]) -> Files:
-    return {f"{n:05d}.tar": partial(_write_tar, shard) for n, shard in enumerate(_shards(pictures))}
-
-
-def _write_tar(pictures: list[Picture], target: Path) -> str:
-    tar_shards.write(target, ((_key(picture), picture.record, picture.image.read()) for picture in pictures))
-    return digest_of(target)
+        account.add(_key(picture), picture.record)
+    return account.digest
 
 
 def _key(picture: Picture) -> str:
     return f"{picture.index:06d}" + (f"_{picture.sample:02d}" if picture.samples > 1 else "")
 
 
-def _parquet(pictures: list[Picture]) -> Files:
-    return {f"{n:05d}.parquet": partial(_write_parquet, shard) for n, shard in enumerate(_shards(pictures))}
+def _parquets(pictures: Pictures) -> Files:
+    return {
+        f"{n:05d}.parquet": MadeOfImages(
+            partial(_write_parquet, shard), partial(_account_of_parquet, shard), len(shard)
+        )
+        for n, shard in enumerate(_in_shards(pictures))
+    }
 
 
-def _write_parquet(pictures: list[Picture], target: Path) -> str:
-    parquet_shards.write(target, ((picture.record, picture.image.read()) for picture in pictures))
-    return digest_of(target)
+def _write_parquet(pictures: Pictures, target: Path) -> str:
+    account = _Account("parquet", SHARD_VERSION, parquet_shards.writer_version())
+
+    def images() -> Iterator[tuple[Record, bytes]]:
+        for picture in pictures:
+            account.add("", picture.record)
+            yield picture.record, picture.image.read()
+
+    parquet_shards.write(target, images())
+    return account.digest
 
 
-LAYOUTS: dict[str, Callable[[list[Picture]], Files]] = {
+def _account_of_parquet(pictures: Pictures) -> str:
+    account = _Account("parquet", SHARD_VERSION, parquet_shards.writer_version())
+    for picture in pictures:
+        account.add("", picture.record)
+    return account.digest
+
+
+EVALUATIONS: dict[str, Callable[[Iterable[Picture]], Files]] = {
     "geneval": _geneval,
     "dpg": _dpg,
     "t2i_compbench": _t2i_compbench,
     "genarena": _genarena,
-    "webdataset": _webdataset,
-    "parquet": _parquet,
 }
+SHARDS: dict[str, Callable[[Pictures], Files]] = {"webdataset": _tars, "parquet": _parquets}
 """By --layout: the files of the view of a job's finished images."""
+SUFFIXES = {"webdataset": "tar", "parquet": "parquet"}
+"""Of the shards of each."""

@@ -110,12 +110,7 @@ class LedgerIndex:
         Args:
             among: which rows are looked at; None: all.
         """
-        order = self.ids.order if among is None else self.ids.order[among[self.ids.order]]
-        codes = self.ids.codes[order]
-        is_last = np.ones(len(order), dtype=bool)
-        is_last[:-1] = codes[1:] != codes[:-1]
-        found: Ints = order[is_last]
-        return found
+        return self.ids.last(among)
 
     def same_as(self, row: int, rows: Ints) -> int:
         """Return which of some rows, which are in the order of index and sample, is of the same image as this one."""
@@ -311,6 +306,19 @@ class Ids:
         """All of them."""
         self.order: Ints = rows if is_sorted else np.argsort(self.codes, kind="stable").astype(rows.dtype)
         """The rows in that order; of rows with one id the last one comes last."""
+
+    def last(self, among: Bools | None = None) -> Ints:
+        """Return of each id the last row, in the order of index and sample.
+
+        Args:
+            among: which rows are looked at; None: all.
+        """
+        order = self.order if among is None else self.order[among[self.order]]
+        codes = self.codes[order]
+        is_last = np.ones(len(order), dtype=bool)
+        is_last[:-1] = codes[1:] != codes[:-1]
+        found: Ints = order[is_last]
+        return found
 
     def find(self, index: Ints, sample: Ints, among: Ints) -> Ints:
         """Return where among some codes, which are in order, those of these ids stand; -1 for one that is not there."""

@@ -16,7 +16,9 @@ import re
 import shutil
 import threading
 from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path, PurePosixPath
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
 
 from dglaunch import strict_json
 from dglaunch.atomic import TEMPORARY, atomic_write
@@ -52,8 +54,7 @@ def path_inside(name: object) -> str | None:
     """Return a file name that a ledger or a page may show, if it is one and stays in its folder."""
     if not isinstance(name, str) or not name or "\0" in name:
         return None
-    path = PurePosixPath(name)
-    return None if path.is_absolute() or ".." in path.parts else name
+    return None if name.startswith("/") or ".." in name.split("/") else name
 
 
 # -- whose is it? -------------------------------------------------------------------------------------------------
@@ -258,6 +259,14 @@ def refuse_inputs_as_outputs(
         )
 
 
+class Made(NamedTuple):
+    """A file that dglaunch has put somewhere."""
+
+    sha256: str
+    of: str = ""
+    """A hash of all that decides its bytes, if there is more to it than its name."""
+
+
 class Mark:
     """The mark of a folder that dglaunch fills: the names and hashes of all files that it has put there.
 
@@ -276,9 +285,11 @@ class Mark:
         """
         self._filled = filled
         self._path = filled.with_name(f"{MARK}{filled.name}")
+        self._folder = folder
         self._written, self._is_torn = _read_mark(self._path)
         self._names = {name for name, _ in self._written}
-        self._images = {(info.st_dev, info.st_ino) for info in folder.regular_files().values()}
+        self._hashes = {(name, made.sha256) for name, made in self._written}
+        self._by_content = {(name, made.of): made.sha256 for name, made in self._written if made.of}
         self._lines: io.FileIO | None = None
         self._turn = threading.Lock()
 
@@ -290,6 +301,15 @@ class Mark:
         """Return whether dglaunch has put a file of this name there."""
         return name in self._names
 
+    def written_of(self, name: str, of: str) -> str | None:
+        """Return the hash of a file that was put there and made of this, if one was."""
+        return self._by_content.get((name, of))
+
+    @cached_property
+    def _images(self) -> set[tuple[int, int]]:
+        """What the system knows the files of the output folder by."""
+        return {(info.st_dev, info.st_ino) for info in self._folder.regular_files().values()}
+
     def may_replace(self, name: str) -> bool:
         """Return whether nothing is lost with what has this name: there is none, or it is one more link to a file of the
         output folder, or as dglaunch wrote it."""
@@ -299,35 +319,35 @@ class Mark:
         if not is_regular(path):
             return False
         info = path.lstat()
-        is_link = (info.st_dev, info.st_ino) in self._images
-        return is_link or (name in self._names and (name, digest_of(path)) in self._written)
+        is_link = info.st_nlink > 1 and (info.st_dev, info.st_ino) in self._images
+        return is_link or (name in self._names and (name, digest_of(path)) in self._hashes)
 
-    def add(self, name: str, sha256: str) -> None:
+    def add(self, name: str, made: Made) -> None:
         """Note a file before it takes its place; several threads may do so.
 
         Raises:
             OSError: the mark cannot be written.
         """
-        if (name, sha256) in self._written:
+        if (name, made) in self._written:
             return
         with self._turn:
             if self._lines is None:
                 self._lines = open_for_appending(self._path)
                 self._lines.write(b"\n" if self._is_torn else b"")
-            append_line(self._lines, {"file_name": name, "sha256": sha256})
+            append_line(self._lines, {"file_name": name, "sha256": made.sha256, **({"of": made.of} if made.of else {})})
 
     def close(self) -> None:
         if self._lines is not None:
             self._lines.close()
 
 
-def _read_mark(path: Path) -> tuple[set[tuple[str, str]], bool]:
+def _read_mark(path: Path) -> tuple[set[tuple[str, Made]], bool]:
     """The names and hashes of a mark, and whether its last line was cut by a kill. Anyone may have written it.
 
     Raises:
         UserError: it cannot be read, or is none.
     """
-    written: set[tuple[str, str]] = set()
+    written: set[tuple[str, Made]] = set()
     raw = b"\n"
     for _, raw in raw_lines(path):
         try:
@@ -341,12 +361,13 @@ def _read_mark(path: Path) -> tuple[set[tuple[str, str]], bool]:
     return written, not raw.endswith(b"\n")
 
 
-def _entry(line: object) -> tuple[str, str] | None:
+def _entry(line: object) -> tuple[str, Made] | None:
     """The name and the hash in a line of a mark; None if it is a line of something else, such as a ledger."""
-    if not isinstance(line, dict) or line.keys() != {"file_name", "sha256"}:
+    if not isinstance(line, dict) or line.keys() - {"of"} != {"file_name", "sha256"}:
         return None
-    name, sha256 = path_inside(line["file_name"]), line["sha256"]
-    return (name, sha256) if name is not None and isinstance(sha256, str) and _HASH.fullmatch(sha256) else None
+    name, hashes = path_inside(line["file_name"]), [line["sha256"], *([line["of"]] if "of" in line else [])]
+    are_hashes = all(isinstance(each, str) and _HASH.fullmatch(each) for each in hashes)
+    return (name, Made(*hashes)) if name is not None and are_hashes else None
 
 
 def refuse_foreign_copies(folder: OutputFolder, copies: Mapping[str, str]) -> None:

@@ -58,6 +58,13 @@ def write(target: Path, images: Iterable[tuple[Record, bytes]]) -> None:
             out.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
+def writer_version() -> str:
+    """Return what decides, beside the images, the bytes of a shard."""
+    import pyarrow as pa
+
+    return str(pa.__version__)
+
+
 def _groups(images: Iterable[tuple[Record, bytes]]) -> Iterator[list[tuple[Record, bytes]]]:
     group: list[tuple[Record, bytes]] = []
     size = 0

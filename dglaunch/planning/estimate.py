@@ -16,6 +16,9 @@ from dglaunch.system import Machine
 FULL_TOKENS = 8192
 """Image tokens in one forward pass of a GPU beyond which a larger batch gains next to nothing: at 1024x1024 (4096
 tokens) a 12-20B model is compute-bound at batch 1 and batching gains 1-2 %, at 512x512 and below up to 3x."""
+MASKED_TOKENS = 4096
+"""The same for families whose attention is masked where prompts differ in length: at 1024x1024 a batch of two Qwen-Images took a third
+longer an image than one by one (an H100, kernels_bench/results/true_size.jsonl)."""
 MAX_AUTO = 32
 UNET_WIDTH = 1280
 """Of SDXL's widest level; U-Nets do not say theirs as transformers do."""
@@ -271,12 +274,14 @@ def _by_tokens(checkpoint: Checkpoint, topology: Topology, shape: Shape, inputs:
     """So many images that their tokens keep a GPU full."""
     tokens = checkpoint.image_tokens(shape) + inputs
     share = max(tokens // topology.sequence_degree, 1)
-    wanted = min(max(FULL_TOKENS // share, 1), MAX_AUTO)
+    full = MASKED_TOKENS if checkpoint.family.masks_lengths else FULL_TOKENS
+    wanted = min(max(full // share, 1), MAX_AUTO)
     with_inputs = " with its input images" if inputs else ""
     if wanted == MAX_AUTO:
         return BatchSize(wanted, f"{shape} is {tokens} tokens{with_inputs}: small, so the largest that auto takes")
     divided = f", {share} on each of {topology.sequence_degree} ranks" if topology.sequence_degree > 1 else ""
-    return BatchSize(wanted, f"{shape} is {tokens} tokens{with_inputs}{divided}; {FULL_TOKENS} keep a GPU full")
+    masked = ", as prompts of different lengths mask the attention" if checkpoint.family.masks_lengths else ""
+    return BatchSize(wanted, f"{shape} is {tokens} tokens{with_inputs}{divided}; {full} keep a GPU full{masked}")
 
 
 def bottleneck(checkpoint: Checkpoint, topology: Topology, plan: Plan, seconds: float) -> str | None:

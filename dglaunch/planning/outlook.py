@@ -455,7 +455,8 @@ class _Looking:
             )
             yield f"--encode ahead: {texts / GIB:.1f} GiB less while it denoises, and each prompt encoded once"
         room = self.job.machine.memory
-        if outlook.memory is not None and room is not None and self.job.checkpoint.family.batch:
+        family = self.job.checkpoint.family
+        if outlook.memory is not None and room is not None and family.batch and not family.masks_lengths:
             more = min(2 * images, outlook.memory.most_images(room * SPARE))
             enough = self.schedule.plan.num_tasks >= more * self.job.topology.num_replicas
             larger = self.seconds(self.largest[0], more) if enough and more > images else None

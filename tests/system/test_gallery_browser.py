@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dglaunch.output import gallery
+from dglaunch.output import gallery, gallery_rows
 from support import browser
-from support.gallery_folder import BIG_SEED, EVIL, fill, line, paint
+from support.gallery_folder import BIG_SEED, EVIL, failure, fill, line, paint
+from support.gallery_rows import row_files
 from support.results import write_jsonl
 
 pytestmark = pytest.mark.skipif(browser.missing() is not None, reason=str(browser.missing()))
@@ -236,6 +237,69 @@ def test_ten_thousand_rows_are_there_in_two_seconds(tab: browser.Browser, tmp_pa
     tab.press("Escape", "End")
     assert tab.js(FOCUSED) == "9999"
     assert len(tab.js(ROWS)) < 200
+
+
+def test_a_large_job_whose_rows_lie_in_files(
+    tab: browser.Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gallery_rows, "MOST_IN_PAGE", 10)
+    monkeypatch.setattr(gallery_rows, "ROWS_OF_FILE", 4)
+    out = tmp_path / "odd place #1 'quoted' & ünï"
+    rows = [
+        line(2 * n, prompt=f"{'wolf' if n % 50 == 7 else 'fox'} {99 - n}", seed=1000 + n, rank=n // 50)
+        for n in range(97)
+    ]
+    rows[1] |= {"prompt": EVIL, "__proto__": {"hacked": 1}, "it's": "'); window.hacked = 4; ('"}
+    paint(out / rows[0]["file_name"], "red")
+    for row in rows[1:]:
+        (out / row["file_name"]).hardlink_to(out / rows[0]["file_name"])
+    write_jsonl(out / "metadata.jsonl", rows)
+    write_jsonl(out / "failures.jsonl", [failure(500, prompt="a wolf that failed", seed=5000)])
+    page = gallery.write_page(out)
+    tab.open(page)
+    tab.until(READY)
+    tab.until(f"!document.querySelector('.waiting') && {LOADED.format('#grid')}")
+    count = "document.getElementById('count').textContent"
+    assert tab.js(f"return {count}") == "98 images, 1 failed"
+    assert tab.js("return document.querySelectorAll('li .text')[1].textContent") == EVIL
+    assert tab.js("return [window.hacked ?? null, ({}).hacked ?? null]") == [None, None]
+    for made in ("made.textContent = 'window.hacked = 3'", "made.src = 'data:text/javascript,window.hacked = 5'"):
+        refused = f"const made = document.createElement('script'); try {{ {made} }} catch (e) {{ return e.name }}"
+        assert tab.js(refused + "document.body.append(made)") == "TypeError", "the policy lets no other script run"
+    assert tab.js("return window.hacked ?? null") is None
+    tab.complaints()
+    in_order = ROWS.replace("]", "].sort((a, b) => a.ariaPosInSet - b.ariaPosInSet)", 1)
+    for state, found, text in (
+        ("query=wolf", [7, 57, 97], "3 of 98 images, 1 failed"),
+        ("query=wolf&descending=1", [97, 57, 7], "3 of 98 images, 1 failed"),
+        ("query=wolf&sort=prompt", [97, 57, 7], "3 of 98 images, 1 failed"),
+        ("query=wolf&sort=seed&descending=1", [97, 57, 7], "3 of 98 images, 1 failed"),
+        ("status=failed", [97], "1 of 98 images, 1 failed"),
+        ("seed=1009-1010,%205000", [9, 10, 97], "3 of 98 images, 1 failed"),
+        ("rank=1&query=wolf", [57], "1 of 98 images"),
+        ("query=no%20such", [], "0 of 98 images"),
+    ):
+        tab.open(page, state)
+        tab.until(f"{READY} && {count} === '{text}' && !document.querySelector('.waiting')")
+        assert tab.js(in_order) == found, state
+    tab.open(page, "query=wolf&open=57")
+    tab.until(f"(() => {{ {TITLE} }})() === '000114.png'")
+    tab.press("Left")
+    tab.until(f"(() => {{ {TITLE} }})() === '000014.png'")
+    tab.open(page)
+    tab.until(READY)
+    tab.js("document.getElementById('goto').value = '121'; document.getElementById('goto').onchange()")
+    tab.until(f"(() => {{ {FOCUSED} }})() === '61'")  # of index 122, as there is no 121
+    tab.press("End")
+    tab.until(f"(() => {{ {FOCUSED} }})() === '97' && !document.querySelector('.waiting')")
+    tab.press("Enter")
+    tab.until(f"(() => {{ {TITLE} }})() === 'index 500, failed'")
+    assert tab.complaints() == []
+    (row_files(page)[0]).unlink()
+    tab.open(page)
+    tab.until("document.querySelector('.missing')?.textContent.includes('is not along with this page')")
+    tab.press("/", "f", "o", "x")
+    tab.until(f"{count}.includes('1 files of rows are not along with this page and were not searched')")
 
 
 def test_a_page_sent_without_its_folder_shows_the_thumbnails(tab: browser.Browser, out: Path, tmp_path: Path) -> None:

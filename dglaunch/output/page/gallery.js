@@ -2,21 +2,30 @@
 // seed, score, sort, descending, layout, across, open (position of a row in the data).
 "use strict";
 const CAPTION = 56; // pixels under a picture
-const value = (name, row) => column(data.columns[name], row);
-const failed = (row) => data.files[row] === null;
-const address = (row) => (failed(row) ? null : data.base + encoded(data.files[row]));
-const small = (row) => data.thumbnails?.[row] ?? address(row);
-const title = (row) => data.files[row] ?? `index ${value("index", row)}, failed`;
+const fileName = (row) => besides("files", row);
+const failed = (row) => fileName(row) === null;
+const address = (row) => (failed(row) ? null : data.base + encoded(fileName(row)));
+const small = (row) => besides("thumbnails", row) ?? address(row);
+const title = (row) => fileName(row) ?? (isLost(row) ? `row ${row}` : `index ${value("index", row)}, failed`);
+const trouble = (row) => (isLost(row) ? `${addressOf(fileOf(row))} is not along with this page` : value("error", row) ?? "failed");
 
 // -- search, filter, sort ------------------------------------------------------------------------------------------
 
-const texts = [], seeds = [];
-for (let row = 0; row < data.count; row++) {
+function textAt(row) {
   const parts = ["prompt", "rewritten_prompt", "negative_prompt", "error"].map((name) => value(name, row) ?? "");
-  texts.push([data.files[row] ?? "", ...parts].join("\n").toLowerCase());
-  const seed = value("seed", row);
-  seeds.push(/^\d+$/.test(seed) ? BigInt(seed) : null); // up to 2^63: more than a number holds
+  return [fileName(row) ?? "", ...parts].join("\n").toLowerCase();
 }
+function seedAt(row) {
+  const seed = value("seed", row);
+  return /^\d+$/.test(seed) ? BigInt(seed) : null; // up to 2^63: more than a number holds
+}
+const texts = [], seeds = [];
+if (!data.rows) for (let row = 0; row < data.count; row++) {
+  texts.push(textAt(row));
+  seeds.push(seedAt(row));
+}
+const textOf = (row) => texts[row] ?? textAt(row);
+const seedOf = (row) => (data.rows ? seedAt(row) : seeds[row]);
 let fitting = new Set(); // of them, those that fit the search; a grid is shown whole
 
 function seedRanges(text) {
@@ -49,18 +58,18 @@ function tests() {
   $("score").setAttribute("aria-invalid", String(limits === null));
   $("seed").setAttribute("aria-invalid", String(ranges === null));
   const found = [];
-  if (words.length) found.push((row) => words.every((word) => texts[row].includes(word)));
+  if (words.length) found.push((row) => { const text = textOf(row); return words.every((word) => text.includes(word)); });
   if (status) found.push((row) => failed(row) === (status === "failed"));
   if (rank) found.push((row) => String(value("rank", row)) === rank);
   if (ranges?.length)
-    found.push((row) => seeds[row] !== null && ranges.some(([low, high]) => low <= seeds[row] && seeds[row] <= high));
+    found.push((row) => { const seed = seedOf(row); return seed !== null && ranges.some(([low, high]) => low <= seed && seed <= high); });
   return [...found, ...(limits ?? [])];
 }
 
 const number = (name) => (row) => value(name, row) ?? Infinity;
 const ORDER = { // the value that each order compares; rows stay in the order of their index otherwise
   prompt: (row) => value("prompt", row) ?? "",
-  seed: (row) => seeds[row] ?? -1n,
+  seed: (row) => seedOf(row) ?? -1n,
   rank: number("rank"),
   status: (row) => (failed(row) ? 0 : 1),
   seconds: number("seconds"),
@@ -74,6 +83,7 @@ function sorted(rows) {
 }
 
 function apply() {
+  if (data.rows) return seek();
   const start = performance.now();
   const conditions = tests(), rows = [];
   for (let row = 0; row < data.count; row++) if (conditions.every((test) => test(row))) rows.push(row);
@@ -90,6 +100,7 @@ function apply() {
   draw();
   root.dataset.shown = rows.length;
   root.dataset.filterMs = (performance.now() - start).toFixed(1);
+  return null;
 }
 
 // -- the images: only those in sight exist -------------------------------------------------------------------------
@@ -113,29 +124,41 @@ function draw() {
   const reachable = list.items.has(itemOf(active)) ? active : gridded() ? [...blocks[first]?.values() ?? [0]][0] : first;
   for (const item of list.items.values())
     for (const one of item.querySelectorAll(".tile")) one.tabIndex = Number(one.dataset.position) === reachable ? 0 : -1;
+  if (data.rows) bring([...new Set(waitingTiles().map((tile) => fileOf(rowOf(tile))))]);
+}
+
+const rowOf = (tile) => shown[Number(tile.dataset.position)];
+const waitingTiles = () => [...list.items.values()].flatMap((item) => [...item.querySelectorAll(".waiting")]);
+
+function fillWaiting() { // the tiles whose rows have come
+  for (const tile of waitingTiles()) if (isHere(rowOf(tile))) fill(tile, rowOf(tile));
 }
 
 function button(position) {
-  const row = shown[position], bad = failed(row);
-  const picture = make("span", { className: "picture" });
-  if (bad) missing(picture, value("error", row) ?? "failed");
+  const found = make("button", { type: "button", className: "tile waiting" }), row = shown[position];
+  found.onclick = () => { active = position; open(position); };
+  found.onfocus = () => { active = position; };
+  found.dataset.position = position;
+  if (isHere(row)) fill(found, row);
+  return found;
+}
+
+function fill(found, row) {
+  const picture = make("span", { className: "picture" }), bad = failed(row);
+  if (bad) missing(picture, trouble(row));
   else tileImage(picture, small(row));
   const name = make("span", { className: "name" }, make("span", { textContent: title(row) }),
     make("span", { textContent: noted(row) }));
   const text = make("span", { className: "text", textContent: value("prompt", row) ?? "", dir: "auto" });
-  const classes = ["tile", ...(bad ? ["failed"] : []), ...(fitting.has(row) ? [] : ["faded"])];
-  const found = make("button", { type: "button", className: classes.join(" "), title: value("prompt", row) ?? "" },
-    picture, make("span", { className: "caption" }, name, text));
-  found.onclick = () => { active = position; open(position); };
-  found.onfocus = () => { active = position; };
-  found.dataset.position = position;
-  return found;
+  const classes = ["tile", ...(bad ? ["failed"] : []), ...(gridded() && !fitting.has(row) ? ["faded"] : [])];
+  Object.assign(found, { className: classes.join(" "), title: value("prompt", row) ?? "" });
+  found.replaceChildren(picture, make("span", { className: "caption" }, name, text));
 }
 
 function noted(row) { // the score that the images are sorted by, or the first; else whether it is an edit
   const name = data.scores.includes($("sort").value) ? $("sort").value : data.scores[0];
   const score = name && value(name, row);
-  return typeof score === "number" ? score.toPrecision(3) : column(data.inputs, row)?.length ? "edit" : "";
+  return typeof score === "number" ? score.toPrecision(3) : besides("inputs", row)?.length ? "edit" : "";
 }
 
 function tile(position) {
@@ -165,18 +188,20 @@ const NAMES = { num_inference_steps: "steps", guidance_scale: "guidance", negati
 
 function open(position) {
   if (position < 0 || position >= shown.length) return;
-  opened = active = position;
   const row = shown[position], bad = failed(row);
+  if (!isHere(row)) return whenHere(row, () => open(position));
+  if (data.rows) pinned = fileOf(row);
+  opened = active = position;
   $("view-title").textContent = title(row);
   $("error").hidden = !bad;
-  $("error").textContent = bad ? value("error", row) ?? "failed" : "";
+  $("error").textContent = bad ? trouble(row) : "";
   $("prompt").textContent = value("prompt", row) ?? "";
   $("file").hidden = $("copy-replay").hidden = bad;
   $("along").hidden = true;
   if (!bad) $("file").href = address(row);
   $("previous").disabled = position === 0;
   $("next").disabled = position === shown.length - 1;
-  const names = [...FIRST, ...Object.keys(data.columns).filter((name) => !FIRST.includes(name))];
+  const names = [...FIRST, ...Object.keys(partOf(row).columns).filter((name) => !FIRST.includes(name))];
   const hidden = ["prompt", "instruction", ...(bad ? ["error"] : [])];
   $("pairs").replaceChildren(...names.filter((name) => !hidden.includes(name) && value(name, row) !== null).flatMap((name) => [
     make("dt", { textContent: NAMES[name] ?? name }), make("dd", { textContent: plain(value(name, row)), dir: "auto" }),
@@ -192,7 +217,7 @@ function stage(row) {
   const result = picture(row, frame);
   const width = value("width", row), height = value("height", row);
   if (width > 0 && height > 0) frame.style.setProperty("--ratio", width / height);
-  const befores = column(data.inputs, row) ?? [];
+  const befores = besides("inputs", row) ?? [];
   if (befores.length) beforeAndAfter(row, frame, result, befores);
   else frame.append(result);
   return frame;
@@ -201,7 +226,7 @@ function stage(row) {
 function picture(row, frame) {
   const image = make("img", { className: "after", alt: value("prompt", row) ?? title(row) });
   image.onerror = () => {
-    const copy = data.thumbnails?.[row];
+    const copy = besides("thumbnails", row);
     image.onerror = null;
     $("file").hidden = true;
     $("along").hidden = !copy;
@@ -220,7 +245,7 @@ function beforeAndAfter(row, frame, result, befores) {
   const label = "Before and after: where the result begins, in per cent of the width";
   const parts = slider(frame, before, result, ["before", "after"], label);
   before.onerror = () => {
-    const copy = column(data.input_thumbnails, row);
+    const copy = besides("input_thumbnails", row);
     if (copy && before.src !== copy) before.src = copy;
     else {
       before.remove();
@@ -233,7 +258,7 @@ function beforeAndAfter(row, frame, result, befores) {
     make("button", { type: "button", textContent: `input ${n + 1}`, onclick: () => { before.src = source; } }))));
 }
 
-const replayCommand = (row) => `dglaunch replay ${quoted(`${data.folder}/${data.files[row]}`)}`;
+const replayCommand = (row) => `dglaunch replay ${quoted(`${data.folder}/${fileName(row)}`)}`;
 
 // -- the state in the address --------------------------------------------------------------------------------------
 
@@ -241,7 +266,14 @@ const FIELDS = { query: "", status: "", rank: "", seed: "", score: "", sort: "in
 
 // -- events --------------------------------------------------------------------------------------------------------
 
-for (const name of Object.keys(FIELDS)) $(name).addEventListener("input", changed);
+const PAUSE_MS = 300; // of typing, before all files are gone through
+let pausing = 0;
+function asked() {
+  clearTimeout(pausing);
+  if (data.rows) pausing = setTimeout(changed, PAUSE_MS);
+  else changed();
+}
+for (const name of Object.keys(FIELDS)) $(name).addEventListener("input", asked);
 $("reset").onclick = () => { for (const name of ["query", "status", "rank", "seed", "score"]) $(name).value = FIELDS[name]; changed(); $("query").focus(); };
 $("copy-prompt").onclick = (event) => copy(event.target, $("prompt").textContent);
 $("copy-replay").onclick = (event) => copy(event.target, replayCommand(shown[opened]));
@@ -270,7 +302,7 @@ addEventListener("keydown", (event) => {
   }
 });
 
-const ranks = new Set(Array.from({ length: data.count }, (_, row) => value("rank", row)));
+const ranks = new Set(data.rows ? data.rows.ranks.flatMap((some) => some ?? []) : Array.from({ length: data.count }, (_, row) => value("rank", row)));
 for (const rank of [...ranks].filter((rank) => rank !== null).sort((a, b) => a - b)) $("rank").append(make("option", { value: rank, textContent: rank }));
 for (const name of data.scores) $("sort").append(make("option", { value: name, textContent: name.replace("_", " ") }));
 $("score-label").hidden = !data.scores.length;

@@ -18,10 +18,11 @@ const make = (tag, options = {}, ...children) => {
 const wordsOf = (text) => text.toLowerCase().match(/"[^"]+"|[^\s"]+/g)?.map((word) => word.replaceAll('"', "")) ?? [];
 const collator = new Intl.Collator(undefined, { numeric: true });
 
+const compareKeys = (a, b) => (typeof a === "string" ? collator.compare(a, b) : a < b ? -1 : a > b ? 1 : 0);
+
 function sortedBy(rows, key) { // rows with equal keys stay in their order
   const keys = new Map(rows.map((row) => [row, key(row)]));
-  const compare = (a, b) => (typeof a === "string" ? collator.compare(a, b) : a < b ? -1 : a > b ? 1 : 0);
-  return rows.sort((one, other) => compare(keys.get(one), keys.get(other)));
+  return rows.sort((one, other) => compareKeys(keys.get(one), keys.get(other)));
 }
 
 // -- a list of which only what is in sight exists ------------------------------------------------------------------
@@ -159,10 +160,14 @@ function restore() {
     if ($(name).selectedIndex === -1) $(name).value = unset;
   }
   direct(state.get("descending") === "1");
-  apply();
-  const position = state.has("open") ? shown.indexOf(Number(state.get("open"))) : -1;
-  if (position >= 0) open(position);
-  else if ($("view").open) $("view").close();
+  const reopen = () => {
+    const position = state.has("open") ? shown.indexOf(Number(state.get("open"))) : -1;
+    if (position >= 0) open(position);
+    else if ($("view").open) $("view").close();
+  };
+  const found = apply(); // of a large job a promise
+  if (found) found.then(reopen);
+  else reopen();
 }
 
 const changed = () => { apply(); remember(); };

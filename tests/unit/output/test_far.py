@@ -155,6 +155,29 @@ def test_what_a_dead_machine_has_left_is_gone_on_with(server: S3Server, tmp_path
     assert job.get("000001.png") == before and not any(name.startswith(far.OWN) for name in job.objects())
 
 
+def test_images_without_lines_are_as_many_as_a_start_looks_at(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that is slow to take lines holds up the images: were it killed, a start would look at each that has no line."""
+    monkeypatch.setattr(far, "MOST_AHEAD", 4)
+    monkeypatch.setattr(far, "LINES_S", 0.1)
+    job = Job(server, "ahead", tmp_path, count=60)
+    server.faults.only, server.faults.delay = far.LINES, 0.5
+    assert job.start().code == 0
+    puts = [path for method, path in server.requests if method == "PUT"]
+    lines = [number for number, path in enumerate(puts) if far.LINES in path]
+    assert lines and sum(path.endswith(".png") for path in puts[: lines[1]]) < 30
+
+
+@pytest.mark.slow
+def test_many_images_whose_lines_were_lost(server: S3Server, tmp_path: Path) -> None:
+    job = Job(server, "many-unnamed", tmp_path, count=400)
+    assert job.start().code == 0
+    server.delete(job.bucket, "some run/metadata.jsonl")
+    again = job.start()
+    assert again.code == 0 and job.command("verify").code == 0, again.output
+
+
 def test_two_jobs_on_one_prefix(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "DEAD_S", 60.0)
     monkeypatch.setattr(lease, "POLL_S", 0.05)

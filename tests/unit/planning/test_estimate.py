@@ -1,5 +1,6 @@
 """What the plan says that a run will cost."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.models.families import FAMILIES, OTHER
 from dglaunch.planning.batches import build
 from dglaunch.planning.estimate import TAKEN_IN_MPIXELS, bottleneck
+from support.commands import dglaunch
 
 
 def tasks(count: int) -> list[Task]:
@@ -64,3 +66,15 @@ def test_ranks_that_share_the_weights_hold_parts(way: Any, transformer: float, t
     assert held["transformer"] == pytest.approx(transformer, abs=0.1)
     assert gathered_a_step(whole, config, place) == (45 * 10**9 if way == "fsdp" else 0)
     assert on_each_rank(whole, checkpoint, T2IConfig(prompt="x"), Topology()) == whole
+
+
+@pytest.mark.parametrize(
+    ("model", "side", "images"),
+    [("black-forest-labs/FLUX.1-dev", 1024, 2), ("Qwen/Qwen-Image", 1024, 1), ("black-forest-labs/FLUX.1-dev", 512, 8), ("Qwen/Qwen-Image", 512, 4)],
+)  # fmt: skip
+def test_auto_takes_as_many_as_gain_something(tmp_path: Path, model: str, side: int, images: int) -> None:
+    """A batch of Qwen-Image masks the attention where prompts differ in length, and then costs more than it gains."""
+    words = ["--model_name", model, "--height", side, "--width", side, "--prompt", "x", "--num_images_per_prompt", 16]
+    told = dglaunch("plan", "t2i", *words, "--gpu", "H200", "--output_dir", tmp_path / "out")
+    assert f"batch_size {side}x{side} {images}:" in told.output
+    assert ("advice: --batch_size" not in told.output) or "FLUX" in model
