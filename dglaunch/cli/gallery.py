@@ -23,6 +23,7 @@ from dglaunch.output.page_parts import write_pieces
 from dglaunch.output.serving import Page, Server, StopServing
 from dglaunch.output.shards import has_shards
 from dglaunch.output.sorted_lines import SortedLines
+from dglaunch.storage.working import address_of
 from dglaunch.system import are_loopback
 from dglaunch.terminal import Terminal, progress
 
@@ -115,8 +116,8 @@ def _show(folder: Path, output: Path | None, thumbnails: int, contact_sheet: Pat
             terminal.print(f"The rows lie in {folder_of(page)}: the page needs it beside itself.")
         if not thumbnails and has_shards(folder):
             terminal.print(
-                f"The images are in shards, so the page has small copies of them (of at most {MOST_COPIES:,}); --serve shows "
-                "them whole."
+                f"The images are in shards, so the page has small copies of them (of at most {MOST_COPIES:,})"
+                + ("." if address_of(folder) else "; --serve shows them whole.")
             )
     if contact_sheet is not None:
         shown = write_contact_sheet(folder, contact_sheet, rows)

@@ -32,7 +32,7 @@ def verify(folder: Path, /, repair: bool = False) -> int:
             "verify --repair does not go with an object store. Remove what is wrong with the cloud's own tool, and start the "
             "job's command again: it makes what is not there."
         )
-    output_folder = OutputFolder(opened_to_read(folder))
+    output_folder = OutputFolder(opened_to_read(folder, with_open_shards=True))
     output_folder.require_results()
     with output_folder.keep_runs_out(changes=repair):
         found = inspect(output_folder)

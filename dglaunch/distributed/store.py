@@ -8,10 +8,11 @@ each attempt, and hands it out against numbers that each process draws for itsel
 
 import os
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 POLL_S = 0.02
+HEARD_EVERY_S = 5.0
+"""A rank that others wait for is heard of so often."""
 CONNECT_TIMEOUT = timedelta(seconds=20)
 LOOPBACK = "127.0.0.1"
 LOOPBACK_INTERFACES = ("lo", "lo0")
@@ -145,6 +148,9 @@ def _hand_out(store: "Store", world_size: int, timeout: timedelta) -> str:
 def hand_on(topology: Topology, read: Callable[[], bytes], timeout: timedelta) -> bytes:
     """What rank 0 reads, on every rank, before there are groups. The others wait for as long as it reads.
 
+    Args:
+        timeout: for which a rank waits for another that is not heard of.
+
     Raises:
         UserError: rank 0 cannot read it.
         LostPeer: a rank has died.
@@ -153,9 +159,8 @@ def hand_on(topology: Topology, read: Callable[[], bytes], timeout: timedelta) -
         store = connect(topology, timeout)
         shared = part(store, f"{agree_on_attempt(topology, store, timeout)}/read")
         if topology.is_main:
-            return _give(shared, read, topology.world_size - 1)
-        while not shared.check(["pieces"]):
-            time.sleep(POLL_S)
+            return _give(shared, read, topology.world_size - 1, timeout)
+        _wait_for(shared, "pieces", timeout)
         pieces = int(shared.get("pieces"))
         data = b"".join(shared.get(str(number)) for number in range(pieces))
         shared.add("taken", 1)
@@ -183,7 +188,7 @@ def any_rank(topology: Topology, says_so: bool, timeout: timedelta) -> bool:
     return found
 
 
-def _until_all(shared: "Store", key: str, count: int, timeout: timedelta = timedelta.max) -> None:
+def _until_all(shared: "Store", key: str, count: int, timeout: timedelta) -> None:
     begun = time.monotonic()
     while shared.add(key, 0) < count:
         if time.monotonic() - begun > timeout.total_seconds():
@@ -191,10 +196,41 @@ def _until_all(shared: "Store", key: str, count: int, timeout: timedelta = timed
         time.sleep(POLL_S)
 
 
-def _give(shared: "Store", read: Callable[[], bytes], others: int) -> bytes:
+@contextmanager
+def _at_work(shared: "Store") -> Iterator[None]:
+    """Let those that wait for this rank hear of it as long as the block takes."""
+    ended = threading.Event()
+
+    def say_so() -> None:
+        with suppress(RuntimeError):  # the store is gone: the block, or what comes after it, will say so
+            while not ended.wait(HEARD_EVERY_S):
+                shared.add("at work", 1)
+
+    thread = threading.Thread(target=say_so, name="tell others of this rank", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _wait_for(shared: "Store", key: str, timeout: timedelta) -> None:
+    """Wait for what another rank sets in the end, as long as it is heard of."""
+    heard, since = 0, time.monotonic()
+    while not shared.check([key]):
+        time.sleep(POLL_S)
+        if (now := shared.add("at work", 0)) != heard:
+            heard, since = now, time.monotonic()
+        if time.monotonic() - since > timeout.total_seconds():
+            raise RuntimeError(f"the rank that reads was not heard of for {timeout.total_seconds():.0f} s")
+
+
+def _give(shared: "Store", read: Callable[[], bytes], others: int, timeout: timedelta) -> bytes:
     """Read on rank 0, and stay until the others have it: the store may be this process's, and its memory is limited."""
     try:
-        data = read()
+        with _at_work(shared):
+            data = read()
     except BaseException:
         shared.set("pieces", "-1")
         raise
@@ -202,7 +238,7 @@ def _give(shared: "Store", read: Callable[[], bytes], others: int) -> bytes:
     for number, piece in enumerate(pieces):
         shared.set(str(number), piece)  # type: ignore[arg-type]  # it takes bytes, too
     shared.set("pieces", str(len(pieces)))
-    _until_all(shared, "taken", others)
+    _until_all(shared, "taken", others, timeout)
     for number in range(len(pieces)):
         shared.delete_key(str(number))
     return data
@@ -213,6 +249,9 @@ def made_on_node(topology: Topology, make: Callable[[], str], timeout: timedelta
     """Yield on each rank of a node what its first rank makes, before there are groups. The others wait for as long as that
     takes, and the first rank stays until they are through the block.
 
+    Args:
+        timeout: for which a rank waits for another that is not heard of.
+
     Raises:
         UserError: the first rank cannot make it.
         LostPeer: a rank has died.
@@ -221,27 +260,28 @@ def made_on_node(topology: Topology, make: Callable[[], str], timeout: timedelta
         store = connect(topology, timeout)
         name = f"{agree_on_attempt(topology, store, timeout)}/node{topology.rank - topology.local_rank}"
         shared = part(store, name)
-        made = _made_first(shared, make) if topology.local_rank == 0 else _waited_for(shared)
+        made = _made_first(shared, make) if topology.local_rank == 0 else _waited_for(shared, timeout)
     yield made
     with connected():
         shared.add("taken", 1)
-        while topology.local_rank == 0 and shared.add("taken", 0) < topology.local_world_size:
-            time.sleep(POLL_S)
+        if topology.local_rank == 0:
+            _until_all(shared, "taken", topology.local_world_size, timeout)
 
 
 def _made_first(shared: "Store", make: Callable[[], str]) -> str:
     try:
-        made = make()
+        with _at_work(shared):
+            made = make()
     except BaseException:
         shared.set("failed", "1")
+        shared.set("made", "")
         raise
     shared.set("made", made)
     return made
 
 
-def _waited_for(shared: "Store") -> str:
-    while not shared.check(["made"]):
-        if shared.check(["failed"]):
-            raise UserError("The first rank of this node cannot read its input.")
-        time.sleep(POLL_S)
+def _waited_for(shared: "Store", timeout: timedelta) -> str:
+    _wait_for(shared, "made", timeout)
+    if shared.check(["failed"]):
+        raise UserError("The first rank of this node cannot read its input.")
     return shared.get("made").decode()

@@ -19,8 +19,10 @@ MOST_JSON = 1 << 24
 """Bytes of a checkpoint's configuration."""
 USUAL_PARTS = re.compile(r"(transformer|unet|vae|text_encoder|tokenizer|scheduler)(_\d+)?")
 """Names of parts, whatever stands there. (text_encoder_select_layers is a setting of Krea 2.)"""
-PREPARING = ("tokenizer", "processor", "text_processor", "image_processor", "feature_extractor")
-"""How the names of parts begin that have neither weights nor a config.json."""
+PREPARING = re.compile(r"(.*_)?(tokenizer|processor|feature_extractor)(_\d+)?")
+"""Names of parts that have neither weights nor a config.json (pe_tokenizer is that of ERNIE-Image's rewriting)."""
+OWN_CONFIGS = ("scheduler", "guider")
+"""How the names of parts end whose configuration has their own name, and which have no weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +116,7 @@ def _is_name(item: object) -> bool:
 
 
 def _component(files: CheckpointFiles, name: str, library: str, class_name: str) -> Component:
-    if name.startswith(PREPARING):
+    if PREPARING.fullmatch(name):
         return Component(name=name, library=library, class_name=class_name, config={})
     file = config_file(name)
     config = files.json(file)
@@ -127,12 +129,13 @@ def _component(files: CheckpointFiles, name: str, library: str, class_name: str)
 
 def config_file(part: str) -> str:
     """Return the path of a part's configuration in its checkpoint."""
-    return f"{part}/{'scheduler_config' if part.endswith('scheduler') else 'config'}.json"
+    own = next((f"{word}_" for word in OWN_CONFIGS if part.endswith(word)), "")
+    return f"{part}/{own}config.json"
 
 
 def has_weights(part: str) -> bool:
     """Return whether a part of this name is a network."""
-    return not part.startswith(PREPARING) and not part.endswith(("scheduler", "guider"))
+    return PREPARING.fullmatch(part) is None and not part.endswith(OWN_CONFIGS)
 
 
 def read_json(file: Path) -> dict[str, object]:

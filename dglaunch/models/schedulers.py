@@ -67,8 +67,8 @@ class Calling:
 
     sigmas: bool = False
     """Whether it hands over sigmas from 1 to 1/steps, which not every scheduler takes."""
-    listed: bool = False
-    """Whether they come as a list, with which some schedulers cannot compute."""
+    form: Literal["array", "list", "tensor"] = "array"
+    """What they come as: with a list or a tensor some schedulers cannot compute."""
     but_flow_sigmas: bool = False
     """Whether it leaves that to a scheduler with use_flow_sigmas."""
     timesteps: bool = False
@@ -88,12 +88,16 @@ CALLINGS: dict[str, Calling] = {
     "FluxPipeline": _FLUX,
     "Flux2Pipeline": _FLUX,
     "Flux2KleinPipeline": _FLUX,
-    "ZImagePipeline": Calling(sigmas=True, listed=True, mu="always"),
+    "ZImagePipeline": Calling(sigmas=True, form="list", mu="always"),
     "CogView4Pipeline": _COGVIEW,
     "GlmImagePipeline": _COGVIEW,
     "StableDiffusion3Pipeline": Calling(mu="dynamic"),
     "HiDreamImagePipeline": Calling(mu="always"),
     "SanaPipeline": Calling(generator=True),
+    "PRXPipeline": Calling(),
+    "ErnieImagePipeline": Calling(sigmas=True, form="tensor"),
+    "HunyuanImagePipeline": Calling(sigmas=True),
+    "Ideogram4Pipeline": Calling(sigmas=True, form="list"),
 }
 """By the pipeline's class, what was read in diffusers 0.42 (the tests watch the calls). Others: as `_SIGMAS` if their
 checkpoint is of flow matching, else as `_DIFFUSION`."""

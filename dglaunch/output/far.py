@@ -17,10 +17,8 @@ looks at names and sizes works, and what reads pixels asks `read`.
 
 import os
 import re
-import threading
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -33,7 +31,9 @@ from dglaunch import strict_json
 from dglaunch.addresses import Address, path_or_address
 from dglaunch.data.task import Record
 from dglaunch.errors import UserError
-from dglaunch.output import segments
+from dglaunch.output import far_shards, segments, shards
+from dglaunch.output.far_lines import LEDGER, LINES, MARK, Lines, file_of, number_of, suffix_of
+from dglaunch.output.far_shards import FarShards
 from dglaunch.output.lines import FOLDER, IMAGE_SUFFIXES, file_name_of
 from dglaunch.storage import lease, retrying
 from dglaunch.storage.errors import REFUSED, StorageError
@@ -45,33 +45,21 @@ from dglaunch.storage.working import WorkingPath, address_of, working_folder
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 OWN = ".dglaunch"
-LINES, LEASES = f"{OWN}/lines/", f"{OWN}/leases/"
-"""Of objects that are in no working folder: lines of ledgers, and who writes."""
-MARK = "/00000000"
-"""How the name of an object of no lines ends, which says that there may be a ledger."""
+LEASES = f"{OWN}/leases/"
 PROBE = f"{OWN}/probe"
 ASIDE = f"{OWN}-aside/"
-LINES_S = 2.0
-"""Longest time from an image's object to that of its line: with what is on its way (storage/uploads.py) all that a loss of the
-machine costs."""
 OPENING_S = 30.0
 """How long a store is asked before a run has begun."""
-MOST_LINES = 500
-"""In an object of lines."""
 MOST_LINE_OBJECTS = 64
 """Before the whole ledger is put in their place."""
 MOST_FILE, MOST_IMAGE = 1 << 40, 1 << 30
-MOST_AHEAD = 1_000
-"""Lines of images that are there which may not be there themselves yet: a store that is slow to take them holds up the images."""
 MOST_LOOKED_AT = 20_000
 """Images without a line that are fetched to see whose they are: those of twenty writers that were killed at the worst moment."""
 KEPT = re.compile(
     r"(metadata|failures|run)(-node\d+of\d+)?(-rank\d+of\d+)?\.jsonl?|rewritten\.jsonl|gallery\.html", re.ASCII
 )
 """Files that are whole in the working folder, beside those whose names begin as OWN does."""
-LEDGER = re.compile(r"(?:metadata|failures|run)((?:-node\d+of\d+)?(?:-rank\d+of\d+)?)\.jsonl?", re.ASCII)
 _IMAGE_FOLDER = re.compile(FOLDER, re.ASCII)
-_LINES_OF = re.compile(re.escape(LINES) + r"([^/]+)/(\d{8})[^/]*", re.ASCII)
 BEGINS = b'{"file_name": "'
 _NAME_IN_LINE = re.compile(re.escape(BEGINS) + rb'([^"\\]+)"')
 
@@ -90,8 +78,11 @@ def far_of(path: Path) -> "FarFolder | None":
     return _folders[key]
 
 
-def opened_to_read(folder: Path, cache: Path = Path("~/.cache/dglaunch")) -> Path:
+def opened_to_read(folder: Path, with_open_shards: bool = False, cache: Path = Path("~/.cache/dglaunch")) -> Path:
     """Return a folder of results to look at: of an address a working folder, as the store is now.
+
+    Args:
+        with_open_shards: shards that are being filled are fetched, too.
 
     Raises:
         UserError: the store cannot be read.
@@ -105,7 +96,7 @@ def opened_to_read(folder: Path, cache: Path = Path("~/.cache/dglaunch")) -> Pat
         working = working_folder(address, cache)
         far = far_of(working)
         assert far is not None, "it was made just now"
-        far.pull()
+        far.pull(lambda suffix: with_open_shards)
     except OSError as error:
         raise UserError(f"{address} cannot be read: {error.strerror or error}.") from None
     return working
@@ -136,19 +127,24 @@ class FarFolder:
         """Of the files of the working folder that are in the store as they are here."""
         self._versions: dict[str, Version] = {}
         """Of the same: what the store called them when they were fetched."""
-        self._lines = _Lines(store)
+        self._lines = Lines(store)
+        self.shards = FarShards(folder, store, self._uploads, self._check)
         self._leases: list[Lease] = []
         self._part = ""
 
     # -- from there to here -------------------------------------------------------------------------------------------
 
-    def pull(self) -> None:
+    def pull(self, takes_over: Callable[[str], bool] = lambda suffix: False) -> None:
         """Make the working folder as the store is.
+
+        Args:
+            takes_over: of which parts of the job shards that were being filled are fetched.
 
         Raises:
             StorageError: the store cannot be read.
             OSError: the working folder cannot be written.
         """
+        self.shards.forget_believed()
         listed = {found.name: found for found in self.store.list() if _may_be_here(found.name)}
         lines = [name for name in listed if name.startswith(LINES)]
         files = {name: found for name, found in listed.items() if not name.startswith(f"{OWN}/")}
@@ -160,6 +156,7 @@ class FarFolder:
             if not _is_kept(name):
                 self._stub(name, found.size, found.modified)
         _in_threads(self._fetch, [found for found in kept if self._versions.get(found.name) != found.version])
+        self.shards.pull(listed.values(), takes_over)
         self._take_lines(lines)
         self._look_at_unnamed(files)
 
@@ -170,10 +167,10 @@ class FarFolder:
             suffixes: tells of which parts.
         """
         lines = [
-            found.name for found in self.store.list(LINES.rstrip("/")) if _suffix_of(_file_of(found.name)) is not None
+            found.name for found in self.store.list(LINES.rstrip("/")) if suffix_of(file_of(found.name)) is not None
         ]
-        lines = [name for name in lines if suffixes(_suffix_of(_file_of(name)) or "")]
-        for file in {_file_of(name) for name in lines}:
+        lines = [name for name in lines if suffixes(suffix_of(file_of(name)) or "")]
+        for file in {file_of(name) for name in lines}:
             with suppress(FileNotFoundError):
                 self._fetch(self.store.look_at(file))
         closed = [
@@ -183,10 +180,13 @@ class FarFolder:
         ]
         _in_threads(self._fetch, closed)
         self._take_lines(lines)
-        coming = {_file_of(name) for name in lines if _file_of(name).startswith("metadata")}
+        for place in (shards.SHARDS, far_shards.OPEN.rstrip("/")):
+            self.shards.believe(self.store.list(place), suffixes)
+        coming = {file_of(name) for name in lines if file_of(name).startswith("metadata")}
         for file in coming | {found.name for found in closed if found.name.endswith(".jsonl")}:
             for record in _records(self.folder / file):
-                self._stub(file_name_of(record), record["bytes"], datetime.now(UTC))
+                if not shards.shard_of(record):
+                    self._stub(file_name_of(record), record["bytes"], datetime.now(UTC))
 
     def _stub(self, name: str, size: object, modified: datetime) -> None:
         """A file that has an image's name, size and time, and nothing in it."""
@@ -214,9 +214,9 @@ class FarFolder:
         data = dict(zip(names, _in_threads(partial(self.store.get, most=MOST_FILE), names)))
         coming: dict[str, dict[bytes, None]] = defaultdict(dict)
         for name in sorted(names):
-            file, number = _file_of(name), int(_LINES_OF.fullmatch(name)[2])  # type: ignore[index]  # of _may_be_here
+            file = file_of(name)
             coming[file] |= dict.fromkeys(line for line in data[name].splitlines(keepends=True) if line.endswith(b"\n"))
-            self._lines.know(file, name, number)
+            self._lines.know(file, name, number_of(name))
         for file, lines in coming.items():
             for path in self._ledgers_of_kind(file) if lines else ():
                 inside = _inside(path).encode()
@@ -246,13 +246,16 @@ class FarFolder:
                 )
         _in_threads(self._fetch, [files[name] for name in sorted(images)[:MOST_LOOKED_AT]])
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, shard: str) -> bytes:
         """Return the bytes of an image.
 
+        Args:
+            shard: the one that it is in; empty for a file of its own.
+
         Raises:
-            StorageError: it is not there, or cannot be read.
+            OSError: it is not there, or cannot be read.
         """
-        return self.store.get(name, MOST_IMAGE)
+        return self.shards.read(shard, name) if shard else self.store.get(name, MOST_IMAGE)
 
     # -- who writes ---------------------------------------------------------------------------------------------------
 
@@ -296,9 +299,7 @@ class FarFolder:
         Raises:
             StorageError: what was to be put before could not be, or somebody else has taken over.
         """
-        if any(held.is_lost for held in self._leases):
-            raise StorageError("another process has taken over, as this one did not renew its lease in time", REFUSED)
-        self._lines.wait_for_room()
+        self._check()
 
         def there() -> None:
             self._stub(name, len(data), datetime.now(UTC))
@@ -306,9 +307,23 @@ class FarFolder:
 
         self._uploads.add(name, data, there)
 
+    def _check(self) -> None:
+        """Wait for lines that are late; raise what befell the thread that puts them, or that this process may not write any more."""
+        if any(held.is_lost for held in self._leases):
+            raise StorageError("another process has taken over, as this one did not renew its lease in time", REFUSED)
+        self._lines.wait_for_room()
+
     def note_line(self, file: str, record: Record) -> None:
         """Put a line that was added to a ledger of the working folder, soon."""
         self._lines.add(file, (strict_json.dumps(record) + "\n").encode())
+
+    def flush_lines(self) -> None:
+        """Wait until all lines are there.
+
+        Raises:
+            StorageError: some could not be put.
+        """
+        self._lines.flush()
 
     def flush(self) -> None:
         """Wait until all images and lines are there.
@@ -343,12 +358,13 @@ class FarFolder:
             for name in gone:
                 del self._states[name]
             self._move_aside()
+            self.shards.sync(lambda suffix: self._is_mine(f"metadata{suffix}.jsonl"))
         if whole:
             self._lines.forget([name for name in replaced if self._is_done_with(name)])
 
     def _is_done_with(self, name: str) -> bool:
         """Whether an object of lines may go, when the ledgers were put: the mark of a part stays as long as the part does."""
-        file = _file_of(name)
+        file = file_of(name)
         is_joined = not os.path.lexists(self.folder / file)
         return self._is_mine(file) and (is_joined or not name.endswith(MARK))
 
@@ -386,7 +402,7 @@ class FarFolder:
     def _candidates_in(self, folder: str) -> Iterator[str]:
         if _IMAGE_FOLDER.fullmatch(folder):
             yield from [f"{folder}/metadata.jsonl"] if (self.folder / folder / "metadata.jsonl").is_file() else []
-        elif folder.startswith(OWN) and f"{folder}/" != ASIDE:
+        elif folder.startswith(OWN) and f"{folder}/" != ASIDE and folder != shards.HIDDEN:
             here = os.fspath(self.folder)
             for place, _, names in os.walk(os.path.join(here, folder)):
                 yield from (
@@ -413,106 +429,6 @@ class FarFolder:
         self._leases.clear()
 
 
-class _Lines:
-    """Lines on their way, by the ledger that they are of: a thread puts them when they are some seconds old."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._turn = threading.Lock()
-        self._putting = threading.Lock()
-        self._waiting: dict[str, list[bytes]] = defaultdict(list)
-        self._since = 0.0
-        self._num_ahead = 0
-        """Lines that wait, or are being put."""
-        self._objects: dict[str, set[str]] = defaultdict(set)
-        self._number: dict[str, int] = defaultdict(int)
-        self._token = os.urandom(4).hex()
-        self._error: Exception | None = None
-        self._end = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    @property
-    def count(self) -> int:
-        """Objects of lines that this process knows."""
-        return sum(map(len, self._objects.values()))
-
-    def know(self, file: str, name: str, number: int) -> None:
-        """There is an object of lines."""
-        self._objects[file].add(name)
-        self._number[file] = max(self._number[file], number)
-
-    def known(self) -> list[str]:
-        with self._turn:
-            return [name for names in self._objects.values() for name in names]
-
-    def forget(self, names: Iterable[str]) -> None:
-        """Remove objects of lines that stand in a whole ledger by now."""
-        gone = set(names)
-        self._store.delete(sorted(gone))
-        with self._turn:
-            for known in self._objects.values():
-                known -= gone
-
-    def begin(self, suffix: str) -> None:
-        """Of a part: let others see that it has files."""
-        for kind in ("metadata", "failures") if suffix else ():
-            self._store.put(f"{LINES}{kind}{suffix}.jsonl{MARK}", b"")
-            self._objects[f"{kind}{suffix}.jsonl"].add(f"{LINES}{kind}{suffix}.jsonl{MARK}")
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="put lines", daemon=True)
-            self._thread.start()
-
-    def add(self, file: str, line: bytes) -> None:
-        with self._turn:
-            if not any(self._waiting.values()):
-                self._since = time.monotonic()
-            self._waiting[file].append(line)
-            self._num_ahead += 1
-
-    def check(self) -> None:
-        """Raise what befell the thread."""
-        if self._error is not None:
-            raise self._error
-
-    def wait_for_room(self) -> None:
-        """Wait until not too many lines are on their way; raise what befell the thread that puts them."""
-        self.check()
-        while self._num_ahead > MOST_AHEAD and self._thread is not None and not self._end.wait(0.02):
-            self.check()
-
-    def _work(self) -> None:
-        while not self._end.wait(LINES_S / 8):
-            with self._turn:
-                count = sum(map(len, self._waiting.values()))
-                is_due = count >= MOST_LINES or (count and time.monotonic() - self._since > LINES_S / 2)
-            if is_due:
-                try:
-                    self._put_waiting()
-                except Exception as error:  # of a thread: who adds the next line hears of it
-                    self._error = error
-                    return
-
-    def _put_waiting(self) -> None:
-        with self._putting:
-            with self._turn:
-                waiting = {file: lines for file, lines in self._waiting.items() if lines}
-                self._waiting = defaultdict(list)
-            for file, lines in waiting.items():
-                self._number[file] += 1
-                name = f"{LINES}{file}/{self._number[file]:08d}-{self._token}.jsonl"
-                self._store.put(name, b"".join(lines))
-                with self._turn:
-                    self._objects[file].add(name)
-                    self._num_ahead -= len(lines)
-
-    def flush(self) -> None:
-        self.check()
-        self._put_waiting()
-
-    def close(self) -> None:
-        self._end.set()
-
-
 def _inside(ledger: Path) -> str:
     """What the names in the ledger of a folder of images begin with, seen from above."""
     return f"{ledger.parent.name}/" if _IMAGE_FOLDER.fullmatch(ledger.parent.name) else ""
@@ -522,22 +438,11 @@ def _lease_name(suffix: str) -> str:
     return f"{LEASES}owner{suffix}.json"
 
 
-def _file_of(name: str) -> str:
-    """The ledger that an object of lines is of."""
-    found = _LINES_OF.fullmatch(name)
-    return found[1] if found is not None else ""
-
-
-def _suffix_of(file: str) -> str | None:
-    found = LEDGER.fullmatch(file)
-    return found[1] if found is not None else None
-
-
 def _may_be_here(name: str) -> bool:
     """Whether an object can be a file of the working folder, or is one of lines: anyone may have put it there."""
     parts = name.split("/")
     if name.startswith(f"{OWN}/"):
-        return LEDGER.fullmatch(_file_of(name)) is not None
+        return LEDGER.fullmatch(file_of(name)) is not None or far_shards.shard_of_piece(name) != ""
     return len(parts) <= 3 and all(part not in ("", ".", "..") and len(part.encode()) <= 255 for part in parts)
 
 

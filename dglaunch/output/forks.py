@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import suppress
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
@@ -51,6 +52,16 @@ def _begin(function: Callable[[Any], Any], parent: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+    _let_go_of_locks()
+
+
+def _let_go_of_locks() -> None:
+    """A fork shares its parent's locks of folders: these end with the parent, though the fork may take a moment longer to die."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+        with suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}").endswith(".lock"):
+                os.dup2(nothing, int(name))
 
 
 def _call(item: Any) -> Any:

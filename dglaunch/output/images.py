@@ -39,7 +39,7 @@ class StoredImage:
             OSError: it is not there, or cannot be read.
         """
         if (far := far_of(self.folder)) is not None:
-            return far.read(self.name)
+            return far.read(self.name, self.shard)
         return shards.read(self.folder, self.shard, self.name) if self.shard else read_bytes(self.folder / self.name)
 
     def read_own(self) -> bytes:

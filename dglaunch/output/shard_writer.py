@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +21,8 @@ from dglaunch.atomic import temporary_path
 from dglaunch.data.task import Record
 from dglaunch.files import open_for_appending, open_regular
 from dglaunch.output import ownership, parquet_shards, shards, tar_shards
+from dglaunch.output.far import far_of
+from dglaunch.output.far_shards import PIECE_BYTES, PIECE_S
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.lines import append_whole, file_name_of
 from dglaunch.output.shards import IMAGE_SHARD, Index, Place, ShardKind, ShardName
@@ -73,7 +76,8 @@ class ShardWriter:
         self._folder = folder
         self._kind = keeping.kind
         self._most_bytes = keeping.shard_bytes
-        self._wait = 0.0 if keeping.is_paid else SYNC_S
+        self._far = far_of(folder.path)
+        self._wait = 0.0 if keeping.is_paid else SYNC_S if self._far is None else PIECE_S
         self._suffix = ledger_suffix
         self._add_line = add_line
         self._sync_lines = sync_lines
@@ -104,7 +108,7 @@ class ShardWriter:
                 self._open = _OpenShard.begun(self._folder, self._suffix, self._kind)
             self._open.add(data)
             self._pending.append({**record, IMAGE_SHARD: self._open.name})
-            if time.monotonic() - self._synced >= self._wait:
+            if time.monotonic() - self._synced >= self._wait or (self._far is not None and self._open.is_heavy):
                 self._sync()
             elif self._timer is None:
                 self._timer = threading.Timer(self._wait, self._sync_in_time)
@@ -148,24 +152,38 @@ class ShardWriter:
             self._timer = None
 
     def _sync(self) -> None:
-        """Bring to the disk what was added, and write its lines."""
+        """Bring to the disk what was added, and write its lines; or put it, and write them when it is there."""
         if self._open is None:
             return
-        os.fdatasync(self._open.stream.fileno())
+        if self._far is None:
+            os.fdatasync(self._open.stream.fileno())
+            self._add_lines(self._pending)
+        elif self._pending:
+            lines, self._pending = self._pending, []
+            self._far.shards.add(self._open.name, self._open.not_put(), partial(self._add_lines, lines))
         self._synced = time.monotonic()
-        while self._pending:
-            self._add_line(self._pending[0])
-            del self._pending[0]
+
+    def _add_lines(self, lines: list[Record]) -> None:
+        while lines:
+            self._add_line(lines[0])
+            del lines[0]
 
     def _close_shard(self) -> None:
         self._stop_timer()
         if self._open is None:
             return
         self._sync()
-        self._sync_lines()
         self._open.stream.close()
-        close(self._folder, self._open.name)
+        close_it = partial(self._close_filled, self._open.name)
+        if self._far is None:
+            close_it()
+        else:
+            self._far.shards.when_all_is_there(self._open.name, close_it)
         self._open = None
+
+    def _close_filled(self, shard: str) -> None:
+        self._sync_lines()
+        close(self._folder, shard)
 
 
 class _OpenShard:
@@ -173,9 +191,24 @@ class _OpenShard:
 
     def __init__(self, folder: OutputFolder, name: ShardName) -> None:
         self.name = str(name)
+        self._folder = folder.path
         self.stream = open_for_appending(shards.open_path(folder.path, self.name))
         self._size = 0
         self._count = 0
+        self._put_up_to = 0
+        """Of a shard in an object store."""
+
+    @property
+    def is_heavy(self) -> bool:
+        """Whether so much of it was added that it should be put."""
+        return self._size - self._put_up_to >= PIECE_BYTES
+
+    def not_put(self) -> bytes:
+        """Return what was added since this was asked last."""
+        with open_regular(shards.open_path(self._folder, self.name)) as file:
+            data = os.pread(file.fileno(), self._size - self._put_up_to, self._put_up_to)
+        self._put_up_to = self._size
+        return data
 
     @classmethod
     def begun(cls, folder: OutputFolder, ledger_suffix: str, kind: ShardKind) -> "_OpenShard":
@@ -271,6 +304,8 @@ def publish(folder: OutputFolder, shard: str, source: Path) -> None:
     os.replace(source, target)
     for place in (target.parent, folder.path):
         _sync_folder(place)
+    if (far := far_of(folder.path)) is not None:
+        far.shards.put(shard)
 
 
 def _sync_folder(path: Path) -> None:
@@ -362,6 +397,8 @@ def _index_or_set_aside(folder: OutputFolder, shard: str) -> None:
         return
     ownership.make_folder(folder.path / shards.HIDDEN)
     shards.write_index(folder.path, shard, shards.closed_path(folder.path, shard).stat().st_size, images)
+    if (far := far_of(folder.path)) is not None:
+        far.shards.put_index(shard)
 
 
 # -- of another folder --------------------------------------------------------------------------------------------

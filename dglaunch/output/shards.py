@@ -35,7 +35,7 @@ IMAGE_SHARD = "image_shard"
 SHARDS = "shards"
 """The folder, in the output folder, of those that are closed: what a loader is given."""
 HIDDEN = f"{TEMPORARY}shards"
-_OPEN, _INDEX = ".open", ".json"
+OPEN, _INDEX = ".open", ".json"
 _NAME = re.compile(r"(\d{5,9})((?:-node\d{1,9}of\d{1,9})?(?:-rank\d{1,9}of\d{1,9})?)(\.tar|\.parquet)", re.ASCII)
 MOST_INDEX = 1 << 28
 
@@ -96,7 +96,7 @@ def closed_path(folder: Path, shard: str) -> Path:
 
 
 def open_path(folder: Path, shard: str) -> Path:
-    return folder / HIDDEN / (shard + _OPEN)
+    return folder / HIDDEN / (shard + OPEN)
 
 
 def index_path(folder: Path, shard: str) -> Path:
@@ -110,7 +110,7 @@ def closed_shards(folder: Path) -> list[str]:
 
 def open_shards(folder: Path) -> list[str]:
     """Return the names of those that are being filled, or were when their process died."""
-    return _names_in(folder / HIDDEN, _OPEN)
+    return _names_in(folder / HIDDEN, OPEN)
 
 
 def has_shards(folder: Path) -> bool:
@@ -293,7 +293,7 @@ class Shards:
         self._times = {}
         for path in (*map(partial(open_path, folder), opened), *map(partial(closed_path, folder), self._whole)):
             with suppress(FileNotFoundError):  # it is closed just now
-                self._times[path.name.removesuffix(_OPEN)] = path.stat().st_mtime
+                self._times[path.name.removesuffix(OPEN)] = path.stat().st_mtime
 
     @property
     def doubtful(self) -> list[str]:

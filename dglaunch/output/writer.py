@@ -111,7 +111,7 @@ class Writer:
         self._lock_folder(patience)
         if self.far is not None:
             with self._refusing():
-                self.far.pull()
+                self.far.pull(self.part.takes_over)
         found = resume.read_progress(self.folder, self.part)
         progress = resume.Progress() if overwrite else found
         resume.refuse_other_store(self.folder, progress, self._keeping.store)
@@ -203,8 +203,12 @@ class Writer:
         self._shards = ShardWriter(self.folder, self._keeping, suffix, self._add_line, self._sync_lines)
 
     def _sync_lines(self) -> None:
+        """Bring the lines to where they survive the machine."""
         assert self._ledger is not None, "begin() comes first"
-        os.fsync(self._ledger.fileno())
+        if self.far is not None:
+            self.far.flush_lines()
+        else:
+            os.fsync(self._ledger.fileno())
 
     def begin_anew(self, pending: PendingRedo, records: Mapping[TaskId, Record]) -> None:
         """Of a redo: note what is asked, before anything is replaced; `begin` comes next.
@@ -276,13 +280,13 @@ class Writer:
                 self._add_failure(result.record)
                 return
             record = {"file_name": result.file_name, **result.record, "bytes": len(result.data)}
-            if self.far is not None:
-                self.far.put_image(result.file_name, result.data, lambda: self._add_line(record))
-                return
             replaced = self._replacing_images
             is_kept = replaced is not None and replaced.keep(result.task_id, result.file_name)
             if self._shards is not None:
                 self._shards.add(record, result.data)
+                return
+            if self.far is not None:
+                self.far.put_image(result.file_name, result.data, lambda: self._add_line(record))
                 return
             if not is_kept:
                 ownership.make_way(self.folder, result.file_name, self._identity(result.task_id, result.record))

@@ -10,6 +10,8 @@ from dglaunch.config import RunConfig
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
 from dglaunch.output.far import PROBE, far_of
+from dglaunch.output.far_shards import PIECE_S
+from dglaunch.storage.uploads import MOST_BYTES, MOST_OBJECTS
 from dglaunch.storage.working import working_folder
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -42,11 +44,24 @@ def with_working_folder(config: Config, topology: Topology, only_planned: bool, 
     return replace(config, output_dir=folder)
 
 
+def most_lost(is_paid: bool) -> str:
+    """Return what of a job in shards the loss of a machine costs at most, as a part of a sentence.
+
+    Args:
+        is_paid: whether the images are paid for: each is put before the next is asked for.
+    """
+    if is_paid:
+        return "no image that is paid for is lost with the machine, beyond requests without an answer"
+    return (
+        f"with the machine go the images of the last {PIECE_S:.0f} s and those on their way, at most {MOST_OBJECTS} pieces or "
+        f"{MOST_BYTES >> 20} MiB of each writer"
+    )
+
+
 def _refuse(config: RunConfig, address: Address, anew: bool) -> None:
     """What would need the images, or more than whole objects, where they lie."""
     remedies = {
         f"--layout {config.layout}": (config.layout != "indexed", "Make it of a copy on a disk, with the same command"),
-        f"--store {config.store}": (config.store != "files", "Drop it, or keep shards on a disk and copy them"),
         "--save_inputs": (config.save_inputs, "Drop it; the ledger names the input images"),
         "--overwrite": (config.overwrite, "Choose another prefix, or remove this one with the cloud's own tool first"),
         "--api_batch": (config.remote.api_batch, "Order to a folder on a disk, and copy that"),

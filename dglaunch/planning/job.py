@@ -36,7 +36,7 @@ from dglaunch.output.shards import SHARDS
 from dglaunch.planning import checks, continued
 from dglaunch.planning.batches import Plan, build, share_of_node
 from dglaunch.planning.estimate import FiguresOf, chooser
-from dglaunch.planning.far_output import with_working_folder
+from dglaunch.planning.far_output import most_lost, with_working_folder
 from dglaunch.planning.idle import idle_flags, idle_loras, settle
 from dglaunch.planning.image_folders import image_folders_of, placed
 from dglaunch.planning.node_table import rows_in_columns
@@ -45,6 +45,7 @@ from dglaunch.planning.photos import photo_list
 from dglaunch.planning.pipe import Piped, piped_table
 from dglaunch.planning.redo import Redo
 from dglaunch.storage.local import fetch_for
+from dglaunch.storage.working import address_of
 from dglaunch.system import Machine
 
 SHOWN_SIZES = 8
@@ -273,7 +274,7 @@ def prepare(
     reasons = (
         target.reasons
         | (piped.reasons if piped else {})
-        | _store_reason(config)
+        | _store_reason(config, profile)
         | _column_reasons(columns, has_table=bool(config.tables) and not (config.edits and piped))
     )
     if rewriting is not None:
@@ -319,11 +320,12 @@ def _is_elsewhere(config: RunConfig, profile: Profile, target: Target) -> bool:
     return profile.has_estimates and nothing_here and config.backend.device is None
 
 
-def _store_reason(config: RunConfig) -> dict[str, str]:
+def _store_reason(config: RunConfig, profile: Profile) -> dict[str, str]:
     """Where the images go, if not into a file each."""
     if config.store == "files":
         return {}
-    return {"store": f"{config.store}: shards of up to {config.shard_size:,} MB in {config.output_dir}/{SHARDS}"}
+    where = f"{config.store}: shards of up to {config.shard_size:,} MB in {config.output_dir}/{SHARDS}"
+    return {"store": f"{where}; {most_lost(profile.costs_money)}" if address_of(config.output_dir) else where}
 
 
 def _rewriting_reason(rewriting: Rewriting, tasks: Sequence[Task]) -> str:

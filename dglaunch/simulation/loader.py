@@ -14,7 +14,7 @@ from dglaunch.backends.diffusers.loading import PipelineLoader
 from dglaunch.backends.diffusers.protocols import Pipeline, PretrainedPart
 from dglaunch.backends.diffusers.shards import Layout
 from dglaunch.models.building import build
-from dglaunch.models.components import Component
+from dglaunch.models.components import Component, has_weights
 from dglaunch.models.controlnet import controlnet_of
 from dglaunch.simulation.meter import Meter
 from dglaunch.simulation.networks import weightless
@@ -88,7 +88,7 @@ class WeightlessLoader(PipelineLoader):
         for name, parameter in inspect.signature(cls).parameters.items():
             if name in parts:
                 continue
-            if name.startswith(("tokenizer", "processor")):
+            if "tokenizer" in name or name.startswith("processor"):
                 parts[name] = self._tokenizer(name)
             elif name in components:
                 parts[name] = self._part(components[name])
@@ -107,7 +107,7 @@ class WeightlessLoader(PipelineLoader):
             pipeline.tokenizer.num_template_tokens += dropped
 
     def _part(self, component: Component) -> Any:
-        if "scheduler" in component.name:
+        if not has_weights(component.name):
             return getattr(diffusers, component.class_name).from_config(dict(component.config))
         return self._network(component.name, partial(build, component))
 

@@ -13,7 +13,7 @@ RMSNorm, upsampling) is one here.
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,11 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import _resolve_process_group
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed.distributed_c10d import GroupName
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    is_traceable_wrapper_subclass,
+)
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
@@ -187,8 +191,8 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no
     # -- counting ----------------------------------------------------------------------------------------------------
 
     def _count(self, output: Any) -> Any:
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, torch.Tensor):
+        for each in tree_leaves(output):
+            for tensor in _held(each):
                 self._count_storage(tensor.untyped_storage())
         return output
 
@@ -231,6 +235,16 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no
                 else None,
             )
         )
+
+
+def _held(value: object) -> Iterator[torch.Tensor]:
+    """The tensors of which a value has the memory: none of one on the meta device; a DTensor says that it is as large as the
+    whole, and holds this rank's part."""
+    if is_traceable_wrapper_subclass(value):
+        for name in value.__tensor_flatten__()[0]:
+            yield from _held(getattr(value, name))
+    elif isinstance(value, FakeTensor) or (isinstance(value, torch.Tensor) and not value.is_meta):
+        yield value
 
 
 def _is_mask(index: object) -> bool:

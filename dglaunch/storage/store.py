@@ -66,6 +66,14 @@ class Store:
 
     @cached_property
     def _client(self) -> "ObjectStore":
+        return self._connected(0)
+
+    @cached_property
+    def _client_for_parts(self) -> "ObjectStore":
+        """One that sends each request again by itself: of a large object's many parts one fails in any case."""
+        return self._connected(10)
+
+    def _connected(self, max_retries: int) -> "ObjectStore":
         need("obstore", f"Reaching {self.root}", INSTALL)
         from obstore.exceptions import BaseError
         from obstore.store import from_url
@@ -76,12 +84,12 @@ class Store:
             "timeout": timedelta(seconds=REQUEST_S),
             "connect_timeout": timedelta(seconds=CONNECT_S),
         }
-        once: Any = {"max_retries": 0, "retry_timeout": timedelta(seconds=REQUEST_S)}
+        again: Any = {"max_retries": max_retries, "retry_timeout": timedelta(seconds=REQUEST_S)}
         chosen: dict[str, Any] = {"config": settings.config} if settings.config else {}
         if settings.credentials is not None:
             chosen["credential_provider"] = settings.credentials
         try:
-            return from_url(str(self.root), client_options=client, retry_config=once, **chosen)
+            return from_url(str(self.root), client_options=client, retry_config=again, **chosen)
         except (BaseError, ValueError, OSError) as error:
             raise explained(error) from None
 
@@ -157,7 +165,7 @@ class Store:
             return
         import obstore
 
-        self._ask(lambda: obstore.put(self._client, name, Path(os.fspath(path))))
+        self._ask(lambda: obstore.put(self._client_for_parts, name, Path(os.fspath(path))))
 
     def move(self, name: str, new: str) -> None:
         """Give an object another name.
@@ -262,6 +270,23 @@ class Store:
         if len(data) != end - start:
             raise StorageError("the connection broke", TEMPORARY)
         return data
+
+    def part(self, name: str, start: int, size: int) -> bytes:
+        """Return some bytes of an object.
+
+        Raises:
+            NoObject: there is none.
+            StorageError: it cannot be read, or has fewer bytes.
+        """
+        import obstore
+
+        def once() -> bytes:
+            data = bytes(obstore.get_range(self._client, name, start=start, length=size))
+            if len(data) != size:
+                raise StorageError("the connection broke", TEMPORARY)
+            return data
+
+        return self._ask(once)
 
     def list(self, prefix: str = "") -> Iterator[Found]:
         """Yield all objects whose names begin with a folder, in the order of their names.

@@ -30,26 +30,42 @@ class Uploads:
         Raises:
             OSError: an object could not be put before; those behind it are not tried.
         """
+
+        def put() -> None:
+            self._store.put(name, data)
+            then()
+
+        self.do(len(data), put)
+
+    def do(self, size: int, work: Callable[[], None]) -> None:
+        """Do something in another thread, as `add` does: it is waited for, stopped and told of in the same way.
+
+        Args:
+            size: bytes that it holds.
+            work: what is done.
+
+        Raises:
+            OSError: as `add`.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._error is not None or self._has_room(len(data)))
+            self._changed.wait_for(lambda: self._error is not None or self._has_room(size))
             self._raise()
-            self._count, self._bytes = self._count + 1, self._bytes + len(data)
-        self._pool.submit(self._one, name, data, then)
+            self._count, self._bytes = self._count + 1, self._bytes + size
+        self._pool.submit(self._one, size, work)
 
     def _has_room(self, size: int) -> bool:
         return not self._count or (self._count < MOST_OBJECTS and self._bytes + size <= MOST_BYTES)
 
-    def _one(self, name: str, data: bytes, then: Callable[[], None]) -> None:
+    def _one(self, size: int, work: Callable[[], None]) -> None:
         error: Exception | None = self._error
         try:
             if error is None:
-                self._store.put(name, data)
-                then()
+                work()
         except Exception as failed:  # of a thread: who adds the next one hears of it
             error = failed
         with self._changed:
             self._error = self._error or error
-            self._count, self._bytes = self._count - 1, self._bytes - len(data)
+            self._count, self._bytes = self._count - 1, self._bytes - size
             self._changed.notify_all()
 
     def flush(self) -> None:

@@ -33,6 +33,7 @@ from support.tiny_models import (
     gemma_tokenizer,
     image_processor,
     longcat_edit,
+    pixart_sigma,
     qwen3,
     qwen25_vl,
     qwen_vae,
@@ -406,6 +407,32 @@ def prx() -> DiffusionPipeline:
     )
 
 
+def pixart_alpha() -> DiffusionPipeline:
+    return diffusers.PixArtAlphaPipeline(**pixart_sigma().components)
+
+
+def cogview4() -> DiffusionPipeline:
+    """Its tokenizer pads on the left, as GLM's does."""
+    tokenizer = gemma_tokenizer()
+    text = transformers.GlmConfig(**decoder_config() | {"pad_token_id": tokenizer.pad_token_id})
+    return diffusers.CogView4Pipeline(
+        tokenizer=tokenizer,
+        text_encoder=transformers.GlmModel(text),
+        vae=flow_vae(),
+        transformer=diffusers.CogView4Transformer2DModel(
+            num_layers=LAYERS,
+            attention_head_dim=HEAD_DIM,
+            num_attention_heads=HEADS,
+            text_embed_dim=WIDTH,
+            time_embed_dim=32,
+            condition_dim=8,
+            sample_size=16,
+            rope_axes_dim=(8, 8),
+        ),
+        scheduler=flow_scheduler(dynamic=True),
+    )
+
+
 NEW_FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "qwenimage21": qwenimage21,
     "krea2": krea2,
@@ -422,4 +449,6 @@ NEW_FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "longcat": longcat,
     "hunyuan_dit": hunyuan_dit,
     "prx": prx,
+    "pixart_alpha": pixart_alpha,
+    "cogview4": cogview4,
 }

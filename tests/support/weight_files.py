@@ -21,7 +21,13 @@ def save(state: Mapping[str, torch.Tensor], file: Path) -> Path:
     return file
 
 
-def save_gguf(state: Mapping[str, torch.Tensor], file: Path, kind: str = "Q8_0") -> Path:
+WHOLE = ("norm", "embed", "ff_i.gate", "scale_shift_table")
+"""In the keys of matrices that are no layers' weights; converters leave them as they are."""
+
+
+def save_gguf(
+    state: Mapping[str, torch.Tensor], file: Path, kind: str = "Q8_0", whole: tuple[str, ...] = WHOLE
+) -> Path:
     """Write a GGUF file in which each matrix that can be is quantised."""
     import gguf
 
@@ -30,7 +36,7 @@ def save_gguf(state: Mapping[str, torch.Tensor], file: Path, kind: str = "Q8_0")
     writer = gguf.GGUFWriter(file, "tiny")
     for key, value in state.items():
         numbers = value.float().numpy()
-        if value.dim() == 2 and value.shape[-1] % block == 0 and "norm" not in key and "embed" not in key:
+        if value.dim() == 2 and value.shape[-1] % block == 0 and not any(word in key for word in whole):
             writer.add_tensor(key, gguf.quants.quantize(numbers, wanted), raw_dtype=wanted)
         else:
             writer.add_tensor(key, numbers)

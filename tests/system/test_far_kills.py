@@ -6,6 +6,7 @@ One process is killed in tests/unit/output/test_far.py; `make soak` has 20,000 i
 import hashlib
 import json
 import random
+import re
 import signal
 import subprocess
 import time
@@ -14,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from support.commands import descendants, end, kill_group, start
+from support.far_jobs import assert_whole_in_shards, in_shards, loaded
 from support.ranks import launch
 from support.s3_server import S3Server
+from support.selection import rarely
 
 LINE_OF_MEMORY = "VmHWM:"
 LOOK_S = 1.0
@@ -36,19 +39,22 @@ def most_memory(process: "subprocess.Popen[str]") -> int:
 class Killed:
     """A job that is started again and again."""
 
-    def __init__(self, server: S3Server, bucket: str, folder: Path, count: int, writer: str) -> None:
+    def __init__(self, server: S3Server, bucket: str, folder: Path, count: int, writer: str, store: str) -> None:
         self.server, self.bucket, self.count = server, server.bucket(bucket), count
+        self.folder, self.store = folder, store
         prompts = folder / "prompts.txt"
         prompts.write_text("".join(f"a fox, number {number}\n" for number in range(count)))
         self.words = [
             "t2i", "--backend", "fake", "--height", "64", "--width", "64", "--batch_size", "4", "--prompts_file",
-            str(prompts), "--output_dir", f"s3://{bucket}/run", "--cache_dir", str(folder / "cache"), "--writer", writer,
+            str(prompts), "--output_dir", f"s3://{bucket}/run", "--cache_dir", str(folder / "cache"), "--writer", writer, "--store", store,
         ]  # fmt: skip
         self.memory: list[int] = []
 
     @property
     def num_put(self) -> int:
-        return sum(method == "PUT" and path.endswith(".png") for method, path in self.server.requests)
+        """Images that were put since the last start, or pieces of shards."""
+        is_one = re.compile(r".*\.png" if self.store == "files" else r".*/\.dglaunch/open/.*").fullmatch
+        return sum(method == "PUT" and is_one(path) is not None for method, path in self.server.requests)
 
     def until(self, num_put: int, ranks: int, throttled_s: float = 0.0) -> None:
         """Start it, and kill all of it when so many images were put since."""
@@ -74,7 +80,7 @@ class Killed:
         assert ended.code == 0, ended.output
 
     def assert_all_are_there(self) -> None:
-        """In one folder, or in numbered ones with a metadata.jsonl each."""
+        """In one folder, or in numbered ones with a metadata.jsonl each; or in shards."""
         objects = sorted(self.server.objects(self.bucket))
         ledgers = [name for name in objects if name.endswith("metadata.jsonl")]
         rows = {}
@@ -82,6 +88,11 @@ class Killed:
             for line in self.server.get(self.bucket, ledger).splitlines():
                 row = json.loads(line)
                 rows[ledger.replace("metadata.jsonl", row["file_name"])] = row
+        if self.store != "files":
+            there = in_shards(self.server, self.bucket, "run", self.folder)
+            names = {name.removeprefix("run/"): 0 for name in objects}
+            assert_whole_in_shards(list(rows.values()), there, names, self.count)
+            return
         assert [row["index"] for row in rows.values()] == list(range(self.count))
         kept = [f"run/.dglaunch-ledger/{ledger.split('/')[1]}.index" for ledger in ledgers if ledger.count("/") == 2]
         assert [name for name in objects if name not in rows] == [*kept, *ledgers, "run/run.json"]
@@ -89,9 +100,21 @@ class Killed:
             assert hashlib.sha256(self.server.get(self.bucket, name)).hexdigest() == row["sha256"]
 
 
-def test_two_ranks_that_both_write(tmp_path: Path) -> None:
+def assert_datasets_reads(job: Killed) -> None:
+    """All rows; of many files every so manieth image."""
+    step, found = 1 if job.store != "files" else max(1, job.count // 400), []
+    rows = loaded(job.server, f"s3://{job.bucket}/run", job.folder, job.store, step)
+    for number, row in enumerate(rows):
+        found.append(row["json"]["index"] if job.store == "webdataset" else row["index"])
+        if number % step == 0:
+            assert row["png" if job.store == "webdataset" else "image"].size == (64, 64)
+    assert sorted(found) == list(range(job.count))
+
+
+@pytest.mark.parametrize("store", rarely(["files", "webdataset", "parquet"], {"files", "webdataset"}))
+def test_two_ranks_that_both_write(tmp_path: Path, store: str) -> None:
     with S3Server() as server:
-        job = Killed(server, "two-ranks", tmp_path, 40, "rank")
+        job = Killed(server, f"two-ranks-{store}", tmp_path, 40, "rank", store)
         server.faults.share = 0.02
         (ended,) = launch(tmp_path, 2, [(job.words, server.environment)])
         assert ended.codes == [0, 0], ended.output
@@ -100,30 +123,37 @@ def test_two_ranks_that_both_write(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("writer", ["main", "rank"])
-def test_two_ranks_killed_once(tmp_path: Path, writer: str) -> None:
+@pytest.mark.parametrize("store", ["files", "webdataset", "parquet"])
+def test_two_ranks_killed_once(tmp_path: Path, writer: str, store: str) -> None:
     with S3Server() as server:
-        job = Killed(server, f"killed-{writer}", tmp_path, 120, writer)
+        job = Killed(server, f"killed-{writer}-{store}", tmp_path, 120, writer, store)
         server.faults.share = 0.02
-        job.until(60, ranks=2)
+        job.until(60 if store == "files" else 2, ranks=2)
         job.to_its_end(ranks=2, timeout=120)
         job.assert_all_are_there()
+        assert_datasets_reads(job)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize(("writer", "count"), [("main", 20_000), ("rank", 4_000)])
-def test_four_ranks_killed_ten_times(tmp_path: Path, writer: str, count: int) -> None:
+@pytest.mark.parametrize(
+    ("writer", "count", "store"),
+    [("main", 20_000, "files"), ("rank", 4_000, "files"), ("main", 20_000, "webdataset"), ("rank", 4_000, "parquet")],
+)
+def test_four_ranks_killed_ten_times(tmp_path: Path, writer: str, count: int, store: str) -> None:
     dice, began = random.Random(5), time.monotonic()
     with S3Server() as server:
-        job = Killed(server, f"killed-often-{writer}", tmp_path, count, writer)
+        job = Killed(server, f"killed-often-{writer}-{store}", tmp_path, count, writer, store)
         server.faults.share = 0.02
-        for kill in range(10):
+        kills, puts = (10, (count // 40, count // 12)) if store == "files" else (5, (1, 3))
+        for kill in range(kills):
             print(
                 f"start {kill}: {len(server.objects(job.bucket))} objects, {time.monotonic() - began:.0f} s", flush=True
             )
-            job.until(dice.randrange(count // 40, count // 12), ranks=4, throttled_s=60.0 if kill == 4 else 0.0)
+            job.until(dice.randrange(*puts), ranks=4, throttled_s=60.0 if kill == 4 else 0.0)
         job.to_its_end(ranks=4, timeout=3600)
         print(f"ended after {time.monotonic() - began:.0f} s", flush=True)
         job.assert_all_are_there()
+        assert_datasets_reads(job)
         print(f"{count} images; largest rank at each kill, MiB: {[size >> 20 for size in job.memory]}")
         assert max(job.memory) < 1.5 * sorted(job.memory)[1]

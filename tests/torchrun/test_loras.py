@@ -54,7 +54,7 @@ FEW = [("flux", "mixed")]
 ALL = [
     *[(family, run) for family in NAMES for run in ("alone", "mixed")],
     *[(family, "mixed inline") for family in ("flux", "sd3", "sdxl")],
-    *[(family, "ulysses") for family in NAMES if family not in ("sdxl", "qwenimage_edit_2511")],
+    *[(family, "ulysses") for family in NAMES if family != "sdxl"],
 ]
 NO_LORA = {"pixart_sigma": "PixArtSigma", "longcat_edit": "LongCatImageEdit", "glm_image": "GlmImage"}
 

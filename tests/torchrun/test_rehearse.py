@@ -103,6 +103,45 @@ def test_what_does_not_fit_is_no_success(tmp_path: Path) -> None:
     assert "does not fit: it takes 22." in ended.output, ended.output
 
 
+def test_a_weight_that_ranks_share_takes_the_memory_of_its_part() -> None:
+    """A DTensor says that it is as large as the whole; nothing on the meta device takes any."""
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    from dglaunch.distributed.topology import Topology
+    from dglaunch.simulation.cluster import fake_cluster
+    from dglaunch.simulation.meter import Meter
+
+    meter = Meter()
+    with fake_cluster(Topology(world_size=4, local_world_size=4, distributed=True)), meter:
+        mesh = init_device_mesh("cpu", (4,))
+        part = meter.empty(torch.empty(256, 1024, device="meta"), torch.bfloat16)
+        weight = torch.nn.Parameter(DTensor.from_local(part, mesh, [Shard(0)], run_check=False), requires_grad=False)
+        assert weight.nbytes == 4 * part.nbytes and part.nbytes <= meter.peak < 2 * part.nbytes
+
+
+FITS_24_GB = {
+    "FLUX.2-dev": ("black-forest-labs/FLUX.2-dev", "tensor", 19.5),
+    "Qwen-Image": ("Qwen/Qwen-Image", "fsdp", 15.0),
+}
+"""A model, how four cards share it, and the GiB that it takes at most, of 21.6 (docs/sharing.md)."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", FITS_24_GB)
+def test_large_models_fit_four_cards_of_24_gb(tmp_path: Path, name: str) -> None:
+    model, way, most = FITS_24_GB[name]
+    said = tmp_path / "said.json"
+    ended = rehearse(
+        tmp_path, "--backend", "diffusers", "--model_name", model, "--shard", way, "--world_size", "4", "--gpu", "24GiB",
+        "--batch_size", "1", "--json", said, DG_SHARD_DEGREE="4",
+    )  # fmt: skip
+    assert ended.code == 0 and "fits: " in ended.output, ended.output
+    assert 10 < json.loads(said.read_text())["peak"] / 2**30 < most
+
+
 # -- do ranks agree: without a model ------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """--transformer, --text_encoder and --vae: equal to plain diffusers with the same weights, and every silent fault refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ LOADED = [
     "qwenimage_edit_plus", "sdxl",
 ]  # fmt: skip
 NOT_LOADED = ["pixart_sigma", "longcat_edit", "glm_image"]
-GGUF = [family for family in LOADED if family != "sdxl"]
 FAST = {"flux"}
 
 
@@ -57,25 +57,27 @@ def test_a_file_in_diffusers_keys(families: Path, tmp_path: Path, family: str) -
     assert len(told["settings"][f"{denoiser(family)}_sha256"]) == 64
 
 
-@pytest.mark.parametrize("family", rarely(GGUF, set(GGUF) - FAST))
+@pytest.mark.parametrize("family", rarely(LOADED, set(LOADED) - FAST))
 def test_gguf(families: Path, tmp_path: Path, family: str) -> None:
     """Against diffusers' own loader of the same file; how far the file is from the whole weights is the file's."""
     import diffusers
 
     model = build(family, families / family)
-    file = save_gguf(other(state_of(model)), tmp_path / "x.gguf")
+    part = denoiser(family)
+    file = save_gguf(other(state_of(model, part)), tmp_path / "x.gguf")
 
     def change(pipeline: Any) -> None:
-        pipeline.transformer = type(pipeline.transformer).from_single_file(
-            str(file), config=str(model), subfolder="transformer", torch_dtype=torch.float32,
+        loaded = type(getattr(pipeline, part)).from_single_file(
+            str(file), config=str(model), subfolder=part, torch_dtype=torch.float32,
             quantization_config=diffusers.GGUFQuantizationConfig(compute_dtype=torch.float32),
         )  # fmt: skip
+        setattr(pipeline, part, loaded)
 
     made = made_images(family, model, tmp_path / "out", "--transformer", file)
     difference = apart(plain_images(family, model, change), made)
     assert difference <= 2 / 255
     measured(OF_TABLE[family], "GGUF", difference)
-    assert "linear layers quantised" in run_json(tmp_path / "out")["effects"]["transformer"]
+    assert "linear layers quantised" in run_json(tmp_path / "out")["effects"][part]
 
 
 @pytest.mark.parametrize("family", rarely(NOT_LOADED, set(NOT_LOADED) - {"pixart_sigma"}))
@@ -116,7 +118,8 @@ def test_flux_own_keys_at_true_size(prefix: str) -> None:
     state = transformer.state_dict()
     own = flux_own_keys(state, prefix, blocks=(19, 38))
     given, dropped = _as_the_part_has_them(transformer, component, dict(own), "x")
-    assert given == {key: tuple(value.shape) for key, value in state.items()} and not dropped
+    assert {key: value.shape for key, value in given.items()} == {key: value.shape for key, value in state.items()}
+    assert not dropped
     extra = own | {f"{prefix}double_blocks.0.extra.weight": torch.empty(2, 2, device="meta")}
     assert _as_the_part_has_them(transformer, component, dict(extra), "x")[1] == ["double_blocks.0.extra.weight"]
 
@@ -246,6 +249,13 @@ def test_a_folder_that_torchao_has_quantised(families: Path, tmp_path: Path) -> 
     made = made_images("flux", model, tmp_path / "out", "--transformer", tmp_path / "int8")
     assert apart(plain_images("flux", model, change), made) <= 2 / 255
     assert "quantised" in run_json(tmp_path / "out")["effects"]["transformer"]
+    folder = shutil.copytree(model, tmp_path / "checkpoint")
+    shutil.rmtree(folder / "transformer")
+    shutil.copytree(tmp_path / "int8", folder / "transformer")
+    in_folder = made_images("flux", folder, tmp_path / "in folder")
+    assert apart(made, in_folder) == 0
+    told = run_json(tmp_path / "in folder")["effects"]["transformer"]
+    assert "quantised by torchao: " in told and "linear layers quantised" in told
     words = ["--transformer", tmp_path / "int8", "--enable_layerwise_casting"]
     assert "torchao has quantised already" in refusal("flux", model, tmp_path, *words)
 

@@ -20,7 +20,7 @@ from dglaunch.backends.diffusers.protocols import ImageProcessor, Pipeline, Pret
 from dglaunch.backends.diffusers.schedulers import make_scheduler
 from dglaunch.backends.diffusers.shards import Layout, fill, outline
 from dglaunch.backends.diffusers.stages import trace_shapes
-from dglaunch.backends.diffusers.weight_files import load_part
+from dglaunch.backends.diffusers.weight_files import count_quantized, load_part
 from dglaunch.backends.registry import imported
 from dglaunch.config import BackendConfig, EditingConfig
 from dglaunch.data.shares import settings_of
@@ -103,7 +103,9 @@ class PipelineLoader:
         given |= self._from_files(self.checkpoint.weight_files.keys() - given.keys())
         with explained(self.context):
             pipeline = (pipeline_class or self._loading_class).from_pretrained(self.checkpoint.source, **given)
-            _ = pipeline.components  # which fails where a class of the user's own has not registered its parts
+            self._count_quantized(
+                pipeline.components
+            )  # which fails where a class of the user's own has not registered its parts
             return pipeline
 
     def load_transformer(self, part_class: PretrainedPart) -> object:
@@ -132,6 +134,7 @@ class PipelineLoader:
             trace_shapes(holder)
         found = {name: getattr(holder, name) for name in self.text_encoders()}
         encoders = {name: encoder for name, encoder in found.items() if encoder is not None}
+        self._count_quantized(encoders)
         self.loras.attach_encoders(holder, encoders)
         return encoders
 
@@ -246,6 +249,19 @@ class PipelineLoader:
 
         names = ("transformer", "unet")
         return {"quantization_config": PipelineQuantizationConfig(quant_mapping=dict.fromkeys(names, wanted))}
+
+    def _count_quantized(self, parts: Mapping[str, object]) -> None:
+        """Note of the parts that the checkpoint's own folder has quantised how much of them is.
+
+        Raises:
+            UserError: nothing is.
+        """
+        for name, part in parts.items():
+            if not isinstance(part, torch.nn.Module) or name in self.checkpoint.weight_files:
+                continue
+            if (method := self.checkpoint.quantized_by(name)) is not None:
+                counted = count_quantized(part, f"The {name} of {self.checkpoint.source}")
+                self.told[name] = f"{type(part).__name__} quantised by {method}: {counted}"
 
     def _from_files(self, parts: Iterable[str], part_class: PretrainedPart | None = None) -> dict[str, object]:
         """Those of a pipeline's parts whose weights come from elsewhere, for its from_pretrained."""

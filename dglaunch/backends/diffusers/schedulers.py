@@ -297,7 +297,12 @@ class Oracle:
 
         if not self.calling.timesteps:
             sigmas = np.linspace(1.0, 1 / steps, steps)
-            return {"sigmas": sigmas.tolist() if self.calling.listed else sigmas}
+            forms: dict[str, Callable[[], object]] = {
+                "array": lambda: sigmas,
+                "list": sigmas.tolist,
+                "tensor": lambda: torch.from_numpy(sigmas),
+            }
+            return {"sigmas": forms[self.calling.form]()}
         times = np.linspace(self.train_steps, 1.0, steps).astype(np.int64).astype(np.float32)
         return {"timesteps": times, "sigmas": times / self.train_steps}
 

@@ -10,6 +10,7 @@ from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint, token_lengths
 from dglaunch.models.families import families_shared_by
+from dglaunch.models.figures import DENOISERS
 from dglaunch.models.optimizations import asked
 
 BESIDE = ("enable_vae_slicing", "enable_vae_tiling", "enable_channels_last", "enable_tf32")
@@ -73,6 +74,25 @@ def _check_weights(checkpoint: Checkpoint, flag: str, way: str) -> None:
         raise UserError(
             f"--{flag} {way} does not go with a pipeline of your own ({checkpoint.own.name}): {UNMEASURED}. Drop one of them."
         )
+    if flag == "shard":
+        _check_stored(checkpoint, way)
+
+
+def _check_stored(checkpoint: Checkpoint, way: str) -> None:
+    """Each rank reads its part of the transformer from the checkpoint's own folder: weights that were given apart would be
+    passed over in silence, and packed ones cannot be cut."""
+    for part, weights in checkpoint.weight_files.items():
+        if part in DENOISERS:
+            raise UserError(
+                f"--{weights.flag} {weights.path} does not go with --shard {way}: each rank reads its part of the {part} from the "
+                "folder of --model_name. Put the weights there (save_pretrained), or drop one of them."
+            )
+    for part in checkpoint.components:
+        if (method := checkpoint.quantized_by(part)) is not None:
+            raise UserError(
+                f"--shard {way} does not go with a {part} that {method} has quantised: its packed weights cannot be cut into parts. "
+                "Take weights that are not quantised, or drop --shard."
+            )
 
 
 def _check_flags(config: RunConfig, given: str) -> None:

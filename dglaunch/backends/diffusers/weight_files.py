@@ -32,6 +32,8 @@ PACKAGES = {
 """By what a folder may have been quantised -> the package that reads it."""
 WEIGHT_TYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 """Of safetensors that are weights as they stand. Bytes and integers are packed by something that is not known here."""
+UNPACKED = ("F32", "F16")
+"""Of GGUF, the types that diffusers reads as weights that stand as they are; BF16 it unpacks with each use."""
 DROPPED_BY_DESIGN = ("norm_final.weight",)
 """Weights in published files that the model itself does not use (Z-Image's), and diffusers' class does not have."""
 IN_WHOLE_FILE = {"UNet2DConditionModel": "model.diffusion_model."}
@@ -88,7 +90,8 @@ def _check_method(part: str, method: str, device: str, here: bool) -> None:
         )
     if package == "bitsandbytes" and device == "cpu":
         raise UserError(
-            f"The {part} was quantised by bitsandbytes, which computes on GPUs only. Take another, or a GPU."
+            f"The {part} was quantised by bitsandbytes, whose weights diffusers loads where there is a GPU only. Take weights that "
+            "torchao or GGUF has quantised, or none, or run it on a GPU."
         )
     if here:
         from importlib.util import find_spec
@@ -109,7 +112,7 @@ def _check_keys(component: Component, weights: WeightFile) -> None:
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     meta = {key: torch.empty(each.shape, device="meta") for key, each in weights.weights.items()}
     given, dropped = _as_the_part_has_them(model, component, meta, described)
-    wrong = [key for key, shape in given.items() if key in expected and expected[key] != shape]
+    wrong = [key for key, value in given.items() if key in expected and expected[key] != tuple(value.shape)]
     missing = _without_tied(model, expected.keys() - given.keys())
     unexpected = [key for key in given if key not in expected] + dropped
     for keys, what in (
@@ -120,6 +123,21 @@ def _check_keys(component: Component, weights: WeightFile) -> None:
                 f"{described} is not the {weights.part} of this checkpoint ({component.class_name}): it {what}: "
                 f"{_some(keys)}. Give the file of the same model, or the --model_name that the file belongs to."
             )
+    if weights.kind == "GGUF":
+        _check_packed(model, weights, given, described)
+
+
+def _check_packed(model: torch.nn.Module, weights: WeightFile, given: State, described: str) -> None:
+    """diffusers unpacks GGUF's weights in linear layers alone: all else would be computed with as packed bytes, and fails in
+    the first step at best."""
+    linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    packed = {key for key, each in weights.weights.items() if each.dtype not in UNPACKED}
+    wrong = [key for key, value in given.items() if key not in linear and packed & _origins(key, value)]
+    if wrong:
+        raise UserError(
+            f"{described} has quantised {_some(wrong)}, and diffusers unpacks weights of linear layers alone. Take a file of the "
+            "same model in which these are whole (F32 or F16), as the usual converters leave them."
+        )
 
 
 def _check_class(component: Component, weights: WeightFile, described: str) -> None:
@@ -138,7 +156,7 @@ def _check_types(weights: WeightFile, described: str) -> None:
     if weights.kind == "GGUF":
         from diffusers.quantizers.gguf.utils import SUPPORTED_GGUF_QUANT_TYPES
 
-        readable = {kind.name for kind in SUPPORTED_GGUF_QUANT_TYPES} | {"F32", "F16"}
+        readable = {kind.name for kind in SUPPORTED_GGUF_QUANT_TYPES} | set(UNPACKED)
     else:
         readable = set(WEIGHT_TYPES)
     packed = [key for key, each in weights.weights.items() if each.dtype not in readable]
@@ -160,12 +178,12 @@ def _check_types(weights: WeightFile, described: str) -> None:
 
 def _as_the_part_has_them(
     model: torch.nn.Module, component: Component, state: State, described: str
-) -> tuple[dict[str, tuple[int, ...]], list[str]]:
-    """Keys and shapes as they come to the part, and the keys that would be dropped on the way."""
+) -> tuple[State, list[str]]:
+    """The weights as they come to the part, and the keys that would be dropped on the way."""
     if component.library != "diffusers":
         renamed = _as_encoder(model, _traced(state))
-        used = {key for value in renamed.values() for key in getattr(value, "origins", ())}
-        return {key: tuple(value.shape) for key, value in renamed.items()}, [key for key in state if key not in used]
+        used = {key for name, value in renamed.items() for key in _origins(name, value)}
+        return renamed, [key for key in state if key not in used]
     from diffusers.loaders import single_file_model as loading
 
     name = loading._get_single_file_loadable_mapping_class(type(model))
@@ -174,25 +192,24 @@ def _as_the_part_has_them(
             f"{described}: diffusers cannot load a {component.class_name} from a single file. Give a folder as save_pretrained "
             "writes it, or drop the flag."
         )
-    state, own = _unprefixed(state), model.state_dict()
-    as_they_are = {key: tuple(value.shape) for key, value in state.items()}
-    if as_they_are.keys() == own.keys():
-        return as_they_are, []
+    state, own = _unprefixed(_traced(state)), model.state_dict()
+    if state.keys() == own.keys():
+        return state, []
     convert = loading.SINGLE_FILE_LOADABLE_CLASSES[name]["checkpoint_mapping_fn"]
     try:
-        converted = convert(config=dict(component.config), checkpoint=_prefixed(name, _traced(state)))
+        converted: State = convert(config=dict(component.config), checkpoint=_prefixed(name, state))
     except Exception as error:  # the conversions take keys for granted
-        if 2 * len(as_they_are.keys() & own.keys()) > len(as_they_are):
-            return as_they_are, []
+        if 2 * len(state.keys() & own.keys()) > len(state):
+            return state, []
         raise UserError(
             f"{described} has other keys or sizes than a {component.class_name} ({type(error).__name__}: {error}): "
             f"{_some(state)}. Give the file of the same model."
         ) from None
-    if len(as_they_are.keys() ^ own.keys()) < len(converted.keys() ^ own.keys()):
-        return as_they_are, []
-    used = {key for value in converted.values() for key in getattr(value, "origins", ())}
-    dropped = [key for key in state if key not in used and key not in DROPPED_BY_DESIGN]
-    return {key: tuple(value.shape) for key, value in converted.items()}, dropped
+    if len(state.keys() ^ own.keys()) < len(converted.keys() ^ own.keys()):
+        return state, []
+    used = {origin for key, value in converted.items() for origin in _origins(key, value)}
+    dropped = [key for key, value in state.items() if not used & _origins(key, value) and key not in DROPPED_BY_DESIGN]
+    return converted, dropped
 
 
 class _Traced(torch.Tensor):
@@ -209,6 +226,11 @@ class _Traced(torch.Tensor):
         for each in _traced_in(result):
             each.origins = origins
         return result
+
+
+def _origins(key: str, value: torch.Tensor) -> frozenset[str]:
+    """The keys of a file that a weight comes from."""
+    return value.origins if isinstance(value, _Traced) else frozenset([key])
 
 
 def _traced(state: State) -> State:
@@ -275,21 +297,22 @@ def load_part(component: Component, weights: WeightFile, dtype: torch.dtype, par
 
 
 def _counted(model: torch.nn.Module, weights: WeightFile) -> str:
-    """How many linear layers are quantised, of weights that are said to be.
+    """How many linear layers are quantised, of weights that are said to be."""
+    return f": {count_quantized(model, f'--{weights.flag} {weights.path}')}" if weights.quantized_by is not None else ""
+
+
+def count_quantized(model: torch.nn.Module, described: str) -> str:
+    """Return how many linear layers of a loaded network are quantised, whose weights are said to be.
 
     Raises:
         UserError: none is.
     """
-    if weights.quantized_by is None:
-        return ""
     linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     kinds = ("torchao", "bitsandbytes", "diffusers.quantizers.gguf")
     quantized = sum(type(module.weight).__module__.startswith(kinds) for module in linear)
     if not quantized:
-        raise UserError(
-            f"--{weights.flag} {weights.path} is quantised, but no linear layer is once it is loaded. Update diffusers."
-        )
-    return f": {quantized} of {len(linear)} linear layers quantised"
+        raise UserError(f"{described} is quantised, but no linear layer is once it is loaded. Update diffusers.")
+    return f"{quantized} of {len(linear)} linear layers quantised"
 
 
 def _from_file(cls: Any, component: Component, weights: WeightFile, dtype: torch.dtype) -> Any:

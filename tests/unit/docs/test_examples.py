@@ -20,6 +20,7 @@ EXAMPLES = {
     "kubernetes_array.yaml": "kubernetes_job.json",
     "kubernetes_elastic.yaml": "kubeflow_pytorchjob.json",
     "skypilot.yaml": "skypilot_task.json",
+    "kubernetes_trainjob.yaml": "kubeflow_trainjob.json",
 }
 """Each file, and its schema in tests/support/schemas (where it is from stands in it)."""
 
@@ -43,11 +44,13 @@ def test_a_file_is_as_its_reader_wants_it(name: str) -> None:
 
 
 def test_the_schemas_see_a_mistake() -> None:
-    job, elastic, task = (read(name) for name in EXAMPLES)
+    job, elastic, task, train = (read(name) for name in EXAMPLES)
     job["spec"]["template"]["spec"]["containers"][0]["enviroment"] = []
     elastic["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]["args"] = "--nnodes 1:4"
     task["resources"]["accelerator"] = "H100"
-    for told, schema, text in zip((job, elastic, task), EXAMPLES.values(), ("enviroment", "--nnodes", "accelerator")):
+    train["spec"]["trainer"]["numNode"] = 4
+    wrong = ("enviroment", "--nnodes", "accelerator", "numNode")
+    for told, schema, text in zip((job, elastic, task, train), EXAMPLES.values(), wrong):
         assert any(text in problem for problem in problems(told, schema)), schema
 
 

@@ -47,6 +47,17 @@ def test_settings_of_the_pipeline_are_no_parts(tmp_path: Path) -> None:
     assert sorted(resolved(tmp_path).components) == ["scheduler", "text_encoder", "tokenizer", "transformer", "vae"]
 
 
+def test_parts_that_have_no_config_json_are_none_the_less_parts(tmp_path: Path) -> None:
+    """ERNIE-Image's second tokenizer, HunyuanImage's guiders: a run with --transformer or --scheduler was refused for them."""
+    index = {"pe_tokenizer": ["transformers", "T5TokenizerFast"], "ocr_guider": ["diffusers", "ClassifierFreeGuidance"]}
+    checkpoint_folder(tmp_path, **index)
+    write_json(tmp_path / "ocr_guider/guider_config.json", {"guidance_scale": 3.5})
+    found = resolved(tmp_path)
+    assert found.components["pe_tokenizer"].config == {}
+    assert found.components["ocr_guider"].config == {"guidance_scale": 3.5}
+    assert sorted(found.parameters) == ["text_encoder", "transformer", "vae"]
+
+
 def test_a_missing_configuration_is_named(tmp_path: Path) -> None:
     checkpoint_folder(tmp_path)
     (tmp_path / "vae/config.json").unlink()

@@ -1,6 +1,5 @@
 """Results in an object store, through the commands: what is there is whole, a start goes on with it, and nobody is overwritten."""
 
-import hashlib
 import json
 import os
 import signal
@@ -12,14 +11,13 @@ import pytest
 
 from dglaunch.addresses import Address
 from dglaunch.errors import UserError
-from dglaunch.output import far
+from dglaunch.output import far, far_lines
 from dglaunch.storage import lease, retrying
 from dglaunch.storage.lease import Owner
 from dglaunch.storage.store import Store
-from support.commands import Ended, dglaunch, kill_group, start
+from support.commands import dglaunch, kill_group, start
+from support.far_jobs import Job
 from support.s3_server import ACCESS_KEY, SECRET, TOKEN, Faults, S3Server
-
-FAKE = ("--backend", "fake", "--height", "64", "--width", "64", "--batch_size", "2")
 
 
 @pytest.fixture(scope="module")
@@ -34,43 +32,6 @@ def server(running: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     running.requests.clear()
     monkeypatch.setattr(retrying, "FIRST_S", 0.01)
     return running
-
-
-class Job:
-    """A job whose results go to a bucket of its own."""
-
-    def __init__(self, server: S3Server, bucket: str, folder: Path, count: int = 6) -> None:
-        self.server, self.bucket, self.folder = server, server.bucket(bucket), folder
-        self.address = f"s3://{bucket}/some run"
-        self.prompts = folder / "prompts.txt"
-        self.prompts.write_text("".join(f"a fox, number {number}\n" for number in range(count)))
-
-    def words(self, *more: str) -> list[str]:
-        given = {"prompts_file": self.prompts, "output_dir": self.address, "cache_dir": self.folder / "cache"}
-        return ["t2i", *FAKE, *(word for name, value in given.items() for word in (f"--{name}", str(value))), *more]
-
-    def start(self, *more: str, **environment: str) -> Ended:
-        return dglaunch(*self.words(*more), **self.server.environment, **environment)
-
-    def command(self, name: str, *more: str) -> Ended:
-        return dglaunch(name, self.address, *more, **self.server.environment)
-
-    def objects(self) -> dict[str, int]:
-        found = self.server.objects(self.bucket)
-        return {name.removeprefix("some run/"): size for name, size in found.items()}
-
-    def get(self, name: str) -> bytes:
-        return self.server.get(self.bucket, f"some run/{name}")
-
-    def ledger(self, name: str = "metadata.jsonl") -> list[dict]:
-        return [json.loads(line) for line in self.get(name).splitlines()]
-
-    def assert_whole(self, count: int) -> None:
-        """A line for each image, in order, and each image is as its line says."""
-        rows = self.ledger()
-        assert [row["index"] for row in rows] == list(range(count))
-        for row in rows:
-            assert hashlib.sha256(self.get(row["file_name"])).hexdigest() == row["sha256"]
 
 
 def test_a_run_into_a_bucket(server: S3Server, tmp_path: Path) -> None:
@@ -146,8 +107,8 @@ def test_what_a_dead_machine_has_left_is_gone_on_with(server: S3Server, tmp_path
     lines = job.get("metadata.jsonl").splitlines(keepends=True)
     for name in ("metadata.jsonl", "000005.png"):
         server.delete(job.bucket, f"some run/{name}")
-    server.put(job.bucket, f"some run/{far.LINES}metadata.jsonl/00000001-aaaa.jsonl", b"".join(lines[:2]))
-    server.put(job.bucket, f"some run/{far.LINES}metadata.jsonl/00000002-bbbb.jsonl", b"".join(lines[1:4]))
+    server.put(job.bucket, f"some run/{far_lines.LINES}metadata.jsonl/00000001-aaaa.jsonl", b"".join(lines[:2]))
+    server.put(job.bucket, f"some run/{far_lines.LINES}metadata.jsonl/00000002-bbbb.jsonl", b"".join(lines[1:4]))
     before = server.get(job.bucket, "some run/000001.png")
     ended = job.start()
     assert ended.code == 0, ended.output
@@ -159,13 +120,13 @@ def test_images_without_lines_are_as_many_as_a_start_looks_at(
     server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A store that is slow to take lines holds up the images: were it killed, a start would look at each that has no line."""
-    monkeypatch.setattr(far, "MOST_AHEAD", 4)
-    monkeypatch.setattr(far, "LINES_S", 0.1)
+    monkeypatch.setattr(far_lines, "MOST_AHEAD", 4)
+    monkeypatch.setattr(far_lines, "LINES_S", 0.1)
     job = Job(server, "ahead", tmp_path, count=60)
-    server.faults.only, server.faults.delay = far.LINES, 0.5
+    server.faults.only, server.faults.delay = far_lines.LINES, 0.5
     assert job.start().code == 0
     puts = [path for method, path in server.requests if method == "PUT"]
-    lines = [number for number, path in enumerate(puts) if far.LINES in path]
+    lines = [number for number, path in enumerate(puts) if far_lines.LINES in path]
     assert lines and sum(path.endswith(".png") for path in puts[: lines[1]]) < 30
 
 

@@ -77,6 +77,18 @@ def test_large_objects_come_in_pieces(server: S3Server, monkeypatch: pytest.Monk
         list(pieces)
 
 
+def test_a_large_file_goes_in_parts_each_of_which_may_fail(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("dglaunch.storage.store.MOST_AT_ONCE", 1 << 10)
+    (tmp_path / "large").write_bytes(data := bytes(range(256)) * (6 << 12))
+    server.faults.share = 0.2
+    there = store_in(server, "in-parts")
+    there.put_file("large", tmp_path / "large")
+    assert any(method == "POST" for method, _ in server.requests) and there.get("large", MOST) == data
+    assert there.part("large", 300, 5) == data[300:305]
+
+
 def test_throttling_passes(server: S3Server) -> None:
     store = store_in(server, "throttled")
     server.faults.throttled_until = time.monotonic() + 0.3

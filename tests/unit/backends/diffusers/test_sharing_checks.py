@@ -1,14 +1,19 @@
 """Which families --parallel and --shard are refused for, by name; what they do is in torchrun/test_sharing.py."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from dglaunch.backends.diffusers.sharing_checks import check_sharing
 from dglaunch.config import BackendConfig, OptimizationConfig, ParallelConfig, T2IConfig
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
-from dglaunch.models.checkpoint import Checkpoint
+from dglaunch.models.checkpoint import Checkpoint, resolve
 from dglaunch.models.families import FAMILIES, OTHER
 from dglaunch.models.optimizations import OPTIMIZATIONS
+from dglaunch.models.weight_files import WeightFile
+from support.checkpoint_folders import checkpoint_folder, write_json
 from support.matrix import refused
 
 WAYS = {"context": ("parallel", "context parallel"), "tensor": ("shard", "tensor parallel"), "fsdp": ("shard", "FSDP")}
@@ -51,3 +56,21 @@ def test_what_was_not_measured_beside_it_is_refused() -> None:
                 continue
             with pytest.raises(UserError, match=f"--{row.name} does not go with --{flag} {way}: "):
                 check_sharing(model, config, TOPOLOGY, [])
+
+
+def test_weights_that_no_rank_could_read_in_parts_are_refused(tmp_path: Path) -> None:
+    """A transformer of its own file would be passed over in silence; packed weights cannot be cut."""
+    config = T2IConfig(prompt="x", backend=BackendConfig(shard="fsdp"))
+    file = WeightFile(
+        flag="transformer", part="transformer", path=tmp_path / "x.safetensors", kind="safetensors", tensors={}, config=None,
+        sha256="",
+    )  # fmt: skip
+    given = replace(checkpoint("FluxPipeline"), weight_files={"transformer": file})
+    with pytest.raises(
+        UserError, match=r"--transformer .*x\.safetensors does not go with --shard fsdp: .*save_pretrained"
+    ):
+        check_sharing(given, config, TOPOLOGY, [])
+    folder = checkpoint_folder(tmp_path / "model")
+    write_json(folder / "transformer/config.json", {"quantization_config": {"quant_method": "bitsandbytes"}})
+    with pytest.raises(UserError, match=r"a transformer that bitsandbytes has quantised: .*cannot be cut"):
+        check_sharing(resolve(BackendConfig(model_name=str(folder))), config, TOPOLOGY, [])
