@@ -133,8 +133,7 @@ def test_a_signal_to_the_step_requeues_too(cluster: Cluster, tmp_path: Path) -> 
 
 def test_a_mistake_does_not_come_back(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text("no json\n")
-    words = ["t2i", "--backend", "fake", "--prompts_file", tmp_path / "prompts.jsonl"]
-    number = cluster.submit(tmp_path, words, gpus=1)
+    number = cluster.submit(tmp_path, ["t2i", "--backend", "fake", "--prompts_file", tmp_path / "prompts.jsonl"])
     ended = cluster.wait(number)
     assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0"), log_of(tmp_path)
     assert "not valid JSON" in log_of(tmp_path)
