@@ -257,8 +257,8 @@ def test_what_came_out_of_a_pipe_is_kept_for_the_next_start(tmp_path: Path, star
 
 
 def test_a_file_that_is_not_open_here_is_no_pipe(tmp_path: Path) -> None:
-    text = said("t2i", *FAKE, "--prompts_file", "/dev/fd/97", cwd=tmp_path)
-    assert "/dev/fd/97 cannot be read" in text and "--prompts_file -" in text
+    text = said("t2i", *FAKE, "--prompts_file", "/dev/fd/98765", cwd=tmp_path)
+    assert "/dev/fd/98765 cannot be read" in text and "--prompts_file -" in text
 
 
 def test_a_plan_for_several_ranks_reads_a_pipe(tmp_path: Path) -> None:
