@@ -102,11 +102,11 @@ def _watched(folder: Path, process: "subprocess.Popen[bytes]", start: int, told:
 
 
 def _made(out: Path) -> int:
-    """As many as there are lines: of closed segments, of the open one, of what was published."""
+    """As many as there are lines: of closed segments, of the open one, of what was published; while that is made, both are there."""
     opened = OutputFolder(out)
     whole = len(segments.closed(out)) * segments.SEGMENT_LINES
     others = [path for path, _ in opened.ledgers() if path.parent.name != segments.FOLDER]
-    return whole + sum(path.read_bytes().count(b"\n") for path in others if path.exists())
+    return min(whole + sum(path.read_bytes().count(b"\n") for path in others if path.exists()), NUM)
 
 
 def _report(place: Path, told: Told, seconds: float, verify_s: float) -> None:
