@@ -1,5 +1,5 @@
 """Parts of a checkpoint that another tool has quantised already: what is refused before anything is loaded. That they load is in
-torchrun/test_weight_files.py (torchao) and gpu/test_gpu.py (bitsandbytes, which needs one)."""
+torchrun/test_weight_files.py (torchao). One of bitsandbytes is refused without a GPU; with one it was not loaded yet."""
 
 from pathlib import Path
 
