@@ -101,7 +101,8 @@ class Killed:
 
 
 def assert_datasets_reads(job: Killed) -> None:
-    """All rows; of many files every so manieth image."""
+    """All rows; of many files every so manieth image. The server fails no more: what `datasets` makes of that is its own."""
+    job.server.faults.share = 0.0
     step, found = 1 if job.store != "files" else max(1, job.count // 400), []
     rows = loaded(job.server, f"s3://{job.bucket}/run", job.folder, job.store, step)
     for number, row in enumerate(rows):
