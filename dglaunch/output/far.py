@@ -195,10 +195,7 @@ class FarFolder:
         path = self.folder / name
         if path.exists() and path.stat().st_size == size:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as out:
-            out.truncate(size)
-        os.utime(path, (modified.timestamp(), modified.timestamp()))
+        far_shards.write_stub(path, size, modified)
 
     def _fetch(self, found: Found) -> None:
         path = self.folder / found.name

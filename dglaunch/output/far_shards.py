@@ -14,6 +14,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 
 from dglaunch.output import shards
@@ -34,6 +35,20 @@ def shard_of_piece(name: str) -> str:
     """Return the shard that an object is a piece of; empty for any other object."""
     found = _PIECE.fullmatch(name)
     return found[1] if found is not None and ShardName.of(found[1]) is not None else ""
+
+
+def closed_shard(name: str) -> str:
+    """Return the shard that an object is, whole; empty for any other object."""
+    folder, _, shard = name.rpartition("/")
+    return shard if folder == SHARDS and ShardName.of(shard) is not None else ""
+
+
+def write_stub(path: Path, size: int, modified: datetime) -> None:
+    """Write a file that has the size and the time of an object, and nothing in it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as out:
+        out.truncate(size)
+    os.utime(path, (modified.timestamp(), modified.timestamp()))
 
 
 class FarShards:
@@ -89,9 +104,8 @@ class FarShards:
         closed: dict[str, Found] = {}
         pieces: dict[str, list[Found]] = defaultdict(list)
         for each in found:
-            folder, _, name = each.name.rpartition("/")
-            if folder == SHARDS and ShardName.of(name) is not None:
-                closed[name] = each
+            if shard := closed_shard(each.name):
+                closed[shard] = each
             elif shard := shard_of_piece(each.name):
                 pieces[shard].append(each)
         self._closed, self._here = set(closed), self._here & closed.keys()
@@ -124,8 +138,7 @@ class FarShards:
         """
         some: dict[str, list[Found]] = defaultdict(list)
         for each in found:
-            folder, _, name = each.name.rpartition("/")
-            shard = name if folder == SHARDS and ShardName.of(name) is not None else shard_of_piece(each.name)
+            shard = closed_shard(each.name) or shard_of_piece(each.name)
             if shard and shard not in self._closed and is_meant(ShardName.parse(shard).ledger_suffix):
                 some[shard].append(each)
         for shard, objects in some.items():
@@ -146,12 +159,8 @@ class FarShards:
     def _believe(self, shard: str, objects: Iterable[Found]) -> None:
         """Let a shard pass for a closed one that has all that lines say; nothing can be read from it."""
         size, modified = sum(each.size for each in objects) + 1, max(each.modified for each in objects)
-        path = shards.closed_path(self._folder, shard)
-        for place in (path, shards.index_path(self._folder, shard)):
-            place.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as out:
-            out.truncate(size)
-        os.utime(path, (modified.timestamp(), modified.timestamp()))
+        write_stub(shards.closed_path(self._folder, shard), size, modified)
+        shards.index_path(self._folder, shard).parent.mkdir(parents=True, exist_ok=True)
         shards.write_index(self._folder, shard, size, {})
         self._believed.add(shard)
 
