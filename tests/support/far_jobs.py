@@ -84,7 +84,8 @@ def assert_whole_in_shards(
     shards = {row["image_shard"] for row in ledger}
     indexes = {f".dglaunch-shards/{name}.json" for name in shards}
     own = {name for name in objects if not name.startswith(".dglaunch-ledger/")}
-    assert own == {"metadata.jsonl", "run.json", *indexes, *(f"shards/{name}" for name in shards)}
+    expected = {"metadata.jsonl", "run.json", *indexes, *(f"shards/{name}" for name in shards)}
+    assert own == expected, own ^ expected
 
 
 def loaded(

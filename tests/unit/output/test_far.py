@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,17 +19,8 @@ from support.far_jobs import Job
 from support.s3_server import ACCESS_KEY, SECRET, TOKEN, Faults, S3Server
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[S3Server]:
-    with S3Server() as server:
-        yield server
-
-
 @pytest.fixture
-def server(running: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    running.faults = Faults()
-    running.requests.clear()
-    monkeypatch.setattr(retrying, "FIRST_S", 0.01)
+def server(running: S3Server) -> S3Server:
     return running
 
 
