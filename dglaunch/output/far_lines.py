@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable
 
+from dglaunch.output.places import LEDGER_OF_REPLACED
 from dglaunch.storage.store import Store
 
 LINES = ".dglaunch/lines/"
@@ -25,7 +26,7 @@ MOST_LINES = 500
 MOST_AHEAD = 1_000
 """Lines of images that are there which may not be there themselves yet: a store that is slow to take them holds up the images."""
 LEDGER = re.compile(r"(?:metadata|failures|run)((?:-node\d+of\d+)?(?:-rank\d+of\d+)?)\.jsonl?", re.ASCII)
-_LINES_OF = re.compile(re.escape(LINES) + r"([^/]+)/(\d{8})[^/]*", re.ASCII)
+_LINES_OF = re.compile(re.escape(LINES) + rf"({LEDGER_OF_REPLACED}|[^/]+)/(\d{{8}})[^/]*", re.ASCII)
 
 
 def file_of(name: str) -> str:

@@ -184,7 +184,8 @@ def files_in(folder: Path, inside: str | None) -> Files:
     """
     names: list[str] = []
     sizes, times = array("q"), array("d")
-    state, began = (), time.time_ns()
+    state: State = ()
+    began = time.time_ns()
     with suppress(FileNotFoundError, NotADirectoryError), _opened(folder, inside) as opened:
         state = _state(opened)
         with os.scandir(opened) as entries:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,7 +154,7 @@ def test_a_folder_counts_only_once_it_has_settled(out: Path, monkeypatch: pytest
         assert len(start(out).done) == NUM
         assert not kept(out).exists()
     assert asked == ["0000", "0001", "0002"] * 2
-    monkeypatch.setattr(looks.time, "time_ns", lambda: os.stat(out).st_ctime_ns + 601 * 10**9)
+    monkeypatch.setattr(time, "time_ns", lambda: os.stat(out).st_ctime_ns + 601 * 10**9)
     start(out)
     asked.clear()
     assert len(start(out).done) == NUM and not asked
