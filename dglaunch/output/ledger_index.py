@@ -108,11 +108,6 @@ class LedgerIndex:
         """Return which of some rows, which are in the order of index and sample, is of the same image as this one."""
         return int(rows[int(np.searchsorted(self.ids.codes[rows], self.ids.codes[row]))])
 
-    def part(self, rows: Ints) -> list[tuple[LedgerFile, int]]:
-        """Return of some rows where their lines stand, for another process."""
-        starts = self.columns["start"][rows].tolist()
-        return [(self.files[file].ledger, start) for file, start in zip(self.file[rows].tolist(), starts)]
-
     def id_at(self, row: int) -> TaskId:
         return int(self.columns["index"][row]), int(self.columns["sample"][row])
 
