@@ -467,7 +467,7 @@ class FarFolder:
             StorageError: they cannot be removed.
         """
         states = self.files.states
-        gone = [name for name in states if self._is_mine(name) and self._state_of(name) is None]
+        gone = [name for name in list(states) if self._is_mine(name) and self._state_of(name) is None]
         self.store.delete(gone)
         for name in gone:
             del states[name]

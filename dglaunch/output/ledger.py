@@ -351,9 +351,8 @@ class OutputFolder:
             except BlockingIOError:
                 raise self._is_being_written() from None
             except OSError as error:
-                raise UserError(
-                    f"{self.path} cannot be locked ({error.strerror or error}: {error.filename})."
-                ) from None
+                where = f": {error.filename}" if error.filename else ""
+                raise UserError(f"{self.path} cannot be locked ({error.strerror or error}{where}).") from None
             yield
 
     def _is_being_written(self) -> UserError:

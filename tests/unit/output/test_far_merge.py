@@ -31,6 +31,7 @@ def merge(server: S3Server, parts: list[Job | Path], target: Job | Path) -> Ende
     return dglaunch("merge", *words[:-1], "--output_dir", words[-1], **server.environment)
 
 
+@pytest.mark.slow
 def test_into_a_bucket_and_onto_a_disk(running: S3Server, tmp_path: Path) -> None:
     both = parts(running, "merged-files", tmp_path)
     there, here = Job(running, "merged-all", tmp_path, 7), tmp_path / "all"
@@ -52,6 +53,7 @@ def test_into_a_bucket_and_onto_a_disk(running: S3Server, tmp_path: Path) -> Non
     assert dglaunch("verify", here).code == 0, "the folder keeps its images"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", STORES)
 def test_shards(running: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str) -> None:
     monkeypatch.setattr(shard_writer, "SHARD_IMAGES", 2)

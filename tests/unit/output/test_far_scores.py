@@ -34,6 +34,7 @@ def score(job: Job, function: str, *words: str) -> Ended:
     return dglaunch(*given, cwd=job.folder, **job.server.environment)
 
 
+@pytest.mark.slow
 def test_each_image_once(job: Job) -> None:
     before = job.get("metadata.jsonl")
     ended = score(job, "half")
@@ -52,6 +53,7 @@ def test_each_image_once(job: Job) -> None:
     assert [row["seed"] for row in job.ledger()] == [0, 1, 11, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_the_best_are_a_view(job: Job) -> None:
     ended = score(job, "brightness", "--best_of", "1")
     assert ended.code == 0 and f"{job.address}/best_of_1_brightness" in ended.output, ended.output
@@ -60,6 +62,7 @@ def test_the_best_are_a_view(job: Job) -> None:
         assert row["score_brightness"] > 0
 
 
+@pytest.mark.slow
 def test_what_was_put_before_a_loss_stays(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """As another machine finds it: the file of one rank of four, not joined."""
     monkeypatch.setattr(scores, "PUT_S", 0.0)

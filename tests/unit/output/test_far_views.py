@@ -34,6 +34,7 @@ def fetched(server: S3Server, ending: str) -> int:
     return sum(method == "GET" and path.endswith(ending) for method, path in server.requests)
 
 
+@pytest.mark.slow
 def test_shards_of_images(server: S3Server, tmp_path: Path) -> None:
     """A shard that cannot be put is made by the next start, those before it are not even read; after a redo the one that is concerned
     is made anew."""
@@ -55,6 +56,7 @@ def test_shards_of_images(server: S3Server, tmp_path: Path) -> None:
     assert in_tars(after)["000003.png"] == job.get("000003.png")
 
 
+@pytest.mark.slow
 def test_links_are_copies_within_the_store(server: S3Server, tmp_path: Path) -> None:
     job = Job(server, "view-links", tmp_path, 3, "--layout", "genarena")
     assert job.start().code == 0
