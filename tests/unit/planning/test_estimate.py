@@ -17,6 +17,7 @@ from dglaunch.planning.batches import build
 from dglaunch.planning.estimate import TAKEN_IN_MPIXELS, bottleneck
 from support.commands import dglaunch
 from support.selection import rarely
+from support.versions import pinned_diffusers
 
 
 def tasks(count: int) -> list[Task]:
@@ -93,6 +94,7 @@ REHEARSED = {
 """Model, flags and ranks -> GiB while prompts are encoded, while images are denoised and decoded, by `rehearse` (docs/sharing.md)."""
 
 
+@pinned_diffusers
 @pytest.mark.traced
 @pytest.mark.parametrize(("model", "flags", "ranks"), rarely(REHEARSED, {(FLUX2, BOTH, 4)}))  # which is traced anew
 def test_a_plan_of_shared_weights_says_what_is_rehearsed(
