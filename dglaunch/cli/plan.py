@@ -97,7 +97,9 @@ def _print(terminal: Terminal, job: Job, own: PlanFlags) -> None:
         if schedule.cost is not None:
             found |= {"cost_usd": None if schedule.cost.dollars is None else asdict(schedule.cost.dollars)}
         if host is not None:
-            found["host"] = {"memory_gib_a_rank": host.a_rank / GIB, "copied_bytes": host.copied}
+            found["host"] = {
+                "memory_gib_a_rank": host.a_rank / GIB, "memory_gib_a_node": host.a_node / GIB, "copied_bytes": host.copied,
+            }  # fmt: skip
         write_report(own.json, "plan", found | {"reasons": schedule.reasons, "num_images": schedule.plan.num_tasks})
 
 
@@ -192,7 +194,8 @@ def _memory_lines(outlook: Outlook, problem: str) -> Iterator[str]:
 
 
 def _host_lines(job: Job, host: Host) -> Iterator[str]:
-    node = f"; {host.num_ranks} ranks on a node {host.num_ranks * host.a_rank / GIB:.1f}" if host.num_ranks > 1 else ""
+    in_turn = ", as they load the text encoders in turn" if host.at_once < host.num_ranks else ""
+    node = f"; {host.num_ranks} ranks on a node {host.a_node / GIB:.1f}{in_turn}" if host.num_ranks > 1 else ""
     yield f"memory of the host while the weights are read: up to {host.a_rank / GIB:.1f} GiB a rank{node}"
     if host.copied is not None:
         yield (

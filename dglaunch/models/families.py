@@ -144,6 +144,8 @@ class Family:
     """Why not, where it does not."""
     masks_lengths: bool = False
     """Whether prompts of different lengths in one call put a mask on the attention over the image, too, which costs time."""
+    since: str = ""
+    """The first diffusers that has its pipeline, where that is not the oldest one that dglaunch goes with."""
     package: tuple[str, str] | None = None
     """A package that its pipeline needs beside diffusers and transformers, and the extra that brings it."""
     area_attribute: str = ""
@@ -519,6 +521,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "QwenImage21Pipeline": Family(
         name="QwenImage21",
+        since="0.41.0",
         lora=_ONE_LORA,
         size_multiple=32,
         takes_text_length=False,
@@ -528,9 +531,12 @@ FAMILIES: dict[str, Family] = {
         batch=False,
         batch_reason="two prompts of different length in a call come out wrong (1.0 from one by one in diffusers 0.42.1)",
     ),
-    "Krea2Pipeline": Family(name="Krea2", lora=_ONE_LORA, guided_above=0.0, windows=(TextWindow(reserved=5),)),
+    "Krea2Pipeline": Family(
+        name="Krea2", since="0.39.0", lora=_ONE_LORA, guided_above=0.0, windows=(TextWindow(reserved=5),)
+    ),
     "Ideogram4Pipeline": Family(
         name="Ideogram4",
+        since="0.39.0",
         lora=_ONE_LORA,
         default_size=2048,
         max_sequence_length=2048,
@@ -544,6 +550,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "ErnieImagePipeline": Family(
         name="ErnieImage",
+        since="0.38.0",
         lora=_ONE_LORA,
         takes_text_length=False,
         arguments=(("use_pe", False),),
@@ -596,10 +603,11 @@ FAMILIES: dict[str, Family] = {
         arguments=(("use_resolution_binning", False),),
         package=("ftfy", "prx"),
     ),
-    "NucleusMoEImagePipeline": Family(name="NucleusMoE", max_sequence_length=1024, windows=()),
-    "BriaFibo2Pipeline": Family(name="BriaFibo2", lora=_ONE_LORA, takes_text_length=False, windows=()),
+    "NucleusMoEImagePipeline": Family(name="NucleusMoE", since="0.38.0", max_sequence_length=1024, windows=()),
+    "BriaFibo2Pipeline": Family(name="BriaFibo2", since="0.42.0", lora=_ONE_LORA, takes_text_length=False, windows=()),
     "Flux2KleinKVPipeline": Family(
         name="Flux2KleinKV",
+        since="0.38.0",
         lora=_ONE_LORA,
         guidance="",
         takes_negative=False,

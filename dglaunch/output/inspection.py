@@ -16,7 +16,7 @@ from dglaunch.data.task import Record
 from dglaunch.errors import OutputError
 from dglaunch.output import ownership
 from dglaunch.output.asked import asked_of
-from dglaunch.output.far import far_of
+from dglaunch.output.far import REQUESTS, far_of
 from dglaunch.output.file_index import Ints
 from dglaunch.output.forks import in_forks
 from dglaunch.output.images import StoredImage, image_of
@@ -31,8 +31,6 @@ from dglaunch.output.shards import SHARDS, closed_path, closed_shards, has_own, 
 
 SHOWN = 20
 """Gaps that a sentence names."""
-REQUESTS = 16
-"""Files of an object store that are fetched at a time."""
 AT_A_TIME = 500
 """Images that a process looks at together."""
 MOST_ALONE = 4_000
@@ -246,6 +244,11 @@ def repair(folder: OutputFolder, found: Inspection) -> None:
         except OSError as error:
             text = f"Writing {folder.path / SHARDS / shard} anew failed: {error.strerror or error}."
             raise OutputError(f"{text} It is as it was.") from None
+    if (far := far_of(folder.path)) is not None:
+        try:
+            far.sync(has_ended=True)
+        except OSError as error:
+            raise OutputError(f"Writing to {folder.path} failed: {error.strerror or error}. Start it again.") from None
 
 
 def _repair_shard(folder: OutputFolder, shard: str, names: Collection[str]) -> None:

@@ -53,10 +53,15 @@ def simulated_backend(context: Context, simulated: Simulated) -> DiffusersBacken
     return DiffusersBackend(context, engine, WeightlessLoader(context, simulated), _blank)
 
 
+def networks_of(backend: DiffusersBackend) -> dict[str, torch.nn.Module]:
+    """Return a loaded pipeline's networks, by component."""
+    parts = {**backend.pipeline.components, "controlnet": backend.with_inputs.controlnet}
+    return {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)}
+
+
 def bytes_of_networks(backend: DiffusersBackend) -> dict[str, int]:
     """Return the bytes of a loaded pipeline's networks, by component."""
-    parts = {**backend.pipeline.components, "controlnet": backend.with_inputs.controlnet}
-    return {name: bytes_here(part) for name, part in parts.items() if isinstance(part, torch.nn.Module)}
+    return {name: bytes_here(network) for name, network in networks_of(backend).items()}
 
 
 def _blank(pixels: torch.Tensor, _is_finite: torch.Tensor) -> Image.Image:

@@ -9,11 +9,12 @@ from dglaunch import strict_json
 from dglaunch.config import BackendConfig, ParallelConfig, RunConfig, T2IConfig
 from dglaunch.data.task import Bucket
 from dglaunch.models.checkpoint import Checkpoint, resolve
-from dglaunch.models.figures import Figures, Request, StageCost
+from dglaunch.models.figures import BlockSizes, Figures, Request, StageCost
 from dglaunch.planning.figures import MOST_TRACED, FigureBook, longest_prompt
 
 FIGURES = Figures(
     weights={"transformer": 1000, "vae": 10},
+    block_sizes={"transformer": BlockSizes(largest=3, outside=2, tables=1)},
     encode=StageCost(),
     denoise=StageCost(fixed_bytes=5, image_bytes=100, flops=1e12, sent_bytes=7),
     decode=StageCost(image_bytes=300, flops=2e12),

@@ -11,6 +11,9 @@ import pytest
 from dglaunch import strict_json
 from support.commands import dglaunch
 from support.results import write_jsonl
+from support.versions import pinned_diffusers
+
+pytestmark = pinned_diffusers  # which the figures that are shipped were traced with
 
 FLUX = "black-forest-labs/FLUX.1-dev"
 
