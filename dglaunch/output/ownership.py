@@ -33,7 +33,16 @@ from dglaunch.output import segments, shards
 from dglaunch.output.encode import decode_description
 from dglaunch.output.far import behind, name_there, rename, unlink, version_of
 from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, is_foreign_run, read_run
-from dglaunch.output.lines import LineKind, append_line, file_name_of, inputs_of, is_our_ledger, raw_lines, scan
+from dglaunch.output.lines import (
+    LineKind,
+    append_line,
+    file_name_of,
+    inputs_of,
+    is_image_name,
+    is_our_ledger,
+    raw_lines,
+    scan,
+)
 from dglaunch.storage.working import is_stub
 
 Identity = Mapping[str, object]
@@ -181,13 +190,17 @@ def refuse_to_replace(path: Path) -> None:
     if not path.exists() and not path.is_symlink():  # a name that cannot be raises here, before anything is made
         return
     text = _text(path) or {}
-    folder, name = _place_of(path)
-    is_result = name in {file_name_of(record) for record in folder.records()}
     is_picture = CONTACT_SHEET in text or WRITTEN_BY in text or own_text(path) is not None
-    if is_result or not (is_picture or _is_page(path) or _is_report(path)):
+    if _is_result(path) or not (is_picture or _is_page(path) or _is_report(path)):
         raise UserError(
             f"{path} is there, and it is not one of its kind that dglaunch made. Name another file, or remove it."
         )
+
+
+def _is_result(path: Path) -> bool:
+    """Whether a ledger names it. (A page or a report has no image's name: no ledger is read for those.)"""
+    folder, name = _place_of(path)
+    return is_image_name(name) and any(file_name_of(record) == name for record in folder.records())
 
 
 def _place_of(path: Path) -> tuple[OutputFolder, str]:
