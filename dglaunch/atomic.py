@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dglaunch.elsewhere import put_in_place
+
 TEMPORARY = ".dglaunch-"
 """How the names of dglaunch's working files begin: temporary files (a process id follows), notes, what is held in reserve."""
 
@@ -26,7 +28,7 @@ def atomic_write(target: Path, folder: Path | None = None, ledger_suffix: str = 
     temporary = temporary_path(target.parent if folder is None else folder, ledger_suffix)
     try:
         yield temporary
-        os.replace(temporary, target)
+        put_in_place(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)  # also after a replace: of two links to one file it leaves both
 

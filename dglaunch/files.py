@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from dglaunch.elsewhere import PathElsewhere
 from dglaunch.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def open_regular(path: Path) -> io.BufferedReader:
     Raises:
         OSError: it is missing, not to be read, a folder, a FIFO, a device, ...; or the path is none (a NUL, too long).
     """
+    if isinstance(path, PathElsewhere) and (there := path.opened_there()) is not None:
+        return there
     return os.fdopen(_open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
 
 
@@ -146,6 +149,8 @@ def open_for_appending(path: Path) -> io.FileIO:
     Raises:
         OSError: it cannot be written, or is a link or no regular file.
     """
+    if isinstance(path, PathElsewhere):
+        path.bring()
     return os.fdopen(
         _open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK), "ab", buffering=0
     )

@@ -86,7 +86,11 @@ PARTS: Mapping[str, Part] = {
         run="kernels_bench.scale_ledger:resume", before="kernels_bench.scale_ledger:resume_by_line",
         prepare="kernels_bench.scale_ledger:make_results", aim="60 s and 1 GB", aim_s=60,
     ),
-    "status": Part(run="kernels_bench.scale_ledger:status", prepare="kernels_bench.scale_ledger:make_results", aim=""),
+    "resume again": Part(
+        run="kernels_bench.scale_ledger:resume_again", prepare="kernels_bench.scale_ledger:look_at_results",
+        aim="60 s and 1 GB", aim_s=60,
+    ),
+    "status": Part(run="kernels_bench.scale_ledger:status", prepare="kernels_bench.scale_ledger:look_at_results", aim=""),
     "verify": Part(run="kernels_bench.scale_ledger:verify", prepare="kernels_bench.scale_ledger:make_results", aim=""),
 }  # fmt: skip
 

@@ -1,7 +1,7 @@
 """The parts of `python -m kernels_bench scale` that are about results: what a start, status and verify cost by their number.
 
 The folder has images in folders of 10,000, each with its metadata.jsonl, as a job that has ended leaves it. Its files are links to
-few: what is measured is how many there are. A start compares every line with its file; the rows' keys are the table's business.
+one a folder: what is measured is how many there are. A start compares every line with its file; the rows' keys are the table's business.
 "before" is the way of the versions before segments: one flat folder, one ledger, of which each line is parsed.
 """
 
@@ -10,6 +10,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,47 +23,79 @@ PER_FOLDER = 10_000
 
 def make_results(payload: Mapping[str, Any]) -> None:
     """Write the folder of a job that has ended."""
-    from dglaunch.output.ledger import OutputFolder
-    from dglaunch.output.ledger_index import LedgerIndex
+    from dglaunch.output.segments import FOLDER
 
     folder, count = Path(payload["folder"], "out"), int(payload["rows"])
     if folder.exists():  # of another part
         return
     folder.mkdir()
-    _fill(folder, count, PER_FOLDER)
+    (folder / FOLDER).mkdir()
+    for first in range(0, count, PER_FOLDER):
+        _make_folder(folder, first, min(PER_FOLDER, count - first))
     run = {"outcome": "done", "num_tasks": count, "tasks": f"0:{count}", "started": "2026-11-26T10:00:00+00:00"}
     (folder / "run.json").write_text(json.dumps(run))
-    LedgerIndex.read(OutputFolder(folder)).keep()
     if count <= MOST_FLAT:
         flat = Path(payload["folder"], "flat")
         flat.mkdir()
-        _fill(flat, count, 0)
+        _fill(flat, 0, count)
 
 
-def _fill(folder: Path, count: int, per_folder: int) -> None:
+def look_at_results(payload: Mapping[str, Any]) -> None:
+    """Have a start keep what it finds in that folder. (A real one keeps only what had been at rest for ten minutes.)"""
+    from dglaunch.output import looks
+    from dglaunch.output.ledger import OutputFolder, Part
+    from dglaunch.output.resume import read_progress
+
+    make_results(payload)
+    looks.SETTLED_S = 0.0
+    read_progress(OutputFolder(Path(payload["folder"], "out")), Part()).keep()
+
+
+def _make_folder(folder: Path, first: int, count: int) -> None:
+    """A folder of images with its public view, and the columns of that, as a run leaves them."""
+    import numpy as np
+
+    from dglaunch.output.file_index import KINDS, FileIndex, kept_at, pack, state_of
+    from dglaunch.output.lines import LedgerFile
+    from dglaunch.output.segments import FOLDER
+
+    number = first // PER_FOLDER
+    inside = folder / f"{number:04d}"
+    inside.mkdir()
+    lengths, size = _fill(inside, first, count)
+    columns = {name: np.zeros(count, kind) for name, kind in KINDS.items()}
+    columns["index"] += np.arange(first, first + count)
+    columns["key"] += columns["index"].astype(np.uint64)
+    columns["start"][1:] = np.cumsum(lengths[:-1])
+    columns["size"] += size
+    columns["folder"] += number
+    view = LedgerFile(inside / "metadata.jsonl", f"{inside.name}/")
+    names = pack(f"{inside.name}/{_name(n)}" for n in range(first, first + count))
+    FileIndex(view, columns, names, state=state_of(view)).keep(kept_at(folder / FOLDER, view))
+
+
+def _fill(folder: Path, first: int, count: int) -> tuple[list[int], int]:
+    """Write images and their lines; return the bytes of each line, and of an image."""
     data = _image()
     digest = hashlib.sha256(data).hexdigest()
-    out, source, inside = None, folder, ""
-    for n in range(count):
-        name = f"{n:06d}.png"
-        if n % (per_folder or count) == 0:
-            if per_folder:
-                inside = f"{n // per_folder:04d}/"
-                (folder / inside).mkdir()
-            if out is not None:
-                out.close()
-            out = (folder / inside / "metadata.jsonl").open("w")
-        if n % MOST_LINKS == 0:
-            source = folder / inside / name
-            source.write_bytes(data)
+    lines = [_line(n, _name(n), digest, len(data)) for n in range(first, first + count)]
+    (folder / "metadata.jsonl").write_text("".join(lines))
+    opened = os.open(folder, os.O_RDONLY)
+    for n in range(first, first + count):
+        if n == first or n % MOST_LINKS == 0:
+            source = _name(n)
+            (folder / source).write_bytes(data)
         else:
-            os.link(source, folder / inside / name)
-        assert out is not None
-        out.write(_line(n, name, digest, len(data)))
-    if out is not None:
-        out.close()
+            os.link(source, _name(n), src_dir_fd=opened, dst_dir_fd=opened)
+    os.close(opened)
+    return [len(line) for line in lines], len(data)
 
 
+def _name(index: int) -> str:
+    return f"{index:06d}.png"
+
+
+@cache
 def _image() -> bytes:
     import numpy as np
     from PIL import Image
@@ -85,7 +118,16 @@ def _line(index: int, name: str, digest: str, size: int) -> str:
 
 
 def resume(folder: Path, count: int) -> Iterator[int]:
-    """A start: which images are there in full."""
+    """A start that asks for every file: which images are there in full."""
+    from dglaunch.output.looks import KEPT
+    from dglaunch.output.segments import FOLDER
+
+    (folder / "out" / FOLDER / KEPT).unlink(missing_ok=True)
+    yield from resume_again(folder, count)
+
+
+def resume_again(folder: Path, count: int) -> Iterator[int]:
+    """A start after one that has kept what it found (more than a million images)."""
     from dglaunch.output.ledger import OutputFolder, Part
     from dglaunch.output.resume import read_progress
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from dglaunch.config import Group, leaf_fields
 from dglaunch.environment import kinds_of, takes_several, types_of
+from dglaunch.python_source import parse
 
 METAVARS: dict[object, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH", bool: ""}
 SENTENCE_END = re.compile(r"(?<=[^.]\.)\s+(?=[A-Z`-])")
@@ -146,7 +147,7 @@ def _texts_of_module(name: str) -> dict[str, dict[str, str]]:
     file = getattr(sys.modules[name], "__file__", None)
     if file is None:
         return {}
-    tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    tree = parse(Path(file).read_text(encoding="utf-8"))
     return {node.name: _texts_in(node) for node in tree.body if isinstance(node, ast.ClassDef)}
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from dglaunch.cli.holes import describe
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE
+from dglaunch.output.far import opened_to_read, opened_to_write
 from dglaunch.output.holes import holes_of
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.merging import merge_folders
@@ -17,13 +18,14 @@ def merge(folders: tuple[Path, ...], /, output_dir: Path) -> int:
     there; 1: some are missing.
 
     Args:
-        folders: the --output_dir of each node.
-        output_dir: a folder that does not exist yet, or an empty one.
+        folders: the --output_dir of each node: a folder, or a prefix of an object store.
+        output_dir: a folder or prefix that does not exist yet, or an empty one.
     """
     terminal = Terminal()
-    sources = [OutputFolder(folder) for folder in dict.fromkeys(folders)]
-    merged = merge_folders(sources, OutputFolder(output_dir))
-    terminal.print(f"{merged.num_images:,} images of {len(folders)} folders are in {output_dir}")
+    sources = [OutputFolder(opened_to_read(folder, with_open_shards=True)) for folder in dict.fromkeys(folders)]
+    target = OutputFolder(opened_to_write(output_dir))
+    merged = merge_folders(sources, target)
+    terminal.print(f"{merged.num_images:,} images of {len(folders)} folders are in {target.path}")
     if merged.missing:
         terminal.print(merged.missing)
         if (holes := holes_of(run for folder in sources for run in folder.runs().values())) is not None:

@@ -20,6 +20,7 @@ from dglaunch.data.task import Record
 from dglaunch.environment import another_speaks, check_variables
 from dglaunch.errors import UserError
 from dglaunch.output.asked import TaskRanges
+from dglaunch.output.far import opened_to_read
 from dglaunch.output.ledger import FAILURES, OutputFolder, object_at
 from dglaunch.planning.redo import Redo
 from dglaunch.terminal import Terminal
@@ -41,8 +42,9 @@ def redo(words: list[str], environ: Mapping[str, str]) -> int:
     flags = read_own(RedoFlags, words[1:], "redo")
     check_variables(environ)
     asked, settings = asked_by(flags)
-    name, run = recorded_run(OutputFolder(flags.folder))
-    config, origins = config_to_redo(flags.folder, name, run, settings)
+    folder = opened_to_read(flags.folder, only_runs=True)
+    name, run = recorded_run(OutputFolder(folder))
+    config, origins = config_to_redo(folder, name, run, {**settings, "output_dir": flags.folder})
     if flags.num_gpus is not None and starts_ranks(config, flags.num_gpus, environ):
         return run_ranks(flags.num_gpus, without(words, "num_gpus"))
     from dglaunch.planning.job import prepare
@@ -50,7 +52,7 @@ def redo(words: list[str], environ: Mapping[str, str]) -> int:
 
     job = prepare(config, origins, environ, redo=asked)
     if not another_speaks(environ):
-        for note in notes(flags.folder, run, asked, can_be_same=job.profile.can_replay):
+        for note in notes(job.config.output_dir, run, asked, can_be_same=job.profile.can_replay):
             Terminal(stderr=True).print(note)
     return runner.run(job).exit_code
 
@@ -89,8 +91,15 @@ def asked_by(flags: RedoFlags) -> tuple[Redo, dict[str, object]]:
 def config_to_redo(
     folder: Path, name: str, run: Record, settings: Mapping[str, object]
 ) -> tuple[RunConfig, dict[str, str]]:
-    """Return the job's configuration as it was recorded, for its folder as it lies here, and where its values came from."""
-    changed: dict[str, object] = {**settings, "output_dir": folder}
+    """Return the job's configuration as it was recorded, and where its values came from.
+
+    Args:
+        folder: its folder as it lies here.
+        name: of its run.json.
+        run: what that says.
+        settings: what is other than recorded, and --output_dir.
+    """
+    changed = dict(settings)
     said = object_at(run, "config")
     if any(object_at(said, flag).get("value") for flag in ("filter_rows", "limit")):
         # What the last start wanted may be less than what the job has by now.

@@ -18,6 +18,7 @@ from dglaunch.distributed.topology import from_environment
 from dglaunch.environment import another_speaks, check_variables
 from dglaunch.errors import EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED, UserError
 from dglaunch.output import best_of, scores
+from dglaunch.output.far import opened_to_read
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.scores import Scores
 from dglaunch.output.sorted_lines import SortedLines
@@ -35,7 +36,7 @@ def score(words: list[str], environ: Mapping[str, str]) -> int:
     check_variables(environ)
     if flags.name is not None and not scores.NAME.fullmatch(flags.name):
         raise UserError(f"--name {flags.name!r}: letters, digits and _ are possible, up to 64 of them.")
-    folder = OutputFolder(flags.folder)
+    folder = OutputFolder(opened_to_read(flags.folder))
     folder.require_results()
     if flags.scorer is None:
         return _only_best(folder, flags)
@@ -101,7 +102,8 @@ def _only_best(folder: OutputFolder, flags: ScoreFlags) -> int:
 
 def _write_best(folder: OutputFolder, name: str, most: int) -> None:
     lines = SortedLines(folder).only(failed=False)
-    view, num_images, num_prompts = best_of.write(folder, name, Scores.read(folder, name), most, lines)
+    with scores.held(folder, name):
+        view, num_images, num_prompts = best_of.write(folder, name, Scores.read(folder, name), most, lines)
     Terminal().print(f"the best {num_images:,} images of {num_prompts:,} prompts are in {view}")
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dglaunch.addresses import is_address
-from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, UserError
+from dglaunch.addresses import path_or_address
+from dglaunch.errors import EXIT_BROKEN, EXIT_DONE
 from dglaunch.output.far import opened_to_read
 from dglaunch.output.inspection import describe_missing, inspect
 from dglaunch.output.inspection import repair as repair_folder
@@ -27,11 +27,6 @@ def verify(folder: Path, /, repair: bool = False) -> int:
             images again.
     """
     terminal = Terminal()
-    if repair and is_address(str(folder)):
-        raise UserError(
-            "verify --repair does not go with an object store. Remove what is wrong with the cloud's own tool, and start the "
-            "job's command again: it makes what is not there."
-        )
     output_folder = OutputFolder(opened_to_read(folder, with_open_shards=True))
     output_folder.require_results()
     with output_folder.keep_runs_out(changes=repair):
@@ -45,7 +40,7 @@ def verify(folder: Path, /, repair: bool = False) -> int:
         terminal.print(missing)
     if repair and found.problems:
         terminal.print(
-            f"Wrong lines are taken out, and wrong files are in {folder / ASIDE}; start the job's command again to make "
+            f"Wrong lines are taken out, and wrong files are in {path_or_address(folder) / ASIDE}; start the job's command again to make "
             "those images."
         )
     elif found.problems:

@@ -18,6 +18,7 @@ from dglaunch.models.components import CheckpointFiles, parts_of
 from dglaunch.models.families import FAMILIES, Family
 from dglaunch.models.folder import Folder
 from dglaunch.models.unlisted import MOST_SOURCE, Takes, takes_in
+from dglaunch.python_source import parse
 from dglaunch.search_path import with_current_folder
 
 TRUST = "which is not run unasked. Read it and, if you trust it, add --trust_remote_code."
@@ -132,7 +133,7 @@ def _with_source(known: OwnPipeline, file: Path) -> OwnPipeline:
     class_name = known.class_name
     try:
         source = read_bytes(file, MOST_SOURCE)
-        tree = ast.parse(source)
+        tree = parse(source)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}.") from None
     except (SyntaxError, ValueError) as error:

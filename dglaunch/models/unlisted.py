@@ -17,6 +17,7 @@ from pathlib import Path
 
 from dglaunch.files import read_bytes
 from dglaunch.models.families import OTHER, Family
+from dglaunch.python_source import parse
 
 MOST_SOURCE = 1 << 24
 """Bytes of a module."""
@@ -72,7 +73,7 @@ def takes_in(file: Path, class_name: str) -> Takes | None:
     Raises:
         OSError, SyntaxError, ValueError: it cannot be read, or is no Python.
     """
-    tree = ast.parse(read_bytes(file, MOST_SOURCE))
+    tree = parse(read_bytes(file, MOST_SOURCE))
     found: dict[str, object] = {}
     calls = list(_calls(tree, class_name, frozenset()))
     for call in calls:
@@ -94,7 +95,7 @@ def _calls(tree: ast.Module, class_name: str, seen: frozenset[str]) -> Iterator[
         if name in classes:
             yield from _calls(tree, name, seen | {class_name})
         elif (isinstance(base, ast.Attribute) or name in of_diffusers) and (file := _file_of(name)) is not None:
-            yield from _calls(ast.parse(read_bytes(file, MOST_SOURCE)), name, seen | {class_name})
+            yield from _calls(parse(read_bytes(file, MOST_SOURCE)), name, seen | {class_name})
 
 
 def _imported_from_diffusers(tree: ast.Module) -> set[str]:

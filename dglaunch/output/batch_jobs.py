@@ -22,6 +22,7 @@ from dglaunch.data.task import Record, Task
 from dglaunch.errors import UserError
 from dglaunch.files import read_bytes
 from dglaunch.output import ownership
+from dglaunch.output.far import far_of
 from dglaunch.output.images import Present
 from dglaunch.output.ledger import FAILURES, MOST_RUN, OutputFolder
 from dglaunch.output.lines import TaskId, row_key_of
@@ -102,6 +103,8 @@ class BatchJob:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+        if (far := far_of(folder.path)) is not None:  # where two starts cannot see each other's locks
+            far.make_sure()
 
     def forget(self, folder: OutputFolder) -> None:
         """Take the record away: the job owes nothing, or was never ordered."""

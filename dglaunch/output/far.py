@@ -11,55 +11,54 @@ An image is put as an object, in the background. A line goes to the ledger of th
 the store in an object of lines at most LINES_S later: nothing is ever appended there. Whole ledgers are put when a run begins
 and ends, and when there are many objects of lines, which go then.
 
-In the working folder the ledgers and notes are whole; of an image there is a file of its size with nothing in it, so that what
-looks at names and sizes works, and what reads pixels asks `read`.
+In the working folder the ledgers and notes are whole; of an image there is a stub, so that what looks at names and sizes works; what
+becomes of a file becomes of its object (output/far_files.py).
 """
 
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from dglaunch import strict_json
 from dglaunch.addresses import Address, path_or_address
 from dglaunch.data.task import Record
 from dglaunch.errors import UserError
 from dglaunch.output import far_shards, segments, shards
+from dglaunch.output.far_files import ASIDE, IMAGE_FOLDER, MOST_FILE, OWN, SHARD_SUFFIXES, FarFiles, State, is_kept
 from dglaunch.output.far_lines import LEDGER, LINES, MARK, Lines, file_of, number_of, suffix_of
 from dglaunch.output.far_shards import FarShards
-from dglaunch.output.lines import FOLDER, IMAGE_SUFFIXES, file_name_of
+from dglaunch.output.lines import IMAGE_SUFFIXES, file_name_of
+from dglaunch.output.places import LEDGER_OF_REPLACED, REPLACED, SCORES
 from dglaunch.storage import lease, retrying
-from dglaunch.storage.errors import REFUSED, StorageError
+from dglaunch.storage.errors import REFUSED, NoObject, StorageError
 from dglaunch.storage.lease import Lease
-from dglaunch.storage.store import Found, Store, Version
+from dglaunch.storage.store import Found, Store
 from dglaunch.storage.uploads import AT_A_TIME, Uploads
-from dglaunch.storage.working import WorkingPath, address_of, working_folder
+from dglaunch.storage.working import WorkingPath, address_of, is_stub, lies_behind, working_folder
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
-OWN = ".dglaunch"
 LEASES = f"{OWN}/leases/"
 PROBE = f"{OWN}/probe"
-ASIDE = f"{OWN}-aside/"
+REQUESTS = 16
+"""Files of an object store that are asked for at a time."""
 OPENING_S = 30.0
 """How long a store is asked before a run has begun."""
 MOST_LINE_OBJECTS = 64
 """Before the whole ledger is put in their place."""
-MOST_FILE, MOST_IMAGE = 1 << 40, 1 << 30
+MOST_IMAGE = 1 << 30
 MOST_LOOKED_AT = 20_000
 """Images without a line that are fetched to see whose they are: those of twenty writers that were killed at the worst moment."""
-KEPT = re.compile(
-    r"(metadata|failures|run)(-node\d+of\d+)?(-rank\d+of\d+)?\.jsonl?|rewritten\.jsonl|gallery\.html", re.ASCII
-)
-"""Files that are whole in the working folder, beside those whose names begin as OWN does."""
-_IMAGE_FOLDER = re.compile(FOLDER, re.ASCII)
+MOST_LEVELS = 4
+"""Of the name of an object that has a file in the working folder: those of a view are geneval/00017/samples/00000.png."""
 BEGINS = b'{"file_name": "'
 _NAME_IN_LINE = re.compile(re.escape(BEGINS) + rb'([^"\\]+)"')
 
@@ -75,17 +74,78 @@ def far_of(path: Path) -> "FarFolder | None":
     if key not in _folders:
         assert isinstance(path, WorkingPath)
         _folders[key] = FarFolder(path, Store(address))
+        lies_behind(path, _folders[key].files)
     return _folders[key]
 
 
-def opened_to_read(folder: Path, with_open_shards: bool = False, cache: Path = Path("~/.cache/dglaunch")) -> Path:
+def behind(path: Path) -> "FarFolder | None":
+    """Return what lies behind the working folder that a file is in; None for any other file."""
+    return far_of(WorkingPath(path.root_folder)) if isinstance(path, WorkingPath) else None
+
+
+def rename(path: Path, target: Path) -> None:
+    """Give a file of an output folder another name in it.
+
+    Raises:
+        OSError: it cannot be done.
+    """
+    if is_stub(path) and (far := behind(path)) is not None:
+        far.files.move(name_there(path), name_there(target))
+    os.rename(path, target)
+
+
+def unlink(paths: Sequence[Path]) -> None:
+    """Remove files of an output folder; a missing one is no error.
+
+    Raises:
+        OSError: it cannot be done.
+    """
+    stubs = [path for path in paths if isinstance(path, WorkingPath) and is_stub(path)]
+    if stubs and (far := behind(stubs[0])) is not None:
+        far.files.remove(map(name_there, stubs))
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def version_of(path: Path) -> str:
+    """Return how the store tells an object of a view from what it may be replaced by; empty: that is not known."""
+    far = behind(path)
+    return str(far.files.versions.get(name_there(path), {}).get("e_tag") or "") if far is not None else ""
+
+
+def name_there(path: Path) -> str:
+    """Return the name of the object that a file of a working folder stands for, or would be."""
+    assert isinstance(path, WorkingPath), "a file of a working folder"
+    return path.name_there
+
+
+def opened_to_read(
+    folder: Path, with_open_shards: bool = False, only_runs: bool = False, cache: Path = Path("~/.cache/dglaunch")
+) -> Path:
     """Return a folder of results to look at: of an address a working folder, as the store is now.
 
     Args:
         with_open_shards: shards that are being filled are fetched, too.
+        only_runs: what the job was asked is all that is wanted.
 
     Raises:
         UserError: the store cannot be read.
+    """
+    working = opened_to_write(folder, cache)
+    if (far := far_of(working)) is not None:
+        try:
+            if not (only_runs and far.has_run()):
+                far.pull(lambda suffix: with_open_shards)
+        except OSError as error:
+            raise UserError(f"{working} cannot be read: {error.strerror or error}.") from None
+    return working
+
+
+def opened_to_write(folder: Path, cache: Path = Path("~/.cache/dglaunch")) -> Path:
+    """Return a folder for results: of an address a working folder, with nothing in it yet.
+
+    Raises:
+        UserError: it is no address for results, or the working folder cannot be made.
     """
     address = path_or_address(folder)
     if not isinstance(address, Address):
@@ -93,26 +153,9 @@ def opened_to_read(folder: Path, with_open_shards: bool = False, cache: Path = P
     if not address.is_store:
         raise UserError(f"{address} is no place for results; name a folder, or a prefix of an object store.")
     try:
-        working = working_folder(address, cache)
-        far = far_of(working)
-        assert far is not None, "it was made just now"
-        far.pull(lambda suffix: with_open_shards)
+        return working_folder(address, cache)
     except OSError as error:
-        raise UserError(f"{address} cannot be read: {error.strerror or error}.") from None
-    return working
-
-
-class _State(NamedTuple):
-    """What tells whether a file of the working folder is another one than before."""
-
-    modified: int
-    size: int
-    number: int
-
-    @classmethod
-    def of(cls, path: Path) -> "_State":
-        info = path.stat()
-        return cls(info.st_mtime_ns, info.st_size, info.st_ino)
+        raise UserError(f"{error.filename or cache} cannot be written: {error.strerror or error}.") from None
 
 
 class FarFolder:
@@ -123,10 +166,7 @@ class FarFolder:
         self.store = store
         store.retries.patience = OPENING_S
         self._uploads = Uploads(store)
-        self._states: dict[str, _State] = {}
-        """Of the files of the working folder that are in the store as they are here."""
-        self._versions: dict[str, Version] = {}
-        """Of the same: what the store called them when they were fetched."""
+        self.files = FarFiles(folder, store, self._may_put, self._check)
         self._lines = Lines(store)
         self.shards = FarShards(folder, store, self._uploads, self._check)
         self._leases: list[Lease] = []
@@ -145,20 +185,41 @@ class FarFolder:
             OSError: the working folder cannot be written.
         """
         self.shards.forget_believed()
-        listed = {found.name: found for found in self.store.list() if _may_be_here(found.name)}
+        listed = {found.name: found for found in self.store.list_folders() if _may_be_here(found.name)}
         lines = [name for name in listed if name.startswith(LINES)]
         files = {name: found for name, found in listed.items() if not name.startswith(f"{OWN}/")}
-        kept = [found for name, found in files.items() if _is_kept(name)]
-        for name in self._states.keys() - files.keys():
-            (self.folder / name).unlink(missing_ok=True)
-            del self._states[name]
+        self.files.forget_all_but(files)
         for name, found in files.items():
-            if not _is_kept(name):
-                self._stub(name, found.size, found.modified)
-        _in_threads(self._fetch, [found for found in kept if self._versions.get(found.name) != found.version])
+            if not is_kept(name):
+                self.files.stub(name, found.size, found.modified)
+                if name.endswith(SHARD_SUFFIXES):
+                    self.files.versions[name] = found.version
+        self._fetch_all(found for name, found in files.items() if is_kept(name))
         self.shards.pull(listed.values(), takes_over)
         self._take_lines(lines)
         self._look_at_unnamed(files)
+
+    def has_run(self) -> bool:
+        """Fetch run.json; return whether there is one: nodes without a rendezvous have others.
+
+        Raises:
+            StorageError: the store cannot be read.
+        """
+        try:
+            self.files.bring("run.json")
+        except NoObject:
+            return False
+        return True
+
+    def pull_folder(self, folder: str) -> None:
+        """Make a folder of files that are kept as the store is.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        listed = {found.name: found for found in self.store.list(folder)}
+        self.files.forget_all_but(listed, inside=f"{folder}/")
+        self._fetch_all(found for name, found in listed.items() if is_kept(name) and _may_be_here(name))
 
     def pull_ledgers(self, suffixes: Callable[[str], bool]) -> None:
         """Fetch what other parts have written by now, when they write no more.
@@ -172,13 +233,9 @@ class FarFolder:
         lines = [name for name in lines if suffixes(suffix_of(file_of(name)) or "")]
         for file in {file_of(name) for name in lines}:
             with suppress(FileNotFoundError):
-                self._fetch(self.store.look_at(file))
-        closed = [
-            found
-            for found in self.store.list(segments.FOLDER)
-            if suffixes(segments.suffix_of(Path(found.name))) and self._versions.get(found.name) != found.version
-        ]
-        _in_threads(self._fetch, closed)
+                self.files.bring(file)
+        closed = [found for found in self.store.list(segments.FOLDER) if suffixes(segments.suffix_of(Path(found.name)))]
+        closed = self._fetch_all(closed)
         self._take_lines(lines)
         for place in (shards.SHARDS, far_shards.OPEN.rstrip("/")):
             self.shards.believe(self.store.list(place), suffixes)
@@ -186,25 +243,19 @@ class FarFolder:
         for file in coming | {found.name for found in closed if found.name.endswith(".jsonl")}:
             for record in _records(self.folder / file):
                 if not shards.shard_of(record):
-                    self._stub(file_name_of(record), record["bytes"], datetime.now(UTC))
+                    self._stub_of(record)
 
-    def _stub(self, name: str, size: object, modified: datetime) -> None:
-        """A file that has an image's name, size and time, and nothing in it."""
-        if not isinstance(size, int) or not _may_be_here(name):
-            return
-        path = self.folder / name
-        if path.exists() and path.stat().st_size == size:
-            return
-        far_shards.write_stub(path, size, modified)
+    def _stub_of(self, record: Record) -> None:
+        """A stub of the image of a line, which anyone may have written."""
+        name, size = file_name_of(record), record["bytes"]
+        if isinstance(size, int) and _may_be_here(name):
+            self.files.stub(name, size, datetime.now(UTC))
 
-    def _fetch(self, found: Found) -> None:
-        path = self.folder / found.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as out:
-            out.writelines(self.store.pieces(found, MOST_FILE))
-        os.utime(path, (found.modified.timestamp(), found.modified.timestamp()))
-        self._states[found.name] = _State.of(path)
-        self._versions[found.name] = found.version
+    def _fetch_all(self, some: Iterable[Found]) -> list[Found]:
+        """Fetch those that are not here as they are, and return them."""
+        changed = [found for found in some if self.files.versions.get(found.name) != found.version]
+        _in_threads(self.files.fetch, changed)
+        return changed
 
     def _take_lines(self, names: Sequence[str]) -> None:
         """Add the lines of objects to the ledgers that they are of, unless they stand in a ledger already."""
@@ -215,25 +266,31 @@ class FarFolder:
             coming[file] |= dict.fromkeys(line for line in data[name].splitlines(keepends=True) if line.endswith(b"\n"))
             self._lines.know(file, name, number_of(name))
         for file, lines in coming.items():
-            for path in self._ledgers_of_kind(file) if lines else ():
+            for path in self._ledgers_like(file) if lines else ():
                 inside = _inside(path).encode()
                 with open(path, "rb") as ledger:
                     for line in ledger:
                         lines.pop(line.replace(BEGINS, BEGINS + inside, 1) if inside else line, None)
             if lines:
+                (self.folder / file).parent.mkdir(exist_ok=True)
                 with open(self.folder / file, "ab") as out:
                     out.writelines(lines)
 
-    def _ledgers_of_kind(self, file: str) -> Iterator[Path]:
+    def _ledgers_like(self, file: str) -> Iterator[Path]:
+        """The ledgers that a line of this one may stand in by now."""
+        if file == LEDGER_OF_REPLACED:
+            yield from [self.folder / file] if (self.folder / file).exists() else []
+            return
         stem = "failures" if file.startswith("failures") else "metadata"
         for name in self._candidates():
-            if name.endswith(".jsonl") and (name.startswith(OWN) or Path(name).name.startswith(stem)):
+            is_aside = name.startswith((ASIDE, f"{REPLACED}/", f"{SCORES}/"))
+            if name.endswith(".jsonl") and (name.startswith(OWN) or Path(name).name.startswith(stem)) and not is_aside:
                 yield self.folder / name
 
     def _look_at_unnamed(self, files: dict[str, Found]) -> None:
         """Fetch the images that no line names: whose they are stands in them."""
-        images = {name for name in files if name.endswith(IMAGE_SUFFIXES) and not name.startswith(OWN)}
-        for path in self._ledgers_of_kind("metadata"):
+        images = {name for name in files if name.endswith(IMAGE_SUFFIXES) and _is_image_place(name)}
+        for path in self._ledgers_like("metadata.jsonl"):
             inside = _inside(path)
             with open(path, "rb") as ledger:
                 images.difference_update(
@@ -241,7 +298,7 @@ class FarFolder:
                     for line in ledger
                     if (found := _NAME_IN_LINE.match(line))
                 )
-        _in_threads(self._fetch, [files[name] for name in sorted(images)[:MOST_LOOKED_AT]])
+        _in_threads(self.files.fetch, [files[name] for name in sorted(images)[:MOST_LOOKED_AT]])
 
     def read(self, name: str, shard: str) -> bytes:
         """Return the bytes of an image.
@@ -279,6 +336,34 @@ class FarFolder:
         self._lines.begin(suffix)
         self.store.retries.patience = retrying.PATIENCE_S
 
+    def hold_all(self, in_use: Callable[[str], UserError]) -> None:
+        """Hold all parts as a run does that is one world, and see how they are by now.
+
+        Raises:
+            UserError: somebody writes there, or it cannot be written.
+            StorageError: the store cannot be read.
+        """
+        self.lock("", ["-*"], in_use)
+        self.pull(lambda suffix: True)
+
+    @contextmanager
+    def holding(self, what: str, in_use: Callable[[str], UserError]) -> Iterator[None]:
+        """Hold something else under the address than a part of the job, inside the block.
+
+        Raises:
+            UserError: somebody holds it, or nothing can be written.
+            StorageError: the store cannot be asked.
+        """
+        now = self.store.check_writable(f"{PROBE}-{what}", os.urandom(8))
+        held = Lease(self.store, f"{LEASES}{what}.json", in_use)
+        held.take(now)
+        self._leases.append(held)
+        try:
+            yield
+        finally:
+            held.close()
+            self._leases.remove(held)
+
     def is_held(self, pattern: str) -> bool:
         """Return whether somebody writes to such parts."""
         now = datetime.now(UTC)
@@ -299,10 +384,20 @@ class FarFolder:
         self._check()
 
         def there() -> None:
-            self._stub(name, len(data), datetime.now(UTC))
+            self.files.stub(name, len(data), datetime.now(UTC), is_new=True)
             then()
 
         self._uploads.add(name, data, there)
+
+    def make_sure(self) -> None:
+        """See that nobody has taken over: what this process does within a minute nobody else does.
+
+        Raises:
+            StorageError: somebody has, or the store cannot be asked.
+        """
+        for held in self._leases:
+            held.renew()
+        self._check()
 
     def _check(self) -> None:
         """Wait for lines that are late; raise what befell the thread that puts them, or that this process may not write any more."""
@@ -313,6 +408,16 @@ class FarFolder:
     def note_line(self, file: str, record: Record) -> None:
         """Put a line that was added to a ledger of the working folder, soon."""
         self._lines.add(file, (strict_json.dumps(record) + "\n").encode())
+
+    def put_line(self, file: str, record: Record) -> None:
+        """Put a line that was added to a file of the working folder; it is there when this returns.
+
+        Raises:
+            StorageError: it cannot be put.
+        """
+        self._check()
+        self.note_line(file, record)
+        self._lines.flush()
 
     def flush_lines(self) -> None:
         """Wait until all lines are there.
@@ -346,18 +451,26 @@ class FarFolder:
         whole = has_ended or closed or self._lines.count > MOST_LINE_OBJECTS
         replaced = self._lines.known() if whole else []
         for name, state in changed.items():
-            if whole or LEDGER.fullmatch(name) is None or name.startswith("run-") or name == "run.json":
+            if whole or not _has_lines(name):
                 self.store.put_file(name, self.folder / name)
-                self._states[name] = state
+                self.files.states[name] = state
         if has_ended:
-            gone = [name for name in self._states if self._is_mine(name) and self._state_of(name) is None]
-            self.store.delete(gone)
-            for name in gone:
-                del self._states[name]
-            self._move_aside()
+            self.delete_gone()
             self.shards.sync(lambda suffix: self._is_mine(f"metadata{suffix}.jsonl"))
         if whole:
             self._lines.forget([name for name in replaced if self._is_done_with(name)])
+
+    def delete_gone(self) -> None:
+        """Files that went from the working folder go from the store.
+
+        Raises:
+            StorageError: they cannot be removed.
+        """
+        states = self.files.states
+        gone = [name for name in list(states) if self._is_mine(name) and self._state_of(name) is None]
+        self.store.delete(gone)
+        for name in gone:
+            del states[name]
 
     def _is_done_with(self, name: str) -> bool:
         """Whether an object of lines may go, when the ledgers were put: the mark of a part stays as long as the part does."""
@@ -365,15 +478,19 @@ class FarFolder:
         is_joined = not os.path.lexists(self.folder / file)
         return self._is_mine(file) and (is_joined or not name.endswith(MARK))
 
-    def _changed(self, name: str) -> _State | None:
+    def _changed(self, name: str) -> State | None:
         """The state of a file that is to be put."""
         state = self._state_of(name)
-        return state if self._is_mine(name) and self._states.get(name) != state else None
+        return state if self._is_mine(name) and self.files.states.get(name) != state else None
 
-    def _state_of(self, name: str) -> _State | None:
+    def _may_put(self, name: str) -> bool:
+        """Whether this process writes there, and files of this name."""
+        return bool(self._leases) and self._is_mine(name) and not name.startswith(f"{shards.HIDDEN}/")
+
+    def _state_of(self, name: str) -> State | None:
         """The state of a file; None if there is none, or a list of failures without any, which goes when the run ends."""
         try:
-            state = _State.of(self.folder / name)
+            state = State.of(self.folder / name)
         except FileNotFoundError:
             return None
         return None if not state.size and name.startswith("failures") else state
@@ -393,29 +510,17 @@ class FarFolder:
             for entry in list(entries):
                 if entry.is_dir(follow_symlinks=False):
                     yield from self._candidates_in(entry.name)
-                elif _is_kept(entry.name) and not entry.name.endswith((".lock", ".tmp")):
+                elif is_kept(entry.name) and not entry.name.endswith((".lock", ".tmp")):
                     yield entry.name
 
     def _candidates_in(self, folder: str) -> Iterator[str]:
-        if _IMAGE_FOLDER.fullmatch(folder):
+        if IMAGE_FOLDER.fullmatch(folder):
             yield from [f"{folder}/metadata.jsonl"] if (self.folder / folder / "metadata.jsonl").is_file() else []
-        elif folder.startswith(OWN) and f"{folder}/" != ASIDE and folder != shards.HIDDEN:
+        elif (folder.startswith(OWN) and folder != shards.HIDDEN) or folder in (REPLACED, SCORES):
             here = os.fspath(self.folder)
             for place, _, names in os.walk(os.path.join(here, folder)):
-                yield from (
-                    os.path.relpath(os.path.join(place, name), here) for name in names if not name.endswith(".tmp")
-                )
-
-    def _move_aside(self) -> None:
-        """What was set aside here is set aside there."""
-        for path in Path(os.fspath(self.folder / ASIDE)).glob("*"):
-            info, name = path.stat(), f"{ASIDE}{path.name}"
-            if info.st_size and not info.st_blocks:
-                with suppress(FileNotFoundError):
-                    self.store.move(path.name, name)
-            elif self._states.get(name) != _State.of(path):
-                self.store.put_file(name, path)
-                self._states[name] = _State.of(path)
+                paths = (Path(place, name) for name in names if not name.endswith((".tmp", ".lock")))
+                yield from (os.path.relpath(path, here) for path in paths if not is_stub(path))
 
     def close(self) -> None:
         """Give the leases back. Closing twice does nothing."""
@@ -428,7 +533,18 @@ class FarFolder:
 
 def _inside(ledger: Path) -> str:
     """What the names in the ledger of a folder of images begin with, seen from above."""
-    return f"{ledger.parent.name}/" if _IMAGE_FOLDER.fullmatch(ledger.parent.name) else ""
+    return f"{ledger.parent.name}/" if IMAGE_FOLDER.fullmatch(ledger.parent.name) else ""
+
+
+def _is_image_place(name: str) -> bool:
+    """Whether an object is where images of a job are: not in a view, nor among what was replaced."""
+    folder = name.rpartition("/")[0]
+    return not name.startswith(OWN) and (not folder or IMAGE_FOLDER.fullmatch(folder) is not None)
+
+
+def _has_lines(name: str) -> bool:
+    """Whether what is added to a file goes to the store in objects of lines."""
+    return name == LEDGER_OF_REPLACED or (LEDGER.fullmatch(name) is not None and not name.startswith("run"))
 
 
 def _lease_name(suffix: str) -> str:
@@ -439,13 +555,10 @@ def _may_be_here(name: str) -> bool:
     """Whether an object can be a file of the working folder, or is one of lines: anyone may have put it there."""
     parts = name.split("/")
     if name.startswith(f"{OWN}/"):
-        return LEDGER.fullmatch(file_of(name)) is not None or far_shards.shard_of_piece(name) != ""
-    return len(parts) <= 3 and all(part not in ("", ".", "..") and len(part.encode()) <= 255 for part in parts)
-
-
-def _is_kept(name: str) -> bool:
-    last = name.rpartition("/")[2]
-    return KEPT.fullmatch(last) is not None or (name.startswith(OWN) and not name.startswith(ASIDE))
+        has_lines = LEDGER.fullmatch(file_of(name)) is not None or file_of(name) == LEDGER_OF_REPLACED
+        return has_lines or far_shards.shard_of_piece(name) != ""
+    is_right = all(part not in ("", ".", "..") and len(part.encode()) <= 255 for part in parts)
+    return len(parts) <= MOST_LEVELS and is_right
 
 
 def _records(path: Path) -> Iterator[Record]:

@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable
 
+from dglaunch.output.places import LEDGER_OF_REPLACED
 from dglaunch.storage.store import Store
 
 LINES = ".dglaunch/lines/"
@@ -25,7 +26,7 @@ MOST_LINES = 500
 MOST_AHEAD = 1_000
 """Lines of images that are there which may not be there themselves yet: a store that is slow to take them holds up the images."""
 LEDGER = re.compile(r"(?:metadata|failures|run)((?:-node\d+of\d+)?(?:-rank\d+of\d+)?)\.jsonl?", re.ASCII)
-_LINES_OF = re.compile(re.escape(LINES) + r"([^/]+)/(\d{8})[^/]*", re.ASCII)
+_LINES_OF = re.compile(re.escape(LINES) + rf"({LEDGER_OF_REPLACED}|[^/]+)/(\d{{8}})[^/]*", re.ASCII)
 
 
 def file_of(name: str) -> str:
@@ -119,11 +120,9 @@ class Lines:
                 count = sum(map(len, self._waiting.values()))
                 is_due = count >= MOST_LINES or (count and time.monotonic() - self._since > LINES_S / 2)
             if is_due:
-                try:
-                    self._put_waiting()
-                except Exception as error:  # of a thread: who adds the next line hears of it
-                    self._error = error
-                    return
+                self._put_waiting()
+            if self._error is not None:
+                return
 
     def _put_waiting(self) -> None:
         with self._putting:
@@ -133,14 +132,20 @@ class Lines:
             for file, lines in waiting.items():
                 self._number[file] += 1
                 name = f"{LINES}{file}/{self._number[file]:08d}-{self._token}.jsonl"
-                self._store.put(name, b"".join(lines))
+                try:
+                    self._store.put(name, b"".join(lines))
+                except Exception as error:  # of a thread: who adds the next line, or waits for these, hears of it
+                    self._error = error
+                    return
                 with self._turn:
                     self._objects[file].add(name)
                     self._num_ahead -= len(lines)
 
     def flush(self) -> None:
+        """Wait until all lines are there; raise what befell some, also in another thread."""
         self.check()
         self._put_waiting()
+        self.check()
 
     def close(self) -> None:
         self._end.set()

@@ -14,7 +14,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from dglaunch.output import shards
@@ -22,6 +22,7 @@ from dglaunch.output.in_window import in_window
 from dglaunch.output.shards import SHARDS, ShardName
 from dglaunch.storage.store import Found, Store
 from dglaunch.storage.uploads import AT_A_TIME, Uploads
+from dglaunch.storage.working import write_stub
 
 OPEN = ".dglaunch/open/"
 PIECE_S, PIECE_BYTES = 2.0, 16 << 20
@@ -43,14 +44,6 @@ def closed_shard(name: str) -> str:
     return shard if folder == SHARDS and ShardName.of(shard) is not None else ""
 
 
-def write_stub(path: Path, size: int, modified: datetime) -> None:
-    """Write a file that has the size and the time of an object, and nothing in it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as out:
-        out.truncate(size)
-    os.utime(path, (modified.timestamp(), modified.timestamp()))
-
-
 class FarShards:
     """The shards under an address, as one process sees and writes them.
 
@@ -63,6 +56,8 @@ class FarShards:
 
     def __init__(self, folder: Path, store: Store, uploads: Uploads, before_put: Callable[[], None]) -> None:
         self._folder = folder
+        self._here_alone = Path(os.fspath(folder))
+        """The same as a folder of this machine: stubs are read as what they are here."""
         self._store = store
         self._uploads = uploads
         self._before_put = before_put
@@ -153,6 +148,7 @@ class FarShards:
 
     def _write(self, path: Path, data: Iterable[bytes]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
         with open(path, "wb") as out:
             out.writelines(data)
 
@@ -161,7 +157,7 @@ class FarShards:
         size, modified = sum(each.size for each in objects) + 1, max(each.modified for each in objects)
         write_stub(shards.closed_path(self._folder, shard), size, modified)
         shards.index_path(self._folder, shard).parent.mkdir(parents=True, exist_ok=True)
-        shards.write_index(self._folder, shard, size, {})
+        shards.write_index(self._here_alone, shard, size, {})
         self._believed.add(shard)
 
     def read(self, shard: str, name: str) -> bytes:
@@ -172,7 +168,7 @@ class FarShards:
         """
         if shard not in self._closed or shard in self._here:
             return shards.read(self._folder, shard, name)
-        with shards.opened(self._folder, shard, name) as (_, place):
+        with shards.opened(self._here_alone, shard, name) as (_, place):
             return self._store.part(f"{SHARDS}/{shard}", place.offset, place.size)
 
     # -- from here to there -------------------------------------------------------------------------------------------
@@ -227,9 +223,7 @@ class FarShards:
         path = shards.closed_path(self._folder, shard)
         self.put_index(shard)
         self._store.put_file(f"{SHARDS}/{shard}", path)
-        size = path.stat().st_size
-        os.truncate(path, 0)
-        os.truncate(path, size)
+        write_stub(path, path.stat().st_size, datetime.now(UTC))
         with self._turn:
             self._closed.add(shard)
             self._here.discard(shard)

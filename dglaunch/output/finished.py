@@ -60,6 +60,11 @@ class Pictures(Sequence[Picture]):
         self._index, self._rows, self._numbers, self._samples, self._scored = index, rows, numbers, samples, scored
 
     @property
+    def folder(self) -> Path:
+        """Where they are."""
+        return self._index.folder.path
+
+    @property
     def sizes(self) -> npt.NDArray[np.int64]:
         """The bytes of each."""
         found: npt.NDArray[np.int64] = self._index.columns["size"][self._rows]

@@ -16,6 +16,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -27,8 +28,10 @@ from dglaunch.data.task import Record, Task, file_name
 from dglaunch.data.values import MAX_NAME_BYTES
 from dglaunch.files import is_regular
 from dglaunch.output import parquet_shards, tar_shards
+from dglaunch.output.far import REQUESTS, far_of
 from dglaunch.output.finished import Picture, Pictures, finished
 from dglaunch.output.images import StoredImage
+from dglaunch.output.in_window import in_window
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.ownership import MARK, Mark
 from dglaunch.output.shard_writer import SHARD_IMAGES
@@ -231,12 +234,21 @@ def _write_tar(pictures: Pictures, target: Path) -> str:
     account = _Account("tar", SHARD_VERSION)
 
     def images() -> Iterator[tuple[str, Record, bytes]]:
-        for picture in pictures:
+        for picture, data in _with_bytes(pictures):
             account.add(_key(picture), picture.record)
-            yield _key(picture), picture.record, picture.image.read()
+            yield _key(picture), picture.record, data
 
     tar_shards.write(target, images())
     return account.digest
+
+
+def _with_bytes(pictures: Pictures) -> Iterator[tuple[Picture, bytes]]:
+    """The images with their bytes; of those in an object store some are fetched ahead."""
+    if not len(pictures) or far_of(pictures.folder) is None:
+        yield from ((picture, picture.image.read()) for picture in pictures)
+        return
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        yield from in_window(pool, lambda picture: (picture, picture.image.read()), pictures, REQUESTS)
 
 
 def _account_of_tar(pictures: Pictures) -> str:
@@ -263,9 +275,9 @@ def _write_parquet(pictures: Pictures, target: Path) -> str:
     account = _Account("parquet", SHARD_VERSION, parquet_shards.writer_version())
 
     def images() -> Iterator[tuple[Record, bytes]]:
-        for picture in pictures:
+        for picture, data in _with_bytes(pictures):
             account.add("", picture.record)
-            yield picture.record, picture.image.read()
+            yield picture.record, data
 
     parquet_shards.write(target, images())
     return account.digest

@@ -261,8 +261,8 @@ class OutputFolder:
         """
         if is_address(str(self.path)) and far_of(self.path) is None:
             raise UserError(
-                f"{path_or_address(self.path)} is in an object store, where status, verify and gallery look. Copy it to a folder on "
-                "this machine for anything else."
+                f"{path_or_address(self.path)} is in an object store, where status, verify, redo, merge, score and gallery look. "
+                "Copy it to a folder on this machine for anything else."
             )
         if not self.path.is_dir():
             raise UserError(f"There is no folder {self.path}; name what --output_dir was.")
@@ -336,8 +336,12 @@ class OutputFolder:
             UserError: one is running, or the lock cannot be made.
         """
         with contextlib.ExitStack() as held:
-            if far_of(self.path) is not None and self.is_held():
-                raise self._is_being_written()
+            if (far := far_of(self.path)) is not None:
+                if self.is_held():
+                    raise self._is_being_written()
+                if changes:
+                    held.callback(far.close)
+                    far.hold_all(self._in_use)
             try:
                 if changes:
                     held.enter_context(open_lock(self.lock_file()))
@@ -347,9 +351,8 @@ class OutputFolder:
             except BlockingIOError:
                 raise self._is_being_written() from None
             except OSError as error:
-                raise UserError(
-                    f"{self.path} cannot be locked ({error.strerror or error}: {error.filename})."
-                ) from None
+                where = f": {error.filename}" if error.filename else ""
+                raise UserError(f"{self.path} cannot be locked ({error.strerror or error}{where}).") from None
             yield
 
     def _is_being_written(self) -> UserError:

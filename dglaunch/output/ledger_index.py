@@ -4,12 +4,10 @@ Of several lines about one image the last one counts: in the order of `OutputFol
 lines. The lines themselves are read only where somebody asks for what else they say.
 """
 
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from operator import itemgetter
 from pathlib import Path
@@ -25,20 +23,14 @@ from dglaunch.output import ownership, segments
 from dglaunch.output.asked import TaskRanges
 from dglaunch.output.file_index import AT_TOP, IN_SHARD, KINDS, Columns, FileIndex, Ints, kept_at, read_all
 from dglaunch.output.images import is_as_its_line_says, written_at
-from dglaunch.output.in_window import in_window
 from dglaunch.output.ledger import METADATA, OutputFolder
 from dglaunch.output.lines import IMAGE_SUFFIXES, LedgerFile, TaskId, id_of, record_at, text_at
+from dglaunch.output.looks import Bools, Floats, Looks, Place
 from dglaunch.output.segments import FOLDER
 from dglaunch.output.shards import Shards, store_of
 
-Files = dict[str, tuple[int, float]]
-"""Bytes and time of files, by name."""
-Bools = npt.NDArray[np.bool_]
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".jpeg")
-_NO_FILE = (-1, 0.0)
 _NO_ROWS = np.empty(0, np.int64)
-LOOKING = 8
-"""Folders that are looked into at a time."""
 AT_A_TIME = 4096
 """Lines that are read together."""
 NAMES_OF_FILES = 64
@@ -116,11 +108,6 @@ class LedgerIndex:
         """Return which of some rows, which are in the order of index and sample, is of the same image as this one."""
         return int(rows[int(np.searchsorted(self.ids.codes[rows], self.ids.codes[row]))])
 
-    def part(self, rows: Ints) -> list[tuple[LedgerFile, int]]:
-        """Return of some rows where their lines stand, for another process."""
-        starts = self.columns["start"][rows].tolist()
-        return [(self.files[file].ledger, start) for file, start in zip(self.file[rows].tolist(), starts)]
-
     def id_at(self, row: int) -> TaskId:
         return int(self.columns["index"][row]), int(self.columns["sample"][row])
 
@@ -134,6 +121,17 @@ class LedgerIndex:
         """Yield the names of some rows' images, as they are seen from the output folder."""
         return (name.partition("\t")[0] for name in self.packed_names(rows))
 
+    def all_names(self, rows: Ints) -> list[str]:
+        """Return the same of images in files of their own, at once."""
+        files, found = self.file[rows], list[str]()
+        for some in np.split(rows, np.flatnonzero(np.diff(files)) + 1) if len(rows) else ():
+            file = int(self.file[some[0]])
+            names, places = self._names_of(file), some - self._first[file]
+            first, end = int(places[0]), int(places[-1]) + 1
+            is_run = end - first == len(places) and bool((np.diff(places) > 0).all())
+            found += names[first:end] if is_run else map(names.__getitem__, places.tolist())
+        return found
+
     def shards(self, rows: Ints) -> Iterator[str]:
         """Yield the names of the shards that some rows' images are in; "" for a file of its own."""
         return (name.partition("\t")[2] for name in self.packed_names(rows))
@@ -142,6 +140,15 @@ class LedgerIndex:
         """Yield the names as they are kept: with those of their shards."""
         for file, row in zip(self.file[rows].tolist(), rows.tolist()):
             yield self._names_of(file)[row - self._first[file]]
+
+    @cached_property
+    def name_hashes(self) -> npt.NDArray[np.int32]:
+        """Of each row's name, as this process hashes it."""
+        found = np.zeros(len(self), dtype=np.int32)
+        for first in range(0, len(self), AT_A_TIME):
+            rows = self.ids.rows[first : first + AT_A_TIME]
+            found[rows] = short_hashes(list(self.names(rows)))
+        return found
 
     def name(self, row: int) -> str:
         return next(self.names(np.array([row])))
@@ -175,41 +182,29 @@ class LedgerIndex:
             with_times: also when each was written.
         """
         good = np.zeros(len(self), dtype=bool)
-        hashes = np.zeros(len(self), dtype=np.int32)
         times = np.zeros(len(self) if with_times else 0, dtype=np.float64)
         unlisted: list[str] = []
+        untimed: list[tuple[Place, Ints]] = []
         sizes = self.columns["size"]
         rows_of = self._by_folder()
         if len(rows := rows_of.pop(IN_SHARD, _NO_ROWS)):
             names, kept_in, shards = list(self.names(rows)), list(self.shards(rows)), Shards(self.folder.path)
-            hashes[rows] = short_hashes(names)
             good[rows] = [shards.has(*each) for each in zip(kept_in, names, sizes[rows].tolist())]
             if with_times:
                 times[rows] = [shards.time(shard) for shard in kept_in]
         there = {AT_TOP: ""} | {int(name): f"{name}/" for name in self.folder.image_folders()}
-        numbers = sorted(there.keys() | rows_of.keys())
-        for number, found in zip(numbers, self._files_in([there.get(number) for number in numbers], with_times)):
-            rows = rows_of.get(number, _NO_ROWS)
-            names = list(self.names(rows))
-            hashes[rows] = short_hashes(names)
-            infos = [found.get(name, _NO_FILE) for name in names]
-            lengths = np.array([info[0] for info in infos], dtype=np.int64)
-            good[rows] = (lengths > 0) & (lengths == sizes[rows])
+        places = [Place(number, there.get(number)) for number in sorted(there.keys() | rows_of.keys())]
+        looks = Looks(self.folder.path, len(self))
+        for place, found in zip(places, looks.into(places)):
+            rows = rows_of.get(place.number, _NO_ROWS)
+            seen = looks.compare(place, found, self.all_names(rows), sizes[rows])
+            good[rows] = seen.good
             if with_times:
-                times[rows] = [info[1] for info in infos]
-            unlisted += [name for name in found.keys() - set(names) if is_picture(name)]
+                times[rows] = seen.times
+                untimed += [(place, rows)] if seen.holds else []
+            unlisted += filter(is_picture, seen.unlisted)
         self._look_closer(good, doubtful)
-        return Compared(self, good, hashes, times, unlisted)
-
-    def _files_in(self, folders: Sequence[str | None], with_times: bool) -> Iterator[Files]:
-        """What there is in each of these; None: there is no such folder. Some are read ahead: a file system across a network
-        answers many questions as fast as one."""
-
-        def look(inside: str | None) -> Files:
-            return {} if inside is None else files_in(self.folder.path / inside, inside, with_times)
-
-        with ThreadPoolExecutor(LOOKING) as pool:
-            yield from in_window(pool, look, folders, LOOKING)
+        return Compared(self, good, unlisted, looks, times, untimed)
 
     def _by_folder(self) -> dict[int, Ints]:
         """The rows of each folder of images, by its number."""
@@ -256,20 +251,6 @@ class Readers(ExitStack):
 def is_picture(name: str) -> bool:
     """Return whether a file is called as a picture that anyone may see."""
     return name.lower().endswith(PICTURE_SUFFIXES) and not name.rpartition("/")[2].startswith(".")
-
-
-def files_in(folder: Path, inside: str = "", with_times: bool = False) -> Files:
-    """Return bytes (and the time, if it is asked for) of each regular file of a folder, by its name as it is seen from above; of
-    what is no regular file, such as a link, as if there were none."""
-    found: Files = {}
-    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.is_file(follow_symlinks=False):
-                found[inside + entry.name] = _NO_FILE
-                continue
-            info = entry.stat(follow_symlinks=False)
-            found[inside + entry.name] = (info.st_size, info.st_mtime if with_times else 0.0)
-    return found
 
 
 def short_hashes(names: Sequence[str]) -> npt.NDArray[np.int32]:
@@ -359,12 +340,14 @@ class Compared:
     index: LedgerIndex
     good: Bools
     """Of each row, whether its image is there in full."""
-    hashes: npt.NDArray[np.int32]
-    """Of each row's name, as this process hashes it."""
-    times: npt.NDArray[np.float64]
-    """When each image was written, if that was asked for."""
     unlisted: list[str]
     """Names of files that are called as pictures, of which no row says anything."""
+    looks: Looks
+    """What can be kept of it."""
+    times: Floats
+    """When each image was written, if that was asked for."""
+    untimed: list[tuple[Place, Ints]] = field(default_factory=list)
+    """Folders, with their rows, of which `times` has for each image when the last of them was written."""
 
     def done(self, good: Bools | None = None) -> "Done":
         """Return the images that are there in full, or those of which somebody has found out more."""
@@ -373,12 +356,22 @@ class Compared:
     def latest(self, count: int) -> list[tuple[float, Record]]:
         """Return the images that were written last: when, and their lines. (Those of a shard were written at one time, as far as
         the system knows it; there the lines say more.)"""
-        rows = self.index.last(self.good)
-        if len(rows) > count:
-            times = self.times[rows]
-            rows = rows[times >= np.partition(times, -count)[-count]]
+        rows = self._latest_rows(count)
         found = [(written_at(record, float(self.times[row])), record) for row, record in self.index.records(rows)]
         return sorted(found, key=itemgetter(0))[-count:]
+
+    def _latest_rows(self, count: int) -> Ints:
+        """The rows of the images that were written last. Of the folders whose files nobody has asked for, those are asked in which
+        they may be."""
+        rows = self.index.last(self.good)
+        untimed = sorted(self.untimed, key=lambda each: float(self.times[each[1][0]]))
+        while True:
+            times = self.times[rows]
+            least = np.partition(times, -count)[-count] if len(rows) > count else -np.inf
+            if not untimed or self.times[untimed[-1][1][0]] < least:
+                return rows[times >= least]
+            place, inside = untimed.pop()
+            self.times[inside] = self.looks.times(place, self.index.all_names(inside))
 
     def num_damaged(self) -> list[int]:
         """Return, for each file, how many lines say nothing: of an image that is not there as they say, if no later file tells
@@ -413,7 +406,7 @@ class Done(Mapping[TaskId, tuple[str, str]]):
         if compared is None:
             empty = LedgerIndex(OutputFolder(Path()), ())
             nothing = np.empty(0, np.int64)
-            compared = Compared(empty, nothing.astype(bool), nothing.astype(np.int32), nothing.astype(float), [])
+            compared = Compared(empty, nothing.astype(bool), [], Looks(Path(), 0), nothing.astype(float))
         self._compared = compared
         self._index = compared.index
         self.rows: Ints = compared.index.last(compared.good)
@@ -455,7 +448,7 @@ class Done(Mapping[TaskId, tuple[str, str]]):
     def is_same(self, row: int, key: str, name: str) -> bool:
         """Return whether the row of an image has this key, and its file this name."""
         return int(self._index.columns["key"][row]) == int(key, 16) and bool(
-            self._compared.hashes[row] == short_hashes([name])[0]
+            self._index.name_hashes[row] == short_hashes([name])[0]
         )
 
     def first_store(self) -> str | None:

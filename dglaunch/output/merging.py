@@ -4,6 +4,7 @@ import contextlib
 import heapq
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import itemgetter
@@ -12,11 +13,14 @@ from pathlib import Path
 from dglaunch import strict_json
 from dglaunch.atomic import atomic_write
 from dglaunch.data.task import Record
+from dglaunch.elsewhere import PathElsewhere
 from dglaunch.errors import OutputError, UserError
 from dglaunch.output.asked import Asked, TaskRanges, asked_of, together
 from dglaunch.output.batch_jobs import refuse_open_jobs
+from dglaunch.output.far import REQUESTS, far_of
 from dglaunch.output.image_folders import IMAGE_FOLDERS, ImageFolders, common_folders
 from dglaunch.output.images import StoredImage
+from dglaunch.output.in_window import in_window
 from dglaunch.output.inspection import SHOWN, Inspection, describe_missing, inspect
 from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part
 from dglaunch.output.ledger_index import LedgerIndex
@@ -55,13 +59,15 @@ def merge_folders(folders: Sequence[OutputFolder], target: OutputFolder) -> Merg
     """
     if target.path.is_symlink() or (target.path.exists() and not target.path.is_dir()):
         raise UserError(f"--output_dir {target.path} is no folder; choose another name.")
-    if target.path.exists() and any(target.path.iterdir()):
-        raise UserError(f"--output_dir {target.path} is not empty; choose another folder.")
     if not folders:
         raise UserError("Name the folders to join: dglaunch merge OUT0 OUT1 --output_dir OUT.")
     _refuse_different_jobs(folders)
     merged = Merged()
     with contextlib.ExitStack() as locks:
+        if (far := far_of(target.path)) is not None:
+            locks.enter_context(target.keep_runs_out(changes=True))
+        if target.path.exists() and any(path.suffix != ".lock" for path in target.path.iterdir()):
+            raise UserError(f"--output_dir {target.path} is not empty; choose another folder.")
         for folder in folders:  # all are looked at before the first file is linked
             locks.enter_context(folder.keep_runs_out())
             refuse_open_jobs(folder, "Start its own command again with --api_batch, which takes them, and merge then.")
@@ -82,6 +88,9 @@ def merge_folders(folders: Sequence[OutputFolder], target: OutputFolder) -> Merg
                 rewrite(target.file(FAILURES), [merged.failures[task_id] for task_id in sorted(merged.failures)])
             _write_run(folders, merged, target, image_folders)
             put_in_order(target, Part(), merged.failures)
+            if far is not None:
+                far.flush()
+                far.sync(has_ended=True)
         except OSError as error:
             raise OutputError(f"Writing to {target.path} failed: {error.strerror or error}.") from None
     merged.missing = describe_missing(target, LedgerIndex.read(target).compare().done())
@@ -190,21 +199,48 @@ def _two_of_a_name(name: str) -> UserError:
 
 def _linked(merged: Merged, target: OutputFolder, image_folders: ImageFolders | None, shards: _Shards) -> Iterator[str]:
     """The lines of all images, each of which is linked into the target before its line comes."""
+    named = _named(merged, target, image_folders, shards)
+    if all(far_of(part.index.folder.path) is None for part in merged.parts) and far_of(target.path) is None:
+        yield from map(_linked_alone, named)
+        return
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        yield from in_window(pool, _linked_alone, named, REQUESTS)
+
+
+def _named(
+    merged: Merged, target: OutputFolder, image_folders: ImageFolders | None, shards: _Shards
+) -> Iterator[tuple[Path | None, Path, Record]]:
+    """Of each image its file, what that will be (None: it is in a shard, and there), and its line."""
     made: set[Path] = set()
     for folder, record in _together(merged.parts):
         if shard_of(record):
-            yield strict_json.dumps(shards.take(folder.path, record)) + "\n"
+            yield None, target.path, shards.take(folder.path, record)
             continue
         file = folder.path / file_name_of(record)
         name = file.name if image_folders is None else image_folders.place(id_of(record)[0], file.name)
-        if (there := (target.path / name).parent) not in made:
-            there.mkdir(exist_ok=True)
-            made.add(there)
-        try:
-            link_or_copy(file, target.path / name)
-        except FileExistsError:
-            raise _two_of_a_name(name) from None
-        yield strict_json.dumps({**record, "file_name": name}) + "\n"
+        path = target.path / name
+        if path.parent not in made:
+            path.parent.mkdir(exist_ok=True)
+            made.add(path.parent)
+        if isinstance(path, PathElsewhere):  # two threads must not both give it
+            if path.exists():
+                raise _two_of_a_name(name)
+            path.touch()
+        yield file, path, {**record, "file_name": name}
+
+
+def _linked_alone(image: tuple[Path | None, Path, Record]) -> str:
+    """Link one image into the target, and return its line."""
+    file, path, record = image
+    try:
+        if file is not None and isinstance(path, PathElsewhere):
+            with atomic_write(path) as temporary:
+                link_or_copy(file, temporary)
+        elif file is not None:
+            link_or_copy(file, path)
+    except FileExistsError:
+        raise _two_of_a_name(file_name_of(record)) from None
+    return strict_json.dumps(record) + "\n"
 
 
 def _write_run(

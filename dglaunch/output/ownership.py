@@ -15,8 +15,10 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,12 +26,24 @@ from dglaunch import strict_json
 from dglaunch.atomic import TEMPORARY, atomic_write
 from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image
 from dglaunch.data.task import Record
+from dglaunch.elsewhere import was_added_to
 from dglaunch.errors import UserError
 from dglaunch.files import digest_of, is_regular, open_for_appending, open_regular, read_bytes
 from dglaunch.output import segments, shards
 from dglaunch.output.encode import decode_description
+from dglaunch.output.far import behind, name_there, rename, unlink, version_of
 from dglaunch.output.ledger import FAILURES, METADATA, RUN, OutputFolder, Part, is_foreign_run, read_run
-from dglaunch.output.lines import LineKind, append_line, file_name_of, inputs_of, is_our_ledger, raw_lines, scan
+from dglaunch.output.lines import (
+    LineKind,
+    append_line,
+    file_name_of,
+    inputs_of,
+    is_image_name,
+    is_our_ledger,
+    raw_lines,
+    scan,
+)
+from dglaunch.storage.working import is_stub
 
 Identity = Mapping[str, object]
 """Whatever an image's own text must say alike to be the one that is meant: index, sample, prompt, seed, model, ..."""
@@ -46,6 +60,8 @@ WRITTEN_BY = "dglaunch"
 MOST_REPORT = 1 << 26
 """Bytes of a report, at most."""
 SHOWN = 5
+TOGETHER, READERS = 1_000, 16
+"""Files that are looked at and removed together, and how many of them are read at a time."""
 _HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _INPUT_COPY = re.compile(r"inputs/\d{1,20}_\d{1,9}\.[a-z]{3,4}", re.ASCII)
 
@@ -174,13 +190,17 @@ def refuse_to_replace(path: Path) -> None:
     if not path.exists() and not path.is_symlink():  # a name that cannot be raises here, before anything is made
         return
     text = _text(path) or {}
-    folder, name = _place_of(path)
-    is_result = name in {file_name_of(record) for record in folder.records()}
     is_picture = CONTACT_SHEET in text or WRITTEN_BY in text or own_text(path) is not None
-    if is_result or not (is_picture or _is_page(path) or _is_report(path)):
+    if _is_result(path) or not (is_picture or _is_page(path) or _is_report(path)):
         raise UserError(
             f"{path} is there, and it is not one of its kind that dglaunch made. Name another file, or remove it."
         )
+
+
+def _is_result(path: Path) -> bool:
+    """Whether a ledger names it. (A page or a report has no image's name: no ledger is read for those.)"""
+    folder, name = _place_of(path)
+    return is_image_name(name) and any(file_name_of(record) == name for record in folder.records())
 
 
 def _place_of(path: Path) -> tuple[OutputFolder, str]:
@@ -265,6 +285,8 @@ class Made(NamedTuple):
     sha256: str
     of: str = ""
     """A hash of all that decides its bytes, if there is more to it than its name."""
+    version: str = ""
+    """How an object store tells it from what it may be replaced by."""
 
 
 class Mark:
@@ -290,6 +312,7 @@ class Mark:
         self._names = {name for name, _ in self._written}
         self._hashes = {(name, made.sha256) for name, made in self._written}
         self._by_content = {(name, made.of): made.sha256 for name, made in self._written if made.of}
+        self._versions = {(name, made.sha256): made.version for name, made in self._written if made.version}
         self._lines: io.FileIO | None = None
         self._turn = threading.Lock()
 
@@ -334,7 +357,30 @@ class Mark:
             if self._lines is None:
                 self._lines = open_for_appending(self._path)
                 self._lines.write(b"\n" if self._is_torn else b"")
-            append_line(self._lines, {"file_name": name, "sha256": made.sha256, **({"of": made.of} if made.of else {})})
+            append_line(self._lines, {"file_name": name, **{key: said for key, said in made._asdict().items() if said}})
+
+    def add_version(self, name: str, made: Made) -> None:
+        """Of a file that is an object now: note how the store tells it from others.
+
+        Raises:
+            OSError: the mark cannot be written.
+        """
+        if version := version_of(self._filled / name):
+            self.add(name, made._replace(version=version))
+
+    def is_as_put(self, name: str, sha256: str) -> bool:
+        """Return whether it is known of an object, without reading it, that it has these bytes."""
+        version = version_of(self._filled / name)
+        return bool(version) and self._versions.get((name, sha256)) == version
+
+    def settle(self) -> None:
+        """Before what was added is there: it is noted where the folder lies.
+
+        Raises:
+            OSError: the mark cannot be written.
+        """
+        if self._lines is not None:
+            was_added_to(self._path)
 
     def close(self) -> None:
         if self._lines is not None:
@@ -363,11 +409,12 @@ def _read_mark(path: Path) -> tuple[set[tuple[str, Made]], bool]:
 
 def _entry(line: object) -> tuple[str, Made] | None:
     """The name and the hash in a line of a mark; None if it is a line of something else, such as a ledger."""
-    if not isinstance(line, dict) or line.keys() - {"of"} != {"file_name", "sha256"}:
+    if not isinstance(line, dict) or line.keys() - {"of", "version"} != {"file_name", "sha256"}:
         return None
     name, hashes = path_inside(line["file_name"]), [line["sha256"], *([line["of"]] if "of" in line else [])]
-    are_hashes = all(isinstance(each, str) and _HASH.fullmatch(each) for each in hashes)
-    return (name, Made(*hashes)) if name is not None and are_hashes else None
+    are_right = all(isinstance(each, str) and _HASH.fullmatch(each) for each in hashes)
+    are_right = are_right and isinstance(line.get("version", ""), str)
+    return (name, Made(line["sha256"], line.get("of", ""), line.get("version", ""))) if name and are_right else None
 
 
 def refuse_foreign_copies(folder: OutputFolder, copies: Mapping[str, str]) -> None:
@@ -415,7 +462,7 @@ def set_aside(folder: OutputFolder, path: Path, name: str | None = None) -> None
     number = 1
     while os.path.lexists(target):
         target, number = target_folder / f"{wanted.stem}-{number}{wanted.suffix}", number + 1
-    os.rename(path, target)
+    rename(path, target)
 
 
 def keep_bad_lines(folder: OutputFolder, name: str, lines: Iterable[str]) -> None:
@@ -431,6 +478,7 @@ def keep_bad_lines(folder: OutputFolder, name: str, lines: Iterable[str]) -> Non
     make_folder(target.parent)
     with open_for_appending(target) as out:
         out.write("".join(texts).encode("utf-8", "surrogateescape"))
+    was_added_to(target)
 
 
 def make_folder(path: Path) -> None:
@@ -460,8 +508,7 @@ def make_way(folder: OutputFolder, name: str, image: Identity) -> None:
 
 def remove(paths: Iterable[Path]) -> None:
     """Delete files that this process, or one of its part, has written; a missing one is no error."""
-    for path in paths:
-        path.unlink(missing_ok=True)
+    unlink(list(paths))
 
 
 def remove_results(folder: OutputFolder) -> None:
@@ -473,12 +520,9 @@ def remove_results(folder: OutputFolder) -> None:
     named = (
         {*shards.closed_shards(folder.path), *shards.open_shards(folder.path)} if shards.has_own(folder.path) else set()
     )
-    for record in folder.records():
-        if shard := shards.shard_of(record):
-            named.add(shard)
-        else:
-            _remove_image(folder, record)
-        _remove_copies(folder, record)
+    for some in _in_parts(folder.records(), TOGETHER):
+        named |= {shard for record in some if (shard := shards.shard_of(record))}
+        _remove_files(folder, some)
     for shard in named:
         _remove_shard(folder, shard)
     image_folders = folder.image_folders()
@@ -495,12 +539,25 @@ def remove_results(folder: OutputFolder) -> None:
     remove(folder.batch_jobs())  # none of them owes images: the run has looked
 
 
-def _remove_image(folder: OutputFolder, record: Record) -> None:
-    path = folder.path / file_name_of(record)
-    if is_as_written(path, record["sha256"]):
-        remove([path])
-    else:
-        set_aside(folder, path)
+def _in_parts(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
+    left = iter(records)
+    while part := list(islice(left, size)):
+        yield part
+
+
+def _remove_files(folder: OutputFolder, records: Collection[Record]) -> None:
+    """The images of some lines that are files of their own, and the copies of their input images: what is as it was written, all at
+    once. A column of the table may bear the name of a copy."""
+    images = [record for record in records if not shards.shard_of(record)]
+    ours = [(folder.path / file_name_of(record), record["sha256"]) for record in images]
+    copies = [(folder.path / name, digest) for record in records for name, digest in _copies(record).items()]
+    copies = [(path, digest) for path, digest in copies if not path.parent.is_symlink()]
+    with ThreadPoolExecutor(READERS) as pool:
+        are_ours = list(pool.map(is_as_written, *zip(*ours, *copies))) if ours or copies else []
+    remove(path for (path, _), is_ours in zip([*ours, *copies], are_ours) if is_ours)
+    for (path, _), is_ours in zip(ours, are_ours):
+        if not is_ours:
+            set_aside(folder, path)
 
 
 def _remove_shard(folder: OutputFolder, shard: str) -> None:
@@ -525,14 +582,6 @@ def _in_open(folder: Path, shard: str) -> bool:
     return is_empty(shards.open_path(folder, shard)) or bool(shards.samples_of(folder, shard))
 
 
-def _remove_copies(folder: OutputFolder, record: Record) -> None:
-    """What --save_inputs has copied, where it is the copy of what the line says: a column of the table may bear its name."""
-    for name, digest in _copies(record).items():
-        path = folder.path / name
-        if not path.parent.is_symlink() and is_as_written(path, digest):
-            remove([path])
-
-
 def _copies(record: Record) -> dict[str, object]:
     """The copies of input images that a line names in the folder for them, with their hashes."""
     names = record.get("input_file_names")
@@ -555,7 +604,8 @@ def remove_old_locks(folder: OutputFolder, part: Part) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give an image a second name: a hard link, or a copy where the file system has no links.
+    """Give an image a second name: a hard link, or a copy where the file system has no links. A temporary file beside a stub of an
+    object stands for one more object of the same content, until it is given a name (`atomic_write`).
 
     Raises:
         FileExistsError: there is something of that name.
@@ -563,6 +613,9 @@ def link_or_copy(source: Path, target: Path) -> None:
     """
     if not is_regular(source):
         raise OSError(f"{source} is no regular file")
+    if is_stub(source):
+        _copy_of_stub(source, target)
+        return
     try:
         os.link(source, target)
     except (FileExistsError, FileNotFoundError):
@@ -571,3 +624,13 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
         with contextlib.suppress(OSError):  # the time of the image: dglaunch status takes the speed from it
             shutil.copystat(source, target)
+
+
+def _copy_of_stub(source: Path, target: Path) -> None:
+    far = behind(source)
+    if far is not None and far is behind(target) and target.name.endswith(".tmp"):
+        far.files.link(name_there(source), target)
+        return
+    with open_regular(source) as data, target.open("xb") as out:
+        shutil.copyfileobj(data, out)
+    os.utime(target, ns=(source.stat().st_atime_ns, source.stat().st_mtime_ns))

@@ -25,13 +25,13 @@ from dglaunch.data.task import Record
 from dglaunch.errors import UserError
 from dglaunch.files import digest_of, is_regular, open_for_appending, read_bytes
 from dglaunch.output import ownership
+from dglaunch.output.far import far_of
 from dglaunch.output.images import StoredImage
 from dglaunch.output.ledger import MOST_RUN, OutputFolder
 from dglaunch.output.lines import TaskId, append_line, file_name_of, id_of, is_our_ledger, read_lines, scan
+from dglaunch.output.places import LEDGER_OF_REPLACED
 from dglaunch.output.shards import IMAGE_SHARD, shard_of
 
-REPLACED = "replaced"
-"""The folder, in the output folder, of the images that were replaced."""
 _NOTE = f"{TEMPORARY}redo.json"
 _MARK = {ownership.WRITTEN_BY: "redo"}
 """What the note begins with."""
@@ -103,7 +103,7 @@ class Replacing:
     def __init__(self, folder: OutputFolder, records: Mapping[TaskId, Record]) -> None:
         self._folder = folder
         self._records = records
-        self._ledger = folder.path / REPLACED / "metadata.jsonl"
+        self._ledger = folder.path / LEDGER_OF_REPLACED
         self._has_added = False
         self._kept = (
             {self._what(record) for _, record in read_lines(self._ledger)} if is_regular(self._ledger) else set()
@@ -166,6 +166,8 @@ class Replacing:
         self._kept.add(self._what(record))
         with open_for_appending(self._ledger) as lines:
             append_line(lines, record)
+        if (far := far_of(self._folder.path)) is not None:
+            far.put_line(LEDGER_OF_REPLACED, record)
 
     def _cut_torn_line(self) -> None:
         """What a killed redo has left of a line goes: the image is there, and its whole line comes now."""

@@ -35,6 +35,7 @@ from dglaunch.output.lines import (
     read_lines,
     scan,
 )
+from dglaunch.output.looks import Looks
 from dglaunch.output.replaced import PendingRedo
 from dglaunch.output.shard_lines import lines_of
 from dglaunch.output.shard_writer import Remains, remains_of
@@ -60,6 +61,8 @@ class Progress:
     """Files that look like images, of which no line says anything."""
     index: LedgerIndex | None = None
     """All that the ledgers say."""
+    looks: Looks | None = None
+    """What is known of its folders of images."""
     num_open: int = 0
     """Lines of this part's open ledger, with those that it takes over."""
     shards: Shards | None = None
@@ -71,13 +74,15 @@ class Progress:
     """Images of which the size says too little: a redo was killed, perhaps between an image and its line."""
 
     def keep(self) -> None:
-        """Keep what was read of the ledgers, for the next start.
+        """Keep what was read of the ledgers and found in the folders of images, for the next start.
 
         Raises:
             OSError: it cannot be written.
         """
         if self.index is not None:
             self.index.keep()
+        if self.looks is not None:
+            self.looks.keep()
 
     def has_file(self, record: Record) -> bool:
         """Return whether the file of a ledger line is there in full."""
@@ -113,8 +118,8 @@ def read_progress(folder: OutputFolder, part: Part) -> Progress:
             )
     compared = index.compare(doubtful)
     progress = Progress(
-        compared.done(), unlisted=compared.unlisted, index=index, folder=folder.path, doubtful=doubtful,
-        shards=Shards(folder.path), remains=remains,
+        compared.done(), unlisted=compared.unlisted, index=index, looks=compared.looks, folder=folder.path,
+        doubtful=doubtful, shards=Shards(folder.path), remains=remains,
     )  # fmt: skip
     opened = {folder.file(METADATA, part.ledger_suffix), *folder.files_beside(METADATA, part)}
     closed = set(folder.closed_ledgers(part))

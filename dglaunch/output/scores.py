@@ -12,6 +12,7 @@ import fcntl
 import io
 import math
 import re
+import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,16 +24,20 @@ from dglaunch.data.task import Record
 from dglaunch.errors import OutputError, UserError
 from dglaunch.files import is_regular, open_for_appending, open_lock, open_regular, read_bytes
 from dglaunch.output import ownership
+from dglaunch.output.far import far_of, name_there
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.lines import append_line, id_of, raw_lines
+from dglaunch.output.places import SCORES
 
-FOLDER = "scores"
+FOLDER = SCORES
 COLUMN = "score_"
 """How the column of a score begins, where lines of the ledger are shown with it."""
 COMMAND = "score"
 """What NAME.json says wrote it."""
 NAME = re.compile(r"[A-Za-z0-9_]{1,64}", re.ASCII)
 """Of a score: a word that an expression of --filter_rows can have."""
+PUT_S = 10.0
+"""So many seconds of scores a loss of the machine costs, where they go to an object store."""
 MOST_ABOUT = 1 << 20
 """Bytes of a NAME.json."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -99,6 +104,8 @@ class ScoreFile:
         path = folder.path / FOLDER / f"{name}{part}.jsonl"
         is_torn = is_regular(path) and path.stat().st_size > 0 and _last_byte(path) != b"\n"
         self._stream: io.FileIO = open_for_appending(path)
+        self._far, self._path = far_of(folder.path), path
+        self._put_at = time.monotonic()
         if is_torn:  # by a kill; what is left of the line says nothing
             self._stream.write(b"\n")
 
@@ -109,6 +116,18 @@ class ScoreFile:
             OSError: it cannot be written.
         """
         append_line(self._stream, _line(record, scored))
+        if time.monotonic() - self._put_at > PUT_S:
+            self.settle()
+
+    def settle(self) -> None:
+        """What was added is where the folder lies: of an object store, all of the file is put.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if self._far is not None:
+            self._far.files.put(name_there(self._path), is_own=True)
+        self._put_at = time.monotonic()
 
     def close(self) -> None:
         self._stream.close()
@@ -186,7 +205,7 @@ def begin(folder: OutputFolder, name: str, said: Record, anew: bool) -> None:
     try:
         ownership.make_folder(target.parent)
         if anew:
-            ownership.remove(files(folder, name))
+            _remove(folder, files(folder, name))
     except OSError as error:
         raise OutputError(f"{target.parent} cannot be written: {error.strerror or error}.") from None
     if before is None or anew:
@@ -215,15 +234,38 @@ def held(folder: OutputFolder, name: str) -> Iterator[None]:
         UserError: one does.
         OSError: the lock cannot be made.
     """
+
+    def in_use(_: str = "") -> UserError:
+        path = folder.path / FOLDER / name
+        return UserError(f"Another dglaunch score writes {path}.jsonl. Wait for it, or give another --name.")
+
+    if (far := far_of(folder.path)) is not None:
+        with far.holding(f"scores-{name}", in_use):
+            yield
+        return
     ownership.make_folder(folder.path / FOLDER)
     with open_lock(folder.path / FOLDER / f"{TEMPORARY}{name}.lock") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"Another dglaunch score writes {folder.path / FOLDER / name}.jsonl. Wait for it, or give another --name."
-            ) from None
+            raise in_use() from None
         yield
+
+
+def see_others(folder: OutputFolder) -> None:
+    """Read what other ranks have written by now: where each has a working folder, that is not there by itself.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if (far := far_of(folder.path)) is not None:
+        far.pull_folder(FOLDER)
+
+
+def _remove(folder: OutputFolder, paths: Iterable[Path]) -> None:
+    ownership.remove(paths)
+    if (far := far_of(folder.path)) is not None:
+        far.delete_gone()
 
 
 def join(folder: OutputFolder, name: str, records: Iterable[Record]) -> list[float]:
@@ -247,7 +289,7 @@ def join(folder: OutputFolder, name: str, records: Iterable[Record]) -> list[flo
             if (scored := scores.of(record)) is not None:
                 out.write(strict_json.dumps(_line(record, scored)) + "\n")
                 values.append(scored.value)
-    ownership.remove(path for path in parts if path != target)
+    _remove(folder, [path for path in parts if path != target])
     return values.tolist()
 
 

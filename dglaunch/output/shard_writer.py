@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from dglaunch.atomic import temporary_path
 from dglaunch.data.task import Record
+from dglaunch.elsewhere import PathElsewhere
 from dglaunch.files import open_for_appending, open_regular
 from dglaunch.output import ownership, parquet_shards, shards, tar_shards
 from dglaunch.output.far import far_of
@@ -430,6 +431,8 @@ def drop(folder: OutputFolder, shard: str, names: Collection[str]) -> None:
         ValueError: it is damaged.
     """
     path, name = shards.closed_path(folder.path, shard), ShardName.parse(shard)
+    if isinstance(path, PathElsewhere):
+        path.bring()
     kept = [
         (record, place) for record, place in shards.contents(folder.path, shard) if file_name_of(record) not in names
     ]

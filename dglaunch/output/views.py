@@ -5,7 +5,7 @@
 Each file is put in one step, and the whole can be made again at any time: what is there as it would be written stays, so that the
 command goes on where it was killed. A link is known by the file that it leads to. Of a file that is made of many, the mark of the view
 (`ownership.Mark`) has a hash of all that decides its bytes: it is looked at whether that is the same and the file is as it was
-written, which costs no reading of the images.
+written, which costs no reading of the images. In an object store a link is one more object of the same content, whose bytes do not come here.
 """
 
 import hashlib
@@ -19,8 +19,10 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from dglaunch.atomic import atomic_write, temporary_path
+from dglaunch.elsewhere import put_in_place
 from dglaunch.errors import OutputError, UserError
 from dglaunch.files import digest_of, is_regular
+from dglaunch.output.far import REQUESTS, far_of
 from dglaunch.output.forks import in_forks
 from dglaunch.output.images import StoredImage
 from dglaunch.output.in_window import in_window
@@ -32,6 +34,8 @@ VIEW_SUFFIXES = (*IMAGE_SUFFIXES, ".tar", ".parquet")
 """Of the files that dglaunch puts into a view."""
 MOST_ALONE = 2_000
 """Images that one process puts into files of several: to start others takes as long."""
+FAR_AT_ONCE = 2
+"""Files with images from an object store that are made at once, or are made and not put yet: so many lie on this machine's disk."""
 LOOKING = 64
 """Files that are looked at ahead."""
 
@@ -42,6 +46,10 @@ class ViewFile(Protocol):
     @property
     def num_images(self) -> int:
         """How many images it is made of; 0: none is read to make it."""
+
+    @property
+    def known(self) -> Made | None:
+        """What it will be, where that is known before it is written."""
 
     def write(self, target: Path) -> Made:
         """Write it under another name, and return what it is."""
@@ -62,12 +70,16 @@ class Link:
     sha256: str
     num_images = 0
 
+    @property
+    def known(self) -> Made:
+        return Made(self.sha256)
+
     def write(self, target: Path) -> Made:
         if self.image.shard:
             target.write_bytes(self.image.read())
         else:
             link_or_copy(self.image.path, target)
-        return Made(self.sha256)
+        return self.known
 
     def is_there(self, path: Path, name: str, mark: Mark) -> bool:
         if not is_regular(path):
@@ -83,12 +95,16 @@ class Text:
     text: str
     num_images = 0
 
+    @property
+    def known(self) -> Made:
+        return Made(hashlib.sha256(self.text.encode()).hexdigest())
+
     def write(self, target: Path) -> Made:
-        target.write_text(self.text, encoding="utf-8")
-        return Made(digest_of(target))
+        target.write_bytes(self.text.encode())
+        return self.known
 
     def is_there(self, path: Path, name: str, mark: Mark) -> bool:
-        return mark.has(name) and is_as_written(path, hashlib.sha256(self.text.encode()).hexdigest())
+        return mark.has(name) and is_as_written(path, self.known.sha256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +120,7 @@ class MadeOfImages:
     put: Callable[[Path], str]
     made_of: Callable[[], str]
     num_images: int
+    known = None
 
     def write(self, target: Path) -> Made:
         made_of = self.put(target)
@@ -113,7 +130,7 @@ class MadeOfImages:
         if not mark.has(name) or not is_regular(path):
             return False
         written = mark.written_of(name, self.made_of())
-        return written is not None and is_as_written(path, written)
+        return written is not None and (mark.is_as_put(name, written) or is_as_written(path, written))
 
 
 def write_view(folder: Path, name: str, files: Files, changes: bool = False) -> Path:
@@ -224,9 +241,13 @@ def _write_small(folder: Path, view: Path, mark: Mark, files: Files) -> None:
 
     def write(name: str) -> None:
         with atomic_write(view / name, folder) as temporary:
-            mark.add(name, files[name].write(temporary))
+            files[name].write(temporary)
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    for name, file in files.items():
+        assert file.known is not None, "it is made of no images"
+        mark.add(name, file.known)
+    mark.settle()
+    with ThreadPoolExecutor(os.cpu_count() or 1 if far_of(folder) is None else REQUESTS) as pool:
         for _ in in_window(pool, write, files, LOOKING):
             continue
 
@@ -234,14 +255,26 @@ def _write_small(folder: Path, view: Path, mark: Mark, files: Files) -> None:
 def _write_large(folder: Path, view: Path, mark: Mark, files: Files) -> None:
     """On all cores, where there are many images; each file is noted and takes its place once it is whole."""
     temporaries = {name: temporary_path(folder) for name in files}
-    num_images = sum(file.num_images for file in files.values())
-    processes = 1 if num_images < MOST_ALONE else min(os.cpu_count() or 1, len(files))
     try:
-        for name, made in zip(files, in_forks(partial(_write, files, temporaries), files, processes)):
+        for name, made in zip(files, _written(folder, files, temporaries)):
             mark.add(name, made)
-            os.replace(temporaries[name], view / name)
+            mark.settle()
+            put_in_place(temporaries[name], view / name)
+            mark.add_version(name, made)
+        mark.settle()
     finally:
         remove(temporaries.values())
+
+
+def _written(folder: Path, files: Files, temporaries: Mapping[str, Path]) -> Iterator[Made]:
+    """Write them, in their order; those with images from an object store in threads, as its library has some that no fork has."""
+    write = partial(_write, files, temporaries)
+    if far_of(folder) is not None:
+        with ThreadPoolExecutor(FAR_AT_ONCE) as pool:
+            yield from in_window(pool, write, files, FAR_AT_ONCE)
+        return
+    num_images = sum(file.num_images for file in files.values())
+    yield from in_forks(write, files, 1 if num_images < MOST_ALONE else min(os.cpu_count() or 1, len(files)))
 
 
 def _write(files: Files, temporaries: Mapping[str, Path], name: str) -> Made:

@@ -285,11 +285,11 @@ class Writer:
             if self._shards is not None:
                 self._shards.add(record, result.data)
                 return
+            if not is_kept:
+                ownership.make_way(self.folder, result.file_name, self._identity(result.task_id, result.record))
             if self.far is not None:
                 self.far.put_image(result.file_name, result.data, lambda: self._add_line(record))
                 return
-            if not is_kept:
-                ownership.make_way(self.folder, result.file_name, self._identity(result.task_id, result.record))
             path = self.folder.path / result.file_name
             self._make_folder(path.parent)
             with self._replacing(path) as temporary:

@@ -1,5 +1,4 @@
-"""--output_dir in an object store: what cannot go with it is refused, that it can be written is seen, and the run gets a working
-folder in its place (output/far.py)."""
+"""--output_dir in an object store: that it can be written is seen, and the run gets a working folder in its place (output/far.py)."""
 
 import os
 from dataclasses import replace
@@ -17,20 +16,18 @@ from dglaunch.storage.working import working_folder
 Config = TypeVar("Config", bound=RunConfig)
 
 
-def with_working_folder(config: Config, topology: Topology, only_planned: bool, anew: bool) -> Config:
+def with_working_folder(config: Config, topology: Topology, only_planned: bool) -> Config:
     """Return a configuration whose output folder is on this machine: with what is there already, on rank 0.
 
     Args:
         only_planned: nothing will be written.
-        anew: some images of the job are made again (redo).
 
     Raises:
-        UserError: it cannot be written, or something does not go with it.
+        UserError: it cannot be written.
     """
     address = config.output_dir
     if not isinstance(address, Address):
         return config
-    _refuse(config, address, anew)
     try:
         folder = working_folder(address, config.backend.cache)
         far = far_of(folder)
@@ -56,17 +53,3 @@ def most_lost(is_paid: bool) -> str:
         f"with the machine go the images of the last {PIECE_S:.0f} s and those on their way, at most {MOST_OBJECTS} pieces or "
         f"{MOST_BYTES >> 20} MiB of each writer"
     )
-
-
-def _refuse(config: RunConfig, address: Address, anew: bool) -> None:
-    """What would need the images, or more than whole objects, where they lie."""
-    remedies = {
-        f"--layout {config.layout}": (config.layout != "indexed", "Make it of a copy on a disk, with the same command"),
-        "--save_inputs": (config.save_inputs, "Drop it; the ledger names the input images"),
-        "--overwrite": (config.overwrite, "Choose another prefix, or remove this one with the cloud's own tool first"),
-        "--api_batch": (config.remote.api_batch, "Order to a folder on a disk, and copy that"),
-        "redo": (anew, "Copy the folder to a disk, redo there, and copy it back"),
-    }
-    for what, (is_asked, remedy) in remedies.items():
-        if is_asked:
-            raise UserError(f"{what} does not go with --output_dir {address}, an object store. {remedy}.")

@@ -252,7 +252,7 @@ def prepare(
     profile = profile_of(config.backend.backend)
     checks.check_flags_of_backend(config, profile, origins)
     topology = topologies.from_environment(config, parallel_from_environment(environ), environ, world_size)
-    config = with_working_folder(config, topology, only_planned, redo is not None)
+    config = with_working_folder(config, topology, only_planned)
     rewriting = rewriting_of(config)
     topology = replace(topology, restarted=continued.goes_on(config, topology) or redo is not None)
     checks.check_debug(config, topology, planned=world_size is not None)

@@ -100,6 +100,7 @@ class Scoring:
             channel.together(lambda: opened.enter_context(name))
             wanted = self._brought(channel)
             channel.together(lambda: self._begin(wanted))
+            channel.together(lambda: scores.see_others(request.folder))
             known = Scores.read(request.folder, request.name)
             lines = SortedLines(request.folder).only(failed=False)[topology.rank :: topology.world_size]
             before = sum(known.of(record) is not None for record in lines)
@@ -148,6 +149,7 @@ class Scoring:
         with ExitStack() as opened:
             file = ScoreFile(request.folder, request.name, part)
             opened.callback(file.close)
+            opened.callback(self._settle, file)
             pool = opened.enter_context(ThreadPoolExecutor(max(2, min(size, 8)), "read images"))
             advance = opened.enter_context(self._progress(len(lines) - before))
             opened.enter_context(watch.doing("scoring images"))
@@ -158,6 +160,18 @@ class Scoring:
                 watch.beat()
                 advance(len(batch))
         return counts
+
+    def _settle(self, file: ScoreFile) -> None:
+        try:
+            file.settle()
+        except OSError as error:
+            raise self._not_written(error) from None
+
+    def _not_written(self, error: OSError) -> OutputError:
+        return OutputError(
+            f"The scores in {self._request.folder.path / scores.FOLDER} cannot be written: {error.strerror or error}. What was "
+            "scored before is kept; make room and start the same command again."
+        )
 
     def _progress(self, total: int) -> AbstractContextManager[Callable[[int], None]]:
         """What shows how far it is: rank 0 speaks for all, which are about as far."""
@@ -174,10 +188,7 @@ class Scoring:
             for record, answer in scored:
                 file.add(record, answer)
         except OSError as error:
-            raise OutputError(
-                f"The scores in {self._request.folder.path / scores.FOLDER} cannot be written: {error.strerror or error}. What was "
-                "scored before is kept; make room and start the same command again."
-            ) from None
+            raise self._not_written(error) from None
         return replace(
             counts, scored=counts.scored + len(scored), failed=counts.failed + len(answers) - len(scored),
             cut=counts.cut + sum(answer.is_cut for _, answer in scored), why=why[:SHOWN],
@@ -191,6 +202,7 @@ class Scoring:
             return []
         folder, name = self._request.folder, self._request.name
         try:
+            scores.see_others(folder)
             return scores.join(folder, name, SortedLines(folder).only(failed=False))
         except OSError as error:
             Terminal(stderr=True).print(

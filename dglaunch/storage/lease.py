@@ -82,6 +82,7 @@ class Lease:
         self._owner = Owner.this()
         self._count = 0
         self._version: Version = {}
+        self._turn = threading.Lock()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._renew_all, name="renew the lease", daemon=True)
         self.is_lost = False
@@ -118,13 +119,20 @@ class Lease:
         return version
 
     def _renew_all(self) -> None:
-        while not self._end.wait(RENEWED_S):
+        while not self._end.wait(RENEWED_S) and not self.is_lost:
             with suppress(StorageError):  # what does not pass within a renewal's patience is tried by the next
-                version = self._store.put_if_same(self._name, self._data(), self._version)
-                if version is None:
-                    self.is_lost = True
-                    return
-                self._version = version
+                self.renew()
+
+    def renew(self) -> None:
+        """Renew it now: with that, `is_lost` is what the store knows.
+
+        Raises:
+            StorageError: the store cannot be asked.
+        """
+        with self._turn:
+            version = self._store.put_if_same(self._name, self._data(), self._version)
+            self.is_lost = self.is_lost or version is None
+            self._version = version if version is not None else self._version
 
     def close(self) -> None:
         """Give it back."""

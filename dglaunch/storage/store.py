@@ -11,6 +11,7 @@ store.
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 PIECE = 8 << 20
 """Bytes of an object that are fetched at once: a cut connection costs one piece."""
+LISTED_AT_A_TIME = 16
+"""Folders: each page of 1,000 names says where the next begins, so that one folder is listed by one request after the other."""
 MOST_AT_ONCE = 64 << 20
 """Bytes of a file that are put in one request."""
 REQUEST_S, CONNECT_S = 120, 10
@@ -153,7 +156,7 @@ class Store:
         found = obstore.put(self._client, name, data, attributes=attributes, use_multipart=False, **mode)
         return {"e_tag": found["e_tag"], "version": found["version"]}
 
-    def put_file(self, name: str, path: Path) -> None:
+    def put_file(self, name: str, path: Path) -> Version:
         """Write an object with what is in a file; a large one in parts that appear together.
 
         Raises:
@@ -161,11 +164,22 @@ class Store:
             OSError: the file cannot be read.
         """
         if path.stat().st_size <= MOST_AT_ONCE:
-            self.put(name, path.read_bytes())
-            return
+            return self.put(name, path.read_bytes())
         import obstore
 
-        self._ask(lambda: obstore.put(self._client_for_parts, name, Path(os.fspath(path))))
+        found = self._ask(lambda: obstore.put(self._client_for_parts, name, Path(os.fspath(path))))
+        return {"e_tag": found["e_tag"], "version": found["version"]}
+
+    def copy(self, name: str, new: str) -> None:
+        """Put one more object of the same content, in the place of one that may be there; its bytes do not come here.
+
+        Raises:
+            NoObject: there is none.
+            StorageError: it cannot be copied.
+        """
+        import obstore
+
+        self._ask(lambda: obstore.copy(self._client, name, new))
 
     def move(self, name: str, new: str) -> None:
         """Give an object another name.
@@ -174,9 +188,7 @@ class Store:
             NoObject: there is none.
             StorageError: it cannot be moved.
         """
-        import obstore
-
-        self._ask(lambda: obstore.copy(self._client, name, new))
+        self.copy(name, new)
         self.delete([name])
 
     def delete(self, names: Iterable[str]) -> None:
@@ -308,6 +320,21 @@ class Store:
         while page := self._ask(next_page):
             yield from page
             after = page[-1].name
+
+    def list_folders(self) -> Sequence[Found]:
+        """Return all objects, in no order; those of several folders are listed at a time.
+
+        Raises:
+            StorageError: they cannot be listed.
+        """
+        import obstore
+
+        top = self._ask(lambda: obstore.list_with_delimiter(self._client_for_parts))
+        found = [_found(meta, meta["path"]) for meta in top["objects"]]
+        with ThreadPoolExecutor(LISTED_AT_A_TIME) as pool:
+            for some in pool.map(lambda folder: list(self.list(folder)), top["common_prefixes"]):
+                found += some
+        return found
 
     def _pages(self, prefix: str, after: str | None) -> Iterator[Sequence[Found]]:
         import obstore

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pickle
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,15 @@ def with_tokens_of_their_own(*words: str) -> int:
     from dglaunch.cli.main import main
 
     os.environ["DG_JOB_TOKEN"] = f"token-{os.environ['RANK']}"
+    return main(list(words))
+
+
+def with_packages_on_rank_1(folder: str, *words: str) -> int:
+    """A command on ranks of which one finds the packages of a folder before all others."""
+    from dglaunch.cli.main import main
+
+    if os.environ["RANK"] == "1":
+        sys.path.insert(0, folder)
     return main(list(words))
 
 

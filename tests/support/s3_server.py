@@ -21,6 +21,7 @@ from xml.etree import ElementTree
 
 SECRET = "SECRETsecretSECRETsecretSECRETsecretSECR"
 ACCESS_KEY, TOKEN = "AKIATESTTESTTESTTEST", "TOKENtokenTOKENtoken"
+WRITES = ("PUT", "POST", "DELETE")
 NAMES = {"s3": "http://s3.amazonaws.com/doc/2006-03-01/"}
 
 
@@ -38,6 +39,10 @@ class Faults:
     """Seconds before each request."""
     only: str = ""
     """Only requests in whose path this stands."""
+    stops_at: int | None = None
+    """How many requests that write something still are answered: after them none is, until `let_go` is set, and it is cut."""
+    has_stopped: threading.Event = field(default_factory=threading.Event)
+    let_go: threading.Event = field(default_factory=threading.Event)
     dice: random.Random = field(default_factory=lambda: random.Random(7))
 
 
@@ -46,6 +51,7 @@ class S3Server:
 
     def __init__(self) -> None:
         self.faults = Faults()
+        self._counting = threading.Lock()
         self.requests: list[tuple[str, str]] = []
         """Method and path of each that came."""
         self._proxy = _Proxy(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_": self}))
@@ -69,6 +75,19 @@ class S3Server:
     def __exit__(self, *_: object) -> None:
         self._proxy.shutdown()
         self._proxy.server_close()
+
+    def is_stopped(self) -> bool:
+        """Whether a request that would write something is one too many; it waits then."""
+        faults = self.faults
+        if faults.stops_at is None:
+            return False
+        with self._counting:
+            faults.stops_at -= 1
+            if faults.stops_at >= 0:
+                return False
+        faults.has_stopped.set()
+        faults.let_go.wait(60)
+        return True
 
     # -- behind the proxy's back ------------------------------------------------------------------------------------------
 
@@ -153,6 +172,10 @@ class _Handler(BaseHTTPRequestHandler):
         server, faults = self.server_, self.server_.faults
         server.requests.append((self.command, unquote(urlsplit(self.path).path)))
         applies = faults.only in self.path
+        if self.command in WRITES and server.is_stopped():
+            self.close_connection = True
+            self.connection.close()
+            return
         if applies and faults.delay:
             time.sleep(faults.delay)
         if applies and faults.refuse:

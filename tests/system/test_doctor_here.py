@@ -1,5 +1,5 @@
-"""doctor as a command: this machine as it is (it imports all that is installed, 10 s), and with a torch that is broken in each
-way a package can be, and stubs for the packages that import it."""
+"""doctor as a command: this machine as it is (with `make soak` it imports all that is installed, 17 s of CPU; else stubs for the
+packages that import torch), and with a torch that is broken in each way a package can be."""
 
 import os
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 
 from dglaunch.cli.probes import PACKAGES
 from support.commands import ROOT, Ended, run_process
+from support.selection import rarely
 
 
 def run(path: Path | None = None, **variables: str) -> Ended:
@@ -22,16 +23,17 @@ def package(folder: Path, name: str, code: str) -> None:
 
 
 @pytest.fixture
-def broken(tmp_path: Path) -> Path:
-    """A folder for a torch that is broken, with the packages that import it, and those that take long by themselves."""
+def stubs(tmp_path: Path) -> Path:
+    """A folder with packages that import torch and do nothing else, and one in place of openai, which takes long by itself."""
     for name in (each.module for each in PACKAGES if each.torch):
         package(tmp_path, name, "import torch\ndef __getattr__(name): return None")
     package(tmp_path, "openai", "")
     return tmp_path
 
 
-def test_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = run(DG_CACHE_DIR="/nowhere/at/all")
+@pytest.mark.parametrize("packages", rarely(["stubs", "installed"], ["installed"]))
+def test_here(stubs: Path, packages: str) -> None:
+    ended = run(stubs if packages == "stubs" else None, DG_CACHE_DIR="/nowhere/at/all")
     assert ended.code == 0 and "t2i can run here." in ended.output, ended.output
     for name in (
         "torch",
@@ -49,15 +51,15 @@ def test_here(monkeypatch: pytest.MonkeyPatch) -> None:
         assert name in ended.output
 
 
-def test_a_torch_that_does_not_import(broken: Path) -> None:
-    package(broken, "torch", "raise ImportError('libcudart.so.12: cannot open [shared] object file')")
-    ended = run(broken)
+def test_a_torch_that_does_not_import(stubs: Path) -> None:
+    package(stubs, "torch", "raise ImportError('libcudart.so.12: cannot open [shared] object file')")
+    ended = run(stubs)
     assert ended.code == 1 and "cannot open [shared] object file" in ended.output, ended.output
     assert "mend torch first" in ended.output and "t2i cannot run here: torch" in ended.output
     assert "Traceback" not in ended.output
 
 
-def test_a_torch_that_kills_the_process(broken: Path) -> None:
-    package(broken, "torch", "import os; os.kill(os.getpid(), 11)")
-    ended = run(broken)
+def test_a_torch_that_kills_the_process(stubs: Path) -> None:
+    package(stubs, "torch", "import os; os.kill(os.getpid(), 11)")
+    ended = run(stubs)
     assert ended.code == 1 and "importing it ends the process with signal 11" in ended.output, ended.output

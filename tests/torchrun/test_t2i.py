@@ -22,9 +22,10 @@ def rows(tmp_path: Path, *prompts: str) -> Path:
 
 
 def test_under_torchrun_all_ranks_leave_together(tmp_path: Path) -> None:
+    """A real one, which --num_gpus starts."""
     table = rows(tmp_path, *PROMPTS[:11], "poison [raise]", *PROMPTS[12:])
     words = ["--prompts_file", table, "--batch_size", "4", "--output_dir", tmp_path / "out"]
-    ended = run_process(*FAKE, *words, nproc=2)
+    ended = run_process(*FAKE, "--num_gpus", "2", *words)
     assert ended.code == 1, ended.output  # torchrun's, whatever the ranks' own code was
     assert set(re.findall(r"exitcode\s*: (\d+)", ended.output)) == {"3"}
     times = [
@@ -32,6 +33,7 @@ def test_under_torchrun_all_ranks_leave_together(tmp_path: Path) -> None:
     ]
     assert max(times) - min(times) <= 10
     assert len(images(tmp_path / "out")) == 22 and len(ledger(tmp_path / "out", "failures.jsonl")) == 1
+    assert run_json(tmp_path / "out")["topology"]["world_size"] == 2
 
 
 def test_world_size_and_batch_size_change_nothing(tmp_path: Path, prompts: Path) -> None:
@@ -86,12 +88,6 @@ def test_sigkill_at_any_moment_and_another_world_size(tmp_path: Path, slow_promp
 def test_twenty_sigkills(tmp_path: Path, slow_prompts: Path, reference: Path) -> None:
     for number in range(20):
         killed_and_resumed(tmp_path, slow_prompts, reference, 100 + number)
-
-
-def test_num_gpus_starts_torchrun(tmp_path: Path, prompts: Path) -> None:
-    ended = run_process(*FAKE, "--num_gpus", "2", "--prompts_file", prompts, "--output_dir", tmp_path / "out")
-    assert ended.code == 0, ended.output
-    assert run_json(tmp_path / "out")["topology"]["world_size"] == 2
 
 
 def test_rank_0_reads_a_pipe_for_all_ranks(tmp_path: Path) -> None:

@@ -55,6 +55,14 @@ def test_the_files_say_what_the_page_of_a_small_job_says(tmp_path: Path, monkeyp
     assert not (out / "gallery-rows").exists(), "the files of a page that is not there any more"
 
 
+def test_no_ledger_is_read_to_know_whether_a_page_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was read twice for that, half of the minutes of a page of millions that was there already."""
+    page = fill(tmp_path / "out") / "gallery.html"
+    monkeypatch.setattr(OutputFolder, "records", lambda _: pytest.fail("all lines are read"))
+    gallery.write_page(page.parent)
+    assert row_files(page)
+
+
 def test_nothing_of_a_ledger_ends_a_text_of_a_script(tmp_path: Path) -> None:
     names = {"__proto__": {"a": 1}, "it's \\' \\": "'); window.hacked = 1; ('", EVIL: EVIL}
     write_jsonl(tmp_path / "metadata.jsonl", [line(n, prompt=EVIL, seed=BIG_SEED, **names) for n in range(4)])

@@ -58,6 +58,9 @@ def test_many_names_are_listed_page_by_page(server: S3Server) -> None:
         server.put("many", f"some prefix/ü/{number:04}", b"")
     server.faults.share = 0.3
     assert [found.name for found in store.list()] == [f"{number:04}" for number in range(1003)]
+    for name in ("0001/metadata.jsonl", "a/b/c/d.png", "top.json"):
+        server.put("many", f"some prefix/ü/{name}", b"x")
+    assert sorted(found.name for found in store.list_folders()) == sorted(found.name for found in store.list())
 
 
 def test_large_objects_come_in_pieces(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
