@@ -194,3 +194,21 @@ DISAGREEMENTS: dict[str, tuple[Callable[[], list[list[Any]]], str]] = {
 def test_ranks_that_do_not_meet_are_told(case: str) -> None:
     calls, said = DISAGREEMENTS[case]
     assert said in (disagreement(*calls()) or "")
+
+
+@pytest.mark.slow
+def test_ranks_that_cut_the_weights_hold_nothing_of_the_steps_once_they_decode(tmp_path: Path) -> None:
+    """DTensor keeps the tensors of a linear layer with what it raises where it cannot do it in one piece."""
+
+    def decode_bytes(way: str) -> int:
+        said, table = tmp_path / f"{way}.json", write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "a red circle"}])
+        words = ["--model_name", "tiny", "--world_size", "2", "--gpu", "80GiB", "--shard", way, "--json", said]
+        ended = dglaunch(
+            "rehearse", "t2i", "--prompts_file", table, "--output_dir", tmp_path / "out", *words, DG_SHARD_DEGREE="2"
+        )
+        assert ended.code == 0, ended.output
+        (batch,) = json.loads(said.read_text())["batches"]
+        found: int = batch["stages"]["decode"]["peak_bytes"]
+        return found
+
+    assert decode_bytes("tensor") == decode_bytes("fsdp")
