@@ -164,7 +164,7 @@ class InputReader(RowReader):
         task.mask, task.control = pictures.get("mask"), pictures.get("control")
         pipeline = self.family.input_pipeline(inputs.roles)
         if pipeline is None or pipeline.refused:
-            reason = pipeline.refused if pipeline is not None else "diffusers has no pipeline of it for that"
+            reason = pipeline.refused if pipeline is not None else "dglaunch knows no pipeline of diffusers that takes these together; draw from fewer of them, or take another model"
             yield f"{self.checkpoint.pipeline_name} does not draw from {roles_text(inputs.roles)}: {reason}"
             return
         yield from self._sizes(task, pictures)
