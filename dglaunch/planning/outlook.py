@@ -4,8 +4,8 @@ outlook = look_ahead(job, schedule, book, gpu)
 outlook.fits, outlook.total, outlook.advice
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from dglaunch.backends.profiles import profile_of
@@ -88,6 +88,8 @@ class Outlook:
     steps: int
     calls: int
     """Of the transformer, for an image of so many steps."""
+    traced_with: Mapping[str, str] = field(default_factory=dict)
+    """The versions of the packages that the figures are of."""
 
     @property
     def fits(self) -> bool | None:
@@ -158,6 +160,7 @@ class Outlook:
             return {"source": None, "step_tflop": None, "decode_tflop": None, "encode_tflop": None}
         return {
             "source": "traced",
+            "traced_with": dict(self.traced_with),
             "encode_tflop": self.figures.encode.flops / TERA,
             "step_tflop": self.figures.denoise.flops / TERA,
             "decode_tflop": self.figures.decode.flops / TERA,
@@ -260,7 +263,7 @@ class _Looking:
         outlook = Outlook(
             job=job, gpu=self.gpu, bucket=bucket, images=images, figures=figures, memory=memory, seconds=seconds,
             total=total, making=making, rate=_rate(num_images, making), steps=self.steps(bucket, figures),
-            calls=self.calls(bucket, figures),
+            calls=self.calls(bucket, figures), traced_with=self.book.traced_with(bucket) if figures is not None else {},
             layouts=self.layouts() if compare else [], advice=[],
         )  # fmt: skip
         return replace(outlook, advice=list(self.advice(outlook)))
