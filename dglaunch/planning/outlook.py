@@ -17,10 +17,11 @@ from dglaunch.models.figures import Figures
 from dglaunch.models.schedulers import calls_of
 from dglaunch.planning import estimate
 from dglaunch.planning.changes import SAVING, Change, sharing, with_change
-from dglaunch.planning.estimate import SPARE, Memory, gathered_a_step, memory_of
+from dglaunch.planning.estimate import SPARE, Memory, memory_of
 from dglaunch.planning.figures import FigureBook
 from dglaunch.planning.gpus import Gpu
 from dglaunch.planning.job import Job, Schedule
+from dglaunch.planning.sharing import shared
 from dglaunch.planning.speed import NONE, Seconds, Span, Work, gain_of_compiling, seconds_of
 
 GIB, TERA = 2**30, 1e12
@@ -78,6 +79,8 @@ class Outlook:
     steps: int
     calls: int
     """Of the transformer, for an image of so many steps."""
+    sent_a_step: int = 0
+    """Bytes that a rank gives to the others of its replica in each step of a batch."""
     traced_with: Mapping[str, str] = field(default_factory=dict)
     """The versions of the packages that the figures are of."""
 
@@ -156,7 +159,7 @@ class Outlook:
             "decode_tflop": self.figures.decode.flops / TERA,
             "steps": self.steps,
             "calls": self.calls,
-            "sent_mib_a_step": self.figures.denoise.sent_bytes / 2**20,
+            "sent_mib_a_step": self.sent_a_step / 2**20,
         }
 
     def _time_json(self) -> dict[str, object]:
@@ -254,6 +257,7 @@ class _Looking:
             job=job, gpu=self.gpu, bucket=bucket, images=images, figures=figures, memory=memory, seconds=seconds,
             total=total, making=making, rate=_rate(num_images, making), steps=self.steps(bucket, figures),
             calls=self.calls(bucket, figures), traced_with=self.book.traced_with(bucket) if figures is not None else {},
+            sent_a_step=self.work(bucket, images, figures).sent_bytes_a_step if figures is not None else 0,
             layouts=self.layouts() if compare else [], advice=[],
         )  # fmt: skip
         return replace(outlook, advice=list(self.advice(outlook)))
@@ -293,6 +297,16 @@ class _Looking:
 
     # -- time --------------------------------------------------------------------------------------------------------
 
+    def work(self, bucket: Bucket, images: int, figures: Figures, topology: Topology | None = None) -> Work:
+        """What a rank does for a batch of so many images."""
+        place = topology or self.job.topology
+        work = replace(
+            work_of(self.job.config.backend.model_name, figures, images, self.calls(bucket, figures)),
+            overlapped=place.parallel.ring_degree > 1,
+            weights_bytes=sum(figures.weights.values()),
+        )
+        return shared(work, self.job, place, figures, bucket, self.book.text_tokens)
+
     def seconds(
         self, bucket: Bucket, images: int, figures: Figures | None = None, topology: Topology | None = None
     ) -> Seconds | None:
@@ -300,14 +314,7 @@ class _Looking:
         found = figures if figures is not None else self.book(bucket)
         if found is None or self.gpu is None:
             return None
-        work = work_of(self.job.config.backend.model_name, found, images, self.calls(bucket, found))
-        gathered = gathered_a_step(found.weights, self.job.config, topology or self.job.topology)
-        work = replace(
-            work,
-            sent_bytes_a_step=work.sent_bytes_a_step + gathered,
-            overlapped=(topology or self.job.topology).parallel.ring_degree > 1,
-            weights_bytes=sum(found.weights.values()),
-        )
+        work = self.work(bucket, images, found, topology)
         return seconds_of(work, self.gpu, dtype=self.job.machine.dtype, compiled=self.optimization.enable_compile)
 
     def shares(self) -> tuple[Span, Span]:
@@ -470,6 +477,7 @@ def work_of(model: str, figures: Figures, images: int, steps: int) -> Work:
         encode_tflop=images * figures.encode.flops / TERA,
         step_tflop=images * figures.denoise.flops / TERA,
         steps=steps,
+        images=images,
         decode_tflop=images * figures.decode.flops / TERA,
         launches_a_step=figures.denoise.launches,
         sent_bytes_a_step=images * figures.denoise.sent_bytes,
