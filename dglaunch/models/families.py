@@ -193,6 +193,9 @@ class Family:
     """Share of the transformer's weights that --shard tensor leaves whole on each rank: what diffusers' plan does not name, by
     the published configuration."""
 
+    guides_in_one_call: bool = False
+    """Whether guidance calls the transformer once, with both branches in the batch, and not twice."""
+
     def input_pipeline(self, roles: tuple[Role, ...]) -> InputPipeline | None:
         """Return the pipeline for rows with these input images; None if there is none."""
         return next((each for each in self.with_inputs if each.roles == roles), None)
@@ -429,6 +432,7 @@ FAMILIES: dict[str, Family] = {
         lora=LoraRules(apart=("x_embedder", "cap_embedder")),
         takes=_names("attention_backend enable_compile cache:cache_dit"),
         shares=_FSDP,
+        guides_in_one_call=True,
     ),
     "StableDiffusion3Pipeline": Family(
         name="SD3",
@@ -453,6 +457,7 @@ FAMILIES: dict[str, Family] = {
         lora=replace(_CLIP_LORA, xdit="fused"),
         takes=_GUIDED_TAKES,
         shares=_FSDP,
+        guides_in_one_call=True,
     ),
     "PixArtSigmaPipeline": Family(
         name="PixArtSigma",
@@ -464,6 +469,7 @@ FAMILIES: dict[str, Family] = {
         xdit=XDiT(pipeline="xfuser:xFuserPixArtSigmaPipeline", cfg=True, image_unit="rows"),
         takes=_GUIDED_TAKES,
         shares=_FSDP,
+        guides_in_one_call=True,
     ),
     "Lumina2Pipeline": Family(
         name="Lumina2",
