@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 # Where it is set, pytest would compile each test file again in each of its processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo quick test lint soak million rehearsals gpu figures docs system-packages clean
+.PHONY: demo quick test lint soak floor million rehearsals gpu figures docs system-packages clean
 
 # torch first and pinned: the newest would bring several GB of CUDA packages to a machine without a GPU.
 $(BIN)/.installed: pyproject.toml constraints.txt
@@ -56,6 +56,23 @@ test: lint system-packages
 # Slow and rare: every split of every family, 20 kills, a million prompts. One at a time, as some take the whole machine.
 soak: $(BIN)/.installed
 	$(BIN)/python -m pytest -m slow --ignore tests/torchrun/test_true_size_splits.py
+
+# The oldest diffusers that pyproject.toml lets in, beside all else as constraints.txt has it: the unit tests, and what a family, an
+# edit, a LoRA, weights and a scheduler are on it. What that diffusers lacks is skipped, and says so. A quarter of an hour.
+FLOOR_VERSION := $(shell sed -n 's/.*"diffusers>=\([0-9.]*\)".*/\1/p' pyproject.toml)
+FLOOR := $(VENV)-floor
+PACKAGES_OF := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+FLOOR_TESTS := $(addprefix tests/torchrun/test_,$(addsuffix .py,t2i_models edit_models loras weight_files schedulers))
+floor: $(FLOOR)/diffusers-$(FLOOR_VERSION)
+	$(FLOOR)/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder tests/unit $(FLOOR_TESTS)
+
+# diffusers first: a pip that sees the others' environment would want to take the newer one out of it.
+$(FLOOR)/diffusers-$(FLOOR_VERSION): $(BIN)/.installed
+	rm -rf $(FLOOR)
+	$(PYTHON) -m venv $(FLOOR)
+	$(FLOOR)/bin/pip install --quiet --disable-pip-version-check --no-deps "diffusers==$(FLOOR_VERSION)"
+	echo "import site; site.addsitedir('$$($(BIN)/python $(PACKAGES_OF))')" > "$$($(FLOOR)/bin/python $(PACKAGES_OF))/others.pth"
+	touch $@
 
 # A million images on two ranks that are killed 20 times: an hour on two idle cores, 5 GB in outputs/million, with a plot of memory.
 million: $(BIN)/.installed

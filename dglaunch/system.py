@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
-from dglaunch.errors import MissingPackage
+from dglaunch.errors import MissingPackage, UserError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +38,21 @@ def need(package: str, purpose: str, install: str) -> None:
     """
     if importlib.util.find_spec(package) is None:
         raise MissingPackage(package, purpose, install)
+
+
+def need_version(package: str, oldest: str, purpose: str) -> None:
+    """Check that an installed package is new enough, without importing it.
+
+    Raises:
+        UserError: it is older; the message is made of its purpose.
+    """
+    from packaging.version import Version  # transformers brings it
+
+    here = version(package)
+    if Version(here).release < Version(oldest).release:
+        raise UserError(
+            f"{purpose} needs {package} {oldest} or newer, and here is {here}. Update it: pip install -U '{package}>={oldest}'"
+        )
 
 
 def torchrun_command(num_ranks: int, *words: str) -> list[str]:

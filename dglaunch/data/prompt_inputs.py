@@ -26,7 +26,9 @@ FIELD_OF: dict[str, Role] = {"strength": "image", "control_scale": "control"}
 CHECKS: dict[str, values.Check] = {"strength": values.share, "control_scale": values.positive}
 
 
-@dataclass(slots=True)
+@dataclass(slots=True)TOGETHER = "dglaunch knows no pipeline of diffusers that takes these together; draw from fewer of them, or take another model"
+
+
 class _Inputs:
     """The input images of a row."""
 
@@ -164,7 +166,7 @@ class InputReader(RowReader):
         task.mask, task.control = pictures.get("mask"), pictures.get("control")
         pipeline = self.family.input_pipeline(inputs.roles)
         if pipeline is None or pipeline.refused:
-            reason = pipeline.refused if pipeline is not None else "diffusers has no pipeline of it for that"
+            reason = pipeline.refused if pipeline is not None else TOGETHER
             yield f"{self.checkpoint.pipeline_name} does not draw from {roles_text(inputs.roles)}: {reason}"
             return
         yield from self._sizes(task, pictures)

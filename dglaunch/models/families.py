@@ -144,6 +144,8 @@ class Family:
     """Why not, where it does not."""
     masks_lengths: bool = False
     """Whether prompts of different lengths in one call put a mask on the attention over the image, too, which costs time."""
+    since: str = ""
+    """The first diffusers that has its pipeline, where that is not the oldest one that dglaunch goes with."""
     package: tuple[str, str] | None = None
     """A package that its pipeline needs beside diffusers and transformers, and the extra that brings it."""
     area_attribute: str = ""
@@ -173,7 +175,7 @@ class Family:
     """What `edit` does with input images; None where the pipeline takes none."""
     with_inputs: tuple[InputPipeline, ...] = ()
     """The pipelines with which t2i draws from images, within masks and after control images; () where there are none."""
-    no_inputs: str = "diffusers has no pipeline of it that draws from an image"
+    no_inputs: str = "dglaunch knows no pipeline of diffusers that does it for this family"
     """Why there are none."""
     own_steps: int = 50
     """Denoising steps of its text-to-image pipeline where nobody says how many: what a strength is a share of."""
@@ -190,6 +192,9 @@ class Family:
     whole_under_tensor: float = 0.0
     """Share of the transformer's weights that --shard tensor leaves whole on each rank: what diffusers' plan does not name, by
     the published configuration."""
+
+    guides_in_one_call: bool = False
+    """Whether guidance calls the transformer once, with both branches in the batch, and not twice."""
 
     def input_pipeline(self, roles: tuple[Role, ...]) -> InputPipeline | None:
         """Return the pipeline for rows with these input images; None if there is none."""
@@ -427,6 +432,7 @@ FAMILIES: dict[str, Family] = {
         lora=LoraRules(apart=("x_embedder", "cap_embedder")),
         takes=_names("attention_backend enable_compile cache:cache_dit"),
         shares=_FSDP,
+        guides_in_one_call=True,
     ),
     "StableDiffusion3Pipeline": Family(
         name="SD3",
@@ -451,6 +457,7 @@ FAMILIES: dict[str, Family] = {
         lora=replace(_CLIP_LORA, xdit="fused"),
         takes=_GUIDED_TAKES,
         shares=_FSDP,
+        guides_in_one_call=True,
     ),
     "PixArtSigmaPipeline": Family(
         name="PixArtSigma",
@@ -462,6 +469,7 @@ FAMILIES: dict[str, Family] = {
         xdit=XDiT(pipeline="xfuser:xFuserPixArtSigmaPipeline", cfg=True, image_unit="rows"),
         takes=_GUIDED_TAKES,
         shares=_FSDP,
+        guides_in_one_call=True,
     ),
     "Lumina2Pipeline": Family(
         name="Lumina2",
@@ -519,6 +527,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "QwenImage21Pipeline": Family(
         name="QwenImage21",
+        since="0.41.0",
         lora=_ONE_LORA,
         size_multiple=32,
         takes_text_length=False,
@@ -528,9 +537,12 @@ FAMILIES: dict[str, Family] = {
         batch=False,
         batch_reason="two prompts of different length in a call come out wrong (1.0 from one by one in diffusers 0.42.1)",
     ),
-    "Krea2Pipeline": Family(name="Krea2", lora=_ONE_LORA, guided_above=0.0, windows=(TextWindow(reserved=5),)),
+    "Krea2Pipeline": Family(
+        name="Krea2", since="0.39.0", lora=_ONE_LORA, guided_above=0.0, windows=(TextWindow(reserved=5),)
+    ),
     "Ideogram4Pipeline": Family(
         name="Ideogram4",
+        since="0.39.0",
         lora=_ONE_LORA,
         default_size=2048,
         max_sequence_length=2048,
@@ -544,6 +556,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "ErnieImagePipeline": Family(
         name="ErnieImage",
+        since="0.38.0",
         lora=_ONE_LORA,
         takes_text_length=False,
         arguments=(("use_pe", False),),
@@ -596,10 +609,11 @@ FAMILIES: dict[str, Family] = {
         arguments=(("use_resolution_binning", False),),
         package=("ftfy", "prx"),
     ),
-    "NucleusMoEImagePipeline": Family(name="NucleusMoE", max_sequence_length=1024, windows=()),
-    "BriaFibo2Pipeline": Family(name="BriaFibo2", lora=_ONE_LORA, takes_text_length=False, windows=()),
+    "NucleusMoEImagePipeline": Family(name="NucleusMoE", since="0.38.0", max_sequence_length=1024, windows=()),
+    "BriaFibo2Pipeline": Family(name="BriaFibo2", since="0.42.0", lora=_ONE_LORA, takes_text_length=False, windows=()),
     "Flux2KleinKVPipeline": Family(
         name="Flux2KleinKV",
+        since="0.38.0",
         lora=_ONE_LORA,
         guidance="",
         takes_negative=False,

@@ -73,11 +73,36 @@ class StageCost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BlockSizes:
+    """How the weights of a network are divided into blocks, which FSDP fetches one by one; it fetches the rest at once."""
+
+    largest: int
+    """Bytes of its largest block."""
+    outside: int
+    """Bytes of the weights that are in no block."""
+    tables: int
+    """Bytes of what is stored with the weights and is none: FSDP leaves it whole on each rank."""
+
+    @property
+    def whole(self) -> int:
+        """Bytes that FSDP has whole on each rank while a block runs: what is in no block, until the network is through; and the
+        block, once as its weights and once as it came from the other ranks."""
+        return self.outside + 2 * self.largest
+
+    @property
+    def fetching(self) -> int:
+        """Bytes more at the moment when the next one has come, before it runs: what came before it is let go only then."""
+        return max(self.outside, self.largest)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
     """The answer to a Request."""
 
     weights: Mapping[str, int]
     """Bytes of each component's weights."""
+    block_sizes: Mapping[str, BlockSizes]
+    """Of each component, how they are divided into blocks."""
     encode: StageCost
     denoise: StageCost
     decode: StageCost
@@ -101,19 +126,21 @@ class Figures:
         """
         try:
             weights, steps = found["weights"], found["num_inference_steps"]
+            block_sizes = {name: BlockSizes(**part) for name, part in found["block_sizes"].items()}  # type: ignore[attr-defined]
             stages = {name: StageCost(**found[name]) for name in STAGES}  # type: ignore[arg-type]
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"these are no figures: {error}") from None
         if not isinstance(weights, dict) or not isinstance(steps, int):
             raise ValueError("these are no figures: a number is missing")
         flops = [stage.flops for stage in stages.values()]
         whole = [getattr(stage, name) for stage in stages.values() for name in StageCost.__slots__ if name != "flops"]
+        whole += [getattr(part, name) for part in block_sizes.values() for name in BlockSizes.__slots__]
         whole += [*weights.values(), steps]
         if not all(map(_is_count, [*flops, *whole])) or not all(isinstance(number, int) for number in whole):
             raise ValueError("these are no figures: a number is none, negative or beyond all models")
         if steps < 1 or stages["denoise"].flops < 1:
             raise ValueError("these are no figures: a model that does nothing")
-        return cls(weights=weights, num_inference_steps=steps, **stages)
+        return cls(weights=weights, block_sizes=block_sizes, num_inference_steps=steps, **stages)
 
 
 def _is_count(number: object) -> bool:

@@ -2,12 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain, islice
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +18,12 @@ from dglaunch.output import ownership
 from dglaunch.output.asked import asked_of
 from dglaunch.output.far import REQUESTS, far_of
 from dglaunch.output.file_index import Ints
+from dglaunch.output.forks import in_forks
 from dglaunch.output.images import StoredImage, image_of
 from dglaunch.output.in_window import in_window
 from dglaunch.output.ledger import FAILURES, RUN, OutputFolder, is_foreign_run, read_run
-from dglaunch.output.ledger_index import Done, LedgerIndex, Readers
-from dglaunch.output.lines import LedgerFile, LineKind, is_our_ledger, record_at, scan_places
+from dglaunch.output.ledger_index import Done, LedgerIndex
+from dglaunch.output.lines import LedgerFile, LineKind, is_our_ledger, scan_places
 from dglaunch.output.replaced import PendingRedo
 from dglaunch.output.resume import bad_lines, rewrite
 from dglaunch.output.shard_writer import drop
@@ -157,28 +156,38 @@ def _look_at_shards(folder: OutputFolder, named: Mapping[str, Collection[str]], 
 
 
 def problems_with(index: LedgerIndex, rows: Ints) -> Iterator[str | None]:
-    """Yield what is wrong with the file of each row, in their order."""
-    parts = (index.part(rows[first : first + AT_A_TIME]) for first in range(0, len(rows), AT_A_TIME))
-    is_far = far_of(index.folder.path) is not None
-    if not is_far and (len(rows) < MOST_ALONE or (os.cpu_count() or 1) == 1):
-        for part in parts:
-            yield from _problems_of_part(index.folder.path, part)
+    """Yield what is wrong with the file of each row, in their order.
+
+    Raises:
+        OutputError: a process that looks at some was killed.
+    """
+
+    def of_part(first: int) -> list[str | None]:
+        return _problems_of_part(index, rows[first : first + AT_A_TIME])
+
+    parts = range(0, len(rows), AT_A_TIME)
+    if far_of(index.folder.path) is not None:
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            for found in in_window(pool, of_part, parts, 3 * REQUESTS):
+                yield from found
         return
-    at_once = REQUESTS if is_far else os.cpu_count() or 1
-    pools = ThreadPoolExecutor(at_once) if is_far else ProcessPoolExecutor(at_once, get_context("fork"))
-    with pools as pool:
-        for found in in_window(pool, partial(_problems_of_part, index.folder.path), parts, 3 * at_once):
+    try:
+        for found in in_forks(of_part, parts, 1 if len(rows) < MOST_ALONE else os.cpu_count() or 1):
             yield from found
+    except OSError as error:
+        text = f"{index.folder.path} was not looked at to its end: {error.strerror or error}"
+        raise OutputError(f"{text}. Start the same command again.") from None
 
 
-def _problems_of_part(folder: Path, part: Sequence[tuple[LedgerFile, int]]) -> list[str | None]:
-    """What is wrong with the files of some lines, which begin there; in a process of its own, where there are many."""
-    with Readers() as readers:
-        lines = ((ledger, record_at(ledger.path, readers.of(ledger), start, ledger.inside)) for ledger, start in part)
-        return [
-            _problem_with(folder, record) if record else f"{ledger.path} was changed meanwhile"
-            for ledger, record in lines
-        ]
+def _problems_of_part(index: LedgerIndex, rows: Ints) -> list[str | None]:
+    """What is wrong with the files of some rows; in a process of its own, where there are many."""
+    said = dict(index.records(rows))
+    return [
+        _problem_with(index.folder.path, said[row])
+        if row in said
+        else f"{index.files[index.file[row]].ledger.path} was changed meanwhile"
+        for row in rows.tolist()
+    ]
 
 
 def _problem_with(folder: Path, record: Record) -> str | None:

@@ -1,14 +1,14 @@
 """Arithmetic before the run: memory, time, and the batch size that `auto` chooses, each with its reason."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dglaunch.backends.profiles import Profile
 from dglaunch.config import OptimizationConfig, RunConfig
 from dglaunch.data.task import BatchSize, Bucket
 from dglaunch.distributed.topology import Topology
 from dglaunch.models.checkpoint import DTYPE_BYTES, Checkpoint
-from dglaunch.models.figures import DENOISERS, STAGES, Figures
+from dglaunch.models.figures import DENOISERS, STAGES, BlockSizes, Figures
 from dglaunch.models.shape import Shape
 from dglaunch.planning.batches import Plan
 from dglaunch.system import Machine
@@ -47,11 +47,13 @@ class StageMemory:
     """Bytes beside the weights, whatever the batch."""
     image: int
     """And for each image of it."""
+    moment: int = 0
+    """Bytes at a moment when there is nothing of the images yet but what goes from block to block."""
     workspace: float = 0.0
     """Share of the images' bytes that libraries take besides."""
 
     def needed(self, images: int) -> int:
-        return self.weights + self.fixed + images * self.image
+        return self.weights + self.fixed + max(self.moment, images * self.image)
 
     def room(self, images: int) -> int:
         """Return the bytes with what libraries take besides."""
@@ -90,7 +92,8 @@ class Memory:
             if stage.needed(0) > memory:
                 return 0
             if stage.image:
-                most = min(most, int((memory - stage.needed(0)) // (stage.image * (1 + stage.workspace))))
+                left = memory - stage.weights - stage.fixed
+                most = min(most, int(left // (stage.image * (1 + stage.workspace))))
         return most
 
 
@@ -114,12 +117,14 @@ def memory_of(
         whole |= {name: int(whole[name] * share) for name in whole if name in DENOISERS}
     whole |= {name: size for name, size in checkpoint.stored.items() if name in whole}
     whole = _with_loras(whole, checkpoint)
-    whole = on_each_rank(whole, checkpoint, config, topology)
+    here = on_each_rank(whole, checkpoint, config, topology, figures.block_sizes)
+    fetched = fetched_in(whole, config, topology, figures.block_sizes)
     exact = exact and config.backend.shard is None
     ahead = checkpoint.encodes_ahead(config.optimization.encode)
-    stages = {
-        name: _stage_memory(figures, name, _resident(whole, name, config.optimization, ahead), ahead) for name in STAGES
-    }
+    stages = {}
+    for name in STAGES:
+        stage = _stage_memory(figures, name, _resident(here, name, config.optimization, ahead), ahead)
+        stages[name] = _with_fetched(stage, fetched.get(name))
     exact = exact and not (config.optimization.enable_cpu_offload or config.optimization.enable_group_offloading)
     return Memory(stages=stages, source="traced" if exact else "formula over traced parts")
 
@@ -131,6 +136,16 @@ def _stage_memory(figures: Figures, name: str, weights: int, ahead: bool) -> Sta
         return StageMemory(weights=weights, fixed=cost.peak(ENCODED_TOGETHER), image=0)
     workspace = WORKSPACE if name == "decode" else 0.0
     return StageMemory(weights=weights, fixed=cost.fixed_bytes, image=cost.image_bytes, workspace=workspace)
+
+
+def _with_fetched(stage: StageMemory, fetched: BlockSizes | None) -> StageMemory:
+    """A stage with the weights that FSDP has whole meanwhile. Nothing is computed at the moment when a block is fetched; prompts
+    that are encoded ahead have all of theirs in `fixed`, and only then."""
+    if fetched is None:
+        return stage
+    if not stage.image:
+        return replace(stage, fixed=fetched.whole + max(stage.fixed, fetched.fetching))
+    return replace(stage, fixed=fetched.whole + stage.fixed, moment=fetched.fetching)
 
 
 def _resident(parts: Mapping[str, int], stage: str, config: OptimizationConfig, ahead: bool) -> int:
@@ -156,33 +171,49 @@ def _with_loras(parts: dict[str, int], checkpoint: Checkpoint) -> dict[str, int]
     }
 
 
-GATHERED = 0.05
-"""Share of a network's weights that FSDP has whole on each rank at the worst moment: two blocks, or the embedding of a language
-model."""
+FETCHED = 0.4
+"""Share of a network's weights that FSDP has whole on each rank where its blocks are not known: of the known models' transformers up
+to 0.19, of their large text encoders 0.13 (Mistral) to 0.4."""
 
 
 def on_each_rank(
-    parts: Mapping[str, int], checkpoint: Checkpoint, config: RunConfig, topology: Topology
-) -> dict[str, int]:
-    """Return the bytes of each component that a rank holds where --shard shares the weights: the text encoders' go by FSDP."""
+    parts: Mapping[str, int], checkpoint: Checkpoint, config: RunConfig, topology: Topology,
+    block_sizes: Mapping[str, BlockSizes],
+) -> dict[str, int]:  # fmt: skip
+    """Return the bytes of each component that a rank keeps where --shard shares the weights: the text encoders' go by FSDP."""
     degree = topology.parallel.shard_degree
 
     def here(name: str, size: int) -> int:
         if degree == 1 or not name.startswith((*DENOISERS, "text_encoder")):
             return size
-        is_cut = config.backend.shard == "tensor" and name in DENOISERS
-        stays = checkpoint.family.whole_under_tensor if is_cut else GATHERED
-        return int(size * (stays + (1 - stays) / degree))
+        if config.backend.shard == "tensor" and name in DENOISERS:
+            whole = int(size * checkpoint.family.whole_under_tensor)
+        else:
+            whole = block_sizes[name].tables if name in block_sizes else 0
+        return whole + (size - whole) // degree
 
     return {name: here(name, size) for name, size in parts.items()}
 
 
-def gathered_a_step(parts: Mapping[str, int], config: RunConfig, topology: Topology) -> int:
-    """Return the bytes of weights that a rank gets from the others in each denoising step, under --shard fsdp."""
-    if config.backend.shard != "fsdp":
-        return 0
-    degree = topology.parallel.shard_degree
-    return sum(size for name, size in parts.items() if name in DENOISERS) * (degree - 1) // degree
+def fetched_in(
+    parts: Mapping[str, int], config: RunConfig, topology: Topology, block_sizes: Mapping[str, BlockSizes]
+) -> dict[str, BlockSizes]:
+    """Return by stage the network of which FSDP has most whole on each rank, beside the rank's part."""
+    if topology.parallel.shard_degree == 1:
+        return {}
+    networks = {"encode": [name for name in parts if name.startswith("text_encoder")]}
+    if config.backend.shard == "fsdp":
+        networks["denoise"] = [name for name in parts if name in DENOISERS]
+
+    def sizes(name: str) -> BlockSizes:
+        unknown = BlockSizes(largest=0, outside=int(FETCHED * parts[name]), tables=0)
+        return block_sizes.get(name, unknown)
+
+    return {
+        stage: max(map(sizes, names), key=lambda each: each.whole + each.fetching)
+        for stage, names in networks.items()
+        if names
+    }
 
 
 STORED = {"int8": 1.0, "fp8": 1.0, "nf4": 0.56}
@@ -204,7 +235,8 @@ def _by_formula(
         for name, count in checkpoint.parameters.items()
     } | dict(checkpoint.stored)
     parts = _with_loras(parts, checkpoint)
-    parts = on_each_rank(parts, checkpoint, config, topology)
+    fetched = fetched_in(parts, config, topology, {})
+    parts = on_each_rank(parts, checkpoint, config, topology, {})
     ahead = checkpoint.encodes_ahead(optimization.encode)
     tokens = checkpoint.image_tokens(shape) + inputs + checkpoint.text_length(config.max_sequence_length)
     denoise = 12 * tokens * (checkpoint.width_of_model or UNET_WIDTH) * size // topology.sequence_degree
@@ -214,10 +246,10 @@ def _by_formula(
     decode = height * width * 1024 * size
     once = decode if optimization.enable_vae_slicing else 0
     each = {"encode": (0, 0), "denoise": (0, denoise), "decode": (once, decode - once)}
-    stages = {
-        name: StageMemory(weights=_resident(parts, name, optimization, ahead), fixed=fixed, image=image)
-        for name, (fixed, image) in each.items()
-    }
+    stages = {}
+    for name, (fixed, image) in each.items():
+        stage = StageMemory(weights=_resident(parts, name, optimization, ahead), fixed=fixed, image=image)
+        stages[name] = _with_fetched(stage, fetched.get(name))
     return Memory(stages=stages, source="formula")
 
 

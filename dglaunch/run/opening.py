@@ -13,7 +13,7 @@ from dglaunch.data.tables import files_there
 from dglaunch.data.task import BatchSize, file_name
 from dglaunch.distributed.channel import Channel
 from dglaunch.distributed.messages import message
-from dglaunch.models.figures import Figures, Request, StageCost
+from dglaunch.models.figures import BlockSizes, Figures, Request, StageCost
 from dglaunch.models.shape import Shape
 from dglaunch.output import batch_jobs, layouts, ownership
 from dglaunch.output.lines import TaskId, id_of
@@ -26,7 +26,7 @@ from dglaunch.planning.tuned import recall
 from dglaunch.run.journal import Journal
 from dglaunch.system import versions
 
-for _kind in (Request, StageCost, Figures):
+for _kind in (Request, StageCost, BlockSizes, Figures):
     message(_kind)
 
 

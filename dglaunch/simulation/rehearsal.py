@@ -23,7 +23,7 @@ from dglaunch.simulation.cluster import fake_cluster
 from dglaunch.simulation.loader import Simulated, WeightlessLoader
 from dglaunch.simulation.meter import Collective, Meter
 from dglaunch.simulation.networks import movable
-from dglaunch.simulation.sharded import fsdp_on_fakes, known_shares
+from dglaunch.simulation.sharded import fsdp_on_fakes, known_shares, uncounted_propagation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +53,15 @@ def simulated_backend(context: Context, simulated: Simulated) -> DiffusersBacken
     return DiffusersBackend(context, engine, WeightlessLoader(context, simulated), _blank)
 
 
+def networks_of(backend: DiffusersBackend) -> dict[str, torch.nn.Module]:
+    """Return a loaded pipeline's networks, by component."""
+    parts = {**backend.pipeline.components, "controlnet": backend.with_inputs.controlnet}
+    return {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)}
+
+
 def bytes_of_networks(backend: DiffusersBackend) -> dict[str, int]:
     """Return the bytes of a loaded pipeline's networks, by component."""
-    parts = {**backend.pipeline.components, "controlnet": backend.with_inputs.controlnet}
-    return {name: bytes_here(part) for name, part in parts.items() if isinstance(part, torch.nn.Module)}
+    return {name: bytes_here(network) for name, network in networks_of(backend).items()}
 
 
 def _blank(pixels: torch.Tensor, _is_finite: torch.Tensor) -> Image.Image:
@@ -78,6 +83,7 @@ def simulating(meter: Meter, topology: Topology) -> Iterator[None]:
             undo.enter_context(movable())
             if topology.parallel.shard_degree > 1:
                 undo.enter_context(fsdp_on_fakes(meter))
+                undo.enter_context(uncounted_propagation())
             if topology.parallel.context_degree > 1:
                 undo.enter_context(known_shares())
             undo.enter_context(meter)

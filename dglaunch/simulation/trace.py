@@ -21,19 +21,26 @@ from PIL import Image
 
 from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers.backend import DiffusersBackend
-from dglaunch.backends.diffusers.shards import bytes_here
+from dglaunch.backends.diffusers.shards import block_sizes_of, bytes_here
 from dglaunch.config import OptimizationConfig, ParallelConfig, RunConfig
 from dglaunch.data.images import InputImage
 from dglaunch.data.task import Batch, Task
 from dglaunch.distributed.channel import Channel
 from dglaunch.distributed.topology import Topology
 from dglaunch.models.checkpoint import Checkpoint
-from dglaunch.models.figures import STAGES, Figures, Request, StageCost
+from dglaunch.models.figures import DENOISERS, STAGES, BlockSizes, Figures, Request, StageCost
 from dglaunch.models.shape import Shape
 from dglaunch.simulation.loader import Simulated
 from dglaunch.simulation.meter import Meter
 from dglaunch.simulation.networks import CUTS, Blocks, equal_blocks, keep, owner_of
-from dglaunch.simulation.rehearsal import Stage, StageWatch, bytes_of_networks, simulated_backend, simulating
+from dglaunch.simulation.rehearsal import (
+    Stage,
+    StageWatch,
+    bytes_of_networks,
+    networks_of,
+    simulated_backend,
+    simulating,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +137,7 @@ class _Tracing:
             backend = self._backend(topology)
             try:
                 facts = backend.load()
-                weights = self._weights(backend)
+                weights, block_sizes = self._weights(backend), self._block_sizes(backend)
                 one = self._run(backend, 1, Path(folder))
                 # A family that takes no batch has no second image, and a split image's memory is next to all its own.
                 several = self.checkpoint.family.batch and self.request.replica_size == 1
@@ -140,6 +147,7 @@ class _Tracing:
         steps = facts.defaults["num_inference_steps"]
         return Figures(
             weights=weights,
+            block_sizes=block_sizes,
             num_inference_steps=steps if isinstance(steps, int) else 0,
             **{name: self._cost(name, one, two) for name in STAGES},
         )
@@ -172,6 +180,12 @@ class _Tracing:
             block = getattr(self._owner(backend, kind), kind.path.rpartition(".")[2])[kind.position]
             found[kind.component] += bytes_here(block) * kind.others
         return found
+
+    def _block_sizes(self, backend: DiffusersBackend) -> dict[str, BlockSizes]:
+        """How the weights of each component are divided that --shard shares."""
+        shared = (*DENOISERS, "text_encoder")
+        networks = {name: part for name, part in networks_of(backend).items() if name.startswith(shared)}
+        return {name: block_sizes_of(network) for name, network in networks.items()}
 
     # -- its calls ---------------------------------------------------------------------------------------------------
 

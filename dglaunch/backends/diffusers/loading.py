@@ -197,8 +197,8 @@ class PipelineLoader:
         found: type[Pipeline] | None = getattr(diffusers, name, None)
         if found is None and not self.context.config.backend.trust_remote_code:
             raise UserError(
-                f"The checkpoint names the pipeline {name}, which diffusers {diffusers.__version__} does not have. Update "
-                "diffusers, or, if you trust the code that comes with the checkpoint, add --trust_remote_code."
+                f"The checkpoint names the pipeline {name}, which diffusers {diffusers.__version__} does not have. Update it "
+                "(pip install -U diffusers), or, if you trust the code that comes with the checkpoint, add --trust_remote_code."
             )
         default: type[Pipeline] = diffusers.DiffusionPipeline
         return found if found is not None else default

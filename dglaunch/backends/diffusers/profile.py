@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from dglaunch.backends.diffusers import checks
@@ -27,7 +27,18 @@ from dglaunch.models.checkpoint import Checkpoint, as_editor, resolve, token_len
 from dglaunch.models.optimizations import WITHOUT_MASK
 from dglaunch.models.schedulers import chosen
 from dglaunch.models.weight_files import quantization_of, told_of
-from dglaunch.system import Machine, host_memory, need
+from dglaunch.system import Machine, host_memory, need, need_version
+
+TENSOR_SINCE = "0.40.0"
+"""The first diffusers with a plan for --shard tensor."""
+
+
+def newer_diffusers(checkpoint: Checkpoint, config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Yield what of a job needs a newer diffusers than the oldest that dglaunch goes with, and which."""
+    if checkpoint.family.since:
+        yield f"The pipeline of {checkpoint.family.name}", checkpoint.family.since
+    if config.backend.shard == "tensor":
+        yield "--shard tensor", TENSOR_SINCE
 
 
 class DiffusersProfile(Profile):
@@ -72,6 +83,9 @@ class DiffusersProfile(Profile):
         if checkpoint.family.package is not None and target.here:
             package, extra = checkpoint.family.package
             need(package, f"The pipeline of {checkpoint.family.name}", f"pip install 'dglaunch[{extra}]'")
+        if target.here:
+            for purpose, oldest in newer_diffusers(checkpoint, config):
+                need_version("diffusers", oldest, purpose)
         if config.backend.revision is not None and checkpoint.local:
             raise UserError(
                 f"--revision {config.backend.revision} would do nothing: {config.backend.model_name} is a folder on this "

@@ -6,7 +6,7 @@ layout.apply(network)
 fill(network, layout, files, "cuda:0")     # each rank reads its own part of each weight, and nothing else
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from dglaunch.backends.diffusers.blocks import kept_in_float32, outermost_lists
 from dglaunch.errors import UserError
 from dglaunch.models.building import build
 from dglaunch.models.components import Component
+from dglaunch.models.figures import BlockSizes
 
 Whole = Any
 """A weight in a file, of which a part can be read (safetensors has no public type for it)."""
@@ -208,6 +209,19 @@ def fill(network: torch.nn.Module, layout: Layout, files: Sequence[Path], device
         )
 
 
+def block_sizes_of(network: torch.nn.Module) -> BlockSizes:
+    """Return how Fsdp divides the weights of a network, which may lack some of its equal blocks."""
+    in_blocks = [_bytes_of(block.parameters()) for _, blocks in outermost_lists(network) for block in blocks]
+    weights = _bytes_of(network.parameters())
+    return BlockSizes(
+        largest=max(in_blocks, default=0), outside=weights - sum(in_blocks), tables=bytes_here(network) - weights
+    )
+
+
+def _bytes_of(weights: Iterable[torch.Tensor]) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in weights)
+
+
 def _local(weight: torch.Tensor) -> torch.Tensor:
     """The part of a weight that is on this rank."""
     return weight.to_local() if isinstance(weight, DTensor) else weight
@@ -221,4 +235,4 @@ def bytes_here(network: torch.nn.Module) -> int:
 
 def bytes_of_all(network: torch.nn.Module) -> int:
     """Return the bytes that the ranks hold together of a network's weights, what is whole on each of them once."""
-    return sum(weight.numel() * weight.element_size() for weight in (*network.parameters(), *network.buffers()))
+    return _bytes_of((*network.parameters(), *network.buffers()))

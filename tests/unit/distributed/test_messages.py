@@ -21,7 +21,7 @@ from dglaunch.distributed.channel import proof
 from dglaunch.distributed.messages import pack, unpack
 from dglaunch.distributed.topology import Topology, from_environment
 from dglaunch.errors import DglaunchError, InputError, LostPeer, MissingPackage, UserError
-from dglaunch.models.figures import Figures, Request, StageCost
+from dglaunch.models.figures import BlockSizes, Figures, Request, StageCost
 from dglaunch.models.shape import Shape
 from dglaunch.run.attempts import Ending
 from dglaunch.run.opening import Found, Known
@@ -33,6 +33,7 @@ RESULT = Result(task_id=(3, 1), file_name="000003_01.png", record={"prompt": "a 
 REPORT = LeaderReport(1.0, 2.0, {"denoise": 1.0}, 5, True, ["a"], {"cost": 0.5}, error=None)
 FIGURES = Figures(
     weights={"vae": 14},
+    block_sizes={"transformer": BlockSizes(largest=3, outside=2, tables=1)},
     encode=StageCost(),
     denoise=StageCost(flops=2.5),
     decode=StageCost(image_bytes=3),

@@ -17,6 +17,8 @@ from dglaunch.models.families import FAMILIES, editors
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "docs"))
 import generate
 
+from support.versions import pinned_diffusers
+
 ROOT = generate.ROOT
 PAGES = [path.relative_to(ROOT).as_posix() for path in generate.PAGES]
 LINKED = [*PAGES, "slurm/README.md", "kernels_bench/README.md"]
@@ -84,6 +86,7 @@ def test_every_family_has_its_rows() -> None:
     assert generate.editing_families().count("\n") == 1 + len(editors())
 
 
+@pinned_diffusers
 def test_the_generated_parts_are_up_to_date() -> None:
     """As a command, which says nothing then."""
     command = [sys.executable, ROOT / "docs" / "generate.py", "--check"]
@@ -91,6 +94,7 @@ def test_the_generated_parts_are_up_to_date() -> None:
     assert (ended.returncode, ended.stdout + ended.stderr) == (0, "")
 
 
+@pinned_diffusers
 def test_a_stale_section_is_named_and_mended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

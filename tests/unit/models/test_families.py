@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dglaunch.models.families import FAMILIES
+from support.versions import needs_diffusers
 
 
 @cache
@@ -19,6 +20,7 @@ def sources() -> list[str]:
 
 @pytest.mark.parametrize("pipeline_class", FAMILIES)
 def test_the_longest_text_is_what_the_pipeline_lets_through(pipeline_class: str) -> None:
+    needs_diffusers(FAMILIES[pipeline_class].since)
     (source,) = [text for text in sources() if f"\nclass {pipeline_class}(" in text]
     limits = {int(number) for number in re.findall(r"\bmax_sequence_length > (\d+)", source)}
     family = FAMILIES[pipeline_class]

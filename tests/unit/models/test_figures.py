@@ -9,7 +9,15 @@ from dglaunch.models.figures import Figures, StageCost
 from dglaunch.planning.figures import SHIPPED
 
 COST = {"fixed_bytes": 1, "image_bytes": 2, "flops": 3.5, "launches": 4, "sent_bytes": 5}
-GOOD = {"weights": {"vae": 7}, "encode": COST, "denoise": COST, "decode": COST, "num_inference_steps": 28}
+SIZES = {"largest": 3, "outside": 2, "tables": 0}
+GOOD = {
+    "weights": {"vae": 7},
+    "block_sizes": {"vae": SIZES},
+    "encode": COST,
+    "denoise": COST,
+    "decode": COST,
+    "num_inference_steps": 28,
+}
 
 
 def test_figures_come_back_as_they_were() -> None:
@@ -28,6 +36,8 @@ def test_all_that_is_shipped_are_figures() -> None:
     [
         {"num_inference_steps": 1.5}, {"num_inference_steps": True}, {"num_inference_steps": -1}, {"num_inference_steps": None},
         {"weights": {"vae": 10**400}}, {"weights": {"vae": 1.5}}, {"weights": {"vae": "7"}}, {"weights": [7]},
+        {"block_sizes": {"vae": SIZES | {"largest": -1}}}, {"block_sizes": {"vae": SIZES | {"more": 1}}}, {"block_sizes": [7]},
+        {"block_sizes": {"vae": 7}}, {"block_sizes": None},
         {"denoise": COST | {"flops": 1e300}}, {"denoise": COST | {"flops": 10**400}}, {"denoise": COST | {"flops": float("nan")}},
         {"denoise": COST | {"image_bytes": 0.5}}, {"denoise": COST | {"launches": -1}}, {"denoise": COST | {"more": 1}},
         {"num_inference_steps": 0}, {"denoise": COST | {"flops": 0.0}}, {"denoise": {}, "encode": 5}, {"decode": []}, {"decode": None},
