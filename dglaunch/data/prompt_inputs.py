@@ -23,6 +23,9 @@ from dglaunch.models.shape import Shape
 COLUMN_OF: dict[Role, str] = {"image": IMAGES, "mask": MASK, "control": CONTROL}
 FIELD_OF: dict[str, Role] = {"strength": "image", "control_scale": "control"}
 """What a row may set, and the image that it is about."""
+TOGETHER = (
+    "dglaunch knows no pipeline of diffusers that takes these together; draw from fewer of them, or take another model"
+)
 CHECKS: dict[str, values.Check] = {"strength": values.share, "control_scale": values.positive}
 
 
