@@ -29,9 +29,7 @@ TOGETHER = (
 CHECKS: dict[str, values.Check] = {"strength": values.share, "control_scale": values.positive}
 
 
-@dataclass(slots=True)TOGETHER = "dglaunch knows no pipeline of diffusers that takes these together; draw from fewer of them, or take another model"
-
-
+@dataclass(slots=True)
 class _Inputs:
     """The input images of a row."""
 
