@@ -10,6 +10,7 @@ from functools import cached_property
 
 from dglaunch.backends.profiles import profile_of
 from dglaunch.config import ParallelConfig
+from dglaunch.data.many import kinds_of
 from dglaunch.data.task import Bucket
 from dglaunch.distributed.topology import Topology, degrees_in_words, splits
 from dglaunch.errors import UserError
@@ -23,6 +24,7 @@ from dglaunch.planning.gpus import Gpu
 from dglaunch.planning.job import Job, Schedule
 from dglaunch.planning.sharing import shared
 from dglaunch.planning.speed import NONE, Seconds, Span, Work, gain_of_compiling, seconds_of
+from dglaunch.planning.unseen import not_in_time, with_loras
 
 GIB, TERA = 2**30, 1e12
 WORTH = 0.03
@@ -315,7 +317,15 @@ class _Looking:
         if found is None or self.gpu is None:
             return None
         work = self.work(bucket, images, found, topology)
-        return seconds_of(work, self.gpu, dtype=self.job.machine.dtype, compiled=self.optimization.enable_compile)
+        seconds = seconds_of(work, self.gpu, dtype=self.job.machine.dtype, compiled=self.optimization.enable_compile)
+        if seconds is not None and self.job.checkpoint.loras:
+            seconds = with_loras(seconds, self.num_lora_sets)
+        return None if seconds is None else replace(seconds, basis=(*seconds.basis, *not_in_time(self.optimization)))
+
+    @cached_property
+    def num_lora_sets(self) -> int:
+        """How many different sets of LoRAs the rows have."""
+        return len({task.lora or () for task in kinds_of(self.job.makeable)})
 
     def shares(self) -> tuple[Span, Span]:
         """Seconds of the longest share with its start, and without it."""
