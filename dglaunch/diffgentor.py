@@ -45,8 +45,8 @@ FLAGS: Mapping[str, str] = {
     ),
     "instruction_key": "--instruction_column",
     "image_cache_dir": (
-        "input images are files here, or bytes in a Parquet table; nothing is downloaded, so fetch what stands behind http(s) "
-        "addresses first and name the files."
+        "input images are files, addresses (https, s3, gs, az: fetched as their batch comes, and not kept) or bytes in a Parquet "
+        "table; where they are to be fetched once, fetch them first and name the files."
     ),
     "true_cfg_scale": "--guidance_scale",
     "prompt_enhance_type": f"it is {REWRITING}",

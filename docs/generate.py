@@ -140,7 +140,9 @@ def models() -> str:
         for pipeline, family in FAMILIES.items()
         if family.edit is not None or family.xdit is not None
     ]
-    rows.append(["any other of diffusers, such as StableDiffusionXL and Chroma", "yes", "no", "no"])
+    rows.append(
+        ["StableDiffusionXL, Chroma, Sana, HiDream and all others of diffusers that draw from text", "yes", "no", "no"]
+    )
     return table(["pipeline of the checkpoint", "`t2i`", "`edit`", "`--backend xdit` splits an image by"], rows)
 
 
@@ -226,6 +228,9 @@ def families() -> str:
     return table(head, rows)
 
 
+ONLY_XDIT = {row.name for row in OPTIMIZATIONS if row.only_xdit}
+
+
 def effect(family: Family, flag: str) -> str:
     """What a flag that changes the image does with a family: "yes", "no" (it is refused), or under which condition.
 
@@ -248,6 +253,8 @@ def effect(family: Family, flag: str) -> str:
     if name == "max_sequence_length":
         return yes_or_no(family.takes_text_length)
     cache = f"cache_type {flag.split()[-1]}" if name in ("cache_threshold", "cache_interval", "cache_warmup") else flag
+    if cache in ONLY_XDIT:
+        return yes_or_no(family.name in xdit_families_taking(cache))
     measured = families_taking(cache)
     if measured and family.takes is None:
         return "not measured"
@@ -356,7 +363,7 @@ def needs(row: Optimization) -> list[str]:
 
 
 def families_with(row: Optimization) -> str:
-    measured = ", ".join(families_taking(row.name))
+    measured = ", ".join((xdit_families_taking if row.only_xdit else families_taking)(row.name))
     if row.flag == "enable_compile":
         return f"all; the blocks alone: {measured}"
     return measured or "all"

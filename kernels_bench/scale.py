@@ -3,14 +3,16 @@
     python -m kernels_bench scale                              # 10^4, 10^5, 10^6
     python -m kernels_bench scale --rows 10000 100000 1000000 10000000 --plot scale.png   # all; an hour, 20 GB of names
     python -m kernels_bench scale --rows 10000000 --parts plan # the aims are of ten million
+    python -m kernels_bench scale --rows 10000000 --parts resume status --kept /big/disk   # the second time nothing is made
 
 A part is a function of a folder that has the table, in a process of its own (PARTS); "before" is the way of the versions
-before columns, measured up to MOST_BEFORE rows. Seconds are of the part alone, memory is the process's peak less what its
-imports took.
+before columns, measured up to MOST_BEFORE rows. Seconds are of the part alone, as are those of CPU (its helpers' too), which say more
+where others use the machine; memory is the process's peak less what its imports took.
 """
 
 import importlib
 import json
+import os
 import resource
 import tempfile
 import time
@@ -34,6 +36,7 @@ COLUMNS = {
     "rows": "{rows:,}",
     "way": "{way}",
     "seconds": "{seconds[p50]:.3g} ({seconds[p20]:.3g}-{seconds[p80]:.3g})",
+    "CPU s": "{cpu_s[p50]:.3g}",
     "us a row": "{us_a_row[p50]:.3g}",
     "MB": "{megabytes[p50]:.0f}",
     "aim": "{aim}",
@@ -52,6 +55,8 @@ class Options(measure.Options):
     """Which parts; default: all."""
     folder: Path | None = None
     """Where tables and results lie meanwhile. Default: the system's folder for temporary files."""
+    kept: Path | None = None
+    """Where they stay for the next time instead: ten million results take long to make."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,9 +106,10 @@ def run(options: Options) -> tuple[list[measure.Row], list[str]]:
     if unknown := set(names) - set(PARTS):
         raise measure.BenchError(f"there is no part {', '.join(sorted(unknown))}; there are: {', '.join(PARTS)}")
     for count in options.rows[:1] if options.quick else options.rows:
-        with tempfile.TemporaryDirectory(prefix="scale-", dir=options.folder) as folder:
+        with _place(options, count) as folder:
             payload = {"folder": folder, "rows": count, "damage": options.damage}
-            measure.in_process("kernels_bench.scale:make_table", payload, options)
+            if any(PARTS[name].prepare is None for name in names):
+                measure.in_process("kernels_bench.scale:make_table", payload, options)
             for name in names:
                 part = PARTS[name]
                 if part.prepare is not None:
@@ -113,6 +119,18 @@ def run(options: Options) -> tuple[list[measure.Row], list[str]]:
     return rows, [
         f"a table in Parquet: prompts of 70 letters, a seed and a style; plan: --backend fake, {WORLD} replicas"
     ]
+
+
+@contextmanager
+def _place(options: Options, count: int) -> Iterator[str]:
+    """A folder for the table and the results of so many rows."""
+    if options.kept is None:
+        with tempfile.TemporaryDirectory(prefix="scale-", dir=options.folder) as folder:
+            yield folder
+        return
+    kept = options.kept / str(count)
+    kept.mkdir(parents=True, exist_ok=True)
+    yield str(kept)
 
 
 def measured(
@@ -130,6 +148,7 @@ def measured(
         yield {
             "name": f"{name}, {payload['rows']:,} rows, {way}", "part": name, "rows": payload["rows"], "way": way, "aim": part.aim,
             "seconds": measure.spread(seconds), "us_a_row": measure.spread([each / count * 1e6 for each in seconds]),
+            "cpu_s": measure.spread([each["cpu_s"] for each in runs]),
             "megabytes": measure.spread([each["megabytes"] for each in runs]),
         }  # fmt: skip
 
@@ -144,12 +163,17 @@ def in_part(payload: Mapping[str, Any]) -> dict[str, float]:
     part: Callable[[Path, int], Iterator[int | tuple[int, float]]] = getattr(importlib.import_module(module), function)
     steps = part(Path(payload["folder"]), payload["count"])
     next(steps)
-    before, start = _peak(), time.perf_counter()
+    before, cpu, start = _peak(), _cpu(), time.perf_counter()
     ended = next(steps)
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, _cpu() - cpu
     count, seconds = ended if isinstance(ended, tuple) else (ended, seconds)
     measure.require(f"{function}, rows", abs(float(count + bool(payload["damage"]) - payload["count"])), 0.0)
-    return {"seconds": seconds, "megabytes": (_peak() - before) / 1e6}
+    return {"seconds": seconds, "cpu_s": cpu, "megabytes": (_peak() - before) / 1e6}
+
+
+def _cpu() -> float:
+    """Seconds of CPU of this process and of those that it has started and that have ended."""
+    return sum(os.times()[:4])
 
 
 def _peak() -> float:
@@ -167,9 +191,12 @@ def make_table(payload: Mapping[str, Any]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    path = Path(payload["folder"], "rows.parquet")
+    if path.exists():  # kept
+        return
     schema = pa.schema([("prompt", pa.string()), ("seed", pa.int64()), ("style", pa.string())])
     styles = ["oil", "ink", "photo", "clay"]
-    with pq.ParquetWriter(Path(payload["folder"], "rows.parquet"), schema) as writer:
+    with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, payload["rows"], AT_ONCE):
             numbers = range(start, min(start + AT_ONCE, payload["rows"]))
             prompts = [f"a photograph of a red fox number {n} in the snow, highly detailed, 35mm" for n in numbers]

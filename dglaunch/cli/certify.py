@@ -33,7 +33,7 @@ from dglaunch.backends.profiles import profile_of
 from dglaunch.cli import children
 from dglaunch.cli.flags import DEFAULT, job_of, named, parse, read_flags, without
 from dglaunch.cli.own_flags import CertifyFlags
-from dglaunch.config import COMMANDS, XDIT_PREFIX, RunConfig, refuse_far_output
+from dglaunch.config import COMMANDS, OWN_DEGREES, XDIT_PREFIX, RunConfig, refuse_far_output
 from dglaunch.data.tables import shown
 from dglaunch.data.task import Record
 from dglaunch.distributed.topology import check_world
@@ -87,7 +87,7 @@ class Stopped(Exception):
 
 SET_FOR_EACH = ("num_gpus", "output_dir")
 """Flags that it sets for each case."""
-CHOSEN = ("batch_size", "encode", "debug", "overwrite", "layout", "num_nodes", "node_rank")
+CHOSEN = ("batch_size", "encode", "shard", "parallel", "debug", "overwrite", "layout", "num_nodes", "node_rank")
 """Flags that are not taken, as the cases differ in them or they would do nothing here."""
 
 
@@ -146,7 +146,7 @@ class Setup:
     environ: Mapping[str, str]
     """Of every case, without degrees."""
     degrees: Mapping[str, str]
-    """The DG_XDIT_* variables that are set."""
+    """The variables with degrees that are set: DG_XDIT_*, and those of --shard and --parallel."""
     ranks: int
     folder: Path
     own: CertifyFlags
@@ -168,7 +168,11 @@ class Setup:
         if config.num_images_per_prompt is None and config.tables == (_prompts(),):
             samples = math.ceil(IMAGES_A_RANK * ranks / NUM_PROMPTS)
             given += ["--num_images_per_prompt", str(samples)]
-        degrees = {name: value for name, value in environ.items() if name.startswith(XDIT_PREFIX)}
+        degrees = {
+            name: value
+            for name, value in environ.items()
+            if name.startswith(XDIT_PREFIX) or name in OWN_DEGREES.values()
+        }
         return cls(
             command=command,
             words=tuple(given),

@@ -141,11 +141,13 @@ class _Store:
                 yield from self._tasks(batch.slice(low, high - low))
             return
         places = np.searchsorted(self.starts, numbers, side="right") - 1
-        edges = [0, *(np.flatnonzero(np.diff(places)) + 1).tolist(), len(numbers)]
-        for start, stop in pairwise(edges):
-            if start < stop:
-                at = int(places[start])
-                yield from self._tasks(self.batches[at].take(pa.array(numbers[start:stop] - self.starts[at])))
+        order = np.argsort(places, kind="stable")  # rows that stand together are read together
+        made: dict[int, Task] = {}
+        for some in np.split(order, np.flatnonzero(np.diff(places[order])) + 1) if len(order) else ():
+            at = int(places[some[0]])
+            found = self._tasks(self.batches[at].take(pa.array(numbers[some] - self.starts[at])))
+            made.update(zip(some.tolist(), found))
+        yield from map(made.__getitem__, range(len(made)))
 
     def _stretches(self, numbers: range) -> Iterator[tuple[pa.RecordBatch, int, int]]:
         start = numbers.start

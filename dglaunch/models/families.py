@@ -175,7 +175,7 @@ class Family:
     """What `edit` does with input images; None where the pipeline takes none."""
     with_inputs: tuple[InputPipeline, ...] = ()
     """The pipelines with which t2i draws from images, within masks and after control images; () where there are none."""
-    no_inputs: str = "diffusers has no pipeline of it that draws from an image"
+    no_inputs: str = "dglaunch knows no pipeline of diffusers that does it for this family"
     """Why there are none."""
     own_steps: int = 50
     """Denoising steps of its text-to-image pipeline where nobody says how many: what a strength is a share of."""

@@ -160,12 +160,11 @@ def class_of(name: str, flow: bool) -> str:
     ]  # fmt: skip
     if fitting:
         return next((each for each in fitting if ("Flow" in each) == flow), fitting[0])
-    by_plain = {_plain(each): each for each in NAMES}
-    near = difflib.get_close_matches(plain, by_plain, n=3, cutoff=0.0)
+    known = {_plain(each): each.removesuffix("Scheduler") for each in sorted(NAMES)}
+    near = difflib.get_close_matches(plain, known, n=3, cutoff=0.0)
     raise UserError(
-        f"--scheduler {name} is no scheduler that dglaunch knows. The nearest: "
-        f"{', '.join(by_plain[each].removesuffix('Scheduler') for each in near)}; all of them: dglaunch t2i --help all, or "
-        "docs/models.md."
+        f"--scheduler {name} is no scheduler that dglaunch knows. The nearest: {', '.join(known[each] for each in near)}. "
+        f"All of them: {', '.join(known.values())}."
     )
 
 

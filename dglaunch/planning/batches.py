@@ -126,7 +126,7 @@ def cut(
 def balanced(tasks: Sequence[Task], size: int) -> list[Batch]:
     """As few batches as `size` allows, their lengths differing by one at most."""
     part = Part(Bucket(), tasks, size, 0.0)
-    return [part.batch(number) for number in range(part.num_batches)]
+    return part.batches(0, part.num_batches)
 
 
 def share_of_node(

@@ -10,7 +10,7 @@ Each case is one start of the same job, with the same prompts and seeds, that di
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dglaunch.config import XDIT_PREFIX, ParallelConfig
+from dglaunch.config import OWN_DEGREES, XDIT_PREFIX, ParallelConfig
 from dglaunch.distributed.topology import splits
 from dglaunch.errors import UserError
 from dglaunch.output.differences import SEEN, Comparison, Difference
@@ -41,7 +41,7 @@ class Case:
     words: tuple[str, ...] = ONE_BY_ONE
     """Flags beside the user's."""
     variables: Mapping[str, str] = field(default_factory=dict)
-    """DG_XDIT_* degrees."""
+    """DG_XDIT_* degrees, or those of --shard and --parallel."""
     stopped_by: str = ""
     """DRAIN or KILL: it is stopped in the middle and started again."""
     refused: str = ""
@@ -54,7 +54,7 @@ def cases(job: Job, ranks: int, degrees: Mapping[str, str]) -> list[Case]:
     Args:
         job: as one rank does it by default.
         ranks: of this machine.
-        degrees: the DG_XDIT_* variables that the user has set: then this split is the only one.
+        degrees: the variables with degrees that the user has set: then these splits are the only ones.
     """
     return [
         Case(name=REFERENCE, shows="one rank, one image at a time, prompts encoded in each batch"),
@@ -104,25 +104,41 @@ def _replicas(ranks: int) -> Case:
     )
 
 
+SHARED = (
+    ("--shard", "fsdp", "shard_degree", "hold one model together"),
+    ("--shard", "tensor", "shard_degree", "hold one model together"),
+    ("--parallel", "context", "context_degree", "share images"),
+)
+"""How diffusers itself shares a model or an image: the flag, its value, whose degree it is, and what the ranks do."""
+
+
 def _splits(job: Job, ranks: int, degrees: Mapping[str, str]) -> list[Case]:
     """One image on several ranks, in each way that multiplies to a part of the world."""
-    wanted = [dict(degrees)] if degrees else [_variables(split) for split in splits(ranks)]
-    backend = job.config.backend.backend
-    refused = "" if backend == "diffusers" else f"--backend {backend} splits no image"
-    if not wanted:
+    if ranks == 1:
         return [Case(name="splits", shows="several ranks share an image", refused="there is one rank here")]
-    batch = "2" if job.checkpoint.family.batch else "1"
-    return [
-        Case(
-            name=describe(variables),
-            shows=f"ranks that share images, {batch} at a time, draw what one rank does",
-            ranks=ranks,
-            words=("--backend", "xdit", "--batch_size", batch, "--encode", "inline"),
-            variables=variables,
-            refused=refused,
-        )
-        for variables in wanted
+    of_xdit = {name: degree for name, degree in degrees.items() if name.startswith(XDIT_PREFIX)}
+    xdit = [of_xdit] if of_xdit else [] if degrees else [_variables(split) for split in splits(ranks)]
+    split_by_xdit = [
+        _split(job, ranks, describe(variables), ("--backend", "xdit"), variables, "share images") for variables in xdit
     ]
+    own = degrees or dict.fromkeys(OWN_DEGREES.values(), str(ranks))
+    return split_by_xdit + [
+        _split(job, ranks, f"{way} {own[name]}", (flag, way), {name: own[name]}, does)
+        for flag, way, degree, does in SHARED
+        if (name := OWN_DEGREES[degree]) in own
+    ]
+
+
+def _split(job: Job, ranks: int, name: str, way: tuple[str, ...], variables: Mapping[str, str], does: str) -> Case:
+    backend, batch = job.config.backend.backend, "2" if job.checkpoint.family.batch else "1"
+    return Case(
+        name=name,
+        shows=f"ranks that {does}, {batch} images at a time, draw what one rank does",
+        ranks=ranks,
+        words=(*way, "--batch_size", batch, "--encode", "inline"),
+        variables=variables,
+        refused="" if backend == "diffusers" else f"--backend {backend} splits no image",
+    )
 
 
 def _variables(split: ParallelConfig) -> dict[str, str]:

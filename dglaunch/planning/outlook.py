@@ -219,8 +219,14 @@ class PlannedPeak:
     """The peak of a run's largest batch, to be set beside what the run measures."""
 
     bucket: Bucket
+    images: int
     num_bytes: int
     beside_weights: int
+
+    def corrected(self, factor: float) -> "PlannedPeak":
+        """Return it with so many times the memory beside the weights."""
+        beside = int(self.beside_weights * factor)
+        return replace(self, num_bytes=self.num_bytes - self.beside_weights + beside, beside_weights=beside)
 
     def factor(self, measured: int) -> float | None:
         """Return how many times what was planned the memory beside the weights was; None if that says nothing."""
@@ -238,7 +244,7 @@ def planned_peak(job: Job, schedule: Schedule, book: FigureBook) -> PlannedPeak 
         return None
     stage = memory.stages[memory.peak_stage(images)]
     needed = memory.needed(images)
-    return PlannedPeak(bucket, needed, needed - stage.weights)
+    return PlannedPeak(bucket, images, needed, needed - stage.weights)
 
 
 class _Looking:

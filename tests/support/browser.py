@@ -96,11 +96,9 @@ class Browser:
 @contextlib.contextmanager
 def browser(*arguments: str) -> Iterator[Browser]:
     """Start chromedriver and a Chromium; both end with the block."""
-    driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True)
-    assert driver.stdout is not None
+    driver, port = _driver()
     tab: Browser | None = None
     try:
-        port = next(found[1] for line in driver.stdout if (found := re.search(r"successfully on port (\d+)", line)))
         tab = Browser(f"http://127.0.0.1:{port}", "--window-size=1280,900", *arguments)
         yield tab
     finally:
@@ -109,6 +107,19 @@ def browser(*arguments: str) -> Iterator[Browser]:
                 tab.call("DELETE", "")
         driver.terminate()
         driver.communicate(timeout=20)
+
+
+def _driver() -> tuple[subprocess.Popen[str], str]:
+    """A chromedriver and its port. On a busy machine the port that it has chosen may be taken before it listens: it ends, and
+    another one is started."""
+    for _ in range(5):
+        driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True)
+        assert driver.stdout is not None
+        for line in driver.stdout:
+            if found := re.search(r"successfully on port (\d+)", line):
+                return driver, found[1]
+        driver.communicate(timeout=20)
+    raise AssertionError("chromedriver does not start")
 
 
 def main(page: Path, picture: Path) -> None:

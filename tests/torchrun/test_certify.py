@@ -22,7 +22,7 @@ WORDS = ["--model_name", "tiny", "--num_gpus", "2", "--num_inference_steps", "2"
 CASES = "batch 2,replicas,ulysses,SIGTERM"
 EVERY = [
     "reference", "again", "batch 2", "largest batch", "encode ahead", "2 replicas", "as by default", "ulysses 2", "ring 2",
-    "cfg 2", "resume after SIGTERM", "resume after SIGKILL",
+    "cfg 2", "fsdp 2", "tensor 2", "context 2", "resume after SIGTERM", "resume after SIGKILL",
 ]  # fmt: skip
 
 pytestmark = pytest.mark.skipif(find_spec("xfuser") is None, reason="xfuser is not installed")

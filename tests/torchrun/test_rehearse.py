@@ -194,3 +194,23 @@ DISAGREEMENTS: dict[str, tuple[Callable[[], list[list[Any]]], str]] = {
 def test_ranks_that_do_not_meet_are_told(case: str) -> None:
     calls, said = DISAGREEMENTS[case]
     assert said in (disagreement(*calls()) or "")
+
+
+@pytest.mark.slow
+def test_ranks_that_cut_the_weights_share_the_work(tmp_path: Path) -> None:
+    """DTensor makes operations on its parts of those on the whole: these are counted, and not those by which it plans them."""
+
+    def stages(way: str) -> Any:
+        said, table = tmp_path / f"{way}.json", write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "a red circle"}])
+        words = ["--model_name", "tiny", "--world_size", "2", "--gpu", "80GiB", "--shard", way, "--json", said]
+        ended = dglaunch(
+            "rehearse", "t2i", "--prompts_file", table, "--output_dir", tmp_path / "out", *words, DG_SHARD_DEGREE="2"
+        )
+        assert ended.code == 0, ended.output
+        (batch,) = json.loads(said.read_text())["batches"]
+        return batch["stages"]
+
+    tensor, whole = stages("tensor"), stages("fsdp")
+    assert whole["denoise"]["flops"] / 2 < tensor["denoise"]["flops"] < whole["denoise"]["flops"]
+    assert tensor["denoise"]["peak_bytes"] < whole["denoise"]["peak_bytes"]
+    assert tensor["decode"] == whole["decode"]

@@ -6,6 +6,7 @@ Each of these was seen to go wrong later, slowly or in silence; each message nam
 import difflib
 import importlib.util
 from collections.abc import Iterable
+from typing import NoReturn
 
 from dglaunch.config import OptimizationConfig, RunConfig
 from dglaunch.data.prompt_inputs import strength_problem
@@ -62,7 +63,7 @@ def check_optimizations(
         if xdit:
             _check_with_xdit(row, checkpoint)
         elif row.only_xdit:
-            raise UserError(f"--{row.name} is xfuser's, for --backend xdit; take {row.only_xdit}, or --backend xdit.")
+            _refuse_without_xdit(row, checkpoint.family.name)
         _check_family(row, checkpoint, xdit)
         for other in rows:
             if other.name in row.excludes:
@@ -91,6 +92,13 @@ def _may_take(optimization: str, checkpoint: Checkpoint) -> bool:
     """Whether the family was measured to work with it, or nobody measured: then the loaded modules decide."""
     takes = checkpoint.family.takes
     return takes is None or optimization in takes
+
+
+def _refuse_without_xdit(row: Optimization, family: str) -> NoReturn:
+    fitting = xdit_families_taking(row.name)
+    if family not in fitting:
+        raise UserError(f"--{row.name} is xfuser's, for {' and '.join(fitting)}; {family} does not take it. Drop it.")
+    raise UserError(f"--{row.name} is xfuser's, for --backend xdit; take {row.only_xdit}, or --backend xdit.")
 
 
 def _check_with_xdit(row: Optimization, checkpoint: Checkpoint) -> None:

@@ -111,6 +111,7 @@ WRONG: dict[str, tuple[str, dict[str, str]]] = {
         f"plan {FLUX} --world_size 2 --shard tensor --parallel context", {"DG_SHARD_DEGREE": "2", "DG_PARALLEL_DEGREE": "2"},
     ),
     "xfuser's cache without xfuser": (f"{FLUX} --cache_type fbcache", {}),
+    "xfuser's cache for a family without it": (f"{T2I} --model_name qwen --cache_type fbcache", {}),
     "a cache that decides over the world": (f"{FLUX} --backend xdit --cache_type cache_dit", {}),
     "PipeFusion": (f"plan {FLUX} --backend xdit --world_size 2", {"DG_XDIT_PIPEFUSION_DEGREE": "2"}),
     "CFG parallel for a distilled model": (f"plan {FLUX} --backend xdit --world_size 2", {"DG_XDIT_USE_CFG_PARALLEL": "1"}),

@@ -63,6 +63,19 @@ def test_what_a_family_refuses_is_told_with_its_reason(
     assert "ulysses 2" in {case.name for case in found} - told.keys()
 
 
+def test_a_degree_that_is_set_is_the_only_split(families: Path) -> None:
+    from support.tiny_models import build
+
+    words = ["--model_name", str(build("flux", families / "flux")), "--num_gpus", "4", "--device", "cpu"]
+    setup = Setup.of("t2i", words, {**clean_environment(), "DG_SHARD_DEGREE": "2"}, 0)
+    job = setup.job_of(Case(name="reference", shows="", words=()), Path("out"))
+    shared = {case.name: case for case in cases(job, 4, setup.degrees) if case.variables}
+    assert shared.keys() == {"fsdp 2", "tensor 2"}
+    assert setup.job_of(shared["fsdp 2"], Path("out")).topology.num_replicas == 2
+    every = {case.name for case in cases(job, 4, {}) if case.variables}
+    assert {"ulysses 4", "ulysses 2, ring 2", "fsdp 4", "tensor 4", "context 4"} <= every
+
+
 def image(greatest: int, mean: float, share: float = 0.0) -> Difference:
     return Difference(greatest=greatest, mean=mean, share=share, mean_square=mean * mean, ssim=1.0)
 
