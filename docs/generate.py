@@ -139,7 +139,9 @@ def models() -> str:
         for pipeline, family in FAMILIES.items()
         if family.edit is not None or family.xdit is not None
     ]
-    rows.append(["any other of diffusers, such as StableDiffusionXL and Chroma", "yes", "no", "no"])
+    rows.append(
+        ["StableDiffusionXL, Chroma, Sana, HiDream and all others of diffusers that draw from text", "yes", "no", "no"]
+    )
     return table(["pipeline of the checkpoint", "`t2i`", "`edit`", "`--backend xdit` splits an image by"], rows)
 
 

@@ -14,7 +14,7 @@ from dglaunch.output.ownership import refuse_to_replace, write_report
 from dglaunch.planning.batches import Plan
 from dglaunch.planning.duplicates import duplicates_in
 from dglaunch.planning.estimate import SPARE
-from dglaunch.planning.figures import FigureBook, book_of, in_this_process
+from dglaunch.planning.figures import FigureBook, book_of, in_this_process, numbers_of
 from dglaunch.planning.gpus import find_gpu, gpu_of
 from dglaunch.planning.host import Host, host_of
 from dglaunch.planning.job import Job, Schedule, prepare
@@ -22,7 +22,7 @@ from dglaunch.planning.outlook import GIB, Layout, Outlook, look_ahead
 from dglaunch.planning.speed import Span
 from dglaunch.planning.tuned import recall
 from dglaunch.run.report import number
-from dglaunch.system import Machine
+from dglaunch.system import Machine, versions
 from dglaunch.terminal import Terminal
 
 Looking = TypeVar("Looking", bound=LookingFlags)
@@ -180,6 +180,8 @@ def _memory_lines(outlook: Outlook, problem: str) -> Iterator[str]:
         f"memory a rank at {shape}, batch {images}: {memory.needed(images) / GIB:.2f} GiB at its worst, while it "
         f"{VERBS[memory.peak_stage(images)]} ({stages}; {memory.weights / GIB:.2f} of it weights; {memory.source})"
     )
+    if outlook.traced_with:
+        yield f"  {_traced_with(outlook.traced_with)}"
     if memory.source == "formula" and problem:
         yield f"  a formula, as it could not be traced: {problem}"
     if room is None:
@@ -191,6 +193,18 @@ def _memory_lines(outlook: Outlook, problem: str) -> Iterator[str]:
         yield f"  does not fit: {room / GIB:.1f} GiB, of which {SPARE:.0%} are planned for, are {left:.1f} more"
     else:
         yield f"  does not fit: {room / GIB:.1f} GiB are {-left:.1f} too few"
+
+
+def _traced_with(packages: Mapping[str, str]) -> str:
+    """With which versions figures were traced, and which of them are others here."""
+    with_them = ", ".join(f"{name} {version.partition('+')[0]}" for name, version in packages.items() if version)
+    here = {name: versions().get(name, "") for name in packages}
+    others = [
+        f"{name} {here[name] or 'not installed'}"
+        for name, version in packages.items()
+        if numbers_of(here[name]) != numbers_of(version)
+    ]
+    return f"traced with {with_them}" + (f"; here: {', '.join(others)}" if others else "")
 
 
 def _host_lines(job: Job, host: Host) -> Iterator[str]:

@@ -23,6 +23,9 @@ from dglaunch.models.shape import Shape
 COLUMN_OF: dict[Role, str] = {"image": IMAGES, "mask": MASK, "control": CONTROL}
 FIELD_OF: dict[str, Role] = {"strength": "image", "control_scale": "control"}
 """What a row may set, and the image that it is about."""
+TOGETHER = (
+    "dglaunch knows no pipeline of diffusers that takes these together; draw from fewer of them, or take another model"
+)
 CHECKS: dict[str, values.Check] = {"strength": values.share, "control_scale": values.positive}
 
 
@@ -164,7 +167,7 @@ class InputReader(RowReader):
         task.mask, task.control = pictures.get("mask"), pictures.get("control")
         pipeline = self.family.input_pipeline(inputs.roles)
         if pipeline is None or pipeline.refused:
-            reason = pipeline.refused if pipeline is not None else "diffusers has no pipeline of it for that"
+            reason = pipeline.refused if pipeline is not None else TOGETHER
             yield f"{self.checkpoint.pipeline_name} does not draw from {roles_text(inputs.roles)}: {reason}"
             return
         yield from self._sizes(task, pictures)

@@ -216,6 +216,18 @@ def from_environment(
     return topology
 
 
+def reshaped(topology: Topology, config: RunConfig, parallel: ParallelConfig) -> Topology:
+    """Return a world whose ranks make other replicas.
+
+    Raises:
+        UserError: the flags do not ask for these degrees, or the degrees do not divide the world.
+    """
+    _check_ways(config, parallel)
+    found = replace(topology, parallel=parallel)
+    _check_degrees(found)
+    return found
+
+
 def _check_ways(config: RunConfig, parallel: ParallelConfig) -> None:
     """Refuse degrees of a way to share an image that was not asked for, and a way without a degree.
 

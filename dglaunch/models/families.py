@@ -175,7 +175,7 @@ class Family:
     """What `edit` does with input images; None where the pipeline takes none."""
     with_inputs: tuple[InputPipeline, ...] = ()
     """The pipelines with which t2i draws from images, within masks and after control images; () where there are none."""
-    no_inputs: str = "diffusers has no pipeline of it that draws from an image"
+    no_inputs: str = "dglaunch knows no pipeline of diffusers that does it for this family"
     """Why there are none."""
     own_steps: int = 50
     """Denoising steps of its text-to-image pipeline where nobody says how many: what a strength is a share of."""
@@ -192,6 +192,9 @@ class Family:
     whole_under_tensor: float = 0.0
     """Share of the transformer's weights that --shard tensor leaves whole on each rank: what diffusers' plan does not name, by
     the published configuration."""
+
+    guides_in_one_call: bool = False
+    """Whether guidance calls the transformer once, with both branches in the batch, and not twice."""
 
     def input_pipeline(self, roles: tuple[Role, ...]) -> InputPipeline | None:
         """Return the pipeline for rows with these input images; None if there is none."""
@@ -429,6 +432,7 @@ FAMILIES: dict[str, Family] = {
         lora=LoraRules(apart=("x_embedder", "cap_embedder")),
         takes=_names("attention_backend enable_compile cache:cache_dit"),
         shares=_FSDP,
+        guides_in_one_call=True,
     ),
     "StableDiffusion3Pipeline": Family(
         name="SD3",
@@ -453,6 +457,7 @@ FAMILIES: dict[str, Family] = {
         lora=replace(_CLIP_LORA, xdit="fused"),
         takes=_GUIDED_TAKES,
         shares=_FSDP,
+        guides_in_one_call=True,
     ),
     "PixArtSigmaPipeline": Family(
         name="PixArtSigma",
@@ -464,6 +469,7 @@ FAMILIES: dict[str, Family] = {
         xdit=XDiT(pipeline="xfuser:xFuserPixArtSigmaPipeline", cfg=True, image_unit="rows"),
         takes=_GUIDED_TAKES,
         shares=_FSDP,
+        guides_in_one_call=True,
     ),
     "Lumina2Pipeline": Family(
         name="Lumina2",

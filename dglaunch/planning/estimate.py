@@ -216,14 +216,6 @@ def fetched_in(
     }
 
 
-def gathered_a_step(parts: Mapping[str, int], config: RunConfig, topology: Topology) -> int:
-    """Return the bytes of weights that a rank gets from the others in each denoising step, under --shard fsdp."""
-    if config.backend.shard != "fsdp":
-        return 0
-    degree = topology.parallel.shard_degree
-    return sum(size for name, size in parts.items() if name in DENOISERS) * (degree - 1) // degree
-
-
 STORED = {"int8": 1.0, "fp8": 1.0, "nf4": 0.56}
 """Bytes of a weight of the transformer once it is quantized, its scales included."""
 

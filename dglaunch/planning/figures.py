@@ -32,7 +32,11 @@ SHIPPED = Path(__file__).with_name("figures.json")
 TRACED = ("enable_vae_slicing", "enable_vae_tiling", "enable_layerwise_casting", "enable_fuse_qkv")
 """Optimizations whose memory and work show on fake tensors."""
 COUNTED_WITH = ("torch", "diffusers", "transformers")
-"""Packages of which another version may compute otherwise; with several ranks xfuser too."""
+"""Packages of which another version may compute otherwise; where ranks are xfuser's, it too."""
+ALIKE = {"torch": 1, "diffusers": 2, "transformers": 1, "xfuser": 2}
+"""How many numbers of a package's version must agree for figures that were traced with another one. What counts are diffusers' model
+classes, which change with its second number; the key says which configuration they have. An H100 with torch 2.11 and transformers
+5.17 measured what figures of torch 2.13 and transformers 5.23 say (docs/throughput.md)."""
 USUAL_PROMPT = 128
 """Tokens of a prompt that is not padded, unless a longer one is in the table."""
 CHARACTERS_A_TOKEN = 4
@@ -103,6 +107,8 @@ class FigureBook:
         self.is_closed = known is not None
         self.problem = ""
         """Why there are none."""
+        self._with: dict[Request, Mapping[str, str]] = {}
+        """The packages with which figures that are shipped were traced."""
         self._folder = config.backend.cache / "figures"
         self.measured = Measured(self._folder / MEASURED)
         self._num_traced = 0
@@ -116,6 +122,11 @@ class FigureBook:
 
     def _request(self, bucket: Bucket) -> Request:
         return request_of(self.checkpoint, self.config, self.parallel, self.dtype, bucket, self.text_tokens)
+
+    def traced_with(self, bucket: Bucket) -> Mapping[str, str]:
+        """Return the versions of the packages with which the figures of a bucket were traced."""
+        request = self._request(bucket)
+        return self._with.get(request, _versions(request))
 
     def for_layout(self, parallel: ParallelConfig) -> "FigureBook":
         """Return a book of the same job split otherwise."""
@@ -157,8 +168,9 @@ class FigureBook:
         return found if factor is None else with_memory(found, factor)
 
     def _look_up(self, key: str, request: Request) -> Figures | None:
-        shipped = _shipped()
-        if key in shipped["figures"] and _versions(request).items() <= shipped["versions"].items():
+        shipped, here = _shipped(), _versions(request)
+        if key in shipped["figures"] and are_alike(here, shipped["versions"]):
+            self._with[request] = {name: str(shipped["versions"][name]) for name in here}
             return Figures.from_json(shipped["figures"][key])
         try:
             kept = strict_json.loads(read_bytes(self._file(key, request), 1 << 20))
@@ -188,6 +200,8 @@ class FigureBook:
         if not alike:
             return None
         nearest = min(alike, key=lambda other: abs(_pixels(other) - _pixels(request)))
+        if nearest in self._with:
+            self._with[request] = self._with[nearest]
         return scaled(self.known[nearest], _pixels(request) / _pixels(nearest))
 
 
@@ -292,8 +306,24 @@ def key_of(checkpoint: Checkpoint, request: Request) -> str:
 
 
 def _versions(request: Request) -> dict[str, str]:
-    names = (*COUNTED_WITH, *(["xfuser"] if request.replica_size > 1 else []))
+    """What is installed here of the packages that figures are counted with; "" for one that is not."""
+    is_xfusers = request.replica_size > 1 and request.context_degree == 1
+    names = (*COUNTED_WITH, *(["xfuser"] if is_xfusers else []))
     return {name: versions().get(name, "") for name in names}
+
+
+def are_alike(here: Mapping[str, str], traced_with: Mapping[str, object]) -> bool:
+    """Return whether figures that were traced with some versions of packages are those of the versions here. A package that is not
+    installed says nothing against them."""
+    return all(
+        not version or numbers_of(version)[: ALIKE[name]] == numbers_of(str(traced_with[name]))[: ALIKE[name]]
+        for name, version in here.items()
+    )
+
+
+def numbers_of(version: str) -> list[str]:
+    """Return the numbers of a version's public part: of 2.13.0+cu130 the 2, the 13 and the 0."""
+    return version.partition("+")[0].split(".")
 
 
 @cache

@@ -4,8 +4,8 @@ outlook = look_ahead(job, schedule, book, gpu)
 outlook.fits, outlook.total, outlook.advice
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from dglaunch.backends.profiles import profile_of
@@ -14,29 +14,20 @@ from dglaunch.data.task import Bucket
 from dglaunch.distributed.topology import Topology, degrees_in_words, splits
 from dglaunch.errors import UserError
 from dglaunch.models.figures import Figures
-from dglaunch.models.optimizations import OPTIMIZATIONS
 from dglaunch.models.schedulers import calls_of
 from dglaunch.planning import estimate
-from dglaunch.planning.estimate import SPARE, Memory, gathered_a_step, memory_of
+from dglaunch.planning.changes import SAVING, Change, sharing, with_change
+from dglaunch.planning.estimate import SPARE, Memory, memory_of
 from dglaunch.planning.figures import FigureBook
 from dglaunch.planning.gpus import Gpu
 from dglaunch.planning.job import Job, Schedule
+from dglaunch.planning.sharing import shared
 from dglaunch.planning.speed import NONE, Seconds, Span, Work, gain_of_compiling, seconds_of
 
 GIB, TERA = 2**30, 1e12
-SAVING: tuple[tuple[str, ...], ...] = (
-    ("enable_vae_slicing",),
-    ("enable_vae_tiling",),
-    ("enable_layerwise_casting",),
-    ("quantization=fp8",),
-    ("quantization=nf4",),
-    ("enable_cpu_offload",),
-    ("enable_group_offloading",),
-    ("enable_group_offloading", "enable_vae_tiling"),
-)
-"""What may make a model fit, from the least to the greatest change."""
 WORTH = 0.03
 """A gain below it is not advised."""
+COMPILING, AHEAD = Change(optimization={"enable_compile": True}), Change(optimization={"encode": "ahead"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +79,10 @@ class Outlook:
     steps: int
     calls: int
     """Of the transformer, for an image of so many steps."""
+    sent_a_step: int = 0
+    """Bytes that a rank gives to the others of its replica in each step of a batch."""
+    traced_with: Mapping[str, str] = field(default_factory=dict)
+    """The versions of the packages that the figures are of."""
 
     @property
     def fits(self) -> bool | None:
@@ -158,12 +153,13 @@ class Outlook:
             return {"source": None, "step_tflop": None, "decode_tflop": None, "encode_tflop": None}
         return {
             "source": "traced",
+            "traced_with": dict(self.traced_with),
             "encode_tflop": self.figures.encode.flops / TERA,
             "step_tflop": self.figures.denoise.flops / TERA,
             "decode_tflop": self.figures.decode.flops / TERA,
             "steps": self.steps,
             "calls": self.calls,
-            "sent_mib_a_step": self.figures.denoise.sent_bytes / 2**20,
+            "sent_mib_a_step": self.sent_a_step / 2**20,
         }
 
     def _time_json(self) -> dict[str, object]:
@@ -220,8 +216,14 @@ class PlannedPeak:
     """The peak of a run's largest batch, to be set beside what the run measures."""
 
     bucket: Bucket
+    images: int
     num_bytes: int
     beside_weights: int
+
+    def corrected(self, factor: float) -> "PlannedPeak":
+        """Return it with so many times the memory beside the weights."""
+        beside = int(self.beside_weights * factor)
+        return replace(self, num_bytes=self.num_bytes - self.beside_weights + beside, beside_weights=beside)
 
     def factor(self, measured: int) -> float | None:
         """Return how many times what was planned the memory beside the weights was; None if that says nothing."""
@@ -239,7 +241,7 @@ def planned_peak(job: Job, schedule: Schedule, book: FigureBook) -> PlannedPeak 
         return None
     stage = memory.stages[memory.peak_stage(images)]
     needed = memory.needed(images)
-    return PlannedPeak(bucket, needed, needed - stage.weights)
+    return PlannedPeak(bucket, images, needed, needed - stage.weights)
 
 
 class _Looking:
@@ -260,7 +262,8 @@ class _Looking:
         outlook = Outlook(
             job=job, gpu=self.gpu, bucket=bucket, images=images, figures=figures, memory=memory, seconds=seconds,
             total=total, making=making, rate=_rate(num_images, making), steps=self.steps(bucket, figures),
-            calls=self.calls(bucket, figures),
+            calls=self.calls(bucket, figures), traced_with=self.book.traced_with(bucket) if figures is not None else {},
+            sent_a_step=self.work(bucket, images, figures).sent_bytes_a_step if figures is not None else 0,
             layouts=self.layouts() if compare else [], advice=[],
         )  # fmt: skip
         return replace(outlook, advice=list(self.advice(outlook)))
@@ -300,6 +303,16 @@ class _Looking:
 
     # -- time --------------------------------------------------------------------------------------------------------
 
+    def work(self, bucket: Bucket, images: int, figures: Figures, topology: Topology | None = None) -> Work:
+        """What a rank does for a batch of so many images."""
+        place = topology or self.job.topology
+        work = replace(
+            work_of(self.job.config.backend.model_name, figures, images, self.calls(bucket, figures)),
+            overlapped=place.parallel.ring_degree > 1,
+            weights_bytes=sum(figures.weights.values()),
+        )
+        return shared(work, self.job, place, figures, bucket, self.book.text_tokens)
+
     def seconds(
         self, bucket: Bucket, images: int, figures: Figures | None = None, topology: Topology | None = None
     ) -> Seconds | None:
@@ -307,14 +320,7 @@ class _Looking:
         found = figures if figures is not None else self.book(bucket)
         if found is None or self.gpu is None:
             return None
-        work = work_of(self.job.config.backend.model_name, found, images, self.calls(bucket, found))
-        gathered = gathered_a_step(found.weights, self.job.config, topology or self.job.topology)
-        work = replace(
-            work,
-            sent_bytes_a_step=work.sent_bytes_a_step + gathered,
-            overlapped=(topology or self.job.topology).parallel.ring_degree > 1,
-            weights_bytes=sum(found.weights.values()),
-        )
+        work = self.work(bucket, images, found, topology)
         return seconds_of(work, self.gpu, dtype=self.job.machine.dtype, compiled=self.optimization.enable_compile)
 
     def shares(self) -> tuple[Span, Span]:
@@ -410,63 +416,64 @@ class _Looking:
         most = outlook.memory.most_images(room * SPARE)
         if most:
             yield f"--batch_size {most}: so many images fit"
-        found = False
-        for flags in SAVING:
-            memory = self.with_flags(flags)
-            if memory is not None and memory.room(1) <= room * SPARE:
-                found = True
-                words = " ".join("--" + flag.replace("=", " ") for flag in flags)
-                yield f"{words}: {memory.needed(1) / GIB:.1f} GiB for one image ({memory.source}); {_costs(flags)}"
-        if not most and not found:
+        fitting = [line for change in SAVING if (line := self.if_it_fits(change, outlook.memory)) is not None]
+        yield from fitting
+        shared: dict[str | None, str] = {}
+        for change in sharing(self.job):
+            if change.shard not in shared and (line := self.if_it_fits(change, outlook.memory)) is not None:
+                shared[change.shard] = line
+        yield from shared.values()
+        if not most and not fitting and not shared:
             yield "no flag makes one image fit; take a GPU with more memory, or a smaller model or size"
 
-    def with_flags(self, flags: Sequence[str]) -> Memory | None:
-        """The memory of one image with other optimizations; None if the family or machine does not take them."""
-        given = {name: value or True for name, _, value in (flag.partition("=") for flag in flags)}
-        current = self.optimization
-        if all(getattr(current, name) == value for name, value in given.items()):
+    def if_it_fits(self, change: Change, now: Memory) -> str | None:
+        """A line about other flags if one image fits with them; None if not, or if it takes no less memory."""
+        room = self.job.machine.memory
+        memory = self.memory_with(change)
+        if memory is None or room is None or not memory.room(1) <= min(room * SPARE, now.room(1) - 1):
             return None
-        try:
-            optimization = replace(current, **given)  # type: ignore[arg-type]
-            config = replace(self.job.config, optimization=optimization)
-            self.job.profile.check(config, self.job.target, self.job.topology, self.job.makeable)
-        except UserError:
+        return f"{change.words}: {memory.needed(1) / GIB:.1f} GiB for one image ({memory.source}); {change.costs}"
+
+    def memory_with(self, change: Change) -> Memory | None:
+        """The memory of a batch with other flags; None if a run would be refused, or nothing is known of it."""
+        changed = with_change(self.job, change)
+        if changed is None:
             return None
-        book = self.book.for_optimization(optimization)
+        book = self.book.for_optimization(changed.config.optimization)
         bucket = self.largest[0]
-        shape = self.job.checkpoint.shape(bucket.height, bucket.width)
-        found = book(bucket)
-        if found is None:
+        if book(bucket) is None:
             return None
-        dtype = self.job.machine.dtype
-        return memory_of(self.job.checkpoint, config, self.job.topology, dtype, shape, bucket.input_tokens, found)
+        return _Looking(changed, self.schedule, book, self.gpu).memory(bucket)
 
     def what_is_faster(self, outlook: Outlook) -> Iterator[str]:
-        seconds, images = outlook.seconds, outlook.images
-        assert seconds is not None
-        takes = self.job.checkpoint.family.takes
-        if not self.optimization.enable_compile and (takes is None or "enable_compile" in takes):
-            yield f"--enable_compile: about {gain_of_compiling():.2f} times as fast once it is compiled (published runs)"
-        if self.optimization.encode == "inline" and self.job.checkpoint.family.text_outputs:
-            texts = sum(
-                size
-                for name, size in (outlook.figures.weights if outlook.figures else {}).items()
-                if name.startswith("text_encoder")
-            )
-            yield f"--encode ahead: {texts / GIB:.1f} GiB less while it denoises, and each prompt encoded once"
-        room = self.job.machine.memory
-        family = self.job.checkpoint.family
-        if outlook.memory is not None and room is not None and family.batch and not family.masks_lengths:
-            more = min(2 * images, outlook.memory.most_images(room * SPARE))
-            enough = self.schedule.plan.num_tasks >= more * self.job.topology.num_replicas
-            larger = self.seconds(self.largest[0], more) if enough and more > images else None
-            if larger is not None and (gain := (seconds.likely / images) / (larger.likely / more) - 1) > WORTH:
-                yield f"--batch_size {more}: about {gain:.0%} more images a second, and it fits"
+        """What would be done sooner, or leave more memory, of all that a run would take."""
+        if with_change(self.job, COMPILING) is not None:
+            yield f"{COMPILING.words}: about {gain_of_compiling():.2f} times as fast once it is compiled (published runs)"
+        if self.optimization.encode == "inline" and outlook.memory is not None:
+            ahead = self.memory_with(AHEAD)
+            less = outlook.memory.weights - ahead.weights if ahead is not None else 0
+            if less > 0:
+                yield f"{AHEAD.words}: {less / GIB:.1f} GiB less while it denoises, and each prompt encoded once"
+        if (larger := self.larger_batch(outlook)) is not None:
+            yield larger
         slow = estimate.bottleneck(
             self.job.checkpoint, self.job.topology, self.schedule.plan, self.shares()[1].middle or 1.0
         )
         if slow is not None:
             yield slow
+
+    def larger_batch(self, outlook: Outlook) -> str | None:
+        """A line about a batch that makes more images a second, and fits."""
+        seconds, images, room = outlook.seconds, outlook.images, self.job.machine.memory
+        family = self.job.checkpoint.family
+        if seconds is None or outlook.memory is None or room is None or not family.batch or family.masks_lengths:
+            return None
+        more = min(2 * images, outlook.memory.most_images(room * SPARE))
+        enough = self.schedule.plan.num_tasks >= more * self.job.topology.num_replicas
+        larger = self.seconds(self.largest[0], more) if enough and more > images else None
+        if larger is None or (gain := (seconds.likely / images) / (larger.likely / more) - 1) <= WORTH:
+            return None
+        return f"--batch_size {more}: about {gain:.0%} more images a second, and it fits"
 
 
 def work_of(model: str, figures: Figures, images: int, steps: int) -> Work:
@@ -476,6 +483,7 @@ def work_of(model: str, figures: Figures, images: int, steps: int) -> Work:
         encode_tflop=images * figures.encode.flops / TERA,
         step_tflop=images * figures.denoise.flops / TERA,
         steps=steps,
+        images=images,
         decode_tflop=images * figures.decode.flops / TERA,
         launches_a_step=figures.denoise.launches,
         sent_bytes_a_step=images * figures.denoise.sent_bytes,
@@ -484,12 +492,6 @@ def work_of(model: str, figures: Figures, images: int, steps: int) -> Work:
 
 def _rate(images: int, seconds: Span) -> Span:
     return NONE if seconds.low <= 0 else Span(images / seconds.high, images / seconds.low)
-
-
-def _costs(flags: Sequence[str]) -> str:
-    """What an optimization does and changes, as its table says."""
-    rows = [row for row in OPTIMIZATIONS for flag in flags if row.name == flag.replace("=", " ")]
-    return "; ".join(row.does + (f" (images change: {row.changes})" if row.changes else "") for row in rows)
 
 
 def name_of(topology: Topology) -> str:

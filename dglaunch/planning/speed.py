@@ -79,12 +79,16 @@ class Work:
     """Of the whole batch, and of both passes where guidance runs the model twice."""
     steps: int
     decode_tflop: float = 0.0
+    images: int = 1
+    """Of the batch."""
     launches_a_step: int = 0
     """Operations of the model that start a kernel, in all passes of one step, whatever the batch; 0 leaves them out."""
     sent_bytes_a_step: int = 0
     """That this rank sends to the others of its replica."""
+    sent_bytes_once: int = 0
+    """And besides, in each batch: to encode its prompts."""
     overlapped: bool = False
-    """Whether sending goes on beside the arithmetic, as the ring's does."""
+    """Whether sending goes on beside the arithmetic, as the ring's does, and that of blocks of weights before they run."""
     weights_bytes: int = 0
     """That this rank reads at the start."""
 
@@ -255,13 +259,14 @@ def seconds_of(
             basis.append(f"a step is bound by starting its {count} kernels: a larger batch costs little")
         step = Span(max(step.low, starting.low), max(step.high, starting.high))
         likely = max(likely, starting.middle)
-    traffic = _traffic(work, gpu)
+    denoise = step.times(work.steps)
+    traffic = _traffic(work, gpu, denoise)
     ends = (work.encode_tflop + work.decode_tflop) / (peak * share.likely)
     return Seconds(
         load=_load(work),
         compiling=Span(*COMPILING) if compiled else NONE,
         encode=of(work.encode_tflop),
-        denoise=step.times(work.steps),
+        denoise=denoise,
         traffic=traffic,
         decode=of(work.decode_tflop),
         likely=work.steps * likely + ends + traffic.middle,
@@ -276,12 +281,14 @@ def _load(work: Work) -> Span:
     return Span(*START) + Span(size / DISK[1], size / DISK[0])
 
 
-def _traffic(work: Work, gpu: Gpu) -> Span:
-    """What a rank sends, over its link; beside the arithmetic perhaps nothing of it is waited for."""
-    if not work.sent_bytes_a_step or not gpu.link:
+def _traffic(work: Work, gpu: Gpu, denoise: Span) -> Span:
+    """What a rank sends, over its link; beside the arithmetic perhaps only what takes longer than that is waited for."""
+    num_bytes = work.sent_bytes_a_step * work.steps + work.sent_bytes_once
+    if not num_bytes or not gpu.link:
         return NONE
-    size = work.sent_bytes_a_step * work.steps / 1e9 / gpu.link
-    return Span(0.0 if work.overlapped else size / LINK_SHARE[1], size / LINK_SHARE[0])
+    size = num_bytes / 1e9 / gpu.link
+    least = size / LINK_SHARE[1]
+    return Span(max(least - denoise.low, 0.0) if work.overlapped else least, size / LINK_SHARE[0])
 
 
 def _over(

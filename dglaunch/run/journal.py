@@ -37,6 +37,8 @@ class Journal:
         """What the report counts, once it does."""
         self.ranks: list[tuple[str, str]] = []
         """Of each rank its machine's name and the identity of torchrun's agent ("" without one), once they have told each other."""
+        self.memory: Record = {}
+        """What was planned of the peak and what it is, once a batch has shown it."""
         self.is_closed = False
         """The end of the run is written: nothing may come after it."""
         self._job = job
@@ -95,6 +97,7 @@ class Journal:
         return {
             "num_tasks": self._asked.count,
             "tasks": self._asked.text,
+            **self.memory,
             **measured,
             **({} if self._fingerprint is None else {FINGERPRINT: self._fingerprint}),
             **({} if job.image_folders is None else {IMAGE_FOLDERS: job.image_folders.record}),

@@ -27,13 +27,14 @@ from dglaunch.output.writer import Writer
 from dglaunch.planning.batches import Plan
 from dglaunch.planning.figures import book_of
 from dglaunch.planning.job import Job, Schedule
-from dglaunch.planning.outlook import PlannedPeak, planned_peak
+from dglaunch.planning.outlook import planned_peak
 from dglaunch.run.attempts import Limits
 from dglaunch.run.collect import Collector, Sink
 from dglaunch.run.encoding import Encoder
 from dglaunch.run.images import ImageQueue
 from dglaunch.run.journal import Journal
 from dglaunch.run.loop import Loop
+from dglaunch.run.memory import MemoryCheck
 from dglaunch.run.opening import Opened, open_folders, start_anew
 from dglaunch.run.pulse import Pulse, check_metrics_file
 from dglaunch.run.record import Recorder
@@ -104,8 +105,8 @@ class _Run:
         self.finished = finished
         self.report: Report | None = None
         self.pulse: Pulse | None = None
-        self.planned: PlannedPeak | None = None
-        """On rank 0."""
+        self.memory: MemoryCheck | None = None
+        """On rank 0, where figures say what a batch takes."""
         self.load_seconds = 0.0
         self.inputs = {task.id: saved_names(task) for task in job.tasks} if job.config.saves_inputs else {}
 
@@ -150,9 +151,10 @@ class _Run:
                 job = Stage(job, channel, watch, self.writer, self.terminal).run(opened.done, opened.overwrite)
             except Drained:
                 return self._stopped_early(opened)
-        self.book = book_of(job, trace=None, known=known.figures)
-        schedule = job.schedule(opened.done, known.limits, known.tuned, known.memory, known.parameters, self.book)
-        self.planned = planned_peak(job, schedule, self.book)
+        book = book_of(job, trace=None, known=known.figures)
+        schedule = job.schedule(opened.done, known.limits, known.tuned, known.memory, known.parameters, book)
+        if self.topology.is_main and (planned := planned_peak(job, schedule, book)) is not None:
+            self.memory = MemoryCheck(job, book, planned)
         self.journal.reasons = schedule.reasons
         self._report_plan(schedule, opened.damaged, notes + known.notes)
         context = self._context(channel, watch, schedule.plan)
@@ -287,8 +289,17 @@ class _Run:
                 self.writer.flush()
         if self.report is not None:
             self.report.update(result)
+            self._compare_memory(self.report, result)
         if self.pulse is not None:
             self.pulse.beat()
+
+    def _compare_memory(self, report: Report, result: Result) -> None:
+        """A run that is killed before its end has noted what its batches take, too."""
+        measured = self.memory.after(result.record) if self.memory is not None and not result.failed else None
+        if self.memory is not None and measured is not None:
+            self.journal.memory = {"planned_memory_bytes": self.memory.num_bytes, "peak_memory_bytes": measured}
+            if text := self.memory.told(measured):
+                report.note(text)
 
     # -- after the last batch -------------------------------------------------------------------------------------
 
@@ -319,7 +330,9 @@ class _Run:
             error = _unaccounted(report)
         outcome = outcome_of(error, drained, report.counts.num_failed)
         summary = report.summary(sink.reports, self.load_seconds, outcome, plan.num_batches)
-        summary = replace(summary, planned_memory_bytes=self._compare_memory(summary.peak_memory_bytes))
+        if self.memory is not None:
+            self.memory.compare(summary.peak_memory_bytes)
+            summary = replace(summary, planned_memory_bytes=self.memory.num_bytes)
         report.end(summary, self.job.config.output_dir)
         record = self._close_journal(report, asdict(summary), error)
         if self.job.config.gallery and not drained:
@@ -327,15 +340,6 @@ class _Run:
         if not lost:
             self._join(report, has_ended=outcome in ("done", "failed"))
         return _Ended(RunResult(outcome, report.counts, self.job.config.output_dir), error, record)
-
-    def _compare_memory(self, measured: int) -> int | None:
-        """What was planned of the peak; on a GPU the next start and plan go by what it was."""
-        if self.planned is None:
-            return None
-        factor = self.planned.factor(measured) if self.job.device == "cuda" else None
-        if factor is not None:
-            self.book.measured.note(self.job.machine.name, self.book.key(self.planned.bucket), factor)
-        return self.planned.num_bytes
 
     def _close_journal(self, report: Report, summary: Record, error: DglaunchError | None) -> Record:
         self.journal.is_closed = True

@@ -96,10 +96,11 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no
         if func.namespace in COLLECTIVES:
             self._note(func, args, inputs)
         if not any(isinstance(each, FakeTensor) for each in inputs):
-            # Else a DTensor would ask for each linear layer anew, and for long, whether it can do it in one piece.
-            if any(map(is_traceable_wrapper_subclass, inputs)) and self._is_composite(func):
-                with self:
-                    return func.decompose(*args, **kwargs)
+            if any(map(is_traceable_wrapper_subclass, inputs)):
+                if self._is_composite(func):
+                    with self:
+                        return func.decompose(*args, **kwargs)
+                return NotImplemented  # DTensor makes operations on its parts of it, which are counted
             return self._count(func(*args, **kwargs))
         if (special := SPECIAL.get(func)) is not None:
             self.launches += func.namespace == "aten"

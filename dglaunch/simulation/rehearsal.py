@@ -23,7 +23,7 @@ from dglaunch.simulation.cluster import fake_cluster
 from dglaunch.simulation.loader import Simulated, WeightlessLoader
 from dglaunch.simulation.meter import Collective, Meter
 from dglaunch.simulation.networks import movable
-from dglaunch.simulation.sharded import fsdp_on_fakes, known_shares
+from dglaunch.simulation.sharded import fsdp_on_fakes, known_shares, uncounted_propagation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +83,7 @@ def simulating(meter: Meter, topology: Topology) -> Iterator[None]:
             undo.enter_context(movable())
             if topology.parallel.shard_degree > 1:
                 undo.enter_context(fsdp_on_fakes(meter))
+                undo.enter_context(uncounted_propagation())
             if topology.parallel.context_degree > 1:
                 undo.enter_context(known_shares())
             undo.enter_context(meter)

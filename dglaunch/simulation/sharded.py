@@ -2,13 +2,14 @@
 torch's back; context parallelism asks the other ranks how many tokens they hold."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import _disable_current_modes
 
 from dglaunch.simulation.meter import Meter
 
@@ -50,6 +51,28 @@ def fsdp_on_fakes(meter: Meter) -> Iterator[None]:
 
 def _empty(meter: Meter, size: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     return meter.empty(torch.empty(tuple(size), device="meta"), dtype)
+
+
+@contextmanager
+def uncounted_propagation() -> Iterator[None]:
+    """Let DTensor find out unseen how the parts of an output lie: it computes with fake tensors of the whole ones' sizes."""
+    from torch.distributed.tensor._decompositions import DecompShardingStrategy
+    from torch.distributed.tensor._sharding_prop import ShardingPropagator
+
+    def unseen(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with _disable_current_modes():
+                return method(*args, **kwargs)
+
+        return call
+
+    with ExitStack() as undo:
+        for kind, name in (
+            (ShardingPropagator, "_propagate_tensor_meta_non_cached"),
+            (DecompShardingStrategy, "propagate_strategy"),
+        ):
+            undo.enter_context(mock.patch.object(kind, name, unseen(getattr(kind, name))))
+        yield
 
 
 @contextmanager

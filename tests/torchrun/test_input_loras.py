@@ -40,7 +40,7 @@ def plain(family: str, model: Path, loras: dict[str, Path]) -> list[np.ndarray]:
         pipeline = getattr(diffusers, name).from_pretrained(model)
         pipeline.set_progress_bar_config(disable=True)
         for adapter, file in loras.items():
-            pipeline.load_lora_weights(str(file), adapter_name=adapter)
+            pipeline.load_lora_weights(str(file), weight_name=file.name, adapter_name=adapter)
         for n, cell in enumerate(LORAS):
             if cell:
                 adapter, _, weight = cell.partition(":")

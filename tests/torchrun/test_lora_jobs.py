@@ -70,7 +70,7 @@ def one_by_one(models: Path) -> list[np.ndarray]:
     """The 24 rows by diffusers itself."""
     pipeline = pipeline_of(models / "flux")
     for file in loras(models):
-        pipeline.load_lora_weights(str(file), adapter_name=file.stem)
+        pipeline.load_lora_weights(str(file), weight_name=file.name, adapter_name=file.stem)
     made = []
     for n, row in enumerate(ROWS):
         words = [word.partition(":") for word in row["lora"].split(",") if word != "none"]
@@ -135,7 +135,8 @@ def merged(models: Path) -> Path:
     folder = models / "flux-one"
     if not folder.exists():
         pipeline = pipeline_of(models / "flux")
-        pipeline.load_lora_weights(str(loras(models, "one")[0]))
+        file = loras(models, "one")[0]
+        pipeline.load_lora_weights(str(file), weight_name=file.name)
         pipeline.fuse_lora()
         pipeline.unload_lora_weights()
         pipeline.save_pretrained(folder)
@@ -167,7 +168,7 @@ def test_a_cache_does_what_it_does_with_the_lora_in_the_weights(models: Path, me
 def casting(pipeline: Any, file: Path) -> None:
     import torch
 
-    pipeline.load_lora_weights(str(file))
+    pipeline.load_lora_weights(str(file), weight_name=file.name)
     pipeline.transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
 
 
@@ -177,7 +178,7 @@ def int8(pipeline: Any, file: Path) -> None:
     blocks = [*pipeline.transformer.transformer_blocks, *pipeline.transformer.single_transformer_blocks]
     for block in blocks:
         torchao.quantize_(block, torchao.Int8DynamicActivationInt8WeightConfig())
-    pipeline.load_lora_weights(str(file))
+    pipeline.load_lora_weights(str(file), weight_name=file.name)
 
 
 IN_ORDER: dict[str, tuple[list[str], Callable[[Any, Path], None]]] = {

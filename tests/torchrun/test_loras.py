@@ -116,7 +116,7 @@ def plain(family: str, models: Path, cells: list[str | None]) -> list[np.ndarray
     pipeline = DiffusionPipeline.from_pretrained(models / family)
     pipeline.set_progress_bar_config(disable=True)
     for name, file in loras_of(family, models).items():
-        pipeline.load_lora_weights(str(file), adapter_name=name)
+        pipeline.load_lora_weights(str(file), weight_name=file.name, adapter_name=name)
     made = []
     for n, cell in enumerate(cells):
         if weights := parsed(cell):

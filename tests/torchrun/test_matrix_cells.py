@@ -80,7 +80,7 @@ def test_rows_with_loras_are_as_peft_makes_them_alone(families: Path, tmp_path: 
 
     def load(pipeline: Any) -> None:
         for name, file in files.items():
-            pipeline.load_lora_weights(str(file), adapter_name=name)
+            pipeline.load_lora_weights(str(file), weight_name=file.name, adapter_name=name)
 
     def use(pipeline: Any, number: int) -> None:
         if weights := parsed(ROWS[number]["lora"]):

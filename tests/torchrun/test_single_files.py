@@ -11,6 +11,7 @@ from support.plain_diffusers import apart, made_images, plain_images, words_for
 from support.results import run_json
 from support.single_files import comfy_file, ldm_file, without_weights
 from support.tiny_models import build
+from support.versions import needs_diffusers
 from support.weight_files import save, set_state, state_of
 
 
@@ -28,6 +29,13 @@ def test_sdxl_as_stability_writes_it(sdxl: tuple[Path, Path, Path], tmp_path: Pa
 
     model, file, config = sdxl
     made = made_images("sdxl", file, tmp_path / "out", "--model_config", config)
+    assert apart(plain_images("sdxl", model, lambda _: None), made) <= 2 / 255
+    told = run_json(tmp_path / "out")
+    assert all("sdxl.safetensors" in told["effects"][part] for part in ("unet", "vae"))
+    (image, *_) = sorted((tmp_path / "out").glob("*.png"))
+    again = dglaunch("replay", image, "--output", tmp_path / "again.png")
+    assert again.code == 0, again.output
+    needs_diffusers("0.39.0")  # which reads it beside transformers 5
     single = diffusers.StableDiffusionXLPipeline.from_single_file(str(file), config=str(config), local_files_only=True)
 
     def change(pipeline) -> None:
@@ -35,12 +43,6 @@ def test_sdxl_as_stability_writes_it(sdxl: tuple[Path, Path, Path], tmp_path: Pa
             setattr(pipeline, part, getattr(single, part))
 
     assert apart(plain_images("sdxl", model, change), made) <= 2 / 255
-    assert apart(plain_images("sdxl", model, lambda _: None), made) <= 2 / 255
-    told = run_json(tmp_path / "out")
-    assert all("sdxl.safetensors" in told["effects"][part] for part in ("unet", "vae"))
-    (image, *_) = sorted((tmp_path / "out").glob("*.png"))
-    again = dglaunch("replay", image, "--output", tmp_path / "again.png")
-    assert again.code == 0, again.output
 
 
 def test_what_the_file_lacks_comes_from_the_folder_or_a_flag(families: Path, tmp_path: Path) -> None:

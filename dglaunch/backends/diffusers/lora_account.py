@@ -105,8 +105,9 @@ def convert(path: Path, pipeline: Any) -> Converted:
         given["return_alphas"] = True
     if hasattr(pipeline, "unet"):
         given["unet_config"] = pipeline.unet.config
+    # Without a name diffusers up to 0.39 takes no file at all where HF_HUB_OFFLINE is set.
     tensors, *alphas, metadata = pipeline.lora_state_dict(
-        str(path), use_safetensors=True, return_lora_metadata=True, **given
+        str(path), weight_name=path.name, use_safetensors=True, return_lora_metadata=True, **given
     )
     read: set[str] = set()
     raw = {key: _Traced.of(value, frozenset({key}), read) for key, value in load_file(path).items()}

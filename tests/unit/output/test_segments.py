@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dglaunch.data import tables
-from dglaunch.output import file_index, resume, segments
+from dglaunch.output import file_index, ledger_index, resume, segments
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.ledger_index import LedgerIndex
 from dglaunch.output.segments import in_order, new_name
@@ -104,6 +104,17 @@ def test_the_index_is_used_and_may_be_lost_or_damaged(stopped: Path, monkeypatch
         assert len(read) == 2
     assert "13 are there already" in run(stopped).output
     assert_all_there(stopped)
+
+
+def test_columns_of_many_files_are_joined_a_few_at_a_time(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = OutputFolder(stopped / "out")
+    whole = LedgerIndex.read(folder)
+    monkeypatch.setattr(ledger_index, "JOINED", 2)
+    index = LedgerIndex.read(folder)
+    assert len(index.files) == 3 and [len(file) for file in index.files] == [5, 5, 3]
+    for name, column in whole.columns.items():
+        assert column.dtype == index.columns[name].dtype and column.tolist() == index.columns[name].tolist()
+    assert index.all_names(index.last()) == [f"{n:06d}.png" for n in range(13)]
 
 
 def test_an_index_of_a_stranger_leads_nowhere(stopped: Path) -> None:

@@ -16,7 +16,6 @@ from dglaunch.models.figures import BlockSizes
 from dglaunch.planning.batches import build
 from dglaunch.planning.estimate import TAKEN_IN_MPIXELS, bottleneck
 from support.commands import dglaunch
-from support.selection import rarely
 from support.versions import pinned_diffusers
 
 
@@ -59,7 +58,7 @@ def test_the_estimate_counts_what_is_on_the_device() -> None:
 def test_ranks_that_share_the_weights_hold_parts(way: Any, transformer: float) -> None:
     """FLUX.2-dev's sizes in bfloat16, over four ranks; the VAE is whole on each, and so are tables under FSDP."""
     from dglaunch.config import BackendConfig, ParallelConfig
-    from dglaunch.planning.estimate import fetched_in, gathered_a_step, on_each_rank
+    from dglaunch.planning.estimate import fetched_in, on_each_rank
 
     checkpoint = Checkpoint("x", "Flux2Pipeline", FAMILIES["Flux2Pipeline"], {}, {}, True)
     config = T2IConfig(prompt="x", backend=BackendConfig(shard=way))
@@ -74,7 +73,6 @@ def test_ranks_that_share_the_weights_hold_parts(way: Any, transformer: float) -
     fetched = fetched_in(whole, config, place, sizes)
     assert fetched["encode"].whole == 5 * 10**9 and fetched["encode"].fetching == 3 * 10**9
     assert fetched.get("denoise") == (sizes["transformer"] if way == "fsdp" else None)
-    assert gathered_a_step(whole, config, place) == (45 * 10**9 if way == "fsdp" else 0)
     alone = T2IConfig(prompt="x")
     assert on_each_rank(whole, checkpoint, alone, Topology(), sizes) == whole and not fetched_in(
         whole, alone, Topology(), {}
@@ -86,28 +84,44 @@ FSDP, TENSOR, BOTH = ("--shard", "fsdp"), ("--shard", "tensor"), ("--shard", "fs
 REHEARSED = {
     (FLUX2, FSDP, 4): (18.4, 22.3, 16.7),
     (FLUX2, FSDP, 8): (12.8, 14.7, 9.2),
-    (FLUX2, TENSOR, 4): (18.4, 17.9, 17.8),
-    (FLUX2, TENSOR, 8): (12.8, 10.1, 10.5),
+    (FLUX2, TENSOR, 4): (18.4, 16.8, 17.8),
+    (FLUX2, TENSOR, 8): (12.8, 9.4, 10.5),
     (FLUX2, BOTH, 4): (18.4, 22.2, 16.7),
     (QWEN, FSDP, 4): (9.0, 11.8, 13.1),
+    (QWEN, FSDP, 8): (7.1, 7.0, 8.4),
+    (QWEN, TENSOR, 4): (9.0, 19.6, 22.7),
+    (QWEN, TENSOR, 8): (7.1, 16.4, 19.5),
 }
 """Model, flags and ranks -> GiB while prompts are encoded, while images are denoised and decoded, by `rehearse` (docs/sharing.md)."""
 
 
-@pinned_diffusers
-@pytest.mark.traced
-@pytest.mark.parametrize(("model", "flags", "ranks"), rarely(REHEARSED, {(FLUX2, BOTH, 4)}))  # which is traced anew
-def test_a_plan_of_shared_weights_says_what_is_rehearsed(
-    tmp_path: Path, model: str, flags: tuple[str, ...], ranks: int
-) -> None:
+def check_plan(folder: Path, model: str, flags: tuple[str, ...], ranks: int) -> None:
     words = [*flags, "--model_name", model, "--prompt", "x", "--height", "1024", "--width", "1024", "--batch_size", "1"]
-    place = ["--gpu", "24GiB", "--world_size", str(ranks), "--output_dir", tmp_path, "--json", tmp_path / "plan.json"]
+    place = ["--gpu", "24GiB", "--world_size", str(ranks), "--output_dir", folder, "--json", folder / "plan.json"]
     degrees = {"DG_SHARD_DEGREE": str(ranks)} | ({"DG_PARALLEL_DEGREE": str(ranks)} if flags == BOTH else {})
     told = dglaunch("plan", "t2i", *words, *place, **degrees)
     assert told.code == 0, told.output
-    stages = json.loads((tmp_path / "plan.json").read_text())["memory"]["stages"]
+    stages = json.loads((folder / "plan.json").read_text())["memory"]["stages"]
     planned = [stages[name]["peak_gib"] for name in ("encode", "denoise", "decode")]
-    assert planned == pytest.approx(REHEARSED[model, flags, ranks], rel=0.03)
+    encode, denoise, decode = REHEARSED[model, flags, ranks]
+    assert [planned[0], planned[2]] == pytest.approx([encode, decode], rel=0.03)
+    # With tensor parallelism what goes from layer to layer is counted as one rank has it: on the safe side.
+    assert 0.97 * denoise < planned[1] < (1.11 if flags == TENSOR else 1.03) * denoise
+
+
+@pinned_diffusers
+@pytest.mark.parametrize(("model", "flags", "ranks"), [case for case in REHEARSED if BOTH not in case])
+def test_a_plan_of_shared_weights_says_what_is_rehearsed(
+    tmp_path: Path, model: str, flags: tuple[str, ...], ranks: int
+) -> None:
+    check_plan(tmp_path, model, flags, ranks)
+
+
+@pinned_diffusers
+@pytest.mark.slow
+@pytest.mark.traced
+def test_a_plan_of_shared_weights_and_tokens_says_what_is_rehearsed(tmp_path: Path) -> None:
+    check_plan(tmp_path, FLUX2, BOTH, 4)
 
 
 def test_the_host_has_the_text_encoders_of_a_replica_once(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Where figures come from, what is kept of them, and what runs teach about memory. Traces are scripted here."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from dglaunch.config import BackendConfig, ParallelConfig, RunConfig, T2IConfig
 from dglaunch.data.task import Bucket
 from dglaunch.models.checkpoint import Checkpoint, resolve
 from dglaunch.models.figures import BlockSizes, Figures, Request, StageCost
+from dglaunch.planning import figures
 from dglaunch.planning.figures import MOST_TRACED, FigureBook, longest_prompt
 
 FIGURES = Figures(
@@ -51,6 +53,63 @@ def checkpoint(config: RunConfig) -> Checkpoint:
 
 def book(checkpoint: Checkpoint, config: RunConfig, trace: Tracer | None, machine: str = "") -> FigureBook:
     return FigureBook(checkpoint, config, ParallelConfig(), "bfloat16", trace, machine=machine)
+
+
+LARGE = Bucket(height=1024, width=1024)
+"""A size that is shipped."""
+
+
+def here(monkeypatch: pytest.MonkeyPatch, **packages: str) -> None:
+    """Pretend that these versions are installed beside those that the shipped figures were traced with."""
+    traced_with = json.loads(figures.SHIPPED.read_text())["versions"]
+    installed = {name: version for name, version in {**traced_with, **packages}.items() if version}
+    monkeypatch.setattr(figures, "versions", lambda: installed)
+
+
+@pytest.mark.parametrize(
+    "packages",
+    [
+        {}, {"torch": "2.13.0"}, {"torch": "2.13.0+cu130"}, {"torch": "2.11.0+cu128"}, {"transformers": "5.17.0"}, {"xfuser": ""},
+        {"diffusers": "0.42.0"}, {"torch": "", "transformers": "", "xfuser": ""},
+    ],
+)  # fmt: skip
+def test_shipped_figures_are_those_of_all_versions_that_compute_alike(
+    checkpoint: Checkpoint, config: RunConfig, monkeypatch: pytest.MonkeyPatch, packages: dict[str, str]
+) -> None:
+    here(monkeypatch, **packages)
+    found = book(checkpoint, config, None)
+    assert found(LARGE) is not None and found.traced_with(LARGE)["torch"] == "2.13.0+cpu"
+
+
+@pytest.mark.parametrize(
+    "packages", [{"diffusers": "0.43.0"}, {"diffusers": "0.43.0.dev0"}, {"transformers": "6.0.0"}, {"torch": "3.0.0"}]
+)
+def test_shipped_figures_are_not_those_of_other_model_classes(
+    checkpoint: Checkpoint, config: RunConfig, monkeypatch: pytest.MonkeyPatch, packages: dict[str, str]
+) -> None:
+    here(monkeypatch, **packages)
+    tracer = Tracer()
+    found = book(checkpoint, config, tracer)
+    assert found(LARGE) == FIGURES and tracer.asked
+    assert packages.items() <= found.traced_with(LARGE).items()
+
+
+def test_only_xfusers_own_splits_need_xfuser(
+    checkpoint: Checkpoint, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here(monkeypatch, xfuser="0.8.0")
+    split = book(checkpoint, config, None).for_layout(ParallelConfig(ulysses_degree=2))
+    assert book(checkpoint, config, None)(LARGE) is not None and split(LARGE) is None
+    assert "xfuser" not in split.for_layout(ParallelConfig(context_degree=2)).traced_with(LARGE)
+
+
+def test_shipped_figures_are_of_one_configuration(checkpoint: Checkpoint, config: RunConfig) -> None:
+    other = dict(checkpoint.components)
+    other["transformer"] = replace(other["transformer"], config={**other["transformer"].config, "num_layers": 3})
+    shallow = replace(checkpoint)
+    shallow.__dict__["components"] = other
+    tracer = Tracer()
+    assert book(shallow, config, tracer)(LARGE) == FIGURES and tracer.asked
 
 
 def test_a_trace_is_kept_for_the_next_time(checkpoint: Checkpoint, config: RunConfig) -> None:

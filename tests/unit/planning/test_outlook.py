@@ -9,22 +9,26 @@ from typing import Any
 import pytest
 
 from dglaunch import strict_json
+from dglaunch.cli import plan
 from support.commands import dglaunch
 from support.results import write_jsonl
+from support.selection import rarely
 from support.versions import pinned_diffusers
 
 pytestmark = pinned_diffusers  # which the figures that are shipped were traced with
 
-FLUX = "black-forest-labs/FLUX.1-dev"
+FLUX, FLUX2 = "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.2-dev"
 
 
-def planned(folder: Path, model: str, *words: str, rows: Mapping[str, object] | None = None, images: int = 16) -> Any:
+def planned(
+    folder: Path, model: str, *words: str, rows: Mapping[str, object] | None = None, images: int = 16, **variables: str
+) -> Any:
     """What `plan --json` says, and on the terminal."""
     table = write_jsonl(folder / "p.jsonl", [{"prompt": f"prompt {n}", **(rows or {})} for n in range(images)])
     file = folder / "plan.json"
     ended = dglaunch(
         "plan", "t2i", "--model_name", model, "--prompts_file", table, "--output_dir", folder / "out", "--json", file,
-        "--cache_dir", folder / "cache", *words,
+        "--cache_dir", folder / "cache", *words, **variables,
     )  # fmt: skip
     assert ended.code == 0, ended.output
     found: Any = strict_json.loads(file.read_bytes())
@@ -72,6 +76,60 @@ def test_what_does_not_fit_is_said_with_the_flags_that_make_it_fit(tmp_path: Pat
     assert "--quantization fp8: 12." in advice and "formula over traced parts" in advice
     assert "--enable_group_offloading: " in advice and "only while it runs: slower" in advice
     assert "hold 1 image" not in found["said"]
+
+
+OFFLOADED, FSDP, TENSOR = ("--enable_cpu_offload",), ("--shard", "fsdp"), ("--shard", "tensor")
+
+
+@pytest.fixture
+def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what is shipped is known: a trace takes seconds."""
+
+    def trace(_: object) -> None:
+        raise RuntimeError("no trace in this test")
+
+    monkeypatch.setattr(plan, "in_this_process", lambda *_: trace)
+
+
+ADVISED: list[tuple[str, str, int, tuple[str, ...]]] = [
+    (FLUX2, "RTX 4090", 8, ()), (FLUX2, "RTX 4090", 1, ()), (FLUX, "RTX 4090", 1, ("--encode", "inline")),
+    (FLUX, "A100-80GB", 1, OFFLOADED), (FLUX, "A100-80GB", 4, FSDP), (FLUX, "A100-80GB", 4, TENSOR), (FLUX2, "24GiB", 4, FSDP),
+    (FLUX, "RTX 3090", 2, ("--enable_fuse_qkv",)), (FLUX, "H100", 1, ("--encode", "inline", *OFFLOADED)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "gpu", "world", "flags"), rarely(ADVISED, [*ADVISED[1:3], *ADVISED[5:]]))
+def test_all_that_is_advised_is_taken_and_fits(
+    tmp_path: Path, untraced: None, model: str, gpu: str, world: int, flags: tuple[str, ...]
+) -> None:
+    place = ["--gpu", gpu, "--world_size", str(world), "--batch_size", "1"]
+    degree = {"DG_SHARD_DEGREE": str(world)} if "--shard" in flags else {}
+    found = planned(tmp_path, model, *place, *flags, **degree)
+    advised = [line.partition(": ")[0].split() for line in found["advice"] if line.startswith(("--", "DG_"))]
+    assert all("--enable_compile" not in words for words in advised) or flags[:1] not in (OFFLOADED, FSDP[:1])
+    for words in advised:
+        given = [flag for flag in flags if flag != "--encode" and flag != "inline"] if "--encode" in words else [*flags]
+        if "--shard" in words and "--shard" in given:
+            given = given[2:]
+        variables = degree | {name: value for name, _, value in (w.partition("=") for w in words if "=" in w)}
+        followed = planned(tmp_path, model, *place, *given, *(w for w in words if "=" not in w), **variables)
+        assert followed["memory"]["fits"] or found["memory"]["fits"], words
+
+
+def test_several_gpus_that_hold_one_model_are_among_the_flags(tmp_path: Path, untraced: None) -> None:
+    found = planned(tmp_path, FLUX2, "--gpu", "RTX 4090", "--world_size", "8")
+    assert found["memory"]["fits"] is False
+    tensor, fsdp = (line for line in found["advice"] if "--shard" in line)
+    assert tensor.startswith("DG_SHARD_DEGREE=4 --shard tensor: 18.7 GiB for one image")
+    assert fsdp.startswith("DG_SHARD_DEGREE=8 --shard fsdp: 14.7 GiB") and "8 GPUs then make the images of one" in fsdp
+    alone = planned(tmp_path, FLUX2, "--gpu", "RTX 4090")
+    assert not any("--shard" in line for line in alone["advice"])
+
+
+def test_prompts_ahead_are_among_the_flags(tmp_path: Path, untraced: None) -> None:
+    found = planned(tmp_path, FLUX, "--gpu", "32GiB", "--encode", "inline")
+    assert found["memory"]["fits"] is False
+    assert any(line.startswith("--encode ahead: 23.8 GiB for one image") for line in found["advice"])
 
 
 def test_layouts_stand_side_by_side(tmp_path: Path) -> None:
