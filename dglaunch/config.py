@@ -25,6 +25,7 @@ MAX_SEED = 2**63 - 1
 """The largest that torch.Generator takes."""
 LARGEST_SEED = 2**62
 """Of --seed, to which the index is added."""
+MOST_FILES_PER_FOLDER = 10**9
 MAX_PIXELS = 89_478_485
 """Beyond it an image may be a decompression bomb; Pillow's own limit, at which it only warns."""
 Layout = Literal["indexed", "geneval", "dpg", "t2i_compbench", "genarena", "webdataset", "parquet"]
@@ -521,6 +522,7 @@ class RunConfig:
             ("seed", 0),
             ("max_pixels", 1),
             ("shard_size", 1),
+            ("files_per_folder", 0),
         ):
             value = getattr(self, name)
             if isinstance(value, int | float) and not least <= value < float("inf"):
@@ -528,6 +530,11 @@ class RunConfig:
         if self.seed > LARGEST_SEED:
             raise UserError(
                 f"--seed is {self.seed}; it must be {LARGEST_SEED} (2^62) or less, as the index is added to it."
+            )
+        if self.files_per_folder is not None and self.files_per_folder > MOST_FILES_PER_FOLDER:
+            raise UserError(
+                f"--files_per_folder is {self.files_per_folder}; it must be {MOST_FILES_PER_FOLDER:,} or less (0 keeps all images "
+                "in one folder)."
             )
         if self.guidance_scale is not None and not 0 <= self.guidance_scale < float("inf"):
             raise UserError(f"--guidance_scale is {self.guidance_scale}; it must be a number of 0 or more.")

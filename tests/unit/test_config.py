@@ -1,6 +1,8 @@
 """What a flag concerns is said on its field; the lists of flags follow from it."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from dglaunch.config import (
     IDENTITY,
     IMAGE,
     LOCAL,
+    MOST_FILES_PER_FOLDER,
     REPLAY,
     ROW,
     TRUST,
@@ -17,11 +20,14 @@ from dglaunch.config import (
     Concern,
     OptimizationConfig,
     RunConfig,
+    T2IConfig,
     flags_that,
     leaf_fields,
     settings_that,
 )
 from dglaunch.data.task import INPUT_FIELDS, SAMPLING
+from dglaunch.errors import UserError
+from dglaunch.output.image_folders import ImageFolders
 
 
 @pytest.mark.parametrize("config_type", COMMANDS.values())
@@ -55,6 +61,27 @@ def test_every_optimization_concerns_local_models_and_tuning() -> None:
 
 def test_a_row_may_set_what_the_flags_are_the_defaults_of() -> None:
     assert set(flags_that(ROW)) == {*SAMPLING, *INPUT_FIELDS}
+
+
+@pytest.mark.parametrize("config_type", COMMANDS.values())
+def test_no_flag_takes_a_number_below_zero(config_type: type[RunConfig]) -> None:
+    """No count, size, time or scale is negative; one that is taken does harm later, where nobody knows why."""
+    needed = {name: Path("x.jsonl") for name in ("input", "prompts_file") if hasattr(config_type, name)}
+    groups = [item.default_factory for item in fields(config_type) if is_dataclass(item.default_factory)]
+    for group, base in ((config_type, needed), *((group, {}) for group in groups)):
+        kinds = {item.name: re.sub("'.*?'", "", str(item.type)) for item in fields(group)}
+        numbers = [name for name, kind in kinds.items() if re.search(r"\b(int|float)\b", kind)]
+        for name in numbers:
+            with pytest.raises(UserError, match=f"--{name} is -3"):
+                group(**base, **{name: -3})
+
+
+def test_files_of_a_folder_are_a_number_that_resume_reads_again() -> None:
+    most = T2IConfig(prompt="x", files_per_folder=MOST_FILES_PER_FOLDER).files_per_folder
+    folders = ImageFolders.chosen(most, 10, 1)
+    assert folders is not None and ImageFolders.read(folders.record) == folders
+    with pytest.raises(UserError, match="0 keeps all images in one folder"):
+        T2IConfig(prompt="x", files_per_folder=MOST_FILES_PER_FOLDER + 1)
 
 
 def test_only_what_was_given_counts() -> None:

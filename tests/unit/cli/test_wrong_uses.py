@@ -31,6 +31,7 @@ WRONG: dict[str, tuple[str, dict[str, str]]] = {
     "shards of nothing": (f"{T2I} --backend fake --shard_size 500", {}),
     "shards that are there already": (f"{T2I} --backend fake --store parquet --layout parquet", {}),
     "folders of shards": (f"{T2I} --backend fake --store webdataset --files_per_folder 100", {}),
+    "folders of fewer than none": (f"{T2I} --backend fake --files_per_folder -3", {}),
     "a folder that keeps files": (f"{T2I} --backend fake --output_dir used --store webdataset", {}),
     "a misspelt flag": ("t2i --promt x", {}),
     "neither a prompt nor a file": ("t2i", {}),
