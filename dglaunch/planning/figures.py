@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from dglaunch import strict_json
 from dglaunch.atomic import atomic_write
@@ -179,6 +180,7 @@ class FigureBook:
             return None
 
     def _trace(self, key: str, request: Request) -> Figures | None:
+        self.problem = self.problem or _why_not_traced(self.checkpoint, request)
         if self.trace is None or self.problem or self._num_traced >= MOST_TRACED:
             return None
         self._num_traced += 1
@@ -326,11 +328,20 @@ def numbers_of(version: str) -> list[str]:
     return version.partition("+")[0].split(".")
 
 
+def _why_not_traced(checkpoint: Checkpoint, request: Request) -> str:
+    """Why a model of the catalog alone could not be traced when the figures that are shipped were; "": nobody found it so. It would
+    take as long to fail again."""
+    shipped = _shipped()
+    if checkpoint.not_here is None or not are_alike(_versions(request), shipped["versions"]):
+        return ""
+    return str(shipped["not_traced"].get(checkpoint.source, ""))
+
+
 @cache
-def _shipped() -> Mapping[str, Mapping[str, dict[str, object]]]:
+def _shipped() -> Mapping[str, Mapping[str, Any]]:
     if not SHIPPED.exists():
-        return {"versions": {}, "figures": {}}
-    found: Mapping[str, Mapping[str, dict[str, object]]] = json.loads(SHIPPED.read_text(encoding="utf-8"))
+        return {"versions": {}, "not_traced": {}, "figures": {}}
+    found: Mapping[str, Mapping[str, Any]] = json.loads(SHIPPED.read_text(encoding="utf-8"))
     return found
 
 

@@ -93,7 +93,7 @@ def main(chosen: Sequence[str]) -> int:
     installed = {name: versions().get(name, "") for name in PACKAGES}
     shipped = json.loads(SHIPPED.read_text()) if SHIPPED.exists() else {}
     figures: dict[str, dict[str, object]] = shipped.get("figures", {}) if shipped.get("versions") == installed else {}
-    failed: dict[str, str] = {}
+    failed: dict[str, str] = shipped.get("not_traced", {}) if figures else {}
     for name in chosen or names():
         checkpoint, config = checkpoint_of(name)
         for request in usual_requests(checkpoint, config):
@@ -104,23 +104,26 @@ def main(chosen: Sequence[str]) -> int:
             try:
                 found: Figures = in_this_process(checkpoint, config)(request)
             except Exception as error:  # whatever the pipeline raises; it is told at the end
-                failed[name] = f"{type(error).__name__}: {error}"
+                failed[name] = " ".join(str(error).split()) or type(error).__name__
+                write(installed, failed, figures)
                 continue
             figures[key] = found.as_json()
             say(f"{name} {request.shape} {request.replica_size} {found.denoise.flops / 1e12:.1f} TFLOP a step")
-            write(installed, figures)
+            write(installed, failed, figures)
     for name, reason in failed.items():
         say(f"{name}: not traced: {reason[:300]}", error=True)
     return 0
 
 
-def write(installed: dict[str, str], figures: dict[str, dict[str, object]]) -> None:
+def write(installed: dict[str, str], not_traced: dict[str, str], figures: dict[str, dict[str, object]]) -> None:
     """Write the file, a line for each request."""
     lines = ",\n".join(
         f"{json.dumps(key)}: {json.dumps(value, separators=(',', ':'))}" for key, value in sorted(figures.items())
     )
     with atomic_write(SHIPPED) as temporary:
-        temporary.write_text(f'{{"versions": {json.dumps(installed)},\n"figures": {{\n{lines}\n}}}}\n')
+        temporary.write_text(
+            f'{{"versions": {json.dumps(installed)},\n"not_traced": {json.dumps(not_traced)},\n"figures": {{\n{lines}\n}}}}\n'
+        )
 
 
 if __name__ == "__main__":
