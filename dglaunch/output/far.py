@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import TypeVar
 
@@ -48,6 +49,8 @@ Item = TypeVar("Item")
 Value = TypeVar("Value")
 LEASES = f"{OWN}/leases/"
 PROBE = f"{OWN}/probe"
+RUNS = "run"
+"""What the names of those files begin with in which the runs tell of themselves."""
 REQUESTS = 16
 """Files of an object store that are asked for at a time."""
 OPENING_S = 30.0
@@ -133,12 +136,35 @@ def opened_to_read(
     """
     working = opened_to_write(folder, cache)
     if (far := far_of(working)) is not None:
-        try:
+        with _told_unreadable(working):
             if not (only_runs and far.has_run()):
                 far.pull(lambda suffix: with_open_shards)
-        except OSError as error:
-            raise UserError(f"{working} cannot be read: {error.strerror or error}.") from None
     return working
+
+
+def read_again(folder: Path, only_runs: bool = False) -> None:
+    """See how the results that were opened are by now: of an address the working folder becomes as the store is.
+
+    Args:
+        only_runs: what the runs say of themselves is all that is wanted.
+
+    Raises:
+        UserError: the store cannot be read.
+    """
+    if (far := far_of(folder)) is not None:
+        with _told_unreadable(folder):
+            if only_runs:
+                far.pull_runs()
+            else:
+                far.pull()
+
+
+@contextmanager
+def _told_unreadable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror or error}.") from None
 
 
 def opened_to_write(folder: Path, cache: Path = Path("~/.cache/dglaunch")) -> Path:
@@ -210,6 +236,21 @@ class FarFolder:
         except NoObject:
             return False
         return True
+
+    def pull_runs(self) -> None:
+        """Make run.json, of independent nodes several, as it is in the store. Of all other objects none is listed, or few.
+
+        Raises:
+            StorageError: the store cannot be read.
+        """
+        listed = {
+            found.name: found
+            for found in takewhile(lambda found: found.name.startswith(RUNS), self.store.list(after=RUNS))
+            if LEDGER.fullmatch(found.name)
+        }
+        self.files.forget_all_but(listed, inside=RUNS)
+        with suppress(NoObject):  # a run that begins anew is removing it
+            self._fetch_all(listed.values())
 
     def pull_folder(self, folder: str) -> None:
         """Make a folder of files that are kept as the store is.
