@@ -258,4 +258,7 @@ def _arrow_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except ArrowException as error:
-        raise UserError(f"{path} is no readable Parquet file: {str(error).splitlines()[0]}.") from None
+        said = str(error).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"{path} is no readable Parquet file: {said}. If it is only half there, write or fetch it again, or take it out."
+        ) from None

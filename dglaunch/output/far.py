@@ -44,6 +44,7 @@ from dglaunch.storage.lease import Lease
 from dglaunch.storage.store import Found, Store
 from dglaunch.storage.uploads import AT_A_TIME, Uploads
 from dglaunch.storage.working import WorkingPath, address_of, is_stub, lies_behind, working_folder
+from dglaunch.streams import say
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -191,12 +192,17 @@ class FarFolder:
         self.folder = folder
         self.store = store
         store.retries.patience = OPENING_S
+        store.retries.slow = self._say_slow
         self._uploads = Uploads(store)
         self.files = FarFiles(folder, store, self._may_put, self._check)
         self._lines = Lines(store)
         self.shards = FarShards(folder, store, self._uploads, self._check)
         self._leases: list[Lease] = []
         self._part = ""
+
+    def _say_slow(self, error: StorageError) -> None:
+        """Before a run has begun somebody may sit there and wait."""
+        say(f"dglaunch: {self.folder}: {error}; asked again for up to {OPENING_S:.0f} s", error=True)
 
     # -- from there to here -------------------------------------------------------------------------------------------
 
@@ -375,7 +381,7 @@ class FarFolder:
                 self.store.delete([name])
         self._part = suffix
         self._lines.begin(suffix)
-        self.store.retries.patience = retrying.PATIENCE_S
+        self.store.retries.patience, self.store.retries.slow = retrying.PATIENCE_S, None
 
     def hold_all(self, in_use: Callable[[str], UserError]) -> None:
         """Hold all parts as a run does that is one world, and see how they are by now.

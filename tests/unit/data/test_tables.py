@@ -178,6 +178,14 @@ def test_a_shard_with_other_columns_than_the_first_is_refused(
     assert len(rows(first, second)) == 2
 
 
+def test_a_torn_parquet_file_says_what_to_do(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"prompt": ["a"] * 100}), tmp_path / "whole.parquet")
+    (tmp_path / "torn.parquet").write_bytes((tmp_path / "whole.parquet").read_bytes()[:-40])
+    with pytest.raises(UserError, match="write or fetch it again") as refused:
+        rows(tmp_path)
+    assert ".." not in str(refused.value).replace(str(tmp_path), "")
+
+
 def write_columns(path: Path, names: list[str]) -> None:
     """Write a table of one row."""
     if path.suffix == ".parquet":
