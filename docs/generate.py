@@ -38,12 +38,13 @@ from dglaunch.models.optimizations import (  # noqa: E402
     Optimization,
 )
 from dglaunch.models.shape import Shape  # noqa: E402
-from dglaunch.planning.estimate import SPARE, Memory, memory_of  # noqa: E402
+from dglaunch.planning.estimate import Memory, memory_of  # noqa: E402
 from dglaunch.planning.figures import FigureBook  # noqa: E402
 from dglaunch.planning.fit import as_plain, left_out  # noqa: E402
 from dglaunch.planning.gpus import GPUS, Gpu, find_gpu  # noqa: E402
 from dglaunch.planning.measurements import MEASUREMENTS, Run  # noqa: E402
 from dglaunch.planning.outlook import work_of  # noqa: E402
+from dglaunch.planning.room import fits  # noqa: E402
 from dglaunch.planning.shipping import checkpoint_of  # noqa: E402
 from dglaunch.planning.speed import seconds_of  # noqa: E402
 
@@ -475,7 +476,7 @@ def planned_row(model: str, size: int) -> list[str]:
 
 def seconds_on(gpu: Gpu, model: str, figures: Figures, memory: Memory) -> str:
     """Of one image alone; what does not fit is said."""
-    if memory.needed(1) > gpu.memory * SPARE:
+    if not fits(memory.room(1), gpu.memory):
         return "does not fit"
     seconds = seconds_of(work_of(model, figures, 1, figures.num_inference_steps), gpu)
     return "?" if seconds is None else str(seconds.a_batch)

@@ -13,12 +13,12 @@ from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.ownership import refuse_to_replace, write_report
 from dglaunch.planning.batches import Plan
 from dglaunch.planning.duplicates import duplicates_in
-from dglaunch.planning.estimate import SPARE
 from dglaunch.planning.figures import FigureBook, book_of, in_this_process, numbers_of
 from dglaunch.planning.gpus import find_gpu, gpu_of
 from dglaunch.planning.host import Host, host_of
 from dglaunch.planning.job import Job, Schedule, prepare
 from dglaunch.planning.outlook import GIB, Layout, Outlook, look_ahead
+from dglaunch.planning.room import SPARE
 from dglaunch.planning.speed import Span
 from dglaunch.planning.tuned import recall
 from dglaunch.run.report import number
@@ -186,11 +186,12 @@ def _memory_lines(outlook: Outlook, problem: str) -> Iterator[str]:
         yield f"  a formula, as it could not be traced: {problem}"
     if room is None:
         return
-    left = (room - memory.needed(images)) / GIB
+    left, besides = (room - memory.needed(images)) / GIB, (memory.room(images) - memory.needed(images)) / GIB
     if outlook.fits:
         yield f"  fits into {room / GIB:.1f} GiB; {left:.1f} GiB are left"
     elif left > 0:
-        yield f"  does not fit: {room / GIB:.1f} GiB, of which {SPARE:.0%} are planned for, are {left:.1f} more"
+        cudnn = f", and cuDNN takes about {besides:.1f} besides" if besides >= 0.05 else ""
+        yield f"  does not fit: {room / GIB:.1f} GiB, of which {SPARE:.0%} are planned for, are {left:.1f} more{cudnn}"
     else:
         yield f"  does not fit: {room / GIB:.1f} GiB are {-left:.1f} too few"
 

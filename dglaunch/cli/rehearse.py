@@ -10,9 +10,9 @@ from dglaunch.cli.own_flags import RehearseFlags
 from dglaunch.cli.plan import heading, job_to_plan, schedule_to_plan
 from dglaunch.errors import EXIT_DONE, EXIT_USER
 from dglaunch.output.ownership import write_report
-from dglaunch.planning.estimate import SPARE
 from dglaunch.planning.figures import book_of, in_this_process
 from dglaunch.planning.job import Job
+from dglaunch.planning.room import fits
 from dglaunch.run.report import number
 from dglaunch.terminal import Terminal
 
@@ -36,7 +36,7 @@ def rehearse(words: list[str], environ: Mapping[str, str]) -> int:
 
 
 def _rehearse(job: Job, file: Path | None) -> int:
-    from dglaunch.planning.rehearsal import CANNOT_SEE, check, to_rehearse
+    from dglaunch.planning.rehearsal import CANNOT_SEE, check, room_for, to_rehearse
 
     check(job)
     schedule, _ = schedule_to_plan(job, book_of(job, in_this_process(job.checkpoint, job.config)))
@@ -56,7 +56,12 @@ def _rehearse(job: Job, file: Path | None) -> int:
     if not problems:
         terminal.print(f"fits: {_room(job, found)}")
     if file is not None:
-        report = found.as_json() | {"problems": problems, "notes": rehearsed.notes, "not_seen": CANNOT_SEE}
+        report = found.as_json() | {
+            "room": room_for(found),
+            "problems": problems,
+            "notes": rehearsed.notes,
+            "not_seen": CANNOT_SEE,
+        }
         write_report(file, "rehearse", report)
     return EXIT_USER if problems else EXIT_DONE
 
@@ -113,14 +118,20 @@ def _disagreements(job: Job, found: "ReplicaReport") -> list[str]:
 
 
 def _lack_of_room(job: Job, found: "ReplicaReport") -> list[str]:
+    from dglaunch.planning.rehearsal import room_for
+
     memory = job.machine.memory
-    if memory is None or found.peak <= memory * SPARE:
+    if memory is None or fits(room_for(found), memory):
         return []
     return [f"does not fit: {_room(job, found)}, of which a tenth is left for what a rehearsal does not see"]
 
 
 def _room(job: Job, found: "ReplicaReport") -> str:
-    return f"it takes {_gib(found.peak)} of {_gib(job.machine.memory or 0)} GiB"
+    from dglaunch.planning.rehearsal import room_for
+
+    besides = room_for(found) - found.peak
+    cudnn = f", {_gib(room_for(found))} with what cuDNN takes while it decodes," if besides else ""
+    return f"it takes {_gib(found.peak)}{cudnn} of {_gib(job.machine.memory or 0)} GiB"
 
 
 def _words(job: Job, batch: "BatchReport") -> str:

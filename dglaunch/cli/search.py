@@ -36,9 +36,9 @@ from dglaunch.output.ownership import refuse_to_replace, write_report
 from dglaunch.output.tradeoff import Point as Mark
 from dglaunch.output.tradeoff import Tradeoff, write_png
 from dglaunch.planning.candidates import PLAIN, Candidate, pairs, reasons, singles
-from dglaunch.planning.estimate import SPARE
 from dglaunch.planning.gpus import Gpu
 from dglaunch.planning.job import Job
+from dglaunch.planning.room import SPARE, fits
 from dglaunch.planning.search import Found, Point, Trial
 from dglaunch.planning.tuned import GAIN, describe
 from dglaunch.run.report import duration
@@ -386,12 +386,9 @@ def _row(task: Task, repeat: int) -> Record:
 
 def too_much(peak_memory: int, gpu: Gpu) -> str:
     """Say that something takes more memory than is planned for on a GPU; empty: it does not."""
-    has = gpu.memory * SPARE
-    return (
-        f"{peak_memory / 2**30:.1f} GiB are more than {has / 2**30:.1f} of a GPU {gpu.name}"
-        if peak_memory > has
-        else ""
-    )
+    if fits(peak_memory, gpu.memory):
+        return ""
+    return f"{peak_memory / 2**30:.1f} GiB are more than {gpu.memory * SPARE / 2**30:.1f} of a GPU {gpu.name}"
 
 
 def shape_of(checkpoint: Checkpoint, tasks: Sequence[Task]) -> str:

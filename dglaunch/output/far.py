@@ -104,9 +104,9 @@ def unlink(paths: Sequence[Path]) -> None:
     Raises:
         OSError: it cannot be done.
     """
-    stubs = [path for path in paths if isinstance(path, WorkingPath) and is_stub(path)]
-    if stubs and (far := behind(stubs[0])) is not None:
-        far.files.remove(map(name_there, stubs))
+    if paths and (far := behind(paths[0])) is not None:
+        gone = [name_there(path) for path in paths if is_stub(path) or far.files.is_put_note(name_there(path))]
+        far.files.remove(gone)
     for path in paths:
         path.unlink(missing_ok=True)
 
@@ -502,17 +502,13 @@ class FarFolder:
                 self.store.put_file(name, self.folder / name)
                 self.files.states[name] = state
         if has_ended:
-            self.delete_gone()
+            self._delete_gone()
             self.shards.sync(lambda suffix: self._is_mine(f"metadata{suffix}.jsonl"))
         if whole:
             self._lines.forget([name for name in replaced if self._is_done_with(name)])
 
-    def delete_gone(self) -> None:
-        """Files that went from the working folder go from the store.
-
-        Raises:
-            StorageError: they cannot be removed.
-        """
+    def _delete_gone(self) -> None:
+        """Ledgers and what belongs to them that went from the working folder, once what takes their place is there."""
         states = self.files.states
         gone = [name for name in list(states) if self._is_mine(name) and self._state_of(name) is None]
         self.store.delete(gone)

@@ -206,8 +206,13 @@ class FarFiles:
             with suppress(NoObject):
                 self._store.move(name, new)
 
+    def is_put_note(self, name: str) -> bool:
+        """Return whether a file is one of those kept ones that stand for themselves, and is in the store. What a ledger gives up
+        stands in another by then, which may have to be put first: it goes when all is put (`FarFolder.sync`)."""
+        return name in self.states and (name.startswith(f"{SCORES}/") or ("/" not in name and name.startswith(OWN)))
+
     def remove(self, names: Iterable[str]) -> None:
-        """Remove the objects of stubs.
+        """Remove the objects of stubs, or of notes.
 
         Raises:
             OSError: it cannot be done.
@@ -216,3 +221,5 @@ class FarFiles:
         if gone:
             self._before_put()
             self._store.delete(gone)
+        for name in gone:
+            self.states.pop(name, None)

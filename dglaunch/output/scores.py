@@ -205,7 +205,7 @@ def begin(folder: OutputFolder, name: str, said: Record, anew: bool) -> None:
     try:
         ownership.make_folder(target.parent)
         if anew:
-            _remove(folder, files(folder, name))
+            ownership.remove(files(folder, name))
     except OSError as error:
         raise OutputError(f"{target.parent} cannot be written: {error.strerror or error}.") from None
     if before is None or anew:
@@ -262,12 +262,6 @@ def see_others(folder: OutputFolder) -> None:
         far.pull_folder(FOLDER)
 
 
-def _remove(folder: OutputFolder, paths: Iterable[Path]) -> None:
-    ownership.remove(paths)
-    if (far := far_of(folder.path)) is not None:
-        far.delete_gone()
-
-
 def join(folder: OutputFolder, name: str, records: Iterable[Record]) -> list[float]:
     """Make one file of all that ranks have written, in the order of the ledger; scores of images that are not there any more
     are left out.
@@ -289,7 +283,7 @@ def join(folder: OutputFolder, name: str, records: Iterable[Record]) -> list[flo
             if (scored := scores.of(record)) is not None:
                 out.write(strict_json.dumps(_line(record, scored)) + "\n")
                 values.append(scored.value)
-    _remove(folder, [path for path in parts if path != target])
+    ownership.remove(path for path in parts if path != target)
     return values.tolist()
 
 

@@ -11,6 +11,7 @@ from dglaunch.models.checkpoint import DTYPE_BYTES, Checkpoint
 from dglaunch.models.figures import DENOISERS, STAGES, BlockSizes, Figures
 from dglaunch.models.shape import Shape
 from dglaunch.planning.batches import Plan
+from dglaunch.planning.room import fits, room_of
 from dglaunch.system import Machine
 
 FULL_TOKENS = 8192
@@ -22,11 +23,6 @@ longer an image than one by one (an H100, kernels_bench/results/true_size.jsonl)
 MAX_AUTO = 32
 UNET_WIDTH = 1280
 """Of SDXL's widest level; U-Nets do not say theirs as transformers do."""
-SPARE = 0.9
-"""Share of the memory that is planned for; the rest is the allocator's and the driver's."""
-WORKSPACE = 0.35
-"""What cuDNN's convolutions take beside the tensors while images are decoded, as a share of these: on an H100 0.23 to 0.61 for one
-image and 0.17 to 0.35 for 2 to 24 (kernels_bench/results/true_size.jsonl). No trace sees it."""
 ENCODED_TOGETHER = 8
 """Prompts in one forward pass of the text encoders where they are encoded ahead."""
 
@@ -49,15 +45,9 @@ class StageMemory:
     """And for each image of it."""
     moment: int = 0
     """Bytes at a moment when there is nothing of the images yet but what goes from block to block."""
-    workspace: float = 0.0
-    """Share of the images' bytes that libraries take besides."""
 
     def needed(self, images: int) -> int:
         return self.weights + self.fixed + max(self.moment, images * self.image)
-
-    def room(self, images: int) -> int:
-        """Return the bytes with what libraries take besides."""
-        return self.needed(images) + int(self.workspace * images * self.image)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +64,11 @@ class Memory:
 
     def room(self, images: int) -> int:
         """Return the bytes that a batch of so many images wants to find, with the workspaces of libraries."""
-        return max(stage.room(images) for stage in self.stages.values())
+        return max(self._room(name, images) for name in self.stages)
+
+    def _room(self, name: str, images: int) -> int:
+        stage = self.stages[name]
+        return room_of(name, stage.weights, stage.needed(images) - stage.weights)
 
     def peak_stage(self, images: int) -> str:
         """Return the stage of that moment."""
@@ -85,16 +79,9 @@ class Memory:
         """What is there while it denoises."""
         return self.stages["denoise"].weights
 
-    def most_images(self, memory: float) -> int:
-        """Return how many images of a batch fit into so many bytes; 0 if not even one does."""
-        most = MAX_AUTO
-        for stage in self.stages.values():
-            if stage.needed(0) > memory:
-                return 0
-            if stage.image:
-                left = memory - stage.weights - stage.fixed
-                most = min(most, int(left // (stage.image * (1 + stage.workspace))))
-        return most
+    def most_images(self, memory: int) -> int:
+        """Return how many images of a batch fit a GPU of this memory; 0 if not even one does."""
+        return max((images for images in range(MAX_AUTO + 1) if fits(self.room(images), memory)), default=0)
 
 
 def memory_of(
@@ -134,8 +121,7 @@ def _stage_memory(figures: Figures, name: str, weights: int, ahead: bool) -> Sta
     cost = figures.stage(name)
     if name == "encode" and ahead:
         return StageMemory(weights=weights, fixed=cost.peak(ENCODED_TOGETHER), image=0)
-    workspace = WORKSPACE if name == "decode" else 0.0
-    return StageMemory(weights=weights, fixed=cost.fixed_bytes, image=cost.image_bytes, workspace=workspace)
+    return StageMemory(weights=weights, fixed=cost.fixed_bytes, image=cost.image_bytes)
 
 
 def _with_fetched(stage: StageMemory, fetched: BlockSizes | None) -> StageMemory:
@@ -292,13 +278,13 @@ def _given_or_auto(
     memory = memory_of(checkpoint, config, topology, machine.dtype, shape, inputs, figures(bucket))
     if memory is None:
         return BatchSize(wanted.size, wanted.reason + "; memory unknown before loading")
-    fits, gib = memory.most_images(machine.memory * SPARE), machine.memory / 2**30
-    if not fits:
+    most, gib = memory.most_images(machine.memory), machine.memory / 2**30
+    if not most:
         needed = memory.needed(1) / 2**30
         return BatchSize(1, f"one image of {shape} takes {needed:.1f} GiB ({memory.source}), and there are {gib:.0f}")
-    if fits < wanted.size:
-        images = f"{fits} image{'s' if fits > 1 else ''} of {shape}"
-        return BatchSize(fits, f"{gib:.0f} GiB hold the weights and {images}")
+    if most < wanted.size:
+        images = f"{most} image{'s' if most > 1 else ''} of {shape}"
+        return BatchSize(most, f"{gib:.0f} GiB hold the weights and {images}")
     return wanted
 
 

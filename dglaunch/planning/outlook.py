@@ -10,6 +10,7 @@ from functools import cached_property
 
 from dglaunch.backends.profiles import profile_of
 from dglaunch.config import ParallelConfig
+from dglaunch.data.many import kinds_of
 from dglaunch.data.task import Bucket
 from dglaunch.distributed.topology import Topology, degrees_in_words, splits
 from dglaunch.errors import UserError
@@ -17,12 +18,14 @@ from dglaunch.models.figures import Figures
 from dglaunch.models.schedulers import calls_of
 from dglaunch.planning import estimate
 from dglaunch.planning.changes import SAVING, Change, sharing, with_change
-from dglaunch.planning.estimate import SPARE, Memory, memory_of
+from dglaunch.planning.estimate import Memory, memory_of
 from dglaunch.planning.figures import FigureBook
 from dglaunch.planning.gpus import Gpu
 from dglaunch.planning.job import Job, Schedule
+from dglaunch.planning.room import fits
 from dglaunch.planning.sharing import shared
 from dglaunch.planning.speed import NONE, Seconds, Span, Work, gain_of_compiling, seconds_of
+from dglaunch.planning.unseen import not_in_time, with_loras
 
 GIB, TERA = 2**30, 1e12
 WORTH = 0.03
@@ -88,7 +91,7 @@ class Outlook:
     def fits(self) -> bool | None:
         """Whether a batch fits; None if the memory, or what is needed, is not known."""
         room = self.job.machine.memory
-        return None if self.memory is None or room is None else self.memory.room(self.images) <= room * SPARE
+        return None if self.memory is None or room is None else fits(self.memory.room(self.images), room)
 
     @property
     def recommended(self) -> Layout | None:
@@ -133,7 +136,7 @@ class Outlook:
             "fits": self.fits,
             "left_gib": None if room is None else (room - memory.needed(self.images)) / GIB,
             "gpu_gib": None if room is None else room / GIB,
-            "largest_batch": None if room is None else memory.most_images(room * SPARE),
+            "largest_batch": None if room is None else memory.most_images(room),
             "stages": {
                 name: {
                     "weights_gib": stage.weights / GIB,
@@ -321,7 +324,15 @@ class _Looking:
         if found is None or self.gpu is None:
             return None
         work = self.work(bucket, images, found, topology)
-        return seconds_of(work, self.gpu, dtype=self.job.machine.dtype, compiled=self.optimization.enable_compile)
+        seconds = seconds_of(work, self.gpu, dtype=self.job.machine.dtype, compiled=self.optimization.enable_compile)
+        if seconds is not None and self.job.checkpoint.loras:
+            seconds = with_loras(seconds, self.num_lora_sets)
+        return None if seconds is None else replace(seconds, basis=(*seconds.basis, *not_in_time(self.optimization)))
+
+    @cached_property
+    def num_lora_sets(self) -> int:
+        """How many different sets of LoRAs the rows have."""
+        return len({task.lora or () for task in kinds_of(self.job.makeable)})
 
     def shares(self) -> tuple[Span, Span]:
         """Seconds of the longest share with its start, and without it."""
@@ -373,7 +384,7 @@ class _Looking:
             num_replicas=topology.num_replicas,
             memory=memory,
             images=images,
-            fits=None if memory is None or room is None else memory.room(images) <= room * SPARE,
+            fits=None if memory is None or room is None else fits(memory.room(images), room),
             image=seconds.a_batch if seconds is not None else NONE,
             rate=_rate(images * topology.num_replicas, seconds.a_batch) if seconds is not None else NONE,
             likely=images * topology.num_replicas / seconds.likely if seconds is not None else 0.0,
@@ -385,7 +396,7 @@ class _Looking:
         room = self.job.machine.memory
         if memory is None or room is None:
             return self.largest[1]
-        return max(min(self.largest[1], memory.most_images(room * SPARE)), 1)
+        return max(min(self.largest[1], memory.most_images(room)), 1)
 
     def check(self, topology: Topology) -> None:
         """Refuse a layout that the backend could not run.
@@ -413,7 +424,7 @@ class _Looking:
         """The flags with which one image fits, and what each costs."""
         room = self.job.machine.memory
         assert room is not None and outlook.memory is not None
-        most = outlook.memory.most_images(room * SPARE)
+        most = outlook.memory.most_images(room)
         if most:
             yield f"--batch_size {most}: so many images fit"
         fitting = [line for change in SAVING if (line := self.if_it_fits(change, outlook.memory)) is not None]
@@ -430,7 +441,7 @@ class _Looking:
         """A line about other flags if one image fits with them; None if not, or if it takes no less memory."""
         room = self.job.machine.memory
         memory = self.memory_with(change)
-        if memory is None or room is None or not memory.room(1) <= min(room * SPARE, now.room(1) - 1):
+        if memory is None or room is None or not fits(memory.room(1), room) or memory.room(1) >= now.room(1):
             return None
         return f"{change.words}: {memory.needed(1) / GIB:.1f} GiB for one image ({memory.source}); {change.costs}"
 
@@ -468,7 +479,7 @@ class _Looking:
         family = self.job.checkpoint.family
         if seconds is None or outlook.memory is None or room is None or not family.batch or family.masks_lengths:
             return None
-        more = min(2 * images, outlook.memory.most_images(room * SPARE))
+        more = min(2 * images, outlook.memory.most_images(room))
         enough = self.schedule.plan.num_tasks >= more * self.job.topology.num_replicas
         larger = self.seconds(self.largest[0], more) if enough and more > images else None
         if larger is None or (gain := (seconds.likely / images) / (larger.likely / more) - 1) <= WORTH:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from dglaunch.backends.base import Context
 from dglaunch.config import OptimizationConfig, RunConfig
@@ -13,7 +14,11 @@ from dglaunch.models import schedulers
 from dglaunch.models.lora import NO_LORAS
 from dglaunch.planning.differing import differing
 from dglaunch.planning.job import Job, Schedule
+from dglaunch.planning.room import room_of
 from dglaunch.simulation.rank import Setting
+
+if TYPE_CHECKING:
+    from dglaunch.simulation.replica import ReplicaReport
 
 NUM_STEPS = 2
 """Of a rehearsal: the first denoising step may prepare what the others use."""
@@ -27,7 +32,7 @@ LEFT_OUT = ("attention_backend", "cache_type", "enable_compile", "enable_channel
 """Flags of which fake tensors on a host show nothing, or that need values; images and memory are about the same without."""
 CANNOT_SEE = (
     "values (a wrong mask, a prompt that is cut, an image that is not a number), mixtures of half types, NCCL's buffers and "
-    "hangs, workspaces of cuDNN and cuBLAS, fragmentation, the CUDA context, offloads, quantization, compiled kernels"
+    "hangs, what cuBLAS takes and how much cuDNN does, fragmentation, the CUDA context, offloads, quantization, compiled kernels"
 )
 
 
@@ -87,6 +92,13 @@ def to_rehearse(job: Job, schedule: Schedule) -> Rehearsed:
         batches=[_shortened(batch) for batch in chosen],
     )
     return Rehearsed(context, Setting(text_tokens=text_tokens, own_tokenizers=own_tokenizers), notes)
+
+
+def room_for(found: "ReplicaReport") -> int:
+    """Return the bytes that a rank wants to find at its worst moment, workspaces included, by the rule of a plan."""
+    weights = sum(found.weights.values())
+    stages = [each for batch in found.batches for each in batch.stages.items()]
+    return max([found.ahead or 0, *(room_of(name, weights, stage.peak_bytes) for name, stage in stages)])
 
 
 def check(job: Job) -> None:
