@@ -49,8 +49,8 @@ class Retries:
                     if error.kind == TEMPORARY:
                         self.given_up.set()
                     raise _told(error, tries, self.patience) from None
-                if self.slow is not None and time.monotonic() + pause - begun > SLOW_S:
-                    self.slow, tell = None, self.slow
+                if (tell := self.slow) is not None and time.monotonic() + pause - begun > SLOW_S:
+                    self.slow = None
                     tell(error)
             self.count += 1
             self.given_up.wait(min(pause, left))

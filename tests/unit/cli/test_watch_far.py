@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,8 @@ def test_each_look_is_at_the_store(running: S3Server, tmp_path: Path, monkeypatc
 
 
 def test_the_object_is_put_at_each_beat(running: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job, seen = Job(running, "beating", tmp_path), []
+    job = Job(running, "beating", tmp_path)
+    seen: list[dict[str, Any]] = []
     beat_after_each_result(monkeypatch, lambda: seen.append(json.loads(job.get("run.json"))))
     assert job.start().code == 0
     assert [(run["outcome"], run["num_ok"]) for run in seen] == [("running", number) for number in range(1, 7)]
