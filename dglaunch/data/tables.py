@@ -149,7 +149,7 @@ class Table:
     def _columns_of(self, path: Path) -> Sequence[str]:
         """The names of the columns that all rows of a file have; none of a kind whose rows each name their own."""
         if _is_parquet(path):
-            return self._shape(path)[1].names
+            return list(map(str, self._shape(path)[1].names))
         if kind_of(path)[0] not in CELLS or not _here(path).is_file():
             return []
         first = next((row for _, row in read_table(path)), None)
