@@ -7,7 +7,7 @@ from dglaunch.cli.holes import describe
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, EXIT_ITEMS_FAILED, UserError
 from dglaunch.output import scores
 from dglaunch.output.batch_jobs import BatchJob
-from dglaunch.output.far import opened_to_read
+from dglaunch.output.far import opened_to_read, read_again
 from dglaunch.output.holes import holes_of
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.status import JobStatus, RunStatus, read_status
@@ -37,8 +37,10 @@ def status(folder: Path, /, node_rank: int | None = None, watch: bool = False, i
     output_folder.require_results()
     if interval is not None and not watch:
         raise UserError("--interval is how often --watch looks; add --watch, or drop it.")
-    if watch and not _watched_to_its_end(output_folder, node_rank, EVERY_S if interval is None else interval, terminal):
-        return EXIT_DRAINED
+    if watch:
+        if not _watched_to_its_end(output_folder, node_rank, EVERY_S if interval is None else interval, terminal):
+            return EXIT_DRAINED
+        read_again(output_folder.path)
     job = read_status(output_folder, node_rank)
     for run in job.runs:
         terminal.print(_describe(run))

@@ -16,7 +16,7 @@ from dglaunch.run.result import HEADLINES
 from dglaunch.terminal import Terminal
 
 LATE_S = 90.0
-"""Without a word for so long, it is told: a job speaks every half minute, when an image is ready."""
+"""Without a word for so long, it is told: a job speaks every half minute, once its plan is told."""
 SHOWN_NODES = 20
 SHOWN_REPLICAS = 5
 SHOWN_FAILURES = 8

@@ -26,6 +26,10 @@ Row = tuple[str, dict[str, Any] | str]
 
 NO_OBJECT = "a JSON object with columns was expected"
 GZIP, GZIP_MAGIC = ".gz", b"\x1f\x8b"
+CELLS = (".csv", ".tsv")
+"""Suffixes of tables whose first line names the columns of all rows."""
+UNNAMED = "Unnamed: "
+"""How the name of a column begins that has none, as pandas calls it: Excel writes empty ones."""
 DELIMITERS = ",;\t"
 """Of a .csv: Excel's, by country."""
 
@@ -113,7 +117,7 @@ def _csv(lines: TextIO, delimiter: str = "") -> Iterator[Row]:
             if not any(cell.strip() for cell in cells):
                 continue  # Excel writes empty rows as commas, and empty columns too
             if not names:
-                names = [cell.strip() or f"Unnamed: {n}" for n, cell in enumerate(cells)]
+                names = [cell.strip() or f"{UNNAMED}{n}" for n, cell in enumerate(cells)]
                 if len(set(names)) < len(names):
                     yield label, "two columns have the same name; rename one of them"
                     return
@@ -165,7 +169,7 @@ def read_text(data: io.BufferedIOBase, suffix: str) -> Iterator[Row]:
         UnicodeDecodeError: it is not UTF-8.
         OSError: it cannot be read.
     """
-    newline = "" if suffix in (".csv", ".tsv") else None
+    newline = "" if suffix in CELLS else None
     with io.TextIOWrapper(data, encoding="utf-8-sig", newline=newline) as lines:  # type: ignore[type-var]  # of any buffered bytes
         yield from TEXT_READERS[suffix](lines)
 
@@ -254,4 +258,7 @@ def _arrow_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except ArrowException as error:
-        raise UserError(f"{path} is no readable Parquet file: {str(error).splitlines()[0]}.") from None
+        said = str(error).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"{path} is no readable Parquet file: {said}. If it is only half there, write or fetch it again, or take it out."
+        ) from None

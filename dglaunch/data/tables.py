@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING
 from dglaunch.addresses import Address, is_address, path_or_address
 from dglaunch.data.hub_tables import files_of_hub, is_on_hub
 from dglaunch.data.table_formats import (
+    CELLS,
     GZIP,
     GZIP_MAGIC,
     KINDS,
     PARQUET,
     TEXT_READERS,
+    UNNAMED,
     Row,
     guess,
     kind_of,
@@ -114,9 +116,8 @@ class Table:
         files: list[tuple[Path, bool]] = []
         for path in self.named:
             shards = [(file, file != named) for named in files_named([path]) for file in _files_in(named)]
-            parquets = [file for file, _ in shards if _is_parquet(file)]
-            if len(parquets) > 1:
-                _check_columns({file: self._shape(file)[1].names for file in parquets})
+            if len(shards) > 1:
+                _check_columns({file: columns for file, _ in shards if (columns := self._columns_of(file))})
             files += shards
         names = Counter(file.name for file, _ in files)
 
@@ -144,6 +145,16 @@ class Table:
         if path not in self._shapes:
             self._shapes[path] = parquet_shape(_here(path))
         return self._shapes[path]
+
+    def _columns_of(self, path: Path) -> Sequence[str]:
+        """The names of the columns that all rows of a file have; none of a kind whose rows each name their own."""
+        if _is_parquet(path):
+            return list(map(str, self._shape(path)[1].names))
+        if kind_of(path)[0] not in CELLS or not _here(path).is_file():
+            return []
+        first = next((row for _, row in read_table(path)), None)
+        names = first if isinstance(first, dict) else {}
+        return [name.casefold() for name in names if not name.startswith(UNNAMED)]  # known in any case, row by row
 
     def _note_file(self, path: Path, first: int) -> None:
         self._firsts.append(first)
@@ -417,13 +428,13 @@ def _is_parquet(file: Path) -> bool:
 
 
 def _check_columns(shards: Mapping[Path, Sequence[str]]) -> None:
-    """Look whether the Parquet files of one folder or pattern have the same columns.
+    """Look whether the files of one folder or pattern have the same columns.
 
     Raises:
         UserError: one has others than the first.
     """
-    before, *_ = shards
-    first = {*shards[before]}
+    before = next(iter(shards), Path())
+    first = {*shards.get(before, ())}
     for shard, columns in shards.items():
         names = {*columns}
         if names != first:

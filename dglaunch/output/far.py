@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,11 +44,14 @@ from dglaunch.storage.lease import Lease
 from dglaunch.storage.store import Found, Store
 from dglaunch.storage.uploads import AT_A_TIME, Uploads
 from dglaunch.storage.working import WorkingPath, address_of, is_stub, lies_behind, working_folder
+from dglaunch.streams import say
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 LEASES = f"{OWN}/leases/"
 PROBE = f"{OWN}/probe"
+RUNS = "run"
+"""What the names of those files begin with in which the runs tell of themselves."""
 REQUESTS = 16
 """Files of an object store that are asked for at a time."""
 OPENING_S = 30.0
@@ -133,12 +137,35 @@ def opened_to_read(
     """
     working = opened_to_write(folder, cache)
     if (far := far_of(working)) is not None:
-        try:
+        with _told_unreadable(working):
             if not (only_runs and far.has_run()):
                 far.pull(lambda suffix: with_open_shards)
-        except OSError as error:
-            raise UserError(f"{working} cannot be read: {error.strerror or error}.") from None
     return working
+
+
+def read_again(folder: Path, only_runs: bool = False) -> None:
+    """See how the results that were opened are by now: of an address the working folder becomes as the store is.
+
+    Args:
+        only_runs: what the runs say of themselves is all that is wanted.
+
+    Raises:
+        UserError: the store cannot be read.
+    """
+    if (far := far_of(folder)) is not None:
+        with _told_unreadable(folder):
+            if only_runs:
+                far.pull_runs()
+            else:
+                far.pull()
+
+
+@contextmanager
+def _told_unreadable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror or error}.") from None
 
 
 def opened_to_write(folder: Path, cache: Path = Path("~/.cache/dglaunch")) -> Path:
@@ -165,12 +192,17 @@ class FarFolder:
         self.folder = folder
         self.store = store
         store.retries.patience = OPENING_S
+        store.retries.slow = self._say_slow
         self._uploads = Uploads(store)
         self.files = FarFiles(folder, store, self._may_put, self._check)
         self._lines = Lines(store)
         self.shards = FarShards(folder, store, self._uploads, self._check)
         self._leases: list[Lease] = []
         self._part = ""
+
+    def _say_slow(self, error: StorageError) -> None:
+        """Before a run has begun somebody may sit there and wait."""
+        say(f"dglaunch: {self.folder}: {error}; asked again for up to {OPENING_S:.0f} s", error=True)
 
     # -- from there to here -------------------------------------------------------------------------------------------
 
@@ -210,6 +242,21 @@ class FarFolder:
         except NoObject:
             return False
         return True
+
+    def pull_runs(self) -> None:
+        """Make run.json, of independent nodes several, as it is in the store. Of all other objects none is listed, or few.
+
+        Raises:
+            StorageError: the store cannot be read.
+        """
+        listed = {
+            found.name: found
+            for found in takewhile(lambda found: found.name.startswith(RUNS), self.store.list(after=RUNS))
+            if LEDGER.fullmatch(found.name)
+        }
+        self.files.forget_all_but(listed, inside=RUNS)
+        with suppress(NoObject):  # a run that begins anew is removing it
+            self._fetch_all(listed.values())
 
     def pull_folder(self, folder: str) -> None:
         """Make a folder of files that are kept as the store is.
@@ -334,7 +381,7 @@ class FarFolder:
                 self.store.delete([name])
         self._part = suffix
         self._lines.begin(suffix)
-        self.store.retries.patience = retrying.PATIENCE_S
+        self.store.retries.patience, self.store.retries.slow = retrying.PATIENCE_S, None
 
     def hold_all(self, in_use: Callable[[str], UserError]) -> None:
         """Hold all parts as a run does that is one world, and see how they are by now.

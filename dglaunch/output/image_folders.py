@@ -7,6 +7,7 @@ of a job. How many there are to a folder is fixed at the job's first start. Indi
 not make a folder each: the numbers of folders go round.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -14,6 +15,7 @@ from typing import Self
 from dglaunch.data.many import ManyTasks
 from dglaunch.data.task import Record, Task
 from dglaunch.output.ledger import OutputFolder
+from dglaunch.output.lines import FOLDER, file_name_of, id_of
 
 IMAGE_FOLDERS = "image_folders"
 """What run.json calls it."""
@@ -21,6 +23,7 @@ DEFAULT = 10_000
 """Files of a folder, once a job has more."""
 LEAST_FOLDERS = 10_000
 MOST = 2**53
+_NUMBER = re.compile(FOLDER, re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,36 @@ class ImageFolders:
 
             return {f"{number:04d}" for number in np.unique(tasks.indices // self._rows % self.count).tolist()}
         return {self.place(task.index, "").rstrip("/") for task in tasks}
+
+
+@dataclass(slots=True)
+class Told:
+    """What the names in a job's ledgers tell of its folders, where run.json is lost."""
+
+    fitting: list[ImageFolders]
+    """Of the ways that were asked about, those that all images lie in."""
+    least: int
+    most: int
+    """Rows of a folder, between which every number would have them lie so, if no folder's number has begun anew."""
+
+    @classmethod
+    def of(cls, lines: Iterable[Record], asked: Sequence[ImageFolders]) -> Self | None:
+        """Look at all lines; None: an image lies in the output folder itself, or there is none.
+
+        Args:
+            asked: ways that they may lie in.
+        """
+        fitting, least, most, is_any = list(asked), 1, MOST - 1, False
+        for line in lines:
+            (index, _), name = id_of(line), file_name_of(line)
+            number, slash, rest = name.partition("/")
+            if not slash or not _NUMBER.fullmatch(number):
+                return None
+            is_any = True
+            fitting = [way for way in fitting if way.place(index, rest) == name]
+            least = max(least, index // (int(number) + 1) + 1)
+            most = min(most, index // int(number)) if int(number) else most
+        return cls(fitting, least, most) if is_any else None
 
 
 def recorded(folder: OutputFolder) -> ImageFolders | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from dglaunch.data.task import Record
+from dglaunch.output.far import far_of, read_again
 from dglaunch.output.ledger import OutputFolder, object_at
 
 RUNNING = "running"
@@ -51,7 +52,7 @@ class Watched:
     bytes_left: int | None
     """Of those that are to be made, if they are as large."""
     bytes_free: int | None
-    """Where the folder is."""
+    """Where the folder is; None: that is not known, or it lies in an object store, which has room."""
     said_s: float
     """Seconds since the last word, by the two machines' clocks."""
 
@@ -81,7 +82,12 @@ class Watched:
 
 
 def watched(folder: OutputFolder) -> Watched:
-    """Read what the runs of a folder, one or that of each independent node, have said last."""
+    """Read what the runs of a folder, one or that of each independent node, have said last.
+
+    Raises:
+        UserError: it lies in an object store that cannot be read.
+    """
+    read_again(folder.path, only_runs=True)
     runs = list(folder.runs().values())
     told = [run for run in runs if _number(run, "images_per_s") is not None]
     made = sum(int(_number(run, "num_ok") or 0) for run in told)
@@ -137,6 +143,8 @@ def _age_s(run: Record) -> float:
 
 
 def _free(folder: OutputFolder) -> int | None:
+    if far_of(folder.path) is not None:  # the disk here holds the working folder only
+        return None
     with suppress(OSError):
         return shutil.disk_usage(folder.path).free
     return None

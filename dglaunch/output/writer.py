@@ -84,6 +84,8 @@ class Writer:
         self._failures: io.FileIO | None = None
         self._lock: BinaryIO | None = None
         self._adding = threading.Lock()
+        self.in_use = threading.RLock()
+        """Held by who writes during the run: results come on one thread, and run.json is refreshed on another."""
 
     # -- before the run -------------------------------------------------------------------------------------------
 
@@ -273,6 +275,10 @@ class Writer:
         Raises:
             OutputError: the disk is full, the folder is gone, ...
         """
+        with self.in_use:
+            self._write_alone(result)
+
+    def _write_alone(self, result: Result) -> None:
         assert self._failures is not None, "begin() comes first"
         try:
             if result.data is None:
@@ -308,7 +314,8 @@ class Writer:
         """
         if self._shards is not None:
             try:
-                self._shards.settle()
+                with self.in_use:
+                    self._shards.settle()
             except OSError as error:
                 raise self._cannot_write("a shard", error) from None
         self.flush()
@@ -389,15 +396,19 @@ class Writer:
         for name, image in images.items():
             target = self.folder.path / name
             try:
-                ownership.make_folder(target.parent)
-                if ownership.is_as_written(target, image.sha256):
-                    continue
-                if not ownership.is_empty(target):
-                    ownership.set_aside(self.folder, target)
-                with self._replacing(target) as temporary:
-                    temporary.write_bytes(image.read())
+                with self.in_use:
+                    self._copy_input(image, target)
             except (OSError, ValueError) as error:
                 raise OutputError(f"Copying the input image {image.name} to {target} failed: {error}.") from None
+
+    def _copy_input(self, image: "InputImage", target: Path) -> None:
+        ownership.make_folder(target.parent)
+        if ownership.is_as_written(target, image.sha256):
+            return
+        if not ownership.is_empty(target):
+            ownership.set_aside(self.folder, target)
+        with self._replacing(target) as temporary:
+            temporary.write_bytes(image.read())
 
     def write_run(self, run: Record) -> None:
         """Replace run.json. On a full disk there is room kept for it: it says why the run ended.

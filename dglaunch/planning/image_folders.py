@@ -11,7 +11,7 @@ from dglaunch.data.many import ManyTasks
 from dglaunch.data.task import Record, Task
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
-from dglaunch.output.image_folders import IMAGE_FOLDERS, ImageFolders, recorded
+from dglaunch.output.image_folders import DEFAULT, IMAGE_FOLDERS, ImageFolders, Told, recorded
 from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.lines import is_our_ledger
 from dglaunch.planning.pipe import on_all_ranks
@@ -20,7 +20,8 @@ _BEGUN = "begun"
 
 
 def image_folders_of(config: RunConfig, topology: Topology, num_images: int) -> ImageFolders | None:
-    """Return how the images of a job are shared out among folders; None: all lie in the output folder itself.
+    """Return how the images of a job are shared out among folders; None: all lie in the output folder itself. Where run.json is
+    lost, the names in the ledgers tell it.
 
     Raises:
         UserError: the flag says otherwise than the job's first start.
@@ -30,17 +31,21 @@ def image_folders_of(config: RunConfig, topology: Topology, num_images: int) -> 
     if config.store != "files":
         return None
 
+    samples, wanted = config.num_images_per_prompt or 1, config.files_per_folder
+
     def look() -> bytes:
-        return strict_json.dumps(
-            _said_by(OutputFolder(config.output_dir), config.overwrite and not topology.restarted)
-        ).encode()
+        folder, anew = OutputFolder(config.output_dir), config.overwrite and not topology.restarted
+        said = _said_by(folder, anew)
+        if said[_BEGUN] and not folder.all_runs():
+            ways = [ImageFolders.chosen(files, num_images, samples) for files in (wanted, DEFAULT) if files]
+            told = Told.of(folder.records(), [*filter(None, ways)])
+            said |= {IMAGE_FOLDERS: None if told is None else _of_told(told, config, num_images, samples).record}
+        return strict_json.dumps(said).encode()
 
     said = strict_json.loads(on_all_ranks(topology, look))
-    samples = config.num_images_per_prompt or 1
     if not isinstance(said, dict) or not said.get(_BEGUN):
         return ImageFolders.chosen(config.files_per_folder, num_images, samples)
     before = ImageFolders.read(said.get(IMAGE_FOLDERS))
-    wanted = config.files_per_folder
     if wanted is not None and wanted != (0 if before is None else before.files):
         how = "in one folder" if before is None else f"in folders of {before.files:,}"
         flag = 0 if before is None else before.files
@@ -56,6 +61,23 @@ def _said_by(folder: OutputFolder, anew: bool) -> Record:
     begun = not anew and any(path.stat().st_size and is_our_ledger(path) for path, _ in folder.ledgers())
     found = recorded(folder) if begun else None
     return {_BEGUN: begun, IMAGE_FOLDERS: None if found is None else found.record}
+
+
+def _of_told(told: Told, config: RunConfig, num_images: int, samples: int) -> ImageFolders:
+    """Of a job without its run.json: the way in which all of its images lie.
+
+    Raises:
+        UserError: it is not the one that the flag says, or there are several.
+    """
+    if told.fitting:
+        return told.fitting[0]
+    if told.least == told.most and (only := ImageFolders.chosen(told.least * samples, num_images, samples)) is not None:
+        return only
+    fits = f"{told.least * samples:,} to {told.most * samples:,}" if told.least <= told.most else "what it was"
+    raise UserError(
+        f"{config.output_dir} has lost its run.json, which said how many images there are in each of its folders, and the names in "
+        f"its ledgers leave that open. Say --files_per_folder as at the job's first start (by these names {fits})."
+    )
 
 
 def placed(tasks: Sequence[Task], folders: ImageFolders | None) -> Sequence[Task]:

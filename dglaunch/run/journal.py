@@ -24,6 +24,9 @@ from dglaunch.run.result import Counts, last_words
 from dglaunch.streams import say
 from dglaunch.system import versions
 
+LAST_PATIENCE_S = 2.0
+"""For which a process that is about to be ended waits for what it is writing: that may be what hangs."""
+
 
 class Journal:
     """The Journal of one start on one rank writes run.json, as often as there is something new to say."""
@@ -54,6 +57,26 @@ class Journal:
         if self._writer.has_begun:
             self._writer.write_run(self.record(measured))
 
+    def refresh(self, measured: Record) -> None:
+        """Say in run.json how far the run is: on a thread beside the one that writes results, and never after its end.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        with self._writer.in_use:
+            if not self.is_closed:
+                self.write(measured)
+
+    def close(self, patience: float = -1) -> None:
+        """From now on nothing is refreshed: what is written next is the end.
+
+        Args:
+            patience: seconds for which one that is under way is waited for; -1: until it is through.
+        """
+        self.is_closed = True
+        if self._writer.in_use.acquire(timeout=patience):
+            self._writer.in_use.release()
+
     def host_of(self, rank: int) -> str:
         """Return the name of the machine of a rank."""
         return self.ranks[rank][0] if rank < len(self.ranks) else ""
@@ -62,6 +85,7 @@ class Journal:
         """Called by the watch when this process is about to be ended from outside of the main thread."""
         if not self._job.topology.is_main or self.is_closed:
             return
+        self.close(LAST_PATIENCE_S)
         counts = asdict(self.counts) if self.counts is not None else {}
         with suppress(OutputError):
             self.write({"outcome": outcome, "reason": text, **counts})

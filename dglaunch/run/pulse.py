@@ -1,8 +1,10 @@
 """What a run says of itself while it goes on, on rank 0: run.json every half minute, and --metrics_file beside it.
 
-The one can be read from anywhere that sees the folder; the other is for a node exporter.
+The one can be read from anywhere that sees the folder; the other is for a node exporter. Both go on whether images come or not:
+loading, encoding prompts ahead and compiling take minutes.
 """
 
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -24,7 +26,7 @@ FIRST_LINE = f"# TYPE {PREFIX}images_made counter"
 
 
 class Pulse:
-    """A Pulse refreshes run.json and the file of metrics, at most every EVERY_S seconds, as results come in."""
+    """A Pulse refreshes run.json and the file of metrics every EVERY_S seconds, on a thread of its own."""
 
     def __init__(
         self,
@@ -45,24 +47,38 @@ class Pulse:
         self._metrics = metrics
         self._labels = labels
         self._leaders = leaders
-        self._rates: Rates | None = None
-        self._next = time.monotonic() + EVERY_S
+        self._rates = Rates(leaders, report.begun)
+        self._begun = report.begun
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep_beating, name="pulse", daemon=True)
+
+    def start(self) -> None:
+        """Beat until `stop`."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Beat no more."""
+        self._ended.set()
+        self._thread.join()
+
+    def _keep_beating(self) -> None:
+        while not self._ended.wait(EVERY_S):
+            self.beat()
 
     def beat(self) -> None:
-        """A result was written. What cannot be refreshed (a full disk) waits for the next time, as the images say it, too."""
-        if time.monotonic() < self._next:
-            return
-        now = time.monotonic()
-        self._next = now + EVERY_S
-        with suppress(OutputError, OSError):
-            said = {**asdict(self._report.counts), **self._report.progress(), "replicas": self._replicas(now)}
-            self._journal.write({"outcome": "running", **said})
+        """Refresh both. What cannot be refreshed (a full disk) waits for the next time: the images say it, too."""
+        with suppress(OSError):  # first: that file is never in an object store, which may be slow
             self.write_metrics(is_running=True)
+        with suppress(OutputError):
+            said = {**asdict(self._report.counts), **self._report.progress(), "replicas": self._replicas()}
+            self._journal.refresh({"outcome": "running", **said})
 
-    def _replicas(self, now: float) -> list[Record]:
-        """How fast each is, for `dglaunch status --watch`."""
-        if self._rates is None:
-            self._rates = Rates(self._leaders, self._report.begun)
+    def _replicas(self) -> list[Record]:
+        """How fast each is, for `dglaunch status --watch`; from the first batch on, when there is one."""
+        now = time.monotonic()
+        if self._begun != self._report.begun:
+            self._begun = self._report.begun
+            self._rates = Rates(self._leaders, self._begun)
         self._rates.note(now, self._report.by_rank)
         quiet = self._rates.quiet_s()
         return [

@@ -164,7 +164,8 @@ class Report:
             self.note(self._line())
 
     def progress(self) -> Record:
-        """What run.json says besides the counts while the run goes on."""
+        """What run.json says besides the counts while the run goes on. A thread asks beside the one that counts: `dict` copies what
+        is counted in one step."""
         rate = self.images_per_s
         left = self.counts.num_total - self.counts.num_settled
         return {
@@ -172,7 +173,7 @@ class Report:
             "seconds_left": round(left / rate) if rate else None,
             "images_by_rank": self.images_by_rank,
             "bytes": self.num_bytes,
-            "failures_by_kind": dict(self.failures.most_common(MOST_KINDS)),
+            "failures_by_kind": dict(Counter(dict(self.failures)).most_common(MOST_KINDS)),
         }
 
     def _count_failure(self, result: Result, rank: int) -> None:
@@ -211,7 +212,7 @@ class Report:
     @property
     def images_by_rank(self) -> dict[str, int]:
         """As run.json has it."""
-        return {str(rank): count for rank, count in sorted(self.by_rank.items())}
+        return {str(rank): count for rank, count in sorted(dict(self.by_rank).items())}
 
     def note(self, text: str) -> None:
         """A line that stays on the terminal."""

@@ -128,6 +128,7 @@ class _Run:
             if self.report is not None:
                 self.report.stop()
             if self.pulse is not None:
+                self.pulse.stop()
                 with suppress(OSError):
                     self.pulse.write_metrics(is_running=False)
             self.writer.close()
@@ -139,6 +140,7 @@ class _Run:
             yield
         except DglaunchError as error:
             if self.topology.is_main and not self.journal.is_closed:
+                self.journal.close()
                 self.journal.write({"outcome": outcome_of(error, False, 0), "error": str(error)})
             raise
 
@@ -201,6 +203,7 @@ class _Run:
         self.journal.counts = self.report.counts
         labels = {"output_dir": str(self.job.config.output_dir)}
         self.pulse = Pulse(self.report, self.journal, self.topology.leaders, self.job.config.metrics_file, labels)
+        self.pulse.start()
         self.report.plan(self.job, schedule, damaged)
         for note in notes:
             self.report.note(note)
@@ -290,8 +293,6 @@ class _Run:
         if self.report is not None:
             self.report.update(result)
             self._compare_memory(self.report, result)
-        if self.pulse is not None:
-            self.pulse.beat()
 
     def _compare_memory(self, report: Report, result: Result) -> None:
         """A run that is killed before its end has noted what its batches take, too."""
@@ -342,7 +343,7 @@ class _Run:
         return _Ended(RunResult(outcome, report.counts, self.job.config.output_dir), error, record)
 
     def _close_journal(self, report: Report, summary: Record, error: DglaunchError | None) -> Record:
-        self.journal.is_closed = True
+        self.journal.close()
         record = self.journal.record(summary)
         try:
             self.writer.write_run(record)

@@ -20,6 +20,7 @@ NOBODY = (
     "no credentials were found; log in with the cloud's own tool (aws configure, gcloud auth application-default login, az "
     "login), or set its variables (a public bucket of S3: AWS_SKIP_SIGNATURE=true)"
 )
+WHERE = "look at the network, and at the endpoint and region: of S3 AWS_ENDPOINT_URL and AWS_REGION"
 SENTENCES: dict[str, str] = {
     "NoSuchBucket": NO_BUCKET, "ContainerNotFound": NO_BUCKET,
     "ExpiredToken": EXPIRED, "ExpiredTokenException": EXPIRED, "TokenRefreshRequired": EXPIRED, "InvalidToken": EXPIRED,
@@ -80,8 +81,8 @@ def _connection(text: str) -> str:
     """Why there was no answer."""
     lower = text.lower()
     reasons = {
-        "connection refused": "nothing answers there", "dns error": "its name is not known",
-        "certificate": "its certificate is not trusted", "timed out": "it does not answer in time",
-        "timedout": "it does not answer in time",
+        "connection refused": f"nothing answers there ({WHERE})", "dns error": f"its name is not known ({WHERE})",
+        "certificate": "its certificate is not trusted", "timed out": f"it does not answer in time ({WHERE})",
+        "timedout": f"it does not answer in time ({WHERE})",
     }  # fmt: skip
-    return next((said for mark, said in reasons.items() if mark in lower), "the connection broke")
+    return next((said for mark, said in reasons.items() if mark in lower), f"the connection broke ({WHERE})")

@@ -12,6 +12,7 @@ from dglaunch.storage.errors import TEMPORARY, StorageError
 Value = TypeVar("Value")
 FIRST_S, LONGEST_S = 0.25, 20.0
 """Seconds before the first repetition, at most; doubled with each, up to the second."""
+SLOW_S = 3.0
 PATIENCE_S = 300.0
 """Seconds for which an operation is tried."""
 
@@ -23,6 +24,8 @@ class Retries:
     patience: float = PATIENCE_S
     count: int = 0
     """Requests that were sent again."""
+    slow: Callable[[StorageError], None] | None = None
+    """Called once, when something has not passed for SLOW_S."""
     given_up: threading.Event = field(default_factory=threading.Event)
     """Set when something did not pass in all that time: what is asked after it, as the run ends, is asked once."""
 
@@ -32,7 +35,8 @@ class Retries:
         Raises:
             StorageError: it did not pass.
         """
-        deadline = time.monotonic() + self.patience
+        begun = time.monotonic()
+        deadline = begun + self.patience
         tries = 0
         while True:
             tries += 1
@@ -45,6 +49,9 @@ class Retries:
                     if error.kind == TEMPORARY:
                         self.given_up.set()
                     raise _told(error, tries, self.patience) from None
+                if (tell := self.slow) is not None and time.monotonic() + pause - begun > SLOW_S:
+                    self.slow = None
+                    tell(error)
             self.count += 1
             self.given_up.wait(min(pause, left))
 

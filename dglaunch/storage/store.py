@@ -300,14 +300,13 @@ class Store:
 
         return self._ask(once)
 
-    def list(self, prefix: str = "") -> Iterator[Found]:
-        """Yield all objects whose names begin with a folder, in the order of their names.
+    def list(self, prefix: str = "", after: str | None = None) -> Iterator[Found]:
+        """Yield all objects whose names begin with a folder, in the order of their names; only those that come after a name.
 
         Raises:
             StorageError: they cannot be listed.
         """
-        pages = self._pages(prefix, None)
-        after: str | None = None
+        pages = self._pages(prefix, after)
 
         def next_page() -> Sequence[Found]:
             nonlocal pages

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,8 +68,9 @@ def test_a_row_may_set_what_the_flags_are_the_defaults_of() -> None:
 def test_no_flag_takes_a_number_below_zero(config_type: type[RunConfig]) -> None:
     """No count, size, time or scale is negative; one that is taken does harm later, where nobody knows why."""
     needed = {name: Path("x.jsonl") for name in ("input", "prompts_file") if hasattr(config_type, name)}
-    groups = [item.default_factory for item in fields(config_type) if is_dataclass(item.default_factory)]
-    for group, base in ((config_type, needed), *((group, {}) for group in groups)):
+    kinds_of_flags: list[tuple[Any, dict[str, Path]]] = [(config_type, needed)]
+    kinds_of_flags += [(item.default_factory, {}) for item in fields(config_type) if is_dataclass(item.default_factory)]
+    for group, base in kinds_of_flags:
         kinds = {item.name: re.sub("'.*?'", "", str(item.type)) for item in fields(group)}
         numbers = [name for name, kind in kinds.items() if re.search(r"\b(int|float)\b", kind)]
         for name in numbers:

@@ -12,9 +12,9 @@ import pytest
 from dglaunch.cli import watch as watching
 from dglaunch.output import watching as states
 from dglaunch.output.ledger import OutputFolder
-from dglaunch.run import pulse
 from dglaunch.terminal import Terminal
 from support.commands import dglaunch
+from support.pulses import beat_after_each_result
 from support.results import run_json, write_jsonl
 
 
@@ -119,15 +119,8 @@ def test_ctrl_c_leaves_cleanly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_job_says_what_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the run itself to the screen."""
-    monkeypatch.setattr(pulse, "EVERY_S", 0.0)
     seen: list[states.Watched] = []
-    beat = pulse.Pulse.beat
-
-    def watched(self: pulse.Pulse) -> None:
-        beat(self)
-        seen.append(states.watched(OutputFolder(tmp_path / "out")))
-
-    monkeypatch.setattr(pulse.Pulse, "beat", watched)
+    beat_after_each_result(monkeypatch, lambda: seen.append(states.watched(OutputFolder(tmp_path / "out"))))
     table = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a"}, {"prompt": "b [item error]"}, {"prompt": "c"}])
     words = ["t2i", "--backend", "fake", "--batch_size", "1", "--prompts_file", table, "--output_dir", tmp_path / "out"]
     assert dglaunch(*words).code == 3

@@ -161,17 +161,45 @@ def test_a_folder_of_several_kinds_is_refused(tmp_path: Path) -> None:
         (["seed", "prompt"], None),
     ],
 )
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".tsv", ".csv.gz"])
 def test_a_shard_with_other_columns_than_the_first_is_refused(
-    tmp_path: Path, columns: list[str], said: str | None
+    tmp_path: Path, columns: list[str], said: str | None, suffix: str
 ) -> None:
-    pq.write_table(pa.table({"prompt": ["a"], "seed": [1]}), tmp_path / "part-0.parquet")
-    pq.write_table(pa.table({name: ["1"] for name in columns}), tmp_path / "part-1.parquet")
+    first, second = (tmp_path / f"part-{number}{suffix}" for number in (0, 1))
+    write_columns(first, ["prompt", "seed"])
+    write_columns(second, columns)
     for named in (tmp_path, tmp_path / "part-*"):
         if said is None:
             assert len(rows(named)) == 2
         else:
-            with pytest.raises(
-                UserError, match=rf"part-1\.parquet has other columns than .*part-0\.parquet: {said}\. "
-            ):
+            with pytest.raises(UserError) as refused:
                 rows(named)
-    assert len(rows(tmp_path / "part-0.parquet", tmp_path / "part-1.parquet")) == 2
+            assert str(refused.value).startswith(f"{second} has other columns than {first}: {said}. ")
+    assert len(rows(first, second)) == 2
+
+
+def test_a_torn_parquet_file_says_what_to_do(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"prompt": ["a"] * 100}), tmp_path / "whole.parquet")
+    (tmp_path / "torn.parquet").write_bytes((tmp_path / "whole.parquet").read_bytes()[:-40])
+    with pytest.raises(UserError, match="write or fetch it again") as refused:
+        rows(tmp_path)
+    assert ".." not in str(refused.value).replace(str(tmp_path), "")
+
+
+def write_columns(path: Path, names: list[str]) -> None:
+    """Write a table of one row."""
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table({name: ["1"] for name in names}), path)
+        return
+    mark = "\t" if path.suffix == ".tsv" else ","
+    data = f"{mark.join(names)}\n{mark.join('1' for _ in names)}\n".encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+def test_empty_columns_of_excel_and_rows_of_json_are_not_compared(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,seed\na,1\n")
+    (tmp_path / "b.csv").write_text("seed,prompt,,\n1,b,,\n")
+    (tmp_path / "c.jsonl").write_text('{"prompt": "c"}\n')
+    (tmp_path / "d.jsonl").write_text('{"prompt": "d", "style": "oil"}\n')
+    assert [row["prompt"] for row in rows(tmp_path / "*.csv")] == ["a", "b"]
+    assert [row["prompt"] for row in rows(tmp_path / "*.jsonl")] == ["c", "d"]

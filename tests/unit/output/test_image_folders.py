@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dglaunch.output.image_folders import ImageFolders
+from dglaunch.output.image_folders import ImageFolders, Told
 from support.commands import Ended, dglaunch
 from support.results import ledger, run_json, write_jsonl
 
@@ -116,6 +116,46 @@ def test_it_is_fixed_at_the_first_start(tmp_path: Path) -> None:
     assert dglaunch(*flat, "--files_per_folder", "5", "--overwrite").code == 0
     assert len(image_folder(tmp_path / "flat")) == 12
     assert not (tmp_path / "flat" / "000000.png").exists()
+
+
+@pytest.mark.parametrize(("rows", "named"), [(12, None), (12, "5"), (3, "5")])
+def test_a_lost_run_json_does_not_lose_the_folders(tmp_path: Path, rows: int, named: str | None) -> None:
+    """The names in the ledgers tell how many images there are to a folder; of one folder the flag has to."""
+    assert run(tmp_path, rows=rows).code == 0
+    (tmp_path / "out" / "run.json").unlink()
+    ended = dglaunch(*words(tmp_path, 14), *(["--files_per_folder", named] if named else []))
+    assert ended.code == 0 and f"{rows} there before, of 14" in ended.output, ended.output
+    assert sorted(image_folder(tmp_path / "out").values()) == sorted(f"p {n}" for n in range(14))
+    assert run_json(tmp_path / "out")["image_folders"]["files"] == 5
+
+
+def test_what_the_names_leave_open_is_asked(tmp_path: Path) -> None:
+    assert run(tmp_path, "--filter_rows", "0,8").code == 0
+    (tmp_path / "out" / "run.json").unlink()
+    for flag in ([], ["--files_per_folder", "9"]):
+        ended = dglaunch(*words(tmp_path), *flag)
+        assert ended.code == 2 and "Say --files_per_folder" in ended.output and "5 to 8" in ended.output, ended.output
+    assert dglaunch(*words(tmp_path), "--files_per_folder", "5").code == 0
+    assert len(image_folder(tmp_path / "out")) == 12
+
+
+def test_ledgers_tell_the_folders() -> None:
+    """Also where their numbers begin anew, for those that are asked about."""
+
+    def told(way: ImageFolders, indices: range, *asked: ImageFolders) -> Told | None:
+        return Told.of([{"index": n, "sample": 0, "file_name": way.place(n, f"{n:06d}.png")} for n in indices], asked)
+
+    five, seven = ImageFolders(5, 1, 10_000), ImageFolders(7, 1, 10_000)
+    found = told(five, range(12), seven, five)
+    assert found is not None and found.fitting == [five] and (found.least, found.most) == (5, 5)
+    found = told(five, range(7), seven)
+    assert found is not None and found.fitting == [] and (found.least, found.most) == (5, 5)
+    found = told(five, range(3), seven)
+    assert found is not None and found.fitting == [seven]
+    far_apart = told(five, range(0, 10**7, 49_999), seven, five)
+    assert far_apart is not None and far_apart.fitting == [five]
+    assert Told.of([{"index": 0, "sample": 0, "file_name": "000000.png"}], [five]) is None
+    assert Told.of([], [five]) is None
 
 
 @pytest.mark.parametrize("there", ["a file", "a link", "another job", "their metadata", "their picture"])

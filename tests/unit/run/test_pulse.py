@@ -9,10 +9,14 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from dglaunch.data.task import Result
+from dglaunch.errors import OutputError
+from dglaunch.output.writer import Writer
 from dglaunch.run import pulse, report
+from dglaunch.run.journal import Journal
 from dglaunch.run.report import LeaderReport, Report
 from dglaunch.terminal import Terminal
 from support.commands import dglaunch
+from support.pulses import beat_after_each_result
 from support.results import ledger, run_json, write_jsonl
 
 
@@ -56,16 +60,64 @@ def metrics_of(file: Path) -> dict[str, float]:
     return {sample.name: sample.value for family in families for sample in family.samples}
 
 
+def test_a_job_without_a_new_image_says_that_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts are encoded ahead, a model is compiled, an image takes a minute: run.json and the metrics go on all the while."""
+    monkeypatch.setattr(pulse, "EVERY_S", 0.02)
+    table, file, out = tmp_path / "prompts.jsonl", tmp_path / "job.prom", tmp_path / "out"
+    write_jsonl(table, [{"prompt": "a [sleep 0.5]"}])
+    said: set[tuple[object, int, float]] = set()
+    refresh = Journal.refresh
+
+    def watched(self: Journal, measured: dict[str, object]) -> None:
+        refresh(self, measured)
+        said.add(
+            (run_json(out)["outcome"], run_json(out)["num_ok"], metrics_of(file)["dglaunch_updated_timestamp_seconds"])
+        )
+
+    monkeypatch.setattr(Journal, "refresh", watched)
+    words = ["--prompts_file", table, "--output_dir", out, "--metrics_file", file]
+    assert dglaunch("t2i", "--backend", "fake", *words).code == 0
+    assert len({when for outcome, images, when in said if outcome == "running" and images == 0}) > 1
+    assert run_json(out)["outcome"] == "done" and metrics_of(file)["dglaunch_running"] == 0
+
+
+def test_nothing_is_refreshed_after_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refresh that is under way as the run ends comes before the last run.json, and later ones not at all."""
+    monkeypatch.setattr(pulse, "EVERY_S", 0.0005)
+    said: list[object] = []
+    write_run = Writer.write_run
+
+    def watched(self: Writer, run: dict[str, object]) -> None:
+        write_run(self, run)
+        said.append(run["outcome"])
+
+    monkeypatch.setattr(Writer, "write_run", watched)
+    table = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"{n} [item error]"} for n in range(30)])
+    words = ["--batch_size", "1", "--prompts_file", table, "--output_dir", tmp_path / "out"]
+    assert dglaunch("t2i", "--backend", "fake", *words).code == 3
+    assert said[-1] == "failed" and said.count("failed") == 1
+    assert run_json(tmp_path / "out")["outcome"] == "failed"
+
+
+def test_a_disk_that_is_full_is_the_images_to_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be refreshed waits for the next time."""
+    monkeypatch.setattr(pulse, "EVERY_S", 0.0005)
+    write_run = Writer.write_run
+
+    def full(self: Writer, run: dict[str, object]) -> None:
+        if "replicas" in run:
+            raise OutputError("no room")
+        write_run(self, run)
+
+    monkeypatch.setattr(Writer, "write_run", full)
+    words = ["--prompt", "a [sleep 0.1]", "--output_dir", tmp_path / "out"]
+    ended = dglaunch("t2i", "--backend", "fake", *words)
+    assert ended.code == 0 and "no room" not in ended.output
+
+
 def test_run_json_and_the_metrics_follow_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pulse, "EVERY_S", 0.0)
     seen: list[dict[str, object]] = []
-    beat = pulse.Pulse.beat
-
-    def watched(self: pulse.Pulse) -> None:
-        beat(self)
-        seen.append(run_json(tmp_path / "out") | {"metrics": metrics_of(file)})
-
-    monkeypatch.setattr(pulse.Pulse, "beat", watched)
+    beat_after_each_result(monkeypatch, lambda: seen.append(run_json(tmp_path / "out") | {"metrics": metrics_of(file)}))
     table, file = tmp_path / "prompts.jsonl", tmp_path / "job.prom"
     write_jsonl(table, [{"prompt": f"prompt {n}"} for n in range(4)])
     ended = dglaunch(

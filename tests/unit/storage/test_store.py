@@ -7,6 +7,7 @@ import pytest
 
 from dglaunch.addresses import Address
 from dglaunch.errors import UserError
+from dglaunch.storage import retrying
 from dglaunch.storage.errors import NoObject, StorageError
 from dglaunch.storage.retrying import Retries
 from dglaunch.storage.store import Store
@@ -140,6 +141,24 @@ def test_nobody_answers(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StorageError, match=r"nothing answers there|the connection broke"):
         Store(Address("s3://nowhere/x"), Retries(0.1)).put("a", b"")
+
+
+def test_where_nobody_answers_says_what_to_look_at_and_that_it_is_tried(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(retrying, "SLOW_S", 0.0)
+    said: list[str] = []
+
+    def told(error: StorageError) -> None:
+        said.append(str(error))
+        store.retries.given_up.set()
+
+    store = Store(Address("s3://nowhere/x"), Retries(60.0, slow=told))
+    with pytest.raises(UserError) as refused:
+        store.check_writable("probe", b"")
+    assert "look at the network, and at the endpoint and region: of S3 AWS_ENDPOINT_URL" in str(refused.value)
+    assert len(said) == 1 and said[0] in str(refused.value)
 
 
 def test_a_profile_of_aws(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
