@@ -109,12 +109,13 @@ def test_a_weight_that_ranks_share_takes_the_memory_of_its_part() -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Shard
 
+    from dglaunch.config import ParallelConfig
     from dglaunch.distributed.topology import Topology
-    from dglaunch.simulation.cluster import fake_cluster
     from dglaunch.simulation.meter import Meter
+    from dglaunch.simulation.rehearsal import simulating
 
-    meter = Meter()
-    with fake_cluster(Topology(world_size=4, local_world_size=4, distributed=True)), meter:
+    meter, four = Meter(), ParallelConfig(shard_degree=4)
+    with simulating(meter, Topology(world_size=4, local_world_size=4, distributed=True, parallel=four)):
         mesh = init_device_mesh("cpu", (4,))
         part = meter.empty(torch.empty(256, 1024, device="meta"), torch.bfloat16)
         weight = torch.nn.Parameter(DTensor.from_local(part, mesh, [Shard(0)], run_check=False), requires_grad=False)
