@@ -42,8 +42,9 @@ system-packages:
 	    command -v chromedriver >/dev/null || $(INSTALL) chromium chromium-driver >/dev/null 2>&1 \
 	        || echo "Chromium could not be installed; the tests of the gallery in a browser are skipped."; fi
 
-# Side by side and in any order; what a file makes for all of its tests is made once, so its tests stay together.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+# Side by side and in any order; what a file makes for all of its tests is made once, so its tests stay together. Three on two cores: while
+# one waits, for Slurm or a rank's end, the others compute.
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 
 # What to run while you write.
 quick: lint
@@ -64,7 +65,7 @@ FLOOR := $(VENV)-floor
 PACKAGES_OF := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 FLOOR_TESTS := $(addprefix tests/torchrun/test_,$(addsuffix .py,t2i_models edit_models loras weight_files schedulers))
 floor: $(FLOOR)/diffusers-$(FLOOR_VERSION)
-	$(FLOOR)/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder tests/unit $(FLOOR_TESTS)
+	$(FLOOR)/bin/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder tests/unit $(FLOOR_TESTS)
 
 # diffusers first: a pip that sees the others' environment would want to take the newer one out of it.
 $(FLOOR)/diffusers-$(FLOOR_VERSION): $(BIN)/.installed
