@@ -135,15 +135,39 @@ def edits(family: Family) -> str:
 
 
 def models() -> str:
+    """The families with the known models that are theirs: of the catalogue, and what else has a row."""
+    published: dict[str, list[str]] = {}
+    for entry in known_entries():
+        if not entry.apart:
+            published.setdefault(entry.pipeline, []).append(entry.name.rpartition("/")[2])
     rows = [
-        [pipeline.removesuffix("Pipeline"), yes_or_no(not family.only_edits), edits(family), splits(family, {})]
+        [
+            ", ".join(published.get(pipeline, ["-"])),
+            pipeline.removesuffix("Pipeline"),
+            yes_or_no(not family.only_edits),
+            edits(family),
+            splits(family, {}),
+        ]
         for pipeline, family in FAMILIES.items()
-        if family.edit is not None or family.xdit is not None
     ]
+    others = [name for pipeline, names in published.items() if pipeline not in FAMILIES for name in names]
     rows.append(
-        ["StableDiffusionXL, Chroma, Sana, HiDream and all others of diffusers that draw from text", "yes", "no", "no"]
+        [
+            " and ".join([", ".join(others), "any other"]),
+            "any other of diffusers that draws from text",
+            "after a self-test",
+            "no",
+            "no",
+        ]
     )
-    return table(["pipeline of the checkpoint", "`t2i`", "`edit`", "`--backend xdit` splits an image by"], rows)
+    head = [
+        "published checkpoints, such as",
+        "pipeline class",
+        "`t2i`",
+        "`edit`",
+        "`--backend xdit` splits an image by",
+    ]
+    return table(head, rows)
 
 
 BILLION = 1e9
