@@ -6,6 +6,7 @@ exit code into 1. Here the ranks have the last word, and their code is the comma
 
 import logging
 import os
+import signal
 from collections.abc import Sequence
 
 from dglaunch.cli.children import descendants, kill
@@ -46,7 +47,10 @@ def run_ranks(num_ranks: int, words: Sequence[str]) -> int:
 
 
 def _exit_code(failed: Exception, codes: Sequence[int]) -> int:
-    if all(code in TOLD for code in codes):
-        return min(codes)
+    """The ranks' own code. One that leaves a moment after another (a GPU's memory is given back) is stopped by torchrun meanwhile:
+    that says nothing beside the other's."""
+    own = [code for code in codes if code != -signal.SIGTERM]
+    if own and all(code in TOLD for code in own):
+        return min(own)
     say(str(failed), error=True)
     return EXIT_BROKEN
