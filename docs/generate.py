@@ -135,31 +135,24 @@ def edits(family: Family) -> str:
 
 
 def models() -> str:
-    """The families with the known models that are theirs: of the catalogue, and what else has a row."""
+    """The families that edit or that xDiT runs, with the known models that are theirs; all others in a row."""
     published: dict[str, list[str]] = {}
     for entry in known_entries():
         if not entry.apart:
             published.setdefault(entry.pipeline, []).append(entry.name.rpartition("/")[2])
     rows = [
         [
-            ", ".join(published.get(pipeline, ["-"])),
+            ", ".join(published.pop(pipeline, ["-"])),
             pipeline.removesuffix("Pipeline"),
             yes_or_no(not family.only_edits),
             edits(family),
             splits(family, {}),
         ]
         for pipeline, family in FAMILIES.items()
+        if family.edit is not None or family.xdit is not None
     ]
-    others = [name for pipeline, names in published.items() if pipeline not in FAMILIES for name in names]
-    rows.append(
-        [
-            " and ".join([", ".join(others), "any other"]),
-            "any other of diffusers that draws from text",
-            "after a self-test",
-            "no",
-            "no",
-        ]
-    )
+    others = ", ".join(name for names in published.values() for name in names)
+    rows.append([others, "these, and any other of diffusers that draws from text", "yes", "no", "no"])
     head = [
         "published checkpoints, such as",
         "pipeline class",
