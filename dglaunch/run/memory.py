@@ -31,13 +31,15 @@ class MemoryCheck:
 
     def after(self, record: Record) -> int | None:
         """Look at a result; return the peak if its batch is the first of the largest that this rank's replica has made."""
+        if not self._is_due:  # of millions of results one is looked at
+            return None
         shape = self._job.checkpoint.shape(self._planned.bucket.height, self._planned.bucket.width)
         is_of_largest = (
             record.get("rank") in self._job.topology.replica_ranks
             and record.get("batch_size") == self._planned.images
             and (record.get("height"), record.get("width")) == (shape.height, shape.width)
         )
-        if not (self._is_due and is_of_largest):
+        if not is_of_largest:
             return None
         self._is_due = False
         measured = self._measure(self._job.device)
