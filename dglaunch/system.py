@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import platform
+import re
 import socket
 import sys
 from collections.abc import Iterable, Mapping
@@ -40,16 +41,19 @@ def need(package: str, purpose: str, install: str) -> None:
         raise MissingPackage(package, purpose, install)
 
 
+def release_of(version_text: str) -> tuple[int, ...]:
+    """Return the first three numbers of a version, to be compared: of 2.13.0+cu130 (2, 13, 0)."""
+    return tuple(int(part) for part in re.findall(r"\d+", version_text.split("+")[0])[:3])
+
+
 def need_version(package: str, oldest: str, purpose: str) -> None:
     """Check that an installed package is new enough, without importing it.
 
     Raises:
         UserError: it is older; the message is made of its purpose.
     """
-    from packaging.version import Version  # transformers brings it
-
     here = version(package)
-    if Version(here).release < Version(oldest).release:
+    if release_of(here) < release_of(oldest):
         raise UserError(
             f"{purpose} needs {package} {oldest} or newer, and here is {here}. Update it: pip install -U '{package}>={oldest}'"
         )

@@ -23,7 +23,7 @@ from dglaunch.cli.probes import PACKAGES, TORCH, Package, Probed, TorchFound, is
 from dglaunch.environment import check_variables, environment
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, UserError
 from dglaunch.files import at_home
-from dglaunch.system import addresses_of_host, are_loopback
+from dglaunch.system import addresses_of_host, are_loopback, release_of
 from dglaunch.terminal import Terminal
 
 LITTLE_DISK = 20 * 2**30
@@ -109,7 +109,7 @@ def package_line(package: Package, probed: Probed | None, torch_is_fine: bool = 
         elif not package.needed:
             remedy += f"; or remove it (only for {package.purpose})"
         return Line(package.name, f"{number}, does not import: {probed.error}", bad, remedy)
-    if least is not None and _numbers(number) < _numbers(least):
+    if least is not None and release_of(number) < release_of(least):
         return Line(package.name, number, bad, f"pip install '{package.name}>={least}'")
     return Line(package.name, number)
 
@@ -129,10 +129,6 @@ def _least(name: str) -> str | None:
         return None
     found = (re.match(rf"{re.escape(name)}\s*\(?[^;]*>=\s*([\d.]+)", text) for text in requirements)
     return next((match[1] for match in found if match), None)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", text.split("+")[0])[:3])
 
 
 # -- torch and GPUs -----------------------------------------------------------------------------------------------
@@ -166,7 +162,7 @@ def _gpu_line(number: int, name: str, total: int, free: int, capability: str) ->
 
 def _torch_line(found: TorchFound) -> Line:
     least = _least("torch") or "2.8"
-    if _numbers(found["version"]) < _numbers(least):
+    if release_of(found["version"]) < release_of(least):
         return Line("torch", found["version"], WRONG, f"pip install 'torch>={least}'")
     if not found["gloo"]:
         return Line("torch", f"{found['version']}, without gloo", WARNING, "torchrun needs a torch built with gloo")
