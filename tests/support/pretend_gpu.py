@@ -110,12 +110,14 @@ class PretendGpu(TorchFunctionMode):
         if func == SET_DATA:
             place = on_gpu(args[1])
             func(*args)
-            return _labelled(args[0], place)
-        return tree_map(lambda value: _labelled(value, place), func(*args, **kwargs))
+            return labelled(args[0], place)
+        return tree_map(lambda value: labelled(value, place), func(*args, **kwargs))
 
 
 def _over_gloo(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Groups of ranks, which on GPUs would talk over NCCL."""
+    """Groups of ranks, which on GPUs would talk over NCCL; those of a world that is not there stay as they are."""
+    if "fake" in (*args[:1], kwargs.get("backend")):
+        return function(*args, **kwargs)
     asked = {name: value for name, value in kwargs.items() if name not in ("backend", "device_id")}
     return function(
         *(value for value in args if not (isinstance(value, str) and "nccl" in value)), backend="gloo", **asked
@@ -126,7 +128,8 @@ def on_gpu(tensor: torch.Tensor) -> bool:
     return getattr(tensor, "_on_pretended_gpu", False)
 
 
-def _labelled(value: Any, place: bool) -> Any:
+def labelled(value: Any, place: bool) -> Any:
+    """Let a tensor be on the GPU, or on the host; anything else stays as it is."""
     if isinstance(value, torch.Tensor):
         if place:
             value._on_pretended_gpu = True  # type: ignore[attr-defined]
@@ -139,7 +142,7 @@ def _move(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     """A copy where the device is another one, as torch does."""
     tensor, place = args[0], func is torch.Tensor.cuda or (func is torch.Tensor.to and on_gpu(args[0]))
     if func is not torch.Tensor.to:
-        return _labelled(tensor.clone() if place != on_gpu(tensor) else tensor, place)
+        return labelled(tensor.clone() if place != on_gpu(tensor) else tensor, place)
 
     def on_host(value: Any) -> Any:
         nonlocal place
@@ -151,7 +154,7 @@ def _move(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
         return HOST if place else value
 
     moved = tensor.to(*map(on_host, args[1:]), **{name: on_host(value) for name, value in kwargs.items()})
-    return _labelled(moved.clone() if moved is tensor and place != on_gpu(tensor) else moved, place)
+    return labelled(moved.clone() if moved is tensor and place != on_gpu(tensor) else moved, place)
 
 
 def _told(tensors: Iterable[torch.Tensor]) -> str:

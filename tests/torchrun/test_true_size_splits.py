@@ -4,7 +4,8 @@ on what they exchange, and what they compute together is the whole. On fake tens
     python -m pytest -m slow tests/torchrun/test_true_size_splits.py -k "FLUX.1 and ulysses8"       or `make rehearsals`
 
 One block of each kind, one denoising step, a prompt of a word beside a long one: what differs between blocks or steps is
-not seen here.
+not seen here. All of it on the host, and once more on a GPU that is only pretended: what asks for "cuda" is run, and what is left
+on the host is caught.
 """
 
 import itertools
@@ -131,6 +132,46 @@ def test_ranks_run_and_agree_and_compute_the_whole(
         )
 
 
+ON_GPU = [(model, backend, split) for model, backend, world, split, _ in CASES if world == size_of(split)]
+"""A replica that is the world."""
+QUICK_ON_GPU = ("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", "diffusers", ALONE)
+
+
+@pytest.mark.parametrize(("model", "backend", "split"), rarely(ON_GPU, set(ON_GPU) - {QUICK_ON_GPU}), ids=named)
+def test_on_a_gpu_ranks_compute_the_same(model: str, backend: str, split: Split, tmp_path: Path) -> None:
+    from support.weightless_gpu import weightless_gpu
+
+    sizes = allowed(model, backend, size_of(split), split, (1024,), tmp_path)
+    on_host = rehearsed(model, backend, size_of(split), split, sizes, tmp_path)
+    with weightless_gpu():
+        on_gpu = rehearsed(model, backend, size_of(split), split, sizes, tmp_path, "cuda")
+    crashes = [crash for run in on_gpu for crash in run.all_crashes]
+    assert not crashes, crashes[0].traceback
+    assert told(on_gpu) == told(on_host)
+
+
+def told(runs: "Iterable[RankRun]") -> list[object]:
+    """What ranks compute and exchange. (What they hold differs by a little: a copy to the GPU is none on the host.)"""
+    return [
+        (run.rank, run.weights, [[(s.flops, s.collectives) for s in batch.stages.values()] for batch in run.batches])
+        for run in runs
+    ]
+
+
+def test_on_a_gpu_a_tensor_on_the_host_is_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the test above could not fail."""
+    from diffusers.models.embeddings import Timesteps
+    from support.weightless_gpu import weightless_gpu
+
+    forward = Timesteps.forward
+    monkeypatch.setattr(Timesteps, "forward", lambda *args: forward(*args).cpu())
+    model, backend, split = QUICK_ON_GPU
+    with weightless_gpu():
+        (run,) = rehearsed(model, backend, 1, split, (512,), tmp_path, "cuda")
+    assert len(run.all_crashes) == 2, "one a batch"
+    assert all(crash.stage == "denoise" and "same device" in crash.message for crash in run.all_crashes)
+
+
 def repeated(model: str, split: Split, sizes: Sequence[int], batches: int) -> list[float]:
     """How many times the work of one rank all of them may do, for each of some batches of a size: xfuser does not split the
     text of SD3 (333 tokens), so that each rank of a sequence computes all of it."""
@@ -185,7 +226,7 @@ def job_of(model: str, backend: str, world: int, split: Split, size: int, folder
 
 
 def rehearsed(
-    model: str, backend: str, world: int, split: Split, sizes: Sequence[int], folder: Path
+    model: str, backend: str, world: int, split: Split, sizes: Sequence[int], folder: Path, device: str = "cpu"
 ) -> "list[RankRun]":
     """The ranks of the first replica, with all sizes one after the other; the plan is one replica's, as the table is small."""
     from dglaunch.planning.rehearsal import to_rehearse
@@ -198,7 +239,8 @@ def rehearsed(
         one = replace(job, topology=replace(job.topology, world_size=job.topology.replica_size))
         contexts.append(to_rehearse(job, one.schedule((), {}, {}, None)).context)
     batches = [one_step(batch) for context in contexts for batch in context.batches]
-    return run_short(replace(contexts[0], batches=batches), Setting(text_tokens=words, own_tokenizers=False))
+    setting = Setting(text_tokens=words, own_tokenizers=False)
+    return run_short(replace(contexts[0], batches=batches, device=device), setting)
 
 
 def one_step(batch: Batch) -> Batch:
