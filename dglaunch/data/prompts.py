@@ -6,7 +6,7 @@ line, before any model is loaded.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dglaunch import strict_json
 from dglaunch.config import MAX_SEED, RunConfig, T2IConfig, defaults
@@ -17,12 +17,14 @@ from dglaunch.data.numbering import Numbering
 from dglaunch.data.prompt_template import PromptTemplate
 from dglaunch.data.row_filter import RowFilter
 from dglaunch.data.row_list import rows_of_list
-from dglaunch.data.sampling import Sample
 from dglaunch.data.table_formats import Row
 from dglaunch.data.tables import Table, rows_of_pipe
 from dglaunch.data.task import INPUT_FIELDS, LORA, SAMPLING, Record, Task
 from dglaunch.errors import InputError, UserError
 from dglaunch.models.lora import NO_LORAS, Loras, text_of
+
+if TYPE_CHECKING:
+    from dglaunch.data.sampling import Sample
 
 Value = TypeVar("Value")
 
@@ -114,8 +116,7 @@ class RowReader:
         self.samples = evaluations.num_images_per_prompt(config)
         self.filter = RowFilter(config.filter_rows) if config.filter_rows is not None else None
         self.num_wanted = 0
-        is_sample = config.shuffle_seed is not None and config.limit is not None
-        self.sample = Sample(config.shuffle_seed, config.limit) if is_sample else None  # type: ignore[arg-type]  # both there
+        self.sample = _sample(config)
 
     def own_checks(self) -> dict[str, values.Check]:
         """What a setting must be here, where that is not what it must be elsewhere."""
@@ -403,3 +404,12 @@ class RowReader:
             self.problems.append(f"{label}: the output name {stem!r} was used already in {line}{alike}")
         self.names |= {key: (stem, label) for key, stem in keys.items()}
         return not taken
+
+
+def _sample(config: RunConfig) -> "Sample | None":
+    """What chooses the rows of --shuffle_seed with --limit; None: there is no choice."""
+    if config.shuffle_seed is None or config.limit is None:
+        return None
+    from dglaunch.data.sampling import Sample  # which imports numpy
+
+    return Sample(config.shuffle_seed, config.limit)

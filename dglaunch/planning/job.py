@@ -19,7 +19,6 @@ from dglaunch.data.many import ManyTasks, kinds_of, without
 from dglaunch.data.prompt_inputs import CHECKS, InputReader
 from dglaunch.data.prompts import checks_of_fields, read_prompts
 from dglaunch.data.rewriting import Rewriting, check_given, rewriting_of
-from dglaunch.data.sampling import shuffled
 from dglaunch.data.task import BatchSize, Bucket, Task
 from dglaunch.data.values import Check
 from dglaunch.distributed import topology as topologies
@@ -191,6 +190,8 @@ class Job:
         mine = share_of_node(self.makeable, self.topology, bucket_of, cost)
         pending = without(mine, done)
         if self.config.shuffle_seed is not None:
+            from dglaunch.data.sampling import shuffled  # which imports numpy
+
             pending = shuffled(pending, self.config.shuffle_seed, self.columns.num_points)
         plan = build(pending, self.topology.num_replicas, choose, bucket_of, cost)
         price = self.profile.expected_cost(self.config, pending)

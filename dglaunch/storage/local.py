@@ -12,7 +12,6 @@ import fcntl
 import fnmatch
 import glob
 import hashlib
-import http.client
 import os
 import socket
 import time
@@ -20,13 +19,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from dglaunch.addresses import Address, problem_with
 from dglaunch.atomic import atomic_write
 from dglaunch.files import at_home, make_cache_folder, open_lock, read_bytes
 from dglaunch.storage.errors import REFUSED, TEMPORARY, StorageError
-from dglaunch.storage.public_web import Origin, Refused, opened, origin_of, pieces
 from dglaunch.storage.retrying import Retries
 from dglaunch.storage.store import Found, Store
 
@@ -48,7 +46,7 @@ class _Kept:
 
     def __init__(self) -> None:
         self.folder = Path("~/.cache/dglaunch")
-        self.own: set[Origin] = set()
+        self.named: list[SplitResult] = []
         self.fetched = 0
 
 
@@ -64,8 +62,7 @@ def fetch_for(named: Iterable[Path], folder: Path) -> None:
         folder: --cache_dir, where what is fetched is kept.
     """
     _kept.folder = folder
-    parts = [urlsplit(path.full) for path in named if isinstance(path, Address) and not path.is_store]
-    _kept.own = {origin_of(part.scheme, part.hostname or "", part.port) for part in parts}
+    _kept.named = [urlsplit(path.full) for path in named if isinstance(path, Address) and not path.is_store]
 
 
 # -- files and bytes --------------------------------------------------------------------------------------------------
@@ -137,8 +134,13 @@ def _patience_with(_host: str) -> Retries:
 
 
 def _from_the_web(address: Address, most: int) -> Iterator[bytes]:
+    import http.client  # with TLS and all else an eighth of what a start imports
+
+    from dglaunch.storage.public_web import Refused, opened, origin_of, pieces
+
+    own = {origin_of(part.scheme, part.hostname or "", part.port) for part in _kept.named}
     try:
-        with opened(address.full, time.monotonic() + FETCH_S, _kept.own, ("https",)) as answer:
+        with opened(address.full, time.monotonic() + FETCH_S, own, ("https",)) as answer:
             yield from pieces(answer, most)
     except Refused as error:
         raise StorageError(f"it {error}", REFUSED) from None

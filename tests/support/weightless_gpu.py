@@ -26,7 +26,9 @@ def weightless_gpu() -> Iterator[None]:
     with ExitStack() as undo:
         computing = _Computing()
         undo.enter_context(mock.patch.object(Meter, "__torch_dispatch__", computing.dispatch(Meter.__torch_dispatch__)))
-        undo.enter_context(mock.patch.object(FakeTensor, "device", property(computing.device(FakeTensor.device.fget))))
+        undo.enter_context(
+            mock.patch.object(FakeTensor, "device", property(computing.device(FakeTensor.device.__get__)))
+        )
         undo.enter_context(mock.patch.object(networks, "_apply", _apply))
         undo.enter_context(PretendGpu())
         yield

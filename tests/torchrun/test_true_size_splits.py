@@ -161,6 +161,7 @@ def told(runs: "Iterable[RankRun]") -> list[object]:
 def test_on_a_gpu_a_tensor_on_the_host_is_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the test above could not fail."""
     from diffusers.models.embeddings import Timesteps
+
     from support.weightless_gpu import weightless_gpu
 
     forward = Timesteps.forward
