@@ -164,7 +164,7 @@ def _show_outlook(terminal: Terminal, outlook: Outlook, problem: str) -> None:
         for line in _refused(outlook.layouts):
             terminal.print(line)
         if (best := outlook.recommended) is not None:
-            terminal.print(f"most images a second: {best.name}")
+            terminal.print(f"most images a second: {best.name}" + (f" ({best.words})" if best.words else ""))
     for line in list(outlook.advice)[:SHOWN_ADVICE]:
         terminal.print(f"advice: {line}")
 

@@ -8,16 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from dglaunch.backends.profiles import profile_of
-from dglaunch.config import ParallelConfig
 from dglaunch.data.many import kinds_of
 from dglaunch.data.task import Bucket
-from dglaunch.distributed.topology import Topology, degrees_in_words, splits
 from dglaunch.errors import UserError
 from dglaunch.models.figures import Figures
 from dglaunch.models.schedulers import calls_of
 from dglaunch.planning import estimate
-from dglaunch.planning.changes import SAVING, Change, sharing, with_change
+from dglaunch.planning.changes import SAVING, Change, changed, layouts, sharing, with_change
 from dglaunch.planning.estimate import Memory, memory_of
 from dglaunch.planning.figures import FigureBook
 from dglaunch.planning.gpus import Gpu
@@ -38,8 +35,9 @@ class Layout:
     """One way to put a job on its GPUs."""
 
     name: str
-    parallel: ParallelConfig
     num_replicas: int
+    words: str = ""
+    """How it is asked for."""
     memory: Memory | None = None
     images: int = 1
     """Of a batch."""
@@ -186,6 +184,7 @@ class Outlook:
         memory = layout.memory
         return {
             "name": layout.name,
+            "words": layout.words,
             "replicas": layout.num_replicas,
             "batch_size": layout.images,
             "peak_gib": None if memory is None else memory.needed(layout.images) / GIB,
@@ -267,7 +266,7 @@ class _Looking:
             total=total, making=making, rate=_rate(num_images, making), steps=self.steps(bucket, figures),
             calls=self.calls(bucket, figures), traced_with=self.book.traced_with(bucket) if figures is not None else {},
             sent_a_step=self.work(bucket, images, figures).sent_bytes_a_step if figures is not None else 0,
-            layouts=self.layouts() if compare else [], advice=[],
+            layouts=[self.layout(change) for change in layouts(job)] if compare else [], advice=[],
         )  # fmt: skip
         return replace(outlook, advice=list(self.advice(outlook)))
 
@@ -286,12 +285,12 @@ class _Looking:
         bucket = max(longest, key=pixels)
         return bucket, longest[bucket]
 
-    def memory(self, bucket: Bucket, figures: Figures | None = None, topology: Topology | None = None) -> Memory | None:
+    def memory(self, bucket: Bucket) -> Memory | None:
         job = self.job
         shape = job.checkpoint.shape(bucket.height, bucket.width)
-        found = figures if figures is not None else self.book(bucket)
+        figures = self.book(bucket)
         return memory_of(
-            job.checkpoint, job.config, topology or job.topology, job.machine.dtype, shape, bucket.input_tokens, found
+            job.checkpoint, job.config, job.topology, job.machine.dtype, shape, bucket.input_tokens, figures
         )
 
     def calls(self, bucket: Bucket, figures: Figures | None) -> int:
@@ -306,24 +305,21 @@ class _Looking:
 
     # -- time --------------------------------------------------------------------------------------------------------
 
-    def work(self, bucket: Bucket, images: int, figures: Figures, topology: Topology | None = None) -> Work:
+    def work(self, bucket: Bucket, images: int, figures: Figures) -> Work:
         """What a rank does for a batch of so many images."""
-        place = topology or self.job.topology
         work = replace(
             work_of(self.job.config.backend.model_name, figures, images, self.calls(bucket, figures)),
-            overlapped=place.parallel.ring_degree > 1,
+            overlapped=self.job.topology.parallel.ring_degree > 1,
             weights_bytes=sum(figures.weights.values()),
         )
-        return shared(work, self.job, place, figures, bucket, self.book.text_tokens)
+        return shared(work, self.job, figures, bucket, self.book.text_tokens)
 
-    def seconds(
-        self, bucket: Bucket, images: int, figures: Figures | None = None, topology: Topology | None = None
-    ) -> Seconds | None:
+    def seconds(self, bucket: Bucket, images: int) -> Seconds | None:
         """A batch of so many images on one replica."""
-        found = figures if figures is not None else self.book(bucket)
-        if found is None or self.gpu is None:
+        figures = self.book(bucket)
+        if figures is None or self.gpu is None:
             return None
-        work = self.work(bucket, images, found, topology)
+        work = self.work(bucket, images, figures)
         seconds = seconds_of(work, self.gpu, dtype=self.job.machine.dtype, compiled=self.optimization.enable_compile)
         if seconds is not None and self.job.checkpoint.loras:
             seconds = with_loras(seconds, self.num_lora_sets)
@@ -355,41 +351,40 @@ class _Looking:
 
     # -- layouts -----------------------------------------------------------------------------------------------------
 
-    def layouts(self) -> list[Layout]:
-        """All ways in which this many GPUs can share the job, each with its figures or why it cannot be."""
-        topology = self.job.topology
-        ways = [ParallelConfig(), *splits(topology.world_size)]
-        if max(topology.parallel.context_degree, topology.parallel.shard_degree) > 1:
-            ways.insert(0, topology.parallel)
-        return [self.layout(parallel) for parallel in ways]
-
-    def layout(self, parallel: ParallelConfig) -> Layout:
-        job, bucket = self.job, self.largest[0]
-        topology = replace(job.topology, parallel=parallel)
-        name = name_of(topology)
+    def layout(self, change: Change) -> Layout:
+        """One way in which this many GPUs can share the job: its figures, or why it cannot be."""
+        topology = replace(self.job.topology, parallel=change.parallel or self.job.topology.parallel)
+        count = topology.num_replicas
+        name = f"{count} replica{'s' if count > 1 else ''} of {change.name(self.job)}"
         try:
-            self.check(topology)
+            other = self.of(changed(self.job, change))
         except UserError as error:
-            return Layout(name=name, parallel=parallel, num_replicas=topology.num_replicas, refused=str(error))
-        book = self.book if parallel == job.topology.parallel else self.book.for_layout(parallel)
-        figures = book(bucket)
-        memory = self.memory(bucket, figures, topology) if figures is not None else None
-        images = self.images_of(memory)
-        seconds = self.seconds(bucket, images, figures, topology)
-        room = job.machine.memory
-        batches = -(-self.schedule.plan.num_tasks // (images * topology.num_replicas))
+            return Layout(name=name, num_replicas=count, refused=str(error))
+        bucket = self.largest[0]
+        figures = other.book(bucket)
+        memory = other.memory(bucket) if figures is not None else None
+        images = other.images_of(memory)
+        seconds = other.seconds(bucket, images)
+        room = self.job.machine.memory
+        batches = -(-self.schedule.plan.num_tasks // (images * count))
         return Layout(
             name=name,
-            parallel=parallel,
-            num_replicas=topology.num_replicas,
+            num_replicas=count,
+            words=change.words,
             memory=memory,
             images=images,
             fits=None if memory is None or room is None else fits(memory.room(images), room),
             image=seconds.a_batch if seconds is not None else NONE,
-            rate=_rate(images * topology.num_replicas, seconds.a_batch) if seconds is not None else NONE,
-            likely=images * topology.num_replicas / seconds.likely if seconds is not None else 0.0,
+            rate=_rate(images * count, seconds.a_batch) if seconds is not None else NONE,
+            likely=images * count / seconds.likely if seconds is not None else 0.0,
             job=seconds.total(batches) if seconds is not None else NONE,
         )
+
+    def of(self, other: Job) -> "_Looking":
+        """The same batches, made by another layout; ranks that share nothing but the weights compute what one does alone."""
+        ours, theirs = (replace(job.topology.parallel, shard_degree=1) for job in (self.job, other))
+        book = self.book if ours == theirs else self.book.for_layout(other.topology.parallel)
+        return _Looking(other, self.schedule, book, self.gpu)
 
     def images_of(self, memory: Memory | None) -> int:
         """The batch of this plan, or what of it fits."""
@@ -397,19 +392,6 @@ class _Looking:
         if memory is None or room is None:
             return self.largest[1]
         return max(min(self.largest[1], memory.most_images(room)), 1)
-
-    def check(self, topology: Topology) -> None:
-        """Refuse a layout that the backend could not run.
-
-        Raises:
-            UserError: with the reason.
-        """
-        job = self.job
-        if topology.parallel == job.topology.parallel:
-            return  # as the job itself was
-        if topology.replica_size > 1:
-            config = replace(job.config, backend=replace(job.config.backend, backend="xdit"))
-            profile_of("xdit").check(config, job.target, topology, job.makeable)
 
     # -- advice ------------------------------------------------------------------------------------------------------
 
@@ -429,12 +411,13 @@ class _Looking:
             yield f"--batch_size {most}: so many images fit"
         fitting = [line for change in SAVING if (line := self.if_it_fits(change, outlook.memory)) is not None]
         yield from fitting
-        shared: dict[str | None, str] = {}
+        shards: dict[str, str] = {}
         for change in sharing(self.job):
-            if change.shard not in shared and (line := self.if_it_fits(change, outlook.memory)) is not None:
-                shared[change.shard] = line
-        yield from shared.values()
-        if not most and not fitting and not shared:
+            way = change.backend["shard"]
+            if way not in shards and (line := self.if_it_fits(change, outlook.memory)) is not None:
+                shards[way] = line
+        yield from shards.values()
+        if not most and not fitting and not shards:
             yield "no flag makes one image fit; take a GPU with more memory, or a smaller model or size"
 
     def if_it_fits(self, change: Change, now: Memory) -> str | None:
@@ -503,9 +486,3 @@ def work_of(model: str, figures: Figures, images: int, steps: int) -> Work:
 
 def _rate(images: int, seconds: Span) -> Span:
     return NONE if seconds.low <= 0 else Span(images / seconds.high, images / seconds.low)
-
-
-def name_of(topology: Topology) -> str:
-    """Return a layout in words: "4 replicas of ulysses 2"."""
-    count = topology.num_replicas
-    return f"{count} replica{'s' if count > 1 else ''} of {degrees_in_words(topology.parallel) or 'one GPU'}"

@@ -1,13 +1,12 @@
 """What --shard makes of a batch's work: how much of it each rank does, and what the ranks send each other.
 
-work = shared(work, job, topology, figures, bucket, text_tokens=128)
+work = shared(work, job, figures, bucket, text_tokens=128)
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 
 from dglaunch.data.task import Bucket
-from dglaunch.distributed.topology import Topology
 from dglaunch.models.catalogue import known
 from dglaunch.models.checkpoint import DTYPE_BYTES, Checkpoint
 from dglaunch.models.figures import DENOISERS, Figures
@@ -20,14 +19,14 @@ SUMS = {"num_layers": 2, "num_single_layers": 1}
 configuration: after attention and after the feed-forward layers, or after both at once."""
 
 
-def shared(work: Work, job: Job, topology: Topology, figures: Figures, bucket: Bucket, text_tokens: int) -> Work:
+def shared(work: Work, job: Job, figures: Figures, bucket: Bucket, text_tokens: int) -> Work:
     """Return the work of one rank where the ranks of a replica share the weights.
 
     Args:
         work: of a rank that has all of them.
         text_tokens: of a prompt that is not padded.
     """
-    degree, way = topology.parallel.shard_degree, job.config.backend.shard
+    degree, way = job.topology.parallel.shard_degree, job.config.backend.shard
     if degree == 1:
         return work
     passes = passes_of(job.checkpoint, bucket)

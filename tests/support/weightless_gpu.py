@@ -30,6 +30,9 @@ def weightless_gpu() -> Iterator[None]:
             mock.patch.object(FakeTensor, "device", property(computing.device(FakeTensor.device.__get__)))
         )
         undo.enter_context(mock.patch.object(networks, "_apply", _apply))
+        undo.enter_context(
+            mock.patch("torch.backends.cudnn.is_available", return_value=True)
+        )  # as all torch for CUDA has it
         undo.enter_context(PretendGpu())
         yield
 

@@ -150,6 +150,21 @@ def test_on_a_gpu_ranks_compute_the_same(model: str, backend: str, split: Split,
     assert told(on_gpu) == told(on_host)
 
 
+@pytest.mark.slow
+def test_a_ring_takes_kernels_whose_parts_can_be_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where flash-attn 4 is installed, xfuser takes it, and refused the ring after all weights had been read."""
+    from dglaunch.backends.xdit.cpu import import_xfuser
+    from support.weightless_gpu import weightless_gpu
+
+    import_xfuser()
+    import xfuser.core.distributed.runtime_state as state
+
+    monkeypatch.setitem(state.env_info, "has_flash_attn_4", True)
+    with weightless_gpu():
+        runs = rehearsed("black-forest-labs/FLUX.1-dev", "xdit", 2, (1, 2, False), (512,), tmp_path, "cuda")
+    assert not [crash.message for run in runs for crash in run.all_crashes]
+
+
 def told(runs: "Iterable[RankRun]") -> list[object]:
     """What ranks compute and exchange. (What they hold differs by a little: a copy to the GPU is none on the host.)"""
     return [

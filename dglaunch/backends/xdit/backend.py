@@ -207,8 +207,13 @@ class XDiTEngine:
             return given
         if self.context.device != "cuda":
             return ATTENTION_BACKEND
-        # The kernels that xfuser prefers take 16 bits only.
-        return "SDPA_EFFICIENT" if self.context.dtype == "float32" else None
+        if self.context.dtype == "float32":
+            return "SDPA_EFFICIENT"  # the kernels that xfuser prefers take 16 bits only
+        from xfuser.envs import PACKAGES_CHECKER
+
+        # xfuser would take FLASH_4 where it is installed, and then refuse a ring with it.
+        is_ring = self.context.topology.parallel.ring_degree > 1
+        return "CUDNN" if is_ring and PACKAGES_CHECKER.get_packages_info()["has_flash_attn_4"] else None
 
 
 def _imported(name: str) -> Any:

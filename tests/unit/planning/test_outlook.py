@@ -139,7 +139,20 @@ def test_layouts_stand_side_by_side(tmp_path: Path) -> None:
     assert data["images_per_second"]["high"] > ulysses["images_per_second"]["high"]
     assert ulysses["image_seconds"]["high"] < data["image_seconds"]["high"]
     assert "no second guidance branch" in layouts["4 replicas of cfg 2"]["refused"]
+    assert layouts["4 replicas of context 2"]["words"] == "DG_PARALLEL_DEGREE=2 --parallel context --backend diffusers"
+    assert layouts["4 replicas of context 2"]["image_seconds"]["high"] < data["image_seconds"]["high"]
+    for way in ("tensor", "fsdp"):
+        assert layouts[f"2 replicas of {way} 4"]["peak_gib"] < 0.6 * data["peak_gib"]
     assert found["recommended"] == "8 replicas of one GPU"
+
+
+def test_a_layout_that_a_job_has_stands_beside_the_others(tmp_path: Path) -> None:
+    """What its flags ask for is taken away of the others, as a run with both would be refused."""
+    place = ["--gpu", "24GiB", "--world_size", "4", "--compare", "--batch_size", "1"]
+    found = planned(tmp_path, FLUX, *place, *TENSOR, DG_SHARD_DEGREE="4")
+    layouts = {layout["name"]: layout for layout in found["layouts"]}
+    assert layouts["1 replica of tensor 4"]["peak_gib"] == pytest.approx(found["memory"]["peak_gib"])
+    assert not layouts["4 replicas of one GPU"]["fits"] and "refused" not in layouts["2 replicas of ulysses 2"]
 
 
 def test_prompts_that_are_encoded_in_each_batch_keep_the_text_encoders(tmp_path: Path) -> None:
