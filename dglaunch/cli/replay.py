@@ -39,7 +39,7 @@ from dglaunch.environment import environment, parse_value, types_of
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, InputError, OutputError, UserError
 from dglaunch.output.differences import difference, pixels_of
 from dglaunch.output.encode import decode_description
-from dglaunch.output.images import bytes_of
+from dglaunch.output.images import bytes_of, opened_to_read
 from dglaunch.output.inputs import find_inputs, find_loras, results_folder
 from dglaunch.output.ledger import FAILURES, OutputFolder, format_of
 from dglaunch.output.lines import IMAGE_SUFFIXES, inputs_of
@@ -86,6 +86,7 @@ def replay(
     if "RANK" in environment():
         raise UserError("replay makes one image in one process; start it without torchrun: dglaunch replay FILE.")
     terminal = Terminal()
+    file = opened_to_read(file)
     described = read_description(file)
     wanted = with_changes(described, changes)
     target = output if output is not None else Path(f"{file.stem}-replay{file.suffix}")

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from dglaunch.addresses import Address, path_or_address
 from dglaunch.data.task import Record
 from dglaunch.files import is_regular, read_bytes
-from dglaunch.output import shards
-from dglaunch.output.far import far_of
-from dglaunch.output.ledger import OutputFolder
+from dglaunch.output import far, shards
+from dglaunch.output.ledger import RUN, OutputFolder
 from dglaunch.output.lines import file_name_of, is_whole
 from dglaunch.output.ownership import path_inside
 
@@ -38,8 +38,8 @@ class StoredImage:
         Raises:
             OSError: it is not there, or cannot be read.
         """
-        if (far := far_of(self.folder)) is not None:
-            return far.read(self.name, self.shard)
+        if (there := far.far_of(self.folder)) is not None:
+            return there.read(self.name, self.shard)
         return shards.read(self.folder, self.shard, self.name) if self.shard else read_bytes(self.folder / self.name)
 
     def read_own(self) -> bytes:
@@ -61,6 +61,22 @@ def image_of(folder: Path, record: Record) -> StoredImage | None:
     """Return the image of a ledger line; None if it is that of a failure, or names a file outside of the folder."""
     name = path_inside(record.get("file_name"))
     return StoredImage(folder, name, shards.shard_of(record)) if name is not None else None
+
+
+def opened_to_read(file: Path) -> Path:
+    """Return an image that is looked at: of an address, its file in the working folder of the results that it is one of.
+
+    Raises:
+        UserError: the store cannot be read.
+    """
+    address = path_or_address(file)
+    if not isinstance(address, Address):
+        return file
+    for folder in (address.parent, address.parent.parent):  # it may lie in one of the folders of images
+        working = far.opened_to_read(folder)
+        if OutputFolder(working).files(RUN):
+            break
+    return working / str(address.relative_to(folder))
 
 
 def bytes_of(file: Path) -> bytes:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dglaunch.output import layouts
+from support.commands import dglaunch
 from support.far_jobs import Job
 from support.s3_server import Faults, S3Server
 
@@ -77,3 +78,25 @@ def test_files_of_the_users_in_its_place(server: S3Server, tmp_path: Path) -> No
     ended = job.start()
     assert ended.code == 2 and f"{job.address}/parquet is there, and dglaunch did not make it" in ended.output
     assert list(job.objects()) == ["parquet/00000.parquet"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["--files_per_folder", "3"], "0001/000005.png"),
+        (["--store", "webdataset"], "000005.png"),
+        (["--store", "parquet"], "000005.png"),
+    ],
+    ids=["folders", "webdataset", "parquet"],
+)
+def test_one_image_is_made_again(running: S3Server, tmp_path: Path, words: list[str], name: str) -> None:
+    job = Job(running, f"replay-{name[:4]}-{words[-1]}", tmp_path, 6, *words)
+    assert job.start().code == 0
+    image = f"{job.address}/{name}"
+    ended = dglaunch("replay", image, "--output", str(tmp_path / "again.png"), **job.server.environment)
+    assert ended.code == 0 and "the same" in ended.output, ended.output
+    ended = dglaunch("replay", f"{job.address}/nothing.png", **job.server.environment)
+    assert ended.code == 2 and f"There is no file {job.address}/nothing.png" in ended.output, ended.output
+    ended = dglaunch("replay", "s3://no-such-bucket-at-all/a.png", **job.server.environment)
+    assert ended.code == 2 and "cannot be read" in ended.output, ended.output
