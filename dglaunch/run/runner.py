@@ -149,6 +149,7 @@ class _Run:
         notes = preflight.compare(channel, versions())
         known, job = opened.known, opened.job
         if job.rewriting is not None:
+            self._tell(len(job.tasks), len(opened.done))
             try:
                 job = Stage(job, channel, watch, self.writer, self.terminal).run(opened.done, opened.overwrite)
             except Drained:
@@ -188,22 +189,29 @@ class _Run:
         """The run was stopped before it was planned: what it did is kept, and the same command goes on."""
         counts = Counts(num_skipped=len(opened.done), num_total=len(opened.job.tasks))
         if self.topology.is_main:
-            self.report = Report(counts.num_total, counts.num_skipped, self.terminal)
+            self.journal.close()
             self.journal.write({"outcome": "drained", **asdict(counts)})
         return RunResult("drained", counts, self.job.config.output_dir)
 
     # -- before the first batch -----------------------------------------------------------------------------------
 
-    def _report_plan(self, schedule: Schedule, damaged: int, notes: list[str]) -> None:
+    def _tell(self, total: int, skipped: int) -> None:
+        """From now on rank 0 says how far the run is."""
         if not self.topology.is_main:
             return
-        skipped = schedule.total - schedule.plan.num_tasks - len(schedule.unmakeable)
-        self.report = Report(schedule.total, skipped, self.terminal)
+        if self.pulse is not None:
+            self.pulse.stop()
+        self.report = Report(total, skipped, self.terminal)
         self.report.cost_before = self.journal.cost_before
         self.journal.counts = self.report.counts
         labels = {"output_dir": str(self.job.config.output_dir)}
         self.pulse = Pulse(self.report, self.journal, self.topology.leaders, self.job.config.metrics_file, labels)
         self.pulse.start()
+
+    def _report_plan(self, schedule: Schedule, damaged: int, notes: list[str]) -> None:
+        self._tell(schedule.total, schedule.total - schedule.plan.num_tasks - len(schedule.unmakeable))
+        if self.report is None:
+            return
         self.report.plan(self.job, schedule, damaged)
         for note in notes:
             self.report.note(note)

@@ -6,12 +6,14 @@ A local language model is in torchrun/test_rewriting.py.
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dglaunch.data.rewriting import cleaned
+from dglaunch.run import pulse
 from support.chat_server import MODEL, ChatServer, rewritten
 from support.commands import Ended, dglaunch
 from support.results import ledger, run_json, write_jsonl
@@ -104,6 +106,24 @@ def test_a_signal_stops_it_in_order_and_the_same_command_goes_on(chat: ChatServe
     assert texts(tmp_path) == {prompt: rewritten(prompt) for prompt in prompts}
     again = {line["prompt"] for line in map(json.loads, kept) if chat.asked[line["prompt"]] != 1}
     assert not again, "what was kept is asked once; what was under way may be asked again"
+
+
+def test_a_job_says_that_it_runs_while_its_prompts_are_rewritten(
+    chat: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With many prompts that takes hours, in which `status --watch` would know of no run."""
+    monkeypatch.setattr(pulse, "EVERY_S", 0.02)
+    said: set[tuple[str, float]] = set()
+
+    def look(number: int) -> None:
+        for _ in range(50 if number == len(PROMPTS) else 0):
+            time.sleep(0.01)
+            said.add((run_json(tmp_path / "out")["outcome"], (tmp_path / "out" / "run.json").stat().st_mtime))
+
+    chat.on_request = look
+    assert run(chat, tmp_path).code == 0
+    assert {outcome for outcome, _ in said} == {"running"} and len(said) > 2
+    assert run_json(tmp_path / "out")["outcome"] == "done"
 
 
 def test_a_torn_line_of_a_killed_start_is_passed_over(chat: ChatServer, tmp_path: Path) -> None:
