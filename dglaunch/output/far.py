@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -34,13 +33,13 @@ from dglaunch.data.task import Record
 from dglaunch.errors import UserError
 from dglaunch.output import far_shards, segments, shards
 from dglaunch.output.far_files import ASIDE, IMAGE_FOLDER, MOST_FILE, OWN, SHARD_SUFFIXES, FarFiles, State, is_kept
+from dglaunch.output.far_leases import Leases
 from dglaunch.output.far_lines import LEDGER, LINES, MARK, Lines, file_of, number_of, suffix_of
 from dglaunch.output.far_shards import FarShards
 from dglaunch.output.lines import IMAGE_SUFFIXES, file_name_of
 from dglaunch.output.places import LEDGER_OF_REPLACED, REPLACED, SCORES
-from dglaunch.storage import lease, retrying
+from dglaunch.storage import retrying
 from dglaunch.storage.errors import REFUSED, NoObject, StorageError
-from dglaunch.storage.lease import Lease
 from dglaunch.storage.store import Found, Store
 from dglaunch.storage.uploads import AT_A_TIME, Uploads
 from dglaunch.storage.working import WorkingPath, address_of, is_stub, lies_behind, working_folder
@@ -48,8 +47,6 @@ from dglaunch.streams import say
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
-LEASES = f"{OWN}/leases/"
-PROBE = f"{OWN}/probe"
 RUNS = "run"
 """What the names of those files begin with in which the runs tell of themselves."""
 REQUESTS = 16
@@ -197,7 +194,7 @@ class FarFolder:
         self.files = FarFiles(folder, store, self._may_put, self._check)
         self._lines = Lines(store)
         self.shards = FarShards(folder, store, self._uploads, self._check)
-        self._leases: list[Lease] = []
+        self.leases = Leases(store)
         self._part = ""
 
     def _say_slow(self, error: StorageError) -> None:
@@ -371,14 +368,7 @@ class FarFolder:
         Raises:
             UserError: it cannot be written, or somebody else writes there.
         """
-        now = self.store.check_writable(f"{PROBE}{suffix}", os.urandom(8))
-        held = Lease(self.store, _lease_name(suffix), in_use)
-        held.take(now)
-        self._leases.append(held)
-        for name in self._lease_names(others):
-            if name != _lease_name(suffix) and (found := self.store.read(name, lease.MOST)) is not None:
-                lease.wait_for_death(self.store, name, found, now, in_use)
-                self.store.delete([name])
+        self.leases.take(suffix, others, in_use)
         self._part = suffix
         self._lines.begin(suffix)
         self.store.retries.patience, self.store.retries.slow = retrying.PATIENCE_S, None
@@ -392,33 +382,6 @@ class FarFolder:
         """
         self.lock("", ["-*"], in_use)
         self.pull(lambda suffix: True)
-
-    @contextmanager
-    def holding(self, what: str, in_use: Callable[[str], UserError]) -> Iterator[None]:
-        """Hold something else under the address than a part of the job, inside the block.
-
-        Raises:
-            UserError: somebody holds it, or nothing can be written.
-            StorageError: the store cannot be asked.
-        """
-        now = self.store.check_writable(f"{PROBE}-{what}", os.urandom(8))
-        held = Lease(self.store, f"{LEASES}{what}.json", in_use)
-        held.take(now)
-        self._leases.append(held)
-        try:
-            yield
-        finally:
-            held.close()
-            self._leases.remove(held)
-
-    def is_held(self, pattern: str) -> bool:
-        """Return whether somebody writes to such parts."""
-        now = datetime.now(UTC)
-        return any(lease.is_held(self.store, name, now) for name in self._lease_names([pattern]))
-
-    def _lease_names(self, patterns: Sequence[str]) -> list[str]:
-        names = [found.name for found in self.store.list(LEASES.rstrip("/"))]
-        return [name for name in names if any(fnmatchcase(name, _lease_name(pattern)) for pattern in patterns)]
 
     # -- from here to there -------------------------------------------------------------------------------------------
 
@@ -442,13 +405,12 @@ class FarFolder:
         Raises:
             StorageError: somebody has, or the store cannot be asked.
         """
-        for held in self._leases:
-            held.renew()
+        self.leases.renew()
         self._check()
 
     def _check(self) -> None:
         """Wait for lines that are late; raise what befell the thread that puts them, or that this process may not write any more."""
-        if any(held.is_lost for held in self._leases):
+        if self.leases.is_lost:
             raise StorageError("another process has taken over, as this one did not renew its lease in time", REFUSED)
         self._lines.wait_for_room()
 
@@ -528,7 +490,7 @@ class FarFolder:
 
     def _may_put(self, name: str) -> bool:
         """Whether this process writes there, and files of this name."""
-        return bool(self._leases) and self._is_mine(name) and not name.startswith(f"{shards.HIDDEN}/")
+        return bool(self.leases) and self._is_mine(name) and not name.startswith(f"{shards.HIDDEN}/")
 
     def _state_of(self, name: str) -> State | None:
         """The state of a file; None if there is none, or a list of failures without any, which goes when the run ends."""
@@ -569,9 +531,7 @@ class FarFolder:
         """Give the leases back. Closing twice does nothing."""
         self._uploads.close()
         self._lines.close()
-        for held in self._leases:
-            held.close()
-        self._leases.clear()
+        self.leases.close()
 
 
 def _inside(ledger: Path) -> str:
@@ -588,10 +548,6 @@ def _is_image_place(name: str) -> bool:
 def _has_lines(name: str) -> bool:
     """Whether what is added to a file goes to the store in objects of lines."""
     return name == LEDGER_OF_REPLACED or (LEDGER.fullmatch(name) is not None and not name.startswith("run"))
-
-
-def _lease_name(suffix: str) -> str:
-    return f"{LEASES}owner{suffix}.json"
 
 
 def _may_be_here(name: str) -> bool:

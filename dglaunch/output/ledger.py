@@ -299,7 +299,7 @@ class OutputFolder:
         """Return whether a run writes to the folder, or to such parts of it, as far as this file system knows the locks of
         other machines."""
         if (far := far_of(self.path)) is not None:
-            return far.is_held(pattern)
+            return far.leases.is_held(pattern)
         for path in self.lock_files(pattern):
             try:
                 with open_regular(path) as stream:

@@ -240,7 +240,7 @@ def held(folder: OutputFolder, name: str) -> Iterator[None]:
         return UserError(f"Another dglaunch score writes {path}.jsonl. Wait for it, or give another --name.")
 
     if (far := far_of(folder.path)) is not None:
-        with far.holding(f"scores-{name}", in_use):
+        with far.leases.holding(f"scores-{name}", in_use):
             yield
         return
     ownership.make_folder(folder.path / FOLDER)

@@ -8,7 +8,8 @@ from dglaunch.addresses import Address
 from dglaunch.config import RunConfig
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
-from dglaunch.output.far import PROBE, far_of
+from dglaunch.output.far import far_of
+from dglaunch.output.far_leases import PROBE
 from dglaunch.output.far_shards import PIECE_S
 from dglaunch.storage.uploads import MOST_BYTES, MOST_OBJECTS
 from dglaunch.storage.working import working_folder

@@ -10,7 +10,7 @@ import pytest
 
 from dglaunch.addresses import Address
 from dglaunch.errors import UserError
-from dglaunch.output import far, far_lines
+from dglaunch.output import far_lines
 from dglaunch.output.far_files import OWN
 from dglaunch.storage import lease, retrying
 from dglaunch.storage.lease import Owner
@@ -133,7 +133,7 @@ def test_two_jobs_on_one_prefix(server: S3Server, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(lease, "DEAD_S", 60.0)
     monkeypatch.setattr(lease, "POLL_S", 0.05)
     job = Job(server, "two-jobs", tmp_path)
-    owner = far._lease_name("")
+    owner = f"{far_leases.LEASES}owner.json"
     other = Owner("elsewhere", "boot ns 1", 17)
     server.put(job.bucket, f"some run/{owner}", other.data(1))
     seen: list[bytes] = []
