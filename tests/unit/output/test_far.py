@@ -10,7 +10,7 @@ import pytest
 
 from dglaunch.addresses import Address
 from dglaunch.errors import UserError
-from dglaunch.output import far_lines
+from dglaunch.output import far_leases, far_lines
 from dglaunch.output.far_files import OWN
 from dglaunch.storage import lease, retrying
 from dglaunch.storage.lease import Owner
