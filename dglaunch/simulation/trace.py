@@ -45,20 +45,21 @@ from dglaunch.simulation.rehearsal import (
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """A kind of blocks, of which a traced network has one."""
+    """A kind of blocks, of which most were left out of a traced network."""
 
     component: str
     path: str
     """Of its list."""
     position: int
-    """In the list that was cut."""
+    """Of the last one that was kept, in the list that was cut."""
     numbers: tuple[int, ...]
     """Their places in the list of the whole network."""
+    kept: int
 
     @property
     def others(self) -> int:
         """How many were left out."""
-        return len(self.numbers) - 1
+        return len(self.numbers) - self.kept
 
 
 _Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
@@ -124,6 +125,8 @@ class _Tracing:
             max_sequence_length=request.max_sequence_length, debug=False,
         )  # fmt: skip
         self.meter = Meter()
+        self.kept = 2 if request.context_degree > 1 else 1
+        """Blocks of each kind that are left. (By some of diffusers' plans the first cuts its input among the ranks, and no other.)"""
         self.kinds: list[_Kind] = []
         self.extra: dict[str, _Cost] = {}
         """What they would add to a stage."""
@@ -166,12 +169,13 @@ class _Tracing:
         return simulated_backend(context, Simulated(self.meter, self.request.text_tokens, self._cut))
 
     def _cut(self, name: str, network: torch.nn.Module) -> None:
-        """Leave one block of each kind of a denoiser or text encoder."""
+        """Leave few blocks of each kind of a denoiser or text encoder."""
         if not name.startswith(self.cut):
             return
         blocks = equal_blocks(network)
-        self.kinds += [_Kind(name, each.path, _position(each, blocks), each.numbers) for each in blocks]
-        keep(network, dict.fromkeys(blocks, 1))
+        kept = self.kept
+        self.kinds += [_Kind(name, each.path, _position(each, blocks, kept), each.numbers, kept) for each in blocks]
+        keep(network, dict.fromkeys(blocks, kept))
 
     def _weights(self, backend: DiffusersBackend) -> dict[str, int]:
         """Bytes of each component, as they are after the optimizations."""
@@ -276,16 +280,20 @@ class _Tracing:
         return Batch(tuple(tasks))
 
 
-def _position(blocks: Blocks, others: list[Blocks]) -> int:
-    """Where the one block of a kind stands once the others have lost theirs."""
-    gone = {number for each in others if each.path == blocks.path for number in each.numbers[1:]}
-    return sum(number not in gone for number in range(blocks.numbers[0]))
+def _position(blocks: Blocks, others: list[Blocks], kept: int) -> int:
+    """Where the last block of a kind stands once only so many of each kind are left."""
+    gone = {number for each in others if each.path == blocks.path for number in each.numbers[kept:]}
+    return sum(number not in gone for number in range(blocks.numbers[kept - 1]))
 
 
 def _doubled(blocks: Any, kind: _Kind) -> list[torch.nn.Module]:
     """A list with one more block of a kind, which stands beside the one that is there."""
     found = list(blocks)
-    return [*found[: kind.position + 1], _twin(found[kind.position], kind.numbers[1]), *found[kind.position + 1 :]]
+    return [
+        *found[: kind.position + 1],
+        _twin(found[kind.position], kind.numbers[kind.kept]),
+        *found[kind.position + 1 :],
+    ]
 
 
 def _twin(block: torch.nn.Module, number: int) -> torch.nn.Module:

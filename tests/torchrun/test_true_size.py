@@ -8,7 +8,7 @@ import pytest
 
 from dglaunch.config import BackendConfig, T2IConfig
 from dglaunch.models.catalogue import names
-from dglaunch.models.checkpoint import resolve
+from dglaunch.models.checkpoint import Checkpoint, resolve
 from dglaunch.models.figures import Figures, Request
 from dglaunch.models.shape import Shape
 from support.family_runs import T2I
@@ -39,16 +39,25 @@ KNOWN = {
 USUAL = [(FLUX, 1024, ("ulysses_degree=8",))]
 
 
+CONTEXT = [(FLUX, 2), (QWEN, 2), (QWEN, 4), (FLUX2, 2)]
+
+
 @cache
 def traced(model: str, size: int, asked: tuple[str, ...], flags: tuple[str, ...] = ()) -> Figures:
     from dglaunch.simulation.trace import trace
 
+    return trace(*wanted(model, size, asked, flags))
+
+
+def wanted(
+    model: str, size: int, asked: tuple[str, ...], flags: tuple[str, ...] = ()
+) -> tuple[Checkpoint, T2IConfig, Request]:
     given = {name: int(value) if value else True for name, _, value in (each.partition("=") for each in asked)}
     backend = BackendConfig(
         model_name=model, backend="xdit" if "ulysses" in str(asked) or "ring" in str(asked) else "diffusers"
     )
     request = Request(shape=Shape(size, size), dtype="bfloat16", text_tokens=128, flags=flags, **given)  # type: ignore[arg-type]
-    return trace(resolve(backend), T2IConfig(backend=backend, prompts_file=Path("unused")), request)
+    return resolve(backend), T2IConfig(backend=backend, prompts_file=Path("unused")), request
 
 
 @pytest.mark.parametrize(("model", "size", "asked"), rarely(KNOWN, KNOWN.keys() - USUAL))
@@ -61,6 +70,22 @@ def test_work_and_memory_are_those_of_a_whole_call(model: str, size: int, asked:
         assert weights + stage.peak(1) == pytest.approx(weights + known * GIB, rel=0.05)
         assert stage.peak(1) / GIB == pytest.approx(known, rel=0.15)
     assert figures.denoise.sent_bytes / 2**20 == pytest.approx(sent, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "degree"), CONTEXT)
+def test_what_diffusers_shares_is_traced_as_with_all_blocks(model: str, degree: int) -> None:
+    """Qwen-Image's plan cuts within the first block; what was run twice, to see what one more block takes, was cut twice."""
+    from dglaunch.simulation.trace import _Tracing
+
+    asked = (f"context_degree={degree}",)
+    found, whole = traced(model, 1024, asked), _Tracing(*wanted(model, 1024, asked), cut=("nothing",)).figures()
+    for name in ("encode", "denoise", "decode"):
+        one, other = getattr(found, name), getattr(whole, name)
+        assert (one.flops, one.sent_bytes) == pytest.approx((other.flops, other.sent_bytes), rel=0.001)
+        assert one.peak(1) == pytest.approx(other.peak(1), rel=0.02)
+    assert found.weights == whole.weights
+    assert found.denoise.flops == pytest.approx(traced(model, 1024, ()).denoise.flops / degree, rel=0.01)
 
 
 @pytest.mark.parametrize("family", rarely(T2I, set(T2I) - {"flux"}))
