@@ -85,6 +85,8 @@ class StallWatch:
         self._last_words = last_words
         self._doing: dict[int, list[tuple[str, float]]] = {}
         """By thread: what it does, innermost last, and since when without progress."""
+        self._woken_at = 0.0
+        """When this machine was found to have slept, which is nobody's fault."""
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
         self._pipe: tuple[int, int] | None = None
 
@@ -149,7 +151,7 @@ class StallWatch:
             self._read_signals()
             now = time.monotonic()
             if now - last > SUSPENDED_S:
-                self._start_over(now)
+                self._woken_at = now
             last = now
             if self.topology.distributed and os.getppid() != parent and not self.stop.is_set():
                 if self.topology.tells_of_deaths:
@@ -171,21 +173,23 @@ class StallWatch:
         if self._pipe is None:
             self.ended.wait(TICK_S)
             return
-        if select.select([self._pipe[0]], [], [], TICK_S)[0] and set(os.read(self._pipe[0], 256)) & set(STOP_SIGNALS):
+        poll = select.poll()  # select() takes no descriptor from 1024 on, which a process with many files open has
+        poll.register(self._pipe[0], select.POLLIN)
+        if poll.poll(1000 * TICK_S) and set(os.read(self._pipe[0], 256)) & set(STOP_SIGNALS):
             self.stop.set()
 
-    def _start_over(self, now: float) -> None:
-        for stack in list(self._doing.values()):
-            stack[:] = [(what, now) for what, _ in stack]
+    def _tops(self) -> list[tuple[str, float]]:
+        """What each thread does, and since when; it may be through with it meanwhile."""
+        tops = [top for stack in list(self._doing.values()) for top in stack[-1:]]
+        return [(what, max(since, self._woken_at)) for what, since in tops]
 
     def _present(self) -> str:
-        return "; ".join(stack[-1][0] for stack in list(self._doing.values()) if stack)
+        return "; ".join(what for what, _ in self._tops())
 
     def _stalled(self, now: float) -> list[str]:
         if not self.stall_timeout:
             return []
-        tops = [stack[-1] for stack in list(self._doing.values()) if stack]
-        return [f"{what}, for {now - since:.0f} s" for what, since in tops if now - since > self.stall_timeout]
+        return [f"{what}, for {now - since:.0f} s" for what, since in self._tops() if now - since > self.stall_timeout]
 
     def stall(self, what: str) -> None:
         """End the process because of what makes no progress, with the Python stack of every thread."""

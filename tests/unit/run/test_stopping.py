@@ -1,8 +1,10 @@
 """What is said last: of a run that was stopped, by itself, on ranks and under --num_gpus, and of one that partly failed."""
 
+import os
+import resource
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,6 +16,8 @@ from support.commands import dglaunch, end, start
 from support.processes import until
 from support.redone import is_right, redo
 from support.results import ledger, run_json, write_jsonl
+
+FD_SETSIZE = 1024
 
 
 def words_of(folder: Path, prompts: list[str], *words: str) -> list[str | Path]:
@@ -30,6 +34,18 @@ def test_the_last_words_of_a_stopped_run(tmp_path: Path) -> None:
     assert ended.output.splitlines()[-1] == "Stopped: 2 of 4 made. Start the same command again to go on."
     ended = dglaunch(*words)
     assert ended.output.splitlines()[-1] == "Stopped: 2 of 4 made. Start the same command again to go on."
+
+
+def test_a_signal_is_seen_by_a_process_that_has_many_files_open(tmp_path: Path) -> None:
+    """Its own descriptors are beyond those that select() can ask for, so that nothing was watched any more."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if most < 2 * FD_SETSIZE:
+        pytest.skip(f"only {most} files may be open at once here")
+    with ExitStack() as opened:
+        for _ in range(FD_SETSIZE):
+            opened.enter_context(open(os.devnull, "rb"))
+        ended = dglaunch(*words_of(tmp_path, ["a", "b [interrupt] [sleep 9]", "c"]))
+    assert ended.code == 130 and ended.output.splitlines()[-1].startswith("Stopped: 1 of 3 made.")
 
 
 def test_what_partly_failed(tmp_path: Path) -> None:
