@@ -1,9 +1,10 @@
 """diffusers' pipelines that draw from images, within masks and after control images, family by family, for families.py.
 
-What each does with a batch, a strength and the random state was measured (tests/torchrun/test_input_models.py tries it again).
+What each does with a batch, a strength and the random state was measured (tests/torchrun/test_input_models.py and, of edits
+within masks, test_masked_edits.py try it again).
 """
 
-from dglaunch.models.input_roles import InputPipeline, Role, sdxl_first_step
+from dglaunch.models.input_roles import InputPipeline, MaskPixels, Role, sdxl_first_step
 
 IMAGE: tuple[Role, ...] = ("image",)
 MASK: tuple[Role, ...] = ("image", "mask")
@@ -80,3 +81,10 @@ SDXL = (
         control_scale=1.0, first_step=sdxl_first_step,
     ),
 )  # fmt: skip
+
+KONTEXT_MASK = InputPipeline(roles=MASK, pipeline="FluxKontextInpaintPipeline", strength=1.0)
+QWEN_EDIT_MASK = InputPipeline(roles=MASK, pipeline="QwenImageEditInpaintPipeline", strength=0.6)
+KLEIN_MASK = InputPipeline(
+    roles=MASK, pipeline="Flux2KleinInpaintPipeline", strength=0.8, mask_pixels=MaskPixels(16, (7, 8)), since="0.38.0"
+)
+"""Of edits: what is drawn has the size at which the image is encoded, whatever height and width say."""
