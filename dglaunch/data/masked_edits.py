@@ -14,7 +14,6 @@ from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.models.families import masked_editors
 from dglaunch.models.input_pipelines import MASK
 from dglaunch.models.input_roles import InputPipeline
-from dglaunch.models.shape import Shape
 
 
 class MaskedEdits:
@@ -32,18 +31,15 @@ class MaskedEdits:
         assert task.mask is not None and self.checkpoint.family.edit is not None
         image, mask = task.images[0], task.mask
         drawn = self.checkpoint.family.edit.input_shape(image.shape, self.checkpoint.defaults)
-        asked = Shape(task.height or drawn.height, task.width or drawn.width)
-        task.roles, task.height, task.width = MASK, drawn.height, drawn.width
+        task.roles = MASK
+        task.height, task.width = task.height or drawn.height, task.width or drawn.width
         task.strength = self.inpaint.strength if task.strength is None else task.strength
         if len(task.images) > 1:
             yield f"{len(task.images)} input images and a mask, and {self.inpaint.pipeline} takes one with a mask; leave the others out"
         if mask.shape != image.shape:
             yield f"the mask {mask.name} is {_size(mask)}, and {image.name} is {_size(image)}; give both one size"
-        if asked != drawn:
-            yield (
-                f"{asked.width}x{asked.height} is asked for, and {self.inpaint.pipeline} draws {image.name} at "
-                f"{drawn.width}x{drawn.height}, whatever width and height say; leave them out"
-            )
+        if problem := size_problem(self.checkpoint, task):
+            yield problem
         elif drawn != image.shape:
             self._resized[image.name] = None
         if problem := strength_problem(self.checkpoint, task):
@@ -64,6 +60,21 @@ class MaskedEdits:
         if self._grey:
             said.append(masks.told_of_grey(self._grey))
         return "; ".join(said)
+
+
+def size_problem(checkpoint: Checkpoint, task: Task) -> str | None:
+    """Return what is wrong with the size that is asked of an edit within a mask, as the end of a sentence about its row; None if
+    nothing, or if it is none."""
+    rules = checkpoint.family.edit
+    if not task.roles or task.is_fitted or rules is None or rules.inpaint is None:
+        return None
+    drawn = rules.input_shape(task.images[0].shape, checkpoint.defaults)
+    if (task.height, task.width) == (drawn.height, drawn.width):
+        return None
+    return (
+        f"{task.width}x{task.height} is asked for, and {rules.inpaint.pipeline} draws {task.images[0].name} at "
+        f"{drawn.width}x{drawn.height}, whatever width and height say; leave them out"
+    )
 
 
 def check_masks_taken(checkpoint: Checkpoint, mask_column: str, strength: float | None) -> None:

@@ -1,5 +1,6 @@
 """Rows of edits with a mask: what they become, and what is refused before a model is loaded."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import pytest
 from PIL import Image
 
 from dglaunch import EditingConfig
+from dglaunch.backends.diffusers.checks import check_inputs
 from dglaunch.data.edits import read_edits
 from dglaunch.data.masks import Reading, facts_of, stretched
 from dglaunch.data.task import Task
+from dglaunch.errors import InputError
 from dglaunch.models.checkpoint import Checkpoint, as_editor
 from dglaunch.models.families import OTHER
 from dglaunch.models.input_roles import MaskPixels
@@ -147,3 +150,19 @@ def test_masks_are_stretched_as_their_images_are() -> None:
     pixels[:, :16] = 255
     made = np.asarray(stretched(Image.fromarray(pixels), Shape(64, 64)))
     assert made[:, :8].all() and not made[:, 8:].any()
+
+
+def test_another_size_is_refused_where_it_is_set_later(tmp_path: Path) -> None:
+    """As `redo --set width=...` does."""
+    save_images(tmp_path)
+    rows = [
+        {"input_images": "i0.png", "instruction": "x", "mask": "m0.png"},
+        {"input_images": "i0.png", "instruction": "x"},
+    ]
+    masked, whole = read(write_jsonl(tmp_path / "t.jsonl", rows), "flux2_klein")
+    checkpoint = as_editor(Checkpoint("fake", "fake", OTHER, {}, {}, False), "flux2_klein")
+    config = EditingConfig(input=tmp_path / "t.jsonl", mask_column="mask")
+    check_inputs(checkpoint, config, [masked, replace(whole, width=128)])
+    with pytest.raises(InputError, match="has 1 bad row") as caught:
+        check_inputs(checkpoint, config, [replace(masked, width=128)])
+    assert "128x64 is asked for, and Flux2KleinInpaintPipeline draws i0.png at 64x64" in str(caught.value)
