@@ -515,6 +515,8 @@ FAMILIES: dict[str, Family] = {
         text_outputs=_GUIDED_TEXT,
         lora=LoraRules(),
         takes=frozenset(),
+        with_inputs=inputs.SANA,
+        own_steps=20,
     ),
     "StableDiffusionXLPipeline": Family(
         name="SDXL",
@@ -605,6 +607,7 @@ FAMILIES: dict[str, Family] = {
         max_sequence_length=256,
         takes_text_length=False,
         arguments=(("use_resolution_binning", False),),
+        with_inputs=inputs.HUNYUAN_DIT,
     ),
     "PRXPipeline": Family(
         name="PRX",

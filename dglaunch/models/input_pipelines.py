@@ -51,13 +51,24 @@ ZIMAGE = (
         roles=CONTROL, pipeline="ZImageControlNetPipeline", controlnet="ZImageControlNetModel", control_scale=0.75
     ),
 )
+SANA = (
+    InputPipeline(
+        roles=CONTROL, pipeline="SanaControlNetPipeline", controlnet="SanaControlNetModel", control_scale=1.0
+    ),
+)
+GLOBAL_STATE = "its ControlNet pipeline draws the control image's latents from the global random state, so that no seed makes an image again"
+HUNYUAN_DIT = (
+    InputPipeline(
+        roles=CONTROL, pipeline="HunyuanDiTControlNetPipeline", controlnet="HunyuanDiT2DControlNetModel", control_scale=1.0,
+        refused=GLOBAL_STATE,
+    ),
+)  # fmt: skip
 SD3 = (
     InputPipeline(roles=IMAGE, pipeline="StableDiffusion3Img2ImgPipeline", strength=0.6),
     InputPipeline(roles=MASK, pipeline="StableDiffusion3InpaintPipeline", strength=0.6),
     InputPipeline(
         roles=CONTROL, pipeline="StableDiffusion3ControlNetPipeline", controlnet="SD3ControlNetModel", control_scale=1.0,
-        refused="its ControlNet pipeline draws the control image's latents from the global random state, so that no seed makes "
-        "an image again",
+        refused=GLOBAL_STATE,
     ),
 )  # fmt: skip
 SDXL = (

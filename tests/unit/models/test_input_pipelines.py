@@ -14,6 +14,8 @@ from support.matrix import refused
 
 NONE = [name for name, family in FAMILIES.items() if not family.with_inputs and not family.only_edits]
 COLUMNS = {"img2img": "image", "mask": "mask", "control": "control"}
+ONLY_CONTROL = ["SanaPipeline", "HunyuanDiTPipeline"]
+"""Of which diffusers has a ControlNet's pipeline and none for images."""
 
 
 @pytest.mark.parametrize("pipeline", NONE)
@@ -28,6 +30,16 @@ def test_a_family_without_one_is_refused_by_name(tmp_path: Path, pipeline: str) 
     family = FAMILIES[pipeline]
     for column in COLUMNS.keys() - ({"mask"} if family.edit is not None else set()):
         refused(family.name, column, "references: `edit`" if family.edit is not None else "no pipeline")
+
+
+@pytest.mark.parametrize("pipeline", ONLY_CONTROL)
+def test_a_family_with_a_controlnet_alone_is_refused_with_an_image(tmp_path: Path, pipeline: str) -> None:
+    model = checkpoint_folder(tmp_path / "model", _class_name=pipeline)
+    path = table(tmp_path, [{"prompt": "x", "image": "i0.png"}])
+    ended = dglaunch("plan", "t2i", "--model_name", model, "--prompts_file", path, "--image_column", "image")
+    assert ended.code == 2 and f"{pipeline} takes no image with t2i: " in ended.output, ended.output
+    refused(FAMILIES[pipeline].name, "img2img", "no pipeline")
+    refused(FAMILIES[pipeline].name, "mask", "no pipeline")
 
 
 @pytest.mark.parametrize("pipeline", [name for name, family in FAMILIES.items() if family.only_edits])
@@ -61,6 +73,10 @@ def test_what_a_row_combines_that_no_pipeline_draws_is_told(tmp_path: Path) -> N
     ended = dglaunch("plan", "t2i", "--model_name", model, "--prompts_file", path, *words)
     assert ended.code == 2 and "from the global random state, so that no seed makes an image again" in ended.output
     refused("SD3", "control", "global random state")
+    write_json(model / "model_index.json", {"_class_name": "HunyuanDiTPipeline", "transformer": ["diffusers", "X"]})
+    ended = dglaunch("plan", "t2i", "--model_name", model, "--prompts_file", path, *words)
+    assert ended.code == 2 and "from the global random state, so that no seed makes an image again" in ended.output
+    refused("HunyuanDiT", "control", "global random state")
     write_json(model / "model_index.json", {"_class_name": "QwenImagePipeline", "transformer": ["diffusers", "X"]})
     ended = dglaunch("plan", "t2i", "--model_name", model, "--prompts_file", path, "--image_column", "image", *words)
     assert ended.code == 2, ended.output
