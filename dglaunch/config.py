@@ -461,10 +461,10 @@ class RunConfig:
     image_column: str | None = flag(None, NOTHING, Group.WHAT)
     """Column of the images: of edit those to change (default: input_images, in any case), of t2i those to begin from (no default)."""
     mask_column: str | None = flag(None, NOTHING, Group.WHAT)
-    """Column of masks: only what is white there is painted anew. With --image_column; of the image's size."""
+    """Column of masks: only what is white there is painted anew. Of t2i with --image_column; of the image's size."""
     strength: float | None = flag(None, ROW, Group.IMAGES)
-    """With --image_column: how far from the image, above 0 and up to 1; it takes so much of the denoising steps. Default: the
-    pipeline's own, mostly 0.6. A row's column strength wins."""
+    """With --image_column, of edit with --mask_column: how far from the image, above 0 and up to 1; it takes so much of the denoising
+    steps. Default: the pipeline's own, mostly 0.6. A row's column strength wins."""
     max_pixels: int = flag(MAX_PIXELS, REPLAY | TRUST, Group.WHAT)
     """Largest input image that is decoded; a row with a larger one fails. Raise it for photographs of 200 megapixels."""
     save_inputs: bool = flag(False, NOTHING, Group.OUTPUT)

@@ -346,6 +346,32 @@ def editing_families() -> str:
     return table(head, rows)
 
 
+def masked_edits() -> str:
+    rows = [
+        [
+            f"`{row.name}`",
+            f"`{row.inpaint.pipeline}`",
+            f"{row.inpaint.strength:g}",
+            row.input_text,
+            "rows that share their image" if row.multi_image else row.batch_text,
+            yes_or_no(family.xdit is not None and row.inpaint.pipeline in family.xdit.inputs),
+            row.inpaint.since or "any",
+        ]
+        for family in FAMILIES.values()
+        if (row := family.edit) is not None and row.inpaint is not None
+    ]
+    head = [
+        "`--model_type`",
+        "pipeline",
+        "`strength`",
+        "size of what is drawn",
+        "rows in one call",
+        "xDiT",
+        "diffusers from",
+    ]
+    return table(head, rows)
+
+
 def input_pipelines() -> str:
     def row(family: Family, each: InputPipeline) -> list[str]:
         split = "yes" if family.xdit is not None and each.pipeline in family.xdit.inputs else "no"
@@ -664,6 +690,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "shared families": shared_families,
     "editing families": editing_families,
     "input pipelines": input_pipelines,
+    "masked edits": masked_edits,
     "optimizations": optimizations,
     "cache parameters": cache_parameters,
     "attention backends": attention_backends,

@@ -95,8 +95,8 @@ class InputPrefetcher:
         return [image for image in decoded if not isinstance(image, BadImage)]
 
     def picture(self, task: Task, role: Role) -> "Image":
-        """One of the input images of text to image, of a task that had no error: at the size that is drawn, a mask in black
-        and white."""
+        """One of the input images of a task that has roles for them and had no error: of text to image at the size that is drawn, a
+        mask in black and white."""
         image = {"image": next(iter(task.images), None), "mask": task.mask, "control": task.control}[role]
         assert image is not None, f"the task has no {role}"
         found = self._images[_key(task, role, image)]
@@ -117,19 +117,19 @@ def _decode(key: _Key, image: InputImage) -> "Image | BadImage":
     except BadImage as error:
         return error
     if key.shape is None:
-        return decoded
+        return masks.black_and_white(decoded) if key.is_mask else decoded
     return masks.as_mask(decoded, key.shape) if key.is_mask else images.fitted(decoded, key.shape)
 
 
 def _key(task: Task, role: Role, image: InputImage) -> _Key:
     shape = Shape(task.height, task.width) if task.is_fitted and task.height and task.width else None
-    return _Key(image.sha256, shape, role == "mask" and shape is not None)
+    return _Key(image.sha256, shape, role == "mask")
 
 
 def _needed(task: Task) -> list[tuple[_Key, InputImage]]:
     """The images that must be decoded for a task: an API gets the file of an edit's mask as it is."""
     roles: list[tuple[Role, InputImage]] = [("image", image) for image in task.images]
-    if task.is_fitted:
+    if task.roles:
         others: list[tuple[Role, InputImage | None]] = [("mask", task.mask), ("control", task.control)]
         roles += [(role, image) for role, image in others if image is not None]
     return [(_key(task, role, image), image) for role, image in roles]

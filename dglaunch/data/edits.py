@@ -11,7 +11,9 @@ from dglaunch.config import EditingConfig
 from dglaunch.data.columns import IMAGES, MASK, Columns, Named
 from dglaunch.data.grid import Point
 from dglaunch.data.images import BadImage, InputImage, describe
+from dglaunch.data.masked_edits import MaskedEdits, check_masks_taken
 from dglaunch.data.photos import Photo, PhotoList
+from dglaunch.data.prompt_inputs import CHECKS
 from dglaunch.data.prompts import RowReader
 from dglaunch.data.row_images import Reference, RowImages
 from dglaunch.data.table_formats import Row
@@ -52,7 +54,7 @@ def read_edits(
     """
     table = Table(config.tables) if photos is None else PhotoTable(config.tables, PhotoList.loads(photos).photos)
     reader = EditReader(config, checkpoint, table, columns if columns is not None else Columns(config))
-    return reader.with_images(reader.read(table.rows()))
+    return reader.read(table.rows())
 
 
 class EditReader(RowReader):
@@ -70,24 +72,29 @@ class EditReader(RowReader):
         assert checkpoint.family.edit is not None
         self.rules = checkpoint.family.edit
         self.checkpoint = checkpoint
-        if config.mask_column is not None and not self.rules.takes_mask:
-            raise UserError(
-                f"--mask_column {config.mask_column}: {checkpoint.pipeline_name} edits whole images and takes no mask. Drop the flag "
-                "(the column is then carried along)."
-            )
+        self.masked: MaskedEdits | None = None
+        """Where diffusers paints within the masks of rows."""
+        if config.mask_column is not None:
+            check_masks_taken(checkpoint, config.mask_column, config.strength)
+            if self.rules.inpaint is not None:
+                self.masked = MaskedEdits(checkpoint, self.rules.inpaint, config.max_pixels)
         if self.rules.takes_mask:
             columns.names = (*columns.names, MASK)
         super().__init__(config, str(table), checkpoint.family.size_multiple, columns, checkpoint.loras)
+        if self.masked is not None:
+            self.defaults["strength"] = config.strength
         self.table = table
         self.output_format = config.output_format
         self.images = RowImages(table, config.max_pixels)
         self.references: dict[int, list[Reference]] = {}
         """By index: the images of a row."""
         self.masks: dict[int, Reference] = {}
-        """By index: the mask of a row, where the API takes one."""
+        """By index: the mask of a row, where one is taken."""
+        self.labels: dict[int, str] = {}
+        """By index: the row, for what is wrong with its mask."""
 
     def own_checks(self) -> dict[str, Check]:
-        return checks_of_edits(self.checkpoint)
+        return checks_of_edits(self.checkpoint) | ({"strength": CHECKS["strength"]} if self.masked is not None else {})
 
     def read(self, rows: Iterable[Row]) -> list[Task]:
         tasks = super().read(rows)
@@ -127,8 +134,11 @@ class EditReader(RowReader):
             self.problems.append(f"{label}: {column} {error}")
         else:
             self.references |= dict.fromkeys(indices, found)
+        self.labels |= dict.fromkeys(indices, label)
         if is_given(mask := named.given.pop(MASK, None)) and mask != "":
             self._take_mask(label, mask, number, named.called(MASK), indices)
+        elif self.masked is not None:
+            self._refuse_idle_strength(label, named)
         return f"{self.source}, {label}"
 
     def _take_mask(self, label: str, mask: object, number: int, column: str, indices: Sequence[int]) -> None:
@@ -137,16 +147,26 @@ class EditReader(RowReader):
         except ValueError as error:
             self.problems.append(f"{label}: {column} {error}")
 
+    def _refuse_idle_strength(self, label: str, named: Named) -> None:
+        column = named.column_of.get("strength")
+        if column is not None and is_given(named.row[column]):
+            self.problems.append(
+                f"{label}: {column} does nothing, as the row has no mask; take one of them out or add it"
+            )
+
     # -- the images ---------------------------------------------------------------------------------------------------
 
-    def with_images(self, tasks: list[Task]) -> list[Task]:
-        """The tasks with what is known of their images: sha256, size, the output size that follows, or an error.
+    def look_at_inputs(self, tasks: Sequence[Task]) -> None:
+        """Tell the tasks what is known of their images: sha256, size, the output size that follows, or an error.
 
         Raises:
             MissingPackage: the package of an image's format is not installed.
         """
         self.images.probe()
+        problems: dict[str, None] = {}
         for task in tasks:
+            if task.index not in self.masks:
+                task.strength = None
             references = self.references[task.index]
             found = [(name, self.images.found[source]) for name, source in references]
             task.images = tuple(image for _, image in found if isinstance(image, InputImage))
@@ -155,13 +175,18 @@ class EditReader(RowReader):
                 task.error = f"{task.row}: {error}"
                 task.unusable = tuple(name for name, _ in references)
                 continue
+            if self.masked is not None and task.mask is not None:
+                problems |= dict.fromkeys(f"{self.labels[task.index]}: {each}" for each in self.masked.add(task))
             shapes = self.rules.input_shapes([image.shape for image in task.images], self.checkpoint.defaults)
             task.input_tokens = sum(self.checkpoint.image_tokens(shape) for shape in shapes)
             if self.rules.output_shape is not None:
                 output = self.rules.output_shape(task.images[0].shape, self.checkpoint.defaults)
                 task.width = output.width if task.width is None else task.width
                 task.height = output.height if task.height is None else task.height
-        return tasks
+        if self.masked is not None:
+            problems |= dict.fromkeys(self.masked.look_at_masks(tasks, lambda task: self.labels[task.index]))
+            self.columns.told["inputs"] = self.masked.told(tasks)
+        self.problems += problems
 
     def _add_mask(self, task: Task) -> str | None:
         """Give a task its row's mask; why it cannot be used, if so."""

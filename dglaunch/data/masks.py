@@ -1,22 +1,27 @@
 """Masks: white is painted anew, black stays. What a mask says is known from its pixels, so they are looked at before the run.
 
-look_at([(mask, {Shape(1024, 768)})], max_pixels)      # by mask and size: a MaskFacts, or why it cannot be used
-as_mask(image, Shape(1024, 768))                        # what the pipeline gets: black and white, of the output's size
+problems_of(tasks, labels, max_pixels, grey)            # what is wrong with the masks of rows
+look_at({mask: [Shape(1024, 768)]}, max_pixels)         # by mask and size: a MaskFacts, or why it cannot be used
+as_mask(image, Shape(1024, 768))                        # what t2i's pipelines get: black and white, of the output's size
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dglaunch.config import MAX_PIXELS
 from dglaunch.data.images import BadImage, InputImage, damage_is_a_bad_image, decode, fitted, open_image
-from dglaunch.models.input_roles import LATENT
+from dglaunch.data.task import Task
+from dglaunch.models.input_roles import MaskPixels
 from dglaunch.models.shape import Shape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    Fit = Callable[[Image, Shape], Image]
+    """Brings a mask to the size of what is drawn, in black and white."""
 
 WHITE = 128
 """From this grey on a pixel is white: where diffusers' pipelines cut, too (127 is black)."""
@@ -27,7 +32,7 @@ class MaskFacts:
     """What a mask says at the size at which it is used."""
 
     has_hole: bool
-    """Whether anything of it is painted anew: a pipeline looks at one pixel of 8x8."""
+    """Whether anything of it is painted anew: a pipeline looks at some of its pixels only."""
     is_grey: bool
     """Whether it has values between black and white."""
 
@@ -36,28 +41,95 @@ def as_mask(image: "Image", shape: Shape) -> "Image":
     """Return a mask in black and white, of the size of what is drawn."""
     from PIL import Image
 
-    black_and_white = _cut(image.convert("L"))
-    if black_and_white.size == (shape.width, shape.height):
-        return black_and_white
-    return _cut(fitted(black_and_white, shape, Image.Resampling.BILINEAR))
+    mask = black_and_white(image)
+    if mask.size == (shape.width, shape.height):
+        return mask
+    return black_and_white(fitted(mask, shape, Image.Resampling.BILINEAR))
 
 
-def _cut(grey: "Image") -> "Image":
-    return grey.point([0] * WHITE + [255] * (256 - WHITE))
+def stretched(image: "Image", shape: Shape) -> "Image":
+    """Return a mask as the pipelines that edit bring it to their size, in the way in which they do it with its image."""
+    from PIL import Image
+
+    return black_and_white(black_and_white(image).resize((shape.width, shape.height), Image.Resampling.LANCZOS))
 
 
-def facts_of(image: "Image", shape: Shape) -> MaskFacts:
+def black_and_white(image: "Image") -> "Image":
+    """Return a mask in black and white, at its own size."""
+    return image.convert("L").point([0] * WHITE + [255] * (256 - WHITE))
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a pipeline reads a mask: how it comes to the size of what is drawn, and at which of its pixels the pipeline looks."""
+
+    fit: "Fit"
+    pixels: MaskPixels
+
+
+OF_PROMPTS = Reading(as_mask, MaskPixels())
+"""In text to image."""
+
+
+def facts_of(image: "Image", shape: Shape, reading: Reading = OF_PROMPTS) -> MaskFacts:
     """Return what a decoded mask says at a size."""
     import numpy as np
 
     levels = image.convert("L").histogram()
-    mask = as_mask(image, shape)
-    seen = np.asarray(mask)[::LATENT, ::LATENT]
-    return MaskFacts(has_hole=bool(seen.any()), is_grey=sum(levels[1:255]) > 0)
+    mask, pixels = np.asarray(reading.fit(image, shape)), reading.pixels
+    rows, columns = (
+        [at for at in range(length) if at % pixels.side in pixels.places] for length in (shape.height, shape.width)
+    )
+    return MaskFacts(has_hole=bool(mask[np.ix_(rows, columns)].any()), is_grey=sum(levels[1:255]) > 0)
+
+
+def problems_of(
+    tasks: Iterable[Task],
+    label_of: Callable[[Task], str],
+    max_pixels: int,
+    grey: dict[str, None],
+    reading: Reading = OF_PROMPTS,
+) -> Iterator[str]:
+    """Decode the masks of tasks and yield what is wrong with them; one that cannot be used is its task's error.
+
+    Args:
+        grey: gets the names of those that have greys.
+    """
+    wanted: dict[InputImage, dict[Shape, None]] = {}
+    used: list[tuple[Task, InputImage, Shape]] = []
+    for task in tasks:
+        if task.mask is not None and task.height and task.width:
+            shape = Shape(task.height, task.width)
+            wanted.setdefault(task.mask, {})[shape] = None
+            used.append((task, task.mask, shape))
+    facts = look_at(wanted, max_pixels, reading)
+    side = reading.pixels.side
+    for task, mask, shape in used:
+        found = facts[mask, shape]
+        if isinstance(found, BadImage):
+            task.error = f"{task.row}: mask {mask.name} {found}"
+        elif not found.has_hole:
+            yield (
+                f"{label_of(task)}: the mask {mask.name} has no hole: nothing of it is white (of grey {WHITE} or more, at least "
+                f"{side}x{side} pixels), so nothing would be painted anew"
+            )
+        elif found.is_grey:
+            grey[mask.name] = None
+
+
+def told_of_grey(names: Iterable[str]) -> str:
+    """Say how masks with greys are taken."""
+    return f"grey values of {some(names)} taken as white from {WHITE} on, else as black"
+
+
+def some(names: Iterable[str]) -> str:
+    """Return the first of some names and the number of the others, as the beginning of a sentence about them."""
+    first, *others = names
+    return f"{first} and {len(others):,} more are" if others else f"{first} is"
 
 
 def look_at(
-    masks: Mapping[InputImage, Iterable[Shape]], max_pixels: int = MAX_PIXELS
+    masks: Mapping[InputImage, Iterable[Shape]], max_pixels: int = MAX_PIXELS, reading: Reading = OF_PROMPTS
 ) -> dict[tuple[InputImage, Shape], MaskFacts | BadImage]:
     """Decode each mask once, several at a time, and say what it is at the sizes at which it is used."""
 
@@ -66,7 +138,7 @@ def look_at(
             image = _opaque(mask.read(), max_pixels)
         except BadImage as error:
             return {(mask, shape): error for shape in masks[mask]}
-        return {(mask, shape): facts_of(image, shape) for shape in masks[mask]}
+        return {(mask, shape): facts_of(image, shape, reading) for shape in masks[mask]}
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return {key: facts for found in pool.map(one, masks) for key, facts in found.items()}

@@ -16,7 +16,7 @@ from dglaunch.data.row_images import Here, Reference, RowImages
 from dglaunch.data.task import Task
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
-from dglaunch.models.input_roles import LATENT, ROLES, InputPipeline, Role, output_shape, roles_text
+from dglaunch.models.input_roles import ROLES, InputPipeline, Role, output_shape, roles_text
 from dglaunch.models.lora import NO_LORAS, Loras
 from dglaunch.models.shape import Shape
 
@@ -151,7 +151,9 @@ class InputReader(RowReader):
                 task.control_scale = None
             if inputs is not None:
                 problems |= dict.fromkeys(f"{inputs.label}: {problem}" for problem in self._add(task, inputs))
-        problems |= dict.fromkeys(self._look_at_masks(tasks))
+        problems |= dict.fromkeys(
+            masks.problems_of(tasks, lambda task: self.rows[task.index].label, self.max_pixels, self.told.grey)
+        )
         self.problems += problems
         self._tell(tasks)
 
@@ -162,7 +164,7 @@ class InputReader(RowReader):
             task.error = f"{task.row}: {describe(bad)}"
             return
         pictures = {role: image for role, (_, image) in found.items() if isinstance(image, InputImage)}
-        task.is_fitted = True
+        task.is_fitted, task.roles = True, inputs.roles
         task.images = (pictures["image"],) if "image" in pictures else ()
         task.mask, task.control = pictures.get("mask"), pictures.get("control")
         pipeline = self.family.input_pipeline(inputs.roles)
@@ -206,38 +208,16 @@ class InputReader(RowReader):
         if problem := strength_problem(self.checkpoint, task):
             yield problem
 
-    def _look_at_masks(self, tasks: Sequence[Task]) -> Iterable[str]:
-        """Decode the masks: what is wrong with one is seen in its pixels alone."""
-        wanted: dict[InputImage, dict[Shape, None]] = {}
-        used: list[tuple[Task, InputImage, Shape]] = []
-        for task in tasks:
-            if task.mask is not None and task.height and task.width:
-                shape = Shape(task.height, task.width)
-                wanted.setdefault(task.mask, {})[shape] = None
-                used.append((task, task.mask, shape))
-        facts = masks.look_at(wanted, self.max_pixels)
-        for task, mask, shape in used:
-            found = facts[mask, shape]
-            if isinstance(found, BadImage):
-                task.error = f"{task.row}: mask {mask.name} {found}"
-            elif not found.has_hole:
-                yield (
-                    f"{self.rows[task.index].label}: the mask {mask.name} has no hole: nothing of it is white (of grey "
-                    f"{masks.WHITE} or more, at least {LATENT}x{LATENT} pixels), so nothing would be painted anew"
-                )
-            elif found.is_grey:
-                self.told.grey[mask.name] = None
-
     def _tell(self, tasks: Sequence[Task]) -> None:
         """Say once for all rows what was done to their images."""
         count = sum(bool(task.roles) for task in tasks)
         said = [f"{count:,} of {len(tasks):,} images are drawn with input images"]
         if self.told.resized:
             said.append(
-                f"{_some(self.told.resized)} scaled to cover the size that is drawn, and cut off evenly where it juts out"
+                f"{masks.some(self.told.resized)} scaled to cover the size that is drawn, and cut off evenly where it juts out"
             )
         if self.told.grey:
-            said.append(f"grey values of {_some(self.told.grey)} taken as white from {masks.WHITE} on, else as black")
+            said.append(masks.told_of_grey(self.told.grey))
         self.columns.told["inputs"] = "; ".join(said)
 
 
@@ -255,8 +235,3 @@ def _size(shape: Shape) -> str:
 
 def _called(role: Role) -> str:
     return "control image" if role == "control" else role
-
-
-def _some(names: Iterable[str]) -> str:
-    first, *others = names
-    return f"{first} and {len(others):,} more are" if others else f"{first} is"

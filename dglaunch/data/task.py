@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dglaunch.models.input_roles import ROLES, Role
+from dglaunch.models.input_roles import Role
 from dglaunch.models.lora import LoraUse, text_of
 from dglaunch.models.shape import Shape
 
@@ -56,6 +56,8 @@ class Task:
     """How much of the way from the image to noise it begins."""
     control_scale: float | None = None
     """How much the ControlNet steers."""
+    roles: tuple[Role, ...] = ()
+    """What its input images are for, where a pipeline of their own draws from them; () of an edit without a mask."""
     is_fitted: bool = False
     """Of text to image: whether its input images are brought to its size. (Pipelines that edit bring them to their own.)"""
     input_tokens: int = 0
@@ -96,12 +98,6 @@ class Task:
         """What besides decides the image where it has input images."""
         said: Record = {name: getattr(self, name) for name in INPUT_FIELDS if getattr(self, name) is not None}
         return said if self.control is None else {"control_sha256": self.control.sha256, **said}
-
-    @property
-    def roles(self) -> tuple[Role, ...]:
-        """What the input images of text to image are for; () of an edit."""
-        held = {"image": self.images, "mask": self.mask, "control": self.control}
-        return tuple(role for role in ROLES if held[role]) if self.is_fitted else ()
 
     @property
     def inputs(self) -> "tuple[InputImage, ...]":
@@ -155,7 +151,7 @@ class Bucket:
     input_sha256: tuple[str, ...] = ()
     """The input images themselves, where a call has one set of them."""
     roles: tuple[Role, ...] = ()
-    """What the input images of text to image are for: each combination has a pipeline of its own."""
+    """What the input images are for: each combination has a pipeline of its own."""
     strength: float | None = None
     control_scale: float | None = None
     text_lengths: tuple[int, ...] = ()

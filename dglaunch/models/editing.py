@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from dglaunch.models.input_roles import InputPipeline
 from dglaunch.models.shape import Shape
 
 Rule = Callable[[Shape, Mapping[str, object]], Shape]
@@ -92,7 +93,9 @@ class EditRules:
     max_images: int | None = None
     """Of several, the most."""
     takes_mask: bool = False
-    """Whether a row's column `mask` is an image; else it is carried into the ledger like any column."""
+    """Of an API: whether a row's column `mask` is an image that is sent as it is, transparent where it is edited."""
+    inpaint: InputPipeline | None = None
+    """diffusers' pipeline for rows with a mask from --mask_column, white where it is painted anew; None: there is none."""
     reason: str
     """Why it is batched so."""
     input_shape: Rule

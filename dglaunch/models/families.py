@@ -198,7 +198,13 @@ class Family:
 
     def input_pipeline(self, roles: tuple[Role, ...]) -> InputPipeline | None:
         """Return the pipeline for rows with these input images; None if there is none."""
-        return next((each for each in self.with_inputs if each.roles == roles), None)
+        return next((each for each in self.pipelines_with_inputs if each.roles == roles), None)
+
+    @property
+    def pipelines_with_inputs(self) -> tuple[InputPipeline, ...]:
+        """Return those for rows of t2i with input images, and the one for edits within masks."""
+        inpaint = self.edit.inpaint if self.edit is not None else None
+        return self.with_inputs if inpaint is None else (*self.with_inputs, inpaint)
 
     @property
     def controlnet_class(self) -> str:
@@ -296,9 +302,11 @@ FAMILIES: dict[str, Family] = {
             input_text="the trained size nearest in shape",
             output_shape=kontext_output,
             output_text="as the image becomes",
+            inpaint=inputs.KONTEXT_MASK,
             loads_from="FluxPipeline",
         ),
-        xdit=replace(_FLUX, takes=frozenset()),
+        own_steps=28,
+        xdit=replace(_FLUX, takes=frozenset(), inputs=frozenset({"FluxKontextInpaintPipeline"})),
         lora=_FLUX_LORA,
         takes=_names("attention_backend enable_compile enable_fuse_qkv cache:faster_cache cache:pab cache:cache_dit"),
         shares=_PLANNED,
@@ -325,8 +333,8 @@ FAMILIES: dict[str, Family] = {
         windows=(TextWindow(chat=True),),
         text_outputs=("row", "row"),
         no_inputs=inputs.REFERENCES,
-        edit=replace(_FLUX2_EDIT, name="flux2_klein"),
-        xdit=replace(_FLUX2, takes=frozenset()),
+        edit=replace(_FLUX2_EDIT, name="flux2_klein", inpaint=inputs.KLEIN_MASK),
+        xdit=replace(_FLUX2, takes=frozenset(), inputs=frozenset({"Flux2KleinInpaintPipeline"})),
         lora=LoraRules(mixes_xdit=True),
         takes=_names(
             "attention_backend enable_compile enable_fuse_qkv cache:taylor_seer cache:faster_cache cache:pab cache:cache_dit"
@@ -365,8 +373,9 @@ FAMILIES: dict[str, Family] = {
             input_shape=a_megapixel,
             input_text="1 Mpx",
             output_text="1 Mpx, in the shape of the image",
+            inpaint=inputs.QWEN_EDIT_MASK,
         ),
-        xdit=_QWEN,
+        xdit=replace(_QWEN, inputs=frozenset({"QwenImageEditInpaintPipeline"})),
         lora=LoraRules(),
         takes=_QWEN_TAKES,
         shares=_PLANNED,
@@ -506,6 +515,8 @@ FAMILIES: dict[str, Family] = {
         text_outputs=_GUIDED_TEXT,
         lora=LoraRules(),
         takes=frozenset(),
+        with_inputs=inputs.SANA,
+        own_steps=20,
     ),
     "StableDiffusionXLPipeline": Family(
         name="SDXL",
@@ -596,6 +607,7 @@ FAMILIES: dict[str, Family] = {
         max_sequence_length=256,
         takes_text_length=False,
         arguments=(("use_resolution_binning", False),),
+        with_inputs=inputs.HUNYUAN_DIT,
     ),
     "PRXPipeline": Family(
         name="PRX",
@@ -671,6 +683,11 @@ def xdit_families() -> list[str]:
 def xdit_editors() -> list[str]:
     """Return the --model_type of those that xfuser runs and that edit."""
     return [f.edit.name for f in FAMILIES.values() if f.xdit is not None and f.edit is not None]
+
+
+def masked_editors() -> list[str]:
+    """Return the --model_type of those that paint within a mask."""
+    return [f.edit.name for f in FAMILIES.values() if f.edit is not None and f.edit.inpaint is not None]
 
 
 def editors() -> dict[str, str]:

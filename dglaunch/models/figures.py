@@ -34,7 +34,7 @@ class Request:
     ring_degree: int = 1
     use_cfg_parallel: bool = False
     roles: tuple[Role, ...] = ()
-    """Of text to image: what its input images are for."""
+    """What its input images are for, where a pipeline of their own draws from them."""
     controlnet: str = ""
     """What --controlnet names, where a control image is among them."""
     context_degree: int = 1

@@ -1,9 +1,10 @@
 """diffusers' pipelines that draw from images, within masks and after control images, family by family, for families.py.
 
-What each does with a batch, a strength and the random state was measured (tests/torchrun/test_input_models.py tries it again).
+What each does with a batch, a strength and the random state was measured (tests/torchrun/test_input_models.py and, of edits
+within masks, test_masked_edits.py try it again).
 """
 
-from dglaunch.models.input_roles import InputPipeline, Role, sdxl_first_step
+from dglaunch.models.input_roles import InputPipeline, MaskPixels, Role, sdxl_first_step
 
 IMAGE: tuple[Role, ...] = ("image",)
 MASK: tuple[Role, ...] = ("image", "mask")
@@ -50,13 +51,24 @@ ZIMAGE = (
         roles=CONTROL, pipeline="ZImageControlNetPipeline", controlnet="ZImageControlNetModel", control_scale=0.75
     ),
 )
+SANA = (
+    InputPipeline(
+        roles=CONTROL, pipeline="SanaControlNetPipeline", controlnet="SanaControlNetModel", control_scale=1.0
+    ),
+)
+GLOBAL_STATE = "its ControlNet pipeline draws the control image's latents from the global random state, so that no seed makes an image again"
+HUNYUAN_DIT = (
+    InputPipeline(
+        roles=CONTROL, pipeline="HunyuanDiTControlNetPipeline", controlnet="HunyuanDiT2DControlNetModel", control_scale=1.0,
+        refused=GLOBAL_STATE,
+    ),
+)  # fmt: skip
 SD3 = (
     InputPipeline(roles=IMAGE, pipeline="StableDiffusion3Img2ImgPipeline", strength=0.6),
     InputPipeline(roles=MASK, pipeline="StableDiffusion3InpaintPipeline", strength=0.6),
     InputPipeline(
         roles=CONTROL, pipeline="StableDiffusion3ControlNetPipeline", controlnet="SD3ControlNetModel", control_scale=1.0,
-        refused="its ControlNet pipeline draws the control image's latents from the global random state, so that no seed makes "
-        "an image again",
+        refused=GLOBAL_STATE,
     ),
 )  # fmt: skip
 SDXL = (
@@ -80,3 +92,10 @@ SDXL = (
         control_scale=1.0, first_step=sdxl_first_step,
     ),
 )  # fmt: skip
+
+KONTEXT_MASK = InputPipeline(roles=MASK, pipeline="FluxKontextInpaintPipeline", strength=1.0)
+QWEN_EDIT_MASK = InputPipeline(roles=MASK, pipeline="QwenImageEditInpaintPipeline", strength=0.6)
+KLEIN_MASK = InputPipeline(
+    roles=MASK, pipeline="Flux2KleinInpaintPipeline", strength=0.8, mask_pixels=MaskPixels(16, (7, 8)), since="0.38.0"
+)
+"""Of edits: what is drawn has the size at which the image is encoded, whatever height and width say."""

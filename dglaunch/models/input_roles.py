@@ -1,6 +1,7 @@
-"""Text-to-image families with input images: which pipeline draws from an image, within a mask or after a control image.
+"""Families with input images: which pipeline draws from an image, within a mask or after a control image.
 
-The rules stand as `with_inputs=` in the rows of families.py; here are their type and the arithmetic of strength and size.
+The rules stand as `with_inputs=` and, of editing, as `edit.inpaint` in the rows of families.py; here are their type and the
+arithmetic of strength and size.
 """
 
 import math
@@ -16,8 +17,14 @@ ROLES: tuple[Role, ...] = ("image", "mask", "control")
 ARGUMENTS: Mapping[Role, str] = {"image": "image", "mask": "mask_image", "control": "control_image"}
 FirstStep = Callable[[int, float], int]
 """The denoising step at which a pipeline begins, of so many, at a strength."""
-LATENT = 8
-"""Pixels a side of what one number of a mask stands for inside a pipeline."""
+
+
+@dataclass(frozen=True, slots=True)
+class MaskPixels:
+    """The pixels of a mask that a pipeline looks at: of each square of so many a side those at these places."""
+
+    side: int = 8
+    places: tuple[int, ...] = (0,)
 
 
 def flow_first_step(steps: int, strength: float) -> int:
@@ -49,8 +56,12 @@ class InputPipeline:
     first_step: FirstStep = flow_first_step
     noise_alone: bool = True
     """Whether all of the image is gone where it begins with step 0 (unless a mask keeps the rest of it)."""
+    mask_pixels: MaskPixels = MaskPixels()
+    """What of a mask it looks at."""
     refused: str = ""
     """Why it is not used, where diffusers has it."""
+    since: str = ""
+    """The first diffusers that has it, where that is not the oldest one that dglaunch goes with."""
 
     def begins(self, steps: int, strength: float | None) -> int:
         """Return the step that is computed first."""

@@ -264,7 +264,8 @@ class _Tracing:
         roles: dict[str, Any] = {}
         if white is not None and pipeline is not None:
             roles = {
-                "is_fitted": True, "images": (white,) if "image" in request.roles else (),
+                "roles": request.roles, "is_fitted": not self.config.edits,
+                "images": (white,) if "image" in request.roles else (),
                 "mask": white if "mask" in request.roles else None,
                 "control": white if "control" in request.roles else None,
                 "strength": None if pipeline.strength is None else 1.0, "control_scale": pipeline.control_scale,

@@ -12,6 +12,7 @@ from types import ModuleType
 
 PATCHED = {
     "diffusers.pipelines.qwenimage.pipeline_qwenimage_edit",
+    "diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_inpaint",
     "diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus",
     "diffusers.pipelines.longcat_image.pipeline_longcat_image_edit",
 }

@@ -15,7 +15,7 @@ import diffusers
 import torch
 from torch import nn
 
-from support.tiny_models import NARROW_ROPE, ROPE, TRANSFORMER, WIDTH, narrow, randomise, sdxl
+from support.tiny_models import HEAD_DIM, HEADS, NARROW_ROPE, ROPE, TRANSFORMER, WIDTH, narrow, randomise, sdxl
 
 
 def _flux() -> nn.Module:
@@ -61,8 +61,23 @@ def _sd3() -> nn.Module:
     )
 
 
+def _sana() -> nn.Module:
+    return diffusers.SanaControlNetModel(
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=HEADS,
+        attention_head_dim=HEAD_DIM,
+        num_layers=1,
+        num_cross_attention_heads=HEADS,
+        cross_attention_head_dim=HEAD_DIM,
+        cross_attention_dim=HEADS * HEAD_DIM,
+        caption_channels=WIDTH,
+        sample_size=8,
+    )
+
+
 CONTROLNETS: dict[str, Callable[[], nn.Module]] = {
-    "flux": _flux, "qwenimage": _qwenimage, "zimage": _zimage, "sdxl": _sdxl, "sd3": _sd3,
+    "flux": _flux, "qwenimage": _qwenimage, "zimage": _zimage, "sdxl": _sdxl, "sd3": _sd3, "sana": _sana,
 }  # fmt: skip
 """By the checkpoint of `tiny_models`."""
 

@@ -31,9 +31,9 @@ TOLERANCE = 2
 STEPS = 4
 PIPELINES = {
     "flux": "FluxPipeline", "qwenimage": "QwenImagePipeline", "zimage": "ZImagePipeline", "sd3": "StableDiffusion3Pipeline",
-    "sdxl": "StableDiffusionXLPipeline", "chroma": "ChromaPipeline",
+    "sdxl": "StableDiffusionXLPipeline", "chroma": "ChromaPipeline", "sana": "SanaPipeline",
 }  # fmt: skip
-RARE = {"qwenimage", "zimage", "sd3", "sdxl", "chroma"}
+RARE = {"qwenimage", "zimage", "sd3", "sdxl", "chroma", "sana"}
 SPLIT = ("flux", "qwenimage", "zimage")
 ULYSSES = {"DG_XDIT_ULYSSES_DEGREE": "2"}
 TEXT_LENGTH = 96
@@ -99,9 +99,11 @@ def plain_call(family: str, row: Row) -> dict[str, Any]:
         found["controlnet_conditioning_scale"] = row.control_scale or {"zimage": 0.75}.get(family, 1.0)
         if family == "sdxl" and row.roles == ("image", "control"):
             found["controlnet_conditioning_scale"] = 0.8
-    guidance = {"flux": 3.5, "sd3": 7.0}.get(family, 5.0)  # those of the pipelines from text alone
+    guidance = {"flux": 3.5, "sd3": 7.0, "sana": 4.5}.get(family, 5.0)  # those of the pipelines from text alone
     if family == "chroma":
         found["max_sequence_length"] = TEXT_LENGTH
+    if family == "sana":
+        found["use_resolution_binning"] = False
     if family == "qwenimage":
         return found | {"true_cfg_scale": 4.0, "negative_prompt": "ugly"}
     return found | {"guidance_scale": guidance}
@@ -141,7 +143,8 @@ def runs(
     for family in names:
         rows = rows_of(family)
         model = ["t2i", "--model_name", build(family, families / family), "--num_inference_steps", str(STEPS)]
-        model += COLUMNS if any(row.mask is not None for row in rows) else COLUMNS[:2]
+        for role, columns in (("image", COLUMNS[:2]), ("mask", COLUMNS[2:])):
+            model += columns if any(role in row.roles for row in rows) else []
         if family == "qwenimage":
             model += ["--guidance_scale", "4", "--negative_prompt", "ugly"]
         if family == "chroma":
@@ -173,8 +176,8 @@ def test_every_row_equals_the_plain_pipeline(runs: dict[str, tuple[Path, Case]],
         if found := [difference for row, difference in zip(rows, differences) if row.roles == roles]:
             measured(FAMILIES[PIPELINES[family]].name, column, max(found))
     sizes = {line["index"]: line["batch_size"] for line in ledger(folder)}
-    assert sizes[0] == 4 and sizes[4] == 1, "rows of one strength share a call"
-    assert sizes[5] == 3 or rows[5].mask is None, "each with its own mask"
+    alike = [(row.roles, row.strength, row.control_scale) for row in rows]
+    assert sizes == {n: alike.count(key) for n, key in enumerate(alike)}, "each has its own images in a call of several"
 
 
 @pytest.mark.parametrize("family", rarely(PIPELINES, RARE))

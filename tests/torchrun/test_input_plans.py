@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dglaunch.config import BackendConfig, T2IConfig
-from dglaunch.models.checkpoint import resolve
+from dglaunch.config import BackendConfig, EditingConfig, T2IConfig
+from dglaunch.models.checkpoint import as_editor, resolve
 from dglaunch.models.figures import Figures, Request
 from dglaunch.models.input_roles import Role
 from dglaunch.models.shape import Shape
@@ -31,3 +31,23 @@ def test_the_encoder_of_the_vae_and_the_controlnet_are_counted(families: Path) -
     assert image.encode.flops > 1.5 * text.encode.flops
     assert image.denoise.flops == pytest.approx(text.denoise.flops, rel=0.01)
     assert control.denoise.flops > 1.2 * text.denoise.flops
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("checkpoint", "encodes_twice"), [("flux_kontext", True), ("flux2_klein", False), ("qwenimage_edit", True)]
+)
+def test_an_edit_within_a_mask_is_counted(families: Path, checkpoint: str, encodes_twice: bool) -> None:
+    """The inpainting pipelines compute the same tokens; two of them encode the image once more without what the mask cuts out."""
+    backend = BackendConfig(model_name=str(build(checkpoint, families / checkpoint)))
+    config = EditingConfig(backend=backend, input=Path("none"), mask_column="mask")
+    editor, shape = as_editor(resolve(backend), None), Shape(128, 128)
+    whole, masked = (
+        trace(
+            editor, config, Request(shape=shape, dtype="float32", text_tokens=128, input_shapes=(shape,), roles=roles)
+        )
+        for roles in ((), ("image", "mask"))  # type: ignore[arg-type]
+    )
+    assert (masked.encode.flops > 1.2 * whole.encode.flops) == encodes_twice
+    assert encodes_twice or masked.encode.flops == pytest.approx(whole.encode.flops, rel=0.01)
+    assert masked.denoise.flops == pytest.approx(whole.denoise.flops, rel=0.01)

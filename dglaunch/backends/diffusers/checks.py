@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from dglaunch.config import OptimizationConfig, RunConfig
+from dglaunch.data.masked_edits import size_problem
 from dglaunch.data.prompt_inputs import strength_problem
 from dglaunch.data.task import Task
 from dglaunch.distributed.topology import Topology
@@ -325,7 +326,12 @@ def check_inputs(checkpoint: Checkpoint, config: RunConfig, tasks: Iterable[Task
             f"Row {steered.index} has both a control image and a LoRA, which was not measured together. Give the row one of "
             'them (a column lora with "" leaves them out), or drop --lora.'
         )
-    problems = [f"row {task.index}: {problem}" for task in drawn if (problem := strength_problem(checkpoint, task))]
+    problems = [
+        f"row {task.index}: {problem}"
+        for task in drawn
+        for problem in (strength_problem(checkpoint, task), size_problem(checkpoint, task))
+        if problem
+    ]
     if problems:
         raise InputError(config.rows_from, list(dict.fromkeys(problems)))
 

@@ -24,6 +24,7 @@ from dglaunch.data.task import ROW_FIELDS, Bucket, Task, plain_bucket
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint, as_editor, resolve, token_lengths
+from dglaunch.models.input_roles import roles_text
 from dglaunch.models.optimizations import WITHOUT_MASK
 from dglaunch.models.schedulers import chosen
 from dglaunch.models.weight_files import quantization_of, told_of
@@ -33,10 +34,15 @@ TENSOR_SINCE = "0.40.0"
 """The first diffusers with a plan for --shard tensor."""
 
 
-def newer_diffusers(checkpoint: Checkpoint, config: RunConfig) -> Iterator[tuple[str, str]]:
+def newer_diffusers(checkpoint: Checkpoint, config: RunConfig, tasks: Iterable[Task] = ()) -> Iterator[tuple[str, str]]:
     """Yield what of a job needs a newer diffusers than the oldest that dglaunch goes with, and which."""
-    if checkpoint.family.since:
-        yield f"The pipeline of {checkpoint.family.name}", checkpoint.family.since
+    family = checkpoint.family
+    if family.since:
+        yield f"The pipeline of {family.name}", family.since
+    for roles in dict.fromkeys(task.roles for task in tasks):
+        pipeline = family.input_pipeline(roles)
+        if pipeline is not None and pipeline.since:
+            yield f"{pipeline.pipeline}, for {roles_text(roles)},", pipeline.since
     if config.backend.shard == "tensor":
         yield "--shard tensor", TENSOR_SINCE
 
@@ -84,7 +90,7 @@ class DiffusersProfile(Profile):
             package, extra = checkpoint.family.package
             need(package, f"The pipeline of {checkpoint.family.name}", f"pip install 'dglaunch[{extra}]'")
         if target.here:
-            for purpose, oldest in newer_diffusers(checkpoint, config):
+            for purpose, oldest in newer_diffusers(checkpoint, config, kinds_of(tasks)):
                 need_version("diffusers", oldest, purpose)
         if config.backend.revision is not None and checkpoint.local:
             raise UserError(

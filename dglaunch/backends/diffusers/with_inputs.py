@@ -13,6 +13,7 @@ import torch
 
 from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers.arguments import call_parameters
+from dglaunch.backends.diffusers.loading import resize_each
 from dglaunch.backends.diffusers.protocols import Pipeline, plain_pipeline
 from dglaunch.backends.input_prefetch import InputPrefetcher
 from dglaunch.data.task import Batch
@@ -75,6 +76,8 @@ class InputPipelines:
         assert row is not None, "planning refuses other rows"
         made = assembled(getattr(diffusers, row.pipeline), self._base, self.controlnet if row.controlnet else None)
         made.set_progress_bar_config(disable=True)
+        if self._context.config.edits:
+            resize_each(made.image_processor)
         # As it stands on the base: timed, and answering from what was encoded ahead.
         made.encode_prompt = self._base.encode_prompt
         return Drawing(made, frozenset(call_parameters(type(made))), row)

@@ -59,7 +59,7 @@ def check_inputs(checkpoint: Checkpoint, tasks: Iterable[Task]) -> None:
         pipeline = family.input_pipeline(roles)
         if pipeline is not None and pipeline.pipeline not in family.xdit.inputs:
             able = ", ".join(
-                roles_text(each.roles) for each in family.with_inputs if each.pipeline in family.xdit.inputs
+                roles_text(each.roles) for each in family.pipelines_with_inputs if each.pipeline in family.xdit.inputs
             )
             raise UserError(
                 f"--backend xdit: {family.name} from {roles_text(roles)} is not drawn as diffusers draws it when several ranks "

@@ -1,4 +1,4 @@
-"""`replay` and `redo` of images that t2i drew with input images: from the same ones, or not at all."""
+"""`replay` and `redo` of images that t2i drew with input images, or edit within a mask: from the same ones, or not at all."""
 
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,18 @@ def test_other_inputs_than_it_was_made_from_are_refused(out: Path, tmp_path: Pat
     picture(99).save(tmp_path / name)
     ended = dglaunch("replay", out / f"{number:06d}.png", "--output", tmp_path / "again.png")
     assert ended.code == 2 and f"{name} is not the one it was" in ended.output, ended.output
+
+
+def test_an_edit_is_painted_again_within_its_mask(tmp_path: Path) -> None:
+    path = table(tmp_path, [{"instruction": "x", "input_images": "i0.png", "mask": "m0.png", "strength": 0.5}])
+    run = ["edit", "--backend", "fake", "--input", path, "--mask_column", "mask", "--num_inference_steps", "4"]
+    assert dglaunch(*run, "--output_dir", tmp_path / "out").code == 0
+    again = ["replay", tmp_path / "out" / "000000.png", "--output", tmp_path / "again.png"]
+    ended = dglaunch(*again)
+    assert ended.code == 0 and "the same, pixel for pixel" in ended.output, ended.output
+    picture(99).save(tmp_path / "m0.png")
+    ended = dglaunch(*again)
+    assert ended.code == 2 and "m0.png is not the one it was" in ended.output, ended.output
 
 
 def test_a_variation_has_another_strength(out: Path, tmp_path: Path) -> None:

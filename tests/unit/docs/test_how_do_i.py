@@ -47,6 +47,11 @@ def prepare(folder: Path) -> None:
         {"prompt": f"prompt {n}", "sketch": f"i{n}.png", "mask": f"m{n}.png", "edges": f"c{n}.png"} for n in range(2)
     ]
     sketch_table(folder, [*sketches, {"prompt": "from text"}], "sketches.jsonl")
+    patches = [
+        {"input_images": "i0.png", "instruction": "a hat", "mask": "m0.png"},
+        {"input_images": "i1.png", "instruction": "night"},
+    ]
+    write_jsonl(folder / "patches.jsonl", patches)
     (folder / "dpg_bench" / "prompts").mkdir(parents=True)
     (folder / "dpg_bench" / "prompts" / "7.txt").write_text("a long prompt")
     (folder / "color_val.txt").write_text("a green bench and a blue bowl\n")

@@ -14,6 +14,8 @@ from support.matrix import refused
 
 NONE = [name for name, family in FAMILIES.items() if not family.with_inputs and not family.only_edits]
 COLUMNS = {"img2img": "image", "mask": "mask", "control": "control"}
+ONLY_CONTROL = ["SanaPipeline", "HunyuanDiTPipeline"]
+"""Of which diffusers has a ControlNet's pipeline and none for images."""
 
 
 @pytest.mark.parametrize("pipeline", NONE)
@@ -26,8 +28,18 @@ def test_a_family_without_one_is_refused_by_name(tmp_path: Path, pipeline: str) 
     ended = dglaunch(*plan, "--control_column", "control", "--controlnet", tmp_path)
     assert ended.code == 2 and f"{pipeline} takes no control image with t2i: " in ended.output, ended.output
     family = FAMILIES[pipeline]
-    for column in COLUMNS:
+    for column in COLUMNS.keys() - ({"mask"} if family.edit is not None else set()):
         refused(family.name, column, "references: `edit`" if family.edit is not None else "no pipeline")
+
+
+@pytest.mark.parametrize("pipeline", ONLY_CONTROL)
+def test_a_family_with_a_controlnet_alone_is_refused_with_an_image(tmp_path: Path, pipeline: str) -> None:
+    model = checkpoint_folder(tmp_path / "model", _class_name=pipeline)
+    path = table(tmp_path, [{"prompt": "x", "image": "i0.png"}])
+    ended = dglaunch("plan", "t2i", "--model_name", model, "--prompts_file", path, "--image_column", "image")
+    assert ended.code == 2 and f"{pipeline} takes no image with t2i: " in ended.output, ended.output
+    refused(FAMILIES[pipeline].name, "img2img", "no pipeline")
+    refused(FAMILIES[pipeline].name, "mask", "no pipeline")
 
 
 @pytest.mark.parametrize("pipeline", [name for name, family in FAMILIES.items() if family.only_edits])
@@ -36,8 +48,22 @@ def test_a_family_that_edits_is_named_with_its_command(tmp_path: Path, pipeline:
     path = table(tmp_path, [{"prompt": "x", "image": "i0.png"}])
     ended = dglaunch("plan", "t2i", "--model_name", model, "--prompts_file", path, "--image_column", "image")
     assert ended.code == 2 and "dglaunch edit" in " ".join(ended.output.split()), ended.output
-    for column in COLUMNS:
-        refused(FAMILIES[pipeline].name, column, "its images: `edit`" if column == "img2img" else "`edit` takes none")
+    refused(FAMILIES[pipeline].name, "img2img", "its images: `edit`")
+    refused(FAMILIES[pipeline].name, "control", "`edit` takes none")
+
+
+@pytest.mark.parametrize(
+    "pipeline", [name for name, family in FAMILIES.items() if family.edit is not None and family.edit.inpaint is None]
+)
+def test_a_family_that_edits_without_masks_names_those_that_paint_within_one(tmp_path: Path, pipeline: str) -> None:
+    model = checkpoint_folder(tmp_path / "model", _class_name=pipeline)
+    path = table(tmp_path, [{"instruction": "x", "input_images": "i0.png", "mask": "m0.png"}])
+    ended = dglaunch("plan", "edit", "--model_name", model, "--input", path, "--mask_column", "mask")
+    said = (
+        f"{pipeline} edits whole images, as diffusers has no pipeline of it that paints within a mask; it has them of "
+    )
+    assert ended.code == 2 and said + "flux1_kontext, flux2_klein, qwen_singleimg" in " ".join(ended.output.split())
+    refused(FAMILIES[pipeline].name, "mask", "no pipeline")
 
 
 def test_what_a_row_combines_that_no_pipeline_draws_is_told(tmp_path: Path) -> None:
@@ -47,6 +73,10 @@ def test_what_a_row_combines_that_no_pipeline_draws_is_told(tmp_path: Path) -> N
     ended = dglaunch("plan", "t2i", "--model_name", model, "--prompts_file", path, *words)
     assert ended.code == 2 and "from the global random state, so that no seed makes an image again" in ended.output
     refused("SD3", "control", "global random state")
+    write_json(model / "model_index.json", {"_class_name": "HunyuanDiTPipeline", "transformer": ["diffusers", "X"]})
+    ended = dglaunch("plan", "t2i", "--model_name", model, "--prompts_file", path, *words)
+    assert ended.code == 2 and "from the global random state, so that no seed makes an image again" in ended.output
+    refused("HunyuanDiT", "control", "global random state")
     write_json(model / "model_index.json", {"_class_name": "QwenImagePipeline", "transformer": ["diffusers", "X"]})
     ended = dglaunch("plan", "t2i", "--model_name", model, "--prompts_file", path, "--image_column", "image", *words)
     assert ended.code == 2, ended.output
