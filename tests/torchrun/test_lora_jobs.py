@@ -175,9 +175,16 @@ def casting(pipeline: Any, file: Path) -> None:
 def int8(pipeline: Any, file: Path) -> None:
     from torchao import quantization as torchao
 
+    def modulates(module: Any, name: str) -> bool:
+        return name.startswith("norm") and type(module).__name__ == "Linear"
+
+    def others(module: Any, name: str) -> bool:
+        return not name.startswith("norm") and type(module).__name__ == "Linear"
+
     blocks = [*pipeline.transformer.transformer_blocks, *pipeline.transformer.single_transformer_blocks]
     for block in blocks:
-        torchao.quantize_(block, torchao.Int8DynamicActivationInt8WeightConfig())
+        torchao.quantize_(block, torchao.Int8DynamicActivationInt8WeightConfig(), others)
+        torchao.quantize_(block, torchao.Int8WeightOnlyConfig(), modulates)
     pipeline.load_lora_weights(str(file), weight_name=file.name)
 
 
