@@ -19,6 +19,7 @@ from dglaunch.files import at_home
 from dglaunch.models.catalogue import known, suggestion
 from dglaunch.models.components import (
     INDEX,
+    MODULAR_INDEX,
     CheckpointFiles,
     Component,
     config_file,
@@ -34,7 +35,7 @@ from dglaunch.models.folder import Folder
 from dglaunch.models.hub import Hub, NotHere
 from dglaunch.models.input_roles import Role
 from dglaunch.models.lora import NO_LORAS, Loras
-from dglaunch.models.modular import refuse_modular
+from dglaunch.models.modular import GUIDER, Modular, read_modular
 from dglaunch.models.own_pipeline import TRUST, OwnPipeline, code_of, named_by_flag, named_by_index
 from dglaunch.models.shape import Shape
 from dglaunch.models.single_file import read_single_file, refuse_parts_without_weights
@@ -77,6 +78,8 @@ class Checkpoint:
     """Why its files cannot be had, where what is said here comes from dglaunch's catalog: it can be planned, not run."""
     own: OwnPipeline | None = None
     """Its pipeline, where that is none of diffusers'; `pipeline_class` is then the class whose rules hold."""
+    modular: Modular | None = None
+    """What is known of its blocks, where it is a checkpoint of diffusers' modular pipelines."""
     takes: Takes | None = None
     """What the call of a pipeline without a row takes, as its source says; None where a row says it, or no source."""
     counted: Mapping[str, int] | None = None
@@ -297,6 +300,11 @@ def _from_single_file(path: Path, name: str, config: BackendConfig) -> Checkpoin
             "--model_config, or correct the path."
         )
     base = resolve(replace(config, model_name=name, model_config=None, transformer=None, text_encoder=(), vae=None))
+    if base.modular is not None:
+        raise UserError(
+            f"--model_config {name} is a checkpoint of diffusers' modular pipelines, whose parts are loaded from where its index says. "
+            f"Give one that has a {INDEX}, such as the ordinary checkpoint of the same model."
+        )
     assert base.files is not None, "it has a model_index.json"
     weights = read_single_file(path, base.files, config.cache) | read_weight_files(base.files, config)
     refuse_parts_without_weights(path, base.files, weights)
@@ -321,8 +329,9 @@ def _from_hub(config: BackendConfig) -> Checkpoint:
 
 def _checkpoint(files: CheckpointFiles, defaults: dict[str, object], config: BackendConfig) -> Checkpoint:
     index = files.json(INDEX)
+    if index is None and (modular := files.json(MODULAR_INDEX)) is not None:
+        return _of_blocks(files, modular, defaults, config)
     if index is None:
-        refuse_modular(files)
         raise UserError(
             f"{files.source} has no model_index.json, so it is no diffusers checkpoint. Give the folder that holds it (of "
             "a whole checkpoint in one file: --model_name FILE.safetensors --model_config FOLDER_OR_HUB_ID)."
@@ -338,8 +347,7 @@ def _checkpoint(files: CheckpointFiles, defaults: dict[str, object], config: Bac
     if weights:
         files = WithWeightFiles(files, weights)
     parts = parts_of(files)
-    configs = (files.json(f"{part}/config.json") for part in DENOISERS if part in parts)
-    transformer = dict(next((config for config in configs if config is not None), {}))
+    transformer = _transformer(files, parts)
     takes = None
     if name in FAMILIES and (own is None or own.base is not None):
         family = FAMILIES[name] if own is None else own.family(FAMILIES[name])
@@ -347,9 +355,7 @@ def _checkpoint(files: CheckpointFiles, defaults: dict[str, object], config: Bac
         takes = takes_of(name) if own is None else own.takes
         family = unlisted(name, takes)
     if family.sized_by_transformer or name in SIZED_BY_UNET:
-        latents = transformer.get("sample_size")
-        side = 8 * (latents if isinstance(latents, int) and latents else 128)
-        defaults = {"height": side, "width": side} | defaults
+        defaults = _sides(transformer) | defaults
     return Checkpoint(
         source=files.source,
         pipeline_class=name,
@@ -363,6 +369,48 @@ def _checkpoint(files: CheckpointFiles, defaults: dict[str, object], config: Bac
         weight_files=weights,
         takes=takes,
     )
+
+
+def _of_blocks(
+    files: CheckpointFiles, index: Mapping[str, object], defaults: dict[str, object], config: BackendConfig
+) -> Checkpoint:
+    """A checkpoint of diffusers' modular pipelines, by its modular_model_index.json.
+
+    Raises:
+        UserError: it cannot be run; the message says why.
+    """
+    modular = read_modular(files, index, config)
+    parts, family = parts_of(modular.files), modular.row()
+    transformer = _transformer(modular.files, parts)
+    if family.sized_by_transformer or modular.ordinary_class in SIZED_BY_UNET:
+        defaults = _sides(transformer) | defaults
+    if GUIDER in modular.takes:
+        defaults = {"guidance_scale": modular.takes[GUIDER]} | defaults
+    return Checkpoint(
+        source=files.source,
+        pipeline_class=modular.class_name,
+        family=family,
+        defaults=defaults,
+        transformer=transformer,
+        local=isinstance(files, Folder),
+        tokenizers=_tokenizers(parts),
+        files=modular.files,
+        modular=modular,
+        takes=modular.takes,
+    )
+
+
+def _transformer(files: CheckpointFiles, parts: Collection[str]) -> dict[str, object]:
+    """The configuration of the network that denoises; {} if it is not known."""
+    configs = (files.json(f"{part}/config.json") for part in DENOISERS if part in parts)
+    return dict(next((config for config in configs if config is not None), {}))
+
+
+def _sides(transformer: Mapping[str, object]) -> dict[str, object]:
+    """Height and width of a pipeline whose default is its network's own size, in latents of 8 pixels."""
+    latents = transformer.get("sample_size")
+    side = 8 * (latents if isinstance(latents, int) and latents else 128)
+    return {"height": side, "width": side}
 
 
 def _own_pipeline(files: CheckpointFiles, index: Mapping[str, object], config: BackendConfig) -> OwnPipeline | None:
@@ -404,6 +452,11 @@ def as_editor(checkpoint: Checkpoint, model_type: str | None) -> Checkpoint:
         raise UserError(
             f"--model_type {model_type} is no editing family. The nearest: {near}; all: {', '.join(by_name)}."
             f"{told_of_value('model_type', model_type)}"
+        )
+    if checkpoint.modular is not None:
+        raise UserError(
+            f"{checkpoint.source} is a checkpoint of diffusers' modular pipelines ({checkpoint.pipeline_class}), which run here for text "
+            "to image alone. Take an editing model as an ordinary pipeline, with a model_index.json."
         )
     chosen = by_name[model_type] if model_type is not None else _editing_pipeline(checkpoint)
     row = FAMILIES[chosen]

@@ -15,6 +15,8 @@ from dglaunch.errors import UserError
 from dglaunch.files import read_bytes
 
 INDEX = "model_index.json"
+MODULAR_INDEX = "modular_model_index.json"
+"""In its place where diffusers' modular pipelines alone run a checkpoint."""
 MOST_JSON = 1 << 24
 """Bytes of a checkpoint's configuration."""
 USUAL_PARTS = re.compile(r"(transformer|unet|vae|text_encoder|tokenizer|scheduler)(_\d+)?")

@@ -18,8 +18,9 @@ from dglaunch import strict_json
 from dglaunch.atomic import TEMPORARY, atomic_write
 from dglaunch.errors import UserError
 from dglaunch.files import digest_of
-from dglaunch.models.components import INDEX, CheckpointFiles, has_weights, parts_of, read_json
+from dglaunch.models.components import INDEX, MODULAR_INDEX, CheckpointFiles, has_weights, parts_of, read_json
 from dglaunch.models.hub import Hub
+from dglaunch.models.modular_files import place_parts
 from dglaunch.models.weights import loaded_files
 
 if TYPE_CHECKING:
@@ -84,10 +85,9 @@ def fetch(
         raise UserError(
             f"The hub cannot be reached from here. Fetch {model} on a machine with a network (a login node)."
         )
-    if hub.json(INDEX) is None:
-        raise UserError(f"{model} has no {INDEX}, so it is no diffusers checkpoint. Check the name.")
+    indexed = _with_index(hub, revision)
     commit, listed = _list(model, revision)
-    wanted = [listed[name] for name in needed(hub, listed)]
+    wanted = [listed[name] for name in needed(indexed, listed)]
     if to is not None:
         _take_folder(to, model, commit)
         _note(to, model, commit, wanted, whole=False)
@@ -101,6 +101,26 @@ def fetch(
     if to is None and folder.name != commit:
         raise UserError(f"{model} changed on the hub while it was fetched. Start the same command again.")
     return Fetched(folder, commit, len(wanted), sum(item.size for item in wanted))
+
+
+def _with_index(hub: Hub, revision: str | None) -> CheckpointFiles:
+    """A model's files by its index, be it that of a modular pipeline.
+
+    Raises:
+        UserError: it has none, or it names other models.
+    """
+    if hub.json(INDEX) is not None:
+        return hub
+    index = hub.json(MODULAR_INDEX)
+    if index is None:
+        raise UserError(f"{hub.source} has no {INDEX}, so it is no diffusers checkpoint. Check the name.")
+    files = place_parts(hub, index, index.keys(), revision)
+    if files.elsewhere:
+        raise UserError(
+            f"Parts of {hub.source} lie in other models ({', '.join(files.elsewhere)}), which dglaunch fetch does not follow. Fetch "
+            f"each into the cache: hf download {hub.source}, hf download {files.elsewhere[0]}."
+        )
+    return files
 
 
 def needed(files: CheckpointFiles, listed: Collection[str], code: bool = False) -> list[str]:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from dglaunch.errors import UserError
 from dglaunch.models.catalogue import known, suggestion
-from dglaunch.models.components import INDEX, has_weights, parts_of, read_json
+from dglaunch.models.components import INDEX, MODULAR_INDEX, has_weights, parts_of, read_json
 from dglaunch.models.weights import bytes_a_weight, count_in_folder, loaded_files
 
 if TYPE_CHECKING:
@@ -46,9 +46,14 @@ class NotHere(UserError):
 class Hub:
     """A model of the hub by its id, at one revision."""
 
-    def __init__(self, source: str, revision: str | None = None) -> None:
+    def __init__(self, source: str, revision: str | None = None, anchor: str = INDEX) -> None:
+        """
+        Args:
+            anchor: a file that it has for certain.
+        """
         self.source = source
         self._revision = revision
+        self._anchor = anchor
         self._read: dict[str, dict[str, object] | None] = {}
 
     @cached_property
@@ -110,6 +115,8 @@ class Hub:
         try:
             return Path(hf_hub_download(self.source, name, revision=self._revision, local_files_only=offline))
         except LocalEntryNotFoundError:
+            if self._lacks(name):
+                return None
             raise self._not_here from None
         except EntryNotFoundError:
             return None
@@ -117,6 +124,14 @@ class Hub:
             raise NotHere(self._refusal(error), "the hub gives it only to those who accepted its terms") from None
         except (HfHubHTTPError, ValueError) as error:
             raise UserError(self._refusal(error)) from None
+
+    def _lacks(self, name: str) -> bool:
+        """Whether the cache has the index of the model, and none by this name: it then has no other file at the top, either."""
+        from huggingface_hub import try_to_load_from_cache
+
+        others = {INDEX, MODULAR_INDEX} - {name}
+        found = (try_to_load_from_cache(self.source, other, revision=self._revision) for other in others)
+        return "/" not in name and any(isinstance(each, str) for each in found)
 
     @property
     def cached_folder(self) -> Path:
@@ -169,8 +184,10 @@ class Hub:
             return otherwise
 
     def _count_cached(self) -> dict[str, int]:
-        index = self._file(INDEX)
-        return {} if index is None else count_in_folder(self, index.parent)
+        anchor = self._file(self._anchor)
+        if anchor is None:
+            return {}
+        return count_in_folder(self, anchor.parents[self._anchor.count("/")])
 
     def _count_listed(self, api: "HfApi") -> dict[str, int]:
         info = api.model_info(self.source, revision=self._revision, files_metadata=True, timeout=REACH_S)

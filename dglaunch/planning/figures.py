@@ -352,7 +352,7 @@ def in_this_process(checkpoint: Checkpoint, config: RunConfig) -> Trace:
     """Return a trace that runs here: for a command that computes nothing else."""
 
     def trace_here(request: Request) -> Figures:
-        from dglaunch.backends.diffusers.loading import quiet_libraries
+        from dglaunch.backends.diffusers.quiet import quiet_libraries
 
         quiet_libraries()
         from dglaunch.simulation.trace import trace

@@ -11,10 +11,11 @@ import torch
 
 from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers.loading import PipelineLoader
+from dglaunch.backends.diffusers.modular import without_parts
 from dglaunch.backends.diffusers.protocols import Pipeline, PretrainedPart
 from dglaunch.backends.diffusers.shards import Layout
 from dglaunch.models.building import build
-from dglaunch.models.components import Component, has_weights
+from dglaunch.models.components import PREPARING, Component, has_weights
 from dglaunch.models.controlnet import controlnet_of
 from dglaunch.simulation.meter import Meter
 from dglaunch.simulation.networks import weightless
@@ -54,6 +55,8 @@ class WeightlessLoader(PipelineLoader):
         """There is nothing to fetch."""
 
     def load(self, pipeline_class: type[Pipeline] | None = None, **parts: object) -> Pipeline:
+        if self.checkpoint.modular is not None:
+            return self._of_blocks()
         others = {name: parts.pop(name) for name in list(parts) if name == "engine_config"}
         plain = self._pipeline({**self._left_out(), **parts})
         # A pipeline of xfuser wraps one of diffusers.
@@ -98,6 +101,13 @@ class WeightlessLoader(PipelineLoader):
                 parts[name] = None
         pipeline: Any = cls(**parts)
         self._add_template(pipeline)
+        return cast("Pipeline", pipeline)
+
+    def _of_blocks(self) -> Pipeline:
+        """A modular pipeline of its parts."""
+        pipeline: Any = without_parts(self.pipeline_class, self.checkpoint, self.context.config.backend)
+        for name, component in self.checkpoint.components.items():
+            setattr(pipeline, name, self._tokenizer(name) if PREPARING.fullmatch(name) else self._part(component))
         return cast("Pipeline", pipeline)
 
     def _add_template(self, pipeline: Any) -> None:

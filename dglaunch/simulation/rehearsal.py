@@ -12,8 +12,8 @@ from PIL import Image
 
 from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers.backend import DiffusersBackend
-from dglaunch.backends.diffusers.loading import quiet_libraries
 from dglaunch.backends.diffusers.protocols import denoiser, plain_pipeline
+from dglaunch.backends.diffusers.quiet import quiet_libraries
 from dglaunch.backends.diffusers.shards import bytes_here
 from dglaunch.backends.xdit.backend import XDiTEngine
 from dglaunch.data.task import Batch

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from dglaunch.backends.base import Context
-from dglaunch.backends.diffusers.loading import PipelineLoader, quiet_libraries
+from dglaunch.backends.diffusers.loading import PipelineLoader
+from dglaunch.backends.diffusers.quiet import quiet_libraries
 from dglaunch.backends.registry import imported
 from dglaunch.backends.xdit.cpu import import_xfuser
 from dglaunch.data.task import Batch

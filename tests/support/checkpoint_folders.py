@@ -39,6 +39,21 @@ def checkpoint_folder(folder: Path, weights: Mapping[str, int] = WEIGHTS, dtype:
     return folder
 
 
+def modular_index(source: str, **where: dict[str, object]) -> dict[str, object]:
+    """The modular_model_index.json of the same checkpoint.
+
+    Args:
+        source: the folder or hub id that it says its parts lie in.
+        where: what it says instead of some parts.
+    """
+    found: dict[str, object] = {"_class_name": "FluxModularPipeline", "is_distilled": True}
+    for name in ("scheduler", "text_encoder", "tokenizer", "transformer", "vae"):
+        spec = {"pretrained_model_name_or_path": source, "subfolder": name, "revision": None, "type_hint": INDEX[name]}
+        found[name] = [None, None, spec | where.get(name, {})]
+    found["image_encoder"] = [None, None, {"pretrained_model_name_or_path": None, "type_hint": [None, None]}]
+    return found
+
+
 def write_json(file: Path, content: object) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content), encoding="utf-8")

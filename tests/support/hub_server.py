@@ -21,6 +21,7 @@ import pytest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RESOLVE = re.compile(r"/(datasets/)?(?P<model>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
+TREE = re.compile(r"/api/models/(?P<model>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)")
 LIST = re.compile(r"/api/(models|datasets)/(?P<model>[^/]+/[^/]+)(/revision/(?P<revision>[^/]+))?")
 
 
@@ -84,6 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(503, b"down")
         if found := RESOLVE.fullmatch(path):
             return self._file(found["model"], found["revision"], found["file"], with_body)
+        if found := TREE.fullmatch(path):
+            return self._tree(found["model"])
         if found := LIST.fullmatch(path):
             return self._list(found["model"])
         return self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
@@ -114,6 +117,15 @@ class _Handler(BaseHTTPRequestHandler):
         siblings = [self._listed(folder, file) for file in files]
         answer = {"id": model, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False, "downloads": 0}
         return self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
+
+    def _tree(self, model: str) -> None:
+        """The same files as snapshot_download asks for them."""
+        if model not in self.hub.models:
+            return self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
+        folder = self.hub.models[model]
+        files = [self._listed(folder, file) for file in sorted(folder.rglob("*")) if file.is_file()]
+        listed = [{"type": "file", "path": f["rfilename"], "size": f["size"], "oid": f["blobId"]} for f in files]
+        return self._send(200, json.dumps(listed).encode(), {"Content-Type": "application/json"})
 
     def _listed(self, folder: Path, file: Path) -> dict[str, object]:
         """As the hub lists it: weights are kept apart from git, by their sha256."""

@@ -532,12 +532,17 @@ def randomise(module: nn.Module) -> None:
 
 
 def build(family: str, folder: Path) -> Path:
-    """Write the checkpoint of `family` to `folder`, unless it is there already. Of several processes the first does it."""
+    """Write the checkpoint of `family` to `folder`, unless it is there already."""
+    return once(folder, lambda empty: _write(family, empty))
+
+
+def once(folder: Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a folder, unless it is there already. Of several processes the first does it."""
     with open(folder.with_name(f".{folder.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
             temporary = Path(tempfile.mkdtemp(dir=folder.parent))
-            _write(family, temporary)
+            write(temporary)
             os.replace(temporary, folder)
     return folder
 

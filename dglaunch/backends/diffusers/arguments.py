@@ -11,6 +11,7 @@ from dglaunch.data.task import Batch, Record, Task
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.models.own_pipeline import OwnPipeline
+from dglaunch.models.unlisted import Takes, Unsaid
 
 LATENT = 8
 """Pixels of a latent's side."""
@@ -74,6 +75,12 @@ def call_parameters(pipeline_class: type) -> dict[str, Parameter]:
         if not any(item.kind is Parameter.VAR_KEYWORD for item in parameters.values()):
             break
     return found
+
+
+def declared(takes: Takes) -> dict[str, Parameter]:
+    """Return as parameters what a call takes where no signature says it."""
+    defaults = {name: Parameter.empty if default is Unsaid.REQUIRED else default for name, default in takes.items()}
+    return {name: Parameter(name, Parameter.KEYWORD_ONLY, default=default) for name, default in defaults.items()}
 
 
 def check_own(own: OwnPipeline, takes: Collection[str]) -> None:

@@ -14,12 +14,14 @@ from dglaunch.backends.diffusers.arguments import call_arguments, call_defaults
 from dglaunch.backends.diffusers.embedding_cache import EmbeddingCache, open_cache
 from dglaunch.backends.diffusers.engine import Call, Engine
 from dglaunch.backends.diffusers.findings import Findings
-from dglaunch.backends.diffusers.loading import PipelineLoader, quiet_libraries, resize_each
+from dglaunch.backends.diffusers.loading import PipelineLoader, resize_each
 from dglaunch.backends.diffusers.long_prompts import windows_of
+from dglaunch.backends.diffusers.modular import ModularLoader
 from dglaunch.backends.diffusers.pixels import ImageOf, image_of, to_slots
 from dglaunch.backends.diffusers.prompt_encoder import PromptEncoder
 from dglaunch.backends.diffusers.prompt_interception import PromptInterception
 from dglaunch.backends.diffusers.protocols import Pipeline, plain_pipeline
+from dglaunch.backends.diffusers.quiet import quiet_libraries
 from dglaunch.backends.diffusers.schedulers import describe, options_of
 from dglaunch.backends.diffusers.self_test import Pixels, find_out, seeded_by
 from dglaunch.backends.diffusers.sharing import own_engine
@@ -60,7 +62,8 @@ class DiffusersBackend:
         """
         self.context = context
         self.engine = engine if engine is not None else own_engine(context)
-        self.loader = loader if loader is not None else PipelineLoader(context)
+        loader_class = PipelineLoader if context.checkpoint.modular is None else ModularLoader
+        self.loader = loader if loader is not None else loader_class(context)
         self.image_of = image_of
         self.inputs = InputPrefetcher(
             context.batches if context.config.takes_inputs and not context.config.debug else ()

@@ -16,7 +16,7 @@ from dglaunch.config import RunConfig, settings
 from dglaunch.distributed.messages import message
 from dglaunch.files import identity_of, make_cache_folder, may_be_others, read_bytes
 from dglaunch.models.checkpoint import Checkpoint
-from dglaunch.models.components import INDEX
+from dglaunch.models.components import INDEX, MODULAR_INDEX
 from dglaunch.system import versions
 
 SHAPED_BY = ("dglaunch", "torch", "diffusers", "transformers")
@@ -56,7 +56,7 @@ class Findings:
 
 def file_of(checkpoint: Checkpoint, config: RunConfig, device: str, dtype: str) -> Path | None:
     """Return the file that findings about this checkpoint, run in this way, are kept in; None if its own files cannot be
-    told apart (a model of the hub that is not in the cache yet)."""
+    told apart (a model of the hub that is not in the cache yet, a modular one with parts from elsewhere)."""
     folder = _folder_of(checkpoint, config)
     if folder is None:
         return None
@@ -97,10 +97,14 @@ def keep(file: Path, findings: Findings) -> None:
 
 
 def _folder_of(checkpoint: Checkpoint, config: RunConfig) -> Path | None:
-    """Where the checkpoint's files are on this machine."""
+    """Where the checkpoint's files are on this machine; None where they are not all in one place."""
+    modular = checkpoint.modular
+    if modular is not None and modular.files.elsewhere:
+        return None
     if checkpoint.local:
         return Path(checkpoint.source)
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(checkpoint.source, INDEX, revision=config.backend.revision)
+    index = INDEX if modular is None else MODULAR_INDEX
+    found = try_to_load_from_cache(checkpoint.source, index, revision=config.backend.revision)
     return Path(found).parent if isinstance(found, str) else None

@@ -42,9 +42,15 @@ def without_parameter(
             yield Idle(
                 name=flag,
                 where=_rows(asking, tasks),
-                reason=f"the call of {checkpoint.pipeline_name} has no parameter for it{_akin(flag, takes)}",
+                reason=_why_idle(checkpoint, flag, takes),
                 remedy=f"Remove it ({places_of(flag, config.grid) if flag in ROW_FIELDS else f'--{flag}'}).",
             )
+
+
+def _why_idle(checkpoint: Checkpoint, flag: str, takes: Collection[str]) -> str:
+    if checkpoint.modular is None:
+        return f"the call of {checkpoint.pipeline_name} has no parameter for it{_akin(flag, takes)}"
+    return checkpoint.modular.reasons.get(flag, f"the blocks of {checkpoint.pipeline_name} have no input for it")
 
 
 def _asks(task: Task, flag: str) -> bool:

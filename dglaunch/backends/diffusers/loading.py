@@ -1,9 +1,6 @@
 """A checkpoint to a pipeline in the host's memory: only safetensors and no remote code, unless a flag asks."""
 
 import inspect
-import logging
-import os
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -78,7 +75,9 @@ class PipelineLoader:
                 raise UserError(idle.mistake)
 
     def call_parameters(self, pipeline: Pipeline) -> Mapping[str, inspect.Parameter]:
-        """Return the arguments of a loaded pipeline's call."""
+        """Return the arguments of a loaded pipeline's call: of a modular one, what its blocks declare."""
+        if self.checkpoint.modular is not None:
+            return arguments.declared(self.checkpoint.modular.takes)
         if self.checkpoint.own is not None:
             return arguments.call_parameters(type(pipeline))
         return inspect.signature(pipeline.__call__).parameters
@@ -336,21 +335,6 @@ def resize_each(processor: ImageProcessor) -> None:
         return resize(image, *args, **kwargs)
 
     processor.resize = resize_list
-
-
-def quiet_libraries() -> None:
-    """Let libraries tell of errors only: eight ranks would print each notice and bar eight times. --debug leaves them
-    as they are."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    for name in ("torchao", "torch.utils._pytree"):  # diffusers imports torchao where it is installed
-        logging.getLogger(name).setLevel(logging.ERROR)
-    import diffusers
-    import transformers
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
 
 
 @contextmanager

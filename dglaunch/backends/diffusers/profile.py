@@ -16,6 +16,8 @@ from dglaunch.backends.diffusers.idle import (
 )
 from dglaunch.backends.diffusers.long_prompts import check_long_prompts
 from dglaunch.backends.diffusers.lora_checks import check_loras, why_apart, with_loras
+from dglaunch.backends.diffusers.modular_checks import check_modular
+from dglaunch.backends.diffusers.quiet import quiet_imports, quiet_libraries
 from dglaunch.backends.diffusers.sharing_checks import check_sharing
 from dglaunch.backends.profiles import Idle, Profile, Target, edit_bucket
 from dglaunch.config import CALL, RunConfig, flags_that
@@ -56,6 +58,8 @@ class DiffusersProfile(Profile):
     """Whether xfuser runs the model."""
 
     def resolve(self, config: RunConfig, topology: Topology, elsewhere: Machine | None = None) -> Target:
+        if not config.debug:
+            quiet_imports()  # a modular checkpoint's blocks are diffusers'
         checkpoint = resolve(config.backend)
         need("torch", "Running a model", "pip install torch")
         reasons: dict[str, str] = {}
@@ -97,6 +101,7 @@ class DiffusersProfile(Profile):
                 f"--revision {config.backend.revision} would do nothing: {config.backend.model_name} is a folder on this "
                 "machine, not a model of the hub. Drop it."
             )
+        check_modular(checkpoint, config)
         check_sharing(checkpoint, config, topology, tasks)
         kinds = kinds_of(tasks)
         if checkpoint.weight_files or quantization_of(checkpoint.transformer) is not None:
@@ -129,7 +134,7 @@ class DiffusersProfile(Profile):
         if own is None or (own.in_checkpoint and not target.checkpoint.local):  # that is not downloaded yet
             return
         from dglaunch.backends.diffusers.arguments import call_parameters, check_own
-        from dglaunch.backends.diffusers.loading import own_class, quiet_libraries
+        from dglaunch.backends.diffusers.loading import own_class
 
         if not config.debug:
             quiet_libraries()
@@ -179,8 +184,6 @@ class DiffusersProfile(Profile):
 
 def _quiet(config: RunConfig) -> None:
     """Let libraries that are imported this early tell of errors only, as they do later."""
-    from dglaunch.backends.diffusers.loading import quiet_libraries
-
     if not config.debug:
         quiet_libraries()
 

@@ -19,6 +19,7 @@ from dglaunch.backends.base import Context
 from dglaunch.backends.diffusers.engine import DiffusersEngine, Engine
 from dglaunch.backends.diffusers.loading import PipelineLoader
 from dglaunch.backends.diffusers.loras import PipelineLoras
+from dglaunch.backends.diffusers.modular import ModularEngine
 from dglaunch.backends.diffusers.protocols import Pipeline
 from dglaunch.backends.diffusers.shards import (
     Fsdp,
@@ -39,6 +40,8 @@ GIB = 2**30
 
 def own_engine(context: Context) -> Engine:
     """Return diffusers' engine for one rank alone, or for a rank that shares a model with others."""
+    if context.checkpoint.modular is not None:
+        return ModularEngine(context)
     parallel = context.topology.parallel
     is_shared = max(parallel.context_degree, parallel.shard_degree) > 1
     return SharingEngine(context) if is_shared else DiffusersEngine(context)

@@ -8,7 +8,10 @@ import pytest
 from dglaunch.config import BackendConfig
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import resolve
-from support.checkpoint_folders import WEIGHTS, checkpoint_folder, write_json, write_safetensors
+from dglaunch.models.components import INDEX, MODULAR_INDEX
+from dglaunch.models.hub import Hub
+from dglaunch.models.modular_files import place_parts
+from support.checkpoint_folders import WEIGHTS, checkpoint_folder, modular_index, write_json, write_safetensors
 from support.commands import dglaunch
 from support.hub_server import HubServer
 
@@ -44,6 +47,31 @@ def test_only_what_a_run_loads_comes_to_the_cache_and_is_found_without_the_hub(h
     }  # fmt: skip
     hub.down = True
     assert resolve(BackendConfig(model_name=MODEL)).parameters["transformer"] == 5000
+
+
+def test_a_modular_checkpoint_comes_by_its_own_index_and_is_found_without_the_hub(hub: HubServer) -> None:
+    folder, index = hub.models[MODEL], modular_index(MODEL)
+    (folder / INDEX).unlink()
+    write_json(folder / MODULAR_INDEX, index)
+    result = dglaunch("fetch", MODEL)
+    assert result.code == 0 and {MODULAR_INDEX, "tokenizer/tokenizer.json", *WEIGHTS} <= set(hub.fetched)
+    hub.down = True
+    files = Hub(MODEL)
+    assert files.json(INDEX) is None and files.json("modular_config.json") is None
+    assert files.json(MODULAR_INDEX) == index
+    assert place_parts(files, index, index.keys(), None).count()["transformer"] == 5000
+
+
+def test_parts_of_a_modular_checkpoint_in_other_models_are_named(hub: HubServer) -> None:
+    folder = hub.models[MODEL]
+    (folder / INDEX).unlink()
+    write_json(folder / MODULAR_INDEX, modular_index(MODEL, vae={"pretrained_model_name_or_path": "other/model"}))
+    result = dglaunch("fetch", MODEL, COLUMNS="2000")
+    assert (
+        result.code == 2
+        and f"hf download {MODEL}, hf download other/model" in result.output
+        and not hub.fetched.keys() & WEIGHTS
+    )
 
 
 def test_a_folder_of_its_own_holds_the_model_and_a_second_start_brings_nothing_again(

@@ -1,36 +1,53 @@
-"""Checkpoints of diffusers' modular pipelines, as their save_pretrained writes them."""
+"""Where the parts of a modular checkpoint lie: its index as their save_pretrained writes it. No torch."""
 
-import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from support.checkpoint_folders import checkpoint_folder, write_json
-from support.commands import dglaunch
+from dglaunch.errors import UserError
+from dglaunch.models.components import parts_of, read_components
+from dglaunch.models.folder import Folder
+from dglaunch.models.modular_files import ModularFiles, place_parts
+from support.checkpoint_folders import checkpoint_folder, modular_index
+
+PARTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae", "guider", "image_encoder")
 
 
-def modular(folder: Path, source: str) -> Path:
-    checkpoint_folder(folder)
-    spec = {"pretrained_model_name_or_path": source, "revision": None, "subfolder": "vae", "variant": None}
-    parts = {"vae": ["diffusers", "AutoencoderKL", spec], "guider": [None, None, spec | {"repo": None}]}
-    index = {"_blocks_class_name": "FluxAutoBlocks", "_class_name": "FluxModularPipeline", **parts}
-    write_json(folder / "modular_model_index.json", index)
-    return folder
+def placed(folder: Path, source: str, **where: dict[str, Any]) -> ModularFiles:
+    return place_parts(Folder(folder), modular_index(source, **where), PARTS, None)
 
 
-@pytest.mark.parametrize("command", ["t2i", "plan"])
-def test_a_modular_checkpoint_is_refused_with_where_its_parts_come_from(tmp_path: Path, command: str) -> None:
-    folder = modular(tmp_path / "modular", "black-forest-labs/FLUX.1-dev")
-    (folder / "model_index.json").unlink()
-    words = ["plan", "t2i"] if command == "plan" else ["t2i"]
-    ended = dglaunch(*words, "--model_name", folder, "--prompt", "a", "--output_dir", tmp_path / "out")
-    said = " ".join(ended.output.split())
-    assert ended.code == 2 and not (tmp_path / "out").exists()
-    assert "FluxModularPipeline" in said and "such as black-forest-labs/FLUX.1-dev" in said
+def test_it_looks_like_an_ordinary_checkpoint(tmp_path: Path) -> None:
+    """A local copy of a model of the hub, whose index goes on pointing there."""
+    folder = checkpoint_folder(tmp_path / "model")
+    (folder / "tokenizer").mkdir()
+    files = placed(folder, "owner/model")
+    assert parts_of(files)["transformer"] == ("diffusers", "FluxTransformer2DModel") and not files.elsewhere
+    assert read_components(files)["transformer"].config["num_attention_heads"] == 24
+    assert files.count() == {"text_encoder": 1000, "transformer": 5000, "vae": 200}
 
 
-def test_one_that_is_a_pipeline_too_is_taken_as_that(tmp_path: Path) -> None:
-    folder = modular(tmp_path / "both", str(tmp_path / "both"))
-    ended = dglaunch("plan", "t2i", "--model_name", folder, "--prompt", "a", "--cache_dir", tmp_path / "cache")
-    assert "modular" not in ended.output.replace(str(tmp_path), "")
-    shutil.rmtree(folder)
+def test_a_part_in_another_folder(tmp_path: Path) -> None:
+    folder = checkpoint_folder(tmp_path / "model", {})
+    other = checkpoint_folder(tmp_path / "other", {"transformer/diffusion_pytorch_model.safetensors": 7})
+    (other / "transformer").rename(other / "net")
+    (folder / "transformer" / "config.json").unlink()
+    (folder / "transformer").rmdir()
+    there = {"pretrained_model_name_or_path": str(other), "subfolder": "net"}
+    files = placed(folder, str(folder), transformer=there)
+    assert files.elsewhere == [str(other)] and files.count() == {"transformer": 7}
+    assert read_components(files)["transformer"].config["num_attention_heads"] == 24
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("/nowhere/model", "no folder here and no hub id"),
+        ("owner/model/x.safetensors", "Save it as a folder"),
+    ],
+)
+def test_a_part_that_is_nowhere(tmp_path: Path, source: str, said: str) -> None:
+    folder = checkpoint_folder(tmp_path / "model")
+    with pytest.raises(UserError, match=said):
+        placed(folder, str(folder), vae={"pretrained_model_name_or_path": source, "subfolder": "apart"})
