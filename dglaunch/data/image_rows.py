@@ -58,7 +58,7 @@ class ImageRowReader(RowReader):
         self.check_before_images(len(tasks))
         self.images.probe()
         self.add_inputs(tasks)
-        self.tell_of_inputs()
+        self.tell_of_inputs(len(tasks), sum(bool(task.roles) for task in tasks))
 
     def check_before_images(self, num_tasks: int) -> None:
         """Refuse what needs no look at the images, which takes long.
@@ -70,10 +70,15 @@ class ImageRowReader(RowReader):
 
     @abstractmethod
     def add_inputs(self, tasks: Sequence[Task]) -> None:
-        """Give tasks what is known of their `inputs`, whose files have been looked at; problems go to `self.problems`."""
+        """Give tasks what is known of their `inputs`, whose files have been looked at; problems go to `self.problems`. It is the
+        same for tasks with the same inputs and settings."""
 
-    def tell_of_inputs(self) -> None:
-        """Say once for all rows what was done to their images."""
+    def tell_of_inputs(self, num_tasks: int, num_drawn: int) -> None:
+        """Say once for all rows what was done to their images.
+
+        Args:
+            num_drawn: how many of the tasks are drawn from images.
+        """
 
     def place_of(self, task: Task) -> str:
         """Return what the row of a task with input images is called in messages about its table."""

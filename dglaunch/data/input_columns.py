@@ -39,6 +39,8 @@ FIELDS: Mapping[str, pa.DataType] = {**AS_IN_TASK, SHAPES: pa.int32(), **dict.fr
 """shapes: a number for the shapes of all its images: equal where they are."""
 FOLLOWING = ("width", "height", *(name for name in FIELDS if name != "row"))
 """The columns that are known once the images have been looked at."""
+DECIDING = (*ROLES, "width", "height", "num_inference_steps", "strength", "control_scale")
+"""The columns that decide what those are."""
 IMAGE = pa.schema({
     "name": pa.binary(), "path": pa.binary(), "column": pa.binary(), "cell_row": pa.int64(), "position": pa.int32(),
     "sha256": pa.binary(32), "height": pa.int32(), "width": pa.int32(), "suffix": pa.string(), "converted": pa.string(),
@@ -64,6 +66,19 @@ def packed(task: Task, name: str) -> object:
         return [raw(each) for each in task.unusable] or None
     value = getattr(task, name)
     return raw(value) if isinstance(value, str) else value
+
+
+def alike(rows: pa.RecordBatch) -> tuple[list[int], list[int]]:
+    """Return for each row a number, equal where the images and the settings that go with them are, and the first row of each."""
+    columns = [
+        [tuple(value) if isinstance(value, list) else value for value in rows.column(name).to_pylist()]
+        for name in DECIDING
+        if name in rows.schema.names
+    ]
+    numbers: dict[tuple[object, ...], int] = {}
+    which = [numbers.setdefault(row, len(numbers)) for row in zip(*columns)]
+    firsts = dict(zip(reversed(which), range(len(which) - 1, -1, -1)))
+    return which, [firsts[number] for number in range(len(numbers))]
 
 
 class ImageNumbers:

@@ -16,7 +16,7 @@ from dglaunch.data import column_reader
 from dglaunch.data.column_reader import ColumnReader, may_be_carried
 from dglaunch.data.columns import PLACES
 from dglaunch.data.image_rows import ImageRowReader
-from dglaunch.data.input_columns import FOLLOWING, ImageFile, ImageNumbers, ImageTable
+from dglaunch.data.input_columns import FOLLOWING, ImageFile, ImageNumbers, ImageTable, alike
 from dglaunch.data.many_numbers import ManyNumbers
 from dglaunch.data.prompts import RowReader
 from dglaunch.data.sampling import is_sampled
@@ -112,17 +112,40 @@ def _add_images(reader: ImageRowReader, rows: TaskTable, path: str, named: Image
     reader.images.probe()
     images, file = ImageFile(f"{path}{IMAGES}"), TaskFile(path, rows.schema)
     following = pa.schema([field for field in rows.schema if field.name in FOLLOWING])
-    for batch, tasks in rows.pieces():
-        reader.inputs = dict(zip((task.index for task in tasks), named.inputs_of(batch)))
-        reader.add_inputs(tasks)
-        found = packed(tasks, following, reader.defaults, images.columns_of(tasks))
+    num_drawn = 0
+    for batch in rows.pieces():
+        tasks, which = _with_images(reader, rows, batch, named)
+        found = packed(tasks, following, reader.defaults, images.columns_of(tasks)).take(pa.array(which))
+        num_drawn += found.column("is_fitted").true_count
         columns = [(found if name in following.names else batch).column(name) for name in rows.schema.names]
         file.add(pa.RecordBatch.from_arrays(columns, schema=rows.schema))
         _refuse_many(reader, reader.place_of(tasks[-1]) or f"index {tasks[-1].index}")
     file.close()
     images.close()
-    reader.tell_of_inputs()
+    reader.tell_of_inputs(file.num_tasks, num_drawn)
     return file.num_tasks
+
+
+def _with_images(
+    reader: ImageRowReader, rows: TaskTable, batch: pa.RecordBatch, named: ImageNumbers
+) -> tuple[list[Task], Sequence[int]]:
+    """Some tasks with what is known of their images, and which of them each row of a batch is like. Rows with the same images
+    and settings are alike; where anything is wrong with one, each stands for itself, as what is said of it names the row."""
+    which, firsts = alike(batch)
+    num_problems = len(reader.problems)
+    tasks = _looked_at(reader, rows, batch.take(pa.array(firsts)), named)
+    if len(reader.problems) == num_problems and all(task.error is None for task in tasks):
+        return tasks, which
+    del reader.problems[num_problems:]
+    return _looked_at(reader, rows, batch, named), range(batch.num_rows)
+
+
+def _looked_at(reader: ImageRowReader, rows: TaskTable, some: pa.RecordBatch, named: ImageNumbers) -> list[Task]:
+    """The tasks of some rows with what is known of their images."""
+    tasks = rows.tasks_of(some)
+    reader.inputs = dict(zip((task.index for task in tasks), named.inputs_of(some)))
+    reader.add_inputs(tasks)
+    return tasks
 
 
 def _refuse_many(reader: RowReader, place: str) -> None:

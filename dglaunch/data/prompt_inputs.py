@@ -35,9 +35,6 @@ CHECKS: dict[str, values.Check] = {"strength": values.share, "control_scale": va
 class _Told:
     """What is no problem and yet is told."""
 
-    num_tasks: int = 0
-    num_drawn: int = 0
-    """Those of them that have input images."""
     resized: dict[str, None] = field(default_factory=dict)
     grey: dict[str, None] = field(default_factory=dict)
 
@@ -141,8 +138,6 @@ class InputReader(ImageRowReader):
                 problems |= dict.fromkeys(f"{self.place_of(task)}: {problem}" for problem in self._add(task, inputs))
         problems |= dict.fromkeys(self._look_at_masks(tasks))
         self.problems += problems
-        self.told.num_tasks += len(tasks)
-        self.told.num_drawn += sum(bool(task.roles) for task in tasks)
 
     def _add(self, task: Task, inputs: Inputs) -> Iterable[str]:
         """Give a task its images; yield what is wrong with them. One that cannot be read is the task's error."""
@@ -218,8 +213,8 @@ class InputReader(ImageRowReader):
             elif found.is_grey:
                 self.told.grey[mask.name] = None
 
-    def tell_of_inputs(self) -> None:
-        said = [f"{self.told.num_drawn:,} of {self.told.num_tasks:,} images are drawn with input images"]
+    def tell_of_inputs(self, num_tasks: int, num_drawn: int) -> None:
+        said = [f"{num_drawn:,} of {num_tasks:,} images are drawn with input images"]
         if self.told.resized:
             said.append(
                 f"{_some(self.told.resized)} scaled to cover the size that is drawn, and cut off evenly where it juts out"

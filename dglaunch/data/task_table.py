@@ -306,14 +306,17 @@ class TaskTable(ManyTasks):
         """The columns of the file."""
         return self._store.schema
 
-    def pieces(self) -> Iterator[tuple[pa.RecordBatch, list[Task]]]:
-        """Yield the tasks some at a time, with their columns. They stand in the order of the file."""
+    def pieces(self) -> Iterator[pa.RecordBatch]:
+        """Yield the columns of these tasks, some at a time. They stand in the order of the file."""
         numbers = np.asarray(self._numbers, np.int64)
         edges = np.searchsorted(numbers, self._store.starts)
         for batch, first, start, stop in zip(self._store.batches, self._store.starts, edges, edges[1:]):
             for low in range(start, stop, MADE_AT_ONCE):
-                piece = batch.take(pa.array(numbers[low : min(low + MADE_AT_ONCE, stop)] - first))
-                yield piece, [*self._store.make_of(piece)]
+                yield batch.take(pa.array(numbers[low : min(low + MADE_AT_ONCE, stop)] - first))
+
+    def tasks_of(self, piece: pa.RecordBatch) -> list[Task]:
+        """Return the tasks of such columns."""
+        return [*self._store.make_of(piece)]
 
     # -- ids ----------------------------------------------------------------------------------------------------------
 
