@@ -31,8 +31,6 @@ from dglaunch.models.input_roles import ROLES
 from dglaunch.models.lora import LoraUse, text_of
 
 _INDEX = re.compile(r"\d{1,19}", re.ASCII)
-BATCH = 1 << 16
-"""Tasks of a record batch, which is what is read at a time."""
 SPREAD = 0x1E3779B97F4A7C15
 """By which seeds that follow one another become numbers far apart."""
 LEAST_WRITTEN = 4096

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dglaunch import EditingConfig
+from dglaunch.addresses import Address
 from dglaunch.backends.profiles import edit_bucket
 from dglaunch.config import BackendConfig, T2IConfig
 from dglaunch.data import many
@@ -299,6 +300,25 @@ def test_what_is_asked_for_twice_is_known_by_its_images() -> None:
     digests = tasks.digests().tolist()
     assert digests[0] == digests[2]
     assert len({*digests}) == 3
+
+
+def test_addresses_are_read_by_their_whole_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands behind a question mark signs an address: it is asked for, and never shown."""
+    asked: list[str] = []
+
+    def read(path: Address) -> bytes:
+        asked.append(path.full)
+        return Path(path.name).read_bytes()
+
+    monkeypatch.setattr("dglaunch.data.images.read", read)
+    cells = ["https://host.org/i0.png?sign=a,b", "s3://bucket/x/wide.png", "s3://bucket/none.png", "i1.png"]
+    tasks, _ = same(edits(), saved(of_images(cells)))
+    asked.clear()
+    contents = [image.read() for task in tasks[:2] for image in task.images]
+    assert contents == [Path("i0.png").read_bytes(), Path("wide.png").read_bytes()]
+    assert asked == ["https://host.org/i0.png?sign=a,b", "s3://bucket/x/wide.png"]
+    assert tasks[0].images[0].name == "https://host.org/i0.png"
+    assert [task.error is not None for task in tasks] == [False, False, True, False]
 
 
 def test_another_content_is_another_table() -> None:
