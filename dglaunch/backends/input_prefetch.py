@@ -9,7 +9,6 @@ return items.with_errors(slots)                    # a slot for each task of `ba
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from dglaunch.backends.base import ItemError, Slot
@@ -54,14 +53,16 @@ class InputPrefetcher:
     """An input prefetcher decodes the input images of one batch after the other, each distinct image once; those that
     the next batch has too are kept for it.
 
-    `batches` are those that it will be asked for, perhaps in parts: while one is computed, the images of the next are
-    decoded in the background.
+    `batches` are those that it will be asked for in this order, perhaps in parts, and perhaps with others between them: while
+    one is computed, the images of the next are decoded in the background.
     """
 
-    def __init__(self, batches: Iterable[Batch] = ()) -> None:
+    def __init__(self, batches: Sequence[Batch] = ()) -> None:
         self._images: dict[_Key, Image | BadImage] = {}
         self._ahead: dict[_Key, Future[Image | BadImage]] = {}
-        self._next = {batch.tasks[-1].id: following.tasks for batch, following in pairwise(batches)}
+        self._batches = batches
+        self._number = 0
+        """Of the last batch that it was asked for. Its tasks are made for it: of millions, none is made long before its turn."""
         self._decoder = ThreadPoolExecutor(1)
 
     def readable(self, batch: Batch, channel: Channel) -> ReadableItems:
@@ -78,7 +79,7 @@ class InputPrefetcher:
         """Decode what these tasks need, and return the errors by the tasks' positions."""
         wanted = _distinct(tasks)
         self._images = {key: self._find(key, image) for key, image in wanted.items()}
-        coming = _distinct(self._next.get(tasks[-1].id, ()))
+        coming = _distinct(self._after(tasks[-1]))
         for key in coming.keys() - self._images.keys() - self._ahead.keys():
             self._ahead[key] = self._decoder.submit(_decode, key, coming[key])
         errors: dict[int, str] = {}
@@ -88,6 +89,14 @@ class InputPrefetcher:
             if bad:
                 errors[position] = f"{task.row}: {describe(bad)}"
         return errors
+
+    def _after(self, last: Task) -> Sequence[Task]:
+        """The tasks of the batch after that which ends with a task."""
+        for number in range(self._number, min(self._number + 2, len(self._batches) - 1)):
+            if self._batches[number].tasks[-1].id == last.id:
+                self._number = number
+                return self._batches[number + 1].tasks
+        return ()
 
     def images(self, task: Task) -> "list[Image]":
         """The decoded images that a task which had no error starts from."""

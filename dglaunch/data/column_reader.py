@@ -17,12 +17,15 @@ import pyarrow.compute as pc
 
 from dglaunch.config import MAX_SEED, RunConfig
 from dglaunch.data import evaluations, values
-from dglaunch.data.columns import Meaning
+from dglaunch.data.columns import IMAGES, Meaning
 from dglaunch.data.filtering import FilteredColumns
+from dglaunch.data.image_rows import ImageRowReader
+from dglaunch.data.input_columns import NUMBERS, ImageNumbers, raw
 from dglaunch.data.many_numbers import ManyNumbers
 from dglaunch.data.prompts import RowReader, in_words
 from dglaunch.data.task_table import EXTRA, SETTINGS
 from dglaunch.data.values import Check
+from dglaunch.models.input_roles import Role
 
 MOST_DIFFERENT = 5000
 """Values of a column of a batch that are asked about one by one."""
@@ -40,8 +43,7 @@ class OddRows(Exception):
 def fits(config: RunConfig) -> bool:
     """Whether tasks of this job can be made of columns at all."""
     return not (
-        config.edits
-        or config.grid
+        config.grid
         or config.prompt_template is not None
         or config.output_name_column is not None
         or config.layout in evaluations.EVALUATIONS
@@ -51,15 +53,17 @@ def fits(config: RunConfig) -> bool:
 class ColumnReader:
     """A ColumnReader makes of a batch of columns what its RowReader would make of its rows."""
 
-    def __init__(self, reader: RowReader, numbers: ManyNumbers, schema: pa.Schema) -> None:
+    def __init__(self, reader: RowReader, numbers: ManyNumbers, schema: pa.Schema, named: ImageNumbers) -> None:
         """
         Args:
             numbers: the reader's.
             schema: of the tasks.
+            named: becomes the images that rows name.
         """
         self._reader = reader
         self._numbers = numbers
         self._schema = schema
+        self._named = named
 
     def tasks_of(self, batch: pa.RecordBatch, first: int, label_of: Callable[[int], str]) -> pa.RecordBatch | None:
         """Return the tasks of these rows, or None where they have to be read row by row; then nothing was noted of them.
@@ -93,7 +97,8 @@ class ColumnReader:
             kept, rows_index, places = kept.at(np.arange(left)), rows_index[:left], places[:left]
             if reader.filter is None:
                 index = index[:left]
-        tasks = self._rows_to_tasks(kept, rows_index, id_is_index)
+        inputs = self._inputs(kept, first, lambda at: label_of(int(places[at])))
+        tasks = self._rows_to_tasks(kept, rows_index, id_is_index, inputs)
         # Nothing is odd: from here on it is noted.
         reader.id_is_index = id_is_index
         self._numbers.add(index, first)
@@ -137,10 +142,12 @@ class ColumnReader:
 
     # -- what they say --------------------------------------------------------------------------------------------------
 
-    def _rows_to_tasks(self, rows: "_Rows", index: Any, id_is_index: bool) -> pa.RecordBatch:
+    def _rows_to_tasks(
+        self, rows: "_Rows", index: Any, id_is_index: bool, inputs: Mapping[str, pa.Array]
+    ) -> pa.RecordBatch:
         reader, config = self._reader, self._reader.config
         count = rows.num_rows
-        found: dict[str, pa.Array] = {"index": pa.array(index), "prompt": self._texts(rows)}
+        found: dict[str, pa.Array] = {"index": pa.array(index), "prompt": self._texts(rows), **inputs}
         if "steps" in rows.column_of and "num_inference_steps" in rows.column_of:
             raise OddRows
         for name in SETTINGS:
@@ -212,6 +219,73 @@ class ColumnReader:
             check = _checked_text(check)
         return _each(column, check, SETTINGS[name])
 
+    # -- input images -------------------------------------------------------------------------------------------------
+
+    def _inputs(self, rows: "_Rows", first: int, label_of: Callable[[int], str]) -> dict[str, pa.Array]:
+        """The images that the rows name, and what they set besides where they have some.
+
+        Args:
+            first: the number of a row of the same file.
+            label_of: what one of them is called.
+        """
+        reader = self._reader
+        if not isinstance(reader, ImageRowReader):
+            return {}
+        self._refuse_missing(rows, reader)
+        found: dict[str, pa.Array] = {}
+        has_some = np.zeros(rows.num_rows, bool)
+        for role, name in reader.column_of.items():
+            column = rows.column(name)
+            if column is not None and column[1]:
+                found[role] = self._image_numbers(reader, role, rows.column_of[name], column[0], first)
+                has_some |= column[0].is_valid().to_numpy(zero_copy_only=False)
+        for name in reader.fields:
+            default, column = reader.defaults[name], rows.column(name)
+            given = None if column is None or not column[1] else _each(column[0], reader.checks[name], pa.float64())
+            found[name] = (
+                pa.array([default] * rows.num_rows, pa.float64()) if given is None else given.fill_null(default)
+            )
+        places = [
+            raw(f"{reader.source}, {label_of(at)}") if some else None for at, some in enumerate(has_some.tolist())
+        ]
+        return found | {"row": pa.array(places, pa.binary())}
+
+    def _refuse_missing(self, rows: "_Rows", reader: ImageRowReader) -> None:
+        """Rows that lack an image which they must have."""
+        images = rows.column(IMAGES)
+        if reader.needs_image and (images is None or images[1] < rows.num_rows):
+            raise OddRows
+        for name, other in reader.goes_with.items():
+            there, needed = rows.column(name), rows.column(other)
+            lacks = (
+                np.ones(rows.num_rows, bool) if needed is None else needed[0].is_null().to_numpy(zero_copy_only=False)
+            )
+            if there is not None and (lacks & there[0].is_valid().to_numpy(zero_copy_only=False)).any():
+                raise OddRows
+
+    def _image_numbers(self, reader: ImageRowReader, role: Role, name: str, column: pa.Array, first: int) -> pa.Array:
+        """The numbers of the images that a column names; each cell that differs is looked at once."""
+        cells = column
+        if is_list := bool(pa.types.is_list(column.type)):
+            cells = column.flatten()
+            if not reader.takes_several(role) or column.null_count or cells.null_count:
+                raise OddRows
+        if not _is_text(cells.type):
+            raise OddRows
+        encoded = cells.dictionary_encode()
+        try:
+            numbers = [
+                self._named.of(reader.references(role, [cell] if is_list else cell, first, name))
+                for cell in encoded.dictionary.to_pylist()
+            ]
+        except ValueError:
+            raise OddRows from None
+        if not is_list:
+            return pa.array(numbers, NUMBERS).take(encoded.indices)
+        ends = np.cumsum(pc.list_value_length(column).to_numpy())
+        each = pa.array([number for (number,) in numbers], pa.int32()).take(encoded.indices)
+        return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], ends]), pa.int32()), each)
+
     def _counts(self, rows: "_Rows") -> Any:
         """How many images each row wants."""
         column, default = rows.column("num_images_per_prompt"), self._reader.samples
@@ -234,6 +308,7 @@ class ColumnReader:
             "id" if id_is_index else "index",
             self._reader.text_column,
             *self._reader.checks,
+            *(self._reader.column_of.values() if isinstance(self._reader, ImageRowReader) else ()),
             "steps",
             "num_images_per_prompt",
         )

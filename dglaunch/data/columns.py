@@ -307,15 +307,16 @@ class Columns:
 
     def dumps(self) -> str:
         """Return what was found of the table, for a process that has not read it."""
+        otherwise = sorted(self.used_otherwise)
         return strict_json.dumps(
-            {"found": self._found, "kept": [*self._kept], "otherwise": sorted(self.used_otherwise)}
+            {"found": self._found, "kept": [*self._kept], "otherwise": otherwise, "told": self.told}
         )
 
     def take_over(self, text: str) -> None:
         """Take over what another process has found of the same table."""
         said = json.loads(text)
         self._found, self._kept = said["found"], dict.fromkeys(said["kept"])
-        self.used_otherwise = set(said["otherwise"])
+        self.used_otherwise, self.told = set(said["otherwise"]), said["told"]
 
 
 def _names_of_inputs(config: RunConfig) -> Iterable[str]:

@@ -4,24 +4,27 @@ A bad *table* (no instruction, no column, broken JSON) stops the run before it b
 torn, a bomb, too many for the family) is its row's error: the task carries it, and the other rows are made.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from dglaunch.config import EditingConfig
 from dglaunch.data.columns import IMAGES, MASK, Columns, Named
 from dglaunch.data.grid import Point
+from dglaunch.data.image_rows import ImageRowReader
 from dglaunch.data.images import BadImage, InputImage, describe
 from dglaunch.data.masked_edits import MaskedEdits, check_masks_taken
 from dglaunch.data.photos import Photo, PhotoList
 from dglaunch.data.prompt_inputs import CHECKS
 from dglaunch.data.prompts import RowReader
-from dglaunch.data.row_images import Reference, RowImages
+from dglaunch.data.row_images import Inputs
 from dglaunch.data.table_formats import Row
 from dglaunch.data.tables import Table
 from dglaunch.data.task import Record, Task
 from dglaunch.data.values import Check, is_given, too_long_for
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
+from dglaunch.models.input_roles import Role
 
 
 class PhotoTable(Table):
@@ -35,18 +38,28 @@ class PhotoTable(Table):
         for photo in self.photos:
             yield f"index {photo.index}", {"index": photo.index, IMAGES: [photo.name]}
 
+    @property
+    def is_large(self) -> bool:
+        """Never: the list of them is on each rank anyway."""
+        return False
+
     def place(self, number: int) -> tuple[Path, int]:
         return self.named[0], number
 
 
 def read_edits(
-    config: EditingConfig, checkpoint: Checkpoint, columns: Columns | None = None, photos: bytes | None = None
-) -> list[Task]:
+    config: EditingConfig,
+    checkpoint: Checkpoint,
+    columns: Columns | None = None,
+    photos: bytes | None = None,
+    large: "Callable[[RowReader, Table], Sequence[Task]] | None" = None,
+) -> Sequence[Task]:
     """Return all tasks of an editing run; those whose images the checkpoint's family cannot use carry an error.
 
     Args:
         columns: what the table's columns are; afterwards they say what was found of them.
         photos: a PhotoList, where --input is images and no table.
+        large: reads a table that is large; None: as a small one.
 
     Raises:
         InputError: rows are bad (all of them are named).
@@ -54,13 +67,15 @@ def read_edits(
     """
     table = Table(config.tables) if photos is None else PhotoTable(config.tables, PhotoList.loads(photos).photos)
     reader = EditReader(config, checkpoint, table, columns if columns is not None else Columns(config))
-    return reader.read(table.rows())
+    return large(reader, table) if large is not None and table.is_large else reader.read(table.rows())
 
 
-class EditReader(RowReader):
-    """Rows with images. The files are looked at after the table is read, each once, several at a time."""
+class EditReader(ImageRowReader):
+    """Rows of images that are edited."""
 
     text_column = "instruction"
+    column_of: Mapping[Role, str] = MappingProxyType({"image": IMAGES, "mask": MASK})
+    needs_image = True
 
     def __init__(self, config: EditingConfig, checkpoint: Checkpoint, table: Table, columns: Columns) -> None:
         self.instruction = config.instruction
@@ -83,23 +98,22 @@ class EditReader(RowReader):
         super().__init__(config, str(table), checkpoint.family.size_multiple, columns, checkpoint.loras)
         if self.masked is not None:
             self.defaults["strength"] = config.strength
+            self.fields, self.goes_with = ("strength",), {**self.goes_with, "strength": MASK}
         self.table = table
         self.output_format = config.output_format
-        self.images = RowImages(table, config.max_pixels)
-        self.references: dict[int, list[Reference]] = {}
-        """By index: the images of a row."""
-        self.masks: dict[int, Reference] = {}
-        """By index: the mask of a row, where one is taken."""
-        self.labels: dict[int, str] = {}
-        """By index: the row, for what is wrong with its mask."""
+        self.max_pixels = config.max_pixels
+        self.inputs = {}
 
     def own_checks(self) -> dict[str, Check]:
         return checks_of_edits(self.checkpoint) | ({"strength": CHECKS["strength"]} if self.masked is not None else {})
 
-    def read(self, rows: Iterable[Row]) -> list[Task]:
-        tasks = super().read(rows)
+    def takes_several(self, role: Role) -> bool:
+        return role == "image"
+
+    def check_before_images(self, num_tasks: int) -> None:
+        if self.masked is None:  # else what is wrong with masks is told with the rest
+            self.check_rows(num_tasks)
         self._refuse_idle_instruction()
-        return tasks
 
     def _refuse_idle_instruction(self) -> None:
         if self.instruction is not None and not self.is_instruction_used:
@@ -127,25 +141,20 @@ class EditReader(RowReader):
         if not is_given(cell):
             self.problems.append(f"{label}: {self.columns.missing(IMAGES, named)}")
             return ""
-        column = named.called(IMAGES)
-        try:
-            found = self.images.several(cell, number, column)
-        except ValueError as error:
-            self.problems.append(f"{label}: {column} {error}")
-        else:
-            self.references |= dict.fromkeys(indices, found)
-        self.labels |= dict.fromkeys(indices, label)
+        cells: dict[Role, object] = {"image": cell}
         if is_given(mask := named.given.pop(MASK, None)) and mask != "":
-            self._take_mask(label, mask, number, named.called(MASK), indices)
+            cells["mask"] = mask
         elif self.masked is not None:
             self._refuse_idle_strength(label, named)
+        inputs: Inputs = {}
+        for role, each in cells.items():
+            column = named.called(self.column_of[role])
+            try:
+                inputs[role] = self.references(role, each, number, column)
+            except ValueError as error:
+                self.problems.append(f"{label}: {column} {error}")
+        self.inputs |= dict.fromkeys(indices, inputs)
         return f"{self.source}, {label}"
-
-    def _take_mask(self, label: str, mask: object, number: int, column: str, indices: Sequence[int]) -> None:
-        try:
-            self.masks |= dict.fromkeys(indices, self.images.one(mask, number, column))
-        except ValueError as error:
-            self.problems.append(f"{label}: {column} {error}")
 
     def _refuse_idle_strength(self, label: str, named: Named) -> None:
         column = named.column_of.get("strength")
@@ -156,27 +165,22 @@ class EditReader(RowReader):
 
     # -- the images ---------------------------------------------------------------------------------------------------
 
-    def look_at_inputs(self, tasks: Sequence[Task]) -> None:
-        """Tell the tasks what is known of their images: sha256, size, the output size that follows, or an error.
-
-        Raises:
-            MissingPackage: the package of an image's format is not installed.
-        """
-        self.images.probe()
+    def add_inputs(self, tasks: Sequence[Task]) -> None:
+        """Give tasks what is known of their images: sha256, size, the output size that follows, or an error."""
         problems: dict[str, None] = {}
         for task in tasks:
-            if task.index not in self.masks:
+            inputs = self.inputs[task.index]
+            if "mask" not in inputs:
                 task.strength = None
-            references = self.references[task.index]
-            found = [(name, self.images.found[source]) for name, source in references]
+            found = [(name, self.images.found[source]) for name, source in inputs["image"]]
             task.images = tuple(image for _, image in found if isinstance(image, InputImage))
-            error = self._error(found) or self._add_mask(task)
+            error = self._error(found) or self._add_mask(task, inputs)
             if error is not None:
                 task.error = f"{task.row}: {error}"
-                task.unusable = tuple(name for name, _ in references)
+                task.unusable = tuple(name for name, _ in found)
                 continue
             if self.masked is not None and task.mask is not None:
-                problems |= dict.fromkeys(f"{self.labels[task.index]}: {each}" for each in self.masked.add(task))
+                problems |= dict.fromkeys(f"{self.place_of(task)}: {each}" for each in self.masked.add(task))
             shapes = self.rules.input_shapes([image.shape for image in task.images], self.checkpoint.defaults)
             task.input_tokens = sum(self.checkpoint.image_tokens(shape) for shape in shapes)
             if self.rules.output_shape is not None:
@@ -184,14 +188,16 @@ class EditReader(RowReader):
                 task.width = output.width if task.width is None else task.width
                 task.height = output.height if task.height is None else task.height
         if self.masked is not None:
-            problems |= dict.fromkeys(self.masked.look_at_masks(tasks, lambda task: self.labels[task.index]))
-            self.columns.told["inputs"] = self.masked.told(tasks)
+            problems |= dict.fromkeys(self.masked.look_at_masks(tasks, self.place_of))
         self.problems += problems
 
-    def _add_mask(self, task: Task) -> str | None:
+    def tell_of_inputs(self, num_tasks: int, num_drawn: int) -> None:
+        if self.masked is not None:
+            self.columns.told["inputs"] = self.masked.told(num_tasks, num_drawn)
+
+    def _add_mask(self, task: Task, inputs: Inputs) -> str | None:
         """Give a task its row's mask; why it cannot be used, if so."""
-        if task.index in self.masks:
-            name, source = self.masks[task.index]
+        for name, source in inputs.get("mask", ()):
             mask = self.images.found[source]
             if isinstance(mask, BadImage):
                 return f"mask {name} {mask}"

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from dglaunch.data.task import Task
@@ -16,7 +17,7 @@ AT_A_TIME = 4096
 
 class Kinds(list[Task]):
     """The first task of each kind of a table, with the number of rows that are of it. Tasks of a kind differ in texts, seed
-    and number alone."""
+    and number alone, and in which images they begin from: not in how many there are and of what sizes."""
 
     def __init__(self, tasks: Iterable[Task] = (), num_rows: Iterable[int] = ()) -> None:
         super().__init__(tasks)
@@ -71,6 +72,24 @@ class ManyTasks(Sequence[Task]):
             groups: the group of each of `kinds`.
         """
 
+    @property
+    @abstractmethod
+    def makeable(self) -> Self:
+        """The tasks without an error."""
+
+    @property
+    @abstractmethod
+    def unmakeable(self) -> Self:
+        """The others."""
+
+    @abstractmethod
+    def input_files(self) -> Iterator[Path]:
+        """Yield the files that are input images of the whole table."""
+
+    @abstractmethod
+    def find(self, task_id: tuple[int, int]) -> Task:
+        """Return the task that has this id."""
+
     @abstractmethod
     def at(self, places: "Sequence[int] | Numbers") -> Self:
         """Return the tasks at these places."""
@@ -123,7 +142,7 @@ class ManyTasks(Sequence[Task]):
 
     @abstractmethod
     def digests(self) -> "Numbers":
-        """Return a number for each task that follows from its prompt and seed: equal where they are."""
+        """Return a number for each task that follows from its prompt, its seed and its input images: equal where they are."""
 
     @property
     @abstractmethod
@@ -138,6 +157,19 @@ def texts_of(tasks: Sequence[Task]) -> Iterator[str]:
     else:
         both = (text for task in tasks for text in (task.text, task.negative_prompt))
         yield from (text for text in both if text is not None)
+
+
+def finder(tasks: Sequence[Task]) -> Callable[[tuple[int, int]], Task]:
+    """Return what finds one of these tasks by its id."""
+    return tasks.find if isinstance(tasks, ManyTasks) else {task.id: task for task in tasks}.__getitem__
+
+
+def input_files(tasks: Sequence[Task]) -> Iterator[Path]:
+    """Yield the files that are input images of tasks."""
+    if isinstance(tasks, ManyTasks):
+        yield from tasks.input_files()
+    else:
+        yield from {image.source for task in tasks for image in task.inputs if isinstance(image.source, Path)}
 
 
 def kinds_of(tasks: Sequence[Task]) -> Sequence[Task]:

@@ -22,9 +22,8 @@ class MaskedEdits:
     def __init__(self, checkpoint: Checkpoint, inpaint: InputPipeline, max_pixels: int) -> None:
         self.checkpoint = checkpoint
         self.inpaint = inpaint
-        self.max_pixels = max_pixels
+        self._masks = masks.Looking(max_pixels, masks.Reading(masks.stretched, inpaint.mask_pixels))
         self._resized: dict[str, None] = {}
-        self._grey: dict[str, None] = {}
 
     def add(self, task: Task) -> Iterator[str]:
         """Let a task be painted within its mask; yield what is wrong with it."""
@@ -47,18 +46,17 @@ class MaskedEdits:
 
     def look_at_masks(self, tasks: Sequence[Task], label_of: Callable[[Task], str]) -> Iterator[str]:
         """Decode the masks; yield what is wrong with them."""
-        reading = masks.Reading(masks.stretched, self.inpaint.mask_pixels)
-        yield from masks.problems_of(tasks, label_of, self.max_pixels, self._grey, reading)
+        return self._masks.problems_of(tasks, label_of)
 
-    def told(self, tasks: Sequence[Task]) -> str:
+    def told(self, num_tasks: int, num_masked: int) -> str:
         """Return what is said once for all rows."""
-        said = [f"{sum(bool(task.roles) for task in tasks):,} of {len(tasks):,} images are painted anew within a mask"]
+        said = [f"{num_masked:,} of {num_tasks:,} images are painted anew within a mask"]
         if self._resized:
             said.append(
                 f"{masks.some(self._resized)} drawn at the size that {self.inpaint.pipeline} gives it, its mask too"
             )
-        if self._grey:
-            said.append(masks.told_of_grey(self._grey))
+        if self._masks.grey:
+            said.append(masks.told_of_grey(self._masks.grey))
         return "; ".join(said)
 
 

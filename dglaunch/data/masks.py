@@ -1,6 +1,6 @@
 """Masks: white is painted anew, black stays. What a mask says is known from its pixels, so they are looked at before the run.
 
-problems_of(tasks, labels, max_pixels, grey)            # what is wrong with the masks of rows
+Looking(max_pixels).problems_of(tasks, label_of)        # what is wrong with the masks of rows
 look_at({mask: [Shape(1024, 768)]}, max_pixels)         # by mask and size: a MaskFacts, or why it cannot be used
 as_mask(image, Shape(1024, 768))                        # what t2i's pipelines get: black and white, of the output's size
 """
@@ -83,38 +83,39 @@ def facts_of(image: "Image", shape: Shape, reading: Reading = OF_PROMPTS) -> Mas
     return MaskFacts(has_hole=bool(mask[np.ix_(rows, columns)].any()), is_grey=sum(levels[1:255]) > 0)
 
 
-def problems_of(
-    tasks: Iterable[Task],
-    label_of: Callable[[Task], str],
-    max_pixels: int,
-    grey: dict[str, None],
-    reading: Reading = OF_PROMPTS,
-) -> Iterator[str]:
-    """Decode the masks of tasks and yield what is wrong with them; one that cannot be used is its task's error.
+class Looking:
+    """The masks of a table's rows, each looked at once at each size at which it is used."""
 
-    Args:
-        grey: gets the names of those that have greys.
-    """
-    wanted: dict[InputImage, dict[Shape, None]] = {}
-    used: list[tuple[Task, InputImage, Shape]] = []
-    for task in tasks:
-        if task.mask is not None and task.height and task.width:
-            shape = Shape(task.height, task.width)
-            wanted.setdefault(task.mask, {})[shape] = None
-            used.append((task, task.mask, shape))
-    facts = look_at(wanted, max_pixels, reading)
-    side = reading.pixels.side
-    for task, mask, shape in used:
-        found = facts[mask, shape]
-        if isinstance(found, BadImage):
-            task.error = f"{task.row}: mask {mask.name} {found}"
-        elif not found.has_hole:
-            yield (
-                f"{label_of(task)}: the mask {mask.name} has no hole: nothing of it is white (of grey {WHITE} or more, at least "
-                f"{side}x{side} pixels), so nothing would be painted anew"
-            )
-        elif found.is_grey:
-            grey[mask.name] = None
+    def __init__(self, max_pixels: int, reading: Reading = OF_PROMPTS) -> None:
+        self.max_pixels = max_pixels
+        self.reading = reading
+        self.grey: dict[str, None] = {}
+        """The names of those that have greys."""
+        self._facts: dict[tuple[InputImage, Shape], MaskFacts | BadImage] = {}
+
+    def problems_of(self, tasks: Iterable[Task], label_of: Callable[[Task], str]) -> Iterator[str]:
+        """Decode the masks of tasks and yield what is wrong with them; one that cannot be used is its task's error."""
+        wanted: dict[InputImage, dict[Shape, None]] = {}
+        used: list[tuple[Task, InputImage, Shape]] = []
+        for task in tasks:
+            if task.mask is not None and task.height and task.width:
+                shape = Shape(task.height, task.width)
+                if (task.mask, shape) not in self._facts:
+                    wanted.setdefault(task.mask, {})[shape] = None
+                used.append((task, task.mask, shape))
+        self._facts |= look_at(wanted, self.max_pixels, self.reading)
+        side = self.reading.pixels.side
+        for task, mask, shape in used:
+            found = self._facts[mask, shape]
+            if isinstance(found, BadImage):
+                task.error = f"{task.row}: mask {mask.name} {found}"
+            elif not found.has_hole:
+                yield (
+                    f"{label_of(task)}: the mask {mask.name} has no hole: nothing of it is white (of grey {WHITE} or more, at "
+                    f"least {side}x{side} pixels), so nothing would be painted anew"
+                )
+            elif found.is_grey:
+                self.grey[mask.name] = None
 
 
 def told_of_grey(names: Iterable[str]) -> str:

@@ -4,15 +4,15 @@ Each comes only from the column that its flag names. What is wrong with rows (si
 at once, before a model is loaded; an image that cannot be read is its row's failure, as in an edit.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from dglaunch.config import T2IConfig
 from dglaunch.data import masks, values
 from dglaunch.data.columns import CONTROL, IMAGES, MASK, Columns, Named
+from dglaunch.data.image_rows import ImageRowReader
 from dglaunch.data.images import BadImage, InputImage, describe
-from dglaunch.data.prompts import RowReader
-from dglaunch.data.row_images import Here, Reference, RowImages
+from dglaunch.data.row_images import Inputs
 from dglaunch.data.task import Task
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
@@ -29,30 +29,11 @@ TOGETHER = (
 CHECKS: dict[str, values.Check] = {"strength": values.share, "control_scale": values.positive}
 
 
-@dataclass(slots=True)
-class _Inputs:
-    """The input images of a row."""
-
-    label: str
-    references: dict[Role, Reference]
-    column_of: dict[Role, str]
-    """The table's names of their columns."""
-
-    @property
-    def roles(self) -> tuple[Role, ...]:
-        return tuple(role for role in ROLES if role in self.references)
-
-
-@dataclass(slots=True)
-class _Told:
-    """What is no problem and yet is told."""
-
-    resized: dict[str, None] = field(default_factory=dict)
-    grey: dict[str, None] = field(default_factory=dict)
-
-
-class InputReader(RowReader):
+class InputReader(ImageRowReader):
     """Rows that may have input images."""
+
+    column_of = COLUMN_OF
+    goes_with: Mapping[str, str] = MappingProxyType({"strength": IMAGES, "control_scale": CONTROL, MASK: IMAGES})
 
     def __init__(
         self,
@@ -74,10 +55,10 @@ class InputReader(RowReader):
         super().__init__(config, source, size_multiple, columns, loras)
         self.output_format = config.output_format
         self.defaults |= {name: getattr(config, name) for name in self.fields}
-        self.rows: dict[int, _Inputs] = {}
-        """By index."""
-        self.told = _Told()
-        self._images: RowImages | None = None
+        self.inputs = {}
+        self.masks = masks.Looking(config.max_pixels)
+        self.resized: dict[str, None] = {}
+        """The images that are drawn at another size than theirs."""
 
     def own_checks(self) -> dict[str, values.Check]:
         return {name: CHECKS[name] for name in self.fields}
@@ -99,78 +80,69 @@ class InputReader(RowReader):
                 "(the column is then carried along), or take a model that does."
             )
 
-    @property
-    def images(self) -> RowImages:
-        """The images of the table, whose place is known once it is read."""
-        if self._images is None:
-            self._images = RowImages(self.table or Here(), self.max_pixels)
-        return self._images
-
     # -- a row --------------------------------------------------------------------------------------------------------
 
     def take_references(self, label: str, named: Named, number: int, indices: Sequence[int]) -> str:
-        inputs = _Inputs(label, {}, {})
+        inputs: Inputs = {}
+        named_roles: set[Role] = set()
         for role, name in COLUMN_OF.items():
             cell = named.given.pop(name, None)
             if not values.is_given(cell) or cell in ("", []):
                 continue
-            inputs.column_of[role] = named.called(name)
+            named_roles.add(role)
             try:
                 single = cell[0] if isinstance(cell, list) and len(cell) == 1 else cell
-                inputs.references[role] = self.images.one(single, number, named.called(name))
+                inputs[role] = self.references(role, single, number, named.called(name))
             except ValueError as error:
                 self.problems.append(f"{label}: {named.called(name)} {error}")
-        self._refuse_idle(label, named, inputs)
-        if not inputs.references:
+        self._refuse_idle(label, named, named_roles)
+        if not inputs:
             return ""
-        self.rows |= dict.fromkeys(indices, inputs)
+        self.inputs |= dict.fromkeys(indices, inputs)
         return f"{self.source}, {label}"
 
-    def _refuse_idle(self, label: str, named: Named, inputs: _Inputs) -> None:
+    def _refuse_idle(self, label: str, named: Named, roles: Collection[Role]) -> None:
         """What a row sets of an image that it does not have."""
         for name in self.fields:
             column, role = named.column_of.get(name), FIELD_OF[name]
-            if column is not None and values.is_given(named.row[column]) and role not in inputs.column_of:
+            if column is not None and values.is_given(named.row[column]) and role not in roles:
                 self.problems.append(
                     f"{label}: {column} does nothing, as the row has no {role}; take one of them out or add it"
                 )
-        if "mask" in inputs.column_of and "image" not in inputs.column_of:
-            column = inputs.column_of["mask"]
-            self.problems.append(f"{label}: {column} is given, and no image that it is the mask of; add the image")
+        if "mask" in roles and "image" not in roles:
+            self.problems.append(
+                f"{label}: {named.called(MASK)} is given, and no image that it is the mask of; add the image"
+            )
 
     # -- all rows -----------------------------------------------------------------------------------------------------
 
-    def look_at_inputs(self, tasks: Sequence[Task]) -> None:
-        self.images.probe()
+    def add_inputs(self, tasks: Sequence[Task]) -> None:
         problems: dict[str, None] = {}
         for task in tasks:
-            inputs = self.rows.get(task.index)
-            if inputs is None or "image" not in inputs.roles:
+            inputs = self.inputs.get(task.index, {})
+            if "image" not in inputs:
                 task.strength = None
-            if inputs is None or "control" not in inputs.roles:
+            if "control" not in inputs:
                 task.control_scale = None
-            if inputs is not None:
-                problems |= dict.fromkeys(f"{inputs.label}: {problem}" for problem in self._add(task, inputs))
-        problems |= dict.fromkeys(
-            masks.problems_of(tasks, lambda task: self.rows[task.index].label, self.max_pixels, self.told.grey)
-        )
+            if inputs:
+                problems |= dict.fromkeys(f"{self.place_of(task)}: {problem}" for problem in self._add(task, inputs))
+        problems |= dict.fromkeys(self.masks.problems_of(tasks, self.place_of))
         self.problems += problems
-        self._tell(tasks)
 
-    def _add(self, task: Task, inputs: _Inputs) -> Iterable[str]:
+    def _add(self, task: Task, inputs: Inputs) -> Iterable[str]:
         """Give a task its images; yield what is wrong with them. One that cannot be read is the task's error."""
-        found = {role: (name, self.images.found[source]) for role, (name, source) in inputs.references.items()}
+        found = {role: (name, self.images.found[source]) for role, ((name, source),) in inputs.items()}
         if bad := [(name, image) for name, image in found.values() if isinstance(image, BadImage)]:
             task.error = f"{task.row}: {describe(bad)}"
             return
         pictures = {role: image for role, (_, image) in found.items() if isinstance(image, InputImage)}
-        task.is_fitted, task.roles = True, inputs.roles
+        task.is_fitted, task.roles = True, tuple(role for role in ROLES if role in inputs)
         task.images = (pictures["image"],) if "image" in pictures else ()
         task.mask, task.control = pictures.get("mask"), pictures.get("control")
-        pipeline = self.family.input_pipeline(inputs.roles)
+        pipeline = self.family.input_pipeline(task.roles)
         if pipeline is None or pipeline.refused:
             reason = pipeline.refused if pipeline is not None else TOGETHER
-            yield f"{self.checkpoint.pipeline_name} does not draw from {roles_text(inputs.roles)}: {reason}"
+            yield f"{self.checkpoint.pipeline_name} does not draw from {roles_text(task.roles)}: {reason}"
             return
         yield from self._sizes(task, pictures)
         yield from self._settings(task, pipeline)
@@ -193,7 +165,7 @@ class InputReader(RowReader):
         if "image" not in pictures and None not in asked and output != first.shape:
             yield f"the control image {shown}, and {_size(output)} is drawn; give it that size, or leave width and height out"
         elif output != first.shape:
-            self.told.resized[first.name] = None
+            self.resized[first.name] = None
         for role in ("mask", "control"):
             other = pictures.get(role)
             if other is not None and other.shape not in (first.shape, output if role == "control" else first.shape):
@@ -208,16 +180,14 @@ class InputReader(RowReader):
         if problem := strength_problem(self.checkpoint, task):
             yield problem
 
-    def _tell(self, tasks: Sequence[Task]) -> None:
-        """Say once for all rows what was done to their images."""
-        count = sum(bool(task.roles) for task in tasks)
-        said = [f"{count:,} of {len(tasks):,} images are drawn with input images"]
-        if self.told.resized:
+    def tell_of_inputs(self, num_tasks: int, num_drawn: int) -> None:
+        said = [f"{num_drawn:,} of {num_tasks:,} images are drawn with input images"]
+        if self.resized:
             said.append(
-                f"{masks.some(self.told.resized)} scaled to cover the size that is drawn, and cut off evenly where it juts out"
+                f"{masks.some(self.resized)} scaled to cover the size that is drawn, and cut off evenly where it juts out"
             )
-        if self.told.grey:
-            said.append(masks.told_of_grey(self.told.grey))
+        if self.masks.grey:
+            said.append(masks.told_of_grey(self.masks.grey))
         self.columns.told["inputs"] = "; ".join(said)
 
 

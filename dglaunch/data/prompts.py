@@ -62,7 +62,7 @@ def read_prompts(
         rows = rows_of_list(config.prompts)
     elif piped is None:
         reader.table = Table(config.tables)
-        if large is not None and reader_of is None and reader.table.is_large:
+        if large is not None and reader.table.is_large:
             return large(reader, reader.table)
         rows = reader.table.rows()
     else:

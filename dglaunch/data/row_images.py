@@ -15,12 +15,15 @@ from dglaunch.data.images import BadImage, Cell, InputImage, NeedsPackage, probe
 from dglaunch.data.plugins import EXTRA
 from dglaunch.data.tables import path_in
 from dglaunch.errors import MissingPackage
+from dglaunch.models.input_roles import Role
 
 MAX_PATH = 4096
 """Characters; what is longer is no path, and asking the system for it would be an error."""
 Source = Path | Cell
 Reference = tuple[str, Source]
 """An image of a row: its name for messages and the ledger, and where its bytes are."""
+Inputs = dict[Role, list[Reference]]
+"""The input images of a row, by what they are for."""
 
 
 class Places(Protocol):

@@ -163,8 +163,8 @@ class Bucket:
 
     @property
     def is_of_one_task(self) -> bool:
-        """Whether there is more in it than a task's settings: its texts, its number, its input images."""
-        return bool(self.text_lengths or self.input_shapes or self.input_sha256 or self.row is not None)
+        """Whether there is more in it than tasks of one kind have alike: their texts, their number, which images they begin from."""
+        return bool(self.text_lengths or self.input_sha256 or self.row is not None)
 
 
 def plain_bucket(task: Task) -> Bucket:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import chain, pairwise
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self, overload
 
 import numpy as np
@@ -20,16 +22,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dglaunch import strict_json
+from dglaunch.data import input_columns
+from dglaunch.data.input_columns import AS_IN_TASK, FIELDS, SHAPES, ImageTable
 from dglaunch.data.many import Kinds, ManyTasks, TaskIds
 from dglaunch.data.many_numbers import Numbers
 from dglaunch.data.task import LORA, Record, Task
+from dglaunch.models.input_roles import ROLES
 from dglaunch.models.lora import LoraUse, text_of
 
 _INDEX = re.compile(r"\d{1,19}", re.ASCII)
-BATCH = 1 << 16
-"""Tasks of a record batch, which is what is read at a time."""
 SPREAD = 0x1E3779B97F4A7C15
 """By which seeds that follow one another become numbers far apart."""
+LEAST_WRITTEN = 4096
+"""Tasks of a record batch: a table with images in it is read a few rows at a time, and each batch costs a kilobyte of memory."""
 MADE_AT_ONCE = 4096
 """Tasks that an iteration makes ahead."""
 EXTRA = "extra:"
@@ -50,12 +55,19 @@ OTHERS: Mapping[str, pa.DataType] = {"sample": pa.int32(), "stem": pa.string(), 
 """sample: nothing there, if it is the only one of its row. stem: nothing there, if it follows from index and sample."""
 
 
-def schema_of(settings: Sequence[str], others: Sequence[str], extras: Sequence[pa.Field] = ()) -> pa.Schema:
+OF_KIND = ("strength", "control_scale", "input_tokens", SHAPES)
+"""What of the columns of input images tasks of one kind have alike."""
+
+
+def schema_of(
+    settings: Sequence[str], others: Sequence[str], extras: Sequence[pa.Field] = (), *, has_inputs: bool = False
+) -> pa.Schema:
     """Return the columns of a file: what each task has, and of the rest what some row of this table may have."""
     fields = [
         *NEEDED.items(),
         *((name, SETTINGS[name]) for name in settings),
         *((name, OTHERS[name]) for name in others),
+        *(FIELDS.items() if has_inputs else ()),
     ]
     return pa.schema([*fields, *(field.with_name(f"{EXTRA}{field.name}").with_nullable(True) for field in extras)])
 
@@ -63,37 +75,54 @@ def schema_of(settings: Sequence[str], others: Sequence[str], extras: Sequence[p
 class TaskFile:
     """A file of tasks that is being written."""
 
-    def __init__(self, path: str, schema: pa.Schema, defaults: Mapping[str, object]) -> None:
+    def __init__(self, path: str, schema: pa.Schema) -> None:
         self.schema = schema
         self.num_tasks = 0
-        self._defaults = defaults
         self._file = pa.OSFile(path, "wb")
         self._writer = pa.ipc.new_file(self._file, schema)
+        self._waiting: list[pa.RecordBatch] = []
+        self._num_waiting = 0
 
-    def add(self, tasks: pa.RecordBatch | Sequence[Task]) -> None:
+    def add(self, tasks: pa.RecordBatch) -> None:
         """Add tasks behind those that are there.
 
         Raises:
             OSError: the disk is full.
         """
-        batch = tasks if isinstance(tasks, pa.RecordBatch) else packed(tasks, self.schema, self._defaults)
-        self.num_tasks += batch.num_rows
-        if batch.num_rows:
-            self._writer.write_batch(batch)
+        self.num_tasks += tasks.num_rows
+        self._num_waiting += tasks.num_rows
+        self._waiting.append(tasks)
+        if self._num_waiting >= LEAST_WRITTEN:
+            self._write()
+
+    def _write(self) -> None:
+        if self._num_waiting:
+            self._writer.write_table(pa.Table.from_batches(self._waiting).combine_chunks())
+        self._waiting, self._num_waiting = [], 0
 
     def close(self) -> None:
         """Finish the file."""
+        self._write()
         self._writer.close()
         self._file.close()
 
 
-def packed(tasks: Sequence[Task], schema: pa.Schema, defaults: Mapping[str, object]) -> pa.RecordBatch:
-    """Return tasks as a batch of such a file."""
-    columns: dict[str, list[object]] = {name: [] for name in schema.names}
+def packed(
+    tasks: Sequence[Task],
+    schema: pa.Schema,
+    defaults: Mapping[str, object],
+    given: Mapping[str, list[object]] = MappingProxyType({}),
+) -> pa.RecordBatch:
+    """Return tasks as a batch of such a file.
+
+    Args:
+        given: columns that do not follow from the tasks alone.
+    """
+    columns: dict[str, list[object]] = {name: [] for name in schema.names if name not in given}
     for task in tasks:
         for name, values in columns.items():
             values.append(_packed(task, name, defaults))
-    arrays = [pa.array(columns[field.name], field.type) for field in schema]
+    arrays = [pa.array((given if field.name in given else columns)[field.name], field.type) for field in schema]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
@@ -110,24 +139,29 @@ def _packed(task: Task, name: str, defaults: Mapping[str, object]) -> object:
         return task.sample if task.stem != f"{task.index:06d}" else None
     if name == "stem":
         return None if task.stem in (f"{task.index:06d}", f"{task.index:06d}_{task.sample:02d}") else task.stem
-    return None if name.startswith(EXTRA) else getattr(task, name)
+    if name in AS_IN_TASK:
+        return input_columns.packed(task, name)
+    return None if name.startswith(EXTRA) or name in FIELDS else getattr(task, name)
 
 
 @dataclass(slots=True)
 class _Store:
     """The columns of all tasks of a table, as the file has them, and what stands where nothing is in them."""
 
+    schema: pa.Schema
     batches: list[pa.RecordBatch]
     starts: Numbers
     """The number of each batch's first task, and how many tasks there are."""
     defaults: Mapping[str, object]
     lora_of: Callable[[str], tuple[LoraUse, ...]]
+    images: ImageTable | None = None
+    """What is known of the input images; None: there are none, or nothing is known yet."""
     place: Callable[[int, str], str] | None = None
     """What makes the name of a file of the index and the name that it has else."""
 
     @property
     def names(self) -> list[str]:
-        return list(self.batches[0].schema.names)
+        return list(self.schema.names)
 
     def column(self, name: str) -> pa.ChunkedArray | None:
         if name not in self.names:
@@ -138,14 +172,14 @@ class _Store:
         """Yield the tasks of these numbers."""
         if isinstance(numbers, range):
             for batch, low, high in self._stretches(numbers):
-                yield from self._tasks(batch.slice(low, high - low))
+                yield from self.make_of(batch.slice(low, high - low))
             return
         places = np.searchsorted(self.starts, numbers, side="right") - 1
         order = np.argsort(places, kind="stable")  # rows that stand together are read together
         made: dict[int, Task] = {}
         for some in np.split(order, np.flatnonzero(np.diff(places[order])) + 1) if len(order) else ():
             at = int(places[some[0]])
-            found = self._tasks(self.batches[at].take(pa.array(numbers[some] - self.starts[at])))
+            found = self.make_of(self.batches[at].take(pa.array(numbers[some] - self.starts[at])))
             made.update(zip(some.tolist(), found))
         yield from map(made.__getitem__, range(len(made)))
 
@@ -157,7 +191,8 @@ class _Store:
             yield self.batches[at], start - int(self.starts[at]), stop - int(self.starts[at])
             start = stop
 
-    def _tasks(self, batch: pa.RecordBatch) -> Iterator[Task]:
+    def make_of(self, batch: pa.RecordBatch) -> Iterator[Task]:
+        """Yield the tasks of a batch of rows of the file."""
         columns = {name: column.to_pylist() for name, column in zip(batch.schema.names, batch.columns)}
         extras = {name.removeprefix(EXTRA): values for name, values in columns.items() if name.startswith(EXTRA)}
         nothing = [None] * batch.num_rows
@@ -165,6 +200,7 @@ class _Store:
         settings = {name: self._settings(name, columns.get(name)) for name in SETTINGS}
         varied = {name: values for name, values in settings.items() if isinstance(values, list)}
         fixed: dict[str, Any] = {name: values for name, values in settings.items() if name not in varied}
+        inputs = input_columns.inputs_of_tasks(columns, self.images) if SHAPES in columns else [{}] * batch.num_rows
         for n, (index, prompt, seed) in enumerate(zip(columns["index"], columns["prompt"], columns["seed"])):
             sample, stem = samples[n], stems[n]
             if stem is None:
@@ -173,7 +209,7 @@ class _Store:
                 stem = self.place(index, stem)
             yield Task(
                 index=index, sample=sample or 0, prompt=prompt, seed=seed, stem=stem, extra=_extra(extras, rests[n], n),
-                **fixed, **{name: values[n] for name, values in varied.items()},
+                **fixed, **{name: values[n] for name, values in varied.items()}, **inputs[n],
             )  # fmt: skip
 
     def _settings(self, name: str, values: list[Any] | None) -> object:
@@ -207,17 +243,25 @@ class TaskTable(ManyTasks):
         self._numbers = numbers
 
     @classmethod
-    def open(cls, path: str, defaults: Mapping[str, object], lora_of: Callable[[str], tuple[LoraUse, ...]]) -> Self:
+    def open(
+        cls,
+        path: str,
+        defaults: Mapping[str, object],
+        lora_of: Callable[[str], tuple[LoraUse, ...]],
+        images: ImageTable | None = None,
+    ) -> Self:
         """Map a file.
 
         Args:
             defaults: of all that a row may set, what it has if it does not.
             lora_of: what a text that names LoRAs means.
+            images: the input images whose numbers stand there.
         """
         file = pa.ipc.open_file(pa.memory_map(path))
         batches = [file.get_batch(number) for number in range(file.num_record_batches)]
         starts = np.cumsum([0, *(batch.num_rows for batch in batches)], dtype=np.int64)
-        return cls(_Store(batches, starts, defaults, lru_cache(maxsize=None)(lora_of)), range(int(starts[-1])))
+        store = _Store(file.schema, batches, starts, defaults, lru_cache(maxsize=None)(lora_of), images)
+        return cls(store, range(int(starts[-1])))
 
     # -- a sequence ---------------------------------------------------------------------------------------------------
 
@@ -254,6 +298,23 @@ class TaskTable(ManyTasks):
             return self
         numbers = np.concatenate([np.asarray(some._numbers, np.int64) for some in (self, *others)])
         return self._some(numbers)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the file."""
+        return self._store.schema
+
+    def pieces(self) -> Iterator[pa.RecordBatch]:
+        """Yield the columns of these tasks, some at a time. They stand in the order of the file."""
+        numbers = np.asarray(self._numbers, np.int64)
+        edges = np.searchsorted(numbers, self._store.starts)
+        for batch, first, start, stop in zip(self._store.batches, self._store.starts, edges, edges[1:]):
+            for low in range(start, stop, MADE_AT_ONCE):
+                yield batch.take(pa.array(numbers[low : min(low + MADE_AT_ONCE, stop)] - first))
+
+    def tasks_of(self, piece: pa.RecordBatch) -> list[Task]:
+        """Return the tasks of such columns."""
+        return [*self._store.make_of(piece)]
 
     # -- ids ----------------------------------------------------------------------------------------------------------
 
@@ -299,7 +360,8 @@ class TaskTable(ManyTasks):
             digest.update(self._store.place(12_345_678, "").encode())
         numbers = self._numbers
         digest.update(repr(numbers).encode() if isinstance(numbers, range) else np.ascontiguousarray(numbers).data)
-        for batch in self._store.batches:
+        images = self._store.images
+        for batch in (*self._store.batches, *(() if images is None else images.batches)):
             digest.update(batch.serialize())
         return digest.hexdigest()
 
@@ -320,6 +382,18 @@ class TaskTable(ManyTasks):
 
     def places_of(self, task_ids: Collection[tuple[int, int]]) -> list[int]:
         return np.flatnonzero(self._has(task_ids)).tolist()
+
+    @cached_property
+    def _by_index(self) -> tuple[Numbers, Numbers]:
+        """The indices in order, and the places of their tasks."""
+        index = self.indices
+        places = np.argsort(index, kind="stable")
+        return index[places], places
+
+    def find(self, task_id: tuple[int, int]) -> Task:
+        index, places = self._by_index
+        first, stop = (int(np.searchsorted(index, task_id[0], side)) for side in ("left", "right"))
+        return next(task for task in self.at(places[first:stop]) if task.id == task_id)
 
     def texts(self) -> Iterator[str]:
         if (default := self._store.defaults["negative_prompt"]) is not None:
@@ -345,12 +419,33 @@ class TaskTable(ManyTasks):
         assert seeds is not None
         found = [np.fromiter(map(hash, chunk.to_pylist()), np.int64, len(chunk)) for chunk in prompts.chunks]
         digests: Numbers = np.concatenate(found) ^ (seeds.to_numpy() * np.int64(SPREAD))
+        if (images := self._store.images) is not None:
+            columns = [column for role in ROLES if (column := self.column(role)) is not None]
+            digests = digests ^ input_columns.digests_of_inputs(columns, images)
         return digests
+
+    def input_files(self) -> Iterator[Path]:
+        if self._store.images is not None:
+            yield from self._store.images.files()
 
     @property
     def sample_counts(self) -> set[int]:
         samples = self._samples
         return {1} if samples is None else set(np.unique(np.unique(self.indices, return_counts=True)[1]).tolist())
+
+    # -- errors -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def makeable(self) -> Self:
+        errors = self.column("error")
+        if errors is None or errors.null_count == len(errors):
+            return self
+        return self.at(np.flatnonzero(errors.is_null().to_numpy()))
+
+    @cached_property
+    def unmakeable(self) -> Self:
+        errors = self.column("error")
+        return self[:0] if errors is None else self.at(np.flatnonzero(errors.is_valid().to_numpy()))
 
     # -- kinds --------------------------------------------------------------------------------------------------------
 
@@ -358,7 +453,7 @@ class TaskTable(ManyTasks):
     def _codes(self) -> "tuple[Numbers | None, Numbers]":
         """The kind of each task (None: all are of one), and the place of the first task of each kind, in order."""
         codes: Numbers | None = None
-        for name in SETTINGS:
+        for name in (*SETTINGS, *OF_KIND):
             column = self.column(name)
             if column is None or column.null_count == len(column):
                 continue

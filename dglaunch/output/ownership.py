@@ -258,8 +258,7 @@ def refuse_inputs_as_outputs(
         UserError: it would be.
     """
     here = folder.path.resolve()
-    near = {Path(os.path.realpath(path)) for path in inputs if os.path.lexists(path)}
-    near = {path for path in near if path.is_relative_to(here)}
+    near = _inside(here, inputs)
     if not near:
         return
     written = {path for path in near if path.relative_to(here).parts[0] in folders}
@@ -415,6 +414,12 @@ def _entry(line: object) -> tuple[str, Made] | None:
     are_right = all(isinstance(each, str) and _HASH.fullmatch(each) for each in hashes)
     are_right = are_right and isinstance(line.get("version", ""), str)
     return (name, Made(line["sha256"], line.get("of", ""), line.get("version", ""))) if name and are_right else None
+
+
+def _inside(folder: Path, paths: Iterable[Path]) -> set[Path]:
+    """Those of some files that lie in a folder, wherever links lead."""
+    real = (Path(os.path.realpath(path)) for path in paths if os.path.lexists(path))
+    return {path for path in real if path.is_relative_to(folder)}
 
 
 def refuse_foreign_copies(folder: OutputFolder, copies: Mapping[str, str]) -> None:

@@ -149,16 +149,17 @@ class Job:
     @property
     def makeable(self) -> Sequence[Task]:
         """The tasks with no error that was found while reading them."""
-        if isinstance(self.tasks, ManyTasks):  # which have no input images, and so no errors
-            return self.tasks
+        if isinstance(self.tasks, ManyTasks):
+            return self.tasks.makeable
         return [task for task in self.tasks if task.error is None]
 
     @property
     def unmakeable(self) -> list[Task]:
         """The others. Of several nodes without a rendezvous the first one has them."""
-        if isinstance(self.tasks, ManyTasks):
+        if self.topology.node != 0:
             return []
-        return [task for task in self.tasks if task.error is not None and self.topology.node == 0]
+        some = self.tasks.unmakeable if isinstance(self.tasks, ManyTasks) else self.tasks
+        return [task for task in some if task.error is not None]
 
     def schedule(
         self,
@@ -382,4 +383,4 @@ def _(config: T2IConfig, given: _Reading) -> tuple[Checkpoint, Sequence[Task]]:
 @_read.register
 def _(config: EditingConfig, given: _Reading) -> tuple[Checkpoint, Sequence[Task]]:
     editor = given.profile.as_editor(config, given.checkpoint, config.model_type)
-    return editor, read_edits(config, editor, given.columns, given.piped)
+    return editor, read_edits(config, editor, given.columns, given.piped, rows_in_columns(given.topology))

@@ -1,12 +1,14 @@
 """A large table is read once a node: one rank writes its tasks into a file of columns, and all ranks of the node map it.
 
-The file lies on the node's own disk (--stage_to, else the system's folder for temporary files), and its name is removed as
-soon as all have mapped it: the kernel keeps what is mapped, and only a start that is killed while it reads leaves one there.
+The file lies on the node's own disk (--stage_to, else the system's folder for temporary files), in a folder of its own that
+nobody else can read, with a second one if the table names input images. It is removed as soon as all have mapped it: the kernel
+keeps what is mapped, and only a start that is killed while it reads leaves one there.
 """
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,23 +58,23 @@ def _read(topology: Topology, reader: RowReader, table: Table) -> "TaskTable":
 
 @contextmanager
 def _place(config: RunConfig) -> Iterator[Path]:
-    """A new file's name on this node's disk; what is there in the end loses it."""
-    path = temporary_path(config.backend.stage_to or Path(tempfile.gettempdir()))
+    """A file's name in a new folder on this node's disk, which is made when the file is, and removed in the end."""
+    folder = temporary_path(config.backend.stage_to or Path(tempfile.gettempdir()))
     try:
-        yield path
+        yield folder / "tasks"
     finally:
-        with suppress(OSError):  # it was never there
-            path.unlink()
+        shutil.rmtree(folder, ignore_errors=True)  # it may never have been there
 
 
 def _write(reader: RowReader, table: Table, path: Path) -> None:
     from dglaunch.data.large_table import write_tasks
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700)  # the addresses of input images may be signed
         write_tasks(reader, table, str(path))
     except OSError as error:
         raise UserError(
-            f"{path.parent} cannot take the rows of {reader.source} in columns: {error.strerror or error}. Make room there, or "
+            f"{path.parent.parent} cannot take the rows of {reader.source} in columns: {error.strerror or error}. Make room there, or "
             "name another folder with TMPDIR or --stage_to."
         ) from None

@@ -2,13 +2,13 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
 from dglaunch.data.edits import saved_names
-from dglaunch.data.many import ids_at, kinds_of
+from dglaunch.data.many import ids_at, input_files, kinds_of
 from dglaunch.data.tables import files_there
 from dglaunch.data.task import BatchSize, file_name
 from dglaunch.distributed.channel import Channel
@@ -174,11 +174,10 @@ def _figures(job: Job) -> Mapping[Request, Figures]:
 
 
 def _refuse_inputs_as_outputs(job: Job, writer: Writer) -> None:
-    images = [image.source for task in kinds_of(job.tasks) for image in task.inputs]
-    inputs = [path for path in (*files_there(job.config.tables), *images) if isinstance(path, Path)]
+    inputs = chain(files_there(job.config.tables), input_files(job.tasks))
     names = (file_name(task, job.config.output_format) for task in job.tasks)
     filled = {job.config.layout, *(["inputs"] if job.config.saves_inputs else [])}
-    ownership.refuse_inputs_as_outputs(writer.folder, set(inputs), names, filled)
+    ownership.refuse_inputs_as_outputs(writer.folder, inputs, names, filled)
     if job.config.saves_inputs:
         copies = {name: image.sha256 for task in job.tasks for name, image in saved_names(task).items()}
         ownership.refuse_foreign_copies(writer.folder, copies)

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from dglaunch.backends.base import Backend, Context, Facts, ItemError
 from dglaunch.backends.registry import create
 from dglaunch.data.edits import saved_names
+from dglaunch.data.many import finder
 from dglaunch.data.task import Batch, Record, Result
 from dglaunch.distributed import preflight
 from dglaunch.distributed.channel import Channel
@@ -108,7 +109,8 @@ class _Run:
         self.memory: MemoryCheck | None = None
         """On rank 0, where figures say what a batch takes."""
         self.load_seconds = 0.0
-        self.inputs = {task.id: saved_names(task) for task in job.tasks} if job.config.saves_inputs else {}
+        self.task_of = finder(job.tasks) if job.config.saves_inputs else None
+        """The task of an image whose input images are saved beside it."""
 
     def check(self) -> None:
         """Refuse what rank 0 could not write beside the folder.
@@ -293,8 +295,8 @@ class _Run:
     def _write(self, result: Result) -> None:
         """On rank 0, which counts all results, and on writers."""
         if not result.written:
-            if self.inputs and not result.failed:
-                self.writer.copy_inputs(self.inputs[result.task_id])
+            if self.task_of is not None and not result.failed:
+                self.writer.copy_inputs(saved_names(self.task_of(result.task_id)))
             self.writer.write(result)
             if self.job.profile.costs_money:  # before the next one is asked for
                 self.writer.flush()

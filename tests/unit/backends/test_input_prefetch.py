@@ -23,7 +23,7 @@ def editor(family: str = "flux1_kontext", **defaults: Any) -> Checkpoint:
 
 def read(path: Path, family: str = "flux1_kontext", **flags: Any) -> list[Task]:
     checkpoint = editor(family, _auto_resize=False)
-    return read_edits(EditingConfig(input=path, **flags), checkpoint)
+    return list(read_edits(EditingConfig(input=path, **flags), checkpoint))
 
 
 def test_an_image_that_changes_during_the_run_is_refused(tmp_path: Path) -> None:

@@ -224,6 +224,7 @@ def test_tables_of_text_come_into_columns_too(tmp_path: Path, name: str) -> None
 
 def test_a_table_is_a_sequence_like_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dglaunch.data.table_formats.BATCH", 7)
+    monkeypatch.setattr("dglaunch.data.task_table.LEAST_WRITTEN", 1)
     path = saved(
         tmp_path, pa.table({"prompt": [f"p{n}" for n in range(40)], "width": [64, 128] * 20, "height": [64] * 40})
     )
@@ -250,12 +251,13 @@ def test_a_table_is_a_sequence_like_a_list(tmp_path: Path, monkeypatch: pytest.M
 def test_rows_drawn_from_all_over_are_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One by one they cost an image of a million rows twice what one of ten thousand costs."""
     monkeypatch.setattr("dglaunch.data.table_formats.BATCH", 10)
+    monkeypatch.setattr("dglaunch.data.task_table.LEAST_WRITTEN", 1)
     path = saved(tmp_path, pa.table({"prompt": [f"p{n}" for n in range(40)]}))
     expected, _ = one_by_one(path)
     tasks, _ = in_columns(path)
     read: list[int] = []
-    made = _Store._tasks
-    monkeypatch.setattr(_Store, "_tasks", lambda store, batch: read.append(batch.num_rows) or made(store, batch))
+    made = _Store.make_of
+    monkeypatch.setattr(_Store, "make_of", lambda store, batch: read.append(batch.num_rows) or made(store, batch))
     order = [17, 3, 33, 18, 2, 39, 0, 16, 1, 31, 19]
     share = Share([Part(Bucket(), tasks.at(order), 2, 1.0)])
     assert [task for batch in share for task in batch.tasks] == [expected[n] for n in order]

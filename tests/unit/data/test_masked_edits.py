@@ -1,5 +1,6 @@
 """Rows of edits with a mask: what they become, and what is refused before a model is loaded."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def refused(folder: Path, *rows: dict[str, Any], words: tuple[str, ...] = ()) ->
     return ended.output
 
 
-def read(path: Path, family: str, **flags: Any) -> list[Task]:
+def read(path: Path, family: str, **flags: Any) -> Sequence[Task]:
     checkpoint = as_editor(Checkpoint("fake", "fake", OTHER, {}, {}, False), family)
     return read_edits(EditingConfig(input=path, mask_column="mask", **flags), checkpoint)
 
@@ -78,6 +79,8 @@ def test_all_bad_rows_are_told_at_once(tmp_path: Path) -> None:
         ({"mask": "m0.png", "strength": 0}, "strength is 0, not a number above 0 and up to 1"),
         ({"mask": "m0.png", "strength": 0.2}, "less than one step, so nothing would be drawn; give 0.25 or more"),
         ({"mask": ["m0.png"]}, "where a path is needed"),
+        ({"input_images": None, "mask": "m0.png"}, "input_images is empty"),
+        ({"input_images": 3, "mask": "m0.png"}, "input_images has 3 where a path is needed"),
     ]
     said = refused(tmp_path, *(row for row, _ in bad))
     assert f"has {len(bad)} bad rows" in said
