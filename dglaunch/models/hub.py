@@ -43,6 +43,13 @@ class NotHere(UserError):
         self.reason = reason
 
 
+def is_cached(model: str) -> bool:
+    """Return whether this machine's cache has anything of a model."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE, f"models--{model.replace('/', '--')}").exists()
+
+
 class Hub:
     """A model of the hub by its id, at one revision."""
 
@@ -93,15 +100,8 @@ class Hub:
             self._read[name] = None if file is None else read_json(file)
         return self._read[name]
 
-    @property
-    def _is_cached(self) -> bool:
-        """Whether this machine's cache has anything of it."""
-        from huggingface_hub import constants
-
-        return Path(constants.HF_HUB_CACHE, f"models--{self.source.replace('/', '--')}").exists()
-
     def _file(self, name: str) -> Path | None:
-        if not self.is_reachable and not self._is_cached:
+        if not self.is_reachable and not is_cached(self.source):
             raise self._not_here
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import (

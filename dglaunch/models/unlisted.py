@@ -74,13 +74,12 @@ def takes_in(file: Path, class_name: str) -> Takes | None:
         OSError, SyntaxError, ValueError: it cannot be read, or is no Python.
     """
     tree = parse(read_bytes(file, MOST_SOURCE))
-    found: dict[str, object] = {}
-    calls = list(_calls(tree, class_name, frozenset()))
-    for call in calls:
-        found = _parameters(call) | found
+    found: dict[str, object] | None = None
+    for call in _calls(tree, class_name, frozenset()):
+        found = _parameters(call) | (found or {})
         if call.args.kwarg is None:
-            break
-    return found if calls else None
+            break  # before more files are looked into
+    return found
 
 
 def _calls(tree: ast.Module, class_name: str, seen: frozenset[str]) -> Iterator[ast.FunctionDef]:

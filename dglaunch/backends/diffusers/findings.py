@@ -17,6 +17,7 @@ from dglaunch.distributed.messages import message
 from dglaunch.files import identity_of, make_cache_folder, may_be_others, read_bytes
 from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.models.components import INDEX, MODULAR_INDEX
+from dglaunch.models.hub import is_cached
 from dglaunch.system import versions
 
 SHAPED_BY = ("dglaunch", "torch", "diffusers", "transformers")
@@ -103,6 +104,8 @@ def _folder_of(checkpoint: Checkpoint, config: RunConfig) -> Path | None:
         return None
     if checkpoint.local:
         return Path(checkpoint.source)
+    if not is_cached(checkpoint.source):
+        return None  # at once: what asks the cache takes half a second to import
     from huggingface_hub import try_to_load_from_cache
 
     index = INDEX if modular is None else MODULAR_INDEX
