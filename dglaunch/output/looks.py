@@ -32,6 +32,7 @@ from dglaunch.files import is_regular, read_bytes
 from dglaunch.output import ownership
 from dglaunch.output.far import far_of
 from dglaunch.output.file_index import AT_TOP, Ints
+from dglaunch.output.forks import in_forks
 from dglaunch.output.in_window import in_window
 from dglaunch.output.segments import FOLDER, INDEX
 
@@ -42,6 +43,8 @@ SETTLED_S = 600.0
 next change is seen, however coarse the file system's clock is."""
 LOOKING = 8
 """Folders that are looked into at a time."""
+MANY = 50
+"""Folders without a look from which several processes look into them."""
 KEPT = f"folders{INDEX}"
 MOST_BYTES = 1 << 28
 """Of that file; 72 a folder."""
@@ -121,7 +124,12 @@ class Looks:
 
     def into(self, places: Sequence[Place]) -> Iterator[Files | list[str]]:
         """Yield the files of each of these; of one whose look may hold their names alone. Some are read ahead: a file system
-        across a network answers many questions as fast as one."""
+        across a network answers many questions as fast as one. Many that no look is kept of are too much for one process: what
+        the system says of ten million files takes it over a minute to take in."""
+        processes = min(os.cpu_count() or 1, LOOKING)
+        if self._is_large and sum(place.number not in self._kept for place in places) >= MANY and processes > 1:
+            yield from in_forks(self._into, places, processes)
+            return
         with ThreadPoolExecutor(LOOKING) as pool:
             yield from in_window(pool, self._into, places, LOOKING)
 

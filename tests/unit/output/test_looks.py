@@ -84,6 +84,25 @@ def test_no_file_of_an_unchanged_folder_is_asked_for(out: Path, asked: list[str]
     assert asked == ["0000", "0001", "0002"], "it may be lost at any time"
 
 
+def test_several_processes_find_what_one_finds(out: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = kept(out).read_bytes()
+    os.remove(kept(out))
+    monkeypatch.setattr(looks, "MANY", 3)
+    monkeypatch.setattr(looks, "LOOKING", 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    (out / LOST).rename(out / "lost.png")
+    assert len(start(out).done) == NUM - 1 and not asked, "not by this process"
+    (out / "lost.png").rename(out / LOST)
+    assert len(start(out).done) == NUM and asked == ["0001"], "one is looked into at once"
+    assert [line[:8] for line in _lines(kept(out).read_bytes())] == [line[:8] for line in _lines(alone)]
+
+
+def _lines(data: bytes) -> list[bytes]:
+    """What is kept of each folder; its number comes first."""
+    lines, size = data.removeprefix(looks._HEAD), looks._LOOK.size
+    return [lines[at : at + size] for at in range(0, len(lines), size)]
+
+
 def removed(path: Path) -> None:
     path.unlink()
 
