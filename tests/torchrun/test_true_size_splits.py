@@ -55,7 +55,7 @@ UNSPLIT = {
     "Efficient-Large-Model/Sana_1600M_1024px_diffusers": {"negative_prompt": "blurred"},
     "lodestones/Chroma1-HD": {"negative_prompt": "blurred"},
     "krea/Krea-2-Raw": {"negative_prompt": "blurred"},
-    "hunyuanvideo-community/HunyuanImage-2.1-Diffusers": {"negative_prompt": "blurred"},
+    "hunyuanvideo-community/HunyuanImage-2.1-Diffusers": {},
     "baidu/ERNIE-Image": {"negative_prompt": "blurred"},
 }
 """Others that only diffusers runs. (What no trace can follow is in test_true_size.py.)"""
