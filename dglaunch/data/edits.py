@@ -144,8 +144,7 @@ class EditReader(ImageRowReader):
         cells: dict[Role, object] = {"image": cell}
         if is_given(mask := named.given.pop(MASK, None)) and mask != "":
             cells["mask"] = mask
-        elif self.masked is not None:
-            self._refuse_idle_strength(label, named)
+        self.refuse_idle_fields(label, named, cells.keys())
         inputs: Inputs = {}
         for role, each in cells.items():
             column = named.called(self.column_of[role])
@@ -155,13 +154,6 @@ class EditReader(ImageRowReader):
                 self.problems.append(f"{label}: {column} {error}")
         self.inputs |= dict.fromkeys(indices, inputs)
         return f"{self.source}, {label}"
-
-    def _refuse_idle_strength(self, label: str, named: Named) -> None:
-        column = named.column_of.get("strength")
-        if column is not None and is_given(named.row[column]):
-            self.problems.append(
-                f"{label}: {column} does nothing, as the row has no mask; take one of them out or add it"
-            )
 
     # -- the images ---------------------------------------------------------------------------------------------------
 

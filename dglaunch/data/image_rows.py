@@ -5,14 +5,15 @@ large_table.write_tasks(reader, ...)    # a large one: `inputs` and the tasks co
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
 
-from dglaunch.data.columns import IMAGES, MASK
+from dglaunch.data.columns import IMAGES, MASK, Named
 from dglaunch.data.prompts import RowReader
 from dglaunch.data.row_images import Here, Inputs, Reference, RowImages
 from dglaunch.data.task import Task
+from dglaunch.data.values import is_given
 from dglaunch.models.input_roles import Role
 
 
@@ -53,6 +54,20 @@ class ImageRowReader(RowReader):
         if self.takes_several(role):
             return self.images.several(cell, number, column)
         return [self.images.one(cell, number, column)]
+
+    def refuse_idle_fields(self, label: str, named: Named, roles: Collection[Role]) -> None:
+        """Refuse what a row sets of an image that it does not have.
+
+        Args:
+            roles: of the images that it has.
+        """
+        role_of = {column: role for role, column in self.column_of.items()}
+        for name in self.fields:
+            column, role = named.column_of.get(name), role_of[self.goes_with[name]]
+            if column is not None and is_given(named.row[column]) and role not in roles:
+                self.problems.append(
+                    f"{label}: {column} does nothing, as the row has no {role}; take one of them out or add it"
+                )
 
     def look_at_inputs(self, tasks: Sequence[Task]) -> None:
         self.check_before_images(len(tasks))

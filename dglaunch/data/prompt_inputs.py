@@ -4,7 +4,7 @@ Each comes only from the column that its flag names. What is wrong with rows (si
 at once, before a model is loaded; an image that cannot be read is its row's failure, as in an edit.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from dglaunch.config import T2IConfig
@@ -21,12 +21,11 @@ from dglaunch.models.lora import NO_LORAS, Loras
 from dglaunch.models.shape import Shape
 
 COLUMN_OF: dict[Role, str] = {"image": IMAGES, "mask": MASK, "control": CONTROL}
-FIELD_OF: dict[str, Role] = {"strength": "image", "control_scale": "control"}
-"""What a row may set, and the image that it is about."""
 TOGETHER = (
     "dglaunch knows no pipeline of diffusers that takes these together; draw from fewer of them, or take another model"
 )
 CHECKS: dict[str, values.Check] = {"strength": values.share, "control_scale": values.positive}
+"""What a row may set besides an image (`InputReader.goes_with`), and what it must be."""
 
 
 class InputReader(ImageRowReader):
@@ -49,8 +48,8 @@ class InputReader(ImageRowReader):
         self.checkpoint = checkpoint
         self.size_multiple = size_multiple
         self.max_pixels = config.max_pixels
-        self.fields = [name for name in FIELD_OF if name in columns.names]
-        """What of FIELD_OF the table's columns may be."""
+        self.fields = [name for name in CHECKS if name in columns.names]
+        """What of CHECKS the table's columns may be."""
         self._refuse_family(config)
         super().__init__(config, source, size_multiple, columns, loras)
         self.output_format = config.output_format
@@ -95,24 +94,15 @@ class InputReader(ImageRowReader):
                 inputs[role] = self.references(role, single, number, named.called(name))
             except ValueError as error:
                 self.problems.append(f"{label}: {named.called(name)} {error}")
-        self._refuse_idle(label, named, named_roles)
+        self.refuse_idle_fields(label, named, named_roles)
+        if "mask" in named_roles and "image" not in named_roles:
+            self.problems.append(
+                f"{label}: {named.called(MASK)} is given, and no image that it is the mask of; add the image"
+            )
         if not inputs:
             return ""
         self.inputs |= dict.fromkeys(indices, inputs)
         return f"{self.source}, {label}"
-
-    def _refuse_idle(self, label: str, named: Named, roles: Collection[Role]) -> None:
-        """What a row sets of an image that it does not have."""
-        for name in self.fields:
-            column, role = named.column_of.get(name), FIELD_OF[name]
-            if column is not None and values.is_given(named.row[column]) and role not in roles:
-                self.problems.append(
-                    f"{label}: {column} does nothing, as the row has no {role}; take one of them out or add it"
-                )
-        if "mask" in roles and "image" not in roles:
-            self.problems.append(
-                f"{label}: {named.called(MASK)} is given, and no image that it is the mask of; add the image"
-            )
 
     # -- all rows -----------------------------------------------------------------------------------------------------
 

@@ -43,7 +43,7 @@ class Leases:
             UserError: it cannot be written, or somebody else writes there.
         """
         own = _name_of(suffix)
-        now = self._take(own, f"{PROBE}{suffix}", in_use)
+        _, now = self._take(own, f"{PROBE}{suffix}", in_use)
         for name in self._names(others):
             if name != own and (found := self._store.read(name, lease.MOST)) is not None:
                 lease.wait_for_death(self._store, name, found, now, in_use)
@@ -57,21 +57,20 @@ class Leases:
             UserError: somebody holds it, or nothing can be written.
             StorageError: the store cannot be asked.
         """
-        self._take(f"{LEASES}{what}.json", f"{PROBE}-{what}", in_use)
-        held = self._held[-1]
+        held, _ = self._take(f"{LEASES}{what}.json", f"{PROBE}-{what}", in_use)
         try:
             yield
         finally:
             held.close()
             self._held.remove(held)
 
-    def _take(self, name: str, probe: str, in_use: Callable[[str], UserError]) -> datetime:
-        """Hold something; return what time it is for the store."""
+    def _take(self, name: str, probe: str, in_use: Callable[[str], UserError]) -> tuple[Lease, datetime]:
+        """Hold something; return that, and what time it is for the store."""
         now = self._store.check_writable(probe, os.urandom(8))
         held = Lease(self._store, name, in_use)
         held.take(now)
         self._held.append(held)
-        return now
+        return held, now
 
     def renew(self) -> None:
         """See that nobody has taken over; then nobody does for a minute."""

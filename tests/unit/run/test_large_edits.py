@@ -1,7 +1,6 @@
 """A run of a large table with input images: what comes of it is what comes of the same rows in a small one."""
 
 import shutil
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -45,15 +44,6 @@ def prompts(tmp_path: Path) -> Path:
     }
     pq.write_table(pa.table(rows), tmp_path / "p.parquet")
     return tmp_path / "p.parquet"
-
-
-@pytest.fixture
-def all_are_large(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Every table is read in columns; the folder in which they lie meanwhile."""
-    monkeypatch.setattr("dglaunch.data.tables.LARGE_ROWS", 1)
-    (tmp_path / "scratch").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
-    return tmp_path / "scratch"
 
 
 def edit(table: Path) -> list[str | Path]:

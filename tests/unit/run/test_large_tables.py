@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +27,6 @@ def table(tmp_path: Path) -> Path:
     }
     pq.write_table(pa.table(rows), tmp_path / "p.parquet")
     return tmp_path / "p.parquet"
-
-
-@pytest.fixture
-def all_are_large(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Every table is read in columns; the folder in which they lie meanwhile."""
-    monkeypatch.setattr("dglaunch.data.tables.LARGE_ROWS", 1)
-    (tmp_path / "scratch").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
-    return tmp_path / "scratch"
 
 
 def make(table: Path, out: Path, *flags: str, code: int = 0) -> str:
