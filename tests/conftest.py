@@ -32,6 +32,12 @@ def untraced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.fixture
+def published_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The editing pipelines work at the sizes at which they were published."""
+    monkeypatch.setattr(small_images, "SHRINK", 1)
+
+
+@pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     """23 prompts, a number that no batch size or world size divides."""
     return write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": prompt} for prompt in PROMPTS])

@@ -1,6 +1,7 @@
 """In the place of a run's PipelineLoader: pipelines whose networks have their true size and no weights."""
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ from dglaunch.models.components import PREPARING, Component, has_weights
 from dglaunch.models.controlnet import controlnet_of
 from dglaunch.simulation.meter import Meter
 from dglaunch.simulation.networks import weightless
-from dglaunch.simulation.tokenizers import NO_LIMIT, FixedTokenizer, TextTokens
+from dglaunch.simulation.tokenizers import NO_LIMIT, FixedTokenizer, TextTokens, Vision
 
 CLIP_WINDOW = 77
 """Tokens, where a CLIP's configuration leaves it to the class."""
@@ -113,8 +114,9 @@ class WeightlessLoader(PipelineLoader):
     def _add_template(self, pipeline: Any) -> None:
         """The tokens of a template that the pipeline puts around a prompt, and drops once it is encoded."""
         dropped = getattr(pipeline, "prompt_template_encode_start_idx", 0)
-        if isinstance(getattr(pipeline, "tokenizer", None), FixedTokenizer):
-            pipeline.tokenizer.num_template_tokens += dropped
+        for name in ("tokenizer", "processor"):
+            if isinstance(part := getattr(pipeline, name, None), FixedTokenizer):
+                part.num_template_tokens += dropped
 
     def _part(self, component: Component) -> Any:
         if not has_weights(component.name):
@@ -138,8 +140,17 @@ class WeightlessLoader(PipelineLoader):
         asks them for."""
         if self.simulated.own_tokenizers and name in self.checkpoint.components:
             return self._own(name)
-        encoder = self.checkpoint.components.get(name.replace("tokenizer", "text_encoder"))
+        encoder = self.checkpoint.components.get(re.sub("^(tokenizer|processor)", "text_encoder", name))
         has_own = encoder is not None and "CLIP" in encoder.class_name
         window = encoder.config.get("max_position_embeddings", CLIP_WINDOW) if encoder is not None and has_own else None
         numbers = encoder is not None and encoder.class_name == "ChatGLMModel"
-        return FixedTokenizer(self.simulated.text_tokens, window if isinstance(window, int) else NO_LIMIT, numbers)
+        limit = window if isinstance(window, int) else NO_LIMIT
+        vision = _vision_of(encoder) if encoder is not None and name.startswith("processor") else None
+        return FixedTokenizer(self.simulated.text_tokens, limit, numbers, vision)
+
+
+def _vision_of(encoder: Component) -> Vision | None:
+    import transformers
+
+    cls = getattr(transformers, encoder.class_name, None)
+    return None if cls is None else Vision.of(cls.config_class.from_dict(dict(encoder.config)))

@@ -2,7 +2,7 @@
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +38,8 @@ class Stage:
     collectives: list[Collective] = field(default_factory=list)
     guesses: dict[str, int] = field(default_factory=dict)
     """Where a value was asked for that a fake tensor does not have, and how often."""
+    peaks_inside: dict[int, int] = field(default_factory=dict)
+    """The same as peak_bytes, but while one of the modules that are watched ran; by its id()."""
 
     @property
     def sent_bytes(self) -> int:
@@ -97,15 +99,18 @@ class StageWatch:
     VAE decodes."""
 
     def __init__(
-        self, backend: DiffusersBackend, meter: Meter, after_stage: Callable[[str], None] | None = None
-    ) -> None:
+        self, backend: DiffusersBackend, meter: Meter, after_stage: Callable[[str], None] | None = None,
+        modules: Iterable[torch.nn.Module] = (),
+    ) -> None:  # fmt: skip
         """
         Args:
             after_stage: called with each stage's name at its end, but for the last; what it takes is not counted.
+            modules: of which it is told how much is live while they run; none of them runs another.
         """
-        self.backend, self.meter, self.after_stage = backend, meter, after_stage
+        self.backend, self.meter, self.after_stage, self.modules = backend, meter, after_stage, modules
         self.stages: dict[str, Stage] = {}
-        self._weights = 0
+        self._weights = self._peak_before = 0
+        self._peaks_inside: dict[int, int] = {}
 
     def run(self, batch: Batch) -> dict[str, Stage]:
         """Return the stages of a batch's call."""
@@ -140,6 +145,17 @@ class StageWatch:
 
         vae.decode = watched
         undo.callback(setattr, vae, "decode", decode)
+        for module in self.modules:
+            undo.callback(module.register_forward_pre_hook(self._enter).remove)
+            undo.callback(module.register_forward_hook(self._leave).remove)
+
+    def _enter(self, *_: object) -> None:
+        self._peak_before, self.meter.peak = self.meter.peak, self.meter.live
+
+    def _leave(self, module: torch.nn.Module, *_: object) -> None:
+        inside = self.meter.peak
+        self._peaks_inside[id(module)] = max(inside - self._weights, self._peaks_inside.get(id(module), 0))
+        self.meter.peak = max(inside, self._peak_before)
 
     def _close(self, name: str) -> None:
         if name not in self.stages:
@@ -150,10 +166,12 @@ class StageWatch:
 
     def _stage(self) -> Stage:
         meter = self.meter
+        inside, self._peaks_inside = self._peaks_inside, {}
         return Stage(
             peak_bytes=meter.peak - self._weights,
             flops=meter.flops,
             launches=meter.launches,
             collectives=list(meter.collectives),
             guesses=dict(meter.guesses),
+            peaks_inside=inside,
         )

@@ -129,7 +129,9 @@ class _Tracing:
         """Blocks of each kind that are left. (By some of diffusers' plans the first cuts its input among the ranks, and no other.)"""
         self.kinds: list[_Kind] = []
         self.extra: dict[str, _Cost] = {}
-        """What they would add to a stage."""
+        """What they would add to a stage, but for its peak."""
+        self.extra_inside: dict[str, dict[int, int]] = {}
+        """Bytes that they would add to its peak while their network runs, which is the one with this id()."""
         self.replaying = False
         self.calls: list[_Call] = []
         """Of the modules that run blocks of which some were left out, in the stage under way."""
@@ -195,13 +197,14 @@ class _Tracing:
 
     def _run(self, backend: DiffusersBackend, images: int, folder: Path) -> dict[str, Stage]:
         """A batch's stages; with the first one the blocks that were left out are looked at."""
+        networks = [backend.pipeline.components[name] for name in {kind.component: None for kind in self.kinds}]
         with ExitStack() as undo:
             if images == 1:
                 owners = {id(owner): owner for owner in (self._owner(backend, kind) for kind in self.kinds)}
                 for owner in owners.values():
                     undo.callback(owner.register_forward_pre_hook(self._record, with_kwargs=True).remove)
             after = partial(self._replay, backend) if images == 1 else None
-            stages = StageWatch(backend, self.meter, after).run(self._batch(images, folder))
+            stages = StageWatch(backend, self.meter, after, networks).run(self._batch(images, folder))
         return stages
 
     def _owner(self, backend: DiffusersBackend, kind: _Kind) -> torch.nn.Module:
@@ -229,6 +232,9 @@ class _Tracing:
                 setattr(owner, name, torch.nn.ModuleList(_doubled(blocks, kind)))
                 more = self._cost_of(own).more(as_they_were[id(owner)], kind.others)
                 self.extra[stage] = self.extra.get(stage, NOTHING) + more
+                inside = self.extra_inside.setdefault(stage, {})
+                network = id(backend.pipeline.components[kind.component])
+                inside[network] = inside.get(network, 0) + more.peak
                 setattr(owner, name, blocks)
         self.replaying = False
 
@@ -246,8 +252,8 @@ class _Tracing:
     def _cost(self, name: str, one: dict[str, Stage], two: dict[str, Stage] | None) -> StageCost:
         stage = one[name]
         extra = self.extra.get(name, NOTHING)
-        peak = stage.peak_bytes + extra.peak
-        slope = two[name].peak_bytes - stage.peak_bytes + extra.peak if two is not None else peak
+        peak = self._peak(name, stage, 1)
+        slope = self._peak(name, two[name], 2) - peak if two is not None else peak
         return StageCost(
             fixed_bytes=max(peak - slope, 0),
             image_bytes=max(slope, 0),
@@ -255,6 +261,14 @@ class _Tracing:
             launches=stage.launches + extra.launches,
             sent_bytes=stage.sent_bytes + extra.sent,
         )
+
+    def _peak(self, name: str, stage: Stage, images: int) -> int:
+        """A stage's peak with the blocks that were left out, which take something while their network runs. (An edit's text encoder
+        is done when the VAE encodes the image, which takes more.)"""
+        peaks = [stage.peak_bytes]
+        for network, extra in self.extra_inside.get(name, {}).items():
+            peaks.append(stage.peaks_inside.get(network, stage.peak_bytes) + images * extra)
+        return max(peaks)
 
     def _batch(self, images: int, folder: Path) -> Batch:
         request = self.request

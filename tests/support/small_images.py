@@ -3,6 +3,7 @@
 Their pipelines rescale every input image to about 1024 x 1024 with a module-level `calculate_dimensions`, and no
 argument or config changes that. On a CPU this costs 3 s an image, and 4096 image tokens drown the few text tokens of a
 tiny random model, so that the instruction no longer changes the result. Here the area becomes 1/64 of that: 128 x 128.
+What is simulated at its true size needs none of that.
 """
 
 import sys
@@ -18,6 +19,10 @@ PATCHED = {
 }
 
 
+SHRINK = 64
+"""By how much the area is divided. The fixture `published_size` says 1."""
+
+
 class SmallImages(MetaPathFinder):
     """Patches the modules as they are imported: importing diffusers here would slow every Python process down."""
 
@@ -31,7 +36,7 @@ class SmallImages(MetaPathFinder):
             exec_module(module)
             names = vars(module)
             original = names["calculate_dimensions"]
-            names["calculate_dimensions"] = lambda target_area, ratio: original(target_area / 64, ratio)
+            names["calculate_dimensions"] = lambda target_area, ratio: original(target_area / SHRINK, ratio)
 
         spec.loader.exec_module = exec_and_patch
         return spec

@@ -13,7 +13,7 @@ from dglaunch.planning.shipping import PACKAGES, checkpoint_of, usual_requests
 from dglaunch.system import versions
 from support.versions import pinned_diffusers
 
-pytestmark = [pinned_diffusers, pytest.mark.slow]
+pytestmark = [pinned_diffusers, pytest.mark.slow, pytest.mark.usefixtures("published_size")]
 
 NOT_TRACED = (
     "HiDream-ai/HiDream-I1-Full", "ideogram-ai/ideogram-4-fp8", "meituan-longcat/LongCat-Image", "meituan-longcat/LongCat-Image-Edit",

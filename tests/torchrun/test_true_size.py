@@ -1,19 +1,23 @@
 """What a trace on fake tensors says of real models at their true size, against figures that were measured otherwise: a whole
 pipeline call, on fake tensors on a pretended GPU and on "meta" (the README of shared/simulation)."""
 
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
-from dglaunch.config import BackendConfig, T2IConfig
+from dglaunch.config import BackendConfig, EditingConfig, T2IConfig
 from dglaunch.models.catalogue import names
-from dglaunch.models.checkpoint import Checkpoint, resolve
+from dglaunch.models.checkpoint import Checkpoint, as_editor, resolve
 from dglaunch.models.figures import Figures, Request
 from dglaunch.models.shape import Shape
 from support.family_runs import T2I
 from support.selection import rarely
 from support.tiny_models import build
+
+pytestmark = pytest.mark.usefixtures("published_size")
 
 GIB = 2**30
 FLUX, QWEN, SD35 = "black-forest-labs/FLUX.1-dev", "Qwen/Qwen-Image", "stabilityai/stable-diffusion-3.5-large"
@@ -98,6 +102,39 @@ def test_a_folder_with_tokenizers_is_traced_too(families: Path, family: str) -> 
     request = Request(shape=Shape(64, 64), dtype="float32", text_tokens=20)
     figures = trace(resolve(backend), T2IConfig(backend=backend, prompts_file=Path("unused")), request)
     assert figures.encode.flops > 0 and figures.denoise.flops > 0 and figures.decode.flops > 0
+
+
+SEEN = {
+    # What transformers' processor makes of the image that the pipeline gives to its text encoder: squares of 28 pixels
+    ("Qwen/Qwen-Image-Edit", Shape(1024, 1024)): 37 * 37,  # of 1024 x 1024
+    ("Qwen/Qwen-Image-Edit", Shape(height=1024, width=768)): 42 * 32,  # of 1184 x 896
+    ("Qwen/Qwen-Image-Edit-2509", Shape(1024, 1024)): 14 * 14,  # of 384 x 384
+    ("Qwen/Qwen-Image-Edit-2509", Shape(height=1024, width=768)): 16 * 11,  # of 448 x 320
+}
+
+
+@pytest.mark.parametrize(("model", "shape"), rarely(SEEN, list(SEEN)[:-1]))
+def test_what_the_text_encoder_sees_of_an_image_is_part_of_its_text(model: str, shape: Shape) -> None:
+    """Neither that nor the template, which the pipeline cuts off again, was counted once: it was cut out of the prompt."""
+    import diffusers
+
+    from dglaunch.simulation.trace import trace
+
+    lengths: set[int] = set()
+    forward = diffusers.QwenImageTransformer2DModel.forward
+
+    @wraps(forward)
+    def noted(*args: Any, **given: Any) -> Any:
+        lengths.add(given["encoder_hidden_states"].shape[1])
+        return forward(*args, **given)
+
+    backend = BackendConfig(model_name=model)
+    config = EditingConfig(backend=backend, input=Path("unused"))
+    request = Request(shape=Shape(1024, 1024), dtype="bfloat16", text_tokens=128, input_shapes=(shape,))
+    with mock.patch.object(diffusers.QwenImageTransformer2DModel, "forward", noted):
+        figures = trace(as_editor(resolve(backend), None), config, request)
+    assert lengths == {128 + SEEN[model, shape]}
+    assert figures.encode.flops > 0
 
 
 @pytest.mark.slow

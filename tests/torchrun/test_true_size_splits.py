@@ -31,6 +31,8 @@ from support.selection import rarely
 if TYPE_CHECKING:
     from dglaunch.simulation.rank import RankRun
 
+pytestmark = pytest.mark.usefixtures("published_size")
+
 MODELS = {
     "black-forest-labs/FLUX.1-dev": {},
     "black-forest-labs/FLUX.2-dev": {},
