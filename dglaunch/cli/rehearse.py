@@ -97,7 +97,7 @@ def _stages_table(job: Job, found: "ReplicaReport") -> Table:
 
 
 def _crashes(job: Job, found: "ReplicaReport") -> list[str]:
-    """What ranks would raise; what several raise alike, once."""
+    """What ranks would raise, or what no rehearsal shows; what several raise alike, once."""
     alike: dict[tuple[str, str, str], list[Crash]] = {}
     for crash in found.all_crashes:
         alike.setdefault((crash.stage, crash.message, crash.place), []).append(crash)
@@ -105,6 +105,11 @@ def _crashes(job: Job, found: "ReplicaReport") -> list[str]:
     for (stage, message, place), crashes in alike.items():
         ranks = ", ".join(map(str, sorted({crash.rank for crash in crashes})))
         details = f"\n{crashes[0].traceback}" if job.config.debug else ""
+        if crashes[0].is_unseen:
+            said.append(
+                f"cannot be rehearsed here: {message.partition(': ')[2]} ({place}). dglaunch plan estimates it.{details}"
+            )
+            continue
         said.append(f"would crash: rank {ranks}, {stage}: {message} ({place}){details}")
     return said
 

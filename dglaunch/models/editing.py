@@ -101,6 +101,8 @@ class EditRules:
     input_shape: Rule
     """The shape at which the pipeline encodes an input image."""
     input_text: str
+    seen_tokens: int = 0
+    """About how many tokens of the text each input image is, where the text encoder sees it."""
     output_shape: Rule | None = None
     """Output shape from the first input image, where the row and the flags name none. None: the pipeline chooses."""
     output_text: str

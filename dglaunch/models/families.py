@@ -18,6 +18,10 @@ TextOutput = Literal["row", "same", "list", "padded", "mask"]
 for all, a list with a tensor for each, a tensor padded to the longest prompt, and the mask of that padding."""
 
 
+GUIDED = 4.0
+"""A guidance scale that stands for all with which there is guidance: they cost the same."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class XDiT:
     """How xfuser 0.7 runs a family, and where it would be wrong in silence."""
@@ -196,6 +200,11 @@ class Family:
     guides_in_one_call: bool = False
     """Whether guidance calls the transformer once, with both branches in the batch, and not twice."""
 
+    def guidance_of(self, scale: float | None, steps: int) -> float | None:
+        """Return the guidance scale for so many denoising steps: where there is none, the pipeline's own schedule of scales, or one
+        that costs as much where the schedule is of another length."""
+        return GUIDED if scale is None and self.schedule_steps not in (None, steps) else scale
+
     def input_pipeline(self, roles: tuple[Role, ...]) -> InputPipeline | None:
         """Return the pipeline for rows with these input images; None if there is none."""
         return next((each for each in self.pipelines_with_inputs if each.roles == roles), None)
@@ -372,6 +381,7 @@ FAMILIES: dict[str, Family] = {
             reason="a list of images goes with the list of prompts (2e-6 from one by one); it is resized to the first's size",
             input_shape=a_megapixel,
             input_text="1 Mpx",
+            seen_tokens=1369,
             output_text="1 Mpx, in the shape of the image",
             inpaint=inputs.QWEN_EDIT_MASK,
         ),
@@ -395,6 +405,7 @@ FAMILIES: dict[str, Family] = {
             reason="the pipeline takes several images for one prompt, and refuses a second prompt",
             input_shape=a_megapixel,
             input_text="1 Mpx",
+            seen_tokens=196,
             output_text="1 Mpx, in the shape of the last image",
         ),
         lora=LoraRules(),
@@ -415,6 +426,7 @@ FAMILIES: dict[str, Family] = {
             reason="the pipeline refuses a second prompt",
             input_shape=a_megapixel,
             input_text="1 Mpx",
+            seen_tokens=324,
             output_text="1 Mpx, in the shape of the image; cannot be set",
             sets_size=False,
         ),

@@ -23,6 +23,7 @@ from dglaunch.data.task import Bucket
 from dglaunch.errors import UserError
 from dglaunch.files import make_cache_folder, read_bytes
 from dglaunch.models.checkpoint import Checkpoint
+from dglaunch.models.families import GUIDED
 from dglaunch.models.figures import Figures, Request, StageCost
 from dglaunch.models.shape import Shape
 from dglaunch.planning.job import Job
@@ -41,7 +42,6 @@ classes, which change with its second number; the key says which configuration t
 USUAL_PROMPT = 128
 """Tokens of a prompt that is not padded, unless a longer one is in the table."""
 CHARACTERS_A_TOKEN = 4
-GUIDED = 4.0
 MOST_TRACED = 4
 """Sizes of one job that are traced; a table of photographs may have hundreds. The others are scaled by their pixels."""
 TRACE_SECONDS = 300

@@ -11,6 +11,8 @@ from dglaunch.distributed.channel import Channel
 from dglaunch.distributed.topology import Topology
 from dglaunch.errors import UserError
 from dglaunch.models import schedulers
+from dglaunch.models.checkpoint import Checkpoint
+from dglaunch.models.families import GUIDED
 from dglaunch.models.lora import NO_LORAS
 from dglaunch.planning.differing import differing
 from dglaunch.planning.job import Job, Schedule
@@ -73,8 +75,14 @@ def to_rehearse(job: Job, schedule: Schedule) -> Rehearsed:
     text_tokens = job.checkpoint.text_length(config.max_sequence_length)
     if not own_tokenizers:
         notes.append(f"there is no tokenizer here, so that every prompt is taken to fill its {text_tokens} tokens")
-        if config.edits and not job.checkpoint.family.text_outputs:
-            notes.append("there is no processor here either, so that the text encoder sees no input images")
+    steps, scales = (
+        job.checkpoint.family.schedule_steps,
+        {task.guidance_scale for batch in chosen for task in batch.tasks},
+    )
+    if steps is not None and None in scales:
+        notes.append(
+            f"the pipeline's own guidance goes by a schedule of {steps} steps: a scale of {GUIDED:g} takes as much"
+        )
     # Only as tensors can images be fake.
     checkpoint = replace(job.checkpoint, family=replace(job.checkpoint.family, tensor_output=True), loras=NO_LORAS)
     if job.checkpoint.loras:
@@ -89,7 +97,7 @@ def to_rehearse(job: Job, schedule: Schedule) -> Rehearsed:
         channel=Channel(Topology(), "cpu"),
         device="cpu",
         dtype=job.machine.dtype,
-        batches=[_shortened(batch) for batch in chosen],
+        batches=[_shortened(batch, checkpoint) for batch in chosen],
     )
     return Rehearsed(context, Setting(text_tokens=text_tokens, own_tokenizers=own_tokenizers), notes)
 
@@ -131,5 +139,11 @@ def _pixels(job: Job) -> Callable[[Task], int]:
     return lambda task: job.checkpoint.shape(task.height, task.width).area
 
 
-def _shortened(batch: Batch) -> Batch:
-    return Batch(tuple(replace(task, num_inference_steps=NUM_STEPS) for task in batch.tasks))
+def _shortened(batch: Batch, checkpoint: Checkpoint) -> Batch:
+    guidance = checkpoint.family.guidance_of
+    return Batch(
+        tuple(
+            replace(task, num_inference_steps=NUM_STEPS, guidance_scale=guidance(task.guidance_scale, NUM_STEPS))
+            for task in batch.tasks
+        )
+    )

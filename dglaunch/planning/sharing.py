@@ -48,6 +48,8 @@ def summed_a_pass(job: Job, bucket: Bucket, text_tokens: int) -> int:
     """Return the bytes that the ranks add up for an image in each pass of the transformer, under --shard tensor."""
     checkpoint = job.checkpoint
     text = text_tokens if checkpoint.family.text_bucket else checkpoint.text_length(job.config.max_sequence_length)
+    if (edit := checkpoint.family.edit) is not None:
+        text += len(bucket.input_shapes) * edit.seen_tokens
     tokens = checkpoint.image_tokens(checkpoint.shape(bucket.height, bucket.width)) + bucket.input_tokens + text
     layers = {name: checkpoint.transformer.get(name) for name in SUMS}
     sums = sum(SUMS[name] * count for name, count in layers.items() if isinstance(count, int))

@@ -1,7 +1,6 @@
 """In the place of a run's PipelineLoader: pipelines whose networks have their true size and no weights."""
 
 import inspect
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,10 +19,13 @@ from dglaunch.models.components import PREPARING, Component, has_weights
 from dglaunch.models.controlnet import controlnet_of
 from dglaunch.simulation.meter import Meter
 from dglaunch.simulation.networks import weightless
-from dglaunch.simulation.tokenizers import NO_LIMIT, FixedTokenizer, TextTokens, Vision
+from dglaunch.simulation.tokenizers import NO_LIMIT, FixedTokenizer, TextTokens
+from dglaunch.simulation.vision import Vision
 
 CLIP_WINDOW = 77
 """Tokens, where a CLIP's configuration leaves it to the class."""
+PROCESSORS = ("processor", "text_processor")
+"""Of texts, and of the images that belong to them."""
 Cut = Callable[[str, torch.nn.Module], None]
 """What is taken away of a network, by the name of its component."""
 
@@ -92,7 +94,7 @@ class WeightlessLoader(PipelineLoader):
         for name, parameter in inspect.signature(cls).parameters.items():
             if name in parts:
                 continue
-            if "tokenizer" in name or name.startswith("processor"):
+            if "tokenizer" in name or name in PROCESSORS:
                 parts[name] = self._tokenizer(name)
             elif name in components:
                 parts[name] = self._part(components[name])
@@ -140,12 +142,14 @@ class WeightlessLoader(PipelineLoader):
         asks them for."""
         if self.simulated.own_tokenizers and name in self.checkpoint.components:
             return self._own(name)
-        encoder = self.checkpoint.components.get(re.sub("^(tokenizer|processor)", "text_encoder", name))
+        encoder = self.checkpoint.components.get(
+            "text_encoder" if name in PROCESSORS else name.replace("tokenizer", "text_encoder")
+        )
         has_own = encoder is not None and "CLIP" in encoder.class_name
         window = encoder.config.get("max_position_embeddings", CLIP_WINDOW) if encoder is not None and has_own else None
         numbers = encoder is not None and encoder.class_name == "ChatGLMModel"
         limit = window if isinstance(window, int) else NO_LIMIT
-        vision = _vision_of(encoder) if encoder is not None and name.startswith("processor") else None
+        vision = None if encoder is None else _vision_of(encoder)
         return FixedTokenizer(self.simulated.text_tokens, limit, numbers, vision)
 
 

@@ -72,6 +72,8 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no
         self.collectives: list[Collective] = []
         self.guesses: Counter[str] = Counter()
         """Where the host asked a fake tensor for a value, by `file:line`: there it went on with a guess."""
+        self.num_experts = 1
+        """Of the mixture that runs: its tokens are taken to go to all of them alike, which is as much work as any other way."""
         self._sizes: dict[int, weakref.finalize[Any, Any]] = {}
         """Of storages that are counted, by their address."""
         self._composite: dict[Operation, bool] = {}
@@ -143,6 +145,13 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no
     def _by_values(self, func: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Its output's size depends on values: ones take the place of those that are not known."""
         return self._count(func(*[self._ones(each) for each in args], **kwargs))
+
+    def _counts(self, _func: Operation, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> torch.Tensor:
+        """How many tokens go to each expert."""
+        self._guess()
+        each, more = divmod(args[0].numel(), self.num_experts)
+        with _disable_current_modes():
+            return torch.tensor([each + (number < more) for number in range(self.num_experts)])
 
     def _rms_norm(self, _func: Operation, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
         given = args[0]
@@ -272,6 +281,7 @@ SPECIAL: dict[Operation, Special] = {
     torch.ops.prim.device.default: Meter._device,
     aten._local_scalar_dense.default: Meter._value,
     aten._fused_rms_norm.default: Meter._rms_norm,
+    aten.bincount.default: Meter._counts,
     aten.scaled_dot_product_attention.default: Meter._attention,
     aten._scaled_dot_product_flash_attention_for_cpu.default: Meter._attention,
     **dict.fromkeys((aten.nonzero.default, aten._unique2.default, aten.masked_select.default), Meter._by_values),

@@ -10,6 +10,7 @@ one with a single block of each kind, and one more for each kind with two of it,
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from unittest import mock
 
 import torch
@@ -102,7 +103,13 @@ def weightless(
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = _buffer(buffer, dtype, name in module._non_persistent_buffers_set, meter)
+        if isinstance(experts := getattr(module, "experts", None), torch.nn.ModuleList):
+            module.register_forward_pre_hook(partial(_tell_experts, meter, len(experts)))
     return network.eval()
+
+
+def _tell_experts(meter: Meter, count: int, *_: object) -> None:
+    meter.num_experts = count
 
 
 def _parameter(weight: torch.Tensor, dtype: torch.dtype, meter: Meter) -> torch.nn.Parameter:

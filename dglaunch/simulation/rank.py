@@ -22,7 +22,7 @@ from dglaunch.simulation.loader import Simulated, WeightlessLoader
 from dglaunch.simulation.meter import Meter
 from dglaunch.simulation.networks import equal_blocks, keep
 from dglaunch.simulation.rehearsal import Stage, StageWatch, bytes_of_networks, simulated_backend, simulating
-from dglaunch.simulation.tokenizers import TextTokens
+from dglaunch.simulation.tokenizers import NotSimulatedError, TextTokens
 
 LOADING = "load"
 """The stage before the first batch."""
@@ -41,6 +41,8 @@ class Crash:
     place: str
     """The line outside of torch that it came from."""
     traceback: str
+    is_unseen: bool = False
+    """Whether it is none of a run's: the rehearsal lacks something that a run has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +144,7 @@ def _crash(error: Exception, rank: int, stage: str) -> Crash:
         message=f"{type(error).__name__}: {message}",
         place=f"{place}:{own[-1].lineno}",
         traceback="".join(traceback.format_exception(error)),
+        is_unseen=isinstance(error, NotSimulatedError),
     )
 
 

@@ -1,67 +1,25 @@
 """A tokenizer for a model whose own is not on this machine: how many tokens a text has is said from outside."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 import torch
 
+from dglaunch.simulation.vision import IMAGE_MARK, Grid, Vision
+
 CHARACTERS_A_TOKEN = 4
 NO_LIMIT = 1 << 20
 """Tokens; transformers says a huge number where a tokenizer has no limit."""
+MARK = re.compile(r"(<\|[^|]*\|>)")
+"""A token of a template."""
 TextTokens = int | Callable[[str], int]
 """Tokens of every text, or of the one that is asked about."""
 
 
-@dataclass(frozen=True, slots=True)
-class Vision:
-    """How a text encoder sees images: those of the Qwen VL models, whose processors cut an image into patches and leave a token
-    in the text for each square of merged ones."""
-
-    image_token: int
-    channels: int
-    patch: int
-    """Pixels."""
-    merged: int
-    """Patches on a side of the square that becomes one token."""
-    frames: int
-    """How often a single image is repeated, as if it were a video."""
-
-    MARK = "<|image_pad|>"
-    """Where an image stands in a text."""
-    PIXELS = (3136, 12_845_056)
-    """The least and most that an image keeps (preprocessor_config.json of Qwen/Qwen2.5-VL-7B-Instruct)."""
-
-    @classmethod
-    def of(cls, config: Any) -> "Vision | None":
-        """How the encoder with a configuration of transformers sees; None: it does not, or in another way."""
-        vision = getattr(config, "vision_config", None)
-        if not hasattr(vision, "spatial_merge_size") or not hasattr(vision, "temporal_patch_size"):
-            return None
-        return cls(
-            config.image_token_id,
-            vision.in_channels,
-            vision.patch_size,
-            vision.spatial_merge_size,
-            vision.temporal_patch_size,
-        )
-
-    def grid(self, image: Any) -> tuple[int, int, int]:
-        """The patches of an image of PIL: in time, from top to bottom, from left to right."""
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-
-        least, most = self.PIXELS
-        sides = smart_resize(image.height, image.width, self.patch * self.merged, least, most)
-        return (1, sides[0] // self.patch, sides[1] // self.patch)
-
-    def tokens(self, grid: tuple[int, int, int]) -> int:
-        return grid[1] * grid[2] // self.merged**2
-
-    def pixels(self, grids: Sequence[tuple[int, int, int]]) -> torch.Tensor:
-        """Of all images together: patches x values of each."""
-        patches = sum(rows * columns for _, rows, columns in grids)
-        return torch.zeros(patches, self.channels * self.frames * self.patch**2)
+class NotSimulatedError(AttributeError):
+    """A pipeline asks for what only the checkpoint's own tokenizer can answer."""
 
 
 class FixedTokenizer:
@@ -78,7 +36,7 @@ class FixedTokenizer:
             has_positions: whether it numbers the tokens, too, as ChatGLM's does.
             vision: what it makes of images; each has the tokens of its patches beside those of the text.
         """
-        self.vision = vision
+        self.image_processor = self.vision = vision
         self.has_positions = has_positions
         self.num_tokens = num_tokens
         self.num_template_tokens = 0
@@ -88,6 +46,7 @@ class FixedTokenizer:
         self.pad_token_id = self.eos_token_id = self.bos_token_id = 0
         self.added_tokens_encoder: dict[str, int] = {}
         self.pad_token = self.eos_token = self.bos_token = ""
+        self._marks: dict[str, int] = {} if vision is None else {IMAGE_MARK: vision.image_token}
 
     def __call__(
         self,
@@ -98,13 +57,16 @@ class FixedTokenizer:
         max_length: int | None = None,
         truncation: bool | None = None,
         return_tensors: str | None = None,
+        add_special_tokens: bool = True,
         **_: object,
     ) -> Any:
         from transformers import BatchEncoding
 
+        if isinstance(text, str) and return_tensors is None and not add_special_tokens:
+            return BatchEncoding({"input_ids": self._piece(text)})
         texts = [text or ""] if text is None or isinstance(text, str) else list(text)
         limit = min(max_length or NO_LIMIT, self.model_max_length)
-        grids = self._grids(images)
+        grids = [] if self.vision is None or images is None else self.vision.grids(images)
         seen = self._seen(texts, grids)
         lengths = [self._length(each) + own for each, own in zip(texts, seen, strict=True)]
         if truncation or max_length is None:
@@ -120,33 +82,69 @@ class FixedTokenizer:
         if self.has_positions:
             found["position_ids"] = torch.arange(width).expand(len(texts), width)
         if self.vision is not None and grids:
-            found |= {"pixel_values": self.vision.pixels(grids), "image_grid_thw": torch.tensor(grids)}
+            found |= self.vision(images)
         if return_tensors is None:
             one = text is None or isinstance(text, str)
             found = {name: value[0].tolist() if one else value.tolist() for name, value in found.items()}
         return BatchEncoding(found)
 
-    def _grids(self, images: Any) -> list[tuple[int, int, int]]:
-        if self.vision is None or images is None:
-            return []
-        return [self.vision.grid(each) for each in (images if isinstance(images, list | tuple) else [images])]
-
-    def _seen(self, texts: Sequence[str], grids: Sequence[tuple[int, int, int]]) -> list[int]:
-        """The tokens of each text's images, which stand one after another."""
+    def _seen(self, texts: Sequence[str], grids: Sequence[Grid]) -> list[int]:
+        """How many tokens the images of each text are; all of them stand one after another."""
         rest = iter(grids)
         return [
-            sum(self.vision.tokens(each) for each in islice(rest, text.count(Vision.MARK))) if self.vision else 0
-            for text in texts
+            self.vision.num_tokens(list(islice(rest, text.count(IMAGE_MARK)))) if self.vision else 0 for text in texts
         ]
+
+    def _piece(self, text: str) -> list[int]:
+        """Of a text that a pipeline puts together itself: a token for each mark of a template, and about as many as it takes for
+        what is between them."""
+        ids = []
+        for part in filter(None, MARK.split(text)):
+            ids += (
+                [self.convert_tokens_to_ids(part)]
+                if MARK.fullmatch(part)
+                else [1] * -(-len(part) // CHARACTERS_A_TOKEN)
+            )
+        return ids
+
+    def convert_tokens_to_ids(self, token: str) -> int:
+        return self._marks.setdefault(token, len(self._marks) + 2)
+
+    def pad(
+        self, encoded: Mapping[str, Sequence[Sequence[int]]], *, max_length: int, return_tensors: str, **_: object
+    ) -> Any:
+        """Texts as tokens of one length, as a tensor; the longest one's where that is more."""
+        from transformers import BatchEncoding
+
+        rows = [torch.tensor(row, dtype=torch.long) for row in encoded["input_ids"]]
+        width = max(max_length, *map(len, rows))
+        ids, mask = (
+            torch.stack([torch.nn.functional.pad(each, (0, width - len(each))) for each in given])
+            for given in (rows, list(map(torch.ones_like, rows)))
+        )
+        return BatchEncoding({"input_ids": ids, "attention_mask": mask}, tensor_type=return_tensors)
 
     def _length(self, text: str) -> int:
         own = self.num_tokens(text) if callable(self.num_tokens) else self.num_tokens
         return own + self.num_template_tokens
 
+    def __getattr__(self, name: str) -> Any:
+        raise NotSimulatedError(
+            f"the pipeline asks its tokenizer or processor for {name!r}, and neither is on this machine"
+        )
+
     def apply_chat_template(
         self, messages: Sequence[object], *, tokenize: bool = True, return_dict: bool = False, **asked: Any
     ) -> Any:
-        """One conversation, or a list of them, as the text of its last message."""
+        """One conversation, or a list of them, as the text of its last message.
+
+        Raises:
+            NotSimulatedError: it is to lay out an image, too, as GLM-Image's does.
+        """
+        if "target_h" in asked:
+            raise NotSimulatedError(
+                "a language model draws the image's tokens first, one after another, and its processor is not on this machine"
+            )
         several = bool(messages) and isinstance(messages[0], list | tuple)
         texts = [_last_text(each) for each in messages] if several else _last_text(messages)
         if not tokenize:

@@ -287,7 +287,7 @@ class _Tracing:
         tasks = [
             Task(
                 index=number, prompt="a", seed=number, stem=str(number), height=request.shape.height,
-                width=request.shape.width, num_inference_steps=1, guidance_scale=request.guidance_scale,
+                width=request.shape.width, num_inference_steps=1, guidance_scale=self.checkpoint.family.guidance_of(request.guidance_scale, 1),
                 negative_prompt="b" if request.has_negative else None, **{"images": inputs} | roles,
             )
             for number in range(images)

@@ -215,3 +215,12 @@ def test_ranks_that_cut_the_weights_share_the_work(tmp_path: Path) -> None:
     assert whole["denoise"]["flops"] / 2 < tensor["denoise"]["flops"] < whole["denoise"]["flops"]
     assert tensor["denoise"]["peak_bytes"] < whole["denoise"]["peak_bytes"]
     assert tensor["decode"] == whole["decode"]
+
+
+def test_what_only_a_tokenizer_can_answer_is_no_crash_of_the_job(tmp_path: Path) -> None:
+    """It was called one, of a job that runs."""
+    words = ("--prompt", "a", "--model_name", "zai-org/GLM-Image", "--gpu", "H100", "--output_dir", tmp_path / "out")
+    ended = dglaunch("rehearse", "t2i", *words)
+    assert ended.code == 2 and "would crash" not in ended.output
+    assert "cannot be rehearsed here: a language model draws the image's tokens first" in ended.output
+    assert "dglaunch plan estimates it" in ended.output

@@ -15,10 +15,7 @@ from support.versions import pinned_diffusers
 
 pytestmark = [pinned_diffusers, pytest.mark.slow, pytest.mark.usefixtures("published_size")]
 
-NOT_TRACED = (
-    "HiDream-ai/HiDream-I1-Full", "ideogram-ai/ideogram-4-fp8", "meituan-longcat/LongCat-Image", "meituan-longcat/LongCat-Image-Edit",
-    "zai-org/GLM-Image",
-)  # fmt: skip
+NOT_TRACED = ("zai-org/GLM-Image",)
 """Models that no trace can follow: for these plan says a formula."""
 
 

@@ -59,8 +59,12 @@ UNSPLIT = {
     "krea/Krea-2-Raw": {"negative_prompt": "blurred"},
     "hunyuanvideo-community/HunyuanImage-2.1-Diffusers": {},
     "baidu/ERNIE-Image": {"negative_prompt": "blurred"},
+    "HiDream-ai/HiDream-I1-Full": {"negative_prompt": "blurred"},
+    "ideogram-ai/ideogram-4-fp8": {},
+    "meituan-longcat/LongCat-Image": {"negative_prompt": "blurred"},
+    "edit meituan-longcat/LongCat-Image-Edit": {"negative_prompt": "blurred"},
 }
-"""Others that only diffusers runs. (What no trace can follow is in test_true_size.py.)"""
+"""Others that only diffusers runs."""
 ROWS = {**MODELS, **EDITORS, **UNSPLIT}
 SIZES = (512, 1024, 2048)
 WORLDS = (1, 2, 4, 8)
@@ -218,7 +222,7 @@ def allowed(model: str, backend: str, world: int, split: Split, sizes: Iterable[
 def job_of(model: str, backend: str, world: int, split: Split, size: int, folder: Path) -> Job:
     """Two prompts of unequal length in one batch, and a last batch of one; a family that cannot batch has three."""
     texts = ("dogs", LONG, "two cats")
-    if model in EDITORS:
+    if model.startswith("edit "):
         picture(1, (size, size)).save(folder / f"{size}.png")
         rows = [{"input_images": f"{size}.png", "instruction": text, **ROWS[model]} for text in texts]
         kind, flags = EditingConfig, ["--input", str(write_jsonl(folder / f"{size}.jsonl", rows))]

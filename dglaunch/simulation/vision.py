@@ -1,0 +1,58 @@
+"""In the place of an image processor of Qwen's VL models, when none is on this machine: it makes the right number of patches and
+tokens, and no pixels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+IMAGE_MARK = "<|image_pad|>"
+"""Where an image stands in a text."""
+PIXELS = (3136, 12_845_056)
+"""The least and most that an image keeps (preprocessor_config.json of Qwen/Qwen2.5-VL-7B-Instruct)."""
+Grid = tuple[int, int, int]
+"""Patches of an image: in time, from top to bottom, from left to right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vision:
+    """How a text encoder sees images: cut into patches, of which each square of merged ones is a token of the text."""
+
+    image_token: int
+    """Its id."""
+    channels: int
+    patch_size: int
+    """Pixels."""
+    merge_size: int
+    """Patches on a side of a square."""
+    frames: int
+    """How often an image is repeated, as if it were a video."""
+
+    @classmethod
+    def of(cls, config: Any) -> "Vision | None":
+        """How the encoder with a configuration of transformers sees; None: it does not, or in another way."""
+        vision = getattr(config, "vision_config", None)
+        if not hasattr(vision, "spatial_merge_size") or not hasattr(vision, "temporal_patch_size"):
+            return None
+        sizes = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
+        return cls(config.image_token_id, vision.in_channels, *sizes)
+
+    def __call__(self, images: Any, **_: object) -> dict[str, torch.Tensor]:
+        """What the processor makes of images of PIL: the patches of all of them, each a row of values, and their grids."""
+        grids = self.grids(images)
+        patches = sum(rows * columns for _, rows, columns in grids)
+        values = self.channels * self.frames * self.patch_size**2
+        return {"pixel_values": torch.zeros(patches, values), "image_grid_thw": torch.tensor(grids)}
+
+    def grids(self, images: Any) -> list[Grid]:
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+        found = []
+        for image in images if isinstance(images, list | tuple) else [images]:
+            height, width = smart_resize(image.height, image.width, self.patch_size * self.merge_size, *PIXELS)
+            found.append((1, height // self.patch_size, width // self.patch_size))
+        return found
+
+    def num_tokens(self, grids: Sequence[Grid]) -> int:
+        return sum(rows * columns for _, rows, columns in grids) // self.merge_size**2
