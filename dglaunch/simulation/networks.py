@@ -87,8 +87,11 @@ def weightless(
         cut: takes away of the network what is not to be computed.
     """
     from accelerate import init_empty_weights
+    from transformers import PreTrainedModel
 
-    with _disable_current_modes(), init_empty_weights(include_buffers=False):
+    # Weights without values need no random ones, which take as long as the rest of it.
+    without_values = mock.patch.object(PreTrainedModel, "initialize_weights", lambda _: None)
+    with _disable_current_modes(), init_empty_weights(include_buffers=False), without_values:
         network = make()
     cut(network)
     in_float32 = kept_in_float32(network, dtype)
