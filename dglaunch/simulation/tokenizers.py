@@ -98,13 +98,10 @@ class FixedTokenizer:
     def _piece(self, text: str) -> list[int]:
         """Of a text that a pipeline puts together itself: a token for each mark of a template, and about as many as it takes for
         what is between them."""
-        ids = []
+        ids: list[int] = []
         for part in filter(None, MARK.split(text)):
-            ids += (
-                [self.convert_tokens_to_ids(part)]
-                if MARK.fullmatch(part)
-                else [1] * -(-len(part) // CHARACTERS_A_TOKEN)
-            )
+            is_mark = MARK.fullmatch(part) is not None
+            ids += [self.convert_tokens_to_ids(part)] if is_mark else [1] * -(-len(part) // CHARACTERS_A_TOKEN)
         return ids
 
     def convert_tokens_to_ids(self, token: str) -> int:

@@ -197,7 +197,9 @@ class _Tracing:
 
     def _run(self, backend: DiffusersBackend, images: int, folder: Path) -> dict[str, Stage]:
         """A batch's stages; with the first one the blocks that were left out are looked at."""
-        networks = [backend.pipeline.components[name] for name in {kind.component: None for kind in self.kinds}]
+        networks: list[Any] = [
+            backend.pipeline.components[name] for name in {kind.component: None for kind in self.kinds}
+        ]
         with ExitStack() as undo:
             if images == 1:
                 owners = {id(owner): owner for owner in (self._owner(backend, kind) for kind in self.kinds)}

@@ -1,6 +1,7 @@
 """In the place of an image processor of Qwen's VL models, when none is on this machine: it makes the right number of patches and
 tokens, and no pixels."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,7 @@ class Vision:
     @classmethod
     def of(cls, config: Any) -> "Vision | None":
         """How the encoder with a configuration of transformers sees; None: it does not, or in another way."""
-        vision = getattr(config, "vision_config", None)
+        vision: Any = getattr(config, "vision_config", None)
         if not hasattr(vision, "spatial_merge_size") or not hasattr(vision, "temporal_patch_size"):
             return None
         sizes = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
@@ -46,12 +47,16 @@ class Vision:
         return {"pixel_values": torch.zeros(patches, values), "image_grid_thw": torch.tensor(grids)}
 
     def grids(self, images: Any) -> list[Grid]:
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-
+        """The image is scaled to whole squares, its pixels within PIXELS."""
         found = []
         for image in images if isinstance(images, list | tuple) else [images]:
-            height, width = smart_resize(image.height, image.width, self.patch_size * self.merge_size, *PIXELS)
-            found.append((1, height // self.patch_size, width // self.patch_size))
+            square, least, most = self.patch_size * self.merge_size, *PIXELS
+            rows, columns = round(image.height / square), round(image.width / square)
+            if not least <= rows * columns * square**2 <= most:
+                into, whole = (least, math.ceil) if rows * columns * square**2 < least else (most, math.floor)
+                scale = math.sqrt(into / (image.height * image.width)) / square
+                rows, columns = max(1, whole(image.height * scale)), max(1, whole(image.width * scale))
+            found.append((1, rows * self.merge_size, columns * self.merge_size))
         return found
 
     def num_tokens(self, grids: Sequence[Grid]) -> int:
