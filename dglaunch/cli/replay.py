@@ -56,6 +56,8 @@ ROW = ("prompt", *ROW_FIELDS, *INPUT_FIELDS)
 FLAGS = flags_that(REPLAY)
 OF_INPUTS = ("model_type", "max_pixels", "controlnet", *INPUT_FIELDS)
 """What says something of input images alone."""
+OF_IMAGE = {"strength": "input_images", "control_scale": "control_image", "controlnet": "control_image"}
+"""And of one of them: the column that it goes with. (An edit's strength goes with its mask.)"""
 COLUMNS = {"input_images": "image_column", "mask": "mask_column", "control_image": "control_column"}
 """Of text to image: the columns of its input images, and the flags that name them."""
 NAMES_IN_FILE = {"model": "model_name", "dtype": "torch_dtype"}
@@ -96,9 +98,7 @@ def replay(
         raise UserError(f"--output {target} is the image itself; name another file.")
     refuse_to_replace(target)
     inputs = find_inputs(file, described) if inputs_of(described) else []
-    for name in OF_INPUTS:
-        if name in wanted and name not in described and not inputs:
-            raise UserError(f"--set {name}: the image was made from text alone, so there is nothing that edits.")
+    _refuse_idle(wanted, described)
     for note in notes(described, wanted):
         terminal.print(note)
     loras = find_loras(file, described, str(wanted[LORA])) if wanted.get(LORA) else ()
@@ -111,6 +111,23 @@ def replay(
         for line in explain_difference(file, described):
             terminal.print(line)
     return code
+
+
+def _refuse_idle(wanted: Record, described: Record) -> None:
+    """Refuse what --set says of input images that there are not.
+
+    Raises:
+        UserError: with what is missing.
+    """
+    there = columns_of(described)
+    for name in OF_INPUTS:
+        if name not in wanted or name in described:
+            continue
+        if not there:
+            raise UserError(f"--set {name}: the image was made from text alone, so there is nothing that edits.")
+        column = "mask" if name == "strength" and is_edit(described) else OF_IMAGE.get(name)
+        if column is not None and column not in there:
+            raise UserError(f"--set {name}: it does nothing, as the image was made without a {column}.")
 
 
 # -- what the file says -------------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from dglaunch.models.input_roles import Role
@@ -23,8 +25,8 @@ ROW_FIELDS = (*SAMPLING, LORA)
 """What a row may set for itself; the rest of its columns are carried into the ledger."""
 
 
-INPUT_FIELDS = ("strength", "control_scale")
-"""What a row may set besides where it has input images; they are part of its key only there."""
+INPUT_FIELDS: Mapping[str, Role] = MappingProxyType({"strength": "image", "control_scale": "control"})
+"""What a row may set besides where it has which input image; they are part of its key only there."""
 
 
 @dataclass(kw_only=True, slots=True)

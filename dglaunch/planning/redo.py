@@ -7,7 +7,7 @@ from itertools import chain
 from dglaunch.config import MAX_SEED
 from dglaunch.data import values
 from dglaunch.data.row_filter import RowFilter
-from dglaunch.data.task import LORA, Record, Task
+from dglaunch.data.task import INPUT_FIELDS, LORA, Record, Task
 from dglaunch.data.values import Check
 from dglaunch.errors import UserError
 from dglaunch.output import scores
@@ -90,8 +90,16 @@ class Redo:
             checks: what looks at the value of a row.
 
         Raises:
-            UserError: a value is none that a row may have, or a seed is beyond what there is.
+            UserError: a value is none that a row may have, or says something of an image that a row does not have, or a seed is
+                beyond what there is.
         """
+        for name, role in INPUT_FIELDS.items():
+            without = [task.index for task in tasks if role not in task.roles] if name in self.values else []
+            if without:
+                raise UserError(
+                    f"--set {name}: it does nothing for row {without[0]}, which has no {role} that it goes with. Leave such rows "
+                    f"out with --filter_rows ({len(without)} of {len(tasks)})."
+                )
         changed = {name: self._checked(name, value, checks) for name, value in self.values.items() if name != "seed"}
         given = self.values.get("seed")
         first = None if given is None else self._checked("seed", given, checks)
