@@ -129,13 +129,12 @@ def test_ranks_run_and_agree_and_compute_the_whole(
     crashes = [crash for run in runs for crash in run.all_crashes]
     assert not crashes, crashes[0].traceback
     assert [agreement_of(runs, number) for number in range(len(runs[0].batches))] == [None] * len(runs[0].batches)
-    assert len(runs) == size_of(split) and len(runs[0].batches) in (2 * len(sizes), 3 * len(sizes))
+    assert len(runs) == size_of(split) and len(runs[0].batches) in [each * len(sizes) for each in batches_of(model)]
     if size_of(split) > 1:
         together, whole = work_of(runs), alone(model, sizes, tmp_path)
         most = repeated(model, split, sizes, len(whole) // len(sizes))
-        assert all(
-            0.95 * each < found < 1.05 * each * more for found, each, more in zip(together, whole, most, strict=True)
-        )
+        for found, each, more in zip(together, whole, most, strict=True):
+            assert 0.95 * each < found < 1.05 * each * more
 
 
 ON_GPU = [(model, backend, split) for model, backend, world, split, _ in CASES if world == size_of(split)]
@@ -194,10 +193,20 @@ def test_on_a_gpu_a_tensor_on_the_host_is_a_crash(tmp_path: Path, monkeypatch: p
     assert all(crash.stage == "denoise" and "same device" in crash.message for crash in run.all_crashes)
 
 
+def batches_of(model: str) -> tuple[int, ...]:
+    """How many different batches three prompts of different lengths are, of which two may share one."""
+    family = resolve(BackendConfig(model_name=model.removeprefix("edit "))).family
+    alone = model.startswith("edit ") and family.edit is not None and family.edit.batch_disabled
+    return (1,) if alone else (2, 3)
+
+
 def repeated(model: str, split: Split, sizes: Sequence[int], batches: int) -> list[float]:
     """How many times the work of one rank all of them may do, for each of some batches of a size: xfuser does not split the
-    text of SD3 (333 tokens), so that each rank of a sequence computes all of it."""
+    text of SD3 (333 tokens), so that each rank of a sequence computes all of it. The text of Qwen-Image-Edit, of which 1,369 tokens are
+    the image's, is projected on each rank before it is split: 1 % of the work beside one block, and nothing beside sixty."""
     checkpoint, (ulysses, ring, _) = resolve(BackendConfig(model_name=model.removeprefix("edit "))), split
+    if checkpoint.family.name == "QwenImageEdit":
+        return [1 + 0.01 * (ulysses * ring - 1)] * batches * len(sizes)
     if checkpoint.family.name != "SD3":
         return [1.0] * batches * len(sizes)
     text = checkpoint.text_length(None)
