@@ -13,7 +13,7 @@ from dglaunch.output.ledger import OutputFolder
 from dglaunch.output.ownership import refuse_to_replace, write_report
 from dglaunch.planning.batches import Plan
 from dglaunch.planning.duplicates import duplicates_in
-from dglaunch.planning.figures import FigureBook, book_of, in_this_process, numbers_of
+from dglaunch.planning.figures import FigureBook, book_of, in_this_process
 from dglaunch.planning.gpus import find_gpu, gpu_of
 from dglaunch.planning.host import Host, host_of
 from dglaunch.planning.job import Job, Schedule, prepare
@@ -22,7 +22,7 @@ from dglaunch.planning.room import SPARE
 from dglaunch.planning.speed import Span
 from dglaunch.planning.tuned import recall
 from dglaunch.run.report import number
-from dglaunch.system import Machine, versions
+from dglaunch.system import Machine, release_of, versions
 from dglaunch.terminal import Terminal
 
 Looking = TypeVar("Looking", bound=LookingFlags)
@@ -203,7 +203,7 @@ def _traced_with(packages: Mapping[str, str]) -> str:
     others = [
         f"{name} {here[name] or 'not installed'}"
         for name, version in packages.items()
-        if numbers_of(here[name]) != numbers_of(version)
+        if release_of(here[name]) != release_of(version)
     ]
     return f"traced with {with_them}" + (f"; here: {', '.join(others)}" if others else "")
 

@@ -27,7 +27,7 @@ from dglaunch.models.families import GUIDED
 from dglaunch.models.figures import Figures, Request, StageCost
 from dglaunch.models.shape import Shape
 from dglaunch.planning.job import Job
-from dglaunch.system import versions
+from dglaunch.system import release_of, versions
 
 SHIPPED = Path(__file__).with_name("figures.json")
 """Figures of the catalog's models at the usual sizes; `make figures` traces them anew."""
@@ -318,14 +318,9 @@ def are_alike(here: Mapping[str, str], traced_with: Mapping[str, object]) -> boo
     """Return whether figures that were traced with some versions of packages are those of the versions here. A package that is not
     installed says nothing against them."""
     return all(
-        not version or numbers_of(version)[: ALIKE[name]] == numbers_of(str(traced_with[name]))[: ALIKE[name]]
+        not version or release_of(version)[: ALIKE[name]] == release_of(str(traced_with[name]))[: ALIKE[name]]
         for name, version in here.items()
     )
-
-
-def numbers_of(version: str) -> list[str]:
-    """Return the numbers of a version's public part: of 2.13.0+cu130 the 2, the 13 and the 0."""
-    return version.partition("+")[0].split(".")
 
 
 def _why_not_traced(checkpoint: Checkpoint, request: Request) -> str:
