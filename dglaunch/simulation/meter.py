@@ -10,6 +10,7 @@ here: torch without CUDA cannot pretend a GPU. So that their bytes are those of 
 RMSNorm, upsampling) is one here.
 """
 
+import math
 import sys
 import weakref
 from collections import Counter
@@ -35,10 +36,14 @@ GRAIN = 512
 """Bytes: CUDA's caching allocator rounds each tensor up to it."""
 COLLECTIVES = ("c10d", "_c10d_functional", "_c10d_functional_autograd")
 """Namespaces of torch's operations between ranks."""
+MOST_NUMBERS = 1 << 26
+"""In a tensor of nothing but one number that has its memory and values here; a larger one is fake (Ideogram 4 puts gigabytes of
+zeros behind its text)."""
 NO_TRAFFIC = frozenset(("wait_tensor", "wrap_tensor_autograd", "barrier", "monitored_barrier_"))
 REDUCTIONS = ("sum", "avg", "max", "min", "product")
 
 aten = torch.ops.aten
+FILLED = (aten.zeros.default, aten.ones.default, aten.full.default, aten.empty.memory_format)
 Operation = Any
 """An overload of a torch operation, as __torch_dispatch__ gets it; torch has no public type for it."""
 
@@ -103,6 +108,9 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no
                     with self:
                         return func.decompose(*args, **kwargs)
                 return NotImplemented  # DTensor makes operations on its parts of it, which are counted
+            if func in FILLED and math.prod(args[0]) > MOST_NUMBERS:
+                with self.fake:
+                    return self._count(func(*args, **kwargs))
             return self._count(func(*args, **kwargs))
         if (special := SPECIAL.get(func)) is not None:
             self.launches += func.namespace == "aten"
