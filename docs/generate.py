@@ -488,7 +488,10 @@ def source(run: Run) -> str:
 PLANNED = (
     "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.2-dev", "black-forest-labs/FLUX.2-klein-4B", "Qwen/Qwen-Image",
     "Tongyi-MAI/Z-Image", "stabilityai/stable-diffusion-3.5-large", "stabilityai/stable-diffusion-xl-base-1.0",
+    "HiDream-ai/HiDream-I1-Full",
 )  # fmt: skip
+PLANNED_EDITS = ("black-forest-labs/FLUX.1-Kontext-dev", "Qwen/Qwen-Image-Edit", "Qwen/Qwen-Image-Edit-2511")
+INPUT = Shape(1024, 1024)
 PLANNED_ON = ("H100", "A100 80GB", "L40S", "RTX 4090")
 PLANNED_BATCHES = (1, 2, 4, 8)
 
@@ -496,13 +499,14 @@ PLANNED_BATCHES = (1, 2, 4, 8)
 def memory_and_time() -> str:
     """What the traces that dglaunch ships say of well-known models, and the seconds that follow on some GPUs."""
     rows = [planned_row(model, size) for model in PLANNED for size in (512, 1024)]
+    rows += [planned_row(model, INPUT.height) for model in PLANNED_EDITS]
     head = ["model", "size", "weights, GiB", *(f"peak, batch {n}" for n in PLANNED_BATCHES), "TFLOP an image"]
     return table([*head, *(f"s an image, {gpu}" for gpu in PLANNED_ON)], rows)
 
 
 def planned_row(model: str, size: int) -> list[str]:
     checkpoint, config = checkpoint_of(model)
-    bucket = Bucket(height=size, width=size)
+    bucket = Bucket(height=size, width=size, input_shapes=(INPUT,) if config.edits else ())
     book = FigureBook(checkpoint, config, ParallelConfig(), "bfloat16")
     figures = book(bucket)
     assert figures is not None, f"{model} at {size} is not among the figures that are shipped: make figures"
@@ -511,10 +515,20 @@ def planned_row(model: str, size: int) -> list[str]:
     assert memory is not None
     steps = figures.num_inference_steps
     tflop = (figures.encode.flops + steps * figures.denoise.flops + figures.decode.flops) / 1e12
-    cells = [f"{memory.needed(images) / 2**30:.1f}" for images in PLANNED_BATCHES]
+    rules = checkpoint.family.edit if config.edits else None
+    most = 1 if rules is not None and rules.batch_disabled else max(PLANNED_BATCHES)
+    cells = [f"{memory.needed(images) / 2**30:.1f}" if images <= most else "one a call" for images in PLANNED_BATCHES]
     times = [seconds_on(find_gpu(gpu), model, figures, memory) for gpu in PLANNED_ON]
     name = model.partition("/")[2]
-    return [f"{name}, {steps} steps", f"{shape}", f"{memory.weights / 2**30:.1f}", *cells, f"{tflop:,.0f}", *times]
+    edits = f", an edit of one {INPUT}" if config.edits else ""
+    return [
+        f"{name}, {steps} steps",
+        f"{shape}{edits}",
+        f"{memory.weights / 2**30:.1f}",
+        *cells,
+        f"{tflop:,.0f}",
+        *times,
+    ]
 
 
 def seconds_on(gpu: Gpu, model: str, figures: Figures, memory: Memory) -> str:
