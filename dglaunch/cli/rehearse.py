@@ -105,7 +105,7 @@ def _crashes(job: Job, found: "ReplicaReport") -> list[str]:
     for (stage, message, place), crashes in alike.items():
         ranks = ", ".join(map(str, sorted({crash.rank for crash in crashes})))
         details = f"\n{crashes[0].traceback}" if job.config.debug else ""
-        if crashes[0].is_unseen:
+        if crashes[0].is_of_rehearsal:
             said.append(
                 f"cannot be rehearsed here: {message.partition(': ')[2]} ({place}). dglaunch plan estimates it.{details}"
             )

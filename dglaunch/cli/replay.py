@@ -34,9 +34,10 @@ from dglaunch.config import (
     flags_that,
 )
 from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image
-from dglaunch.data.task import INPUT_FIELDS, LORA, ROW_FIELDS, Record
+from dglaunch.data.task import INPUT_FIELDS, LORA, ROW_FIELDS, Record, goes_with
 from dglaunch.environment import environment, parse_value, types_of
 from dglaunch.errors import EXIT_BROKEN, EXIT_DONE, EXIT_DRAINED, InputError, OutputError, UserError
+from dglaunch.models.input_roles import Role, roles_text
 from dglaunch.output.differences import difference, pixels_of
 from dglaunch.output.encode import decode_description
 from dglaunch.output.images import bytes_of, opened_to_read
@@ -56,8 +57,7 @@ ROW = ("prompt", *ROW_FIELDS, *INPUT_FIELDS)
 FLAGS = flags_that(REPLAY)
 OF_INPUTS = ("model_type", "max_pixels", "controlnet", *INPUT_FIELDS)
 """What says something of input images alone."""
-OF_IMAGE = {"strength": "input_images", "control_scale": "control_image", "controlnet": "control_image"}
-"""And of one of them: the column that it goes with. (An edit's strength goes with its mask.)"""
+COLUMN_OF: Mapping[Role, str] = {"image": "input_images", "mask": "mask", "control": "control_image"}
 COLUMNS = {"input_images": "image_column", "mask": "mask_column", "control_image": "control_column"}
 """Of text to image: the columns of its input images, and the flags that name them."""
 NAMES_IN_FILE = {"model": "model_name", "dtype": "torch_dtype"}
@@ -125,9 +125,11 @@ def _refuse_idle(wanted: Record, described: Record) -> None:
             continue
         if not there:
             raise UserError(f"--set {name}: the image was made from text alone, so there is nothing that edits.")
-        column = "mask" if name == "strength" and is_edit(described) else OF_IMAGE.get(name)
-        if column is not None and column not in there:
-            raise UserError(f"--set {name}: it does nothing, as the image was made without a {column}.")
+        role: Role | None = "control" if name == "controlnet" else None
+        if name in INPUT_FIELDS:
+            role = goes_with(name, is_edit(described))
+        if role is not None and COLUMN_OF[role] not in there:
+            raise UserError(f"--set {name}: it does nothing, as the image was made without {roles_text([role])}.")
 
 
 # -- what the file says -------------------------------------------------------------------------------------------

@@ -29,6 +29,12 @@ INPUT_FIELDS: Mapping[str, Role] = MappingProxyType({"strength": "image", "contr
 """What a row may set besides where it has which input image; they are part of its key only there."""
 
 
+def goes_with(name: str, edits: bool) -> Role:
+    """Return the input image without which one of INPUT_FIELDS does nothing: an edit's strength is that of painting within its
+    mask."""
+    return "mask" if edits and name == "strength" else INPUT_FIELDS[name]
+
+
 @dataclass(kw_only=True, slots=True)
 class Task:
     """One image to make. `None` means that the pipeline's own default is used."""

@@ -201,8 +201,8 @@ class Family:
     """Whether guidance calls the transformer once, with both branches in the batch, and not twice."""
 
     def guidance_of(self, scale: float | None, steps: int) -> float | None:
-        """Return the guidance scale for so many denoising steps: where there is none, the pipeline's own schedule of scales, or one
-        that costs as much where the schedule is of another length."""
+        """Return the guidance scale to pass for so many denoising steps. None is the pipeline's own; where that is a schedule of another
+        number of steps, a scale stands for it that costs the same."""
         return GUIDED if scale is None and self.schedule_steps not in (None, steps) else scale
 
     def input_pipeline(self, roles: tuple[Role, ...]) -> InputPipeline | None:

@@ -7,9 +7,10 @@ from itertools import chain
 from dglaunch.config import MAX_SEED
 from dglaunch.data import values
 from dglaunch.data.row_filter import RowFilter
-from dglaunch.data.task import INPUT_FIELDS, LORA, Record, Task
+from dglaunch.data.task import INPUT_FIELDS, LORA, Record, Task, goes_with
 from dglaunch.data.values import Check
 from dglaunch.errors import UserError
+from dglaunch.models.input_roles import roles_text
 from dglaunch.output import scores
 from dglaunch.output.ledger import FAILURES, OutputFolder
 from dglaunch.output.lines import TaskId, id_of
@@ -93,13 +94,9 @@ class Redo:
             UserError: a value is none that a row may have, or says something of an image that a row does not have, or a seed is
                 beyond what there is.
         """
-        for name, role in INPUT_FIELDS.items():
-            without = [task.index for task in tasks if role not in task.roles] if name in self.values else []
-            if without:
-                raise UserError(
-                    f"--set {name}: it does nothing for row {without[0]}, which has no {role} that it goes with. Leave such rows "
-                    f"out with --filter_rows ({len(without)} of {len(tasks)})."
-                )
+        for name in INPUT_FIELDS:
+            if self.values.get(name) is not None:
+                _refuse_idle(name, tasks)
         changed = {name: self._checked(name, value, checks) for name, value in self.values.items() if name != "seed"}
         given = self.values.get("seed")
         first = None if given is None else self._checked("seed", given, checks)
@@ -123,6 +120,25 @@ class Redo:
             return check(value)
         except ValueError as error:
             raise UserError(f"--set {name} {error}.") from None
+
+
+def _refuse_idle(name: str, tasks: Sequence[Task]) -> None:
+    """Refuse a value of INPUT_FIELDS for rows that lack the image which it goes with."""
+    lacking = {task.index: role for task in tasks if (role := goes_with(name, _edits(task))) not in task.roles}
+    if lacking:
+        index, role = next(iter(lacking.items()))
+        rest = (
+            f" Leave such rows out with --filter_rows ({len(lacking)} of {len(tasks)})."
+            if len(lacking) < len(tasks)
+            else ""
+        )
+        raise UserError(
+            f"--set {name}: it does nothing for row {index}, which is made without {roles_text([role])}.{rest}"
+        )
+
+
+def _edits(task: Task) -> bool:
+    return bool(task.images) and not task.is_fitted
 
 
 def _columns(task: Task) -> Record:

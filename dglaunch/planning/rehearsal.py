@@ -75,13 +75,11 @@ def to_rehearse(job: Job, schedule: Schedule) -> Rehearsed:
     text_tokens = job.checkpoint.text_length(config.max_sequence_length)
     if not own_tokenizers:
         notes.append(f"there is no tokenizer here, so that every prompt is taken to fill its {text_tokens} tokens")
-    steps, scales = (
-        job.checkpoint.family.schedule_steps,
-        {task.guidance_scale for batch in chosen for task in batch.tasks},
-    )
-    if steps is not None and None in scales:
+    own_steps = job.checkpoint.family.schedule_steps
+    if own_steps is not None and any(task.guidance_scale is None for batch in chosen for task in batch.tasks):
         notes.append(
-            f"the pipeline's own guidance goes by a schedule of {steps} steps: a scale of {GUIDED:g} takes as much"
+            f"with a guidance scale of {GUIDED:g}, which costs the same: the pipeline's own guidance is a schedule of {own_steps} steps, "
+            f"and {NUM_STEPS} are rehearsed"
         )
     # Only as tensors can images be fake.
     checkpoint = replace(job.checkpoint, family=replace(job.checkpoint.family, tensor_output=True), loras=NO_LORAS)

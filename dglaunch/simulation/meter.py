@@ -37,8 +37,8 @@ GRAIN = 512
 COLLECTIVES = ("c10d", "_c10d_functional", "_c10d_functional_autograd")
 """Namespaces of torch's operations between ranks."""
 MOST_NUMBERS = 1 << 26
-"""In a tensor of nothing but one number that has its memory and values here; a larger one is fake (Ideogram 4 puts gigabytes of
-zeros behind its text)."""
+"""In a tensor of zeros or the like that has its memory and values here; a larger one is fake (Ideogram 4 puts gigabytes of zeros
+behind its text)."""
 NO_TRAFFIC = frozenset(("wait_tensor", "wrap_tensor_autograd", "barrier", "monitored_barrier_"))
 REDUCTIONS = ("sum", "avg", "max", "min", "product")
 
@@ -77,8 +77,9 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no
         self.collectives: list[Collective] = []
         self.guesses: Counter[str] = Counter()
         """Where the host asked a fake tensor for a value, by `file:line`: there it went on with a guess."""
-        self.num_experts = 1
-        """Of the mixture that runs: its tokens are taken to go to all of them alike, which is as much work as any other way."""
+        self.num_experts: int | None = None
+        """Of the mixture that runs, if one does: its tokens are taken to go to all of them alike, which is as much work as any other
+        way."""
         self._sizes: dict[int, weakref.finalize[Any, Any]] = {}
         """Of storages that are counted, by their address."""
         self._composite: dict[Operation, bool] = {}
@@ -108,7 +109,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no
                     with self:
                         return func.decompose(*args, **kwargs)
                 return NotImplemented  # DTensor makes operations on its parts of it, which are counted
-            if func in FILLED and math.prod(args[0]) > MOST_NUMBERS:
+            if func in FILLED and math.prod(args[0]) > MOST_NUMBERS and _is_on_host(kwargs):
                 with self.fake:
                     return self._count(func(*args, **kwargs))
             return self._count(func(*args, **kwargs))
@@ -154,8 +155,11 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no
         """Its output's size depends on values: ones take the place of those that are not known."""
         return self._count(func(*[self._ones(each) for each in args], **kwargs))
 
-    def _counts(self, _func: Operation, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> torch.Tensor:
-        """How many tokens go to each expert."""
+    def _counts(self, func: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """How many tokens go to each expert of a mixture."""
+        if self.num_experts is None:
+            with self.fake:
+                return func(*args, **kwargs)  # which torch cannot say
         self._guess()
         each, more = divmod(args[0].numel(), self.num_experts)
         with _disable_current_modes():
@@ -267,6 +271,10 @@ def _held(value: object) -> Iterator[torch.Tensor]:
             yield from _held(getattr(value, name))
     elif isinstance(value, FakeTensor) or (isinstance(value, torch.Tensor) and not value.is_meta):
         yield value
+
+
+def _is_on_host(kwargs: dict[str, Any]) -> bool:
+    return torch.device(kwargs.get("device") or "cpu").type == "cpu"
 
 
 def _is_mask(index: object) -> bool:

@@ -108,10 +108,11 @@ def weightless(
                 module._buffers[name] = _buffer(buffer, dtype, name in module._non_persistent_buffers_set, meter)
         if isinstance(experts := getattr(module, "experts", None), torch.nn.ModuleList):
             module.register_forward_pre_hook(partial(_tell_experts, meter, len(experts)))
+            module.register_forward_hook(partial(_tell_experts, meter, None))
     return network.eval()
 
 
-def _tell_experts(meter: Meter, count: int, *_: object) -> None:
+def _tell_experts(meter: Meter, count: int | None, *_: object) -> None:
     meter.num_experts = count
 
 

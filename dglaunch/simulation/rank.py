@@ -41,8 +41,8 @@ class Crash:
     place: str
     """The line outside of torch that it came from."""
     traceback: str
-    is_unseen: bool = False
-    """Whether it is none of a run's: the rehearsal lacks something that a run has."""
+    is_of_rehearsal: bool = False
+    """Whether no run would raise it: the rehearsal lacks something that a run has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +144,7 @@ def _crash(error: Exception, rank: int, stage: str) -> Crash:
         message=f"{type(error).__name__}: {message}",
         place=f"{place}:{own[-1].lineno}",
         traceback="".join(traceback.format_exception(error)),
-        is_unseen=isinstance(error, NotSimulatedError),
+        is_of_rehearsal=isinstance(error, NotSimulatedError),
     )
 
 

@@ -24,7 +24,8 @@ class NotSimulatedError(AttributeError):
 
 class FixedTokenizer:
     """A fixed tokenizer makes as many tokens of a text as it was told, and pads as it is asked to; it takes the calls
-    that diffusers' pipelines make of tokenizers and of the processors that read messages."""
+    that diffusers' pipelines make of tokenizers and of the processors that read messages. Of a piece of text, which a pipeline
+    asks for as a list to put it together itself and then pads (LongCat), it makes about as many as the piece has."""
 
     def __init__(
         self, num_tokens: TextTokens, model_max_length: int, has_positions: bool = False, vision: Vision | None = None
@@ -66,6 +67,8 @@ class FixedTokenizer:
             return BatchEncoding({"input_ids": self._piece(text)})
         texts = [text or ""] if text is None or isinstance(text, str) else list(text)
         limit = min(max_length or NO_LIMIT, self.model_max_length)
+        if images is not None and self.vision is None:
+            raise NotSimulatedError("a rehearsal does not know what this model's processor makes of an image")
         grids = [] if self.vision is None or images is None else self.vision.grids(images)
         seen = self._seen(texts, grids)
         lengths = [self._length(each) + own for each, own in zip(texts, seen, strict=True)]
@@ -126,9 +129,7 @@ class FixedTokenizer:
         return own + self.num_template_tokens
 
     def __getattr__(self, name: str) -> Any:
-        raise NotSimulatedError(
-            f"the pipeline asks its tokenizer or processor for {name!r}, and neither is on this machine"
-        )
+        raise NotSimulatedError(f"a rehearsal has no tokenizer or processor that the pipeline could ask for {name!r}")
 
     def apply_chat_template(
         self, messages: Sequence[object], *, tokenize: bool = True, return_dict: bool = False, **asked: Any
@@ -140,7 +141,7 @@ class FixedTokenizer:
         """
         if "target_h" in asked:
             raise NotSimulatedError(
-                "a language model draws the image's tokens first, one after another, and its processor is not on this machine"
+                "a language model draws the image's tokens first, one after another, which no rehearsal does"
             )
         several = bool(messages) and isinstance(messages[0], list | tuple)
         texts = [_last_text(each) for each in messages] if several else _last_text(messages)

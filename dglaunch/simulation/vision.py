@@ -1,5 +1,5 @@
-"""In the place of an image processor of Qwen's VL models, when none is on this machine: it makes the right number of patches and
-tokens, and no pixels."""
+"""In the place of the image processor of Qwen2-VL and Qwen2.5-VL, when none is on this machine: it makes the right number of patches
+and tokens, and no pixels."""
 
 import math
 from collections.abc import Sequence
@@ -12,6 +12,8 @@ IMAGE_MARK = "<|image_pad|>"
 """Where an image stands in a text."""
 PIXELS = (3136, 12_845_056)
 """The least and most that an image keeps (preprocessor_config.json of Qwen/Qwen2.5-VL-7B-Instruct)."""
+MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl")
+"""As transformers calls the models that see so."""
 Grid = tuple[int, int, int]
 """Patches of an image: in time, from top to bottom, from left to right."""
 
@@ -33,9 +35,9 @@ class Vision:
     @classmethod
     def of(cls, config: Any) -> "Vision | None":
         """How the encoder with a configuration of transformers sees; None: it does not, or in another way."""
-        vision: Any = getattr(config, "vision_config", None)
-        if not hasattr(vision, "spatial_merge_size") or not hasattr(vision, "temporal_patch_size"):
+        if config.model_type not in MODEL_TYPES:
             return None
+        vision = config.vision_config
         sizes = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
         return cls(config.image_token_id, vision.in_channels, *sizes)
 

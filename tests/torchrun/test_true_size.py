@@ -138,6 +138,22 @@ def test_what_the_text_encoder_sees_of_an_image_is_part_of_its_text(model: str, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("model", ["Qwen/Qwen-Image-Edit-2509", SDXL, SD35, QWEN])
+def test_encoding_takes_what_it_takes_with_all_blocks(model: str) -> None:
+    """A text encoder's memory is not added to that of another one, or of the VAE that encodes an image, which run at another time
+    (SDXL: a quarter too much)."""
+    from dglaunch.planning.shipping import checkpoint_of, usual_requests
+    from dglaunch.simulation.trace import _Tracing, trace
+
+    checkpoint, config = checkpoint_of(model)
+    request = next(usual_requests(checkpoint, config))
+    found = trace(checkpoint, config, request).encode
+    whole = _Tracing(checkpoint, config, request, cut=("nothing",)).figures().encode
+    assert found.peak(1) == pytest.approx(whole.peak(1), rel=0.04)
+    assert found.flops == pytest.approx(whole.flops, rel=0.002)
+
+
+@pytest.mark.slow
 def test_a_sliced_batch_is_decoded_image_by_image() -> None:
     plain, sliced = traced(ZIMAGE, 1024, ()), traced(ZIMAGE, 1024, (), ("enable_vae_slicing",))
     assert plain.decode.peak(4) == pytest.approx(4 * plain.decode.peak(1), rel=0.02)

@@ -79,13 +79,13 @@ def test_redo_takes_another_strength(out: Path) -> None:
 
 @pytest.mark.parametrize(
     ("number", "change", "missing"),
-    [(0, "control_scale=0.5", "control_image"), (2, "strength=0.5", "input_images")],
+    [(0, "control_scale=0.5", "a control image"), (2, "strength=0.5", "an image")],
 )
 def test_what_goes_with_an_image_that_there_is_not_is_refused(
     out: Path, tmp_path: Path, number: int, change: str, missing: str
 ) -> None:
     ended = dglaunch("replay", out / f"{number:06d}.png", "--set", change, "--output", tmp_path / "again.png")
-    assert ended.code == 2 and f"it does nothing, as the image was made without a {missing}" in ended.output
+    assert ended.code == 2 and f"it does nothing, as the image was made without {missing}" in ended.output
 
 
 def test_an_edit_without_a_mask_has_no_strength(tmp_path: Path) -> None:
@@ -93,18 +93,27 @@ def test_an_edit_without_a_mask_has_no_strength(tmp_path: Path) -> None:
     path = table(tmp_path, [{"instruction": "x", "input_images": "i0.png"}])
     assert dglaunch("edit", "--backend", "fake", "--input", path, "--output_dir", tmp_path / "out").code == 0
     words = ["replay", tmp_path / "out" / "000000.png", "--output", tmp_path / "again.png"]
-    for change, missing in (("strength=0.5", "mask"), ("control_scale=0.5", "control_image")):
+    for change, missing in (("strength=0.5", "a mask"), ("control_scale=0.5", "a control image")):
         ended = dglaunch(*words, "--set", change)
-        assert ended.code == 2 and f"as the image was made without a {missing}" in ended.output, ended.output
+        assert ended.code == 2 and f"as the image was made without {missing}" in ended.output, ended.output
     assert not (tmp_path / "again.png").exists()
 
 
 def test_redo_refuses_what_goes_with_an_image_that_a_row_does_not_have(out: Path, tmp_path: Path) -> None:
     ended = dglaunch("redo", out, "--filter_rows", "0,1,2,3", "--set", "strength=0.25")
-    assert ended.code == 2 and "--set strength: it does nothing for row 2, which has no image" in ended.output
-    assert "(2 of 4)" in ended.output
+    assert (
+        ended.code == 2 and "--set strength: it does nothing for row 2, which is made without an image" in ended.output
+    )
+    assert "Leave such rows out with --filter_rows (2 of 4)" in ended.output
+    assert dglaunch("redo", out, "--filter_rows", "0,1,2,3", "--set", "strength=").code == 0, (
+        "what is taken away is idle nowhere"
+    )
     path = table(tmp_path, [{"instruction": "x", "input_images": "i0.png"}], "edits.jsonl")
     assert dglaunch("edit", "--backend", "fake", "--input", path, "--output_dir", tmp_path / "edited").code == 0
-    for name in ("strength", "control_scale"):
+    for name, missing in (("strength", "a mask"), ("control_scale", "a control image")):
         ended = dglaunch("redo", tmp_path / "edited", "--filter_rows", "0", "--set", f"{name}=0.25")
-        assert ended.code == 2 and f"--set {name}: it does nothing for row 0" in ended.output, ended.output
+        assert (
+            ended.code == 2
+            and f"--set {name}: it does nothing for row 0, which is made without {missing}." in ended.output
+        )
+        assert "--filter_rows" not in ended.output
