@@ -141,7 +141,7 @@ class FixedTokenizer:
         """
         if "target_h" in asked:
             raise NotSimulatedError(
-                "a language model draws the image's tokens first, one after another, which no rehearsal does"
+                "a language model draws the image's tokens first, one after another, which is not simulated"
             )
         several = bool(messages) and isinstance(messages[0], list | tuple)
         texts = [_last_text(each) for each in messages] if several else _last_text(messages)
