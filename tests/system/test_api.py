@@ -107,7 +107,7 @@ def test_every_trouble_ends_as_an_image_or_as_a_line(
     good = [f"prompt {n} {kinds[n % len(kinds)]}" for n in range(28)]
     bad = ["one [refused]", "two [always 500]", "three [always text]", "four [always truncated]"]
     out = tmp_path / "out"
-    flags = ["--num_processes", "6", "--timeout", "1", "--api_max_retries", "2"]
+    flags = ["--num_processes", "6", "--timeout", "4", "--api_max_retries", "2"]
     assert main(words(server, backend, rows_of(tmp_path, good + bad), out, *flags)) == 3
     assert_right_images(out, good)
     reasons = {line["prompt"]: line["error"] for line in ledger(out, "failures.jsonl")}
