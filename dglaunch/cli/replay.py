@@ -33,6 +33,7 @@ from dglaunch.config import (
     T2IConfig,
     flags_that,
 )
+from dglaunch.data.columns import COLUMN_OF
 from dglaunch.data.images import BadImage, damage_is_a_bad_image, open_image
 from dglaunch.data.task import INPUT_FIELDS, LORA, ROW_FIELDS, Record, goes_with
 from dglaunch.environment import environment, parse_value, types_of
@@ -57,7 +58,6 @@ ROW = ("prompt", *ROW_FIELDS, *INPUT_FIELDS)
 FLAGS = flags_that(REPLAY)
 OF_INPUTS = ("model_type", "max_pixels", "controlnet", *INPUT_FIELDS)
 """What says something of input images alone."""
-COLUMN_OF: Mapping[Role, str] = {"image": "input_images", "mask": "mask", "control": "control_image"}
 COLUMNS = {"input_images": "image_column", "mask": "mask_column", "control_image": "control_column"}
 """Of text to image: the columns of its input images, and the flags that name them."""
 NAMES_IN_FILE = {"model": "model_name", "dtype": "torch_dtype"}

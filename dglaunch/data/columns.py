@@ -24,8 +24,11 @@ from dglaunch.data.prompt_windows import LEDGER_KEYS
 from dglaunch.data.task import LORA, ROW_FIELDS, Record
 from dglaunch.data.values import is_given
 from dglaunch.errors import UserError
+from dglaunch.models.input_roles import Role
 
 IMAGES, MASK, CONTROL = "input_images", "mask", "control_image"
+COLUMN_OF: Mapping[Role, str] = {"image": IMAGES, "mask": MASK, "control": CONTROL}
+"""By what an input image is for: the column that names it."""
 NAMED_BY = {
     "prompt": "prompt_column",
     "instruction": "instruction_column",

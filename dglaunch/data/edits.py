@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from dglaunch.config import EditingConfig
-from dglaunch.data.columns import IMAGES, MASK, Columns, Named
+from dglaunch.data.columns import COLUMN_OF, IMAGES, MASK, Columns, Named
 from dglaunch.data.grid import Point
 from dglaunch.data.image_rows import ImageRowReader
 from dglaunch.data.images import BadImage, InputImage, describe
@@ -20,7 +20,7 @@ from dglaunch.data.prompts import RowReader
 from dglaunch.data.row_images import Inputs
 from dglaunch.data.table_formats import Row
 from dglaunch.data.tables import Table
-from dglaunch.data.task import Record, Task
+from dglaunch.data.task import Record, Task, goes_with
 from dglaunch.data.values import Check, is_given, too_long_for
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
@@ -98,7 +98,10 @@ class EditReader(ImageRowReader):
         super().__init__(config, str(table), checkpoint.family.size_multiple, columns, checkpoint.loras)
         if self.masked is not None:
             self.defaults["strength"] = config.strength
-            self.fields, self.goes_with = ("strength",), {**self.goes_with, "strength": MASK}
+            self.fields, self.goes_with = (
+                ("strength",),
+                {**self.goes_with, "strength": COLUMN_OF[goes_with("strength", edits=True)]},
+            )
         self.table = table
         self.output_format = config.output_format
         self.max_pixels = config.max_pixels

@@ -9,18 +9,17 @@ from types import MappingProxyType
 
 from dglaunch.config import T2IConfig
 from dglaunch.data import masks, values
-from dglaunch.data.columns import CONTROL, IMAGES, MASK, Columns, Named
+from dglaunch.data.columns import COLUMN_OF, IMAGES, MASK, Columns, Named
 from dglaunch.data.image_rows import ImageRowReader
 from dglaunch.data.images import BadImage, InputImage, describe
 from dglaunch.data.row_images import Inputs
-from dglaunch.data.task import Task
+from dglaunch.data.task import INPUT_FIELDS, Task
 from dglaunch.errors import UserError
 from dglaunch.models.checkpoint import Checkpoint
 from dglaunch.models.input_roles import ROLES, InputPipeline, Role, output_shape, roles_text
 from dglaunch.models.lora import NO_LORAS, Loras
 from dglaunch.models.shape import Shape
 
-COLUMN_OF: dict[Role, str] = {"image": IMAGES, "mask": MASK, "control": CONTROL}
 TOGETHER = (
     "dglaunch knows no pipeline of diffusers that takes these together; draw from fewer of them, or take another model"
 )
@@ -32,7 +31,9 @@ class InputReader(ImageRowReader):
     """Rows that may have input images."""
 
     column_of = COLUMN_OF
-    goes_with: Mapping[str, str] = MappingProxyType({"strength": IMAGES, "control_scale": CONTROL, MASK: IMAGES})
+    goes_with: Mapping[str, str] = MappingProxyType(
+        {name: COLUMN_OF[role] for name, role in INPUT_FIELDS.items()} | {MASK: IMAGES}
+    )
 
     def __init__(
         self,

@@ -69,8 +69,8 @@ class FixedTokenizer:
         limit = min(max_length or NO_LIMIT, self.model_max_length)
         if images is not None and self.vision is None:
             raise NotSimulatedError("a rehearsal does not know what this model's processor makes of an image")
-        grids = [] if self.vision is None or images is None else self.vision.grids(images)
-        seen = self._seen(texts, grids)
+        made = {} if self.vision is None or images is None else self.vision(images)
+        seen = self._seen(texts, made["image_grid_thw"].tolist() if made else [])
         lengths = [self._length(each) + own for each, own in zip(texts, seen, strict=True)]
         if truncation or max_length is None:
             lengths = [min(length, limit) for length in lengths]
@@ -81,11 +81,9 @@ class FixedTokenizer:
             mask[row, :length] = 1
             if self.vision is not None:
                 ids[row, self.num_template_tokens :][:own] = self.vision.image_token
-        found: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        found: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, **made}
         if self.has_positions:
             found["position_ids"] = torch.arange(width).expand(len(texts), width)
-        if self.vision is not None and grids:
-            found |= self.vision(images)
         if return_tensors is None:
             one = text is None or isinstance(text, str)
             found = {name: value[0].tolist() if one else value.tolist() for name, value in found.items()}
